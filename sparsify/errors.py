@@ -1,0 +1,55 @@
+"""Every error `sparsify` raises on purpose. Imports nothing.
+
+Each carries a message that says what was expected, what was found, where, and what to do next. Every class here
+except `VerificationError` means the input can be mended by the user; the command prints the message and exits with code 2.
+"""
+
+from __future__ import annotations
+
+
+class SparsifyError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class RecipeError(SparsifyError):
+    """A recipe or command-line option is unknown, out of range or contradictory."""
+
+
+class TraceError(SparsifyError):
+    """A model cannot be traced, or its trace does not behave like the eager model."""
+
+
+class PatternError(SparsifyError):
+    """A sparsity pattern is misspelt or does not fit a weight's shape."""
+
+
+class AllocationError(SparsifyError):
+    """A density cannot be reached with the given weights, floors and caps."""
+
+
+class PassError(SparsifyError):
+    """A pass is unknown, misconfigured, or does not apply to the program it was given."""
+
+
+class LoadError(SparsifyError):
+    """A model, checkpoint or saved program is missing, corrupt, or refused because it could execute code."""
+
+
+class DataError(SparsifyError):
+    """A data set is missing, malformed or unusable for the model."""
+
+
+class CheckpointError(SparsifyError):
+    """A run directory or checkpoint cannot be used for what was asked."""
+
+
+class TrainingError(SparsifyError):
+    """Training cannot go on: the loss is not finite, or the loop calls the trainer in the wrong order."""
+
+
+class ExportError(SparsifyError):
+    """The ONNX file could not be produced or does not agree with the program."""
+
+
+class VerificationError(SparsifyError):
+    """The program breaks a rule of its stage. This is a defect of a pass or of `sparsify`, not of the user's input."""

@@ -1,0 +1,66 @@
+"""A program as deterministic text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from sparsify.ir.nodes import MASK_OPERATORS
+from sparsify.ir.program import PHASES, Program
+
+
+def program_text(program: Program) -> str:
+    """Header, then every node of both phases with its spec; masks with their active counts."""
+    costs = program.costs()
+    head = f"program @{program.name} stage={program.stage.value} params={costs.params} macs={costs.macs_dense}"
+    if program.stage.value == "masked":
+        head += f" maskable={costs.maskable} active={costs.active} density={costs.density:.4f}"
+    lines = [head]
+    for phase in PHASES:
+        lines.append(f"  {phase}:")
+        rows = [_row(program, node) for node in program.phases[phase].graph.nodes]
+        width = min(max((len(left) for left, _ in rows), default=0), 72)
+        lines.extend(f"    {left:<{width}}  {right}".rstrip() for left, right in rows)
+    return "\n".join(lines) + "\n"
+
+
+def _row(program: Program, node: fx.Node) -> tuple[str, str]:
+    spec = node.meta.get("spec")
+    right = f": {spec}" if spec is not None else ""
+    if node.op == "placeholder":
+        return f"%{node.name} = input", right
+    if node.op == "output":
+        pairs = zip(node.meta["names"], node.args[0], strict=False)  # type: ignore[arg-type]
+        return "return " + ", ".join(f"{name}={_value(value)}" for name, value in pairs), ""
+    if node.op == "get_attr":
+        mask = any(user.target in MASK_OPERATORS and user.args[1] is node for user in node.users)
+        if mask:
+            value = program.get_buffer(str(node.target))
+            right += f"  {int(value.sum())}/{value.numel()} active"
+        kind = (
+            "mask"
+            if mask
+            else "param"
+            if node.target in dict(program.named_parameters(remove_duplicate=False))
+            else "buffer"
+        )
+        return f'%{node.name} = {kind} "{node.target}"', right
+    name = node.target if isinstance(node.target, str) else target_name(node.target)
+    name = f'tap "{name}"' if node.op == "call_module" else name
+    arguments = [_value(argument) for argument in node.args] + [f"{k}={_value(v)}" for k, v in node.kwargs.items()]
+    return f"%{node.name} = {name}({', '.join(arguments)})", right
+
+
+def target_name(target: Any) -> str:
+    """``aten.linear`` for an ATen overload, the plain name for one of our operators."""
+    text = str(target)
+    return text.removesuffix(".default") if text.startswith("aten.") else getattr(target, "__name__", text)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, fx.Node):
+        return f"%{value.name}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    return repr(value)

@@ -1,0 +1,161 @@
+"""Tables computed from the graph: which weights can be sparse, which are, and what they cost."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+from sparsify.ir.nodes import MASK_OPERATORS, Costs, GradientTap, MaskSite, TensorSpec, WeightSite
+from sparsify.ir.program import Program
+
+aten = torch.ops.aten
+
+_CONV = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.convolution.default)
+_TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+_MATMUL = (
+    aten.matmul.default,
+    aten.mm.default,
+    aten.bmm.default,
+    aten.addmm.default,
+    aten.einsum.default,
+    operator.matmul,
+)
+_EMBEDDING = (aten.embedding.default,)
+_VIEWS = (
+    aten.t.default,
+    aten.transpose.int,
+    aten.permute.default,
+    aten.numpy_T.default,
+    aten.to.dtype,
+    aten.contiguous.default,
+    aten.alias.default,
+    *MASK_OPERATORS,
+)
+_PADDED = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
+
+
+def is_tap(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node calls a `GradientTap`."""
+    return node.op == "call_module" and isinstance(graph_module.get_submodule(str(node.target)), GradientTap)
+
+
+def parameter_nodes(program: Program, phase: str) -> Iterator[tuple[fx.Node, str]]:
+    """Every ``get_attr`` node of a parameter, with the parameter's canonical name (its first one where tied)."""
+    names = {id(parameter): name for name, parameter in program.named_parameters()}
+    tensors = dict(program.named_parameters(remove_duplicate=False))
+    for node in program.phases[phase].graph.nodes:
+        if node.op == "get_attr" and node.target in tensors:
+            yield node, names[id(tensors[str(node.target)])]
+
+
+def consumers(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """(consumer, the value it reads) of a weight, looked up through masks, taps and views."""
+    for user in node.users:
+        if user.target in _VIEWS or is_tap(module, user):
+            yield from consumers(module, user)
+        else:
+            yield user, node
+
+
+def weight_sites(program: Program) -> tuple[WeightSite, ...]:
+    """All weights that take part in a matrix product, in the order of the train graph."""
+    module = program.phases["train"]
+    found: dict[str, list[tuple[str, fx.Node]]] = {}
+    for node, name in parameter_nodes(program, "train"):
+        if program.get_parameter(name).ndim < 2:
+            continue
+        uses = [(kind, user) for user, value in consumers(module, node) if (kind := _kind(user, value))]
+        if uses:
+            found.setdefault(name, []).extend(uses)
+    return tuple(_site(program, name, uses) for name, uses in found.items())
+
+
+def mask_sites(program: Program) -> tuple[MaskSite, ...]:
+    """All masked weights, in the order of the train graph; one for a tied or shared weight."""
+    macs = {site.name: site.macs for site in weight_sites(program)}
+    names = {id(parameter): name for name, parameter in program.named_parameters()}
+    sites: dict[str, MaskSite] = {}
+    for node in program.phases["train"].graph.nodes:
+        if node.target in MASK_OPERATORS:
+            weight = names[id(program.get_parameter(node.args[0].target))]
+            sites.setdefault(weight, MaskSite(weight, node.args[1].target, node.args[2], macs.get(weight, 0)))
+    return tuple(sites.values())
+
+
+def costs(program: Program) -> Costs:
+    """Parameters (each tied tensor once), maskable and active weights, MACs per example."""
+    macs_dense = sum(site.macs for site in weight_sites(program))
+    masks = [(site, program.get_buffer(site.mask)) for site in mask_sites(program)]
+    active = [(site, int(mask.sum()), mask.numel()) for site, mask in masks]
+    return Costs(
+        params=sum(parameter.numel() for parameter in program.parameters()),
+        maskable=sum(total for _, _, total in active),
+        active=sum(count for _, count, _ in active),
+        macs_dense=macs_dense,
+        macs_active=macs_dense - sum(site.macs - site.macs * count // total for site, count, total in active),
+    )
+
+
+def _kind(user: fx.Node, value: fx.Node) -> str | None:
+    position = next((i for i, argument in enumerate(user.args) if argument is value), None)
+    if user.target is aten.linear.default and position == 1:
+        return "linear"
+    if user.target in (*_CONV, *_PADDED) and position == 1:
+        return "conv"
+    if user.target in _TRANSPOSED and position == 1:
+        return "conv-transpose"
+    if user.target in _MATMUL:
+        return "matmul"
+    if user.target in _EMBEDDING and position == 0:
+        return "embedding"
+    return None
+
+
+def _site(program: Program, name: str, uses: list[tuple[str, fx.Node]]) -> WeightSite:
+    shape = tuple(program.get_parameter(name).shape)
+    kinds = [kind for kind, _ in uses]
+    kind = next((k for k in kinds if k != "embedding"), "embedding")
+    groups = max((_groups(user) for k, user in uses if k == "conv"), default=1)
+    skip = None
+    if "embedding" in kinds:
+        skip = "an embedding table" if kind == "embedding" else "tied to an embedding table"
+    elif kind == "conv" and groups > 1 and shape[1] == 1:
+        skip = "a depthwise convolution"
+    elif kind == "conv-transpose":
+        skip = "a transposed convolution"
+    return WeightSite(
+        name=name,
+        kind=kind,
+        shape=shape,
+        owner=str(uses[0][1].meta.get("owner", "")),
+        macs=sum(_macs(k, user, shape) for k, user in uses),
+        uses=len(uses),
+        groups=groups,
+        skip=skip,
+    )
+
+
+def _groups(user: fx.Node) -> int:
+    index = 8 if user.target is aten.convolution.default else 6
+    value: Any = user.args[index] if len(user.args) > index else user.kwargs.get("groups", 1)
+    return int(value)
+
+
+def _macs(kind: str, user: fx.Node, shape: tuple[int, ...]) -> int:
+    spec = user.meta.get("spec")
+    if kind == "embedding" or not isinstance(spec, TensorSpec):
+        return 0
+    batchless = [size for size in spec.shape[1:] if isinstance(size, int)]
+    if kind == "conv":
+        return math.prod(batchless[1:]) * math.prod(shape)
+    if kind == "linear":
+        return math.prod(batchless[:-1]) * math.prod(shape)
+    if kind == "matmul":
+        reduced = shape[-2] if spec.shape[-1] == shape[-1] else shape[-1]
+        return math.prod(batchless) * reduced
+    return math.prod(batchless) * math.prod(shape) // max(shape[1], 1)

@@ -1,0 +1,148 @@
+"""The only code that edits a graph. Keeps names, specs and topological order right in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from sparsify.ir.nodes import GradientTap, TensorSpec
+from sparsify.ir.program import Program, copy_graph, place
+
+
+def add_state(program: Program, name: str, value: Tensor | nn.Module) -> None:
+    """Register a buffer or submodule of the program under a dotted name."""
+    place(program, name, value)
+
+
+def remove_state(program: Program, name: str) -> None:
+    """Forget a buffer, parameter or submodule, and the bare modules left empty by it."""
+    owner, _, leaf = name.rpartition(".")
+    module = program.get_submodule(owner)
+    for table in (module._parameters, module._buffers, module._modules):
+        table.pop(leaf, None)
+    module._non_persistent_buffers_set.discard(leaf)
+    if owner and not (module._parameters or module._buffers or module._modules):
+        remove_state(program, owner)
+
+
+def spec_of(value: Tensor, name: str) -> TensorSpec:
+    """The spec of a concrete tensor."""
+    return TensorSpec(name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
+
+
+def state_node(program: Program, phase: str, name: str, *, before: fx.Node) -> fx.Node:
+    """Read a parameter or buffer, in front of ``before``; an existing node that stands earlier is reused."""
+    graph = program.phases[phase].graph
+    for node in graph.nodes:
+        if node is before:
+            break
+        if node.op == "get_attr" and node.target == name:
+            return node
+    with graph.inserting_before(before):
+        node = graph.create_node("get_attr", name, name=name.replace(".", "_"))
+    node.meta["spec"] = spec_of(program.tensor(name), node.name)
+    return node
+
+
+def call_after(
+    program: Program,
+    phase: str,
+    anchor: fx.Node,
+    target: Callable[..., Any] | str,
+    args: Sequence[Any],
+    *,
+    spec: TensorSpec | None = None,
+) -> fx.Node:
+    """Insert a call behind ``anchor``; a text target calls the program's submodule of that name."""
+    graph = program.phases[phase].graph
+    with graph.inserting_after(anchor):
+        node = (
+            graph.call_module(target, tuple(args))
+            if isinstance(target, str)
+            else graph.call_function(target, tuple(args))
+        )
+    source = spec or anchor.meta.get("spec")
+    if isinstance(source, TensorSpec):
+        node.meta["spec"] = TensorSpec(node.name, source.shape, source.dtype)
+    if "owner" in anchor.meta:
+        node.meta["owner"] = anchor.meta["owner"]
+    return node
+
+
+def reroute(old: fx.Node, new: fx.Node) -> None:
+    """Let every user of ``old`` other than ``new`` read ``new``."""
+    for user in list(old.users):
+        if user is not new:
+            user.replace_input_with(old, new)
+
+
+def replace_target(node: fx.Node, target: Callable[..., Any]) -> None:
+    """Change the function a node calls; arguments, name and spec stay."""
+    node.target = target
+
+
+def replace_argument(node: fx.Node, index: int, value: Any) -> None:
+    """Set one positional argument of a node."""
+    arguments = list(node.args)
+    arguments[index] = value
+    node.args = tuple(arguments)
+
+
+def bypass(program: Program, phase: str, node: fx.Node, value: fx.Node) -> None:
+    """Let the users of ``node`` read ``value`` and erase ``node``."""
+    node.replace_all_uses_with(value)
+    program.phases[phase].graph.erase_node(node)
+
+
+def append_output(program: Program, phase: str, name: str, value: fx.Node) -> None:
+    """Add a named flat output behind the existing ones."""
+    output = program.output_node(phase)
+    output.args = ((*output.args[0], value),)  # type: ignore[misc]
+    output.meta["names"] = (*output.meta["names"], name)
+
+
+def erase_dead(program: Program, phase: str) -> list[str]:
+    """Erase nodes without users and without side effects; returns their names, in erasing order."""
+    graph = program.phases[phase].graph
+    erased: list[str] = []
+    for node in reversed(list(graph.nodes)):
+        if node.op in ("get_attr", "call_function", "call_module") and not node.users and not is_impure(node):
+            erased.append(node.name)
+            graph.erase_node(node)
+    return erased
+
+
+def is_impure(node: fx.Node) -> bool:
+    """Whether erasing the node would change state (an in-place ATen operator or an assertion)."""
+    name = getattr(node.target, "_opname", "") or getattr(node.target, "__name__", "")
+    return node.op == "call_function" and (name.endswith("_") or "assert" in name or node.is_impure())
+
+
+def finish(program: Program) -> None:
+    """Check and recompile every phase after editing."""
+    for module in program.phases.values():
+        module.graph.lint()
+        module.recompile()
+
+
+def set_bias(layer: fx.Node, bias: fx.Node) -> None:
+    """Give a convolution or linear node that has none a bias."""
+    arguments = list(layer.args)
+    arguments[2:3] = [bias]
+    layer.args = tuple(arguments)
+
+
+def copy_phase(program: Program, source: str, destination: str) -> None:
+    """Let ``destination`` run a copy of ``source``, restricted to the outputs both name."""
+    graph = copy_graph(program.phases[source].graph)
+    program.phases[destination].graph = graph
+    program.out_specs[destination] = program.out_specs[source]
+    output = next(iter(reversed(graph.nodes)))
+    count = program.out_specs[source].num_leaves
+    output.args = (output.args[0][:count],)  # type: ignore[index]
+    output.meta["names"] = output.meta["names"][:count]
+    erase_dead(program, destination)
+    for name in [n for n, module in program.named_modules() if isinstance(module, GradientTap)]:
+        remove_state(program, name)

@@ -1,0 +1,163 @@
+"""Allocation: how a density is split over weights. Every result is a table of exact integer budgets.
+
+The target is ``round(density * positions)`` over the layers that are free; layers whose pattern fixes their density get
+just that. Shares are rounded to whole units by largest remainder; with units larger than 1 the sum can miss the target by
+less than one unit, and by nothing otherwise. No layer is emptied: each keeps at least one unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsify.errors import AllocationError
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What an allocation may know of a weight: shape, positions per unit, a density its pattern fixes, its values."""
+
+    shape: tuple[int, ...]
+    unit: int = 1
+    fixed_density: float | None = None
+    weight: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+Layers = Mapping[str, Layer]
+Allocation = Callable[[Layers, float], dict[str, int]]
+
+
+def uniform(layers: Layers, density: float) -> dict[str, int]:
+    """The same density for every layer."""
+    return _proportional(layers, density, {name: 1.0 for name in layers})
+
+
+def er(layers: Layers, density: float) -> dict[str, int]:
+    """Erdős–Rényi: density proportional to (O + I) / (O * I) (Mocanu et al. 2018, arXiv:1707.04780)."""
+    return _proportional(
+        layers, density, {n: (x.shape[0] + x.shape[1]) / (x.shape[0] * x.shape[1]) for n, x in layers.items()}
+    )
+
+
+def erk(layers: Layers, density: float) -> dict[str, int]:
+    """Erdős–Rényi kernel: density proportional to sum(shape) / prod(shape) (Evci et al. 2020, arXiv:1911.11134)."""
+    return _proportional(layers, density, {name: sum(layer.shape) / layer.size for name, layer in layers.items()})
+
+
+def global_magnitude(layers: Layers, density: float) -> dict[str, int]:
+    """The budgets that ranking |w| over all layers together gives (the mean of |w| over a unit)."""
+    return _ranked(layers, density, {name: _weight(name, layer).abs() for name, layer in layers.items()})
+
+
+def lamp(layers: Layers, density: float) -> dict[str, int]:
+    """Rank by w^2 over the sum of squares not smaller than it in its layer (Lee et al. 2021, arXiv:2010.07611, eq. 1)."""
+    return _ranked(layers, density, {name: lamp_score(_weight(name, layer)) for name, layer in layers.items()})
+
+
+ALLOCATIONS: dict[str, Allocation] = {
+    "uniform": uniform,
+    "er": er,
+    "erk": erk,
+    "global_magnitude": global_magnitude,
+    "lamp": lamp,
+}
+
+
+def lamp_score(weight: Tensor) -> Tensor:
+    """The LAMP score of each position, float64, the weight's shape; the largest of a layer is 1."""
+    squares = weight.detach().double().reshape(-1) ** 2
+    order = squares.sort(stable=True).indices
+    tail = squares[order].flip(0).cumsum(0).flip(0)
+    scores = torch.zeros_like(squares)
+    scores[order] = squares[order] / tail.clamp_min(torch.finfo(torch.float64).tiny)
+    return scores.reshape(weight.shape)
+
+
+def _target(layers: Layers, density: float) -> tuple[dict[str, int], dict[str, Layer], int]:
+    """Budgets of the fixed layers, the free layers, and the positions the free layers share."""
+    if not 0.0 < density <= 1.0 or not math.isfinite(density):
+        raise AllocationError(f"density should be a fraction in (0, 1], found {density}. Sparsity 0.9 is density 0.1.")
+    if not layers:
+        raise AllocationError("there is no weight to allocate to. Loosen keep-dense or the weights option.")
+    fixed = {
+        n: round(layer.size * layer.fixed_density) for n, layer in layers.items() if layer.fixed_density is not None
+    }
+    free = {name: layer for name, layer in layers.items() if name not in fixed}
+    total = round(density * sum(layer.size for layer in free.values()))
+    floor = sum(layer.unit for layer in free.values())
+    if free and total < floor:
+        whole = sum(layer.size for layer in free.values())
+        raise AllocationError(
+            f"density {density} leaves {total} of {whole} positions for {len(free)} layers, which need at least {floor} to "
+            f"keep one unit each. The lowest density that works is {floor / whole:.4g}."
+        )
+    return fixed, free, total
+
+
+def _proportional(layers: Layers, density: float, raw: Mapping[str, float]) -> dict[str, int]:
+    """Shares proportional to ``raw``; layers that would exceed 1 become dense and the rest is shared again."""
+    fixed, free, total = _target(layers, density)
+    dense: set[str] = set()
+    scale = 0.0
+    while len(dense) < len(free):
+        open_layers = [name for name in free if name not in dense]
+        left = total - sum(free[name].size for name in dense)
+        scale = left / sum(raw[name] * free[name].size for name in open_layers)
+        over = [name for name in open_layers if raw[name] * scale > 1.0]
+        if not over:
+            break
+        highest = max(raw[name] for name in over)
+        dense |= {name for name in over if raw[name] == highest}
+    shares = {n: float(x.size) if n in dense else raw[n] * scale * x.size for n, x in free.items()}
+    budgets = {**fixed, **_round(free, shares, total)}
+    return {name: budgets[name] for name in layers}
+
+
+def _round(layers: Mapping[str, Layer], shares: Mapping[str, float], total: int) -> dict[str, int]:
+    """Largest remainder in whole units, within [1 unit, size]."""
+    units = {n: min(max(int(shares[n] // x.unit), 1), x.size // x.unit) for n, x in layers.items()}
+    spare = total - sum(units[n] * x.unit for n, x in layers.items())
+
+    def remainder(name: str) -> float:
+        return shares[name] / layers[name].unit - units[name]
+
+    while spare:
+        step = 1 if spare > 0 else -1
+        candidates = [
+            n for n, x in layers.items()
+            if x.unit <= abs(spare) and (units[n] < x.size // x.unit if step > 0 else units[n] > 1)
+        ]  # fmt: skip
+        if not candidates:
+            break
+        name = max(candidates, key=lambda n: step * remainder(n))
+        units[name] += step
+        spare -= step * layers[name].unit
+    return {name: units[name] * layer.unit for name, layer in layers.items()}
+
+
+def _ranked(layers: Layers, density: float, scores: Mapping[str, Tensor]) -> dict[str, int]:
+    """Counts per layer of the globally highest scores, after one unit each; blocks are counted in whole units."""
+    fixed, free, total = _target(layers, density)
+    if free:
+        flat = torch.cat([scores[name].detach().double().reshape(-1).cpu() for name in free])
+        owner = torch.cat([torch.full((layer.size,), i) for i, layer in enumerate(free.values())])
+        chosen = owner[flat.sort(descending=True, stable=True).indices[:total]]
+        counts = torch.bincount(chosen, minlength=len(free)).tolist()
+        fixed |= _round(free, dict(zip(free, map(float, counts), strict=True)), total)
+    return {name: fixed[name] for name in layers}
+
+
+def _weight(name: str, layer: Layer) -> Tensor:
+    if layer.weight is None:
+        raise AllocationError(
+            f"ranking by magnitude needs the values of {name!r}; none were given. Use erk or uniform."
+        )
+    return layer.weight

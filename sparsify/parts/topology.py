@@ -1,0 +1,156 @@
+"""Topology: which masks come next. Counts are exact, ties go to lower flat indices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsify.parts.allocation import Allocation
+from sparsify.parts.patterns import NM, Pattern, Unstructured, top
+from sparsify.parts.schedules import Schedule, Trigger
+from sparsify.parts.scores import Score
+
+UNSTRUCTURED = Unstructured()
+
+
+@dataclass(frozen=True)
+class DropAndGrow:
+    """Each round drops a fraction of the active units of every layer and grows as many.
+
+    Attributes:
+        drop_by, grow_by: scores; lowest active are dropped, highest inactive grown.
+        fraction: of the active units, by step.
+        when: which steps end with a round.
+        replaces_step: skip the optimizer step on a round (RigL's published code does, its paper's algorithm too).
+        regrow_dropped: whether a position dropped in this round may be grown in it; it then keeps its value.
+    """
+
+    drop_by: Score
+    grow_by: Score
+    fraction: Schedule
+    when: Trigger
+    replaces_step: bool = False
+    regrow_dropped: bool = True
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Each round only drops, to the density of the schedule, ranked over all layers by ``allocation``."""
+
+    by: Score
+    density: Schedule
+    when: Trigger
+    allocation: Allocation
+
+
+Topology = DropAndGrow | Prune
+
+
+def drop(mask: Tensor, score: Tensor, n: int, *, pattern: Pattern = UNSTRUCTURED) -> Tensor:
+    """Deactivate the ``n`` active units with the lowest score.
+
+    Args:
+        mask: bool, [O, I, *K]; True = active.
+        score: float, the shape of ``mask``. Only active positions are read.
+        n: how many units to drop, 0 <= n <= active units.
+        pattern: what a unit is.
+
+    Returns:
+        A new bool mask with exactly ``n`` fewer active units.
+
+    Raises:
+        ValueError: If ``n`` exceeds the active count.
+    """
+    active = pattern.reduce(mask)
+    count = int(active.sum())
+    if not 0 <= n <= count:
+        raise ValueError(f"cannot drop {n} of {count} active units")
+    pooled = pattern.pool(score.float()).masked_fill(~active, -torch.inf)
+    return pattern.expand(top(pooled, count - n), tuple(mask.shape))
+
+
+def grow(
+    mask: Tensor, score: Tensor, n: int, *, pattern: Pattern = UNSTRUCTURED, exclude: Tensor | None = None
+) -> Tensor:
+    """Activate the ``n`` inactive units with the highest score.
+
+    Args:
+        mask: bool, [O, I, *K]; True = active.
+        score: float, the shape of ``mask``. Only inactive positions are read.
+        n: how many units to grow.
+        pattern: what a unit is.
+        exclude: bool, the shape of ``mask``; units that must stay inactive.
+
+    Returns:
+        A new bool mask with exactly ``n`` more active units.
+
+    Raises:
+        ValueError: If fewer than ``n`` units may be grown.
+    """
+    closed = pattern.reduce(mask if exclude is None else mask | exclude)
+    free = int((~closed).sum())
+    if not 0 <= n <= free:
+        raise ValueError(f"cannot grow {n} units, {free} are inactive and allowed")
+    # +inf is a legal score; closed units sort behind everything because they are removed, not just scored low.
+    pooled = pattern.pool(score.float())
+    candidates = (~closed).nonzero().squeeze(1)
+    units = pattern.reduce(mask).clone()
+    units[candidates[top(pooled[candidates], n)]] = True
+    return pattern.expand(units, tuple(mask.shape))
+
+
+def update(
+    mask: Tensor,
+    drop_score: Tensor,
+    grow_score: Tensor,
+    fraction: float,
+    *,
+    pattern: Pattern = UNSTRUCTURED,
+    regrow_dropped: bool = True,
+) -> Tensor:
+    """One round of drop and grow; density and pattern are unchanged.
+
+    Args:
+        mask: bool, [O, I, *K].
+        drop_score: float, the shape of ``mask``.
+        grow_score: float, the shape of ``mask``.
+        fraction: of the active units to drop, in [0, 1]; the count is rounded down.
+        pattern: what a unit is. For N:M, positions are exchanged inside their group of M.
+        regrow_dropped: whether a dropped position may be grown again at once.
+
+    Returns:
+        A new bool mask with as many active positions.
+    """
+    if isinstance(pattern, NM):
+        return _update_groups(mask, drop_score, grow_score, fraction, pattern, regrow_dropped=regrow_dropped)
+    active = int(pattern.reduce(mask).sum())
+    inactive = pattern.reduce(mask).numel() - active
+    n = min(int(fraction * active), inactive) if not regrow_dropped else int(fraction * active)
+    kept = drop(mask, drop_score, n, pattern=pattern)
+    return grow(kept, grow_score, n, pattern=pattern, exclude=None if regrow_dropped else mask & ~kept)
+
+
+def _update_groups(
+    mask: Tensor, drop_score: Tensor, grow_score: Tensor, fraction: float, pattern: NM, *, regrow_dropped: bool
+) -> Tensor:
+    """Drop the lowest positions of the whole layer, at most one exchange more than a group has room for, and refill groups."""
+    dropped = mask & ~drop(mask, drop_score, int(fraction * int(mask.sum())))
+    before, lost = pattern.groups(mask), pattern.groups(dropped)
+    if not regrow_dropped:
+        # A group of M has M - N inactive positions; more drops than that cannot be refilled by others.
+        rank = pattern.groups(drop_score.float()).masked_fill(~lost, torch.inf).sort(dim=1, stable=True).indices
+        allowed = torch.zeros_like(lost).scatter_(1, rank[:, : pattern.m - pattern.n], True)
+        lost = lost & allowed
+    need = lost.sum(dim=1)
+    closed = before if not regrow_dropped else before & ~lost
+    order = (
+        pattern.groups(grow_score.float())
+        .masked_fill(closed, -torch.inf)
+        .sort(dim=1, descending=True, stable=True)
+        .indices
+    )
+    places = torch.arange(pattern.m, device=mask.device).expand_as(order) < need[:, None]
+    grown = torch.zeros_like(before).scatter_(1, order, places)
+    return pattern.ungroup((before & ~lost) | grown, tuple(mask.shape))

@@ -1,0 +1,39 @@
+"""Passes: frozen dataclasses that rewrite a program's graphs through `sparsify.ir.surgery`."""
+
+from sparsify.passes.attach_calibration_head import AttachCalibrationHead as AttachCalibrationHead
+from sparsify.passes.base import (
+    Effect as Effect,
+)
+from sparsify.passes.base import (
+    Option as Option,
+)
+from sparsify.passes.base import (
+    Pass as Pass,
+)
+from sparsify.passes.base import (
+    PassLog as PassLog,
+)
+from sparsify.passes.base import (
+    Preserves as Preserves,
+)
+from sparsify.passes.base import (
+    option as option,
+)
+from sparsify.passes.eliminate_dead_code import EliminateDeadCode as EliminateDeadCode
+from sparsify.passes.fold_batch_norm import FoldBatchNorm as FoldBatchNorm
+from sparsify.passes.fold_masks import FoldMasks as FoldMasks
+from sparsify.passes.insert_gradient_taps import InsertGradientTaps as InsertGradientTaps
+from sparsify.passes.insert_masks import InsertMasks as InsertMasks
+from sparsify.passes.instruments import (
+    dump_to as dump_to,
+)
+from sparsify.passes.instruments import (
+    print_after as print_after,
+)
+from sparsify.passes.instruments import (
+    print_diff as print_diff,
+)
+from sparsify.passes.lower_masks import LowerMasks as LowerMasks
+from sparsify.passes.registry import PASSES as PASSES
+from sparsify.passes.registry import Pipeline as Pipeline
+from sparsify.passes.registry import register as register

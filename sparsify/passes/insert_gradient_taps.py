@@ -1,0 +1,38 @@
+"""``insert-gradient-taps``: a node per masked weight that records the dense gradient when armed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sparsify.errors import PassError
+from sparsify.ir import GradientTap, Program, Stage, surgery
+from sparsify.ir.nodes import MASK_OPERATORS
+from sparsify.passes.base import Effect, Pass, PassLog, Preserves
+
+
+@dataclass(frozen=True)
+class InsertGradientTaps(Pass):
+    """Let every masked weight of the train phase flow through a `GradientTap` called ``<weight>_tap``.
+
+    A weight used through several masks (tied names) has one tap, which sums. Disarmed taps cost nothing.
+    """
+
+    name: ClassVar = "insert-gradient-taps"
+    requires: ClassVar = (Stage.MASKED,)
+    effects: ClassVar = Effect.GRAPH | Effect.NAMES
+    preserves: ClassVar = Preserves.OUTPUTS_EXACTLY
+    phases: ClassVar = ("train",)
+
+    def run(self, program: Program) -> PassLog:
+        log = PassLog(self.name)
+        if program.taps():
+            raise PassError(f"{self.name}: {program.name!r} already has gradient taps.")
+        for site in program.mask_sites():
+            surgery.add_state(program, f"{site.weight}_tap", GradientTap())
+            log.change(site.weight)
+        for node in list(program.phases["train"].graph.nodes):
+            if node.target in MASK_OPERATORS:
+                weight = str(node.args[1].target).removesuffix("_mask")
+                surgery.reroute(node, surgery.call_after(program, "train", node, f"{weight}_tap", (node,)))
+        return log

@@ -1,0 +1,121 @@
+"""``insert-masks``: give each matched weight a mask."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sparsify.errors import PassError
+from sparsify.ir import PHASES, Program, Stage, WeightSite, surgery
+from sparsify.ir.nodes import apply_mask
+from sparsify.ir.sites import parameter_nodes
+from sparsify.parts.allocation import ALLOCATIONS, Layer
+from sparsify.parts.patterns import Pattern, parse_pattern
+from sparsify.passes.base import Effect, Pass, PassLog, Preserves, option
+
+
+@dataclass(frozen=True)
+class InsertMasks(Pass):
+    """Multiply each matched weight by a mask buffer ``<weight>_mask``; all ones unless a density is given.
+
+    With ``density``, masks keep the highest-scoring positions, split over the weights by ``allocation`` with an exact
+    integer budget. Weights themselves are not changed.
+
+    Raises:
+        PassError: If a glob of ``weights`` or ``keep-dense`` matches nothing, or a name is unknown.
+        PatternError: If the pattern does not fit a matched weight.
+        AllocationError: If the density cannot be met.
+    """
+
+    name: ClassVar = "insert-masks"
+    requires: ClassVar = (Stage.TRACED,)
+    ensures: ClassVar = Stage.MASKED
+    effects: ClassVar = Effect.GRAPH | Effect.NAMES
+    preserves: ClassVar = Preserves.OUTPUTS_EXACTLY
+
+    weights: tuple[str, ...] = option((), "globs of weights to mask; all that can be sparse by default")
+    keep_dense: tuple[str, ...] = option((), "globs of weights to leave without a mask")
+    pattern: str = option("unstructured", "which positions may be active together: unstructured, nm:2:4, block:4x1")
+    density: float | None = option(None, "active fraction of the masked weights; all ones when not given")
+    score: str = option("magnitude", "what ranks positions when a density is given: magnitude, or random")
+    allocation: str = option("global_magnitude", "how the density is split over weights")
+
+    def run(self, program: Program) -> PassLog:
+        log, pattern = PassLog(self.name), parse_pattern(self.pattern)
+        sites = self._matched(program, log)
+        for site in sites:
+            pattern.check(site.shape, site.name)
+        masks = self._masks(program, sites, pattern)
+        for site in sites:
+            surgery.add_state(program, f"{site.name}_mask", masks[site.name])
+            log.change(site.name)
+        names = {site.name for site in sites}
+        for phase in PHASES:
+            for node, weight in list(parameter_nodes(program, phase)):
+                if weight in names:
+                    anchor = node.next
+                    mask = surgery.state_node(program, phase, f"{weight}_mask", before=anchor)
+                    masked = surgery.call_after(
+                        program, phase, mask if mask.prev is node else anchor.prev, apply_mask, (node, mask, self.pattern),
+                        spec=node.meta["spec"],
+                    )  # fmt: skip
+                    surgery.reroute(node, masked)
+        return log
+
+    def _matched(self, program: Program, log: PassLog) -> list[WeightSite]:
+        sites = program.maskable()
+        for kind, globs in (("weights", self.weights), ("keep-dense", self.keep_dense)):
+            for glob in globs:
+                if not any(fnmatch.fnmatchcase(site.name, glob) for site in sites):
+                    raise PassError(
+                        f"{self.name}: {kind}={glob!r} matches no weight. Weights: {', '.join(site.name for site in sites)}."
+                    )
+        matched: list[WeightSite] = []
+        for site in sites:
+            asked = any(fnmatch.fnmatchcase(site.name, glob) for glob in self.weights)
+            if any(fnmatch.fnmatchcase(site.name, glob) for glob in self.keep_dense):
+                log.skip(site.name, "asked to stay dense")
+            elif self.weights and not asked:
+                log.skip(site.name, "not among the weights asked for")
+            elif site.skip and not asked:
+                log.skip(site.name, site.skip)
+            else:
+                matched.append(site)
+        if not matched:
+            raise PassError(
+                f"{self.name}: no weight of {program.name!r} is left to mask. Loosen weights or keep-dense."
+            )
+        return matched
+
+    def _masks(self, program: Program, sites: list[WeightSite], pattern: Pattern) -> dict[str, Tensor]:
+        weights = {site.name: program.get_parameter(site.name).detach() for site in sites}
+        if self.density is None:
+            return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+        if self.allocation not in ALLOCATIONS:
+            raise PassError(
+                f"{self.name}: no allocation {self.allocation!r}; there are {', '.join(sorted(ALLOCATIONS))}."
+            )
+        if self.score not in ("magnitude", "random"):
+            raise PassError(f"{self.name}: no score {self.score!r}; there are magnitude and random.")
+        layers = {
+            name: Layer(
+                shape=tuple(weight.shape),
+                unit=pattern.unit_size(tuple(weight.shape)),
+                fixed_density=pattern.fixed_density(tuple(weight.shape)),
+                weight=weight,
+            )
+            for name, weight in weights.items()
+        }
+        budgets = ALLOCATIONS[self.allocation](layers, self.density)
+        generator = torch.Generator().manual_seed(0)
+        return {
+            name: pattern.select(
+                weight.abs() if self.score == "magnitude" else torch.rand(weight.shape, generator=generator),
+                budgets[name],
+            )
+            for name, weight in weights.items()
+        }

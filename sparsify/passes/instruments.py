@@ -1,0 +1,56 @@
+"""Instruments that watch a pipeline: print after a pass, show a diff, dump every state to a folder."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from sparsify.ir.serialization import write_atomically
+from sparsify.passes.base import Pass, PassLog
+
+Instrument = Callable[[int, Pass, str, str, PassLog], None]
+
+
+def print_after(write: Callable[[str], object], *names: str) -> Instrument:
+    """Write the program's text after each pass, or after the named ones."""
+
+    def instrument(index: int, step: Pass, before: str, after: str, log: PassLog) -> None:
+        del index, before
+        if not names or step.name in names:
+            write(f"// after {step}\n{log}\n{after}")
+
+    return instrument
+
+
+def print_diff(write: Callable[[str], object]) -> Instrument:
+    """Write a unified diff of the program's text for each pass."""
+
+    def instrument(index: int, step: Pass, before: str, after: str, log: PassLog) -> None:
+        del index, log
+        write(diff(before, after, str(step)))
+
+    return instrument
+
+
+def dump_to(folder: Path) -> Instrument:
+    """Write ``NN-name.before.txt``, ``NN-name.after.txt`` and ``NN-name.diff`` for each pass."""
+
+    def instrument(index: int, step: Pass, before: str, after: str, log: PassLog) -> None:
+        stem = f"{index:02d}-{step.name}"
+        for suffix, text in (
+            ("before.txt", before),
+            ("after.txt", f"// {log}\n{after}"),
+            ("diff", diff(before, after, str(step))),
+        ):
+            write_atomically(folder / f"{stem}.{suffix}", text.encode())
+
+    return instrument
+
+
+def diff(before: str, after: str, name: str) -> str:
+    """A unified diff of two program texts."""
+    lines = difflib.unified_diff(
+        before.splitlines(), after.splitlines(), f"before {name}", f"after {name}", lineterm="", n=1
+    )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,88 @@
+"""Passes by name, and pipelines of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparsify.errors import PassError
+from sparsify.ir import Program
+from sparsify.passes.attach_calibration_head import AttachCalibrationHead
+from sparsify.passes.base import Pass, PassLog, split_pipeline
+from sparsify.passes.eliminate_dead_code import EliminateDeadCode
+from sparsify.passes.fold_batch_norm import FoldBatchNorm
+from sparsify.passes.fold_masks import FoldMasks
+from sparsify.passes.insert_gradient_taps import InsertGradientTaps
+from sparsify.passes.insert_masks import InsertMasks
+from sparsify.passes.instruments import Instrument
+from sparsify.passes.lower_masks import LowerMasks
+
+PASSES: dict[str, type[Pass]] = {
+    cls.name: cls
+    for cls in (
+        InsertMasks,
+        InsertGradientTaps,
+        LowerMasks,
+        AttachCalibrationHead,
+        FoldBatchNorm,
+        FoldMasks,
+        EliminateDeadCode,
+    )
+}
+
+
+def register(cls: type[Pass]) -> type[Pass]:
+    """Make a pass known to `Pipeline.parse` and the command; usable as a decorator.
+
+    Raises:
+        PassError: If the name is taken by another pass.
+    """
+    if PASSES.setdefault(cls.name, cls) is not cls:
+        raise PassError(f"the pass name {cls.name!r} is taken by {PASSES[cls.name].__name__}; choose another.")
+    return cls
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in order. Calling it clones the program once and returns the rewritten clone."""
+
+    passes: tuple[Pass, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Pipeline:
+        """Read ``"insert-masks{density=0.1} | fold-masks"``; the inverse of ``str``.
+
+        Raises:
+            PassError: If a pass or option is unknown, naming the nearest one.
+        """
+        passes: list[Pass] = []
+        for name, options in split_pipeline(text):
+            if name not in PASSES:
+                near = difflib.get_close_matches(name, PASSES, n=3)
+                raise PassError(
+                    f"there is no pass {name!r}. Nearest: {', '.join(near) or 'none'}. All: {', '.join(PASSES)}."
+                )
+            passes.append(PASSES[name].parse_options(options))
+        return cls(tuple(passes))
+
+    def __str__(self) -> str:
+        return " | ".join(map(str, self.passes))
+
+    def __call__(self, program: Program) -> Program:
+        return self.run(program)[0]
+
+    def run(self, program: Program, instruments: Sequence[Instrument] = ()) -> tuple[Program, tuple[PassLog, ...]]:
+        """Like calling it, with the log of each pass; instruments see the program before and after each pass."""
+        program = program.clone()
+        return program, self.apply(program, instruments)
+
+    def apply(self, program: Program, instruments: Sequence[Instrument] = ()) -> tuple[PassLog, ...]:
+        """Rewrite ``program`` itself, without the clone: for callers who own it."""
+        logs: list[PassLog] = []
+        for index, step in enumerate(self.passes):
+            before = program.text() if instruments else ""
+            logs.append(step(program))
+            for instrument in instruments:
+                instrument(index, step, before, program.text(), logs[-1])
+        return tuple(logs)

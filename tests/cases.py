@@ -1,0 +1,145 @@
+"""Tiny models as data: what every pass and every method is tried on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+
+def digits(count: int = 16) -> tuple[Tensor, Tensor]:
+    """Real images [count, 1, 8, 8] in [0, 1] and their labels."""
+    data = load_digits()
+    return torch.tensor(data.images[:count], dtype=torch.float32)[:, None] / 16, torch.tensor(data.target[:count])
+
+
+class ConvBn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8 * 16, 10)
+        self.drop = nn.Dropout(0.25)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.max_pool2d(torch.relu(self.bn(self.conv(x))), 2)
+        return self.fc(self.drop(x.flatten(1)))
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.conv1 = nn.Conv2d(8, 8, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return self.head(x.mean((2, 3)))
+
+
+class Grouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.pointwise = nn.Conv2d(8, 16, 1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.pointwise(self.depthwise(torch.relu(self.grouped(torch.relu(self.stem(x)))))))
+        return self.head(x.mean((2, 3)))
+
+
+class Tied(nn.Module):
+    """Two layers with one weight under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 64)
+        self.second = nn.Linear(64, 64)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.second(torch.relu(self.first(x.flatten(1))))))
+
+
+class Shared(nn.Module):
+    """One module called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(64, 64)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.body(torch.relu(self.body(x.flatten(1))))))
+
+
+class DictOutput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(64, 32)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = torch.relu(self.body(x.flatten(1)))
+        return {"features": features, "logits": self.head(features)}
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Linear(32, 16)
+        self.right = nn.Linear(32, 16)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, top: Tensor, bottom: Tensor) -> Tensor:
+        return self.head(torch.relu(torch.cat([self.left(top), self.right(bottom)], dim=1)))
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 10))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, how to build it with seeded weights, and example inputs."""
+
+    name: str
+    model: Callable[[], nn.Module]
+    args: tuple[Any, ...]
+
+    def build(self) -> nn.Module:
+        torch.manual_seed(1)
+        return self.model()
+
+
+def _images() -> tuple[Any, ...]:
+    return (digits()[0],)
+
+
+def _halves() -> tuple[Any, ...]:
+    flat = digits()[0].flatten(1)
+    return (flat[:, :32].contiguous(), flat[:, 32:].contiguous())
+
+
+CASES: tuple[Case, ...] = (
+    Case("mlp", mlp, _images()),
+    Case("conv_bn", ConvBn, _images()),
+    Case("residual", Residual, _images()),
+    Case("grouped", Grouped, _images()),
+    Case("tied", Tied, _images()),
+    Case("shared", Shared, _images()),
+    Case("dict_output", DictOutput, _images()),
+    Case("two_inputs", TwoInputs, _halves()),
+)

@@ -1,0 +1,100 @@
+"""Each rule has an example that breaks it; all violations are collected, then raised once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sparsify.errors import VerificationError
+from sparsify.ir import Stage, surgery, trace, verify, violations
+from sparsify.ir.nodes import TensorSpec
+from sparsify.ir.verifier import RULES
+from sparsify.passes import Pipeline
+
+
+def masked():
+    torch.manual_seed(0)
+    program = trace(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), (torch.randn(2, 6),))
+    return Pipeline.parse("insert-masks{density=0.5}")(program)
+
+
+def node(program, phase, target):
+    return next(n for n in program.phases[phase].graph.nodes if n.target == target)
+
+
+def break_state_missing(program):
+    node(program, "train", "0.bias").target = "nowhere.bias"
+
+
+def break_spec_missing(program):
+    node(program, "train", "0.bias").meta["spec"] = TensorSpec("x", (7,), "float32")
+
+
+def break_phases_disagree(program):
+    site = program.mask_sites()[0]
+    apply = next(n for n in program.phases["eval"].graph.nodes if getattr(n.target, "__name__", "") == "apply_mask")
+    surgery.bypass(program, "eval", apply, apply.args[0])
+    assert site.weight == "0.weight"
+
+
+def break_outputs_named(program):
+    program.output_node("eval").meta["names"] = ("logits", "logits")
+
+
+def break_mask_bypassed(program):
+    linear = next(n for n in program.phases["train"].graph.nodes if "linear" in n.name)
+    surgery.replace_argument(linear, 1, node(program, "train", "0.weight"))
+
+
+def break_mask_malformed(program):
+    surgery.add_state(program, "0.weight_mask", torch.ones(5, 6))
+
+
+def break_inactive_nonzero(program):
+    with torch.no_grad():
+        for site in program.mask_sites():
+            program.weight(site.weight).mul_(program.mask(site.weight))
+    lowered = Pipeline.parse("lower-masks")(program)
+    program.adopt(lowered)
+    with torch.no_grad():
+        program.weight("0.weight").fill_(1.0)
+
+
+def break_masks_absent(program):
+    program.stage = Stage.FOLDED
+
+
+BREAKERS = {
+    "state_missing": break_state_missing,
+    "spec_missing": break_spec_missing,
+    "phases_disagree": break_phases_disagree,
+    "outputs_named": break_outputs_named,
+    "mask_bypassed": break_mask_bypassed,
+    "mask_malformed": break_mask_malformed,
+    "inactive_nonzero": break_inactive_nonzero,
+    "masks_absent": break_masks_absent,
+}
+
+
+def test_every_rule_has_a_failing_example():
+    assert {rule.__name__ for rules in RULES.values() for rule in rules} == set(BREAKERS)
+
+
+@pytest.mark.parametrize("rule", BREAKERS)
+def test_a_broken_rule_is_found(rule):
+    program = masked()
+    assert violations(program) == []
+    BREAKERS[rule](program)
+    assert rule.replace("_", "-") in {violation.rule for violation in violations(program)}
+    with pytest.raises(VerificationError, match=rule.replace("_", "-")):
+        verify(program)
+
+
+def test_all_violations_are_collected_and_the_text_is_a_note():
+    program = masked()
+    break_spec_missing(program)
+    break_mask_bypassed(program)
+    with pytest.raises(VerificationError, match="spec-missing(.|\n)*mask-bypassed") as caught:
+        verify(program)
+    assert any("program @" in note for note in caught.value.__notes__)

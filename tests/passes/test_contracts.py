@@ -1,0 +1,123 @@
+"""Every pass × every case: what a pass declares is measured."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsify.errors import PassError
+from sparsify.ir import Stage, trace
+from sparsify.passes import PASSES, Effect, Pipeline, Preserves
+from tests.cases import CASES
+
+PREFIX = {
+    "insert-masks": "",
+    "insert-gradient-taps": "insert-masks | ",
+    "lower-masks": "insert-masks | ",
+    "attach-calibration-head": "",
+    "fold-batch-norm": "",
+    "fold-masks": "insert-masks{density=0.3} | insert-gradient-taps | ",
+    "eliminate-dead-code": "insert-masks | ",
+}
+
+
+def before_and_after(case, name):
+    program = trace(case.build(), case.args).eval()
+    with torch.no_grad():  # fresh statistics would make folding trivial
+        for key, buffer in program.named_buffers():
+            if key.endswith(("running_mean", "running_var")):
+                buffer.uniform_(0.5, 1.5)
+    prefix = PREFIX[name].rstrip(" |")
+    before = Pipeline.parse(prefix)(program) if prefix else program
+    return before, Pipeline.parse(name)(before)
+
+
+@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_preserved_outputs(case, name):
+    before, after = before_and_after(case, name)
+    kept = PASSES[name].preserves
+    for key, want in before.outputs(*case.args).items():
+        have = after.outputs(*case.args)[key]
+        if kept is Preserves.OUTPUTS_EXACTLY:
+            assert torch.equal(want, have)
+        else:
+            torch.testing.assert_close(have, want, rtol=0, atol=1e-5 * float(want.detach().abs().max()))
+    if PASSES[name].ensures:
+        assert after.stage is PASSES[name].ensures
+
+
+@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_declared_effects(case, name):
+    before, after = before_and_after(case, name)
+    effects = PASSES[name].effects
+    names = {n for p in (before, after) for n, _ in (*p.named_parameters(), *p.named_buffers())}
+    state = [dict((*p.named_parameters(), *p.named_buffers())) for p in (before, after)]
+    if not effects & Effect.NAMES:
+        assert state[0].keys() == state[1].keys()
+    if not effects & Effect.WEIGHTS:
+        for key in names & state[0].keys() & state[1].keys():
+            assert torch.equal(state[0][key], state[1][key]), key
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_the_callers_program_is_untouched(name):
+    case = CASES[1]
+    program = trace(case.build(), case.args)
+    prefix = PREFIX[name].rstrip(" |")
+    before = Pipeline.parse(prefix)(program) if prefix else program
+    text, state = before.text(), {k: v.clone() for k, v in before.state_dict().items()}
+    Pipeline.parse(name)(before)
+    assert before.text() == text
+    assert all(torch.equal(state[k], v) for k, v in before.state_dict().items())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_program_with_masks_and_taps_survives_the_file(case, tmp_path):
+    program = trace(case.build(), case.args)
+    program = Pipeline.parse("insert-masks{density=0.3} | insert-gradient-taps | attach-calibration-head")(program)
+    program.save(tmp_path / "p.sparsify")
+    loaded = type(program).load(tmp_path / "p.sparsify")
+    assert loaded.text() == program.text()
+    assert loaded.taps().keys() == program.taps().keys()
+    assert loaded.stage is Stage.MASKED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "insert-masks",
+        "insert-masks{keep-dense=conv.weight,fc.weight density=0.25}",
+        "insert-masks{pattern=nm:2:4 density=0.5} | insert-gradient-taps | lower-masks",
+        "attach-calibration-head{kind=vector} | eliminate-dead-code",
+    ],
+)
+def test_parse_and_str_are_inverse(text):
+    pipeline = Pipeline.parse(text)
+    assert Pipeline.parse(str(pipeline)) == pipeline
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("insert-mask", "Nearest: insert-masks"),
+        ("insert-masks{densty=0.1}", "has no option"),
+        ("insert-masks{density=much}", "should be a number"),
+        ("insert-masks{density=0.1 density=0.2}", "twice"),
+        ("insert-masks | ", "cannot read"),
+        ("insert-masks{keep-dense=nothing.*}", "matches no weight"),
+        ("insert-masks{keep-dense=*}", "no weight"),
+        ("fold-masks", "Run insert-masks first"),
+        ("insert-masks | insert-masks", "already has masks"),
+        ("insert-masks | fold-masks | lower-masks", "Masks are gone"),
+        ("insert-masks | insert-gradient-taps | insert-gradient-taps", "already has gradient taps"),
+        ("attach-calibration-head | attach-calibration-head", "already has an output"),
+        ("attach-calibration-head{kind=magic}", "no kind"),
+        ("insert-masks{density=0.5} | lower-masks", "not 0"),
+    ],
+)
+def test_misuse_says_what_to_do(text, message):
+    program = trace(CASES[1].build(), CASES[1].args)
+    with pytest.raises(PassError, match=message):
+        Pipeline.parse(text)(program)

@@ -1,0 +1,133 @@
+"""Masks, lowering, taps and folding, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsify.errors import AllocationError, PatternError
+from sparsify.ir import trace
+from sparsify.parts.patterns import parse_pattern
+from sparsify.passes import Pipeline, dump_to, print_diff
+from tests.cases import CASES, digits
+
+
+def gradients(program, args):
+    program.train()
+    torch.manual_seed(5)
+    loss = program.logits(program(*args)).square().mean()
+    parameters = dict(program.named_parameters())
+    return loss, dict(
+        zip(parameters, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True), strict=True)
+    )
+
+
+def sparse(case):
+    program = Pipeline.parse("insert-masks{density=0.3}")(trace(case.build(), case.args))
+    with torch.no_grad():
+        for name, mask in program.masks().items():
+            program.weight(name).mul_(mask)
+    return program
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_lowering_changes_no_bit_of_outputs_or_gradients(case):
+    reference = sparse(case)
+    lowered = Pipeline.parse("insert-gradient-taps | lower-masks")(reference)
+    want, want_grads = gradients(reference, case.args)
+    have, have_grads = gradients(lowered, case.args)
+    assert torch.equal(want, have)
+    for name, value in want_grads.items():
+        assert (value is None) == (have_grads[name] is None)
+        assert value is None or torch.equal(value, have_grads[name]), name
+
+
+def test_a_tap_records_the_dense_gradient_against_finite_differences():
+    case = CASES[0]
+    program = Pipeline.parse("insert-gradient-taps")(sparse(case)).double()
+    x = case.args[0].double()
+    object.__setattr__(program, "input_specs", tuple(type(s)(s.name, s.shape, "float64") for s in program.input_specs))
+    name = "1.weight"
+    tap, weight, mask = program.taps()[name], program.weight(name), program.mask(name)
+    tap.armed = True
+    program.logits(program(x)).square().mean().backward()
+    tap.armed = False
+    index = tuple((~mask).nonzero()[0].tolist())
+
+    def loss(shift: float) -> float:
+        with torch.no_grad():
+            weight[index] += shift
+            mask[index] = True
+            value = float(program.logits(program(x)).square().mean())
+            weight[index] -= shift
+            mask[index] = False
+        return value
+
+    numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
+    assert tap.gradient is not None
+    assert abs(float(tap.gradient[index]) - numeric) < 1e-6
+    assert float(weight.grad[index]) == 0.0
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("pattern", ["unstructured", "block:2x1"])
+def test_one_shot_masks_have_the_exact_budget_and_survive_folding(case, pattern):
+    program = trace(case.build(), case.args)
+    masked = Pipeline.parse(f"insert-masks{{density=0.25 pattern={pattern}}}")(program)
+    costs = masked.costs()
+    assert abs(costs.active - round(0.25 * costs.maskable)) < parse_pattern(pattern).unit_size((2, 2))
+    folded = Pipeline.parse("fold-masks | eliminate-dead-code")(masked)
+    zeros = {name: int((folded.weight(name) == 0).sum()) for name in masked.masks()}
+    assert zeros == {name: int((~mask).sum()) for name, mask in masked.masks().items()}
+
+
+def test_two_of_four_along_the_inputs():
+    program = trace(CASES[0].build(), CASES[0].args)
+    masked = Pipeline.parse("insert-masks{density=0.5 pattern=nm:2:4}")(program)
+    for mask in masked.masks().values():
+        assert (mask.reshape(mask.shape[0], -1, 4).sum(-1) == 2).all()
+
+
+def test_a_pattern_that_does_not_divide_names_the_weight():
+    program = trace(CASES[1].build(), CASES[1].args)
+    with pytest.raises(PatternError, match=r"'conv.weight'.*keep-dense"):
+        Pipeline.parse("insert-masks{pattern=nm:2:4}")(program)
+
+
+@pytest.mark.parametrize("density", ["0", "1.2", "-0.1", "nan"])
+def test_an_impossible_density_is_refused(density):
+    program = trace(CASES[0].build(), CASES[0].args)
+    with pytest.raises(AllocationError, match=r"\(0, 1\]"):
+        Pipeline.parse(f"insert-masks{{density={density}}}")(program)
+
+
+def test_tied_weights_have_one_mask():
+    case = next(c for c in CASES if c.name == "tied")
+    program = Pipeline.parse("insert-masks{density=0.5}")(trace(case.build(), case.args))
+    assert list(program.masks()) == ["first.weight", "head.weight"]
+    assert program.costs().maskable == 64 * 64 + 64 * 10
+
+
+def test_temperature_and_vector_heads_by_hand():
+    x, _ = digits()
+    program = trace(CASES[0].build(), (x,)).eval()
+    logits = program.outputs(x)["logits"]
+    warm = Pipeline.parse("attach-calibration-head")(program)
+    warm.tensor("calibration.temperature").fill_(2.0)
+    assert torch.equal(warm.outputs(x)["probabilities"], torch.softmax(logits / 2, -1))
+    assert torch.equal(warm.eval()(x), logits)
+    vector = Pipeline.parse("attach-calibration-head{kind=vector}")(program)
+    vector.tensor("calibration.bias").copy_(torch.arange(10.0))
+    assert torch.equal(vector.outputs(x)["probabilities"], torch.softmax(logits + torch.arange(10.0), -1))
+
+
+def test_instruments(tmp_path):
+    lines: list[str] = []
+    program = trace(CASES[0].build(), CASES[0].args)
+    Pipeline.parse("insert-masks | fold-masks").run(program, [print_diff(lines.append), dump_to(tmp_path / "dump")])
+    assert "+    %apply_mask = apply_mask(%_1_weight" in lines[0]
+    assert {p.name for p in (tmp_path / "dump").iterdir()} == {
+        f"{stem}.{suffix}"
+        for stem in ("00-insert-masks", "01-fold-masks")
+        for suffix in ("before.txt", "after.txt", "diff")
+    }
