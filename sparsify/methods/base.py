@@ -1,0 +1,102 @@
+"""`Method`: a value with a slot for each thing a sparse trainer may do differently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from sparsify.errors import RecipeError
+from sparsify.parts.allocation import Allocation, erk
+from sparsify.parts.topology import Topology
+from sparsify.passes import Pass
+
+Gradients = Mapping[str, Tensor]
+Probe = Callable[[Mapping[str, Tensor] | None], tuple[Tensor, Gradients]]
+"""Loss and gradients of the current batch at other parameter values (None: the current ones). The trainer counts calls."""
+
+
+class Correction(Protocol):
+    """Changes gradients before the optimizer sees them. State is a value that goes in and comes out."""
+
+    def init(self, weights: Mapping[str, Tensor]) -> Any:
+        """The first state."""
+        ...
+
+    def correct(self, gradients: Gradients, state: Any, probe: Probe, step: int) -> tuple[Gradients, Any]:
+        """Corrected gradients and the next state."""
+        ...
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """Average the weights of every ``every``-th step from ``start_at`` on; the topology must be frozen by then."""
+
+    start_at: int
+    every: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a sparse trainer does.
+
+    Attributes:
+        name: as written in a recipe; a wrapper writes ``wrapper(base)``.
+        density: final active fraction of the maskable weights, in (0, 1].
+        initial: masks at the start: all ones, random, or the largest magnitudes.
+        allocation: how the density is split over weights.
+        pattern: which positions may be active together.
+        keep_dense: globs of weights without a mask.
+        topology: rounds, given the total number of optimizer steps; None: the masks stay.
+        correction: of gradients, with counted probes.
+        objective: (output, labels) -> scalar, instead of the trainer's.
+        averaging: of weights, once the topology is frozen.
+        passes: of the method's own, after masks and taps.
+        calibrator: the kind of head fitted at the end.
+    """
+
+    name: str
+    density: float
+    initial: Literal["dense", "random", "magnitude"]
+    allocation: Allocation = erk
+    pattern: str = "unstructured"
+    keep_dense: tuple[str, ...] = ()
+    topology: Callable[[int], Topology] | None = None
+    correction: Correction | None = None
+    objective: Callable[[Any, Tensor], Tensor] | None = None
+    averaging: Callable[[int], Averaging] | None = None
+    passes: tuple[Pass, ...] = ()
+    calibrator: str = "temperature"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.density <= 1.0:
+            raise RecipeError(
+                f"method {self.name!r}: density should be a fraction in (0, 1], found {self.density}. "
+                f"Sparsity 0.9 is density 0.1."
+            )
+
+
+def as_steps(value: float, total_steps: int, option: str) -> int:
+    """A step count: whole numbers are steps, fractions in (0, 1] are of the total.
+
+    Raises:
+        RecipeError: If the value is neither.
+    """
+    if isinstance(value, int) and value >= 1:
+        return value
+    if isinstance(value, float) and 0.0 < value <= 1.0:
+        return max(1, round(value * total_steps))
+    raise RecipeError(f"{option} should be a number of steps >= 1 or a fraction of the run in (0, 1], found {value}.")
+
+
+def in_range(value: float, low: float, high: float, option: str) -> float:
+    """The value itself.
+
+    Raises:
+        RecipeError: If it is outside [low, high].
+    """
+    if not low <= value <= high:
+        raise RecipeError(f"{option} should be between {low} and {high}, found {value}.")
+    return value

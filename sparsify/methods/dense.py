@@ -1,0 +1,10 @@
+"""Dense training: the baseline everything is compared with."""
+
+from __future__ import annotations
+
+from sparsify.methods.base import Method
+
+
+def dense() -> Method:
+    """No masks."""
+    return Method(name="dense", density=1.0, initial="dense")

@@ -1,0 +1,52 @@
+"""GMP: gradual magnitude pruning along a cubic schedule."""
+
+from __future__ import annotations
+
+from sparsify.methods.base import Method, as_steps
+from sparsify.parts.allocation import Allocation, global_magnitude
+from sparsify.parts.schedules import cubic
+from sparsify.parts.scores import magnitude
+from sparsify.parts.topology import Prune
+
+
+def gmp(
+    *,
+    density: float,
+    start_at: float = 0.05,
+    stop_at: float = 0.75,
+    update_every: int = 100,
+    allocation: Allocation = global_magnitude,
+    pattern: str = "unstructured",
+    keep_dense: tuple[str, ...] = (),
+) -> Method:
+    """Prune from dense to ``density`` along a cubic schedule (Zhu & Gupta 2017, arXiv:1710.01878, eq. 1).
+
+    The last round is at ``stop_at`` itself, so the final density is exact whatever the interval.
+
+    Args:
+        density: final density.
+        start_at, stop_at: steps, or fractions of the run; a quarter is left to train the final masks.
+        update_every: steps between rounds.
+        allocation: global ranking by default.
+        pattern: which positions may be active together. A pattern that fixes its density is reached in one round.
+        keep_dense: globs of weights without a mask.
+    """
+
+    def topology(total: int) -> Prune:
+        start, stop = as_steps(start_at, total, "start_at"), as_steps(stop_at, total, "stop_at")
+        return Prune(
+            by=magnitude(),
+            density=cubic(1.0, density, start_at=start, stop_at=stop),
+            when=lambda step: step == stop or (start <= step < stop and step % update_every == 0),
+            allocation=allocation,
+        )
+
+    return Method(
+        name="gmp",
+        density=density,
+        initial="dense",
+        allocation=allocation,
+        pattern=pattern,
+        keep_dense=keep_dense,
+        topology=topology,
+    )

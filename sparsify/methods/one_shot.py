@@ -1,0 +1,42 @@
+"""One-shot magnitude pruning, then fine-tuning."""
+
+from __future__ import annotations
+
+from sparsify.methods.base import Method, as_steps
+from sparsify.parts.allocation import Allocation, global_magnitude
+from sparsify.parts.schedules import at, constant
+from sparsify.parts.scores import magnitude
+from sparsify.parts.topology import Prune
+
+
+def one_shot(
+    *,
+    density: float,
+    prune_at: float = 0.5,
+    allocation: Allocation = global_magnitude,
+    pattern: str = "unstructured",
+    keep_dense: tuple[str, ...] = (),
+) -> Method:
+    """Train dense, prune the smallest magnitudes once at ``prune_at``, train on (Han et al. 2015, arXiv:1506.02626).
+
+    Args:
+        density: final density.
+        prune_at: step, or fraction of the run.
+        allocation: global ranking by default.
+        pattern: which positions may be active together.
+        keep_dense: globs of weights without a mask.
+    """
+    return Method(
+        name="one-shot",
+        density=density,
+        initial="dense",
+        allocation=allocation,
+        pattern=pattern,
+        keep_dense=keep_dense,
+        topology=lambda total: Prune(
+            by=magnitude(),
+            density=constant(density),
+            when=at(as_steps(prune_at, total, "prune_at")),
+            allocation=allocation,
+        ),
+    )

@@ -1,0 +1,59 @@
+"""RigL: the rigged lottery."""
+
+from __future__ import annotations
+
+from sparsify.methods.base import Method, as_steps, in_range
+from sparsify.parts.allocation import Allocation, erk
+from sparsify.parts.schedules import cosine, every
+from sparsify.parts.scores import gradient, magnitude
+from sparsify.parts.topology import DropAndGrow
+
+
+def rigl(
+    *,
+    density: float,
+    update_every: int = 100,
+    stop_at: float = 0.75,
+    drop_fraction: float = 0.3,
+    replaces_step: bool = True,
+    regrow_dropped: bool = True,
+    allocation: Allocation = erk,
+    pattern: str = "unstructured",
+    keep_dense: tuple[str, ...] = (),
+) -> Method:
+    """RigL: drop by magnitude, grow by the dense gradient (Evci et al. 2020, arXiv:1911.11134).
+
+    Args:
+        density: of the whole run.
+        update_every: steps between rounds.
+        stop_at: step, or fraction of the run, from which masks stay.
+        drop_fraction: of the active positions, in [0, 1], decayed by half a cosine.
+        replaces_step: a round takes the place of the optimizer step (the published algorithm and code).
+        regrow_dropped: a position just dropped may be grown at once and keeps its value (the authors' answer in issue 5 of
+            their repository).
+        allocation: ERK by default.
+        pattern: which positions may be active together.
+        keep_dense: globs of weights without a mask.
+    """
+    in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
+
+    def topology(total: int) -> DropAndGrow:
+        stop = as_steps(stop_at, total, "stop_at")
+        return DropAndGrow(
+            drop_by=magnitude(),
+            grow_by=gradient(),
+            fraction=cosine(drop_fraction, stop),
+            when=every(update_every, stop=stop),
+            replaces_step=replaces_step,
+            regrow_dropped=regrow_dropped,
+        )
+
+    return Method(
+        name="rigl",
+        density=density,
+        initial="random",
+        allocation=allocation,
+        pattern=pattern,
+        keep_dense=keep_dense,
+        topology=topology,
+    )

@@ -1,0 +1,55 @@
+"""SET: sparse evolutionary training."""
+
+from __future__ import annotations
+
+from sparsify.methods.base import Method, as_steps, in_range
+from sparsify.parts.allocation import Allocation, erk
+from sparsify.parts.schedules import cosine, every
+from sparsify.parts.scores import magnitude, random
+from sparsify.parts.topology import DropAndGrow
+
+
+def set(
+    *,
+    density: float,
+    update_every: int = 100,
+    stop_at: float = 0.75,
+    drop_fraction: float = 0.3,
+    regrow_dropped: bool = False,
+    allocation: Allocation = erk,
+    pattern: str = "unstructured",
+    keep_dense: tuple[str, ...] = (),
+) -> Method:
+    """SET: drop by magnitude, grow at random (Mocanu et al. 2018, arXiv:1707.04780).
+
+    Args:
+        density: of the whole run.
+        update_every: steps between rounds.
+        stop_at: step, or fraction of the run, from which masks stay.
+        drop_fraction: of the active positions, in [0, 1], decayed by half a cosine (the RigL repository's SET).
+        regrow_dropped: whether a position just dropped may be drawn again.
+        allocation: ERK by default.
+        pattern: which positions may be active together.
+        keep_dense: globs of weights without a mask.
+    """
+    in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
+
+    def topology(total: int) -> DropAndGrow:
+        stop = as_steps(stop_at, total, "stop_at")
+        return DropAndGrow(
+            drop_by=magnitude(),
+            grow_by=random(),
+            fraction=cosine(drop_fraction, stop),
+            when=every(update_every, stop=stop),
+            regrow_dropped=regrow_dropped,
+        )
+
+    return Method(
+        name="set",
+        density=density,
+        initial="random",
+        allocation=allocation,
+        pattern=pattern,
+        keep_dense=keep_dense,
+        topology=topology,
+    )

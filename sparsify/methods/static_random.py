@@ -1,0 +1,24 @@
+"""Static random: sparse from the start, never changed."""
+
+from __future__ import annotations
+
+from sparsify.methods.base import Method
+from sparsify.parts.allocation import Allocation, erk
+
+
+def static_random(
+    *,
+    density: float,
+    allocation: Allocation = erk,
+    pattern: str = "unstructured",
+    keep_dense: tuple[str, ...] = (),
+) -> Method:
+    """Random masks of exact budgets, fixed for the whole run: what topology updates have to beat."""
+    return Method(
+        name="static",
+        density=density,
+        initial="random",
+        allocation=allocation,
+        pattern=pattern,
+        keep_dense=keep_dense,
+    )

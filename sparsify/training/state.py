@@ -1,0 +1,252 @@
+"""`attach` a method to a program and an optimizer; `SparseTrainer.step` is then the one call of the loop.
+
+Weights are exactly 0 where inactive after every step. The lowered masks give such weights no gradient, so an optimizer that
+adds nothing of its own leaves them at 0; one that does is found on its first step and masked after each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsify.errors import TrainingError
+from sparsify.ir import Program
+from sparsify.methods import Method
+from sparsify.parts.allocation import Layer
+from sparsify.parts.patterns import Pattern, parse_pattern
+from sparsify.parts.scores import Score, View
+from sparsify.parts.topology import DropAndGrow, Prune, update
+from sparsify.passes import InsertGradientTaps, InsertMasks, LowerMasks, Pass, Pipeline
+
+
+def attach(
+    method: Method, program: Program, optimizer: torch.optim.Optimizer, *, total_steps: int, seed: int = 0
+) -> SparseTrainer:
+    """Make ``program`` sparse in place and return the trainer whose ``step()`` replaces ``optimizer.step()``.
+
+    Args:
+        method: from `sparsify.methods`.
+        program: of stage TRACED; its parameters are those the optimizer holds.
+        optimizer: over ``program.parameters()`` or the traced model's, which are the same objects.
+        total_steps: optimizer steps of the whole run; schedules given as fractions are of this.
+        seed: of random masks and random growth.
+
+    Raises:
+        TrainingError: If the optimizer does not hold the weights, or ``total_steps`` is not positive.
+        PatternError: If the pattern does not fit a weight.
+        AllocationError: If the density cannot be met.
+    """
+    if total_steps < 1:
+        raise TrainingError(f"total_steps should be at least 1, found {total_steps}. Use len(loader) * epochs.")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    lost = [name for name, p in program.named_parameters() if p.requires_grad and id(p) not in held]
+    if lost:
+        raise TrainingError(
+            f"the optimizer does not hold {len(lost)} parameters of {program.name!r} ({', '.join(lost[:4])}); they would "
+            f"never change. Build it over program.parameters() after tracing, and move the program first."
+        )
+    return SparseTrainer(method, program, optimizer, total_steps=total_steps, seed=seed)
+
+
+class SparseTrainer:
+    """A method at work on a program. Made by `attach`.
+
+    Attributes:
+        steps: optimizer steps taken, rounds that replaced one included.
+        counts: ``{"rounds", "skipped_rounds", "probes"}``.
+    """
+
+    def __init__(
+        self, method: Method, program: Program, optimizer: torch.optim.Optimizer, *, total_steps: int, seed: int
+    ) -> None:
+        if method.correction is not None or method.averaging is not None:
+            raise TrainingError(
+                f"method {method.name!r} uses a correction or averaging, which this trainer cannot run yet."
+            )
+        self.method, self.program, self.optimizer = method, program, optimizer
+        self.total_steps, self.steps = total_steps, 0
+        self.counts = {"rounds": 0, "skipped_rounds": 0, "probes": 0}
+        self._generator = torch.Generator().manual_seed(seed)
+        self._topology = method.topology(total_steps) if method.topology else None
+        self._pattern: Pattern = parse_pattern(method.pattern)
+        self._remask = False
+        self._score_states: dict[str, dict[str, Any]] = {}
+        if method.initial != "dense" or self._topology is not None:
+            self._insert()
+        self._arm()
+
+    # --- set-up
+
+    def _insert(self) -> None:
+        steps: list[Pass] = [InsertMasks(pattern=self.method.pattern, keep_dense=self.method.keep_dense)]
+        Pipeline(tuple(steps)).apply(self.program)
+        if self.method.initial != "dense":
+            budgets = self.method.allocation(self._layers(), self.method.density)
+            for name, mask in self.program.masks().items():
+                weight = self.program.weight(name).detach()
+                noise = torch.rand(weight.shape, generator=self._generator)
+                scores = weight.abs() if self.method.initial == "magnitude" else noise.to(weight.device)
+                mask.copy_(self._pattern.select(scores, budgets[name]))
+        self._apply_masks({})
+        taps: tuple[Pass, ...] = (InsertGradientTaps(),) if self._needs_gradient() else ()
+        Pipeline((*taps, LowerMasks(), *self.method.passes)).apply(self.program)
+        for slot, score in self._scores().items():
+            self._score_states[slot] = {
+                name: score.init(self.program.weight(name).detach()) for name in self.program.masks()
+            }
+
+    def _layers(self) -> dict[str, Layer]:
+        layers: dict[str, Layer] = {}
+        for name in self.program.masks():
+            weight = self.program.weight(name).detach()
+            shape = tuple(weight.shape)
+            layers[name] = Layer(shape, self._pattern.unit_size(shape), self._pattern.fixed_density(shape), weight)
+        return layers
+
+    def _scores(self) -> dict[str, Score]:
+        match self._topology:
+            case DropAndGrow(drop_by=drop_by, grow_by=grow_by):
+                return {"drop": drop_by, "grow": grow_by}
+            case Prune(by=by):
+                return {"prune": by}
+            case _:
+                return {}
+
+    def _needs_gradient(self) -> bool:
+        return any(score.needs_gradient for score in self._scores().values())
+
+    # --- the loop
+
+    @property
+    def density(self) -> float:
+        """Active / maskable weights now."""
+        return self.program.costs().density
+
+    def step(self) -> None:
+        """Optimizer step, then a topology update when one is due. Call it after ``loss.backward()``."""
+        self.steps += 1
+        due = self._topology is not None and self._topology.when(self.steps)
+        if not (due and isinstance(self._topology, DropAndGrow) and self._topology.replaces_step):
+            self.optimizer.step()
+            self._keep_zeros()
+        if due:
+            self._round()
+        self._arm()
+
+    def _keep_zeros(self) -> None:
+        masks = self.program.masks() if self._remask or self.steps == 1 else {}
+        if self.steps == 1:
+            self._remask = any(bool((self.program.weight(n).detach()[~m] != 0).any()) for n, m in masks.items())
+        if self._remask:
+            with torch.no_grad():
+                for name, mask in masks.items():
+                    self.program.weight(name).masked_fill_(~mask, 0.0)
+
+    def _arm(self) -> None:
+        due = self._topology is not None and self._topology.when(self.steps + 1) and self._needs_gradient()
+        for tap in self.program.taps().values():
+            tap.clear()
+            tap.armed = due
+
+    # --- topology
+
+    def _round(self) -> None:
+        gradients = {name: tap.gradient for name, tap in self.program.taps().items()}
+        if self._needs_gradient():
+            absent = [name for name, gradient in gradients.items() if gradient is None]
+            if absent:
+                raise TrainingError(
+                    f"no dense gradient reached {', '.join(absent[:4])} on step {self.steps}. Call trainer.step() after "
+                    f"loss.backward(), with the program in train mode."
+                )
+            if not all(bool(torch.isfinite(g).all()) for g in gradients.values() if g is not None):
+                self.counts["skipped_rounds"] += 1
+                return
+        old = {name: mask.clone() for name, mask in self.program.masks().items()}
+        match self._topology:
+            case DropAndGrow() as topology:
+                self._drop_and_grow(topology, gradients)
+            case Prune() as topology:
+                self._prune(topology, gradients)
+        self._apply_masks(old)
+        self.counts["rounds"] += 1
+        self.program.verify()
+
+    def _rate(self, slot: str, score: Score, name: str, gradients: dict[str, Tensor | None]) -> Tensor:
+        view = View(
+            weight=self.program.weight(name).detach(),
+            mask=self.program.mask(name),
+            gradient=gradients.get(name),
+            step=self.steps,
+            generator=self._generator,
+        )
+        scores, self._score_states[slot][name] = score.rate(view, self._score_states[slot][name])
+        return scores
+
+    def _drop_and_grow(self, topology: DropAndGrow, gradients: dict[str, Tensor | None]) -> None:
+        fraction = topology.fraction(self.steps)
+        for name, mask in self.program.masks().items():
+            new = update(
+                mask,
+                self._rate("drop", topology.drop_by, name, gradients),
+                self._rate("grow", topology.grow_by, name, gradients),
+                fraction,
+                pattern=self._pattern,
+                regrow_dropped=topology.regrow_dropped,
+            )
+            mask.copy_(new)
+
+    def _prune(self, topology: Prune, gradients: dict[str, Tensor | None]) -> None:
+        density = topology.density(self.steps)
+        layers = self._layers()
+        fixed = next(iter(layers.values())).fixed_density
+        if fixed is not None and density > fixed:
+            return
+        budgets = topology.allocation(layers, density)
+        for name, mask in self.program.masks().items():
+            scores = self._rate("prune", topology.by, name, gradients).masked_fill(~mask, -1.0)
+            mask.copy_(self._pattern.select(scores, min(budgets[name], int(mask.sum()))))
+
+    def _apply_masks(self, old: dict[str, Tensor]) -> None:
+        """Zero inactive weights, and optimizer state where inactive or newly grown; the only place that does."""
+        with torch.no_grad():
+            for name, mask in self.program.masks().items():
+                weight = self.program.weight(name)
+                kept = mask & old[name] if name in old else mask
+                weight.masked_fill_(~mask, 0.0)
+                for value in self.optimizer.state.get(weight, {}).values():
+                    if isinstance(value, Tensor) and value.shape == weight.shape:
+                        value.masked_fill_(~kept, 0.0)
+
+    # --- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is not in the program's and the optimizer's own state dicts; loads with ``weights_only=True``."""
+        return {
+            "method": self.method.name,
+            "total_steps": self.total_steps,
+            "steps": self.steps,
+            "counts": dict(self.counts),
+            "remask": self._remask,
+            "generator": self._generator.get_state(),
+            "scores": self._score_states,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; load the program's and the optimizer's state dicts as well.
+
+        Raises:
+            TrainingError: If the state is of another method or run length.
+        """
+        for key, have in (("method", self.method.name), ("total_steps", self.total_steps)):
+            if state[key] != have:
+                raise TrainingError(
+                    f"the saved state has {key} {state[key]!r}, this trainer {have!r}. Attach what was saved."
+                )
+        self.steps, self._remask = int(state["steps"]), bool(state["remask"])
+        self.counts = dict(state["counts"])
+        self._generator.set_state(state["generator"])
+        self._score_states = state["scores"]
+        self._arm()
