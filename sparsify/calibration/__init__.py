@@ -1,0 +1,5 @@
+"""Fitting the calibration head on held-out data."""
+
+from sparsify.calibration.fit import CalibrationLog as CalibrationLog
+from sparsify.calibration.fit import evaluate as evaluate
+from sparsify.calibration.fit import fit as fit

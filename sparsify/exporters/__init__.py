@@ -1,0 +1,4 @@
+"""Writing a program for deployment."""
+
+from sparsify.exporters.onnx import ExportResult as ExportResult
+from sparsify.exporters.onnx import export as export

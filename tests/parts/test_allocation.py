@@ -1,0 +1,79 @@
+"""Budgets: exact, bounded, and equal to slow oracles."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+
+from sparsify.errors import AllocationError
+from sparsify.parts.allocation import ALLOCATIONS, Layer, erk, lamp_score, uniform
+
+
+def layers(seed: int) -> dict[str, Layer]:
+    rng = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    result = {}
+    for i in range(rng.randint(1, 6)):
+        shape = (rng.randint(1, 12), rng.randint(1, 12), *rng.choice([(), (3, 3)]))
+        result[f"w{i}"] = Layer(shape, weight=torch.randn(shape, generator=generator))
+    return result
+
+
+@pytest.mark.parametrize("name", ALLOCATIONS)
+@pytest.mark.parametrize("seed", range(40))
+def test_budgets_are_exact_and_bounded(name, seed):
+    table, density = layers(seed), random.Random(seed + 99).uniform(0.1, 1.0)
+    total = sum(layer.size for layer in table.values())
+    if round(density * total) < len(table):
+        pytest.skip("too few positions to keep one per layer")
+    budgets = ALLOCATIONS[name](table, density)
+    assert sum(budgets.values()) == round(density * total)
+    assert all(1 <= budgets[n] <= layer.size for n, layer in table.items())
+
+
+def test_uniform_by_hand():
+    assert uniform({"a": Layer((4, 5)), "b": Layer((10, 10))}, 0.25) == {"a": 5, "b": 25}
+
+
+def test_erk_by_hand_with_a_layer_that_becomes_dense():
+    # raw a: (1+2)/2 = 1.5, raw b: (10+10)/100 = 0.2; at density 0.2 of 102 -> 20 positions: eps = 20/(3+20) = 0.87 and
+    # 1.5 * 0.87 > 1, so a is dense (2) and b gets the other 18.
+    assert erk({"a": Layer((1, 2)), "b": Layer((10, 10))}, 0.2) == {"a": 2, "b": 18}
+
+
+def test_erk_against_brute_force():
+    table = {"a": Layer((8, 4, 3, 3)), "b": Layer((16, 8, 3, 3)), "c": Layer((10, 16))}
+    density = 0.2
+    raw = {n: sum(x.shape) / math.prod(x.shape) for n, x in table.items()}
+    low, high = 0.0, 1e6
+    for _ in range(200):  # the scale at which min(1, raw * scale) spends the budget
+        middle = (low + high) / 2
+        spent = sum(min(1.0, raw[n] * middle) * x.size for n, x in table.items())
+        low, high = (middle, high) if spent < density * sum(x.size for x in table.values()) else (low, middle)
+    budgets = erk(table, density)
+    for n, x in table.items():
+        assert abs(budgets[n] - min(1.0, raw[n] * low) * x.size) <= 1.0
+
+
+def test_lamp_scores_against_a_loop():
+    weight = torch.tensor([[3.0, -1.0], [2.0, 1.0]])
+    flat = weight.reshape(-1).tolist()
+    order = sorted(range(4), key=lambda i: (flat[i] ** 2, i))
+    expected = [0.0] * 4
+    for position, i in enumerate(order):
+        expected[i] = flat[i] ** 2 / sum(flat[j] ** 2 for j in order[position:])
+    assert torch.allclose(lamp_score(weight).reshape(-1), torch.tensor(expected).double())
+    assert lamp_score(weight).max() == pytest.approx(1.0)
+
+
+def test_a_density_below_one_unit_a_layer_names_the_lowest_that_works():
+    with pytest.raises(AllocationError, match=r"lowest density that works is 0\.02"):
+        uniform({"a": Layer((5, 10)), "b": Layer((5, 10))}, 0.005)
+
+
+def test_a_pattern_that_fixes_its_density_keeps_it():
+    table = {"a": Layer((4, 8), fixed_density=0.5), "b": Layer((4, 8))}
+    assert uniform(table, 0.25) == {"a": 16, "b": 8}

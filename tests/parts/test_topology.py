@@ -1,0 +1,80 @@
+"""Drop and grow, worked by hand, then as properties over seeds and patterns."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from sparsify.errors import PatternError
+from sparsify.parts.patterns import parse_pattern
+from sparsify.parts.schedules import cosine, cubic, every
+from sparsify.parts.topology import drop, grow, update
+
+
+def test_drop_the_lowest_active():
+    mask = torch.tensor([[True, True, False, True]])
+    score = torch.tensor([[0.3, 0.1, 0.0, 0.2]])
+    assert drop(mask, score, 2).tolist() == [[True, False, False, False]]
+
+
+def test_grow_the_highest_inactive_and_ties_go_to_the_lower_index():
+    mask = torch.tensor([[True, False, False, False]])
+    assert grow(mask, torch.tensor([[9.0, 1.0, 1.0, 0.5]]), 1).tolist() == [[True, True, False, False]]
+
+
+def test_an_rigl_round_by_hand():
+    mask = torch.tensor([[True, True, True, True], [False, False, False, False]])
+    weight = torch.tensor([[0.1, 0.4, 0.3, 0.2], [0.0, 0.0, 0.0, 0.0]])
+    gradient = torch.tensor([[5.0, 0.0, 0.0, 0.0], [1.0, 2.0, 0.5, 0.0]])
+    # drop 2 of 4: 0.1 and 0.2; candidates by |g|: dropped 0.1 (5.0), then 2.0
+    regrown = update(mask, weight, gradient, 0.5)
+    assert regrown.tolist() == [[True, True, True, False], [False, True, False, False]]
+    fresh = update(mask, weight, gradient, 0.5, regrow_dropped=False)
+    assert fresh.tolist() == [[False, True, True, False], [True, True, False, False]]
+
+
+@pytest.mark.parametrize("text", ["unstructured", "block:2x1", "block:4x2", "nm:2:4", "nm:1:4"])
+@pytest.mark.parametrize("regrow", [True, False])
+@pytest.mark.parametrize("seed", range(20))
+def test_rounds_keep_count_and_pattern(text, regrow, seed):
+    rng, pattern = random.Random(seed), parse_pattern(text)
+    torch.manual_seed(seed)
+    shape = (rng.choice([4, 8]), rng.choice([4, 8, 12]), *rng.choice([(), (3, 3)]))
+    pattern.check(shape, "w")
+    fixed = pattern.fixed_density(shape)
+    unit = pattern.unit_size(shape)
+    numel = torch.Size(shape).numel()
+    budget = round(numel * fixed) if fixed else rng.randint(1, numel // unit) * unit
+    mask = pattern.select(torch.randn(shape), budget)
+    assert int(mask.sum()) == budget and pattern.holds(mask)
+    new = update(
+        mask, torch.rand(shape), torch.rand(shape), rng.uniform(0, 0.6), pattern=pattern, regrow_dropped=regrow
+    )
+    assert int(new.sum()) == budget and pattern.holds(new)
+    assert torch.equal(pattern.expand(pattern.reduce(mask), shape), mask)
+    assert str(parse_pattern(str(pattern))) == str(pattern)
+
+
+def test_counts_out_of_range_are_refused():
+    mask = torch.tensor([[True, False]])
+    with pytest.raises(ValueError, match="cannot drop 2 of 1"):
+        drop(mask, torch.zeros(1, 2), 2)
+    with pytest.raises(ValueError, match="cannot grow 2"):
+        grow(mask, torch.zeros(1, 2), 2)
+
+
+@pytest.mark.parametrize("text", ["", "nm:4:2", "nm:0:4", "block:0x1", "block:4", "2:4"])
+def test_misspelt_patterns(text):
+    with pytest.raises(PatternError):
+        parse_pattern(text)
+
+
+def test_schedules_reach_their_ends_exactly():
+    assert cubic(1.0, 0.1, start_at=0, stop_at=10)(10) == pytest.approx(0.1, abs=0)
+    assert cubic(1.0, 0.1, start_at=0, stop_at=10)(0) == pytest.approx(1.0)
+    assert cubic(1.0, 0.2, start_at=0, stop_at=10)(5) == pytest.approx(0.2 + 0.8 * 0.125)
+    assert cosine(0.3, 100)(100) == pytest.approx(0.0)
+    assert cosine(0.3, 100)(50) == pytest.approx(0.15)
+    assert [s for s in range(1, 12) if every(3, stop=9)(s)] == [3, 6]
