@@ -12,6 +12,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check]'
 	touch $(STAMP)
 
+demo: setup
+	$(BIN)/sparsify run --recipe recipes/digits.toml --out runs/demo --overwrite
+
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 

@@ -1,0 +1,135 @@
+"""A recipe: everything a run depends on. TOML keys, command-line options and fields are the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from sparsify.errors import RecipeError
+from sparsify.methods import METHODS, Method, build
+from sparsify.methods.registry import options as method_options
+from sparsify.training import Settings
+
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class Recipe:
+    """What to train, on what, and how. The defaults are the embedded digits job.
+
+    Attributes:
+        model: ``file.py:factory`` or ``package.module:factory``.
+        data: ``digits`` or ``file.npz``.
+        method: see `sparsify methods`.
+        sparsity: inactive fraction of the maskable weights; density is 1 - sparsity.
+        pattern: see `sparsify patterns`.
+        keep_dense: globs of weights without a mask.
+        method_options: further options of the method.
+        baseline: train the dense model too, same budget.
+        calibrator: ``temperature`` or ``vector``.
+        threads: torch threads.
+        The others are those of `sparsify.training.Settings` and `sparsify.export`.
+    """
+
+    model: str = "sparsify.loading:digits_cnn"
+    data: str = "digits"
+    method: str = "rigl"
+    sparsity: Fraction = 0.9
+    pattern: str = "unstructured"
+    keep_dense: tuple[str, ...] = ()
+    method_options: dict[str, int | float | str | bool] = Field(default_factory=dict)
+    baseline: bool = False
+    epochs: Positive = 20
+    batch_size: Positive = 64
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0.0)] = 0.05
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
+    schedule: Literal["cosine", "step", "one-cycle", "constant"] = "cosine"
+    warmup: Annotated[int, Field(ge=0)] = 20
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    clip_gradient_norm: Annotated[float, Field(gt=0.0)] | None = None
+    augment: Literal["none", "crop-flip"] = "none"
+    calibrator: Literal["temperature", "vector"] = "temperature"
+    opset: int = 20
+    storage: Literal["dense", "sparse"] = "dense"
+    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Positive = 2
+    checkpoint_every: Positive = 200
+
+    @property
+    def density(self) -> float:
+        """1 - sparsity, free of the binary rounding of the subtraction."""
+        return round(1.0 - self.sparsity, 12)
+
+    def build_method(self) -> Method:
+        """The method with this recipe's density, pattern and options."""
+        known = method_options(self.method) if self.method in METHODS else {}
+        common = {"density": self.density, "pattern": self.pattern, "keep_dense": self.keep_dense}
+        return build(self.method, {**{k: v for k, v in common.items() if k in known}, **self.method_options})
+
+    def settings(self) -> Settings:
+        """The training part."""
+        return Settings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Settings)})
+
+    def to_toml(self) -> str:
+        """The resolved recipe; `parse_recipe` reads it back unchanged."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        options = values.pop("method_options")
+        lines = [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
+        if options:
+            lines += ["", "[method_options]", *(f"{key} = {_toml(value)}" for key, value in options.items())]
+        return "\n".join(lines) + "\n"
+
+    def hash(self) -> str:
+        """SHA-256 of the resolved recipe."""
+        return hashlib.sha256(self.to_toml().encode()).hexdigest()
+
+
+def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
+    """A recipe from a TOML file and options that override it.
+
+    Raises:
+        RecipeError: If the file is missing or malformed, a key is unknown (naming the nearest), or a value out of range.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise RecipeError(f"cannot read the recipe {path}: {error.strerror}.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path} is not TOML: {error}.") from error
+    values |= {key: value for key, value in overrides.items() if value is not None}
+    known = [f.name for f in dataclasses.fields(Recipe)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3)
+            raise RecipeError(
+                f"a recipe has no key {key!r}. Nearest: {', '.join(near) or 'none'}. All: {', '.join(known)}."
+            )
+    try:
+        recipe = TypeAdapter(Recipe).validate_python(values)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}" for e in error.errors()]
+        raise RecipeError("the recipe does not hold: " + "; ".join(problems) + ".") from error
+    recipe.build_method()
+    return recipe
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value) if isinstance(value, str) else repr(value)

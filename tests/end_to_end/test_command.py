@@ -1,0 +1,214 @@
+"""The command: the main job, resume after kill -9 to the same bytes, and mistakes that end with a message and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import sparsify.cli as cli
+
+SHORT = [
+    "--epochs",
+    "3",
+    "--set",
+    "method_options.update_every=10",
+    "--set",
+    "checkpoint_every=5",
+    "--set",
+    "threads=1",
+]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def sparsify(capsys, *arguments):
+    """(exit code, standard output, standard error) of the command, in this process."""
+    before = sys.argv
+    sys.argv = ["sparsify", *map(str, arguments)]
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv = before
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_run_leaves_a_file_with_exactly_the_budget(capsys, tmp_path):
+    code, out, err = sparsify(capsys, "run", "--out", tmp_path / "a", *SHORT, "--baseline")
+    assert code == 0, err
+    report = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    maskable = 32 * 9 + 64 * 32 * 9 + 1024 * 128 + 128 * 10
+    assert report["model"]["maskable"] == maskable
+    assert report["model"]["nonzeros"] == round(0.1 * maskable)
+    weights = [numpy_helper.to_array(i) for i in onnx.load(tmp_path / "a" / "model.onnx").graph.initializer]
+    assert sum(int(np.count_nonzero(w)) for w in weights if w.ndim >= 2) == round(0.1 * maskable)
+    assert report["model"]["parity"]["ok"] and report["dense"]["density"] == 1.0
+    assert "accuracy" in out and "sparse" in out
+    assert (tmp_path / "a" / "recipe.toml").exists() and (tmp_path / "a" / "dense.onnx").exists()
+
+
+def test_the_written_recipe_reproduces_the_run(capsys, tmp_path):
+    assert sparsify(capsys, "run", "--out", tmp_path / "a", *SHORT)[0] == 0
+    assert sparsify(capsys, "run", "--out", tmp_path / "b", "--recipe", tmp_path / "a" / "recipe.toml")[0] == 0
+    assert (tmp_path / "a" / "model.onnx").read_bytes() == (tmp_path / "b" / "model.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.4, 0.9])
+def test_kill_and_resume_gives_the_same_bytes(capsys, tmp_path, wait):
+    assert sparsify(capsys, "run", "--out", tmp_path / "whole", *SHORT)[0] == 0
+    command = [sys.executable, "-m", "sparsify", "run", "--out", str(tmp_path / "cut"), *SHORT]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "cut" / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(wait)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    code, _, err = sparsify(capsys, "run", "--out", tmp_path / "cut", *SHORT, "--resume")
+    assert code == 0, err
+    for name in ("model.onnx", "metrics.json", "history.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    command = [sys.executable, "-m", "sparsify", "run", "--out", str(tmp_path / "a"), *SHORT, "--set", "epochs=200"]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    while not (tmp_path / "a" / "checkpoint.pt").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in " ".join(out.split())
+
+
+def test_trace_and_opt(capsys, tmp_path):
+    code, out, _ = sparsify(capsys, "trace", "--out", tmp_path / "p.sparsify")
+    assert code == 0 and "aten.conv2d" in out
+    pipeline = "insert-masks{density=0.1} | fold-masks"
+    code, out, err = sparsify(
+        capsys, "opt", tmp_path / "p.sparsify", pipeline, "--show", "diff", "--out", tmp_path / "q.sparsify"
+    )
+    assert code == 0 and "+    %apply_mask" in out and "insert-masks: 4 changed" in err
+    assert (tmp_path / "q.sparsify").exists()
+
+
+@pytest.mark.parametrize(("command", "word"), [("methods", "rigl"), ("passes", "fold-masks"), ("patterns", "nm:N:M")])
+def test_lists(capsys, command, word):
+    code, out, _ = sparsify(capsys, command)
+    assert code == 0 and word in out
+
+
+def arrays(**changes):
+    rng = np.random.default_rng(0)
+    base = {
+        "x_train": rng.integers(0, 255, (40, 8, 8), dtype=np.uint8), "y_train": np.arange(40) % 10,
+        "x_test": rng.integers(0, 255, (10, 8, 8), dtype=np.uint8), "y_test": np.arange(10),
+    }  # fmt: skip
+    return {key: value for key, value in {**base, **changes}.items() if value is not None}
+
+
+DATA = {
+    "no such data": (None, "there is no data file"),
+    "missing key": (arrays(y_test=None), "lacks y_test"),
+    "empty": (arrays(x_train=np.zeros((0, 8, 8), np.uint8), y_train=np.zeros(0, int)), "is empty"),
+    "labels negative": (arrays(y_train=np.arange(40) % 10 - 1), "whole numbers from 0"),
+    "labels float": (arrays(y_train=np.linspace(0, 1, 40)), "whole numbers from 0"),
+    "label unseen in training": (arrays(y_test=np.arange(10) + 5), "never occurs in training"),
+    "one class": (arrays(y_train=np.zeros(40, int), y_test=np.zeros(10, int)), "at least two classes"),
+    "too many classes": (arrays(y_train=np.arange(40) % 20), "20 classes"),
+    "nan": (arrays(x_train=np.full((40, 8, 8), np.nan, np.float32)), "NaN"),
+    "lengths differ": (arrays(y_train=np.arange(30) % 10), "as many"),
+    "wrong rank": (arrays(x_train=np.zeros((40, 8), np.float32)), "images are"),
+    "wrong channels": (
+        arrays(x_train=np.zeros((40, 8, 8, 3), np.uint8), x_test=np.zeros((10, 8, 8, 3), np.uint8)),
+        "shape",
+    ),
+    "pickled": (arrays(x_train=np.array([{}] * 40, dtype=object)), "without unpickling"),
+    "fewer samples than a batch": (arrays(), "batch of 64"),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_bad_data(capsys, tmp_path, name):
+    content, message = DATA[name]
+    if content is not None:
+        np.savez(tmp_path / "d.npz", **content)
+    refused(capsys, tmp_path, ["--data", str(tmp_path / "d.npz"), *SHORT], message)
+
+
+OPTIONS = {
+    "density 0": (["--sparsity", "1.0"], "less than 1"),
+    "density 1": (["--sparsity", "0.0"], "greater than 0"),
+    "density 1.2": (["--sparsity", "-0.2"], "greater than 0"),
+    "density -0.1": (["--sparsity", "1.1"], "less than 1"),
+    "unknown method": (["--method", "rigle"], "Nearest: rigl"),
+    "unknown pattern": (["--pattern", "2:4"], "there is no pattern"),
+    "pattern does not divide": (["--pattern", "nm:2:4", "--sparsity", "0.5"], "divisible by 4"),
+    "unknown key": (["--set", "epoch=3"], "Nearest: epochs"),
+    "unknown method option": (["--set", "method_options.update_evry=3"], "Nearest: update_every"),
+    "not key=value": (["--set", "epochs"], "key=value"),
+    "bad type": (["--set", "lr=fast"], "valid number"),
+    "zero epochs": (["--epochs", "0"], "greater than or equal to 1"),
+    "keep-dense matches nothing": (["--set", "keep_dense=head.*"], "matches no weight"),
+    "no such recipe": (["--recipe", "nowhere.toml"], "cannot read the recipe"),
+    "no such file": (["nowhere.py:build"], "there is no file"),
+    "no colon": (["model"], "file.py:factory"),
+    "no such module": (["nowhere.at.all:build"], "importing nowhere.at.all failed"),
+    "not a module": (["pathlib:Path"], "should return a torch.nn.Module"),
+    "factory raises": (["math:sqrt"], "called without arguments"),
+    "no such factory": (["math:nothing"], "has no callable"),
+    "bad opset": (["--set", "opset=3"], "opset should be"),
+    "diverging": (["--set", "lr=1e30", "--set", "warmup=0"], "Lower lr"),
+    "too sparse": (["--sparsity", "0.9999999"], "lowest density that works"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_bad_options(capsys, tmp_path, name):
+    arguments, message = OPTIONS[name]
+    positional = [a for a in arguments[:1] if not a.startswith("--")]
+    refused(capsys, tmp_path, [*positional, *SHORT, *arguments[len(positional) :]], message)
+
+
+def refused(capsys, tmp_path: Path, arguments, message):
+    code, _, err = sparsify(capsys, "run", *arguments, "--out", tmp_path / "run")
+    assert code == 2, err
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+    assert not (tmp_path / "run" / "model.onnx").exists() and not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_a_folder_with_something_else_is_left_alone(capsys, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    for extra in ([], ["--overwrite"]):
+        code, _, err = sparsify(capsys, "run", "--out", tmp_path / "run", *SHORT, *extra)
+        assert code == 2 and "--out" in err
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_damaged_checkpoint_and_another_recipe_are_refused(capsys, tmp_path):
+    assert sparsify(capsys, "run", "--out", tmp_path / "a", *SHORT)[0] == 0
+    code, _, err = sparsify(capsys, "run", "--out", tmp_path / "a", *SHORT, "--set", "seed=5", "--resume")
+    assert code == 2 and "another recipe" in err
+    (tmp_path / "a" / "checkpoint.pt").write_bytes(b"torn")
+    code, _, err = sparsify(capsys, "run", "--out", tmp_path / "a", *SHORT, "--resume")
+    assert code == 2 and "damaged" in err
+
+
+def test_a_damaged_program_is_refused(capsys, tmp_path):
+    (tmp_path / "p.sparsify").write_bytes(b"PK\x03\x04 torn")
+    code, _, err = sparsify(capsys, "opt", tmp_path / "p.sparsify", "insert-masks")
+    assert code == 2 and "damaged" in err
