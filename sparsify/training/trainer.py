@@ -20,7 +20,7 @@ from sparsify.ir import Program
 from sparsify.ir.serialization import write_atomically
 from sparsify.methods import Method
 from sparsify.training.checkpoint import load_checkpoint, save_checkpoint
-from sparsify.training.state import attach
+from sparsify.training.state import SparseTrainer, attach
 
 
 @dataclass(frozen=True)
@@ -205,10 +205,14 @@ def augmented(x: Tensor, settings: Settings) -> Tensor:
 
 
 def _step(
-    program: Program, trainer: Any, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, settings: Settings
+    program: Program, trainer: SparseTrainer, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, settings: Settings
 ) -> tuple[float, int]:
-    logits = program.logits(program(x))
-    loss = nn.functional.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
+    output = program(x)
+    logits, objective = program.logits(output), trainer.method.objective
+    if objective is None:
+        loss = nn.functional.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
+    else:
+        loss = objective(output, y)
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(
