@@ -1,0 +1,162 @@
+"""What a masked training step costs: RigL at 90 % against the dense step of the same eager model.
+
+Steps run interleaved in one process, in blocks: eager dense, traced without masks, RigL (topology updates every 100 steps
+included). Reported are medians over rounds of per-round ratios, and what the masked step spends where. Peak memory is measured
+in a process of its own for each variant, as the resident peak during the steps over the resident size before the model was built (Linux).
+
+python benchmarks/step_cost.py [--threads 2] [--rounds 20] [--data cifar10.npz] [--json out.json]
+Without --data, images are scikit-learn's digits, enlarged; the cost does not depend on the pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+import sparsify as sp
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from cifar import resnet20
+
+BATCH = 128
+STEPS = {"resnet20": 5, "mlp": 25}
+VARIANTS = ("eager", "traced", "rigl")
+
+
+def mlp() -> nn.Module:
+    """Four linear layers, 1024 wide."""
+    layers = [nn.Flatten(), nn.Linear(3072, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {"resnet20": resnet20, "mlp": mlp}
+
+
+def batch(data: str | None) -> tuple[Tensor, Tensor]:
+    """128 images [128, 3, 32, 32] and labels."""
+    if data:
+        from sparsify.loading import load_data
+
+        x, y = load_data(data, seed=0).test
+        return x[:BATCH], y[:BATCH]
+    digits = load_digits()
+    x = torch.tensor(digits.images[:BATCH], dtype=torch.float32)[:, None] / 16
+    return nn.functional.interpolate(x, size=32).expand(-1, 3, -1, -1).contiguous(), torch.tensor(digits.target[:BATCH])
+
+
+def make_step(variant: str, name: str, x: Tensor, y: Tensor) -> tuple[Callable[[], None], dict[str, float]]:
+    """One training step of a variant, and the seconds it has spent by part."""
+    torch.manual_seed(0)
+    model = MODELS[name]().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    callee: nn.Module = model if variant == "eager" else sp.trace(model, (x[:2],)).train()
+    advance = optimizer.step
+    if variant == "rigl":
+        advance = sp.attach(sp.methods.rigl(density=0.1), callee, optimizer, total_steps=1_000_000).step
+    spent = {"forward": 0.0, "backward": 0.0, "step": 0.0}
+
+    def step() -> None:
+        start = time.perf_counter()
+        loss = nn.functional.cross_entropy(callee(x), y)
+        forward = time.perf_counter()
+        loss.backward()
+        backward = time.perf_counter()
+        advance()
+        optimizer.zero_grad()
+        end = time.perf_counter()
+        for part, seconds in (("forward", forward - start), ("backward", backward - forward), ("step", end - backward)):
+            spent[part] += seconds
+
+    return step, spent
+
+
+def timings(name: str, x: Tensor, y: Tensor, rounds: int) -> dict[str, object]:
+    """Ratios of medians for one model; enough rounds that topology updates occur at their true rate."""
+    steps = {variant: make_step(variant, name, x, y) for variant in VARIANTS}
+    for step, spent in steps.values():
+        for _ in range(3):
+            step()
+        spent.update(dict.fromkeys(spent, 0.0))
+    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    for index in range(rounds):
+        order = VARIANTS[index % 3 :] + VARIANTS[: index % 3]
+        for variant in order:
+            start = time.perf_counter()
+            for _ in range(STEPS[name]):
+                steps[variant][0]()
+            seconds[variant].append((time.perf_counter() - start) / STEPS[name])
+    ratios = {v: [a / b for a, b in zip(seconds[v], seconds["eager"], strict=True)] for v in ("traced", "rigl")}
+    total = rounds * STEPS[name]
+    return {
+        "milliseconds_eager": 1000 * statistics.median(seconds["eager"]),
+        "traced_ratio": statistics.median(ratios["traced"]),
+        "rigl_ratio": statistics.median(ratios["rigl"]),
+        "rigl_ratio_of_totals": sum(seconds["rigl"]) / sum(seconds["eager"]),
+        "rigl_quartiles": statistics.quantiles(ratios["rigl"], n=4),
+        "steps": total,
+        "milliseconds_by_part": {
+            v: {part: round(1000 * value / total, 3) for part, value in steps[v][1].items()} for v in VARIANTS
+        },
+    }
+
+
+def peak(variant: str, name: str, data: str | None, threads: int) -> int:
+    """Growth in KiB of the resident peak over 105 steps (one topology update included), measured in a new process."""
+    command = [sys.executable, __file__, "--peak", variant, "--model", name, "--threads", str(threads)]
+    result = subprocess.run(command + (["--data", data] if data else []), check=True, capture_output=True, text=True)
+    return int(result.stdout.split()[-1])
+
+
+def resident(field: str) -> int:
+    """A memory figure of this process in KiB (Linux)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--data")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--model", choices=MODELS)
+    parser.add_argument("--peak", choices=VARIANTS, help="internal: print the peak of one variant")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    x, y = batch(options.data)
+    if options.peak:
+        before = resident("VmRSS")
+        step, _ = make_step(options.peak, options.model, x, y)
+        step()
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again here: tracing is not training
+        for _ in range(104):
+            step()
+        print(resident("VmHWM") - before)
+        return
+    report: dict[str, object] = {"machine": platform.processor() or platform.machine(), "threads": options.threads}
+    for name in [options.model] if options.model else MODELS:
+        row = timings(name, x, y, options.rounds)
+        peaks = {variant: peak(variant, name, options.data, options.threads) for variant in VARIANTS}
+        row["peak_kib"] = peaks
+        row["peak_ratio"] = peaks["rigl"] / peaks["eager"]
+        report[name] = row
+        print(name, json.dumps(row, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
