@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+
+PIECE = 1 << 18
+"""Positions masked at a time."""
+GradientForm = Literal["copied", "in-place", "tapped"]
 
 
 class Stage(enum.Enum):
@@ -90,40 +95,61 @@ def apply_mask(weight: Tensor, mask: Tensor, pattern: str) -> Tensor:
 
 class _MaskedView(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, mask: Tensor, in_place: bool) -> Tensor:
         ctx.save_for_backward(mask)
+        ctx.in_place = in_place
         return weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        (mask,) = ctx.saved_tensors
-        return grad_outputs[0] * mask, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        return _masked(grad_outputs[0], ctx.saved_tensors[0], in_place=ctx.in_place), None, None
 
 
-def masked_view(weight: Tensor, mask: Tensor, pattern: str) -> Tensor:
-    """`apply_mask` for a weight that is already 0 where inactive: reads it directly, masks only its gradient."""
+def masked_view(weight: Tensor, mask: Tensor, pattern: str, gradient: GradientForm = "copied") -> Tensor:
+    """`apply_mask` for a weight that is already 0 where inactive: reads it directly, masks only its gradient.
+
+    Args:
+        weight: 0 where ``mask`` is False.
+        mask: bool, the shape of ``weight``.
+        pattern: which positions may be active together; documentation.
+        gradient: ``copied`` masks a copy of the incoming gradient; ``in-place`` masks it where it lies, for consumers that hand
+            over a gradient made for this value alone; ``tapped`` leaves it to the `GradientTap` behind this node.
+    """
     del pattern
-    return _MaskedView.apply(weight, mask)  # type: ignore[no-any-return]
+    if gradient == "tapped":
+        return weight
+    return _MaskedView.apply(weight, mask, gradient == "in-place")  # type: ignore[no-any-return]
 
 
 MASK_OPERATORS = (apply_mask, masked_view)
 
 
 class GradientTap(nn.Module):
-    """Records the dense gradient dL/d(weight × mask) of the value that flows through, when armed.
+    """Gives access to the dense gradient dL/d(weight × mask) of the value that flows through, when armed.
 
     Attributes:
-        armed: record in the backward pass of forwards made from now on.
+        armed: act in the backward pass of forwards made from now on.
+        in_grad: leave the dense gradient in the weight's ``.grad``, unmasked, instead of recording a copy. It costs no memory, and
+            is for steps whose ``.grad`` no optimizer will see. Only for lowered masks.
         gradient: the sum recorded since the last `clear`, or None.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.armed = False
+        self.in_grad = False
         self.gradient: Tensor | None = None
 
-    def forward(self, value: Tensor) -> Tensor:
-        return _Record.apply(value, self) if self.armed and value.requires_grad else value  # type: ignore[no-any-return]
+    def forward(self, value: Tensor, mask: Tensor | None = None, gradient: GradientForm = "copied") -> Tensor:
+        """``value`` itself. With a ``mask``, the value is a lowered weight, and its gradient is masked here."""
+        if not value.requires_grad:
+            return value
+        if mask is None:
+            return _Record.apply(value, self) if self.armed else value  # type: ignore[no-any-return]
+        if self.armed and self.in_grad:
+            return value
+        masked = _MaskedView.apply(value, mask, gradient == "in-place")
+        return _Record.apply(masked, self) if self.armed else masked  # type: ignore[no-any-return]
 
     def clear(self) -> None:
         self.gradient = None
@@ -141,3 +167,17 @@ class _Record(torch.autograd.Function):
         tap: GradientTap = ctx.tap
         tap.gradient = gradient.detach().clone() if tap.gradient is None else tap.gradient + gradient.detach()
         return gradient, None
+
+
+def _masked(gradient: Tensor, mask: Tensor, *, in_place: bool) -> Tensor:
+    """``gradient * mask``, in the gradient's own memory where that is allowed and no graph of the backward is being built."""
+    plain = gradient.layout is torch.strided and not torch.compiler.is_compiling()
+    if not in_place or not plain or torch.is_grad_enabled():
+        return gradient * mask
+    if not gradient.is_contiguous() or not mask.is_contiguous():
+        return gradient.mul_(mask.view(torch.int8))
+    # torch casts the whole mask before it multiplies; in pieces the casts stay in the cache. Integers cast faster than bools.
+    pieces = zip(gradient.view(-1).split(PIECE), mask.view(torch.int8).view(-1).split(PIECE), strict=True)
+    for values, kept in pieces:
+        values.mul_(kept)
+    return gradient

@@ -37,7 +37,7 @@ def _row(program: Program, node: fx.Node) -> tuple[str, str]:
         mask = any(user.target in MASK_OPERATORS and user.args[1] is node for user in node.users)
         if mask:
             value = program.get_buffer(str(node.target))
-            right += f"  {int(value.sum())}/{value.numel()} active"
+            right += f"  {int(value.count_nonzero())}/{value.numel()} active"
         kind = (
             "mask"
             if mask

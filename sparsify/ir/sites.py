@@ -62,6 +62,11 @@ def consumers(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[fx.Node, 
             yield user, node
 
 
+def gradient_is_private(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether every consumer of a weight's value is a product, whose backward makes the gradient for that value alone."""
+    return all(_kind(user, value) is not None for user, value in consumers(module, node))
+
+
 def weight_sites(program: Program) -> tuple[WeightSite, ...]:
     """All weights that take part in a matrix product, in the order of the train graph."""
     module = program.phases["train"]
@@ -91,7 +96,7 @@ def costs(program: Program) -> Costs:
     """Parameters (each tied tensor once), maskable and active weights, MACs per example."""
     macs_dense = sum(site.macs for site in weight_sites(program))
     masks = [(site, program.get_buffer(site.mask)) for site in mask_sites(program)]
-    active = [(site, int(mask.sum()), mask.numel()) for site, mask in masks]
+    active = [(site, int(mask.count_nonzero()), mask.numel()) for site, mask in masks]
     return Costs(
         params=sum(parameter.numel() for parameter in program.parameters()),
         maskable=sum(total for _, _, total in active),

@@ -90,6 +90,11 @@ def replace_argument(node: fx.Node, index: int, value: Any) -> None:
     node.args = tuple(arguments)
 
 
+def append_arguments(node: fx.Node, *values: Any) -> None:
+    """Add positional arguments behind those a node has."""
+    node.args = (*node.args, *values)
+
+
 def bypass(program: Program, phase: str, node: fx.Node, value: fx.Node) -> None:
     """Let the users of ``node`` read ``value`` and erase ``node``."""
     node.replace_all_uses_with(value)

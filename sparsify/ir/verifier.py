@@ -117,7 +117,7 @@ def inactive_nonzero(program: Program) -> Iterator[Violation]:
         if node.target is MASK_OPERATORS[1]
     }
     for weight, mask in lowered.items():
-        stray = int((program.get_parameter(weight).detach()[~program.get_buffer(mask)] != 0).sum())
+        stray = count_stray(program.get_parameter(weight), program.get_buffer(mask))
         if stray:
             yield Violation("inactive-nonzero", weight, f"{stray} inactive weights are not 0 under a lowered mask")
 
@@ -149,6 +149,11 @@ def violations(program: Program) -> list[Violation]:
     """All violations of the rules of the program's stage."""
     missing = list(state_missing(program))
     return missing or [violation for rule in RULES[program.stage] for violation in rule(program)]
+
+
+def count_stray(weight: Tensor, mask: Tensor) -> int:
+    """How many inactive weights are not 0."""
+    return int(((weight.detach() != 0) & ~mask).count_nonzero())
 
 
 def verify(program: Program) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,8 @@ from sparsify.parts.schedules import Schedule, Trigger
 from sparsify.parts.scores import Score
 
 UNSTRUCTURED = Unstructured()
+LazyTensor = Tensor | Callable[[], Tensor]
+"""A tensor, or a function that makes it when it is needed, so that two large scores need not exist at once."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,10 @@ def drop(mask: Tensor, score: Tensor, n: int, *, pattern: Pattern = UNSTRUCTURED
         ValueError: If ``n`` exceeds the active count.
     """
     active = pattern.reduce(mask)
-    count = int(active.sum())
+    count = int(active.count_nonzero())
     if not 0 <= n <= count:
         raise ValueError(f"cannot drop {n} of {count} active units")
-    pooled = pattern.pool(score.float()).masked_fill(~active, -torch.inf)
-    return pattern.expand(top(pooled, count - n), tuple(mask.shape))
+    return pattern.expand(top(pattern.pool(score.float()), count - n, among=active), tuple(mask.shape))
 
 
 def grow(
@@ -89,22 +91,18 @@ def grow(
     Raises:
         ValueError: If fewer than ``n`` units may be grown.
     """
-    closed = pattern.reduce(mask if exclude is None else mask | exclude)
-    free = int((~closed).sum())
+    allowed = ~pattern.reduce(mask if exclude is None else mask | exclude)
+    free = int(allowed.count_nonzero())
     if not 0 <= n <= free:
         raise ValueError(f"cannot grow {n} units, {free} are inactive and allowed")
-    # +inf is a legal score; closed units sort behind everything because they are removed, not just scored low.
-    pooled = pattern.pool(score.float())
-    candidates = (~closed).nonzero().squeeze(1)
-    units = pattern.reduce(mask).clone()
-    units[candidates[top(pooled[candidates], n)]] = True
+    units = top(pattern.pool(score.float()), n, among=allowed).logical_or_(pattern.reduce(mask))
     return pattern.expand(units, tuple(mask.shape))
 
 
 def update(
     mask: Tensor,
-    drop_score: Tensor,
-    grow_score: Tensor,
+    drop_score: LazyTensor,
+    grow_score: LazyTensor,
     fraction: float,
     *,
     pattern: Pattern = UNSTRUCTURED,
@@ -114,7 +112,7 @@ def update(
 
     Args:
         mask: bool, [O, I, *K].
-        drop_score: float, the shape of ``mask``.
+        drop_score: float, the shape of ``mask``; read first.
         grow_score: float, the shape of ``mask``.
         fraction: of the active units to drop, in [0, 1]; the count is rounded down.
         pattern: what a unit is. For N:M, positions are exchanged inside their group of M.
@@ -125,18 +123,23 @@ def update(
     """
     if isinstance(pattern, NM):
         return _update_groups(mask, drop_score, grow_score, fraction, pattern, regrow_dropped=regrow_dropped)
-    active = int(pattern.reduce(mask).sum())
+    active = int(pattern.reduce(mask).count_nonzero())
     inactive = pattern.reduce(mask).numel() - active
     n = min(int(fraction * active), inactive) if not regrow_dropped else int(fraction * active)
-    kept = drop(mask, drop_score, n, pattern=pattern)
-    return grow(kept, grow_score, n, pattern=pattern, exclude=None if regrow_dropped else mask & ~kept)
+    kept = drop(mask, _made(drop_score), n, pattern=pattern)
+    return grow(kept, _made(grow_score), n, pattern=pattern, exclude=None if regrow_dropped else mask & ~kept)
+
+
+def _made(score: LazyTensor) -> Tensor:
+    return score if isinstance(score, Tensor) else score()
 
 
 def _update_groups(
-    mask: Tensor, drop_score: Tensor, grow_score: Tensor, fraction: float, pattern: NM, *, regrow_dropped: bool
+    mask: Tensor, drop_score: LazyTensor, grow_score: LazyTensor, fraction: float, pattern: NM, *, regrow_dropped: bool
 ) -> Tensor:
     """Drop the lowest positions of the whole layer, at most one exchange more than a group has room for, and refill groups."""
-    dropped = mask & ~drop(mask, drop_score, int(fraction * int(mask.sum())))
+    drop_score = _made(drop_score)
+    dropped = mask & ~drop(mask, drop_score, int(fraction * int(mask.count_nonzero())))
     before, lost = pattern.groups(mask), pattern.groups(dropped)
     if not regrow_dropped:
         # A group of M has M - N inactive positions; more drops than that cannot be refilled by others.
@@ -146,7 +149,7 @@ def _update_groups(
     need = lost.sum(dim=1)
     closed = before if not regrow_dropped else before & ~lost
     order = (
-        pattern.groups(grow_score.float())
+        pattern.groups(_made(grow_score).float())
         .masked_fill(closed, -torch.inf)
         .sort(dim=1, descending=True, stable=True)
         .indices

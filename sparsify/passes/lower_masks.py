@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsify.errors import PassError
-from sparsify.ir import Program, Stage, surgery
+from sparsify.ir import PHASES, Program, Stage, surgery
 from sparsify.ir.nodes import apply_mask, masked_view
+from sparsify.ir.sites import gradient_is_private, is_tap
+from sparsify.ir.verifier import count_stray
 from sparsify.passes.base import Effect, Pass, PassLog, Preserves
 
 
@@ -15,6 +17,7 @@ from sparsify.passes.base import Effect, Pass, PassLog, Preserves
 class LowerMasks(Pass):
     """Replace ``weight * mask`` by a view of the weight whose gradient is masked: same outputs and gradients, bit for bit.
 
+    Where every consumer is a matrix product or convolution the gradient is masked in place; where a tap follows, the tap does it.
     It holds where inactive weights are exactly 0, which a trainer keeps true after every step.
 
     Raises:
@@ -29,15 +32,21 @@ class LowerMasks(Pass):
     def run(self, program: Program) -> PassLog:
         log = PassLog(self.name)
         for site in program.mask_sites():
-            stray = int((program.get_parameter(site.weight).detach()[~program.get_buffer(site.mask)] != 0).sum())
+            stray = count_stray(program.get_parameter(site.weight), program.get_buffer(site.mask))
             if stray:
                 raise PassError(
                     f"{self.name}: {site.weight!r} has {stray} inactive weights that are not 0; reading it directly would "
                     f"change the outputs. Attach a method (sparsify.attach zeroes them) or fold-masks instead."
                 )
-        for module in program.phases.values():
+        for phase in PHASES:
+            module = program.phases[phase]
             for node in module.graph.nodes:
                 if node.target is apply_mask:
+                    form = "in-place" if gradient_is_private(module, node) else "copied"
                     surgery.replace_target(node, masked_view)
+                    taps = [user for user in node.users if is_tap(module, user)]
+                    for tap in taps:
+                        surgery.append_arguments(tap, node.args[1], form)
+                    surgery.append_arguments(node, "tapped" if taps else form)
                     log.change(node.name)
         return log

@@ -6,6 +6,8 @@ adds nothing of its own leaves them at 0; one that does is found on its first st
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from sparsify.errors import TrainingError
 from sparsify.ir import Program
+from sparsify.ir.verifier import count_stray
 from sparsify.methods import Method
 from sparsify.parts.allocation import Layer
 from sparsify.parts.patterns import Pattern, parse_pattern
@@ -89,7 +92,8 @@ class SparseTrainer:
                 noise = torch.rand(weight.shape, generator=self._generator)
                 scores = weight.abs() if self.method.initial == "magnitude" else noise.to(weight.device)
                 mask.copy_(self._pattern.select(scores, budgets[name]))
-        self._apply_masks({})
+        for name in self.program.masks():
+            self._clear_inactive(name)
         taps: tuple[Pass, ...] = (InsertGradientTaps(),) if self._needs_gradient() else ()
         Pipeline((*taps, LowerMasks(), *self.method.passes)).apply(self.program)
         for slot, score in self._scores().items():
@@ -117,6 +121,9 @@ class SparseTrainer:
     def _needs_gradient(self) -> bool:
         return any(score.needs_gradient for score in self._scores().values())
 
+    def _replaces_step(self) -> bool:
+        return isinstance(self._topology, DropAndGrow) and self._topology.replaces_step
+
     # --- the loop
 
     @property
@@ -128,7 +135,7 @@ class SparseTrainer:
         """Optimizer step, then a topology update when one is due. Call it after ``loss.backward()``."""
         self.steps += 1
         due = self._topology is not None and self._topology.when(self.steps)
-        if not (due and isinstance(self._topology, DropAndGrow) and self._topology.replaces_step):
+        if not (due and self._replaces_step()):
             self.optimizer.step()
             self._keep_zeros()
         if due:
@@ -138,7 +145,7 @@ class SparseTrainer:
     def _keep_zeros(self) -> None:
         masks = self.program.masks() if self._remask or self.steps == 1 else {}
         if self.steps == 1:
-            self._remask = any(bool((self.program.weight(n).detach()[~m] != 0).any()) for n, m in masks.items())
+            self._remask = any(count_stray(self.program.weight(n), m) for n, m in masks.items())
         if self._remask:
             with torch.no_grad():
                 for name, mask in masks.items():
@@ -148,12 +155,15 @@ class SparseTrainer:
         due = self._topology is not None and self._topology.when(self.steps + 1) and self._needs_gradient()
         for tap in self.program.taps().values():
             tap.clear()
-            tap.armed = due
+            tap.armed, tap.in_grad = due, self._replaces_step()
 
     # --- topology
 
     def _round(self) -> None:
-        gradients = {name: tap.gradient for name, tap in self.program.taps().items()}
+        gradients = {
+            name: self.program.weight(name).grad if tap.in_grad else tap.gradient
+            for name, tap in self.program.taps().items()
+        }
         if self._needs_gradient():
             absent = [name for name, gradient in gradients.items() if gradient is None]
             if absent:
@@ -161,16 +171,16 @@ class SparseTrainer:
                     f"no dense gradient reached {', '.join(absent[:4])} on step {self.steps}. Call trainer.step() after "
                     f"loss.backward(), with the program in train mode."
                 )
-            if not all(bool(torch.isfinite(g).all()) for g in gradients.values() if g is not None):
+            if not all(_is_finite(g) for g in gradients.values() if g is not None):
                 self.counts["skipped_rounds"] += 1
+                for name in gradients:
+                    self._clear_inactive(name)
                 return
-        old = {name: mask.clone() for name, mask in self.program.masks().items()}
         match self._topology:
             case DropAndGrow() as topology:
                 self._drop_and_grow(topology, gradients)
             case Prune() as topology:
                 self._prune(topology, gradients)
-        self._apply_masks(old)
         self.counts["rounds"] += 1
         self.program.verify()
 
@@ -187,16 +197,21 @@ class SparseTrainer:
 
     def _drop_and_grow(self, topology: DropAndGrow, gradients: dict[str, Tensor | None]) -> None:
         fraction = topology.fraction(self.steps)
-        for name, mask in self.program.masks().items():
+        masks = self.program.masks()
+        for name in sorted(masks, key=lambda name: masks[name].numel()):
             new = update(
-                mask,
-                self._rate("drop", topology.drop_by, name, gradients),
-                self._rate("grow", topology.grow_by, name, gradients),
+                masks[name],
+                functools.partial(self._rate, "drop", topology.drop_by, name, gradients),
+                functools.partial(self._rate, "grow", topology.grow_by, name, gradients),
                 fraction,
                 pattern=self._pattern,
                 regrow_dropped=topology.regrow_dropped,
             )
-            mask.copy_(new)
+            gradients.pop(name, None)
+            if topology.replaces_step:
+                # No optimizer will see this gradient; the largest weight is treated when the others' are freed.
+                self.program.weight(name).grad = None
+            self._set_mask(name, new)
 
     def _prune(self, topology: Prune, gradients: dict[str, Tensor | None]) -> None:
         density = topology.density(self.steps)
@@ -207,18 +222,26 @@ class SparseTrainer:
         budgets = topology.allocation(layers, density)
         for name, mask in self.program.masks().items():
             scores = self._rate("prune", topology.by, name, gradients).masked_fill(~mask, -1.0)
-            mask.copy_(self._pattern.select(scores, min(budgets[name], int(mask.sum()))))
+            self._set_mask(name, self._pattern.select(scores, min(budgets[name], int(mask.count_nonzero()))))
 
-    def _apply_masks(self, old: dict[str, Tensor]) -> None:
-        """Zero inactive weights, and optimizer state where inactive or newly grown; the only place that does."""
+    def _set_mask(self, name: str, new: Tensor) -> None:
+        mask = self.program.mask(name)
+        grown = new & ~mask
+        mask.copy_(new)
+        self._clear_inactive(name, grown=grown)
+
+    def _clear_inactive(self, name: str, *, grown: Tensor | None = None) -> None:
+        """Zero inactive weights and their gradients, and optimizer state where inactive or grown; the only place that does."""
+        weight, inactive = self.program.weight(name), ~self.program.mask(name)
         with torch.no_grad():
-            for name, mask in self.program.masks().items():
-                weight = self.program.weight(name)
-                kept = mask & old[name] if name in old else mask
-                weight.masked_fill_(~mask, 0.0)
-                for value in self.optimizer.state.get(weight, {}).values():
-                    if isinstance(value, Tensor) and value.shape == weight.shape:
-                        value.masked_fill_(~kept, 0.0)
+            weight.masked_fill_(inactive, 0.0)
+            if weight.grad is not None:
+                weight.grad.masked_fill_(inactive, 0.0)
+            if grown is not None:
+                inactive |= grown
+            for value in self.optimizer.state.get(weight, {}).values():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    value.masked_fill_(inactive, 0.0)
 
     # --- state
 
@@ -250,3 +273,8 @@ class SparseTrainer:
         self._generator.set_state(state["generator"])
         self._score_states = state["scores"]
         self._arm()
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether no entry is NaN or infinite, without a copy."""
+    return all(math.isfinite(float(end)) for end in torch.aminmax(values.detach()))

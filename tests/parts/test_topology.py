@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparsify.errors import PatternError
-from sparsify.parts.patterns import parse_pattern
+from sparsify.parts.patterns import parse_pattern, top
 from sparsify.parts.schedules import cosine, cubic, every
 from sparsify.parts.topology import drop, grow, update
 
@@ -78,3 +78,38 @@ def test_schedules_reach_their_ends_exactly():
     assert cosine(0.3, 100)(100) == pytest.approx(0.0)
     assert cosine(0.3, 100)(50) == pytest.approx(0.15)
     assert [s for s in range(1, 12) if every(3, stop=9)(s)] == [3, 6]
+
+
+@pytest.mark.parametrize("size", [7, 4096, 200_003])
+@pytest.mark.parametrize("levels", [2, 50, None], ids=lambda x: f"levels-{x}")
+def test_top_equals_a_stable_sort(size, levels):
+    generator = torch.Generator().manual_seed(size)
+    scores = torch.randn(size, generator=generator)
+    scores[::5] = 0.0
+    if levels:
+        scores = (scores * levels).round() / levels
+    among = torch.rand(size, generator=generator) < 0.6
+    for candidates in (None, among):
+        indices = torch.arange(size) if candidates is None else candidates.nonzero()[:, 0]
+        order = indices[scores[indices].sort(descending=True, stable=True).indices]
+        for count in (0, 1, len(indices) // 3, len(indices) - 1, len(indices)):
+            expected = torch.zeros(size, dtype=torch.bool)
+            expected[order[:count]] = True
+            assert torch.equal(top(scores, count, among=candidates), expected), count
+
+
+def test_top_reads_every_column_of_a_wide_weight():
+    scores = torch.zeros(1024, 3072)
+    scores[:, 5] = 1.0
+    chosen = top(scores.reshape(-1), 1024).reshape(1024, 3072)
+    assert bool(chosen[:, 5].all()) and int(chosen.count_nonzero()) == 1024
+
+
+@pytest.mark.parametrize("size", [9, 100_000])
+def test_top_refuses_nan_and_too_many(size):
+    scores = torch.arange(size, dtype=torch.float32)
+    with pytest.raises(ValueError, match=f"cannot choose {size + 1} of {size}"):
+        top(scores, size + 1)
+    scores[3] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        top(scores, 4)

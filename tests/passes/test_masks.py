@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from sparsify.errors import AllocationError, PatternError
 from sparsify.ir import trace
@@ -131,3 +132,43 @@ def test_instruments(tmp_path):
         for stem in ("00-insert-masks", "01-fold-masks")
         for suffix in ("before.txt", "after.txt", "diff")
     }
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_lowered_tap_gives_the_same_dense_gradient_recorded_or_left_in_grad(case):
+    reference = Pipeline.parse("insert-gradient-taps")(sparse(case))
+    lowered = Pipeline.parse("lower-masks")(reference)
+
+    def dense_gradients(program, *, in_grad):
+        for tap in program.taps().values():
+            tap.armed, tap.in_grad = True, in_grad
+        _, grads = gradients(program, case.args)
+        return {n: grads[n] if in_grad else tap.gradient for n, tap in program.taps().items()}, grads
+
+    want, masked = dense_gradients(reference, in_grad=False)
+    recorded, still_masked = dense_gradients(lowered, in_grad=False)
+    left, _ = dense_gradients(lowered.clone(), in_grad=True)
+    for name, value in want.items():
+        assert torch.equal(value, recorded[name]) and torch.equal(value, left[name]), name
+        assert torch.equal(masked[name], still_masked[name]), name
+
+
+def test_a_gradient_shared_with_another_branch_is_not_masked_in_place():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Parameter(torch.randn(4, 4))
+            self.b = nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x):
+            both = self.a + self.b  # one gradient tensor goes back to a and to b
+            return nn.functional.linear(x, self.a) + nn.functional.linear(x, self.b) + both.sum(0)
+
+    program = Pipeline.parse("insert-masks{density=0.5}")(trace(Sum(), (torch.randn(3, 4),)))
+    for name, mask in program.masks().items():
+        program.weight(name).data.masked_fill_(~mask, 0.0)
+    lowered = Pipeline.parse("lower-masks")(program)
+    assert '"copied"' in lowered.text().replace("'", '"')
+    want = gradients(program, (torch.ones(3, 4),))[1]
+    have = gradients(lowered, (torch.ones(3, 4),))[1]
+    assert want.keys() == have.keys() and all(torch.equal(want[n], have[n]) for n in want if want[n] is not None)
