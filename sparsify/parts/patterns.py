@@ -226,6 +226,7 @@ def top(scores: Tensor, count: int, *, among: Tensor | None = None) -> Tensor:
     mask = scores >= threshold
     if among is not None:
         mask &= among
+        del among  # a temporary of the caller's: masks of large weights are what a round's peak memory is made of
     surplus = int(mask.count_nonzero()) - count
     if surplus:
         ties = (scores == threshold).logical_and_(mask).nonzero()[:, 0]

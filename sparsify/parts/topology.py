@@ -91,11 +91,11 @@ def grow(
     Raises:
         ValueError: If fewer than ``n`` units may be grown.
     """
-    allowed = ~pattern.reduce(mask if exclude is None else mask | exclude)
-    free = int(allowed.count_nonzero())
+    closed = pattern.reduce(mask if exclude is None else mask | exclude)
+    free = closed.numel() - int(closed.count_nonzero())
     if not 0 <= n <= free:
         raise ValueError(f"cannot grow {n} units, {free} are inactive and allowed")
-    units = top(pattern.pool(score.float()), n, among=allowed).logical_or_(pattern.reduce(mask))
+    units = top(pattern.pool(score.float()), n, among=~closed).logical_or_(pattern.reduce(mask))
     return pattern.expand(units, tuple(mask.shape))
 
 
