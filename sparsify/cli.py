@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,16 +14,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sparsify.errors import SparsifyError
+from sparsify.errors import RecipeError, SparsifyError
 from sparsify.ir import Program
+from sparsify.ir.serialization import write_atomically
 from sparsify.loading import load_data
 from sparsify.methods.registry import METHODS, options
 from sparsify.parts.patterns import SPELLINGS
 from sparsify.passes import PASSES, Pipeline, dump_to, print_after, print_diff
 from sparsify.recipe import Recipe, parse_recipe
+from sparsify.reports import compare, headline, write_report
 from sparsify.training import Interrupted
+from sparsify.workflow import ARTEFACTS, traced
+from sparsify.workflow import export_saved as export_workflow
 from sparsify.workflow import run as run_workflow
-from sparsify.workflow import traced
 
 app = typer.Typer(
     help="Train sparse, calibrated networks and export them as verified ONNX.",
@@ -70,8 +74,8 @@ def run(
         except Interrupted as stop:
             console.print(f"{stop} Go on with the same command and --resume.")
             raise typer.Exit(130) from stop
-    _headline(report)
-    console.print(f"{out / 'model.onnx'}, {out / 'metrics.json'}, {out / 'recipe.toml'}")
+    _print_headline(report)
+    console.print(", ".join(str(out / name) for name in ARTEFACTS))
 
 
 @app.command("trace")
@@ -117,6 +121,77 @@ def opt(
 
 
 @app.command()
+def export(
+    program: Annotated[Path, typer.Argument(help="a saved program, of a run or of your own loop")],
+    out: Annotated[Path, typer.Option(help="the ONNX file")] = Path("model.onnx"),
+    data: Annotated[str, typer.Option(help="held-out inputs of it prove the file")] = "digits",
+    opset: Annotated[int, typer.Option(help="18 to 23")] = 20,
+    storage: Annotated[str, typer.Option(help="dense, or sparse initializers where smaller (disk only)")] = "dense",
+    overwrite: Annotated[bool, typer.Option(help="replace the file")] = False,
+) -> None:
+    """Export a saved program to ONNX and prove the file in ONNX Runtime.
+
+    Example: sparsify export runs/a/program.sparsify --data digits --out model.onnx --storage sparse
+    """
+    result = export_workflow(program, out, data=data, opset=opset, storage=storage, overwrite=overwrite)
+    batches = " and ".join(map(str, result.parity.batches))
+    console.print(
+        f"{result.path}: {result.bytes:,} bytes, {result.nonzeros:,} of {result.positions:,} masked weights not zero; agrees with "
+        f"the program to {result.parity.largest_error:.1e} of the outputs' range at batch {batches}."
+    )
+
+
+@app.command()
+def bench(
+    files: Annotated[list[Path], typer.Argument(help="ONNX files; the first is what the others are compared with")],
+    threads: Annotated[int, typer.Option(help="of ONNX Runtime")] = 1,
+    batch: Annotated[int, typer.Option(help="first dimension, where the file leaves it open")] = 1,
+    rounds: Annotated[int, typer.Option(help="each file is timed once a round")] = 50,
+    shape: Annotated[list[str] | None, typer.Option(help="of an input with open dimensions: name=1x3x224x224")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
+) -> None:
+    """Latency of ONNX files in ONNX Runtime, interleaved, with the noise of the machine.
+
+    Example: sparsify bench runs/a/dense.onnx runs/a/model.onnx --threads 1 --batch 8
+    """
+    names = [str(path) for path in files]
+    result = compare(
+        {name: path for name, path in zip(names, files, strict=True)},
+        shapes=_shapes(shape or []),
+        batch=batch,
+        threads=threads,
+        rounds=rounds,
+    )
+    table = Table("file", "ms", "quartiles", "times as fast", "95 % interval", "", "bytes", "non-zeros")
+    for index, row in enumerate(result.timings):
+        table.add_row(
+            row.name,
+            f"{row.milliseconds:.3f}",
+            f"{row.quartiles[0]:.3f} to {row.quartiles[1]:.3f}",
+            f"{row.speedup:.2f}",
+            f"{row.interval[0]:.2f} to {row.interval[1]:.2f}" if index else "",
+            result.verdict(row) if index else "reference",
+            f"{row.bytes:,}",
+            f"{row.nonzeros:,}",
+        )
+    console.print(table)
+    low, high = result.noise
+    machine = result.machine
+    console.print(
+        f"The first file against itself: {low:.2f} to {high:.2f}. {machine['processor']}, {machine['cores']} cores, {threads} "
+        f"thread(s), batch {batch}, {rounds} rounds, ONNX Runtime {machine['onnxruntime']}."
+    )
+    if json_:
+        write_atomically(json_, (json.dumps(result.to_dict(), indent=1) + "\n").encode())
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="of a finished run")]) -> None:
+    """Rebuild report.html from what a run left in its folder."""
+    console.print(str(write_report(folder)))
+
+
+@app.command()
 def methods() -> None:
     """List the methods with their options."""
     table = Table("method", "what it does", "options (default)")
@@ -159,8 +234,6 @@ def main() -> None:
 
 def _pairs(items: list[str]) -> dict[str, Any]:
     """``key=value`` items; a key that is no recipe key but an option of methods goes there through ``method_options``."""
-    from sparsify.errors import RecipeError
-
     known = {f.name for f in dataclasses.fields(Recipe)}  # type: ignore[arg-type]
     found: dict[str, Any] = {}
     for item in items:
@@ -173,6 +246,17 @@ def _pairs(items: list[str]) -> dict[str, Any]:
         else:
             found[key] = tuple(text.split(",")) if key == "keep_dense" and key in known else _value(text)
     return found
+
+
+def _shapes(items: list[str]) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for item in items:
+        name, equals, text = item.rpartition("=")
+        sizes = text.split("x")
+        if not equals or not all(size.isdigit() and int(size) > 0 for size in sizes):
+            raise RecipeError(f"--shape {item!r} should be name=1x3x224x224, sizes from 1.")
+        shapes[name] = tuple(map(int, sizes))
+    return shapes
 
 
 def _value(text: str) -> Any:
@@ -188,15 +272,11 @@ def _short(value: Any) -> str:
     return getattr(value, "__name__", None) or (str(value) if value not in ((), None) else "none")
 
 
-def _headline(report: dict[str, Any]) -> None:
-    parts = [name for name in ("dense", "model") if name in report]
-    table = Table("", *("dense" if name == "dense" else "sparse" for name in parts))
-    rows = {
-        "accuracy": ".4f", "nll": ".4f", "brier": ".4f", "ece_before": ".4f", "ece_after": ".4f",
-        "bytes": ",", "nonzeros": ",", "density": ".4f", "macs": ",",
-    }  # fmt: skip
-    for key, style in rows.items():
-        table.add_row(key.replace("_", " "), *(format(report[name][key], style) for name in parts))
+def _print_headline(report: dict[str, Any]) -> None:
+    shown = headline(report, report["latency"])
+    table = Table("", *shown.columns)
+    for label, cells in shown.rows:
+        table.add_row(label, *cells)
     console.print(table)
 
 

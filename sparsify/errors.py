@@ -51,5 +51,9 @@ class ExportError(SparsifyError):
     """The ONNX file could not be produced or does not agree with the program."""
 
 
+class ReportError(SparsifyError):
+    """A report cannot be built: a file of the run is missing, damaged, or of another version."""
+
+
 class VerificationError(SparsifyError):
     """The program breaks a rule of its stage. This is a defect of a pass or of `sparsify`, not of the user's input."""

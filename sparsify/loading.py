@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import itertools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -88,15 +89,15 @@ def load_data(text: str, *, seed: int, holdout: float = 0.15) -> Data:
         DataError: If the data are missing, malformed or unusable; the message says what to do.
     """
     if text == "digits":
-        source = load_digits()
+        images, target = load_digits(return_X_y=True)
         x_train, x_test, y_train, y_test = train_test_split(
-            (source.images * (255 / 16)).astype(np.uint8),
-            source.target,
+            (images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8),
+            target,
             test_size=360,
             random_state=0,
-            stratify=source.target,
+            stratify=target,
         )
-        arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+        arrays: dict[str, np.ndarray] = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
     else:
         arrays = _read_npz(Path(text))
     return _split(text, arrays, seed=seed, holdout=holdout)
@@ -152,10 +153,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 def _decode(blob: np.ndarray, offsets: np.ndarray, path: Path) -> np.ndarray:
     data = blob.tobytes()
     try:
-        images = [
-            np.asarray(Image.open(io.BytesIO(data[a:b])).convert("RGB"))
-            for a, b in zip(offsets[:-1], offsets[1:], strict=True)
-        ]
+        images = [np.asarray(Image.open(io.BytesIO(data[a:b])).convert("RGB")) for a, b in itertools.pairwise(offsets)]
     except Exception as error:
         raise DataError(
             f"{path} holds an image that cannot be decoded: {error}. Encode images as JPEG, PNG or WebP."

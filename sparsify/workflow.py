@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
+import math
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ import torch
 from torch import nn
 
 from sparsify.calibration import evaluate, fit
-from sparsify.errors import CheckpointError, DataError, TraceError
-from sparsify.exporters import export
+from sparsify.errors import CheckpointError, DataError, ExportError, TraceError
+from sparsify.exporters import ExportResult, export
 from sparsify.ir import Program, trace
 from sparsify.ir.serialization import write_atomically
 from sparsify.loading import Data, load_data, load_model
@@ -25,16 +27,17 @@ from sparsify.methods import Method, dense
 from sparsify.parts import metrics
 from sparsify.passes import AttachCalibrationHead, Pipeline
 from sparsify.recipe import Recipe
+from sparsify.reports import compare, write_report
 from sparsify.training import train
 
-ARTEFACTS = ("model.onnx", "metrics.json", "recipe.toml", "program.sparsify")
+ARTEFACTS = ("model.onnx", "metrics.json", "latency.json", "report.html", "recipe.toml", "program.sparsify")
 Progress = Callable[[str, dict[str, Any]], None]
 
 
 def run(
     recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False, on_step: Progress | None = None
 ) -> dict[str, Any]:
-    """Do the whole job and leave ``model.onnx``, ``metrics.json``, ``recipe.toml`` and ``program.sparsify`` in ``out``.
+    """Do the whole job and leave `ARTEFACTS` in ``out``.
 
     Args:
         recipe: resolved.
@@ -44,7 +47,7 @@ def run(
         on_step: called with the part's name and the trainer's step row.
 
     Returns:
-        What ``metrics.json`` holds.
+        What ``metrics.json`` holds, and under ``latency`` what ``latency.json`` holds: timings differ from run to run, metrics do not.
 
     Raises:
         SparsifyError: Any of its kinds, with what to do.
@@ -70,11 +73,32 @@ def run(
                 "torch": torch.__version__,
                 "onnxruntime": onnxruntime.__version__,
             },
-            "data": {"name": recipe.data, "classes": data.classes, "mean": data.mean, "std": data.std},
+            "data": {
+                "name": recipe.data,
+                "classes": data.classes,
+                "mean": data.mean,
+                "std": data.std,
+                "samples": {part: len(getattr(data, part)[1]) for part in ("train", "validation", "test")},
+            },
             **rows,
         }
-        write_atomically(out / "metrics.json", (json.dumps(report, indent=1, sort_keys=True) + "\n").encode())
-    return report
+        _write_json(out / "metrics.json", report)
+        latency = measure_latency(out, data, threads=1)
+        _write_json(out / "latency.json", latency)
+        write_report(out)
+    return {**report, "latency": latency}
+
+
+def measure_latency(out: Path, data: Data, *, threads: int) -> dict[str, Any]:
+    """The files of a run against each other at batch 1, on a held-out input, with the verdict on the model."""
+    files = {name: out / f"{name}.onnx" for name in ("dense", "model") if (out / f"{name}.onnx").exists()}
+    session_input = onnxruntime.InferenceSession(str(out / "model.onnx")).get_inputs()[0].name
+    result = compare(files, inputs={session_input: data.validation[0][:1].numpy()}, threads=threads)
+    return {**result.to_dict(), "verdict": result.verdict(result.timings[-1]) if len(files) > 1 else None}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _part(
@@ -83,7 +107,7 @@ def _part(
     """Train, calibrate and export one model of the run."""
     folder = out if name == "model" else out / name
     program = traced(recipe, data)
-    history = train(
+    trained = train(
         method,
         program,
         data.train,
@@ -116,20 +140,61 @@ def _part(
         },
     )
     return {
+        "method": method.name,
         "accuracy": metrics.accuracy(before, y),
         "nll": metrics.nll(after, y),
         "brier": metrics.brier(after, y),
         "ece_before": metrics.ece(before, y),
         "ece_after": metrics.ece(after, y),
+        "adaptive_ece": metrics.adaptive_ece(after, y),
+        "classwise_ece": metrics.classwise_ece(after, y),
+        "reliability": {
+            when: [dataclasses.asdict(row) for row in metrics.reliability(table, y)]
+            for when, table in (("before", before), ("after", after))
+        },
+        "class_accuracy": metrics.class_accuracy(before, y),
+        "layers": _layers(program),
         "calibration": log.to_dict(),
         "bytes": result.bytes,
-        "nonzeros": costs.active if costs.maskable else sum(s.shape and _size(s.shape) for s in program.maskable()),
-        "maskable": costs.maskable,
+        "nonzeros": costs.active if costs.maskable else sum(math.prod(site.shape) for site in program.maskable()),
+        "maskable": costs.maskable or sum(math.prod(site.shape) for site in program.maskable()),
         "density": costs.density,
         "macs": costs.macs_active,
-        "parity": {"ok": True, "largest_error": result.parity.largest_error, "tolerance": result.parity.tolerance},
-        "steps": history[-1]["step"],
+        "parity": {"ok": True, **dataclasses.asdict(result.parity)},
+        "counts": trained.counts,
     }
+
+
+def _layers(program: Program) -> list[dict[str, Any]]:
+    """One row a weight of the program: its counts, and why it has no mask where it has none."""
+    masks = program.masks()
+    return [
+        {
+            "name": site.name,
+            "shape": site.shape,
+            "macs": site.macs,
+            "maskable": math.prod(site.shape),
+            "active": int(masks[site.name].count_nonzero()) if site.name in masks else None,
+            "skip": site.skip or (None if site.name in masks or not masks else "kept dense"),
+        }
+        for site in program.maskable()
+    ]
+
+
+def export_saved(
+    program: Path, out: Path, *, data: str, opset: int = 20, storage: str = "dense", overwrite: bool = False
+) -> ExportResult:
+    """Export a saved program, proved on held-out inputs of ``data``.
+
+    Raises:
+        SparsifyError: If the program or the data cannot be read, do not fit each other, ``out`` exists and ``overwrite`` is not given,
+            or the file does not agree with the program.
+    """
+    if out.exists() and not overwrite:
+        raise ExportError(f"{out} exists. Replace it with --overwrite, or use another --out.")
+    loaded = Program.load(program).eval()
+    held_out = load_data(data, seed=0).validation[0][:64]
+    return export(loaded, out, inputs=[held_out], opset=opset, storage=storage)
 
 
 def traced(recipe: Recipe, data: Data) -> Program:
@@ -152,15 +217,8 @@ def traced(recipe: Recipe, data: Data) -> Program:
     return program
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count
-
-
 @contextmanager
-def _folder(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
+def _folder(out: Path, *, resume: bool, overwrite: bool) -> Generator[None]:
     """Hold the run's folder for this process alone; refuse one that holds something else."""
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -229,7 +229,7 @@ def _prove(data: bytes, program: Program, inputs: Sequence[Tensor]) -> Parity:
                 )
             scale = max(float(np.abs(reference).max()), np.finfo(np.float32).tiny)
             error = float(np.abs(reference - produced).max()) / scale
-            largest = max(largest, error)
+            largest = max(largest, float(error))
             if not error <= RELATIVE_TOLERANCE:
                 raise ExportError(
                     f"output {name!r} of the ONNX file differs from the program by {error:.2e} of its range at batch {batch} "
@@ -242,11 +242,11 @@ def _prove(data: bytes, program: Program, inputs: Sequence[Tensor]) -> Parity:
                 if wrong.any():
                     raise ExportError(f"{int(wrong.sum())} predictions differ at batch {batch}. Nothing was written.")
                 decisions += len(reference)
-    return Parity(batches, largest, RELATIVE_TOLERANCE, decisions)
+    return Parity(batches, float(largest), RELATIVE_TOLERANCE, decisions)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Keep the exporter's progress and warnings from the terminal."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-
 PIECE = 1 << 18
 """Positions masked at a time."""
 GradientForm = Literal["copied", "in-place", "tapped"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -168,8 +168,14 @@ def _assemble(model: nn.Module, modules: Mapping[str, fx.GraphModule], *, name: 
         input_specs=inputs,
         dynamic_batch=dynamic,
         in_spec=modules["train"]._in_spec,
-        out_specs={phase: modules[phase]._out_spec for phase in PHASES},
+        out_specs={phase: _out_spec(modules[phase]) for phase in PHASES},
     )
+
+
+def _out_spec(module: fx.GraphModule) -> pytree.TreeSpec:
+    spec = module._out_spec
+    assert spec is not None, "torch.export gives every module the structure of its outputs"
+    return spec
 
 
 def _adopt_constants(module: fx.GraphModule, state: nn.Module, known: dict[str, Tensor], phase: str) -> dict[str, str]:
@@ -212,7 +218,7 @@ def _flat_graph(module: fx.GraphModule, phase: str, constants: Mapping[str, str]
         if copied.op == "output":
             leaves = tuple(copied.args[0])  # type: ignore[arg-type]
             copied.args = (leaves,)
-            copied.meta = {"names": _output_names(leaves, module._out_spec, phase)}
+            copied.meta = {"names": _output_names(leaves, _out_spec(module), phase)}
     return graph
 
 
@@ -330,10 +336,12 @@ def _observe(
         if gradients:
             outputs = [x for x in leaves if x.is_floating_point() and x.requires_grad]
             weights = [torch.linspace(-1, 1, x.numel(), device=x.device, dtype=x.dtype).view_as(x) for x in outputs]
-            total = sum((x * w).sum() for x, w in zip(outputs, weights, strict=True))
-            grads = (
-                list(torch.autograd.grad(total, parameters, allow_unused=True)) if outputs else [None] * len(parameters)
+            given = (
+                torch.autograd.grad(outputs, parameters, weights, allow_unused=True)
+                if outputs
+                else [None] * len(parameters)
             )
+            grads = list(given)
     return [x.detach() for x in leaves], grads
 
 
@@ -349,7 +357,7 @@ def _difference(want: Tensor, have: Tensor) -> str:
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
+def _untouched(model: nn.Module) -> Generator[None]:
     """Put buffers and the RNG back: a training-mode forward moves batch-norm statistics."""
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     rng = torch.random.get_rng_state()

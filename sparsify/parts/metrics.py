@@ -22,6 +22,13 @@ def accuracy(probabilities: Tensor, labels: Tensor) -> float:
     return float((probabilities.argmax(1) == labels).double().mean())
 
 
+def class_accuracy(probabilities: Tensor, labels: Tensor) -> list[float | None]:
+    """Accuracy on the samples of each class, K entries; None for a class without samples."""
+    right = probabilities.argmax(1) == labels
+    classes = range(probabilities.shape[1])
+    return [float(right[labels == k].double().mean()) if bool((labels == k).any()) else None for k in classes]
+
+
 def nll(probabilities: Tensor, labels: Tensor) -> float:
     """Mean of -log p_y in nats, p clipped at 1e-12."""
     picked = probabilities.double().gather(1, labels[:, None]).squeeze(1)

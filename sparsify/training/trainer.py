@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,19 @@ class Settings:
     checkpoint_every: int = 200
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What training leaves beside the program.
+
+    Attributes:
+        history: one row an epoch: step, loss, accuracy, val_loss, val_accuracy, density, lr.
+        counts: steps, samples, rounds (topology updates), skipped_rounds, probes (extra forward and backward passes).
+    """
+
+    history: list[dict[str, Any]]
+    counts: dict[str, int]
+
+
 class Interrupted(Exception):
     """The user asked to stop; the step was finished and a checkpoint written."""
 
@@ -73,7 +86,7 @@ def train(
     key: str,
     resume: bool = False,
     on_step: Progress | None = None,
-) -> list[dict[str, Any]]:
+) -> Trained:
     """Train ``program`` in place; ``checkpoint.pt`` and ``history.jsonl`` are kept in ``folder``.
 
     Args:
@@ -86,9 +99,6 @@ def train(
         key: identifies recipe and data; a checkpoint of another key is refused.
         resume: go on from the checkpoint, to the same bits as an uninterrupted run.
         on_step: called after each step with step, total, loss, accuracy, density.
-
-    Returns:
-        One row an epoch: step, loss, accuracy, val_loss, val_accuracy, density, lr.
 
     Raises:
         TrainingError: If the loss is not finite, or there are fewer samples than a batch.
@@ -159,7 +169,8 @@ def train(
                 if stopped():
                     raise Interrupted(f"stopped after step {trainer.steps} of {total}; everything is in {folder}.")
     program.eval()
-    return history
+    counts = {"steps": trainer.steps, "samples": trainer.steps * settings.batch_size, **trainer.counts}
+    return Trained(history, counts)
 
 
 def build_optimizer(program: Program, settings: Settings) -> torch.optim.Optimizer:
@@ -253,7 +264,7 @@ def _row(
 
 
 @contextmanager
-def _stop_flag() -> Iterator[Callable[[], bool]]:
+def _stop_flag() -> Generator[Callable[[], bool]]:
     """True once SIGINT or SIGTERM has come; the handlers found are put back."""
     asked: list[int] = []
 

@@ -54,8 +54,8 @@ def test_run_leaves_a_file_with_exactly_the_budget(capsys, tmp_path):
     assert report["model"]["nonzeros"] == round(0.1 * maskable)
     weights = [numpy_helper.to_array(i) for i in onnx.load(tmp_path / "a" / "model.onnx").graph.initializer]
     assert sum(int(np.count_nonzero(w)) for w in weights if w.ndim >= 2) == round(0.1 * maskable)
-    assert report["model"]["parity"]["ok"] and report["dense"]["density"] == 1.0
-    assert "accuracy" in out and "sparse" in out
+    assert report["model"]["parity"]["ok"] and report["dense"]["maskable"] == report["dense"]["nonzeros"]
+    assert "accuracy" in out and "rigl" in out
     assert (tmp_path / "a" / "recipe.toml").exists() and (tmp_path / "a" / "dense.onnx").exists()
 
 
@@ -212,3 +212,31 @@ def test_a_damaged_program_is_refused(capsys, tmp_path):
     (tmp_path / "p.sparsify").write_bytes(b"PK\x03\x04 torn")
     code, _, err = sparsify(capsys, "opt", tmp_path / "p.sparsify", "insert-masks")
     assert code == 2 and "damaged" in err
+
+
+def test_export_bench_and_report_of_a_saved_program(capsys, tmp_path):
+    run = tmp_path / "a"
+    assert sparsify(capsys, "run", "--out", run, *SHORT)[0] == 0
+    again = tmp_path / "again.onnx"
+    code, out, err = sparsify(capsys, "export", run / "program.sparsify", "--out", again, "--storage", "sparse")
+    assert code == 0 and "agrees with" in out, err
+    assert again.stat().st_size < (run / "model.onnx").stat().st_size / 2
+    code, _, err = sparsify(capsys, "export", run / "program.sparsify", "--out", again)
+    assert code == 2 and "--overwrite" in err
+    figures = tmp_path / "figures.json"
+    files = [run / "model.onnx", again, "--rounds", "10", "--batch", "2", "--json", figures]
+    code, out, err = sparsify(capsys, "bench", *files)
+    assert code == 0 and "against itself" in " ".join(out.split()), err
+    assert [row["name"] for row in json.loads(figures.read_text())["timings"]] == [str(run / "model.onnx"), str(again)]
+    (run / "report.html").unlink()
+    assert sparsify(capsys, "report", run)[0] == 0 and (run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["bench", "none.onnx"], ["report", "none"], ["export", "none.sparsify"], ["bench", "none.onnx", "--shape", "x=0"]],
+)
+def test_mistakes_of_the_other_commands(capsys, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = sparsify(capsys, *arguments)
+    assert code == 2 and err.startswith("sparsify: ") and "Traceback" not in err

@@ -95,6 +95,6 @@ def test_all_violations_are_collected_and_the_text_is_a_note():
     program = masked()
     break_spec_missing(program)
     break_mask_bypassed(program)
-    with pytest.raises(VerificationError, match="spec-missing(.|\n)*mask-bypassed") as caught:
+    with pytest.raises(VerificationError, match=r"spec-missing(.|\n)*mask-bypassed") as caught:
         verify(program)
     assert any("program @" in note for note in caught.value.__notes__)

@@ -1,0 +1,7 @@
+"""What a run shows: the headline, latency against the dense file, and ``report.html``."""
+
+from sparsify.reports.document import write_report as write_report
+from sparsify.reports.headline import Headline as Headline
+from sparsify.reports.headline import headline as headline
+from sparsify.reports.latency import Latency as Latency
+from sparsify.reports.latency import compare as compare

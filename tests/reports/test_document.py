@@ -1,0 +1,129 @@
+"""The report of a real, short run: whole, self-contained, equal to what the terminal shows, and rebuilt from the files alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from sparsify.errors import ReportError
+from sparsify.recipe import parse_recipe
+from sparsify.reports import headline, write_report
+from sparsify.workflow import ARTEFACTS, run
+
+VOID = {"meta", "br", "link", "img"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    recipe = parse_recipe(None, {"epochs": 2, "baseline": True, "threads": 1, "method_options": {"update_every": 10}})
+    return folder, run(recipe, folder)
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.cells, self.words, self.links = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [
+            value for key, value in attrs if key in {"src", "href", "xlink:href"} and not value.startswith("#")
+        ]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.links += [
+            value for key, value in attrs if key in {"src", "href", "xlink:href"} and not value.startswith("#")
+        ]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in {"td", "th"}:
+            self.cells.append(data)
+        self.words.append(data)
+
+
+def test_the_report_is_whole_and_refers_to_nothing_outside(finished):
+    folder, _ = finished
+    assert all((folder / name).exists() for name in ARTEFACTS)
+    text = (folder / "report.html").read_text()
+    page = Page(text)
+    assert page.open == [] and page.links == []
+    assert "<script" not in text and "@import" not in text and not re.search(r"url\((?!#)", text)
+    assert text.count("<svg") == 3 and text.count("aria-label=") == 3
+    words = " ".join(page.words)
+    for expected in ("Recipe, resolved", "aten.conv2d", "8.weight", "held-out", "seed"):
+        assert expected in words, expected
+
+
+def test_the_terminal_and_the_page_show_the_same_rows(finished):
+    folder, report = finished
+    shown = headline(report, report["latency"])
+    cells = Page((folder / "report.html").read_text()).cells
+    flat = [cell for label, values in shown.rows for cell in (label, *values)]
+    assert cells[len(shown.columns) : len(shown.columns) + len(flat)] == flat
+    assert (
+        shown.columns == ("dense", "rigl") and dict(shown.rows)["accuracy"][1] == f"{report['model']['accuracy']:.4f}"
+    )
+
+
+def test_bins_and_classes_agree_with_the_headline(finished):
+    _, report = finished
+    for part in ("dense", "model"):
+        for when in ("before", "after"):
+            bins = report[part]["reliability"][when]
+            total = sum(row["count"] for row in bins)
+            gap = sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in bins) / total
+            assert total == report["data"]["samples"]["test"] and abs(gap - report[part][f"ece_{when}"]) < 1e-12
+    layers = report["model"]["layers"]
+    assert sum(layer["active"] for layer in layers) == report["model"]["nonzeros"]
+    assert report["model"]["counts"]["rounds"] > 0
+
+
+def test_a_report_is_rebuilt_from_the_files_alone(finished, tmp_path):
+    folder, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "report.html").unlink()
+    assert write_report(copy).read_bytes() == (folder / "report.html").read_bytes()
+
+
+def test_without_latency_or_baseline_the_table_shrinks(finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0], copy)
+    report = json.loads((copy / "metrics.json").read_text())
+    del report["dense"]
+    (copy / "metrics.json").write_text(json.dumps(report))
+    (copy / "latency.json").unlink()
+    page = Page(write_report(copy).read_text())
+    assert "dense" not in page.cells and "latency, ms" not in page.cells
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "metrics.json").unlink(), r"metrics.json, which cannot be read"),
+        (lambda f: (f / "metrics.json").write_text("{"), "metrics.json is damaged"),
+        (lambda f: (f / "metrics.json").write_text("{}"), "not what a run leaves"),
+        (lambda f: (f / "metrics.json").write_text('{"model": {}}'), "another version"),
+        (lambda f: (f / "dense" / "history.jsonl").unlink(), r"history.jsonl, which cannot be read"),
+        (lambda f: (f / "history.jsonl").write_text("{"), "history.jsonl is damaged"),
+        (lambda f: (f / "program.sparsify").unlink(), "program.sparsify, which is missing"),
+    ],
+)
+def test_a_damaged_folder_is_said_and_the_old_report_kept(finished, tmp_path, damage, message):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0], copy)
+    damage(copy)
+    before = (copy / "report.html").read_bytes()
+    with pytest.raises(ReportError, match=message):
+        write_report(copy)
+    assert (copy / "report.html").read_bytes() == before
