@@ -55,8 +55,7 @@ def batch(data: str | None) -> tuple[Tensor, Tensor]:
     if data:
         from sparsify.loading import load_data
 
-        x, y = load_data(data, seed=0).test
-        return x[:BATCH], y[:BATCH]
+        return load_data(data, seed=0).test.batch(torch.arange(BATCH))
     digits = load_digits()
     x = torch.tensor(digits.images[:BATCH], dtype=torch.float32)[:, None] / 16
     return nn.functional.interpolate(x, size=32).expand(-1, 3, -1, -1).contiguous(), torch.tensor(digits.target[:BATCH])

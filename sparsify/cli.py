@@ -17,14 +17,13 @@ from rich.table import Table
 from sparsify.errors import RecipeError, SparsifyError
 from sparsify.ir import Program
 from sparsify.ir.serialization import write_atomically
-from sparsify.loading import load_data
 from sparsify.methods.registry import METHODS, options
 from sparsify.parts.patterns import SPELLINGS
 from sparsify.passes import PASSES, Pipeline, dump_to, print_after, print_diff
 from sparsify.recipe import Recipe, parse_recipe
 from sparsify.reports import compare, headline, write_report
 from sparsify.training import Interrupted
-from sparsify.workflow import ARTEFACTS, traced
+from sparsify.workflow import ARTEFACTS, recipe_data, traced
 from sparsify.workflow import export_saved as export_workflow
 from sparsify.workflow import run as run_workflow
 
@@ -39,11 +38,16 @@ console = Console()
 @app.command()
 def run(
     model: Annotated[
-        str | None, typer.Argument(help="file.py:factory or package.module:factory; a small CNN by default")
+        str | None,
+        typer.Argument(help="file.py:factory, package.module:factory or model.pt2; a small CNN by default"),
     ] = None,
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/digits"),
     recipe: Annotated[Path | None, typer.Option(help="TOML file; options given here override its keys")] = None,
-    data: Annotated[str | None, typer.Option(help="digits, or file.npz")] = None,
+    data: Annotated[str | None, typer.Option(help="digits, file.npz, a folder of images, or file.py:factory")] = None,
+    weights: Annotated[str | None, typer.Option(help="safetensors or a state dict to start from")] = None,
+    trust_pickle: Annotated[
+        bool | None, typer.Option(help="let the file of weights run the code it may contain")
+    ] = None,
     method: Annotated[str | None, typer.Option(help="see `sparsify methods`")] = None,
     sparsity: Annotated[float | None, typer.Option(help="inactive fraction, in (0, 1)")] = None,
     pattern: Annotated[str | None, typer.Option(help="see `sparsify patterns`")] = None,
@@ -57,7 +61,13 @@ def run(
 ) -> None:
     """Trace, train sparsely, calibrate, export to ONNX and verify. Without arguments: 90 % sparse digits in under a minute."""
     given = {"model": model, "data": data, "method": method, "sparsity": sparsity, "pattern": pattern}
-    given |= {"epochs": epochs, "baseline": baseline, **_pairs(set_ or [])}
+    given |= {
+        "weights": weights,
+        "trust_pickle": trust_pickle,
+        "epochs": epochs,
+        "baseline": baseline,
+        **_pairs(set_ or []),
+    }
     resolved = parse_recipe(recipe, given)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
@@ -80,13 +90,13 @@ def run(
 
 @app.command("trace")
 def trace_command(
-    model: Annotated[str, typer.Argument(help="file.py:factory or package.module:factory")] = Recipe().model,
+    model: Annotated[str, typer.Argument(help="file.py:factory, package.module:factory or model.pt2")] = Recipe().model,
     data: Annotated[str, typer.Option(help="gives the shape of the inputs")] = "digits",
     out: Annotated[Path | None, typer.Option(help="save the program here, e.g. model.sparsify")] = None,
 ) -> None:
     """Print the traced program, what each weight costs, and which can be sparse."""
     recipe = parse_recipe(None, {"model": model, "data": data})
-    program = traced(recipe, load_data(data, seed=recipe.seed))
+    program = traced(recipe, recipe_data(recipe))
     typer.echo(program.text())
     table = Table("weight", "kind", "shape", "MACs", "uses", "sparse?")
     for site in program.maskable():

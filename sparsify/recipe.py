@@ -28,8 +28,12 @@ class Recipe:
     """What to train, on what, and how. The defaults are the embedded digits job.
 
     Attributes:
-        model: ``file.py:factory`` or ``package.module:factory``.
-        data: ``digits`` or ``file.npz``.
+        model: ``file.py:factory``, ``package.module:factory`` or ``model.pt2``.
+        weights: safetensors or a state dict to start from; None: the model's own.
+        trust_pickle: let the file of weights run the code it may contain.
+        data: ``digits``, ``file.npz``, a folder of images, or ``file.py:factory``.
+        holdout: fraction of the training data kept for validation and calibration, where the data bring none.
+        image_size: side in pixels to which a folder's images are resized.
         method: see `sparsify methods`.
         sparsity: inactive fraction of the maskable weights; density is 1 - sparsity.
         pattern: see `sparsify patterns`.
@@ -42,7 +46,11 @@ class Recipe:
     """
 
     model: str = "sparsify.loading:digits_cnn"
+    weights: str | None = None
+    trust_pickle: bool = False
     data: str = "digits"
+    holdout: Fraction = 0.15
+    image_size: Positive | None = None
     method: str = "rigl"
     sparsity: Fraction = 0.9
     pattern: str = "unstructured"

@@ -53,7 +53,7 @@ def run(
         SparsifyError: Any of its kinds, with what to do.
     """
     torch.set_num_threads(recipe.threads)
-    data = load_data(recipe.data, seed=recipe.seed)
+    data = recipe_data(recipe)
     with _folder(out, resume=resume, overwrite=overwrite):
         earlier = out / "recipe.toml"
         if resume and earlier.exists() and earlier.read_text() != recipe.to_toml():
@@ -61,10 +61,10 @@ def run(
                 f"{out} was started with another recipe; see {earlier}. Resume with it, or use another --out."
             )
         write_atomically(earlier, recipe.to_toml().encode())
-        rows: dict[str, Any] = {}
+        fingerprint, rows = data.fingerprint(), dict[str, Any]()
         if recipe.baseline and recipe.method != "dense":
-            rows["dense"] = _part("dense", dense(), recipe, data, out, resume, on_step)
-        rows["model"] = _part("model", recipe.build_method(), recipe, data, out, resume, on_step)
+            rows["dense"] = _part("dense", dense(), recipe, data, fingerprint, out, resume, on_step)
+        rows["model"] = _part("model", recipe.build_method(), recipe, data, fingerprint, out, resume, on_step)
         report = {
             "recipe_hash": recipe.hash(),
             "seed": recipe.seed,
@@ -76,9 +76,8 @@ def run(
             "data": {
                 "name": recipe.data,
                 "classes": data.classes,
-                "mean": data.mean,
-                "std": data.std,
-                "samples": {part: len(getattr(data, part)[1]) for part in ("train", "validation", "test")},
+                "fingerprint": fingerprint,
+                "samples": {part: len(getattr(data, part)) for part in ("train", "validation", "test")},
             },
             **rows,
         }
@@ -93,7 +92,7 @@ def measure_latency(out: Path, data: Data, *, threads: int) -> dict[str, Any]:
     """The files of a run against each other at batch 1, on a held-out input, with the verdict on the model."""
     files = {name: out / f"{name}.onnx" for name in ("dense", "model") if (out / f"{name}.onnx").exists()}
     session_input = onnxruntime.InferenceSession(str(out / "model.onnx")).get_inputs()[0].name
-    result = compare(files, inputs={session_input: data.validation[0][:1].numpy()}, threads=threads)
+    result = compare(files, inputs={session_input: data.example(1).numpy()}, threads=threads)
     return {**result.to_dict(), "verdict": result.verdict(result.timings[-1]) if len(files) > 1 else None}
 
 
@@ -102,7 +101,14 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _part(
-    name: str, method: Method, recipe: Recipe, data: Data, out: Path, resume: bool, on_step: Progress | None
+    name: str,
+    method: Method,
+    recipe: Recipe,
+    data: Data,
+    fingerprint: str,
+    out: Path,
+    resume: bool,
+    on_step: Progress | None,
 ) -> dict[str, Any]:
     """Train, calibrate and export one model of the run."""
     folder = out if name == "model" else out / name
@@ -114,21 +120,21 @@ def _part(
         data.validation,
         recipe.settings(),
         folder=folder,
-        key=f"{recipe.hash()}-{name}",
+        key=f"{recipe.hash()}-{fingerprint}-{name}",
         resume=resume,
         on_step=(lambda row: on_step(name, row)) if on_step else None,
     )
     Pipeline((AttachCalibrationHead(kind=recipe.calibrator),)).apply(program)
-    log = fit(program, *data.validation)
+    log = fit(program, data.validation)
     program.save(folder / "program.sparsify")
-    x, y = data.test
-    outputs = evaluate(program, x)
+    y = data.test.labels
+    outputs = evaluate(program, data.test)
     before, after = outputs["logits"].softmax(1), outputs["probabilities"]
     costs = program.costs()
     result = export(
         program,
         out / f"{name}.onnx",
-        inputs=[data.validation[0][:64]],
+        inputs=[data.example(64)],
         opset=recipe.opset,
         storage=recipe.storage,
         metadata={
@@ -193,8 +199,13 @@ def export_saved(
     if out.exists() and not overwrite:
         raise ExportError(f"{out} exists. Replace it with --overwrite, or use another --out.")
     loaded = Program.load(program).eval()
-    held_out = load_data(data, seed=0).validation[0][:64]
+    held_out = load_data(data, seed=0).example(64)
     return export(loaded, out, inputs=[held_out], opset=opset, storage=storage)
+
+
+def recipe_data(recipe: Recipe) -> Data:
+    """The recipe's data, split by its seed."""
+    return load_data(recipe.data, seed=recipe.seed, holdout=recipe.holdout, image_size=recipe.image_size)
 
 
 def traced(recipe: Recipe, data: Data) -> Program:
@@ -204,10 +215,12 @@ def traced(recipe: Recipe, data: Data) -> Program:
         TraceError: If it cannot be traced, or does not return one score per class.
     """
     torch.manual_seed(recipe.seed)
-    model: nn.Module = load_model(recipe.model)
-    program = trace(model, (data.train[0][:2],))
+    weights = None if recipe.weights is None else Path(recipe.weights)
+    model: nn.Module = load_model(recipe.model, weights=weights, trust_pickle=recipe.trust_pickle)
+    example = data.example()
+    program = trace(model, (example,))
     with torch.no_grad():
-        shape = program.eval().outputs(data.train[0][:2])["logits"].shape
+        shape = program.eval().outputs(example)["logits"].shape
     if len(shape) != 2:
         raise TraceError(f"{recipe.model} returns logits of shape {list(shape)}; a classifier returns [N, K].")
     if shape[1] < data.classes:

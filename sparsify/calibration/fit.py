@@ -12,6 +12,7 @@ from sparsify.errors import TrainingError
 from sparsify.ir import Program
 from sparsify.parts import metrics
 from sparsify.parts.calibrators import fit_temperature, fit_vector_scaling
+from sparsify.parts.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,12 @@ class CalibrationLog:
         return dataclasses.asdict(self)
 
 
-def fit(program: Program, x: Tensor, y: Tensor, *, batch_size: int = 256) -> CalibrationLog:
+def fit(program: Program, held_out: Samples, *, batch_size: int = 256) -> CalibrationLog:
     """Fit the head that `attach-calibration-head` inserted.
 
     Args:
         program: with an output ``probabilities``.
-        x: held-out inputs [N, ...]; neither training nor test data.
-        y: int64 labels [N].
+        held_out: neither training nor test data.
         batch_size: of the evaluation.
 
     Raises:
@@ -49,7 +49,8 @@ def fit(program: Program, x: Tensor, y: Tensor, *, batch_size: int = 256) -> Cal
     )
     if kind is None:
         raise TrainingError(f"{program.name!r} has no calibration head. Apply attach-calibration-head first.")
-    logits = evaluate(program, x, batch_size=batch_size)["logits"]
+    y = held_out.labels
+    logits = evaluate(program, held_out, batch_size=batch_size)["logits"]
     temperature = None
     try:
         if kind == "temperature":
@@ -77,12 +78,12 @@ def fit(program: Program, x: Tensor, y: Tensor, *, batch_size: int = 256) -> Cal
     )
 
 
-def evaluate(program: Program, x: Tensor, *, batch_size: int = 256) -> dict[str, Tensor]:
-    """Outputs of the eval phase over all of ``x``, in batches, float64 on the CPU."""
+def evaluate(program: Program, samples: Samples, *, batch_size: int = 256) -> dict[str, Tensor]:
+    """Outputs of the eval phase over all ``samples``, in batches, float64 on the CPU."""
     parts: dict[str, list[Tensor]] = {}
     device = next(program.parameters()).device
     with torch.no_grad():
-        for batch in x.split(batch_size):
-            for name, value in program.outputs(batch.to(device)).items():
+        for rows in torch.arange(len(samples)).split(batch_size):
+            for name, value in program.outputs(samples.batch(rows)[0].to(device)).items():
                 parts.setdefault(name, []).append(value.cpu().double())
     return {name: torch.cat(values) for name, values in parts.items()}

@@ -19,6 +19,7 @@ from sparsify.errors import CheckpointError, TrainingError
 from sparsify.ir import Program
 from sparsify.ir.serialization import write_atomically
 from sparsify.methods import Method
+from sparsify.parts.samples import Samples
 from sparsify.training.checkpoint import load_checkpoint, save_checkpoint
 from sparsify.training.state import SparseTrainer, attach
 
@@ -78,8 +79,8 @@ Progress = Callable[[dict[str, Any]], None]
 def train(
     method: Method,
     program: Program,
-    data: tuple[Tensor, Tensor],
-    validation: tuple[Tensor, Tensor],
+    data: Samples,
+    validation: Samples,
     settings: Settings,
     *,
     folder: Path,
@@ -92,7 +93,7 @@ def train(
     Args:
         method: what makes it sparse.
         program: of stage TRACED.
-        data: inputs [N, ...] and int64 labels [N].
+        data: labelled samples (`sparsify.parts.samples.TensorSamples` for tensors).
         validation: measured after each epoch; nothing is chosen by it.
         settings: see `Settings`.
         folder: of the run; made if missing.
@@ -105,11 +106,10 @@ def train(
         CheckpointError: If the checkpoint cannot be used.
         Interrupted: After SIGINT or SIGTERM.
     """
-    x, y = data
-    per_epoch = len(x) // settings.batch_size
+    per_epoch = len(data) // settings.batch_size
     if per_epoch == 0:
         raise TrainingError(
-            f"{len(x)} training samples do not fill a batch of {settings.batch_size}. Lower batch-size."
+            f"{len(data)} training samples do not fill a batch of {settings.batch_size}. Lower batch-size."
         )
     total = per_epoch * settings.epochs
     torch.manual_seed(settings.seed)
@@ -153,10 +153,13 @@ def train(
         program.train()
         while trainer.steps < total:
             epoch, index = divmod(trainer.steps, per_epoch)
-            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch))
+            order = torch.randperm(
+                len(data), generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+            )
             for start in range(index, per_epoch):
                 rows = order[start * settings.batch_size : (start + 1) * settings.batch_size]
-                loss, hits = _step(program, trainer, optimizer, augmented(x[rows], settings), y[rows], settings)
+                x, y = data.batch(rows, seed=settings.seed * 1_000_003 + trainer.steps)
+                loss, hits = _step(program, trainer, optimizer, augmented(x, settings), y, settings)
                 scheduler.step()
                 sums = [sums[0] + loss, sums[1] + hits]
                 if on_step:
@@ -243,15 +246,16 @@ def _row(
     step: int,
     sums: list[float],
     per_epoch: int,
-    validation: tuple[Tensor, Tensor],
+    validation: Samples,
     optimizer: torch.optim.Optimizer,
     settings: Settings,
 ) -> dict[str, Any]:
-    x, y = validation
     program.eval()
     with torch.no_grad():
-        logits = torch.cat([program.logits(program(batch)) for batch in x.split(256)])
+        rows = torch.arange(len(validation)).split(256)
+        logits = torch.cat([program.logits(program(validation.batch(some)[0])) for some in rows])
     program.train()
+    y = validation.labels
     return {
         "step": step,
         "loss": sums[0] / per_epoch,

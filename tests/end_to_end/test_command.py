@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +15,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 import sparsify.cli as cli
+from sparsify.loading import digits_cnn
 
 SHORT = [
     "--epochs",
@@ -130,7 +134,24 @@ DATA = {
     "too many classes": (arrays(y_train=np.arange(40) % 20), "20 classes"),
     "nan": (arrays(x_train=np.full((40, 8, 8), np.nan, np.float32)), "NaN"),
     "lengths differ": (arrays(y_train=np.arange(30) % 10), "as many"),
-    "wrong rank": (arrays(x_train=np.zeros((40, 8), np.float32)), "images are"),
+    "wrong rank": (arrays(x_train=np.zeros((40, 8, 8, 8, 3), np.float32)), "images are"),
+    "shapes differ": (
+        arrays(x_train=np.zeros((40, 8), np.float32)),
+        "training inputs have shape [8], test inputs [1, 8, 8]",
+    ),
+    "text": (arrays(x_train=np.full((40, 8), "a")), "inputs are numbers"),
+    "infinity in one sample": (
+        arrays(x_train=np.where(np.arange(40)[:, None, None] == 7, np.inf, np.ones((40, 8, 8))).astype(np.float32)),
+        "first in sample 7",
+    ),
+    "torn image": (
+        arrays(x_train=None, images_train=np.zeros(40, np.uint8), offsets_train=np.arange(41)),
+        "images_train: image 0 cannot be decoded",
+    ),
+    "wrong offsets": (
+        arrays(x_train=None, images_train=np.zeros(4, np.uint8), offsets_train=np.arange(41)),
+        "offsets should rise",
+    ),
     "wrong channels": (
         arrays(x_train=np.zeros((40, 8, 8, 3), np.uint8), x_test=np.zeros((10, 8, 8, 3), np.uint8)),
         "shape",
@@ -188,6 +209,113 @@ def refused(capsys, tmp_path: Path, arguments, message):
     assert message in " ".join(err.split())
     assert "Traceback" not in err
     assert not (tmp_path / "run" / "model.onnx").exists() and not (tmp_path / "run" / "metrics.json").exists()
+
+
+def pickled_module(path):
+    torch.save(digits_cnn(), path)
+
+
+def torn_archive(path):
+    path.write_bytes(b"PK\x03\x04 torn")
+
+
+def narrow_weights(path):
+    state = digits_cnn().state_dict()
+    torch.save({**state, "10.weight": state["10.weight"][:5].clone()}, path)
+
+
+def prefixed_weights(path):
+    torch.save({f"module.{name}": value for name, value in digits_cnn().state_dict().items()}, path)
+
+
+def nan_weights(path):
+    torch.save({n: v / 0 * 0 if v.is_floating_point() else v for n, v in digits_cnn().state_dict().items()}, path)
+
+
+FILES = {
+    "pickled module as weights": ("--weights", "w.pt", pickled_module, "refused. Save the state dict alone"),
+    "torn weights": ("--weights", "w.pt", torn_archive, "cannot be read as weights"),
+    "torn safetensors": ("--weights", "w.safetensors", torn_archive, "cannot be read as weights"),
+    "text as weights": ("--weights", "w.pt", lambda path: path.write_text("hello"), "w.pt"),
+    "weights of another shape": ("--weights", "w.pt", narrow_weights, "10.weight is [5, 128], the model's [10, 128]"),
+    "weights with a prefix": ("--weights", "w.pt", prefixed_weights, "prefix 'module.'"),
+    "weights with NaN": ("--weights", "w.pt", nan_weights, "NaN or infinity in 0.weight"),
+    "no weights": ("--weights", "none.pt", lambda path: None, "there is no file"),
+    "list as weights": ("--weights", "w.pt", lambda path: torch.save([1, 2], path), "not a state dict"),
+    "torn exported program": ("", "m.pt2", torn_archive, "is no .pt2 archive"),
+    "text as exported program": ("", "m.pt2", lambda path: path.write_text("hello"), "is no .pt2 archive"),
+    "no exported program": ("", "none.pt2", lambda path: None, "there is no file"),
+    "pickled module as model": ("", "m.pt", pickled_module, "may be a pickled module"),
+    "empty folder as data": ("--data", "images", lambda path: path.mkdir(), "has no folder train/"),
+    "no classes in a folder": (
+        "--data", "images", lambda path: [(path / n).mkdir(parents=True) for n in ("train", "test")], "holds no folders",
+    ),
+    "text as data": ("--data", "d.npz", lambda path: path.write_text("hello"), "cannot be read as .npz"),
+    "no data factory": ("--data", "none.py:data", lambda path: None, "there is no file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_bad_files(capsys, tmp_path, name):
+    option, file, write, message = FILES[name]
+    write(tmp_path / file)
+    refused(capsys, tmp_path, [*([option] if option else []), str(tmp_path / file), *SHORT], message)
+
+
+def test_two_runs_into_one_folder(capsys, tmp_path):
+    (tmp_path / "a").mkdir()
+    with (tmp_path / "a" / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        code, _, err = sparsify(capsys, "run", "--out", tmp_path / "a", *SHORT)
+    assert code == 2 and "another run is using" in err
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [".lock"]
+
+
+def test_a_folder_that_cannot_be_made(capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    code, _, err = sparsify(capsys, "run", "--out", tmp_path / "file" / "run", *SHORT)
+    assert code == 2 and "cannot write into" in err and "--out" in err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+LIMITED = """
+import resource, sys
+import sparsify.cli
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+sys.argv = ["sparsify", *sys.argv[1:]]
+sparsify.cli.main()
+"""
+
+
+@pytest.mark.parametrize("limit", [1_000, 500_000, 1_000_000])
+def test_a_full_disk_ends_with_a_message_and_nothing_half_written(tmp_path, limit):
+    # A limit on the size of a file stands for the full disk: the write itself fails, at different artefacts by the limit.
+    command = [sys.executable, "-c", LIMITED.format(limit=limit), "run", "--out", str(tmp_path / "a"), *SHORT]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr and "sparsify: " in done.stderr
+    assert not list((tmp_path / "a").rglob("*.tmp*")), list((tmp_path / "a").iterdir())
+    for path in (tmp_path / "a").rglob("*.onnx"):
+        onnx.checker.check_model(onnx.load(path))
+    again = subprocess.run(
+        [sys.executable, "-m", "sparsify", "run", "--out", str(tmp_path / "a"), *SHORT, "--resume"],
+        env=ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_read_only_folder(tmp_path):
+    if os.geteuid() == 0:
+        prefix = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
+        if shutil.which("setpriv") is None:
+            pytest.skip("root ignores permissions, and setpriv is not here to take that right away")
+    else:
+        prefix = []
+    (tmp_path / "a").mkdir(mode=0o555)
+    command = [*prefix, sys.executable, "-m", "sparsify", "run", "--out", str(tmp_path / "a" / "b"), *SHORT]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2 and "cannot write into" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and list((tmp_path / "a").iterdir()) == []
 
 
 def test_a_folder_with_something_else_is_left_alone(capsys, tmp_path):

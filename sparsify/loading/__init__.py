@@ -1,0 +1,6 @@
+"""From text to a model and its data. Nothing that could execute unpickled code is read unless the user says so."""
+
+from sparsify.loading.data import Data as Data
+from sparsify.loading.data import load_data as load_data
+from sparsify.loading.models import digits_cnn as digits_cnn
+from sparsify.loading.models import load_model as load_model

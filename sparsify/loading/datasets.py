@@ -1,0 +1,159 @@
+"""Samples from the user's own code: arrays, map-style torch Datasets, or DataLoaders."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from sparsify.errors import DataError
+from sparsify.loading.arrays import samples_of_arrays
+from sparsify.loading.factories import call_factory
+from sparsify.parts.samples import Samples
+
+NAMES = {2: ("train", "test"), 3: ("train", "validation", "test")}
+
+
+def samples_of_factory(text: str) -> dict[str, Samples]:
+    """What ``file.py:factory`` returns, as samples; inputs are taken as they are (bytes scaled to [0, 1]).
+
+    Raises:
+        LoadError: If the factory is missing or fails.
+        DataError: If it returns something else than the parts of a data set.
+    """
+    given = call_factory(text, gives="data")
+    if isinstance(given, Mapping):
+        parts: dict[str, Any] = {{"val": "validation"}.get(str(k), str(k)): v for k, v in given.items()}
+    elif isinstance(given, Sequence) and len(given) in NAMES:
+        parts = dict(zip(NAMES[len(given)], given, strict=True))
+    else:
+        parts = {}
+    if not {"train", "test"} <= parts.keys() <= {"train", "validation", "test"}:
+        raise DataError(
+            f"the factory {text!r} should return (train, test), (train, validation, test) or a mapping with these keys, found "
+            f"{_described(given)}."
+        )
+    samples: dict[str, Samples] = {}
+    for name, part in parts.items():
+        if isinstance(part, DataLoader):
+            samples[name] = DatasetSamples(part.dataset, f"{text}, {name}", collate=part.collate_fn)
+        elif isinstance(part, Dataset):
+            samples[name] = DatasetSamples(part, f"{text}, {name}")
+        elif isinstance(part, Sequence) and len(part) == 2 and all(hasattr(value, "__array__") for value in part):
+            x, y = (np.asarray(value) for value in part)
+            both = samples_of_arrays(f"{text}, {name}", {"x_train": x, "y_train": y}, normalise=False)
+            samples[name] = both["train"]
+        else:
+            raise DataError(
+                f"{text}: {name} should be a pair of arrays (x, y), a Dataset or a DataLoader, found {_described(part)}."
+            )
+    return samples
+
+
+class DatasetSamples:
+    """A map-style Dataset of (input, label). What is random in it is seeded by the batch, so a resumed run draws the same.
+
+    Args:
+        dataset: with a length; item i is (input, label).
+        where: for messages.
+        collate: joins items; torch's default.
+    """
+
+    def __init__(self, dataset: Any, where: str, *, collate: Callable[[list[Any]], Any] | None = None) -> None:
+        if (
+            isinstance(dataset, IterableDataset)
+            or not hasattr(dataset, "__len__")
+            or not hasattr(dataset, "__getitem__")
+        ):
+            raise DataError(
+                f"{where}: {type(dataset).__name__} cannot be read by index, which a run that resumes needs. Give a map-style Dataset."
+            )
+        if len(dataset) == 0:
+            raise DataError(f"{where} is empty.")
+        self._dataset, self._where, self._collate = dataset, where, collate or default_collate
+        self.labels = self._read_labels()
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def batch(self, rows: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+        with _seeded(seed):
+            try:
+                joined = self._collate([self._dataset[row] for row in rows.tolist()])
+            except Exception as error:
+                raise DataError(f"{self._where}: fetching samples {rows[:4].tolist()} ... failed: {error}.") from error
+        if (
+            not isinstance(joined, Sequence)
+            or len(joined) != 2
+            or not all(isinstance(value, Tensor) for value in joined)
+        ):
+            raise DataError(
+                f"{self._where}: a batch should be a tensor of inputs and one of labels, found {_described(joined)}."
+            )
+        inputs, labels = joined
+        if not bool(torch.isfinite(inputs).all()):
+            raise DataError(
+                f"{self._where}: a batch of samples {rows[:4].tolist()} ... holds NaN or infinity. Clean the data."
+            )
+        return inputs.float(), labels.long()
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.labels.numpy().tobytes())
+        digest.update(self.batch(torch.arange(min(4, len(self))))[0].numpy().tobytes())
+        return digest.hexdigest()
+
+    def _read_labels(self) -> Tensor:
+        for name in ("targets", "labels"):
+            known = getattr(self._dataset, name, None)
+            if known is not None and len(known) == len(self):
+                return self._checked(known)
+        with _seeded(0):
+            return self._checked([self._label(index) for index in range(len(self))])
+
+    def _label(self, index: int) -> Any:
+        try:
+            _, label = self._dataset[index]
+        except Exception as error:
+            raise DataError(f"{self._where}: item {index} should be (input, label): {error}.") from error
+        return label
+
+    def _checked(self, labels: Any) -> Tensor:
+        try:
+            values = np.asarray(labels)
+        except Exception as error:
+            raise DataError(f"{self._where}: labels are no numbers: {error}.") from error
+        if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
+            raise DataError(
+                f"{self._where}: labels should be whole numbers from 0, found {values.dtype} {list(values.shape)}."
+            )
+        return torch.from_numpy(values.astype(np.int64))
+
+
+@contextmanager
+def _seeded(seed: int) -> Generator[None]:
+    """Seed torch, numpy and random for a while, and put their states back."""
+    python, array = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"a mapping with {', '.join(map(str, value))}"
+    if isinstance(value, (list, tuple)):
+        return f"{type(value).__name__} of {', '.join(type(item).__name__ for item in value)}"
+    return type(value).__name__
