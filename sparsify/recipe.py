@@ -68,6 +68,9 @@ class Recipe:
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     clip_gradient_norm: Annotated[float, Field(gt=0.0)] | None = None
     augment: Literal["none", "crop-flip"] = "none"
+    device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    early_stop: Positive | None = None
     calibrator: Literal["temperature", "vector"] = "temperature"
     opset: int = 20
     storage: Literal["dense", "sparse"] = "dense"

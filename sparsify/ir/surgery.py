@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from sparsify.ir.nodes import GradientTap, TensorSpec
@@ -123,6 +124,18 @@ def is_impure(node: fx.Node) -> bool:
     """Whether erasing the node would change state (an in-place ATen operator or an assertion)."""
     name = getattr(node.target, "_opname", "") or getattr(node.target, "__name__", "")
     return node.op == "call_function" and (name.endswith("_") or "assert" in name or node.is_impure())
+
+
+def move(program: Program, device: torch.device) -> None:
+    """Move parameters and buffers to a device, and the tensors that the graphs themselves make."""
+    program.to(device)
+    for phase in program.phases.values():
+        for node in phase.graph.nodes:
+            if "device" in node.kwargs:
+                node.kwargs = {**node.kwargs, "device": device}
+            if any(isinstance(argument, torch.device) for argument in node.args):
+                node.args = tuple(device if isinstance(argument, torch.device) else argument for argument in node.args)
+        phase.recompile()
 
 
 def finish(program: Program) -> None:

@@ -46,6 +46,8 @@ class Method:
         name: as written in a recipe; a wrapper writes ``wrapper(base)``.
         density: final active fraction of the maskable weights, in (0, 1].
         initial: masks at the start: all ones, random, or the largest magnitudes.
+        initial_scale: ``fan-in`` multiplies what a random mask leaves of each output's weights by the root of (its dense / its active
+            inputs), so that its variance is that of the dense layer (Evci et al. 2022, arXiv:2010.03533, section 3); ``none``.
         allocation: how the density is split over weights.
         pattern: which positions may be active together.
         keep_dense: globs of weights without a mask.
@@ -60,6 +62,7 @@ class Method:
     name: str
     density: float
     initial: Literal["dense", "random", "magnitude"]
+    initial_scale: str = "none"
     allocation: Allocation = erk
     pattern: str = "unstructured"
     keep_dense: tuple[str, ...] = ()
@@ -71,6 +74,10 @@ class Method:
     calibrator: str = "temperature"
 
     def __post_init__(self) -> None:
+        if self.initial_scale not in {"fan-in", "none"}:
+            raise RecipeError(
+                f"method {self.name!r}: initial_scale should be fan-in or none, found {self.initial_scale!r}."
+            )
         if not 0.0 < self.density <= 1.0:
             raise RecipeError(
                 f"method {self.name!r}: density should be a fraction in (0, 1], found {self.density}. "

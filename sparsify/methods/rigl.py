@@ -17,6 +17,7 @@ def rigl(
     drop_fraction: float = 0.3,
     replaces_step: bool = True,
     regrow_dropped: bool = True,
+    initial_scale: str = "none",
     allocation: Allocation = erk,
     pattern: str = "unstructured",
     keep_dense: tuple[str, ...] = (),
@@ -31,6 +32,7 @@ def rigl(
         replaces_step: a round takes the place of the optimizer step (the published algorithm and code).
         regrow_dropped: a position just dropped may be grown at once and keeps its value (the authors' answer in issue 5 of
             their repository).
+        initial_scale: ``none`` is the published code; ``fan-in`` keeps the variance of each output at the start.
         allocation: ERK by default.
         pattern: which positions may be active together.
         keep_dense: globs of weights without a mask.
@@ -52,6 +54,7 @@ def rigl(
         name="rigl",
         density=density,
         initial="random",
+        initial_scale=initial_scale,
         allocation=allocation,
         pattern=pattern,
         keep_dense=keep_dense,

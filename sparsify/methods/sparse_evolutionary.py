@@ -16,6 +16,7 @@ def set(
     stop_at: float = 0.75,
     drop_fraction: float = 0.3,
     regrow_dropped: bool = False,
+    initial_scale: str = "none",
     allocation: Allocation = erk,
     pattern: str = "unstructured",
     keep_dense: tuple[str, ...] = (),
@@ -28,6 +29,7 @@ def set(
         stop_at: step, or fraction of the run, from which masks stay.
         drop_fraction: of the active positions, in [0, 1], decayed by half a cosine (the RigL repository's SET).
         regrow_dropped: whether a position just dropped may be drawn again.
+        initial_scale: ``none`` is the published code; ``fan-in`` keeps the variance of each output at the start.
         allocation: ERK by default.
         pattern: which positions may be active together.
         keep_dense: globs of weights without a mask.
@@ -48,6 +50,7 @@ def set(
         name="set",
         density=density,
         initial="random",
+        initial_scale=initial_scale,
         allocation=allocation,
         pattern=pattern,
         keep_dense=keep_dense,

@@ -9,6 +9,7 @@ from sparsify.parts.allocation import Allocation, erk
 def static_random(
     *,
     density: float,
+    initial_scale: str = "none",
     allocation: Allocation = erk,
     pattern: str = "unstructured",
     keep_dense: tuple[str, ...] = (),
@@ -18,6 +19,7 @@ def static_random(
         name="static",
         density=density,
         initial="random",
+        initial_scale=initial_scale,
         allocation=allocation,
         pattern=pattern,
         keep_dense=keep_dense,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,12 +17,18 @@ from torch import Tensor
 from sparsify.errors import TrainingError
 from sparsify.ir import Program
 from sparsify.ir.verifier import count_stray
-from sparsify.methods import Method
+from sparsify.methods import Correction, Method
 from sparsify.parts.allocation import Layer
+from sparsify.parts.averaging import running_mean
 from sparsify.parts.patterns import Pattern, parse_pattern
 from sparsify.parts.scores import Score, View
 from sparsify.parts.topology import DropAndGrow, Prune, update
 from sparsify.passes import InsertGradientTaps, InsertMasks, LowerMasks, Pass, Pipeline
+from sparsify.training.probe import Closure, probe
+
+SALT = 0x9E3779B97F4A7C15
+"""Added to the seed of masks: weights initialised with the same seed come from the same stream, and masks drawn from it again would
+keep the weights with the highest values, all of one sign."""
 
 
 def attach(
@@ -64,23 +71,36 @@ class SparseTrainer:
     def __init__(
         self, method: Method, program: Program, optimizer: torch.optim.Optimizer, *, total_steps: int, seed: int
     ) -> None:
-        if method.correction is not None or method.averaging is not None:
-            raise TrainingError(
-                f"method {method.name!r} uses a correction or averaging, which this trainer cannot run yet."
-            )
         self.method, self.program, self.optimizer = method, program, optimizer
         self.total_steps, self.steps = total_steps, 0
         self.counts = {"rounds": 0, "skipped_rounds": 0, "probes": 0}
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed((seed + SALT) % 2**63)
         self._topology = method.topology(total_steps) if method.topology else None
         self._pattern: Pattern = parse_pattern(method.pattern)
         self._remask = False
         self._score_states: dict[str, dict[str, Any]] = {}
+        self._averaging = method.averaging(total_steps) if method.averaging else None
+        self._averages: dict[str, Tensor] = {}
+        self._check_averaging()
         if method.initial != "dense" or self._topology is not None:
             self._insert()
+        self._correction_state: Any = method.correction.init(self._parameters()) if method.correction else None
         self._arm()
 
     # --- set-up
+
+    def _check_averaging(self) -> None:
+        if self._averaging is None or self._topology is None:
+            return
+        late = [step for step in range(self._averaging.start_at, self.total_steps + 1) if self._topology.when(step)]
+        if late:
+            raise TrainingError(
+                f"method {self.method.name!r} averages weights from step {self._averaging.start_at}, but the topology still changes on "
+                f"step {late[-1]}; an average over different masks is not sparse. Start averaging later, or lower stop_at."
+            )
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.program.named_parameters() if p.requires_grad}
 
     def _insert(self) -> None:
         steps: list[Pass] = [InsertMasks(pattern=self.method.pattern, keep_dense=self.method.keep_dense)]
@@ -94,12 +114,22 @@ class SparseTrainer:
                 mask.copy_(self._pattern.select(scores, budgets[name]))
         for name in self.program.masks():
             self._clear_inactive(name)
+            if self.method.initial_scale == "fan-in":
+                self._scale_to_fan_in(name)
         taps: tuple[Pass, ...] = (InsertGradientTaps(),) if self._needs_gradient() else ()
         Pipeline((*taps, LowerMasks(), *self.method.passes)).apply(self.program)
         for slot, score in self._scores().items():
             self._score_states[slot] = {
                 name: score.init(self.program.weight(name).detach()) for name in self.program.masks()
             }
+
+    def _scale_to_fan_in(self, name: str) -> None:
+        """Give each output [I, *K] of a weight [O, I, *K] the sum of squares it would have if all its inputs were active."""
+        mask = self.program.mask(name).flatten(1)
+        factor = (mask.shape[1] / mask.sum(dim=1).clamp_min(1)).sqrt()
+        with torch.no_grad():
+            weight = self.program.weight(name)
+            weight.mul_(factor.to(weight.dtype).view(-1, *(1,) * (weight.ndim - 1)))
 
     def _layers(self) -> dict[str, Layer]:
         layers: dict[str, Layer] = {}
@@ -131,16 +161,70 @@ class SparseTrainer:
         """Active / maskable weights now."""
         return self.program.costs().density
 
-    def step(self) -> None:
-        """Optimizer step, then a topology update when one is due. Call it after ``loss.backward()``."""
+    def step(self, closure: Closure | None = None) -> None:
+        """Optimizer step, then a topology update when one is due. Call it after ``loss.backward()``.
+
+        Args:
+            closure: the loss of the current batch by another forward pass, without backward; methods with a correction need it.
+
+        Raises:
+            TrainingError: If the method needs a closure, or the dense gradient of a due round did not arrive.
+        """
         self.steps += 1
         due = self._topology is not None and self._topology.when(self.steps)
         if not (due and self._replaces_step()):
+            if self.method.correction is not None:
+                self._correct(self.method.correction, closure)
             self.optimizer.step()
             self._keep_zeros()
         if due:
             self._round()
+        self._average()
         self._arm()
+
+    def finish(self, batches: Iterable[Tensor] = ()) -> None:
+        """End the run: with averaging, load the averaged weights and re-estimate batch-norm statistics.
+
+        Args:
+            batches: training inputs [N, ...]; one forward pass in train mode each.
+        """
+        if not self._averages:
+            return
+        with torch.no_grad():
+            for name, parameter in self.program.named_parameters():
+                if name in self._averages:
+                    parameter.copy_(self._averages[name])
+            mode = self.program.training
+            self.program.train()
+            for batch in batches:
+                self.program(batch)
+            self.program.train(mode)
+        self.program.verify()
+
+    def _correct(self, correction: Correction, closure: Closure | None) -> None:
+        if closure is None:
+            raise TrainingError(
+                f"method {self.method.name!r} corrects gradients and needs the loss of the batch again: call "
+                f"trainer.step(lambda: criterion(program(x), y))."
+            )
+
+        def counted(at: Mapping[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
+            self.counts["probes"] += 1
+            return probe(self.program, closure, at)
+
+        parameters, masks = dict(self.program.named_parameters()), self.program.masks()
+        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        corrected, self._correction_state = correction.correct(gradients, self._correction_state, counted, self.steps)
+        for name, value in corrected.items():
+            parameters[name].grad = value * masks[name] if name in masks else value
+
+    def _average(self) -> None:
+        plan = self._averaging
+        if plan is None or self.steps < plan.start_at or (self.steps - plan.start_at) % plan.every:
+            return
+        count = (self.steps - plan.start_at) // plan.every + 1
+        for name, value in self._parameters().items():
+            self._averages[name] = running_mean(self._averages.get(name), value, count)
 
     def _keep_zeros(self) -> None:
         masks = self.program.masks() if self._remask or self.steps == 1 else {}
@@ -255,6 +339,8 @@ class SparseTrainer:
             "remask": self._remask,
             "generator": self._generator.get_state(),
             "scores": self._score_states,
+            "correction": self._correction_state,
+            "averages": self._averages,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -272,6 +358,7 @@ class SparseTrainer:
         self.counts = dict(state["counts"])
         self._generator.set_state(state["generator"])
         self._score_states = state["scores"]
+        self._correction_state, self._averages = state["correction"], state["averages"]
         self._arm()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import CheckpointError, TrainingError
-from sparsify.ir import Program
+from sparsify.ir import Program, surgery
 from sparsify.ir.serialization import write_atomically
 from sparsify.methods import Method
 from sparsify.parts.samples import Samples
 from sparsify.training.checkpoint import load_checkpoint, save_checkpoint
 from sparsify.training.state import SparseTrainer, attach
+
+REESTIMATED = 100
+"""Batches from which batch-norm statistics are taken again after weights were averaged."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class Settings:
         label_smoothing: in [0, 1).
         clip_gradient_norm: None leaves gradients as they are.
         augment: ``crop-flip`` pads by 4, crops at random and flips half of the images.
+        device: ``cpu``, ``cuda``, ``cuda:1`` ...; ``auto`` is CUDA where there is one.
+        precision: ``bf16`` runs the forward pass in mixed precision (bfloat16 where it is safe); parameters stay float32.
+        early_stop: stop after this many epochs without a lower validation loss, counted once the final density is reached, and
+            go back to the best epoch; None: never.
         seed: of data order, masks and growth.
         checkpoint_every: steps; each epoch's end too.
     """
@@ -52,6 +59,9 @@ class Settings:
     label_smoothing: float = 0.0
     clip_gradient_norm: float | None = None
     augment: Literal["none", "crop-flip"] = "none"
+    device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    early_stop: int | None = None
     seed: int = 0
     checkpoint_every: int = 200
 
@@ -112,12 +122,16 @@ def train(
             f"{len(data)} training samples do not fill a batch of {settings.batch_size}. Lower batch-size."
         )
     total = per_epoch * settings.epochs
+    device = find_device(settings.device)
+    surgery.move(program, device)
     torch.manual_seed(settings.seed)
     optimizer = build_optimizer(program, settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, total, settings))
     trainer = attach(method, program, optimizer, total_steps=total, seed=settings.seed)
     history: list[dict[str, Any]] = []
-    sums = [0.0, 0.0]
+    maskable = program.costs().maskable
+    budget = round(method.density * maskable) + len(program.masks())  # allocations round by at most one a weight
+    sums, best, waited = [0.0, 0.0], dict[str, Any](), 0
     checkpoint = folder / "checkpoint.pt"
 
     def save() -> None:
@@ -128,6 +142,9 @@ def train(
             "scheduler": scheduler.last_epoch,
             "trainer": trainer.state_dict(),
             "rng": torch.random.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "best": best,
+            "waited": waited,
             "history": history,
             "sums": sums,
         }
@@ -145,13 +162,16 @@ def train(
         trainer.load_state_dict(content["trainer"])
         scheduler.last_epoch = int(content["scheduler"])
         history, sums = content["history"], content["sums"]
+        best, waited = content["best"], content["waited"]
         for group, lr in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = lr * lr_factor(scheduler.last_epoch, total, settings)
         torch.random.set_rng_state(content["rng"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(content["cuda_rng"], device)
 
     with _stop_flag() as stopped:
         program.train()
-        while trainer.steps < total:
+        while trainer.steps < total and not (settings.early_stop and waited >= settings.early_stop):
             epoch, index = divmod(trainer.steps, per_epoch)
             order = torch.randperm(
                 len(data), generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
@@ -159,7 +179,8 @@ def train(
             for start in range(index, per_epoch):
                 rows = order[start * settings.batch_size : (start + 1) * settings.batch_size]
                 x, y = data.batch(rows, seed=settings.seed * 1_000_003 + trainer.steps)
-                loss, hits = _step(program, trainer, optimizer, augmented(x, settings), y, settings)
+                x, y = augmented(x, settings).to(device), y.to(device)
+                loss, hits = _step(program, trainer, optimizer, x, y, settings)
                 scheduler.step()
                 sums = [sums[0] + loss, sums[1] + hits]
                 if on_step:
@@ -167,13 +188,51 @@ def train(
                 if start + 1 == per_epoch:
                     history.append(_row(program, trainer.steps, sums, per_epoch, validation, optimizer, settings))
                     sums = [0.0, 0.0]
+                    if settings.early_stop and program.costs().active <= budget:
+                        better = not best or history[-1]["val_loss"] < best["val_loss"]
+                        waited = 0 if better else waited + 1
+                        if better:
+                            best = {"val_loss": history[-1]["val_loss"], "program": _copied(program)}
                 if start + 1 == per_epoch or trainer.steps % settings.checkpoint_every == 0 or stopped():
                     save()
                 if stopped():
                     raise Interrupted(f"stopped after step {trainer.steps} of {total}; everything is in {folder}.")
+    if best and waited:
+        program.load_state_dict(best["program"])
+    trainer.finish(_inputs(data, settings, device))
+    surgery.move(program, torch.device("cpu"))
     program.eval()
     counts = {"steps": trainer.steps, "samples": trainer.steps * settings.batch_size, **trainer.counts}
     return Trained(history, counts)
+
+
+def find_device(text: str) -> torch.device:
+    """The device a setting names; ``auto`` is CUDA where there is one.
+
+    Raises:
+        TrainingError: If there is no such device here.
+    """
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise TrainingError(f"device should be auto, cpu, cuda or cuda:N, found {text!r}.") from error
+    there = torch.cuda.device_count() if device.type == "cuda" else int(device.type == "cpu")
+    if (device.index or 0) >= there:
+        raise TrainingError(f"there is no device {text!r} here. Use device = auto, or cpu.")
+    return device
+
+
+def _copied(program: Program) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in program.state_dict().items()}
+
+
+def _inputs(data: Samples, settings: Settings, device: torch.device) -> Iterator[Tensor]:
+    """Inputs of up to `REESTIMATED` training batches, in order."""
+    for rows in torch.arange(len(data)).split(settings.batch_size)[:REESTIMATED]:
+        if len(rows) == settings.batch_size:
+            yield data.batch(rows)[0].to(device)
 
 
 def build_optimizer(program: Program, settings: Settings) -> torch.optim.Optimizer:
@@ -221,12 +280,17 @@ def augmented(x: Tensor, settings: Settings) -> Tensor:
 def _step(
     program: Program, trainer: SparseTrainer, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, settings: Settings
 ) -> tuple[float, int]:
-    output = program(x)
-    logits, objective = program.logits(output), trainer.method.objective
-    if objective is None:
-        loss = nn.functional.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
-    else:
-        loss = objective(output, y)
+    objective = trainer.method.objective
+
+    def evaluated() -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            output = program(x)
+        logits = program.logits(output).float()
+        if objective is None:
+            return nn.functional.cross_entropy(logits, y, label_smoothing=settings.label_smoothing), logits
+        return objective(output, y), logits
+
+    loss, logits = evaluated()
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(
@@ -236,7 +300,7 @@ def _step(
     loss.backward()
     if settings.clip_gradient_norm is not None:
         nn.utils.clip_grad_norm_(program.parameters(), settings.clip_gradient_norm)
-    trainer.step()
+    trainer.step(lambda: evaluated()[0])
     optimizer.zero_grad()
     return value, int((logits.detach().argmax(1) == y).sum())
 
@@ -253,7 +317,8 @@ def _row(
     program.eval()
     with torch.no_grad():
         rows = torch.arange(len(validation)).split(256)
-        logits = torch.cat([program.logits(program(validation.batch(some)[0])) for some in rows])
+        device = next(program.parameters()).device
+        logits = torch.cat([program.logits(program(validation.batch(some)[0].to(device))).cpu() for some in rows])
     program.train()
     y = validation.labels
     return {
