@@ -351,3 +351,24 @@ def test_mistakes_of_the_other_commands(capsys, tmp_path, monkeypatch, arguments
     monkeypatch.chdir(tmp_path)
     code, _, err = sparsify(capsys, *arguments)
     assert code == 2 and err.startswith("sparsify: ") and "Traceback" not in err
+
+
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "sparsify", "onnx"):
+    sys.modules[name] = None
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1])
+outputs = session.run(None, {session.get_inputs()[0].name: numpy.zeros((3, 1, 8, 8), numpy.float32)})
+names = [value.name for value in session.get_outputs()]
+assert names == ["logits", "probabilities"], names
+assert all(value.shape == (3, 10) for value in outputs) and numpy.allclose(outputs[1].sum(1), 1, atol=1e-6)
+assert session.get_modelmeta().custom_metadata_map["method"] == "rigl"
+"""
+
+
+def test_the_file_runs_where_there_is_neither_torch_nor_sparsify(capsys, tmp_path):
+    assert sparsify(capsys, "run", "--out", tmp_path / "a", *SHORT)[0] == 0
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "a" / "model.onnx")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
