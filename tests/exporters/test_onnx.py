@@ -111,10 +111,10 @@ def test_fitting_the_head_lowers_held_out_nll_and_touches_nothing_else(kind):
         optimizer.zero_grad()
     program = Pipeline.parse(f"attach-calibration-head{{kind={kind}}}")(program.eval())
     before = {n: v.clone() for n, v in program.state_dict().items() if not n.startswith("calibration")}
-    log = fit(program, x[200:], y[200:])
+    log = fit(program, TensorSamples(x[200:], y[200:]))
     assert log.nll_after < log.nll_before
     assert all(torch.equal(value, program.state_dict()[name]) for name, value in before.items())
-    probabilities = evaluate(program, x[200:])["probabilities"]
+    probabilities = evaluate(program, TensorSamples(x[200:], y[200:]))["probabilities"]
     picked = probabilities[torch.arange(200), y[200:]]
     assert float(-picked.log().mean()) == pytest.approx(log.nll_after, rel=1e-5)
 
@@ -122,4 +122,4 @@ def test_fitting_the_head_lowers_held_out_nll_and_touches_nothing_else(kind):
 def test_fitting_without_a_head_says_so():
     x, y = digits()
     with pytest.raises(TrainingError, match="attach-calibration-head"):
-        fit(sp.trace(CASES[0].build(), (x,)), x, y)
+        fit(sp.trace(CASES[0].build(), (x,)), TensorSamples(x, y))
