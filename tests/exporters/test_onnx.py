@@ -17,6 +17,7 @@ import sparsify as sp
 from sparsify.calibration import evaluate, fit
 from sparsify.errors import ExportError, TrainingError
 from sparsify.exporters import export
+from sparsify.parts.samples import TensorSamples
 from sparsify.passes import Pipeline
 from tests.cases import CASES, digits
 
