@@ -21,7 +21,7 @@ from sparsify.calibration import evaluate, fit
 from sparsify.errors import CheckpointError, DataError, ExportError, TraceError
 from sparsify.exporters import ExportResult, export
 from sparsify.ir import Program, trace
-from sparsify.ir.serialization import write_atomically
+from sparsify.ir.serialization import UNFINISHED, write_atomically
 from sparsify.loading import Data, load_data, load_model
 from sparsify.methods import Method, dense
 from sparsify.parts import metrics
@@ -243,6 +243,8 @@ def _folder(out: Path, *, resume: bool, overwrite: bool) -> Generator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise CheckpointError(f"another run is using {out}. Wait for it, or choose another --out.") from error
+        for unfinished in (*out.glob(f".*{UNFINISHED}"), *out.glob(f"dense/.*{UNFINISHED}")):
+            unfinished.unlink()  # of a process that was killed: this one holds the lock
         present = [p for p in out.iterdir() if p.name != ".lock"]
         if present and not resume:
             if not overwrite:

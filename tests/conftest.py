@@ -7,6 +7,7 @@ import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=3, help="how often the kill test kills a run (20 takes minutes)")
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from what the code prints")
 
 

@@ -103,10 +103,14 @@ def load_program(path: Path) -> Program:
     return program
 
 
+UNFINISHED = ".unfinished"
+"""How temporary names end; a process killed while it writes leaves such a file behind."""
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write bytes under a temporary name in the same folder, flush to disk, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

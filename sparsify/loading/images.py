@@ -19,6 +19,8 @@ from sparsify.ir.serialization import write_atomically
 from sparsify.parts.samples import Samples
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+HASHED = 1 << 14
+"""Bytes of each file of a folder that its fingerprint reads."""
 MEASURED = 2000
 """Images of a folder's training part from which mean and standard deviation are taken."""
 
@@ -142,6 +144,8 @@ class ImageFiles:
         digest = hashlib.sha256(str((self.size, self.labels.tolist())).encode())
         for path in self._paths:
             digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(HASHED))
         return digest.hexdigest()
 
     def _image(self, path: Path) -> np.ndarray:

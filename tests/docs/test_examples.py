@@ -12,6 +12,7 @@ import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -66,7 +67,9 @@ def expected_output(page: str, block: Block, following: Block | None) -> Block |
 
 def commands(page: str) -> list[str]:
     """Every ``sparsify ...`` line of shell blocks and indented code, and every inline span, comments cut off."""
-    shown = [line for block in blocks(page) if block.language in ("sh", "") for line in block.text.splitlines()]
+    shown = [
+        line for block in blocks(page) if block.language in ("sh", "console", "") for line in block.text.splitlines()
+    ]
     shown += [line for line in page.splitlines() if line.startswith("    ")]
     found = [line.strip().removeprefix("$ ") for line in shown]
     prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
@@ -95,11 +98,8 @@ def parsed(line: str) -> tuple[str, dict[str, Any]]:
 @pytest.fixture
 def registries():
     """What a page registers is forgotten after it."""
-    before = dict(PASSES), dict(METHODS)
-    yield
-    for table, old in zip((PASSES, METHODS), before, strict=True):
-        table.clear()
-        table.update(old)
+    with patch.dict(PASSES), patch.dict(METHODS):
+        yield
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

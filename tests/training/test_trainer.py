@@ -1,0 +1,119 @@
+"""The command's loop: learning rates by hand, early stop, mixed precision, devices, a method's own objective and averaging."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import sparsify as sp
+from sparsify.errors import TrainingError
+from sparsify.ir import surgery
+from sparsify.loading import digits_cnn, load_data
+from sparsify.methods import Averaging
+from sparsify.parts.samples import TensorSamples
+from sparsify.training import Settings, train
+from sparsify.training.trainer import find_device, lr_factor
+
+SETTINGS = Settings(epochs=4, lr=0.05, warmup=5, checkpoint_every=1000)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data("digits", seed=0)
+
+
+def trained(data, folder, *, method=None, validation=None, **changes):
+    torch.manual_seed(0)
+    program = sp.trace(digits_cnn(), (data.example(),))
+    settings = dataclasses.replace(SETTINGS, **changes)
+    method = method or sp.methods.rigl(density=0.2, update_every=10)
+    result = train(method, program, data.train, validation or data.validation, settings, folder=folder, key="k")
+    return program, result
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("cosine", [1 / 3, 2 / 3, 1.0, 0.5, 0.0]),
+        ("step", [1 / 3, 2 / 3, 1.0, 0.1, 0.01]),
+        ("constant", [1 / 3, 2 / 3, 1.0, 1.0, 1.0]),
+        ("one-cycle", [1 / 3, 2 / 3, 0.04, 0.04 + 0.96 * 0.5 / 0.7, 0.04]),
+    ],
+)
+def test_learning_rates_by_hand(schedule, expected):
+    # Warm-up of 2 steps, then progress 0, 0.5 and 1 at steps 2, 7 and 12.
+    settings = Settings(epochs=1, warmup=2, schedule=schedule)
+    assert [lr_factor(step, 12, settings) for step in (0, 1, 2, 7, 12)] == pytest.approx(expected)
+
+
+def test_early_stop_goes_back_to_the_best_epoch(data, tmp_path):
+    x, y = data.validation.batch(torch.arange(len(data.validation)))
+    wrong = TensorSamples(x, (y + 1) % 10)  # learning the true labels makes this loss rise from the first epoch on
+    program, result = trained(data, tmp_path, validation=wrong, epochs=8, early_stop=2)
+    losses = [row["val_loss"] for row in result.history]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 3 < 8
+    with torch.no_grad():
+        again = float(nn.functional.cross_entropy(program.eval().logits(program(x)), wrong.labels))
+    assert again == pytest.approx(losses[best], abs=1e-5)
+    assert program.costs().density == pytest.approx(0.2, abs=1e-3)
+
+
+def test_early_stop_waits_for_the_final_density(data, tmp_path):
+    x, y = data.validation.batch(torch.arange(len(data.validation)))
+    wrong = TensorSamples(x, (y + 1) % 10)
+    method = sp.methods.gmp(density=0.2, start_at=0.1, stop_at=0.6, update_every=5)
+    program, result = trained(data, tmp_path, method=method, validation=wrong, epochs=6, early_stop=1)
+    assert len(result.history) >= 4 and program.costs().density == pytest.approx(0.2, abs=1e-3)
+
+
+def test_bf16_keeps_parameters_in_float32_and_learns(data, tmp_path):
+    program, result = trained(data, tmp_path, precision="bf16")
+    assert {p.dtype for p in program.parameters()} == {torch.float32}
+    assert result.history[-1]["val_accuracy"] > 0.9
+    _, full = trained(data, tmp_path / "full")
+    assert full.history[-1]["loss"] != result.history[-1]["loss"], "mixed precision changes the arithmetic"
+
+
+def test_a_method_s_objective_and_averaging_are_used(data, tmp_path):
+    calls = []
+
+    def objective(output, labels):
+        calls.append(len(labels))
+        return nn.functional.cross_entropy(output, labels)
+
+    base = sp.methods.rigl(density=0.2, update_every=10, stop_at=0.5)
+    method = dataclasses.replace(base, objective=objective, averaging=lambda total: Averaging(total // 2 + 1, 1))
+    averaged, result = trained(data, tmp_path / "a", method=method)
+    plain, _ = trained(data, tmp_path / "b", method=base)
+    assert len(calls) == result.counts["steps"] == 4 * (1221 // 64)
+    assert torch.equal(averaged.mask("8.weight"), plain.mask("8.weight")), "the same run until the average is taken"
+    assert not torch.equal(averaged.weight("8.weight"), plain.weight("8.weight"))
+    assert not averaged.weight("8.weight")[~averaged.mask("8.weight")].any()
+    assert result.counts["samples"] == 64 * result.counts["steps"] and result.counts["rounds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("device", "message"), [("gpu0", "should be auto, cpu"), ("cuda:99", "no device 'cuda:99'"), ("mps", "no device")]
+)
+def test_devices_that_are_not_there(device, message):
+    with pytest.raises(TrainingError, match=message):
+        find_device(device)
+
+
+def test_tensors_made_by_the_graph_move_with_the_program():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.fc(x + torch.arange(4, device=x.device) + torch.zeros(x.shape[0], 4))
+
+    program = sp.trace(Positions(), (torch.randn(2, 4),))
+    surgery.move(program, torch.device("meta"))
+    with torch.no_grad():
+        assert program.eval()(torch.randn(2, 4, device="meta")).device.type == "meta"
