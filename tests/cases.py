@@ -107,6 +107,79 @@ class TwoInputs(nn.Module):
         return self.head(torch.relu(torch.cat([self.left(top), self.right(bottom)], dim=1)))
 
 
+class Depthwise(nn.Module):
+    """Depthwise and pointwise convolutions with batch norm, as in MobileNets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.bn0 = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.pointwise = nn.Conv2d(8, 16, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.relu6(self.bn0(self.stem(x)))
+        x = nn.functional.relu6(self.bn1(self.depthwise(x)))
+        return self.head(nn.functional.relu6(self.bn2(self.pointwise(x))).mean((2, 3)))
+
+
+class Dropouts(nn.Module):
+    """Every spelling of dropout: modules, and the function with and without the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3, padding=1)
+        self.channels = nn.Dropout2d(0.2)
+        self.body = nn.Linear(8 * 16, 32)
+        self.alpha = nn.AlphaDropout(0.1)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.channels(torch.max_pool2d(torch.relu(self.conv(x)), 2))
+        x = nn.functional.dropout(x.flatten(1), 0.3, training=self.training)
+        return self.head(self.alpha(torch.selu(self.body(x))))
+
+
+class Attention(nn.Module):
+    """A pre-norm block of `nn.MultiheadAttention` over the 8 rows of an image, and a feed-forward part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(8, 16)
+        self.norm1 = nn.LayerNorm(16)
+        self.attention = nn.MultiheadAttention(16, 2, dropout=0.1, batch_first=True)
+        self.norm2 = nn.LayerNorm(16)
+        self.feed = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Dropout(0.1), nn.Linear(32, 16))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.squeeze(1))
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        x = x + self.feed(self.norm2(x))
+        return self.head(x.mean(1))
+
+
+class Embedded(nn.Module):
+    """Pixels as 17 tokens, with positions; the last matrix product reads the token table again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(17, 16)
+        self.positions = nn.Parameter(torch.randn(64, 16) * 0.02)
+        self.mix = nn.Linear(16, 16)
+        self.tied = nn.Linear(16, 17, bias=False)
+        self.tied.weight = self.tokens.weight
+        self.head = nn.Linear(17, 10)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = torch.relu(self.mix(self.tokens(tokens) + self.positions))
+        return self.head(self.tied(x).mean(1))
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 10))
 
@@ -133,6 +206,10 @@ def _halves() -> tuple[Any, ...]:
     return (flat[:, :32].contiguous(), flat[:, 32:].contiguous())
 
 
+def _tokens() -> tuple[Any, ...]:
+    return ((digits()[0].flatten(1) * 16).long(),)
+
+
 CASES: tuple[Case, ...] = (
     Case("mlp", mlp, _images()),
     Case("conv_bn", ConvBn, _images()),
@@ -142,4 +219,13 @@ CASES: tuple[Case, ...] = (
     Case("shared", Shared, _images()),
     Case("dict_output", DictOutput, _images()),
     Case("two_inputs", TwoInputs, _halves()),
+    Case("depthwise", Depthwise, _images()),
+    Case("dropouts", Dropouts, _images()),
+    Case("attention", Attention, _images()),
+    Case("embedded", Embedded, _tokens()),
 )
+
+
+def case(name: str) -> Case:
+    """The case of that name."""
+    return next(found for found in CASES if found.name == name)
