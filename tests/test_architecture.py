@@ -153,7 +153,7 @@ def graph_surgery(root: Path) -> Iterator[str]:
             targets = node.targets if isinstance(node, ast.Assign) else []
             for target in targets:
                 if isinstance(target, ast.Attribute) and target.attr in NODE_FIELDS:
-                    yield f"{path}:{node.lineno}: assigns .{target.attr}"
+                    yield f"{path}:{target.lineno}: assigns .{target.attr}"
 
 
 def printing(root: Path) -> Iterator[str]:
@@ -229,6 +229,35 @@ def public_names(root: Path) -> Iterator[str]:
     yield from (f"sparsify/__init__.py: {name!r} is missing" for name in sorted(PUBLIC - found))
 
 
+def errors_speak(root: Path) -> Iterator[str]:
+    """No bare ``except``, no broad one that only passes, and no ``raise Exception``."""
+    for path, tree in sources(root):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ExceptHandler):
+                broad = node.type is None or dotted(node.type) in ("Exception", "BaseException")
+                if node.type is None or (broad and all(isinstance(statement, ast.Pass) for statement in node.body)):
+                    yield f"{path}:{node.lineno}: swallows every error"
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and dotted(node.exc.func) == "Exception":
+                yield f"{path}:{node.lineno}: raises Exception; raise one of sparsify.errors"
+
+
+def files_say_what_they_are(root: Path) -> Iterator[str]:
+    """Every file of the package begins with a docstring and is called after what it defines."""
+    empty = {"util", "utils", "helper", "helpers", "common", "misc", "manager", "managers", "handler", "handlers"}
+    for path, tree in sources(root):
+        if ast.get_docstring(tree) is None:
+            yield f"{path}: begins without a docstring"
+        if empty & set(path.removesuffix(".py").split("/")):
+            yield f"{path}: a name that says nothing"
+
+
+def folders_of_tests(root: Path) -> Iterator[str]:
+    """Every folder with tests is a package, so that two files of one name do not collide."""
+    for folder in sorted({path.parent for path in (root / "tests").rglob("test_*.py")}):
+        if not (folder / "__init__.py").is_file():
+            yield f"{folder.relative_to(root).as_posix()}: has no __init__.py"
+
+
 RULES: tuple[Rule, ...] = (
     import_order,
     parts_are_pure,
@@ -239,6 +268,9 @@ RULES: tuple[Rule, ...] = (
     mirrored_tests,
     machine_paths,
     public_names,
+    errors_speak,
+    files_say_what_they_are,
+    folders_of_tests,
 )
 
 BREAKERS: dict[str, list[tuple[str, str]]] = {
@@ -277,6 +309,13 @@ BREAKERS: dict[str, list[tuple[str, str]]] = {
         ("sparsify/__init__.py", "from sparsify.ir import Program as Program"),
         ("sparsify/__init__.py", "from sparsify.ir import trace, hidden as hidden"),
     ],
+    "errors_speak": [
+        ("sparsify/ir/a.py", "try:\n    f()\nexcept:\n    g()"),
+        ("sparsify/ir/a.py", "try:\n    f()\nexcept Exception:\n    pass"),
+        ("sparsify/ir/a.py", "raise Exception('no')"),
+    ],
+    "files_say_what_they_are": [("sparsify/ir/a.py", "x = 1"), ("sparsify/ir/utils.py", '"""Things."""')],
+    "folders_of_tests": [("tests/parts/test_a.py", "")],
 }
 
 
@@ -300,12 +339,13 @@ def test_a_broken_rule_is_found(name: str, path: str, text: str, tmp_path: Path)
         "sparsify/parts/b.py": "import torch\ndef f(g): return torch.rand(3, generator=g)",
         "sparsify/ir/b.py": "from sparsify.parts.b import f",
         "sparsify/training/b.py": "import torch\ndef f(): return torch.load('x', weights_only=True)",
+        "tests/ir/__init__.py": "",
         "tests/ir/test_b.py": "",
     }
     rule = next(rule for rule in RULES if rule.__name__ == name)
     for where, content in good.items():
         (tmp_path / where).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / where).write_text(content)
+        (tmp_path / where).write_text(f'"""Good."""\n{content}')
     assert list(rule(tmp_path)) == []
     (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / path).write_text(text)
