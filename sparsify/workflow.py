@@ -50,7 +50,8 @@ def run(
         What ``metrics.json`` holds, and under ``latency`` what ``latency.json`` holds: timings differ from run to run, metrics do not.
 
     Raises:
-        SparsifyError: Any of its kinds, with what to do.
+        CheckpointError: If the folder holds another run, something else, or is in use.
+        SparsifyError: Any other of its kinds, with what to do.
     """
     torch.set_num_threads(recipe.threads)
     data = recipe_data(recipe)
@@ -193,8 +194,8 @@ def export_saved(
     """Export a saved program, proved on held-out inputs of ``data``.
 
     Raises:
-        SparsifyError: If the program or the data cannot be read, do not fit each other, ``out`` exists and ``overwrite`` is not given,
-            or the file does not agree with the program.
+        ExportError: If ``out`` exists and ``overwrite`` is not given, or the file does not agree with the program.
+        SparsifyError: If the program or the data cannot be read, or do not fit each other.
     """
     if out.exists() and not overwrite:
         raise ExportError(f"{out} exists. Replace it with --overwrite, or use another --out.")
@@ -213,6 +214,7 @@ def traced(recipe: Recipe, data: Data) -> Program:
 
     Raises:
         TraceError: If it cannot be traced, or does not return one score per class.
+        DataError: If the data have more classes than it has outputs.
     """
     torch.manual_seed(recipe.seed)
     weights = None if recipe.weights is None else Path(recipe.weights)

@@ -58,6 +58,7 @@ def save_program(program: Program, path: Path) -> None:
         "in_spec": _encode_tree(program.in_spec),
         "out_specs": {phase: _encode_tree(spec) for phase, spec in program.out_specs.items()},
         "parameters": {name: p.requires_grad for name, p in parameters.items()},
+        "buffers": list(buffers),
         "transient": sorted(set(buffers) - set(program.state_dict())),
         "aliases": aliases,
         "taps": sorted(name for name, module in program.named_modules() if isinstance(module, GradientTap)),
@@ -204,7 +205,7 @@ def _decode_program(document: dict[str, Any], tensors: dict[str, Tensor]) -> Pro
         requires_grad = document["parameters"].get(name)
         made[name] = tensor if requires_grad is None else nn.Parameter(tensor, requires_grad)
     made.update({alias: made[name] for alias, name in document["aliases"].items()})
-    ordered = [*document["parameters"], *(name for name in made if name not in document["parameters"])]
+    ordered = dict.fromkeys([*document["parameters"], *document.get("buffers", ()), *made])
     for name in ordered:
         place(state, name, made[name], persistent=name not in transient)
     for name in document["taps"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -138,7 +139,7 @@ def _site(program: Program, name: str, uses: list[tuple[str, fx.Node]]) -> Weigh
         kind=kind,
         shape=shape,
         owner=str(uses[0][1].meta.get("owner", "")),
-        macs=sum(_macs(k, user, shape) for k, user in uses),
+        macs=sum(_macs(program, k, user, shape) for k, user in uses),
         uses=len(uses),
         groups=groups,
         skip=skip,
@@ -151,16 +152,29 @@ def _groups(user: fx.Node) -> int:
     return int(value)
 
 
-def _macs(kind: str, user: fx.Node, shape: tuple[int, ...]) -> int:
+def _macs(program: Program, kind: str, user: fx.Node, shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates per example of one use of a weight: each output value costs what it reads of the weight."""
     spec = user.meta.get("spec")
     if kind == "embedding" or not isinstance(spec, TensorSpec):
         return 0
-    batchless = [size for size in spec.shape[1:] if isinstance(size, int)]
-    if kind == "conv":
-        return math.prod(batchless[1:]) * math.prod(shape)
-    if kind == "linear":
-        return math.prod(batchless[:-1]) * math.prod(shape)
+    if kind == "conv-transpose":  # each input value is multiplied by the kernels of all outputs of its group
+        source = user.args[0].meta.get("spec") if isinstance(user.args[0], fx.Node) else None
+        return _numel(program, source) * math.prod(shape[1:]) if isinstance(source, TensorSpec) else 0
     if kind == "matmul":
-        reduced = shape[-2] if spec.shape[-1] == shape[-1] else shape[-1]
-        return math.prod(batchless) * reduced
-    return math.prod(batchless) * math.prod(shape) // max(shape[1], 1)
+        return _numel(program, spec) * (shape[-2] if spec.shape[-1] == shape[-1] else shape[-1])
+    return _numel(program, spec) * math.prod(shape[1:])
+
+
+def _numel(program: Program, spec: TensorSpec) -> int:
+    """Values per example, wherever the batch stands: the second of ``f32[8, 2*N, 16]`` counts 2."""
+    total = math.prod(size if isinstance(size, int) else _multiple(size) for size in spec.shape)
+    if program.dynamic_batch:
+        return total
+    batch = next((size for first in program.input_specs if first.shape and isinstance(size := first.shape[0], int)), 1)
+    return max(total // batch, 1)
+
+
+def _multiple(size: str) -> int:
+    """The factor of the batch in ``"2*N"`` or ``"N"``; 1 for sizes of another form."""
+    match = re.fullmatch(r"(\d+)\*N\d*", size)
+    return int(match[1]) if match else 1

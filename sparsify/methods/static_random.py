@@ -14,7 +14,15 @@ def static_random(
     pattern: str = "unstructured",
     keep_dense: tuple[str, ...] = (),
 ) -> Method:
-    """Random masks of exact budgets, fixed for the whole run: what topology updates have to beat."""
+    """Random masks of exact budgets, fixed for the whole run: what topology updates have to beat.
+
+    Args:
+        density: of the whole run.
+        initial_scale: ``none`` is the published code; ``fan-in`` keeps the variance of each output at the start.
+        allocation: ERK by default.
+        pattern: which positions may be active together.
+        keep_dense: globs of weights without a mask.
+    """
     return Method(
         name="static",
         density=density,

@@ -1,98 +1,315 @@
-"""What the docs show works: Python blocks run in order, command lines are parsed by the command itself."""
+"""Everything the documentation shows is true: code runs, output is what it prints, commands parse, tables are generated."""
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import io
 import re
 import shlex
 import sys
 import types
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+import torch
 import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from sparsify.cli import app
-from sparsify.methods import METHODS
-from sparsify.parts.patterns import parse_pattern
-from sparsify.passes import Pipeline
-from sparsify.passes.registry import PASSES
+import sparsify.cli as cli
+from sparsify.methods.registry import METHODS, options
+from sparsify.parts.patterns import SPELLINGS, parse_pattern
+from sparsify.passes import PASSES, Pipeline
+from sparsify.recipe import Recipe, parse_recipe
+from sparsify.training import Settings
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
-TOURS = ROOT / "docs" / "command.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SECTION = re.compile(r"<!-- generated: (?P<what>[a-z -]+) -->\n(?P<body>.*?)<!-- end -->", re.DOTALL)
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: language, text, and the line of the page its text begins on, counted from 1."""
+
+    language: str
+    text: str
+    line: int
 
 
-def command_lines() -> list[tuple[Path, str]]:
-    lines = []
-    for page in PAGES:
-        for line in page.read_text().splitlines():
-            text = line.strip()
-            if re.match(r"sparsify [a-z]", text) and (
-                line.startswith("    ") or text in "\n".join(blocks(page, "console"))
-            ):
-                lines.append((page, text))
-    return lines
+def blocks(page: str) -> list[Block]:
+    """The fenced blocks of a page, in order."""
+    found: list[Block] = []
+    opened: tuple[str, int] | None = None
+    lines = page.splitlines()
+    for number, line in enumerate(lines, start=1):
+        fence = re.fullmatch(r"```(\w*)", line)
+        if fence and opened is None:
+            opened = (fence[1], number + 1)
+        elif fence and opened is not None:
+            language, first = opened
+            found.append(Block(language, "".join(f"{text}\n" for text in lines[first - 1 : number - 1]), first))
+            opened = None
+    assert opened is None, f"a fence opened above line {opened and opened[1]} is never closed"
+    return found
+
+
+def expected_output(page: str, block: Block, following: Block | None) -> Block | None:
+    """The ``text`` block right behind a Python block: what it prints."""
+    if following is None or following.language != "text":
+        return None
+    between = page.splitlines()[block.line - 1 + block.text.count("\n") + 1 : following.line - 2]
+    return None if any(line.strip() for line in between) else following
+
+
+def commands(page: str) -> list[str]:
+    """Every ``sparsify ...`` line of shell blocks and indented code, and every inline span, comments cut off."""
+    shown = [
+        line for block in blocks(page) if block.language in ("sh", "console", "") for line in block.text.splitlines()
+    ]
+    shown += [line for line in page.splitlines() if line.startswith("    ")]
+    found = [line.strip().removeprefix("$ ") for line in shown]
+    prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    found += re.findall(r"`(sparsify [^`]+)`", prose)
+    return [line for line in found if re.match(r"sparsify\s", line)]
+
+
+def subcommands() -> dict[str, TyperCommand]:
+    """The subcommands by name."""
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, TyperGroup)
+    return {name: command for name, command in group.commands.items() if isinstance(command, TyperCommand)}
+
+
+def parsed(line: str) -> tuple[str, dict[str, Any]]:
+    """Subcommand and parameters as the real command reads them; options are known and of the right types."""
+    name, *arguments = shlex.split(line, comments=True)[1:]
+    if name == "--help":
+        return name, {}
+    assert name in subcommands(), f"`{line}`: there is no command {name!r}"
+    bare = not arguments or arguments == ["--help"]  # `sparsify opt` in prose names the command
+    context = subcommands()[name].make_context(name, [] if bare else arguments, resilient_parsing=bare)
+    return name, context.params
 
 
 @pytest.fixture
-def registry():
-    before = dict(PASSES)
-    yield
-    PASSES.clear()
-    PASSES.update(before)
+def registries():
+    """What a page registers is forgotten after it."""
+    with patch.dict(PASSES), patch.dict(METHODS):
+        yield
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name)
-def test_python_blocks_run_in_order(page, tmp_path, monkeypatch, registry):
-    monkeypatch.chdir(tmp_path)
-    module = types.ModuleType("docs_page")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_blocks_run_and_print_what_is_shown(page, tmp_path, monkeypatch, registries, update_golden):
+    text = page.read_text(encoding="utf-8")
+    found = blocks(text)
+    module = types.ModuleType(f"page_{page.stem.lower().replace('-', '_')}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    for block in blocks(page, "python"):
-        exec(compile(block, str(page), "exec"), module.__dict__)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    torch.manual_seed(0)
+    updates: list[tuple[Block, str]] = []
+    for index, block in enumerate(found):
+        if block.language != "python":
+            continue
+        printed = io.StringIO()
+        code = compile("\n" * (block.line - 1) + block.text, str(page), "exec", dont_inherit=True)
+        with contextlib.redirect_stdout(printed):
+            exec(code, module.__dict__)
+        shown = expected_output(text, block, found[index + 1] if index + 1 < len(found) else None)
+        if shown is not None and update_golden:
+            updates.append((shown, printed.getvalue()))
+        elif shown is not None:
+            assert shown.text == printed.getvalue(), f"{page.name}:{shown.line}; run pytest --update-golden"
+    lines = text.splitlines(keepends=True)
+    for shown, output in reversed(updates):
+        lines[shown.line - 1 : shown.line - 1 + shown.text.count("\n")] = [output]
+    if updates:
+        page.write_text("".join(lines), encoding="utf-8")
 
 
-def test_the_docs_have_commands_and_they_are_found():
-    assert len(command_lines()) >= 12
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_parse(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for line in commands(page.read_text(encoding="utf-8")):
+        check(line)
 
 
-@pytest.mark.parametrize(("page", "line"), command_lines(), ids=lambda value: getattr(value, "name", str(value))[:60])
-def test_command_lines_are_understood(page, line):
-    words = shlex.split(line.split(" #")[0])[1:]
-    group: Any = typer.main.get_command(app)
-    command = group.commands.get(words[0])
-    assert command is not None, f"{page.name}: no command {words[0]!r}"
-    context = command.make_context(words[0], list(words[1:]))
-    given = context.params
-    if given.get("method"):
-        assert given["method"] in METHODS
-    if given.get("pattern"):
-        parse_pattern(given["pattern"])
-    if given.get("pipeline"):
-        Pipeline.parse(given["pipeline"])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("sparsify ruin", "no command"),
+        ("sparsify run --sparsty 0.9", "No such option"),
+        ("sparsify run --epochs many", "valid int"),
+        ("sparsify run --method riggle", "no method"),
+        ("sparsify run --pattern nm:4:2", "0 < N < M"),
+        ("sparsify run --set method_options.update_evry=5", "no option"),
+        ("sparsify run --recipe recipes/nothing.toml", "cannot read the recipe"),
+        ("sparsify opt p.sparsify 'insert-mask'", "no pass"),
+        ("sparsify opt p.sparsify 'insert-masks{densty=0.1}'", "no option"),
+    ],
+)
+def test_a_wrong_command_is_found(line, message):
+    assert commands(f"```sh\n{line}  # a comment\n```\n") == [f"{line}  # a comment"]
+    with pytest.raises(Exception, match=message):
+        check(line)
 
 
-def test_every_command_and_recipe_key_is_in_the_tour():
-    from dataclasses import fields
+def check(line: str) -> None:
+    """Fail unless the command line would be accepted: options, recipe keys, methods, patterns and passes exist."""
+    name, given = parsed(line)
+    if name == "opt" and given["pipeline"]:
+        pipeline = Pipeline.parse(given["pipeline"])
+        assert Pipeline.parse(str(pipeline)) == pipeline
+    if name == "run":
+        keys = {key: value for key, value in given.items() if key in vars(Recipe())}
+        recipe = parse_recipe(given["recipe"], {**keys, **cli._pairs(given["set_"] or [])})
+        parse_pattern(recipe.pattern)
 
-    from sparsify.recipe import Recipe
 
-    text = TOURS.read_text()
-    group: Any = typer.main.get_command(app)
-    for name in group.commands:
-        assert f"sparsify {name}" in text, name
-    for field in fields(Recipe):
-        assert f"`{field.name}`" in text, field.name
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_recipes_hold(page, tmp_path):
+    for block in blocks(page.read_text(encoding="utf-8")):
+        if block.language == "toml":
+            (tmp_path / "recipe.toml").write_text(block.text)
+            parse_recipe(tmp_path / "recipe.toml", {})
 
 
-def test_every_command_explains_itself():
-    group: Any = typer.main.get_command(app)
-    for name, command in group.commands.items():
-        assert command.help, name
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_named_exist(page):
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:docs|examples|recipes|tests|sparsify|benchmarks)/[\w./-]+)`", text)
+    named += re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    for name in named:
+        assert (ROOT / name).exists() or (page.parent / name).exists(), f"{page.name} names {name}, which is not there"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_generated_sections_are_current(page, update_golden):
+    text = page.read_text(encoding="utf-8")
+
+    def current(match: re.Match[str]) -> str:
+        return f"<!-- generated: {match['what']} -->\n{generated(match['what'])}<!-- end -->"
+
+    fresh = SECTION.sub(current, text)
+    if update_golden:
+        page.write_text(fresh, encoding="utf-8")
+    else:
+        assert text == fresh, f"{page.name} is out of date; run pytest --update-golden"
+
+
+def test_every_command_has_its_section_and_every_option_its_help():
+    sections = {match["what"] for match in SECTION.finditer((ROOT / "docs" / "command.md").read_text(encoding="utf-8"))}
+    for name, command in subcommands().items():
+        assert f"command {name}" in sections or not command.params, f"docs/command.md lacks `sparsify {name}`"
+        assert command.help
         for parameter in command.params:
-            if parameter.name != "help":
-                assert getattr(parameter, "help", None), f"{name} {parameter.name}"
+            assert getattr(parameter, "help", None), f"sparsify {name}: {parameter.name} has no help"
+    assert {"commands", "keys", "methods", "passes", "patterns"} <= sections
+
+
+# --- generated tables
+
+
+def generated(what: str) -> str:
+    """The Markdown of a generated section."""
+    tables = {"commands": _commands, "keys": _keys, "methods": _methods, "passes": _passes, "patterns": _patterns}
+    if what.startswith("command "):
+        return _options(what.removeprefix("command "))
+    return tables[what]()
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [heads, tuple("---" for _ in heads), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def _commands() -> str:
+    return _table(
+        ("command", "what it does"),
+        [(f"`sparsify {name}`", (command.help or "").splitlines()[0]) for name, command in subcommands().items()],
+    )
+
+
+def _options(name: str) -> str:
+    rows = []
+    for parameter in subcommands()[name].params:
+        flags = parameter.opts if isinstance(parameter, TyperOption) else [str(parameter.name).upper()]
+        rows.append(
+            (", ".join(f"`{flag}`" for flag in flags), _spelt(parameter.default), str(getattr(parameter, "help", "")))
+        )
+    return _table(("option", "default", "meaning"), rows)
+
+
+def _spelt(value: object) -> str:
+    if (
+        value is None
+        or value == ()
+        or value is inspect.Parameter.empty
+        or (callable(value) and not hasattr(value, "__name__"))
+    ):
+        return ""
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{getattr(value, '__name__', value)}`"
+
+
+def attributes(doc: str) -> dict[str, str]:
+    """Names and meanings of the ``Attributes:`` section of a docstring."""
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in inspect.cleandoc(doc).partition("Attributes:\n")[2].splitlines():
+        if match := re.fullmatch(r" {4}([a-z_, ]+): (.*)", line):
+            names = match[1].split(", ")
+            found |= {name: match[2] for name in names}
+        elif line.startswith(" " * 8):
+            found |= {name: f"{found[name]} {line.strip()}" for name in names}
+    return found
+
+
+def _keys() -> str:
+    meanings = {**attributes(Settings.__doc__ or ""), **attributes(Recipe.__doc__ or "")}
+    meanings |= {
+        "opset": "of the ONNX file, 18 to 23.",
+        "storage": "of the ONNX file: `dense`, or `sparse` initializers.",
+    }
+    defaults = vars(Recipe())
+    for key in defaults:
+        assert key in meanings, f"the docstrings of Recipe and Settings do not say what {key!r} is"
+    rows = [
+        (f"`{key}`", _spelt(value) if value != {} else "", meanings[key].replace("``", "`"))
+        for key, value in defaults.items()
+    ]
+    return _table(("key", "default", "meaning"), rows)
+
+
+def _methods() -> str:
+    rows = []
+    for name, factory in METHODS.items():
+        shown = [
+            f"`{key}` (required)" if value is inspect.Parameter.empty else f"`{key}` {_spelt(value)}".strip()
+            for key, value in options(name).items()
+        ]
+        rows.append((f"`{name}`", (inspect.getdoc(factory) or "").splitlines()[0].replace("``", "`"), ", ".join(shown)))
+    return _table(("method", "what it does", "options, with defaults"), rows)
+
+
+def _passes() -> str:
+    rows = [
+        (
+            f"`{name}`",
+            (inspect.getdoc(cls) or "").splitlines()[0].replace("``", "`"),
+            ", ".join(f"`{o.name}` {_spelt(o.default)}".strip() for o in cls.options()),
+            " or ".join(stage.value for stage in cls.requires),
+            cls.preserves.value,
+        )
+        for name, cls in PASSES.items()
+    ]
+    return _table(("pass", "what it does", "options, with defaults", "needs stage", "preserves"), rows)
+
+
+def _patterns() -> str:
+    return _table(("pattern", "meaning"), [(f"`{spelling}`", meaning) for spelling, meaning in SPELLINGS.items()])

@@ -8,7 +8,7 @@ import torch
 from sparsify.parts.calibrators import fit_temperature, fit_vector_scaling
 
 
-def sample(scale, bias=0.0, n=5000):
+def sample(scale: float, bias: torch.Tensor | float = 0.0, n: int = 5000):
     generator = torch.Generator().manual_seed(0)
     z = 2 * torch.randn(n, 10, generator=generator).double()
     labels = torch.multinomial(z.softmax(1), 1, generator=generator).squeeze(1)

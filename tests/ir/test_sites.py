@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from sparsify.ir import trace
+from sparsify.ir import TraceWarning, trace
+from tests.cases import case
 
 
 def test_macs_of_a_convolution_and_a_linear_layer():
@@ -54,3 +56,38 @@ def test_a_raw_matmul_parameter():
 
     (site,) = trace(Product(), (torch.randn(2, 5),)).maskable()
     assert (site.name, site.kind, site.macs) == ("table", "matmul", 15)
+
+
+def test_macs_where_the_batch_is_not_the_first_dimension():
+    found = case("attention")
+    program = trace(found.build(), found.args)
+    # 8 rows an image: [8, N, 16] goes into the projections and [8*N, 16] out of the attention.
+    assert {site.name: site.macs for site in program.maskable()} == {
+        "embed.weight": 8 * 16 * 8,
+        "attention.in_proj_weight": 8 * 48 * 16,
+        "attention.out_proj.weight": 8 * 16 * 16,
+        "feed.0.weight": 8 * 32 * 16,
+        "feed.3.weight": 8 * 16 * 32,
+        "head.weight": 10 * 16,
+    }
+
+
+def test_macs_of_a_program_with_a_fixed_batch():
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.fc(x.reshape(4, 4))
+
+    with pytest.warns(TraceWarning, match="fixes its batch"):
+        (site,) = trace(Fixed(), (torch.randn(4, 4),)).maskable()
+    assert site.macs == 3 * 4
+
+
+def test_macs_of_a_transposed_convolution():
+    model = nn.Sequential(nn.ConvTranspose2d(4, 6, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    (site,) = trace(model, (torch.randn(2, 4, 5, 5),)).maskable()
+    # Every one of 4 x 5 x 5 input values meets 6 kernels of 9, whatever the stride makes of the output's size.
+    assert (site.kind, site.macs) == ("conv-transpose", 4 * 5 * 5 * 6 * 9)
