@@ -196,6 +196,22 @@ def compare(
     return Latency(tuple(rows), noise, threads, size, rounds, taken, machine())
 
 
+def parse_shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes by input name from ``name=1x3x224x224`` texts.
+
+    Raises:
+        ExportError: If an item is not of that form.
+    """
+    shapes = {}
+    for item in items:
+        name, equals, text = item.rpartition("=")
+        sizes = text.split("x")
+        if not (name and equals) or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+            raise ExportError(f"--shape {item!r} should be name=1x3x224x224, sizes from 1.")
+        shapes[name] = tuple(map(int, sizes))
+    return shapes
+
+
 def median_interval(values: Sequence[float]) -> Interval:
     """95 % interval of the median by order statistics (normal approximation of the binomial ranks).
 
@@ -210,8 +226,15 @@ def median_interval(values: Sequence[float]) -> Interval:
 
 
 def nonzeros(path: Path) -> tuple[int, int]:
-    """(non-zero entries, all entries) of a file's initializers of floats and bytes, sparse ones included."""
-    graph = onnx.load(path).graph
+    """(non-zero entries, all entries) of a file's initializers of floats and bytes, sparse ones included.
+
+    Raises:
+        ExportError: If the file is not ONNX, or the file its weights are in is missing.
+    """
+    try:
+        graph = onnx.load(path).graph
+    except Exception as error:  # the parser's own, or the file system's
+        raise ExportError(f"the weights of {path} cannot be read ({type(error).__name__}: {error}).") from error
     active = total = 0
     for tensor in graph.initializer:
         if tensor.data_type in _VALUES:
