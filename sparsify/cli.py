@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -20,53 +21,138 @@ from sparsify.ir.serialization import write_atomically
 from sparsify.methods.registry import METHODS, options
 from sparsify.parts.patterns import SPELLINGS
 from sparsify.passes import PASSES, Pipeline, dump_to, print_after, print_diff
-from sparsify.recipe import Recipe, parse_recipe
-from sparsify.reports import compare, headline, write_report
+from sparsify.recipe import Recipe, parse_pairs, parse_recipe
+from sparsify.reports import Headline, compare, headline, parse_shapes, write_report
 from sparsify.training import Interrupted
 from sparsify.workflow import ARTEFACTS, recipe_data, traced
 from sparsify.workflow import export_saved as export_workflow
 from sparsify.workflow import run as run_workflow
 
+DEFAULT = Recipe()
+WHAT, SPARSE, TRAINING, FOLDER, MEASURE = (
+    "What to train",
+    "Sparsity",
+    "Training",
+    "The folder of the run",
+    "Measurement",
+)
+
+
+def _examples(*lines: str, more: str = "") -> str:
+    return "\n\n".join(("[bold]Examples[/bold]", *(f"$ {escape(line)}" for line in lines), *([more] if more else [])))
+
+
+def _other_keys(*shown: str) -> str:
+    """The recipe keys that have no option of their own, with their defaults."""
+    values = ((f.name, getattr(DEFAULT, f.name)) for f in dataclasses.fields(Recipe))  # type: ignore[arg-type]
+    pairs = (f"{name}={'none' if value in (None, (), {}) else value}" for name, value in values if name not in shown)
+    return "[bold]Keys for --set, with their defaults[/bold]\n\n" + escape(", ".join(pairs))
+
+
 app = typer.Typer(
     help="Train sparse, calibrated networks and export them as verified ONNX.",
+    epilog=_examples(
+        "sparsify run --out runs/digits",
+        "sparsify run model.py:build --data data.npz --sparsity 0.9 --baseline --out runs/a",
+        "sparsify bench runs/a/dense.onnx runs/a/model.onnx",
+        more="`sparsify COMMAND --help` shows the options of a command, with examples.",
+    ),
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="rich",
 )
 console = Console()
 
 
-@app.command()
+@app.command(
+    rich_help_panel="The job",
+    epilog=_examples(
+        "sparsify run",
+        "sparsify run model.py:build --data data.npz --method rigl --sparsity 0.9 --baseline --out runs/a",
+        "sparsify run model.py:build --data images/ --set lr=0.1 --set method_options.update_every=50 --out runs/b",
+        "sparsify run --recipe runs/a/recipe.toml --set seed=1 --out runs/c",
+        more=_other_keys(
+            "model", "data", "weights", "trust_pickle", "method", "sparsity", "pattern", "epochs", "baseline"
+        ),
+    ),
+)
 def run(
     model: Annotated[
         str | None,
-        typer.Argument(help="file.py:factory, package.module:factory or model.pt2; a small CNN by default"),
+        typer.Argument(help="file.py:factory, package.module:factory or model.pt2", show_default="a small CNN"),
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/digits"),
-    recipe: Annotated[Path | None, typer.Option(help="TOML file; options given here override its keys")] = None,
-    data: Annotated[str | None, typer.Option(help="digits, file.npz, a folder of images, or file.py:factory")] = None,
-    weights: Annotated[str | None, typer.Option(help="safetensors or a state dict to start from")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, file.npz, a folder of images, or file.py:factory",
+            show_default=DEFAULT.data,
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="safetensors or a state dict to start from", show_default="the model's own", rich_help_panel=WHAT
+        ),
+    ] = None,
     trust_pickle: Annotated[
-        bool | None, typer.Option(help="let the file of weights run the code it may contain")
+        bool | None, typer.Option(help="let the file of weights run the code it may contain", rich_help_panel=WHAT)
     ] = None,
-    method: Annotated[str | None, typer.Option(help="see `sparsify methods`")] = None,
-    sparsity: Annotated[float | None, typer.Option(help="inactive fraction, in (0, 1)")] = None,
-    pattern: Annotated[str | None, typer.Option(help="see `sparsify patterns`")] = None,
-    epochs: Annotated[int | None, typer.Option(help="passes over the training data")] = None,
-    baseline: Annotated[bool | None, typer.Option(help="train the dense model too, same budget")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="see `sparsify methods`", show_default=DEFAULT.method, rich_help_panel=SPARSE)
+    ] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            help="inactive fraction, above 0 and below 1", show_default=str(DEFAULT.sparsity), rich_help_panel=SPARSE
+        ),
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="see `sparsify patterns`", show_default=DEFAULT.pattern, rich_help_panel=SPARSE)
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="passes over the training data", show_default=str(DEFAULT.epochs), rich_help_panel=TRAINING),
+    ] = None,
+    baseline: Annotated[
+        bool | None,
+        typer.Option(
+            help="train the dense model too, same budget, and compare",
+            show_default="no-baseline",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of keys; options given here override them", rich_help_panel=TRAINING),
+    ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="any other recipe key, as key=value; repeatable")
+        list[str] | None,
+        typer.Option("--set", help="any other recipe key, as key=value; repeatable", rich_help_panel=TRAINING),
     ] = None,
-    resume: Annotated[bool, typer.Option(help="go on from the last checkpoint")] = False,
-    overwrite: Annotated[bool, typer.Option(help="replace an earlier run in the folder")] = False,
+    out: Annotated[Path, typer.Option(help="where everything is written", rich_help_panel=FOLDER)] = Path(
+        "runs/digits"
+    ),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the last checkpoint, to the same bits", rich_help_panel=FOLDER)
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace an earlier run in the folder", rich_help_panel=FOLDER)
+    ] = False,
 ) -> None:
-    """Trace, train sparsely, calibrate, export to ONNX and verify. Without arguments: 90 % sparse digits in under a minute."""
+    """Trace, train sparsely, calibrate, export to ONNX and verify. Without arguments: 90 % sparse digits in under a minute.
+
+    Leaves model.onnx, report.html, metrics.json, latency.json, recipe.toml
+    and program.sparsify in the folder. The same recipe gives the same bits;
+    a run that was stopped or killed goes on with --resume.
+    """
     given = {"model": model, "data": data, "method": method, "sparsity": sparsity, "pattern": pattern}
     given |= {
         "weights": weights,
         "trust_pickle": trust_pickle,
         "epochs": epochs,
         "baseline": baseline,
-        **_pairs(set_ or []),
+        **parse_pairs(set_ or []),
     }
     resolved = parse_recipe(recipe, given)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
@@ -84,11 +170,15 @@ def run(
         except Interrupted as stop:
             console.print(f"{stop} Go on with the same command and --resume.")
             raise typer.Exit(130) from stop
-    _print_headline(report)
-    console.print(", ".join(str(out / name) for name in ARTEFACTS))
+    _print_table("", headline(report, report["latency"]))
+    console.print(f"in {out}: {', '.join(ARTEFACTS)}", soft_wrap=True)
 
 
-@app.command("trace")
+@app.command(
+    "trace",
+    rich_help_panel="Programs",
+    epilog=_examples("sparsify trace", "sparsify trace model.py:build --data data.npz --out model.sparsify"),
+)
 def trace_command(
     model: Annotated[str, typer.Argument(help="file.py:factory, package.module:factory or model.pt2")] = Recipe().model,
     data: Annotated[str, typer.Option(help="gives the shape of the inputs")] = "digits",
@@ -107,7 +197,14 @@ def trace_command(
         program.save(out)
 
 
-@app.command()
+@app.command(
+    rich_help_panel="Programs",
+    epilog=_examples(
+        'sparsify opt model.sparsify "insert-masks{density=0.1} | fold-masks" --out sparse.sparsify',
+        'sparsify opt model.sparsify "insert-masks{pattern=nm:2:4 density=0.5}" --show diff',
+        more="`sparsify passes` lists the passes with their options.",
+    ),
+)
 def opt(
     program: Annotated[Path, typer.Argument(help="a saved program")],
     pipeline: Annotated[str, typer.Argument(help='e.g. "insert-masks{density=0.1} | fold-masks"')],
@@ -130,20 +227,31 @@ def opt(
         result.save(out)
 
 
-@app.command()
+@app.command(
+    rich_help_panel="The job",
+    epilog=_examples(
+        "sparsify export runs/a/program.sparsify --data digits --out model.onnx",
+        "sparsify export mine.sparsify --data data.npz --opset 18 --storage sparse --out small.onnx --overwrite",
+    ),
+)
 def export(
     program: Annotated[Path, typer.Argument(help="a saved program, of a run or of your own loop")],
     out: Annotated[Path, typer.Option(help="the ONNX file")] = Path("model.onnx"),
-    data: Annotated[str, typer.Option(help="held-out inputs of it prove the file")] = "digits",
+    data: Annotated[str, typer.Option(help="its test inputs prove the file; as for `sparsify run`")] = "digits",
+    image_size: Annotated[int | None, typer.Option(help="side in pixels, for a folder of images", min=1)] = None,
     opset: Annotated[int, typer.Option(help="18 to 23")] = 20,
-    storage: Annotated[str, typer.Option(help="dense, or sparse initializers where smaller (disk only)")] = "dense",
-    overwrite: Annotated[bool, typer.Option(help="replace the file")] = False,
+    storage: Annotated[
+        str, typer.Option(help="dense; or sparse: only non-zeros, where that is smaller (disk, not speed)")
+    ] = "dense",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file")] = False,
 ) -> None:
-    """Export a saved program to ONNX and prove the file in ONNX Runtime.
+    """Export a saved program to ONNX and prove the file in ONNX Runtime: same outputs at two batch sizes, exactly the zeros of the masks.
 
-    Example: sparsify export runs/a/program.sparsify --data digits --out model.onnx --storage sparse
+    A file that disagrees is not written.
     """
-    result = export_workflow(program, out, data=data, opset=opset, storage=storage, overwrite=overwrite)
+    result = export_workflow(
+        program, out, data=data, image_size=image_size, opset=opset, storage=storage, overwrite=overwrite
+    )
     batches = " and ".join(map(str, result.parity.batches))
     console.print(
         f"{result.path}: {result.bytes:,} bytes, {result.nonzeros:,} of {result.positions:,} masked weights not zero; agrees with "
@@ -151,57 +259,59 @@ def export(
     )
 
 
-@app.command()
+@app.command(
+    rich_help_panel="The job",
+    epilog=_examples(
+        "sparsify bench runs/a/dense.onnx runs/a/model.onnx",
+        "sparsify bench dense.onnx sparse.onnx int8.onnx --threads 4 --batch 8 --rounds 100 --json out.json",
+        "sparsify bench model.onnx --shape image=1x3x224x224",
+    ),
+)
 def bench(
     files: Annotated[list[Path], typer.Argument(help="ONNX files; the first is what the others are compared with")],
-    threads: Annotated[int, typer.Option(help="of ONNX Runtime")] = 1,
-    batch: Annotated[int, typer.Option(help="first dimension, where the file leaves it open")] = 1,
-    rounds: Annotated[int, typer.Option(help="each file is timed once a round")] = 50,
-    shape: Annotated[list[str] | None, typer.Option(help="of an input with open dimensions: name=1x3x224x224")] = None,
-    json_: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
+    threads: Annotated[int, typer.Option(help="of ONNX Runtime", rich_help_panel=MEASURE)] = 1,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="first dimension, where the file leaves it open", show_default="1", rich_help_panel=MEASURE),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="each file is timed once a round", rich_help_panel=MEASURE)] = 50,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="of an input with other open dimensions: name=1x3x224x224; repeatable", rich_help_panel=MEASURE
+        ),
+    ] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="write the figures and the machine here")] = None,
 ) -> None:
-    """Latency of ONNX files in ONNX Runtime, interleaved, with the noise of the machine.
+    """Latency of ONNX files in ONNX Runtime, each against the first, with the noise of the machine.
 
-    Example: sparsify bench runs/a/dense.onnx runs/a/model.onnx --threads 1 --batch 8
+    The files take turns; a ratio is the median over rounds, with its 95 %
+    interval. The first file is also timed against itself: a difference is
+    called one only where it exceeds what that shows.
     """
     names = [str(path) for path in files]
+    if len(set(names)) < len(names):
+        raise RecipeError("a file is given twice. Each is timed once; the first is compared with itself anyway.")
     result = compare(
-        {name: path for name, path in zip(names, files, strict=True)},
-        shapes=_shapes(shape or []),
+        dict(zip(names, files, strict=True)),
+        shapes=parse_shapes(shape or []),
         batch=batch,
         threads=threads,
         rounds=rounds,
     )
-    table = Table("file", "ms", "quartiles", "times as fast", "95 % interval", "", "bytes", "non-zeros")
-    for index, row in enumerate(result.timings):
-        table.add_row(
-            row.name,
-            f"{row.milliseconds:.3f}",
-            f"{row.quartiles[0]:.3f} to {row.quartiles[1]:.3f}",
-            f"{row.speedup:.2f}",
-            f"{row.interval[0]:.2f} to {row.interval[1]:.2f}" if index else "",
-            result.verdict(row) if index else "reference",
-            f"{row.bytes:,}",
-            f"{row.nonzeros:,}",
-        )
-    console.print(table)
-    low, high = result.noise
-    machine = result.machine
-    console.print(
-        f"The first file against itself: {low:.2f} to {high:.2f}. {machine['processor']}, {machine['cores']} cores, {threads} "
-        f"thread(s), batch {batch}, {rounds} rounds, ONNX Runtime {machine['onnxruntime']}."
-    )
+    _print_table("file", result.table())
+    console.print(result.conditions())
     if json_:
         write_atomically(json_, (json.dumps(result.to_dict(), indent=1) + "\n").encode())
 
 
-@app.command()
+@app.command(rich_help_panel="The job", epilog=_examples("sparsify report runs/a"))
 def report(folder: Annotated[Path, typer.Argument(help="of a finished run")]) -> None:
-    """Rebuild report.html from what a run left in its folder."""
-    console.print(str(write_report(folder)))
+    """Rebuild report.html from what a run left in its folder, and from nothing else."""
+    console.print(str(write_report(folder)), soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel="Lists")
 def methods() -> None:
     """List the methods with their options."""
     table = Table("method", "what it does", "options (default)")
@@ -211,7 +321,7 @@ def methods() -> None:
     console.print(table)
 
 
-@app.command()
+@app.command(rich_help_panel="Lists")
 def passes() -> None:
     """List the passes with their options."""
     table = Table("pass", "what it does", "options (default): meaning")
@@ -221,7 +331,7 @@ def passes() -> None:
     console.print(table)
 
 
-@app.command()
+@app.command(rich_help_panel="Lists")
 def patterns() -> None:
     """List the patterns."""
     table = Table("pattern", "which positions may be active together")
@@ -242,49 +352,12 @@ def main() -> None:
         sys.exit(2)
 
 
-def _pairs(items: list[str]) -> dict[str, Any]:
-    """``key=value`` items; a key that is no recipe key but an option of methods goes there through ``method_options``."""
-    known = {f.name for f in dataclasses.fields(Recipe)}  # type: ignore[arg-type]
-    found: dict[str, Any] = {}
-    for item in items:
-        key, equals, text = item.partition("=")
-        key = key.replace("-", "_")
-        if not equals:
-            raise RecipeError(f"--set {item!r} should be key=value.")
-        if key.startswith("method_options."):
-            found.setdefault("method_options", {})[key.removeprefix("method_options.")] = _value(text)
-        else:
-            found[key] = tuple(text.split(",")) if key == "keep_dense" and key in known else _value(text)
-    return found
-
-
-def _shapes(items: list[str]) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for item in items:
-        name, equals, text = item.rpartition("=")
-        sizes = text.split("x")
-        if not equals or not all(size.isdigit() and int(size) > 0 for size in sizes):
-            raise RecipeError(f"--shape {item!r} should be name=1x3x224x224, sizes from 1.")
-        shapes[name] = tuple(map(int, sizes))
-    return shapes
-
-
-def _value(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text, text)
-
-
 def _short(value: Any) -> str:
     return getattr(value, "__name__", None) or (str(value) if value not in ((), None) else "none")
 
 
-def _print_headline(report: dict[str, Any]) -> None:
-    shown = headline(report, report["latency"])
-    table = Table("", *shown.columns)
+def _print_table(corner: str, shown: Headline) -> None:
+    table = Table(corner, *shown.columns)
     for label, cells in shown.rows:
         table.add_row(label, *cells)
     console.print(table)

@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -136,6 +136,34 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
         raise RecipeError("the recipe does not hold: " + "; ".join(problems) + ".") from error
     recipe.build_method()
     return recipe
+
+
+def parse_pairs(items: Sequence[str]) -> dict[str, Any]:
+    """Overrides for `parse_recipe` from ``key=value`` texts; ``method_options.key=value`` is an option of the method.
+
+    Raises:
+        RecipeError: If an item is not of that form.
+    """
+    found: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        key = key.replace("-", "_")
+        if not equals:
+            raise RecipeError(f"--set {item!r} should be key=value.")
+        if key.startswith("method_options."):
+            found.setdefault("method_options", {})[key.removeprefix("method_options.")] = _value(text)
+        else:
+            found[key] = tuple(text.split(",")) if key == "keep_dense" else _value(text)
+    return found
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text, text)
 
 
 def _toml(value: Any) -> str:

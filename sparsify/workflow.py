@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import math
 import platform
 import shutil
 from collections.abc import Callable, Generator
@@ -13,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsify.calibration import evaluate, fit
 from sparsify.errors import CheckpointError, DataError, ExportError, TraceError
@@ -25,9 +25,9 @@ from sparsify.ir.serialization import UNFINISHED, write_atomically
 from sparsify.loading import Data, load_data, load_model
 from sparsify.methods import Method, dense
 from sparsify.parts import metrics
-from sparsify.passes import AttachCalibrationHead, Pipeline
+from sparsify.passes import AttachCalibrationHead, Pipeline, recording
 from sparsify.recipe import Recipe
-from sparsify.reports import compare, write_report
+from sparsify.reports import compare, layers, pass_rows, quality, sizes, write_report
 from sparsify.training import train
 
 ARTEFACTS = ("model.onnx", "metrics.json", "latency.json", "report.html", "recipe.toml", "program.sparsify")
@@ -63,15 +63,22 @@ def run(
             )
         write_atomically(earlier, recipe.to_toml().encode())
         fingerprint, rows = data.fingerprint(), dict[str, Any]()
-        if recipe.baseline and recipe.method != "dense":
-            rows["dense"] = _part("dense", dense(), recipe, data, fingerprint, out, resume, on_step)
-        rows["model"] = _part("model", recipe.build_method(), recipe, data, fingerprint, out, resume, on_step)
+        logits: dict[str, Tensor] = {}
+        models = {"dense": dense()} if recipe.baseline and recipe.method != "dense" else {}
+        for name, method in {**models, "model": recipe.build_method()}.items():
+            with recording() as record:
+                row, logits[name] = _part(name, method, recipe, data, fingerprint, out, resume, on_step)
+            rows[name] = {**row, "passes": pass_rows(record)}
+        if "dense" in logits:
+            rows["flips"] = dataclasses.asdict(metrics.flips(logits["dense"], logits["model"], data.test.labels))
         report = {
             "recipe_hash": recipe.hash(),
             "seed": recipe.seed,
+            "storage": recipe.storage,
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,
+                "onnx": onnx.__version__,
                 "onnxruntime": onnxruntime.__version__,
             },
             "data": {
@@ -110,8 +117,8 @@ def _part(
     out: Path,
     resume: bool,
     on_step: Progress | None,
-) -> dict[str, Any]:
-    """Train, calibrate and export one model of the run."""
+) -> tuple[dict[str, Any], Tensor]:
+    """Train, calibrate and export one model of the run: its row of ``metrics.json``, and its logits on the test set."""
     folder = out if name == "model" else out / name
     program = traced(recipe, data)
     trained = train(
@@ -128,9 +135,8 @@ def _part(
     Pipeline((AttachCalibrationHead(kind=recipe.calibrator),)).apply(program)
     log = fit(program, data.validation)
     program.save(folder / "program.sparsify")
-    y = data.test.labels
     outputs = evaluate(program, data.test)
-    before, after = outputs["logits"].softmax(1), outputs["probabilities"]
+    logits = outputs["logits"]
     costs = program.costs()
     result = export(
         program,
@@ -146,62 +152,60 @@ def _part(
             "recipe_hash": recipe.hash(),
         },
     )
-    return {
+    size = sizes(program)
+    row = {
         "method": method.name,
-        "accuracy": metrics.accuracy(before, y),
-        "nll": metrics.nll(after, y),
-        "brier": metrics.brier(after, y),
-        "ece_before": metrics.ece(before, y),
-        "ece_after": metrics.ece(after, y),
-        "adaptive_ece": metrics.adaptive_ece(after, y),
-        "classwise_ece": metrics.classwise_ece(after, y),
-        "reliability": {
-            when: [dataclasses.asdict(row) for row in metrics.reliability(table, y)]
-            for when, table in (("before", before), ("after", after))
-        },
-        "class_accuracy": metrics.class_accuracy(before, y),
-        "layers": _layers(program),
-        "calibration": log.to_dict(),
+        **quality(logits.softmax(1), outputs["probabilities"], data.test.labels),
+        **size,
+        "nonzeros": result.nonzeros if program.masks() else size["active"],
         "bytes": result.bytes,
-        "nonzeros": costs.active if costs.maskable else sum(math.prod(site.shape) for site in program.maskable()),
-        "maskable": costs.maskable or sum(math.prod(site.shape) for site in program.maskable()),
-        "density": costs.density,
-        "macs": costs.macs_active,
+        "layers": layers(program),
+        "calibration": log.to_dict(),
         "parity": {"ok": True, **dataclasses.asdict(result.parity)},
         "counts": trained.counts,
     }
-
-
-def _layers(program: Program) -> list[dict[str, Any]]:
-    """One row a weight of the program: its counts, and why it has no mask where it has none."""
-    masks = program.masks()
-    return [
-        {
-            "name": site.name,
-            "shape": site.shape,
-            "macs": site.macs,
-            "maskable": math.prod(site.shape),
-            "active": int(masks[site.name].count_nonzero()) if site.name in masks else None,
-            "skip": site.skip or (None if site.name in masks or not masks else "kept dense"),
-        }
-        for site in program.maskable()
-    ]
+    return row, logits
 
 
 def export_saved(
-    program: Path, out: Path, *, data: str, opset: int = 20, storage: str = "dense", overwrite: bool = False
+    program: Path,
+    out: Path,
+    *,
+    data: str,
+    image_size: int | None = None,
+    opset: int = 20,
+    storage: str = "dense",
+    overwrite: bool = False,
 ) -> ExportResult:
-    """Export a saved program, proved on held-out inputs of ``data``.
+    """Export a saved program, proved on test inputs of ``data``, which no training has seen.
+
+    Args:
+        program: file of a run or of `Program.save`.
+        out: the ONNX file.
+        data: as for `load_data`; its inputs must be those the program was traced with.
+        image_size: side in pixels to which a folder's images are resized.
+        opset, storage: as for `sparsify.export`.
+        overwrite: replace ``out``.
 
     Raises:
         ExportError: If ``out`` exists and ``overwrite`` is not given, or the file does not agree with the program.
         SparsifyError: If the program or the data cannot be read, or do not fit each other.
     """
+    if out.is_dir():
+        raise ExportError(f"{out} is a folder; --out names the ONNX file, e.g. {out / 'model.onnx'}.")
     if out.exists() and not overwrite:
         raise ExportError(f"{out} exists. Replace it with --overwrite, or use another --out.")
     loaded = Program.load(program).eval()
-    held_out = load_data(data, seed=0).example(64)
-    return export(loaded, out, inputs=[held_out], opset=opset, storage=storage)
+    if len(loaded.input_specs) != 1:
+        names = ", ".join(spec.name for spec in loaded.input_specs)
+        raise ExportError(
+            f"{program} takes {len(loaded.input_specs)} inputs ({names}); this command gives one. Export it from Python with "
+            f"sparsify.export(program, path, inputs=[...])."
+        )
+    test = load_data(data, seed=0, image_size=image_size).test
+    inputs = test.batch(torch.arange(min(64, len(test))))[0]
+    loaded.outputs(inputs)  # raises where the data are not the program's
+    return export(loaded, out, inputs=[inputs], opset=opset, storage=storage)
 
 
 def recipe_data(recipe: Recipe) -> Data:

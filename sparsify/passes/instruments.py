@@ -1,15 +1,37 @@
-"""Instruments that watch a pipeline: print after a pass, show a diff, dump every state to a folder."""
+"""Instruments that watch a pipeline: print after a pass, show a diff, dump every state to a folder, record what was applied."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from sparsify.ir.serialization import write_atomically
 from sparsify.passes.base import Pass, PassLog
 
 Instrument = Callable[[int, Pass, str, str, PassLog], None]
+Record = list[tuple[Pass, PassLog]]
+_RECORD: ContextVar[Record | None] = ContextVar("passes applied in the block of `recording`", default=None)
+
+
+@contextmanager
+def recording() -> Generator[Record]:
+    """The passes applied within the block, whoever applies them, with their logs in order; blocks may nest, the inner one records."""
+    record: Record = []
+    token = _RECORD.set(record)
+    try:
+        yield record
+    finally:
+        _RECORD.reset(token)
+
+
+def note(step: Pass, log: PassLog) -> None:
+    """Add a pass to the `recording` around it, if there is one."""
+    record = _RECORD.get()
+    if record is not None:
+        record.append((step, log))
 
 
 def print_after(write: Callable[[str], object], *names: str) -> Instrument:

@@ -15,7 +15,7 @@ from sparsify.passes.fold_batch_norm import FoldBatchNorm
 from sparsify.passes.fold_masks import FoldMasks
 from sparsify.passes.insert_gradient_taps import InsertGradientTaps
 from sparsify.passes.insert_masks import InsertMasks
-from sparsify.passes.instruments import Instrument
+from sparsify.passes.instruments import Instrument, note
 from sparsify.passes.lower_masks import LowerMasks
 
 PASSES: dict[str, type[Pass]] = {
@@ -83,6 +83,7 @@ class Pipeline:
         for index, step in enumerate(self.passes):
             before = program.text() if instruments else ""
             logs.append(step(program))
+            note(step, logs[-1])
             for instrument in instruments:
                 instrument(index, step, before, program.text(), logs[-1])
         return tuple(logs)

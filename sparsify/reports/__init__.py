@@ -1,7 +1,12 @@
-"""What a run shows: the headline, latency against the dense file, and ``report.html``."""
+"""What a run measures and shows: the headline, latency against the dense file, and ``report.html``."""
 
 from sparsify.reports.document import write_report as write_report
 from sparsify.reports.headline import Headline as Headline
 from sparsify.reports.headline import headline as headline
 from sparsify.reports.latency import Latency as Latency
 from sparsify.reports.latency import compare as compare
+from sparsify.reports.latency import parse_shapes as parse_shapes
+from sparsify.reports.measures import layers as layers
+from sparsify.reports.measures import pass_rows as pass_rows
+from sparsify.reports.measures import quality as quality
+from sparsify.reports.measures import sizes as sizes

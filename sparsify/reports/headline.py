@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,13 @@ class Headline:
 
 ROWS = (
     ("accuracy", "accuracy", ".4f"),
-    ("NLL", "nll", ".4f"),
-    ("Brier score", "brier", ".4f"),
+    ("NLL before calibration", "nll_before", ".4f"),
+    ("NLL after calibration", "nll_after", ".4f"),
+    ("Brier score, calibrated", "brier_after", ".4f"),
     ("ECE before calibration", "ece_before", ".4f"),
     ("ECE after calibration", "ece_after", ".4f"),
+    ("adaptive ECE, calibrated", "adaptive_ece", ".4f"),
+    ("class-wise ECE, calibrated", "classwise_ece", ".4f"),
     ("size on disk, bytes", "bytes", ","),
     ("maskable weights", "maskable", ","),
     ("non-zeros of them", "nonzeros", ","),
@@ -30,16 +33,25 @@ ROWS = (
     ("MACs an example", "macs", ","),
 )
 LATENCY_ROWS = ("latency, ms", "times as fast as dense")
+LOWER_IS_BETTER = (
+    ("NLL", "nll_after"),
+    ("Brier score", "brier_after"),
+    ("ECE", "ece_after"),
+    ("adaptive ECE", "adaptive_ece"),
+    ("class-wise ECE", "classwise_ece"),
+)
+SMALLER = 0.9
+"""A file above this share of the dense one's bytes is called no smaller."""
 
 
 def parts(report: Report) -> list[str]:
     """The models of a run: ``dense`` where it has a baseline, then ``model``."""
-    return [name for name in ("dense", "model") if name in report]
+    return [name for name in ("dense", "model") if report.get(name)]
 
 
 def title(part: str, report: Report) -> str:
     """``dense`` for the baseline, the method's name for the model."""
-    return "dense" if part == "dense" else str(report["model"].get("method", "model"))
+    return "dense" if part == "dense" else str(report["model"]["method"])
 
 
 def headline(report: Report, latency: Report | None) -> Headline:
@@ -53,11 +65,35 @@ def headline(report: Report, latency: Report | None) -> Headline:
     rows = [(label, tuple(format(report[name][key], style) for name in names)) for label, key, style in ROWS]
     if latency:
         timings = {row["name"]: row for row in latency["timings"]}
-        rows.append((LATENCY_ROWS[0], tuple(f"{timings[name]['milliseconds']:.3f}" for name in names)))
+        rows.append((LATENCY_ROWS[0], tuple(_milliseconds(timings[name]) for name in names)))
         if "dense" in names:
-            cells = [_ratio(timings[name]) if name != "dense" else "1" for name in names]
-            rows.append((LATENCY_ROWS[1], tuple(cells)))
+            rows.append((LATENCY_ROWS[1], tuple("1" if n == "dense" else _ratio(timings[n]) for n in names)))
     return Headline(tuple(title(name, report) for name in names), tuple(rows))
+
+
+def sentences(report: Report, latency: Report | None) -> list[str]:
+    """What the figures say, the losses too, in plain sentences.
+
+    Args:
+        report: content of ``metrics.json``.
+        latency: content of ``latency.json``, or None.
+    """
+    model = report["model"]
+    found = [
+        f"{model['nonzeros']:,} of {model['maskable']:,} maskable weights are not zero (density {model['density']:.4f}); "
+        f"{model['macs']:,} multiply-accumulates an example are left."
+    ]
+    if "dense" in parts(report):
+        found += [_accuracy(report), *_better_and_worse(report), _size(report)]
+    found += [_calibrated(report), _agreement(model["parity"])]
+    if latency and latency["verdict"]:
+        found.append(_speed(report, latency))
+    return found
+
+
+def _milliseconds(timing: Report) -> str:
+    low, high = timing["quartiles"]
+    return f"{timing['milliseconds']:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _ratio(timing: Report) -> str:
@@ -65,44 +101,80 @@ def _ratio(timing: Report) -> str:
     return f"{timing['speedup']:.2f} ({low:.2f} to {high:.2f})"
 
 
-def sentences(report: Report, latency: Report | None, verdict: str | None) -> Sequence[str]:
-    """What the figures say, the losses too, in plain sentences.
+def _accuracy(report: Report) -> str:
+    points = round(100 * (report["model"]["accuracy"] - report["dense"]["accuracy"]), 2)
+    where = "equal to" if points == 0 else f"{abs(points):.2f} points {'above' if points > 0 else 'below'}"
+    text = f"Accuracy is {where} that of the dense baseline, which had the same steps and data (one seed: {report['seed']})."
+    flips = report.get("flips")
+    if not flips:
+        return text
+    samples = sum(flips["class_samples"])
+    text += (
+        f" Of {samples:,} test samples, {flips['lost']:,} that the dense model has right are now wrong, and {flips['gained']:,} the other "
+        f"way round."
+    )
+    changes = [
+        (100 * (gained - lost) / count, index)
+        for index, (lost, gained, count) in enumerate(
+            zip(flips["class_lost"], flips["class_gained"], flips["class_samples"], strict=True)
+        )
+        if count
+    ]
+    worst = min(changes, default=(0.0, 0))
+    if worst[0] < 0:
+        text += f" Class {worst[1]} loses most: {-worst[0]:.2f} points."
+    return text
 
-    Args:
-        report: content of ``metrics.json``.
-        latency: content of ``latency.json``, or None.
-        verdict: of the model against the baseline (`sparsify.reports.latency.Latency.verdict`), or None.
-    """
-    model, found = report["model"], []
-    found.append(
-        f"{model['nonzeros']:,} of {model['maskable']:,} maskable weights are not zero: density {model['density']:.4f}, counted in "
-        f"the ONNX file."
-    )
-    if "dense" in report:
-        points = 100 * (model["accuracy"] - report["dense"]["accuracy"])
-        direction = "above" if points > 0 else "below"
-        found.append(
-            f"Accuracy is {abs(points):.2f} points {direction} that of the dense baseline, which had the same budget of steps and "
-            f"data (one seed: {report['seed']})."
+
+def _better_and_worse(report: Report) -> list[str]:
+    found: dict[str, list[str]] = {"better": [], "worse": []}
+    for label, key in LOWER_IS_BETTER:
+        dense, model = (f"{report[name][key]:.4f}" for name in ("dense", "model"))
+        if dense != model:
+            kind = "better" if float(model) < float(dense) else "worse"
+            found[kind].append(f"{label} {model} against {dense}")
+    return [f"{kind.capitalize()} than the dense model: {', '.join(rows)}." for kind, rows in found.items() if rows]
+
+
+def _size(report: Report) -> str:
+    model, dense = report["model"]["bytes"], report["dense"]["bytes"]
+    if model < SMALLER * dense:
+        return f"The file is {dense / model:.1f} times smaller than the dense one ({model:,} bytes against {dense:,})."
+    text = f"The file is not smaller than the dense one ({model:,} bytes against {dense:,})"
+    if report["storage"] == "dense":
+        return (
+            text
+            + ": zeros are stored like other numbers. Storage 'sparse' keeps the non-zeros alone, for disk and not for speed."
         )
-    before, after = model["ece_before"], model["ece_after"]
-    change = "lowered" if after < before else "did not lower"
-    found.append(
-        f"{model['calibration']['kind'].capitalize()} scaling, fitted on {model['calibration']['samples']:,} held-out samples, {change} "
-        f"the test ECE: {before:.4f} before, {after:.4f} after."
+    return text + ": at this density, indices cost what zeros save."
+
+
+def _calibrated(report: Report) -> str:
+    model = report["model"]
+    fitted = model["calibration"]
+    before, after = f"{model['ece_before']:.4f}", f"{model['ece_after']:.4f}"
+    change = "did not change" if before == after else "lowered" if float(after) < float(before) else "raised"
+    lean = "over-confident" if model["signed_gap_after"] > 0 else "under-confident"
+    return (
+        f"{fitted['kind'].capitalize()} scaling, fitted on {fitted['samples']:,} held-out samples, {change} the test ECE "
+        f"({before} before, {after} after); confidence is then {100 * abs(model['signed_gap_after']):.2f} points off on average, {lean}."
     )
-    found.append(
-        f"ONNX Runtime agrees with the program: largest error {model['parity']['largest_error']:.1e} of the outputs' range, tolerance "
-        f"{model['parity']['tolerance']:.0e}; {model['parity']['decisions']:,} predictions compared."
+
+
+def _agreement(parity: Report) -> str:
+    return (
+        f"ONNX Runtime agrees with the program: largest error {parity['largest_error']:.1e} of the outputs' range, tolerance "
+        f"{parity['tolerance']:.0e}; {parity['decisions']:,} predictions compared."
     )
-    if latency and verdict:
-        timing = next(row for row in latency["timings"] if row["name"] == "model")
-        low, high = latency["noise"]
-        text = (
-            f"Latency at batch {latency['batch']}, {latency['threads']} thread(s): {timing['speedup']:.2f} times as fast as the dense "
-            f"file, {verdict} (the dense file against itself: {low:.2f} to {high:.2f})."
-        )
-        if verdict != "faster":
-            text += " A stock runtime multiplies zeros like other numbers; a structured pattern is needed to be faster."
-        found.append(text)
-    return found
+
+
+def _speed(report: Report, latency: Report) -> str:
+    timing = next(row for row in latency["timings"] if row["name"] == "model")
+    low, high = latency["noise"]
+    text = (
+        f"Latency at batch {latency['batch']}, {latency['threads']} thread(s): {_ratio(timing)} times as fast as the dense file: "
+        f"{latency['verdict']} (the dense file against itself: {low:.2f} to {high:.2f})."
+    )
+    if latency["verdict"] != "faster" and report["model"]["density"] < 1:
+        text += " Zeros in a dense file do not make a stock runtime faster: it multiplies them like other numbers."
+    return text

@@ -1,8 +1,8 @@
 """Latency of ONNX files in ONNX Runtime, measured against each other.
 
-One session a file, the same threads for all. In every round each file is timed once, in an order that rotates; a ratio is the median
-over rounds of the two times of one round, with the 95 % interval of that median by order statistics. The first file runs in a
-second session as well: what that pair's interval shows is noise.
+One session a file, the same threads for all. In every round each file is timed once, in an order drawn anew from a fixed seed, so that
+no file always follows the same one; a ratio is the median over rounds of the two times of one round, with the 95 % interval of that
+median by order statistics. The first file runs in a second session as well: what that pair's interval shows is noise.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,19 +22,36 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from sparsify.errors import ExportError
+from sparsify.reports.headline import Headline
 
 Interval = tuple[float, float]
 TIMED_SECONDS = 0.002
 """A timing repeats the call until about this long, so that the clock and the call itself do not matter."""
+WARM_UP_SECONDS = 0.02
+"""Calls of a session before it is timed, at least three."""
+NOISY = 0.1
+"""From this distance between the first file's ratio to itself and 1, a measurement cannot say that two files are alike."""
+_VALUES = frozenset(
+    (
+        TensorProto.FLOAT,
+        TensorProto.FLOAT16,
+        TensorProto.BFLOAT16,
+        TensorProto.DOUBLE,
+        TensorProto.INT8,
+        TensorProto.UINT8,
+    )
+)
 _NUMPY = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
 }
 
@@ -46,7 +64,8 @@ class Timing:
         speedup: median of (time of the first file) / (time of this one) over rounds; above 1 is faster.
         interval: 95 % interval of that median.
         bytes: size on disk.
-        nonzeros: non-zero entries of the file's initializers.
+        nonzeros, values: non-zero entries, and all entries, of the file's initializers; those of integers that are shapes or indices
+            are not counted.
     """
 
     name: str
@@ -56,6 +75,7 @@ class Timing:
     interval: Interval
     bytes: int
     nonzeros: int
+    values: int
 
 
 @dataclass(frozen=True)
@@ -64,6 +84,7 @@ class Latency:
 
     Attributes:
         noise: 95 % interval of the first file's ratio to itself, in a second session.
+        inputs: shape of each input, by name; ``batch`` is the first dimension of the first.
     """
 
     timings: tuple[Timing, ...]
@@ -71,6 +92,7 @@ class Latency:
     threads: int
     batch: int
     rounds: int
+    inputs: Mapping[str, tuple[int, ...]]
     machine: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,13 +100,38 @@ class Latency:
         return dataclasses.asdict(self)
 
     def verdict(self, timing: Timing) -> str:
-        """``faster``, ``slower``, or ``no difference beyond noise``: the interval must leave both 1 and the noise behind."""
+        """What may be said of a file against the first: ``faster`` or ``slower`` only where the interval leaves 1 and the noise behind.
+
+        ``too noisy to tell``: the interval leaves 1, but the first file differs as much from itself, or differs from itself by a tenth;
+        ``no difference beyond noise``: the interval holds 1, on a machine quiet enough to have shown a difference of a tenth.
+        """
         low, high = timing.interval
         if low > max(1.0, self.noise[1]):
             return "faster"
         if high < min(1.0, self.noise[0]):
             return "slower"
-        return "no difference beyond noise"
+        noisy = max(self.noise[1] - 1, 1 - self.noise[0]) >= NOISY
+        return "too noisy to tell" if noisy or low > 1 or high < 1 else "no difference beyond noise"
+
+    def table(self) -> Headline:
+        """The rows `sparsify bench` prints."""
+        columns = ("ms", "quartiles", "times as fast", "95 % interval", "verdict", "bytes", "non-zeros", "of")
+        return Headline(columns, tuple((row.name, self._cells(row, first=not i)) for i, row in enumerate(self.timings)))
+
+    def _cells(self, row: Timing, *, first: bool) -> tuple[str, ...]:
+        low, high = row.quartiles
+        figures = (f"{row.milliseconds:.3f}", f"{low:.3f} to {high:.3f}", f"{row.speedup:.2f}")
+        against = ("", "reference") if first else (f"{row.interval[0]:.2f} to {row.interval[1]:.2f}", self.verdict(row))
+        return (*figures, *against, f"{row.bytes:,}", f"{row.nonzeros:,}", f"{row.values:,}")
+
+    def conditions(self) -> str:
+        """One sentence: the noise, the machine, and how it was measured."""
+        shapes = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in self.inputs.items())
+        return (
+            f"The first file against itself: {self.noise[0]:.2f} to {self.noise[1]:.2f}. {self.machine['processor']}, "
+            f"{self.machine['cores']} cores, {self.threads} thread(s), inputs {shapes}, {self.rounds} rounds, ONNX Runtime "
+            f"{self.machine['onnxruntime']}."
+        )
 
 
 def compare(
@@ -92,7 +139,7 @@ def compare(
     *,
     inputs: Mapping[str, np.ndarray] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    batch: int = 1,
+    batch: int | None = None,
     threads: int = 1,
     rounds: int = 50,
 ) -> Latency:
@@ -103,15 +150,15 @@ def compare(
         inputs: arrays by input name. None: normal noise (zeros for integers) of the file's own shapes; the time of dense operators
             does not depend on the values.
         shapes: of inputs whose dimensions, other than the first, are not fixed in the file.
-        batch: first dimension of made inputs, where it is not fixed in the file.
+        batch: first dimension of made inputs where the file leaves it open; None: 1.
         threads: of each session.
         rounds: at least 10.
 
     Raises:
-        ExportError: If a file is not ONNX, cannot run on a stock runtime, or the inputs do not fit.
+        ExportError: If a file is not ONNX or cannot run on a stock runtime, the inputs do not fit, or the file fixes another ``batch``.
     """
     for name, value, least in (("rounds", rounds, 10), ("threads", threads, 1), ("batch", batch, 1)):
-        if value < least:
+        if value is not None and value < least:
             raise ExportError(f"{name} should be at least {least}, found {value}.")
     sessions = {name: _session(path, threads) for name, path in files.items()}
     first = next(iter(sessions))
@@ -119,16 +166,18 @@ def compare(
     calls: dict[str, Callable[[], Any]] = {}
     for name, session in {**sessions, "": _session(files[first], threads)}.items():
         calls[name] = _call(session, feeds, files[name or first])
-    repeats = _repeats(calls[first])
+    repeats = {name: _repeats(call) for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    order = list(calls)
-    for index in range(rounds):
-        for name in order[index % len(order) :] + order[: index % len(order)]:
-            seconds[name].append(_timed(calls[name], repeats))
+    order, rng = list(calls), random.Random(0)
+    for _ in range(rounds):
+        rng.shuffle(order)
+        for name in order:
+            seconds[name].append(_timed(calls[name], repeats[name]))
     rows = []
     for name, path in files.items():
         low, _, high = statistics.quantiles([1000 * value for value in seconds[name]], n=4)
         ratios = [a / b for a, b in zip(seconds[first], seconds[name], strict=True)]
+        active, total = nonzeros(path)
         rows.append(
             Timing(
                 name=name,
@@ -137,11 +186,30 @@ def compare(
                 speedup=statistics.median(ratios),
                 interval=median_interval(ratios),
                 bytes=path.stat().st_size,
-                nonzeros=nonzeros(path),
+                nonzeros=active,
+                values=total,
             )
         )
     noise = median_interval([a / b for a, b in zip(seconds[first], seconds[""], strict=True)])
-    return Latency(tuple(rows), noise, threads, batch, rounds, machine())
+    taken = {name: tuple(value.shape) for name, value in feeds.items()}
+    size = next((shape[0] for shape in taken.values() if shape), 1)
+    return Latency(tuple(rows), noise, threads, size, rounds, taken, machine())
+
+
+def parse_shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes by input name from ``name=1x3x224x224`` texts.
+
+    Raises:
+        ExportError: If an item is not of that form.
+    """
+    shapes = {}
+    for item in items:
+        name, equals, text = item.rpartition("=")
+        sizes = text.split("x")
+        if not (name and equals) or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+            raise ExportError(f"--shape {item!r} should be name=1x3x224x224, sizes from 1.")
+        shapes[name] = tuple(map(int, sizes))
+    return shapes
 
 
 def median_interval(values: Sequence[float]) -> Interval:
@@ -157,12 +225,25 @@ def median_interval(values: Sequence[float]) -> Interval:
     return ordered[low], ordered[high]
 
 
-def nonzeros(path: Path) -> int:
-    """Non-zero entries of a file's floating-point initializers, sparse ones included."""
-    graph = onnx.load(path).graph
-    arrays = [numpy_helper.to_array(i) for i in graph.initializer]
-    arrays += [numpy_helper.to_array(i.values) for i in graph.sparse_initializer]
-    return sum(int(np.count_nonzero(a)) for a in arrays if a.dtype.kind == "f")
+def nonzeros(path: Path) -> tuple[int, int]:
+    """(non-zero entries, all entries) of a file's initializers of floats and bytes, sparse ones included.
+
+    Raises:
+        ExportError: If the file is not ONNX, or the file its weights are in is missing.
+    """
+    try:
+        graph = onnx.load(path).graph
+    except Exception as error:  # the parser's own, or the file system's
+        raise ExportError(f"the weights of {path} cannot be read ({type(error).__name__}: {error}).") from error
+    active = total = 0
+    for tensor in graph.initializer:
+        if tensor.data_type in _VALUES:
+            array = numpy_helper.to_array(tensor)
+            active, total = active + int(np.count_nonzero(array)), total + array.size
+    for sparse in graph.sparse_initializer:
+        active += int(np.count_nonzero(numpy_helper.to_array(sparse.values)))
+        total += math.prod(sparse.dims)
+    return active, total
 
 
 def machine() -> dict[str, Any]:
@@ -200,9 +281,9 @@ def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
 
 
 def _made_inputs(
-    session: onnxruntime.InferenceSession, path: Path, batch: int, shapes: Mapping[str, Sequence[int]]
+    session: onnxruntime.InferenceSession, path: Path, batch: int | None, shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, np.ndarray]:
-    rng, made = np.random.default_rng(0), {}
+    rng, made, is_open = np.random.default_rng(0), {}, False
     unknown = shapes.keys() - {given.name for given in session.get_inputs()}
     if unknown:
         names = ", ".join(given.name for given in session.get_inputs())
@@ -210,7 +291,7 @@ def _made_inputs(
     for given in session.get_inputs():
         shape = list(shapes.get(given.name, given.shape))
         if shape and not isinstance(shape[0], int):
-            shape[0] = batch
+            shape[0], is_open = batch or 1, True
         if not all(isinstance(size, int) for size in shape):
             raise ExportError(
                 f"input {given.name!r} of {path} has shape {given.shape}; give one with --shape {given.name}=1x3x224x224."
@@ -219,6 +300,12 @@ def _made_inputs(
             raise ExportError(f"input {given.name!r} of {path} is {given.type}; only numbers and bools can be made up.")
         kind = np.dtype(_NUMPY[given.type])
         made[given.name] = rng.standard_normal(shape).astype(kind) if kind.kind == "f" else np.zeros(shape, kind)
+    fixed = {value.shape[0] for value in made.values() if value.ndim}
+    if batch is not None and not is_open and batch not in fixed:
+        raise ExportError(
+            f"{path} or --shape fixes the first dimension to {', '.join(map(str, sorted(fixed)))}; it cannot be timed at batch {batch}. "
+            f"Leave --batch out, or export the model with a dynamic batch."
+        )
     return made
 
 
@@ -228,8 +315,10 @@ def _call(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]
         raise ExportError(f"{path} takes {', '.join(wanted)}; the inputs at hand are {', '.join(feeds)}.")
     names, given = [out.name for out in session.get_outputs()], dict(feeds)
     try:
-        for _ in range(3):
+        start, count = time.perf_counter(), 0
+        while count < 3 or time.perf_counter() - start < WARM_UP_SECONDS:
             session.run(names, given)
+            count += 1
     except Exception as error:
         shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in given.items())
         raise ExportError(f"{path} does not run on {shapes}: {str(error).splitlines()[0]}") from error

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK = "#123456"
 """Stands for the page's text colour until the SVG is written."""
-COLOURS = {"dense": "#5b8db8", "model": "#d9762b"}
+COLOURS = {"dense": "#4f8fc9", "model": "#d9762b"}
+"""Apart for colour-blind eyes, and clear of both a white and a near-black page."""
 STYLE = {
     "svg.hashsalt": "sparsify",
     "svg.fonttype": "none",
@@ -20,6 +23,7 @@ STYLE = {
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
+    "axes.titlesize": 10,
     "xtick.color": INK,
     "ytick.color": INK,
     "axes.spines.top": False,
@@ -29,71 +33,99 @@ STYLE = {
     "savefig.facecolor": "none",
     "legend.frameon": False,
 }
-History = Sequence[Mapping[str, float]]
+WIDTH = 8.4
+History = Sequence[Mapping[str, Any]]
+Bins = Sequence[Mapping[str, Any]]
 
 
 def curves(histories: Mapping[str, History], titles: Mapping[str, str]) -> str:
     """Training loss and validation accuracy by step, one line a model."""
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(8.4, 3.0), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
+        ends = []
         for part, rows in histories.items():
-            steps, look = (
-                [row["step"] for row in rows],
-                {"color": COLOURS[part], "marker": "." if len(rows) < 40 else ""},
-            )
-            loss.plot(steps, [row["loss"] for row in rows], label=titles[part], **look)
-            loss.plot(steps, [row["val_loss"] for row in rows], linestyle=":", color=COLOURS[part])
+            steps, marker = [row["step"] for row in rows], "." if len(rows) < 40 else ""
+            look = {"color": COLOURS[part], "marker": marker, "zorder": 3 if part == "model" else 2}
+            loss.plot(steps, [row["loss"] for row in rows], label=f"{titles[part]}, training", **look)
+            loss.plot(
+                steps, [row["val_loss"] for row in rows], label=f"{titles[part]}, validation",
+                **{**look, "marker": "", "linestyle": ":"},
+            )  # fmt: skip
             accuracy.plot(steps, [row["val_accuracy"] for row in rows], label=titles[part], **look)
-        loss.set(xlabel="step", ylabel="loss (dotted: validation)", yscale="log")
+            if rows:
+                ends.append(f"{titles[part]} ends at {rows[-1]['val_accuracy']:.4f}")
+        loss.set(xlabel="step", ylabel="loss", yscale="log")
+        loss.legend(loc="upper right", fontsize=8)
         accuracy.set(xlabel="step", ylabel="validation accuracy")
         accuracy.legend(loc="lower right")
-        return _svg(figure, "Training loss and validation accuracy by optimizer step")
+        return svg(
+            figure, f"Loss and validation accuracy by optimizer step. Validation accuracy: {'; '.join(ends)}.", "c"
+        )
 
 
 def densities(layers: Sequence[Mapping[str, Any]]) -> str:
     """Density of every masked weight, as bars."""
     masked = [layer for layer in layers if layer["active"] is not None]
+    shares = [layer["active"] / layer["maskable"] for layer in masked]
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(8.4, 0.8 + 0.24 * max(len(masked), 2)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.8 + 0.24 * max(len(masked), 2)), layout="constrained")
         axis = figure.subplots()
-        shares = [layer["active"] / layer["maskable"] for layer in masked]
-        axis.barh(range(len(masked)), shares, color=COLOURS["model"], height=0.7)
+        bars = axis.barh(range(len(masked)), shares, color=COLOURS["model"], height=0.7)
+        axis.bar_label(bars, [f"{share:.3f}" for share in shares], padding=3, fontsize=8, color=INK)
         axis.set_yticks(range(len(masked)), [layer["name"] for layer in masked])
-        axis.set(xlabel="density", xlim=(0, 1))
+        axis.set(xlabel="density", xlim=(0, 1.08))
+        axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
         axis.invert_yaxis()
-        return _svg(figure, "Density of every masked weight")
+        lowest, highest = min(shares), max(shares)
+        return svg(figure, f"Density of each of {len(masked)} masked weights, from {lowest:.3f} to {highest:.3f}.", "d")
 
 
-def reliability(bins: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]], titles: Mapping[str, str]) -> str:
-    """Accuracy by confidence, before and after calibration; the bars' width is the bins', their shade the share of samples."""
+def reliability(bins: Mapping[str, Mapping[str, Bins]], titles: Mapping[str, str]) -> str:
+    """Accuracy by confidence over a histogram of confidences, before and after calibration, one row a model."""
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(8.4, 3.0 * len(bins)), layout="constrained")
-        grid = figure.subplots(len(bins), 2, squeeze=False)
-        for row, (part, tables) in zip(grid, bins.items(), strict=True):
-            for axis, (when, table) in zip(row, tables.items(), strict=True):
-                total = sum(entry["count"] for entry in table) or 1
-                for index, entry in enumerate(table):
-                    shade = 0.25 + 0.75 * entry["count"] / total
-                    left = index / len(table)
-                    if entry["count"]:
-                        axis.bar(
-                            left, entry["accuracy"], 1 / len(table), align="edge", color=COLOURS[part], alpha=shade
-                        )
-                axis.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="--")
-                axis.set(
-                    xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title=f"{titles[part]}, {when}"
-                )
-        return _svg(figure, "Reliability diagrams before and after calibration; darker bars hold more samples")
+        figure = Figure(figsize=(WIDTH, 3.4 * len(bins)), layout="constrained")
+        grid = figure.subplots(2 * len(bins), 2, squeeze=False, height_ratios=[3, 1] * len(bins), sharex=True)
+        for index, (part, tables) in enumerate(bins.items()):
+            for column, when in enumerate(("before", "after")):
+                _diagram(grid[2 * index, column], tables[when], COLOURS[part], f"{titles[part]}, {when}")
+                _histogram(grid[2 * index + 1, column], tables[when], COLOURS[part])
+        label = "Reliability diagrams before and after calibration, with the number of samples in each bin."
+        return svg(
+            figure,
+            f"{label} The dashed line is perfect calibration; the dots are each bin's confidence and accuracy.",
+            "r",
+        )
 
 
-def _svg(figure: Figure, label: str) -> str:
+def _diagram(axis: Axes, table: Bins, colour: str, name: str) -> None:
+    filled = [(index / len(table), row) for index, row in enumerate(table) if row["count"]]
+    left, heights = [edge for edge, _ in filled], [row["accuracy"] for _, row in filled]
+    axis.bar(left, heights, 1 / len(table), align="edge", color=colour, alpha=0.45, linewidth=0)
+    axis.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="--")
+    axis.plot([row["confidence"] for _, row in filled], heights, ".", color=colour)
+    axis.set(xlim=(0, 1), ylim=(0, 1.03), ylabel="accuracy", title=name)
+
+
+def _histogram(axis: Axes, table: Bins, colour: str) -> None:
+    width, highest = 1 / len(table), max((row["count"] for row in table), default=0) or 1
+    axis.bar([i * width for i in range(len(table))], [row["count"] for row in table], width, align="edge", color=colour)
+    for index, row in enumerate(table):
+        if row["count"]:
+            axis.text((index + 0.5) * width, row["count"], str(row["count"]), ha="center", va="bottom", fontsize=6)
+    axis.set(ylim=(0, 1.35 * highest), xlabel="confidence", ylabel="samples")
+    axis.tick_params(labelbottom=True)
+
+
+def svg(figure: Figure, label: str, prefix: str) -> str:
+    """The figure as an ``<svg>`` element with a text for those who cannot see it; ``prefix`` keeps its ids apart on the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
-    text = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
-    )
-    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    head, rest = text.split(">", 1)
+    head = re.sub(r' (width|height)="[^"]*"', "", head)
+    head = head.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
+    rest = re.sub(r"\s*<metadata>.*?</metadata>", "", rest, flags=re.DOTALL)
+    rest = re.sub(r'(\bid="|\bxlink:href="#|url\(#)', rf"\1{prefix}-", rest)
+    return f"{head}>{rest}"

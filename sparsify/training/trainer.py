@@ -161,6 +161,8 @@ def train(
         optimizer.load_state_dict(content["optimizer"])
         trainer.load_state_dict(content["trainer"])
         scheduler.last_epoch = int(content["scheduler"])
+        # Or a round that replaces the optimizer's step, right after resuming, is warned of as a step left out.
+        scheduler._step_count = scheduler.last_epoch + 1
         history, sums = content["history"], content["sums"]
         best, waited = content["best"], content["waited"]
         for group, lr in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):

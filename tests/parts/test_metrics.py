@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sparsify.parts import metrics
 
@@ -60,3 +60,60 @@ def test_auroc_and_fpr():
     truth = [1] * 8 + [0] * 6 + [1, 0]
     ours = metrics.auroc(scores[[*range(8), 14]], scores[[*range(8, 14), 15]])
     assert ours == pytest.approx(roc_auc_score(truth, scores))
+
+
+def test_average_precision_by_hand_and_against_scikit_learn():
+    # Ranked: + 0.9, - 0.8, + 0.7. Precision at the two hits 1 and 2/3, recall steps 1/2 each.
+    assert metrics.aupr(torch.tensor([0.9, 0.7]), torch.tensor([0.8])) == pytest.approx((1 + 2 / 3) / 2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        inside = torch.randint(0, 12, (30,), generator=generator) / 12 + 0.2  # many ties
+        outside = torch.randint(0, 12, (17,), generator=generator) / 12
+        scores, truth = torch.cat([inside, outside]), [1] * 30 + [0] * 17
+        assert metrics.aupr(inside, outside) == pytest.approx(average_precision_score(truth, scores), abs=1e-12)
+
+
+def test_both_conventions_of_fpr95_and_both_sides_of_aupr():
+    inside = torch.tensor([0.9, 0.8, 0.85, 0.6, 0.95, 0.7, 0.99, 0.4])
+    outside = torch.tensor([0.5, 0.3, 0.65, 0.2, 0.75, 0.1])
+    assert metrics.fpr_at_95_tpr_outside(inside, outside) == pytest.approx(0.375)
+    truth = [1] * 8 + [0] * 6
+    scores = torch.cat([inside, outside])
+    assert metrics.aupr(inside, outside) == pytest.approx(average_precision_score(truth, scores))
+    assert metrics.aupr(-outside, -inside) == pytest.approx(average_precision_score([1 - t for t in truth], -scores))
+
+
+def test_flips_of_five_samples():
+    first = torch.eye(3)[[0, 0, 1, 2, 2]]
+    second = torch.eye(3)[[0, 1, 1, 1, 0]]
+    labels = torch.tensor([0, 0, 2, 1, 2])
+    found = metrics.flips(first, second, labels)
+    assert (found.lost, found.gained, found.changed) == (2, 1, 3)  # samples 1 and 4 lost, 3 gained, 2 wrong twice
+    assert (found.class_lost, found.class_gained, found.class_samples) == ([1, 0, 1], [0, 1, 0], [2, 1, 2])
+
+
+def test_flips_explain_the_difference_of_accuracies():
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.rand(2, 300, 5, generator=generator).unbind()
+    labels = torch.randint(5, (300,), generator=generator)
+    found = metrics.flips(first, second, labels)
+    difference = metrics.accuracy(second, labels) - metrics.accuracy(first, labels)
+    assert (found.gained - found.lost) / 300 == pytest.approx(difference)
+    assert sum(found.class_lost) == found.lost and sum(found.class_gained) == found.gained
+    assert sum(found.class_samples) == 300
+
+
+def test_the_signed_gap_of_two_samples():
+    p = torch.tensor([[0.9, 0.1], [0.4, 0.6]])
+    assert metrics.signed_gap(p, torch.tensor([0, 0])) == pytest.approx(0.75 - 0.5)
+
+
+def test_individual_calibration_error_is_of_the_predicted_class():
+    # The first is calibrated and predicts class 0: p_1 = 0.05 with an interval around 0.05. The second is 0.2 too sure.
+    p = torch.tensor([[0.95, 0.05], [0.1, 0.9]]).double()
+    lower, upper = torch.tensor([[0.9, 0.0], [0.2, 0.6]]).double(), torch.tensor([[1.0, 0.1], [0.4, 0.8]]).double()
+    error = metrics.individual_calibration_error(p, lower, upper)
+    assert error.tolist() == pytest.approx([0.0, 0.2])
+    assert float(error.abs().mean()) == pytest.approx(0.1)
+    wide = metrics.individual_calibration_error(p, lower + 2, upper + 2)
+    assert wide.tolist() == pytest.approx([-0.05, -0.1])  # centres are clipped to 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -27,17 +28,19 @@ def finished(tmp_path_factory):
 class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
-        self.open, self.cells, self.words, self.links = [], [], [], []
+        self.open, self.cells, self.words, self.links, self.ids = [], [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.links += [
             value for key, value in attrs if key in {"src", "href", "xlink:href"} and not value.startswith("#")
         ]
+        self.ids += [value for key, value in attrs if key == "id"]
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
+        self.ids += [value for key, value in attrs if key == "id"]
         self.links += [
             value for key, value in attrs if key in {"src", "href", "xlink:href"} and not value.startswith("#")
         ]
@@ -58,9 +61,13 @@ def test_the_report_is_whole_and_refers_to_nothing_outside(finished):
     page = Page(text)
     assert page.open == [] and page.links == []
     assert "<script" not in text and "@import" not in text and not re.search(r"url\((?!#)", text)
-    assert text.count("<svg") == 3 and text.count("aria-label=") == 3
+    assert text.count("<svg") == 3 and text.count("aria-label=") == 3 and text.count('role="img"') == 3
+    assert len(page.ids) == len(set(page.ids))
+    assert {used for used in re.findall(r"url\(#([^)]*)\)", text)} <= set(page.ids)
     words = " ".join(page.words)
-    for expected in ("Recipe, resolved", "aten.conv2d", "8.weight", "held-out", "seed"):
+    for expected in (
+        "Recipe, resolved", "aten.conv2d", "8.weight", "held-out", "seed", "insert-masks", "lower-masks", "fold-masks"
+    ):  # fmt: skip
         assert expected in words, expected
 
 
@@ -104,7 +111,18 @@ def test_without_latency_or_baseline_the_table_shrinks(finished, tmp_path):
     (copy / "metrics.json").write_text(json.dumps(report))
     (copy / "latency.json").unlink()
     page = Page(write_report(copy).read_text())
-    assert "dense" not in page.cells and "latency, ms" not in page.cells
+    assert page.cells[:3] == ["rigl", "accuracy", f"{report['model']['accuracy']:.4f}"]
+    assert "difference" not in page.cells and "latency, ms" not in page.cells
+    assert "dense baseline" not in " ".join(page.words)
+
+
+def change(name, edit):
+    def damage(folder):
+        content = json.loads((folder / name).read_text())
+        edit(content)
+        (folder / name).write_text(json.dumps(content))
+
+    return damage
 
 
 @pytest.mark.parametrize(
@@ -112,11 +130,29 @@ def test_without_latency_or_baseline_the_table_shrinks(finished, tmp_path):
     [
         (lambda f: (f / "metrics.json").unlink(), r"metrics.json, which cannot be read"),
         (lambda f: (f / "metrics.json").write_text("{"), "metrics.json is damaged"),
-        (lambda f: (f / "metrics.json").write_text("{}"), "not what a run leaves"),
-        (lambda f: (f / "metrics.json").write_text('{"model": {}}'), "another version"),
+        (lambda f: (f / "metrics.json").write_text("[]"), "metrics.json is not what a run of this version leaves"),
+        (lambda f: (f / "metrics.json").write_bytes(b"\xff\xfe"), "metrics.json, which cannot be read .it is not text"),
+        (
+            change("metrics.json", lambda c: c["model"]["parity"].pop("tolerance")),
+            "model.parity.tolerance: field required",
+        ),
+        (
+            change("metrics.json", lambda c: c["model"].update(accuracy="0.9")),
+            "model.accuracy: input should be a valid number",
+        ),
+        (
+            change("metrics.json", lambda c: c.update(recipe_hash="0")),
+            r"recipe.toml is not the recipe that metrics.json",
+        ),
+        (change("metrics.json", lambda c: c["flips"].update(class_samples=[1])), "values that do not fit together"),
+        (change("latency.json", lambda c: c.pop("noise")), "latency.json is not what .*noise: field required"),
+        (change("latency.json", lambda c: c["timings"].pop()), "latency.json has no timing of 'model'"),
+        (lambda f: (f / "recipe.toml").unlink(), "recipe.toml, which cannot be read"),
         (lambda f: (f / "dense" / "history.jsonl").unlink(), r"history.jsonl, which cannot be read"),
         (lambda f: (f / "history.jsonl").write_text("{"), "history.jsonl is damaged"),
-        (lambda f: (f / "program.sparsify").unlink(), "program.sparsify, which is missing"),
+        (lambda f: (f / "history.jsonl").write_text("3\n"), "history.jsonl is not what"),
+        (lambda f: (f / "program.sparsify").unlink(), "program.sparsify: no program"),
+        (lambda f: (f / "program.sparsify").write_text("torn"), "program.sparsify is not a saved program"),
     ],
 )
 def test_a_damaged_folder_is_said_and_the_old_report_kept(finished, tmp_path, damage, message):
@@ -127,3 +163,30 @@ def test_a_damaged_folder_is_said_and_the_old_report_kept(finished, tmp_path, da
     with pytest.raises(ReportError, match=message):
         write_report(copy)
     assert (copy / "report.html").read_bytes() == before
+
+
+def test_what_users_write_into_a_recipe_is_escaped(finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0], copy)
+    text = (copy / "recipe.toml").read_text() + "# <script>alert(1)</script>\n"
+    (copy / "recipe.toml").write_text(text)
+    change("metrics.json", lambda c: c.update(recipe_hash=hashlib.sha256(text.encode()).hexdigest()))(copy)
+    change("metrics.json", lambda c: c["data"].update(name='<img src="x">'))(copy)
+    page = write_report(copy).read_text()
+    assert "<script" not in page and "<img" not in page and "&lt;script&gt;alert(1)" in page
+
+
+def test_every_pass_is_told_in_the_order_it_was_applied(finished):
+    _, report = finished
+    names = [row["pass"].partition("{")[0] for row in report["model"]["passes"]]
+    assert names[:3] == ["insert-masks", "insert-gradient-taps", "lower-masks"]
+    assert names[-1] == "eliminate-dead-code" and "fold-masks" in names and "attach-calibration-head" in names
+    assert report["model"]["passes"][0]["changed"] == [row["name"] for row in report["model"]["layers"]]
+
+
+def test_decisions_that_changed_add_up(finished):
+    _, report = finished
+    flips, samples = report["flips"], report["data"]["samples"]["test"]
+    assert sum(flips["class_samples"]) == samples
+    difference = report["model"]["accuracy"] - report["dense"]["accuracy"]
+    assert (flips["gained"] - flips["lost"]) / samples == pytest.approx(difference)

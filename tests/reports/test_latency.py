@@ -44,21 +44,34 @@ def test_the_interval_covers_the_true_median_nineteen_times_in_twenty():
     ("interval", "noise", "verdict"),
     [
         ((1.8, 2.2), (0.9, 1.1), "faster"),
-        ((1.05, 1.2), (0.9, 1.1), "no difference beyond noise"),
+        ((1.05, 1.2), (0.95, 1.08), "too noisy to tell"),  # it claims a difference that the first file shows to itself
+        ((0.97, 1.04), (0.7, 1.2), "too noisy to tell"),  # it claims none, on a machine that could not show one
         ((0.5, 0.6), (0.9, 1.1), "slower"),
-        ((0.8, 1.3), (0.99, 1.01), "no difference beyond noise"),
+        ((0.98, 1.03), (0.99, 1.01), "no difference beyond noise"),
     ],
 )
 def test_a_difference_must_leave_the_noise_behind(interval, noise, verdict):
-    timing = Timing("a", 1.0, (1.0, 1.0), 1.0, interval, 1, 1)
-    assert Latency((timing,), noise, 1, 1, 10, {}).verdict(timing) == verdict
+    timing = Timing("a", 1.0, (1.0, 1.0), 1.0, interval, 1, 1, 1)
+    assert Latency((timing,), noise, 1, 1, 10, {}, {}).verdict(timing) == verdict
+
+
+def test_the_table_compares_with_the_first_file():
+    first = Timing("dense.onnx", 2.0, (1.9, 2.2), 1.0, (1.0, 1.0), 1000, 90, 100)
+    other = Timing("model.onnx", 0.5, (0.4, 0.6), 4.0, (3.9, 4.2), 500, 9, 100)
+    table = Latency((first, other), (0.98, 1.03), 1, 2, 50, {"x": (2, 4)}, {}).table()
+    assert table.rows == (
+        ("dense.onnx", ("2.000", "1.900 to 2.200", "1.00", "", "reference", "1,000", "90", "100")),
+        ("model.onnx", ("0.500", "0.400 to 0.600", "4.00", "3.90 to 4.20", "faster", "500", "9", "100")),
+    )
+    assert len(table.columns) == len(table.rows[0][1])
 
 
 def test_files_are_compared_and_counted(tmp_path):
     files = {"full": model(tmp_path / "a.onnx"), "half": model(tmp_path / "b.onnx", zeros=6)}
     result = compare(files, rounds=10, batch=2)
     full, half = result.timings
-    assert (full.nonzeros, half.nonzeros) == (12, 6) and full.bytes == (tmp_path / "a.onnx").stat().st_size
+    assert (full.nonzeros, half.nonzeros, half.values) == (12, 6, 12)
+    assert full.bytes == (tmp_path / "a.onnx").stat().st_size and result.inputs == {"x": (2, 4)} and result.batch == 2
     assert (full.speedup, full.interval) == (1.0, (1.0, 1.0))
     assert full.quartiles[0] <= full.milliseconds <= full.quartiles[1]
     assert half.interval[0] <= half.speedup <= half.interval[1] and math.isfinite(half.speedup)
@@ -71,7 +84,25 @@ def test_sparse_initializers_are_counted(tmp_path):
     places = helper.make_tensor("w_index", TensorProto.INT64, [2], [0, 5])
     graph = helper.make_graph([], "g", [], [], sparse_initializer=[helper.make_sparse_tensor(values, places, [4, 3])])
     onnx.save(helper.make_model(graph), tmp_path / "s.onnx")
-    assert nonzeros(tmp_path / "s.onnx") == 2
+    assert nonzeros(tmp_path / "s.onnx") == (2, 12)
+
+
+def test_bytes_are_counted_and_indices_are_not(tmp_path):
+    weights = numpy_helper.from_array(np.array([[3, 0], [-1, 0]], np.int8), "w")
+    indices = numpy_helper.from_array(np.array([1, 2, 3], np.int64), "i")
+    onnx.save(helper.make_model(helper.make_graph([], "g", [], [], [weights, indices])), tmp_path / "q.onnx")
+    assert nonzeros(tmp_path / "q.onnx") == (2, 4)
+
+
+def test_the_shape_that_was_timed_is_the_one_that_is_told(tmp_path):
+    fixed = {"a": model(tmp_path / "a.onnx", dims=(3, 4))}
+    assert compare(fixed, rounds=10).batch == 3 and compare(fixed, rounds=10, batch=3).batch == 3
+    with pytest.raises(ExportError, match=r"fixes the first dimension to 3; it cannot be timed at batch 8"):
+        compare(fixed, rounds=10, batch=8)
+    opened = {"a": model(tmp_path / "b.onnx", dims=("N", "F"))}
+    assert compare(opened, rounds=10, shapes={"x": (7, 4)}).inputs == {"x": (7, 4)}
+    assert compare(opened, rounds=10, inputs={"x": np.zeros((5, 4), np.float32)}).batch == 5
+    assert compare({"a": model(tmp_path / "c.onnx")}, rounds=10).batch == 1
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,21 @@ def test_learning_rates_by_hand(schedule, expected):
     assert [lr_factor(step, 12, settings) for step in (0, 1, 2, 7, 12)] == pytest.approx(expected)
 
 
+def test_resuming_on_a_round_that_replaces_the_step_warns_of_nothing(data, tmp_path):
+    # A checkpoint after step 19, the end of an epoch; step 20 is a round, so the first step after resuming is not the optimizer's.
+    def stop(row):
+        if row["step"] == 20:
+            raise KeyboardInterrupt
+
+    options = {"folder": tmp_path, "key": "k"}
+    method = sp.methods.rigl(density=0.2, update_every=10)
+    arguments = (data.train, data.validation, SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        train(method, sp.trace(digits_cnn(), (data.example(),)), *arguments, **options, on_step=stop)
+    result = train(method, sp.trace(digits_cnn(), (data.example(),)), *arguments, **options, resume=True)
+    assert result.counts["steps"] == 76 and result.history[0]["step"] == 19
+
+
 def test_early_stop_goes_back_to_the_best_epoch(data, tmp_path):
     x, y = data.validation.batch(torch.arange(len(data.validation)))
     wrong = TensorSamples(x, (y + 1) % 10)  # learning the true labels makes this loss rise from the first epoch on

@@ -1,0 +1,102 @@
+"""Read what a run left in its folder; every file that is missing, damaged or of something else is named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsify.errors import LoadError, ReportError
+from sparsify.ir import Program
+from sparsify.reports.headline import parts
+from sparsify.reports.schema import Epoch, LatencyFile, Metrics, check
+
+Report = Mapping[str, Any]
+History = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The content of a run's folder.
+
+    Attributes:
+        report: ``metrics.json``.
+        latency: ``latency.json``, or None where latency was not measured.
+        histories: rows of ``history.jsonl`` by part (``model``, and ``dense`` where there is a baseline).
+        recipe: text of ``recipe.toml``.
+        program: text of the program in ``program.sparsify``.
+    """
+
+    report: Report
+    latency: Report | None
+    histories: Mapping[str, History]
+    recipe: str
+    program: str
+
+
+def read_folder(folder: Path) -> RunFolder:
+    """Read and check all of a finished run.
+
+    Raises:
+        ReportError: If a file is missing, damaged, of another version, or ``recipe.toml`` is not the recipe of ``metrics.json``.
+    """
+    if not folder.is_dir():
+        raise ReportError(f"there is no folder {folder}. Give the --out of a finished run.")
+    report = _json(folder / "metrics.json")
+    check(Metrics, report, folder / "metrics.json")
+    latency = _json(folder / "latency.json") if (folder / "latency.json").exists() else None
+    if latency is not None:
+        check(LatencyFile, latency, folder / "latency.json")
+        missing = set(parts(report)) - {row["name"] for row in latency["timings"]}
+        if missing:
+            raise ReportError(
+                f"{folder / 'latency.json'} has no timing of {sorted(missing)[0]!r}, which metrics.json holds: they are of two runs. "
+                f"Delete it, or run again with --overwrite."
+            )
+    recipe = _text(folder / "recipe.toml")
+    if hashlib.sha256(recipe.encode()).hexdigest() != report["recipe_hash"]:
+        raise ReportError(
+            f"{folder / 'recipe.toml'} is not the recipe that metrics.json was made with (its hash differs). Put the run's own back, "
+            f"or run again with --overwrite."
+        )
+    histories = {
+        name: _history((folder if name == "model" else folder / name) / "history.jsonl") for name in parts(report)
+    }
+    return RunFolder(report, latency, histories, recipe, _program(folder / "program.sparsify"))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ReportError(
+            f"a report needs {path}, which cannot be read ({reason}). Finish the run with --resume."
+        ) from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{path} is damaged: {error}. Run again with --overwrite.") from error
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = [json.loads(line) for line in _text(path).splitlines()]
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{path} is damaged: {error}. Run again with --overwrite.") from error
+    for row in rows:
+        check(Epoch, row, path)
+    return rows
+
+
+def _program(path: Path) -> str:
+    try:
+        return Program.load(path).text()
+    except LoadError as error:
+        raise ReportError(f"a report needs {path}: {error} Finish the run with --resume.") from error

@@ -1,0 +1,187 @@
+"""The form of ``metrics.json``, ``latency.json`` and a row of ``history.jsonl``: what a report reads, checked before it is read.
+
+Further keys are allowed, so that a later version may write more; a missing key or a value of another type is an error that names it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from sparsify.errors import ReportError
+
+Two = Field(min_length=2, max_length=2)
+Pair = Annotated[list[float], Two]
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)  # strict: text is not taken for a number
+
+
+class Bin(_Form):
+    """One bin of a reliability diagram."""
+
+    count: int
+    accuracy: float
+    confidence: float
+
+
+class Diagrams(_Form):
+    """Bins on the test set, without and with the calibration head."""
+
+    before: list[Bin]
+    after: list[Bin]
+
+
+class Layer(_Form):
+    """A weight; ``active`` is None where it has no mask."""
+
+    name: str
+    shape: list[int]
+    maskable: int
+    active: int | None
+    macs: int
+    macs_active: int
+    skip: str | None
+
+
+class Calibration(_Form):
+    """How the head was fitted, and its effect on the samples it was fitted on."""
+
+    kind: str
+    samples: int
+    temperature: float | None
+    nll_before: float
+    nll_after: float
+    ece_before: float
+    ece_after: float
+
+
+class Parity(_Form):
+    """How the ONNX file agrees with the program."""
+
+    batches: list[int]
+    largest_error: float
+    tolerance: float
+    decisions: int
+
+
+class PassRow(_Form):
+    """A pass that was applied; ``left_alone`` holds (where, why)."""
+
+    changed: list[str]
+    name: Annotated[str, Field(alias="pass")]
+    left_alone: list[Annotated[list[str], Two]]
+
+
+class Part(_Form):
+    """One model of the run. Of the two calibrations, accuracy is that of the logits, adaptive and class-wise ECE are after it."""
+
+    method: str
+    accuracy: float
+    class_accuracy: list[float | None]
+    nll_before: float
+    nll_after: float
+    brier_before: float
+    brier_after: float
+    ece_before: float
+    ece_after: float
+    adaptive_ece: float
+    classwise_ece: float
+    signed_gap_before: float
+    signed_gap_after: float
+    reliability: Diagrams
+    bytes: int
+    maskable: int
+    nonzeros: int
+    density: float
+    macs: int
+    layers: list[Layer]
+    calibration: Calibration
+    parity: Parity
+    passes: list[PassRow]
+    counts: dict[str, int]
+
+
+class Flips(_Form):
+    """Decisions of the model against those of the baseline."""
+
+    lost: int
+    gained: int
+    changed: int
+    class_lost: list[int]
+    class_gained: list[int]
+    class_samples: list[int]
+
+
+class Data(_Form):
+    """The data of the run."""
+
+    name: str
+    classes: int
+    fingerprint: str
+    samples: dict[str, int]
+
+
+class Metrics(_Form):
+    """``metrics.json``; ``dense`` and ``flips`` where there is a baseline."""
+
+    recipe_hash: str
+    seed: int
+    storage: str
+    versions: dict[str, str]
+    data: Data
+    model: Part
+    dense: Part | None = None
+    flips: Flips | None = None
+
+
+class TimingRow(_Form):
+    """`sparsify.reports.latency.Timing`."""
+
+    name: str
+    milliseconds: float
+    quartiles: Pair
+    speedup: float
+    interval: Pair
+
+
+class LatencyFile(_Form):
+    """``latency.json``: `sparsify.reports.latency.Latency`, and the verdict on the model where there is a baseline."""
+
+    timings: list[TimingRow]
+    noise: Pair
+    threads: int
+    batch: int
+    rounds: int
+    machine: dict[str, str | int | None]
+    verdict: str | None
+
+
+class Epoch(_Form):
+    """A row of ``history.jsonl``."""
+
+    step: int
+    loss: float
+    val_loss: float
+    val_accuracy: float
+
+
+def check(form: type[_Form], value: Any, path: Path) -> None:
+    """Raise unless ``value``, read from ``path``, has the form.
+
+    Raises:
+        ReportError: Naming the file and the first keys that do not fit.
+    """
+    try:
+        TypeAdapter(form).validate_python(value)
+    except ValidationError as error:
+        found = error.errors()
+        shown = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'content'}: {e['msg'].lower()}" for e in found[:3])
+        rest = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        raise ReportError(
+            f"{path} is not what a run of this version leaves: {shown}{rest}. It is damaged or of another version; run again with "
+            f"--overwrite."
+        ) from error

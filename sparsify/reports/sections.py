@@ -1,0 +1,143 @@
+"""The tables of ``report.html``: from what a run left to rows of text. No markup here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparsify.reports.headline import parts, title
+
+Report = Mapping[str, Any]
+Rows = list[tuple[str, ...]]
+MOST_CLASSES = 20
+"""More classes than this are shown by what they lost, the worst first, and all of them folded away."""
+
+
+def calibration(report: Report) -> Rows:
+    """How each head was fitted, and what it did to the samples it was fitted on and to the test samples."""
+    names = parts(report)
+    fitted = [report[name]["calibration"] for name in names]
+    rows: Rows = [
+        ("kind", *(entry["kind"] for entry in fitted)),
+        ("temperature", *(_number(entry["temperature"]) for entry in fitted)),
+        ("held-out samples", *(f"{entry['samples']:,}" for entry in fitted)),
+    ]
+    for label, key in (("NLL", "nll"), ("ECE", "ece")):
+        for when in ("before", "after"):
+            rows.append((f"held-out {label}, {when}", *(_number(entry[f"{key}_{when}"]) for entry in fitted)))
+    for label, key in (("Brier score", "brier"), ("confidence less accuracy", "signed_gap")):
+        for when in ("before", "after"):
+            style = "+.4f" if key == "signed_gap" else ".4f"
+            rows.append((f"test {label}, {when}", *(format(report[name][f"{key}_{when}"], style) for name in names)))
+    return rows
+
+
+def bins(report: Report) -> Rows:
+    """Every bin that holds samples: model, when, the bin's edges, count, confidence, accuracy."""
+    rows: Rows = []
+    for name in parts(report):
+        for when in ("before", "after"):
+            table = report[name]["reliability"][when]
+            for index, row in enumerate(table):
+                if row["count"]:
+                    edges = f"{index / len(table):.3f} to {(index + 1) / len(table):.3f}"
+                    figures = (f"{row['count']:,}", f"{row['confidence']:.4f}", f"{row['accuracy']:.4f}")
+                    rows.append((f"{title(name, report)}, {when}", edges, *figures))
+    return rows
+
+
+def class_columns(report: Report) -> tuple[str, ...]:
+    """Titles of `classes`."""
+    names = [title(name, report) for name in parts(report)]
+    return (
+        "class",
+        *(["test samples"] if _flips(report) else []),
+        *names,
+        *(["difference"] if _paired(report) else []),
+    )
+
+
+def classes(report: Report, *, worst_first: bool = False) -> Rows:
+    """Accuracy by class, and against the dense model's where there is one."""
+    names, flips = parts(report), _flips(report)
+    columns = [report[name]["class_accuracy"] for name in names]
+    order = list(range(len(columns[0])))
+    if worst_first and _paired(report):
+        order.sort(key=lambda k: _loss(columns, k))
+    rows: Rows = []
+    for k in order:
+        counts = (f"{flips['class_samples'][k]:,}",) if flips else ()
+        loss = _loss(columns, k) if _paired(report) else None
+        paired = ((f"{loss:+.4f}" if None not in (columns[0][k], columns[1][k]) else ""),) if loss is not None else ()
+        rows.append((str(k), *counts, *(_number(column[k]) for column in columns), *paired))
+    return rows
+
+
+def layers(rows: Sequence[Mapping[str, Any]]) -> Rows:
+    """Every weight: shape, counts, density, multiply-accumulates, and why it has no mask."""
+    found: Rows = []
+    for layer in rows:
+        active, total = layer["active"], layer["maskable"]
+        counts = ("", f"{total:,}", "1") if active is None else (f"{active:,}", f"{total:,}", f"{active / total:.4f}")
+        costs = (f"{layer['macs']:,}", f"{layer['macs_active']:,}")
+        found.append((layer["name"], " x ".join(map(str, layer["shape"])), *counts, *costs, layer["skip"] or ""))
+    return found
+
+
+def passes(report: Report) -> Rows:
+    """Every pass that made the model and its file: how much it changed, and what it left alone and why."""
+    rows: Rows = []
+    for row in report["model"]["passes"]:
+        left = "; ".join(f"{where}: {reason}" for where, reason in row["left_alone"])
+        rows.append((row["pass"], f"{len(row['changed']):,}", f"{len(row['left_alone']):,}", left))
+    return rows
+
+
+def parity(report: Report) -> Rows:
+    """How each ONNX file agrees with its program."""
+    names = parts(report)
+    found = [report[name]["parity"] for name in names]
+    return [
+        ("batches compared", *(" and ".join(map(str, entry["batches"])) for entry in found)),
+        ("largest error, of the outputs' range", *(f"{entry['largest_error']:.1e}" for entry in found)),
+        ("tolerance", *(f"{entry['tolerance']:.0e}" for entry in found)),
+        ("predictions compared", *(f"{entry['decisions']:,}" for entry in found)),
+        ("storage", *(report["storage"] for _ in names)),
+    ]
+
+
+def compute(report: Report) -> Rows:
+    """What training each model cost, in counts."""
+    names = parts(report)
+    keys = list(dict.fromkeys(key for name in names for key in report[name]["counts"]))
+    return [(key.replace("_", " "), *(f"{report[name]['counts'].get(key, 0):,}" for name in names)) for key in keys]
+
+
+def facts(report: Report, latency: Report | None) -> Rows:
+    """Seed, recipe, versions, data, and the machine that was timed."""
+    data = report["data"]
+    rows: Rows = [("seed", str(report["seed"])), ("recipe, SHA-256", report["recipe_hash"])]
+    rows += [("data", data["name"]), ("data, SHA-256", data["fingerprint"]), ("classes", f"{data['classes']:,}")]
+    rows += [(f"samples, {part}", f"{count:,}") for part, count in data["samples"].items()]
+    rows += [(name, version) for name, version in report["versions"].items()]
+    if latency:
+        rows += [(f"timed on, {key}", str(value)) for key, value in latency["machine"].items()]
+        rows.append(("timed rounds", f"{latency['rounds']:,}"))
+    return rows
+
+
+def _paired(report: Report) -> bool:
+    return "dense" in parts(report)
+
+
+def _flips(report: Report) -> Mapping[str, Any] | None:
+    return report.get("flips") if _paired(report) else None
+
+
+def _loss(columns: Sequence[Sequence[float | None]], k: int) -> float:
+    before, after = columns[0][k], columns[1][k]
+    return 0.0 if before is None or after is None else after - before
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

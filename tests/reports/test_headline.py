@@ -1,0 +1,108 @@
+"""The sentences under the headline, by hand: what got better, what got worse, and what a latency may claim."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparsify.reports import headline
+from sparsify.reports.headline import LATENCY_ROWS, ROWS, sentences
+
+
+def part(**changes):
+    base = {
+        "method": "rigl", "accuracy": 0.95, "nll_before": 0.3, "nll_after": 0.2, "brier_after": 0.1, "ece_before": 0.05,
+        "ece_after": 0.02, "adaptive_ece": 0.01, "classwise_ece": 0.01, "signed_gap_after": 0.0123, "bytes": 1000,
+        "maskable": 500, "nonzeros": 50, "density": 0.1, "macs": 4000,
+        "calibration": {"kind": "temperature", "samples": 100},
+        "parity": {"largest_error": 3e-7, "tolerance": 1e-4, "decisions": 65},
+    }  # fmt: skip
+    return {**base, **changes}
+
+
+def report(dense=None, flips=None, storage="dense", **changes):
+    dense = None if dense is None else part(method="dense", density=1.0, nonzeros=500, **dense)
+    return {"model": part(**changes), "dense": dense, "flips": flips, "seed": 3, "storage": storage}
+
+
+def latency(speedup, interval, verdict, noise=(0.98, 1.02)):
+    rows = [("dense", 2.0, 1.0, (1.0, 1.0)), ("model", 2.0 / speedup, speedup, interval)]
+    timings = [
+        {"name": name, "milliseconds": ms, "quartiles": (ms - 0.1, ms + 0.1), "speedup": ratio, "interval": limits}
+        for name, ms, ratio, limits in rows
+    ]
+    return {"timings": timings, "noise": noise, "batch": 1, "threads": 1, "verdict": verdict}
+
+
+def said(*arguments):
+    return " ".join(sentences(*arguments))
+
+
+def test_without_a_baseline_nothing_is_compared():
+    assert headline(report(), None).columns == ("rigl",)
+    assert [label for label, _ in headline(report(), None).rows] == [label for label, _, _ in ROWS]
+    assert "dense" not in said(report(), None)
+
+
+def test_with_a_baseline_and_latency_both_rows_are_there():
+    rows = dict(headline(report({}), latency(4.0, (3.9, 4.1), "faster")).rows)
+    assert rows["accuracy"] == ("0.9500", "0.9500") and rows["non-zeros of them"] == ("500", "50")
+    assert rows[LATENCY_ROWS[0]] == ("2.000 (1.900 to 2.100)", "0.500 (0.400 to 0.600)")
+    assert rows[LATENCY_ROWS[1]] == ("1", "4.00 (3.90 to 4.10)")
+
+
+@pytest.mark.parametrize(
+    ("model", "dense", "words"),
+    [
+        (0.95, 0.95, "Accuracy is equal to that of the dense baseline"),
+        (0.95, 0.96, "Accuracy is 1.00 points below that"),
+        (0.95, 0.949, "Accuracy is 0.10 points above that"),
+    ],
+)
+def test_accuracy_is_told_with_its_sign(model, dense, words):
+    text = said(report({"accuracy": dense}, accuracy=model), None)
+    assert words in text and "one seed: 3" in text
+
+
+def test_decisions_that_changed_and_the_worst_class_are_told():
+    flips = {
+        "lost": 5,
+        "gained": 2,
+        "changed": 9,
+        "class_lost": [1, 4],
+        "class_gained": [2, 0],
+        "class_samples": [50, 40],
+    }
+    text = said(report({}, flips), None)
+    assert "Of 90 test samples, 5 that the dense model has right are now wrong, and 2 the other way round." in text
+    assert "Class 1 loses most: 10.00 points." in text
+    nothing = {**flips, "lost": 0, "class_lost": [0, 0]}
+    assert "loses most" not in said(report({}, nothing), None)
+
+
+def test_what_got_better_and_what_got_worse_are_apart():
+    text = said(report({"nll_after": 0.25, "ece_after": 0.01}), None)
+    assert "Better than the dense model: NLL 0.2000 against 0.2500." in text
+    assert "Worse than the dense model: ECE 0.0200 against 0.0100." in text
+
+
+def test_a_file_of_zeros_is_not_called_smaller():
+    assert "not smaller than the dense one (1,000 bytes against 1,001): zeros are stored" in said(
+        report({"bytes": 1001}), None
+    )
+    assert "3.0 times smaller" in said(report({"bytes": 3000}, storage="sparse"), None)
+    assert "indices cost what zeros save" in said(report({"bytes": 1001}, storage="sparse"), None)
+
+
+def test_calibration_that_did_not_help_is_told():
+    assert "lowered the test ECE (0.0500 before, 0.0200 after)" in said(report(), None)
+    assert "raised the test ECE (0.0500 before, 0.0600 after)" in said(report(ece_after=0.06), None)
+    assert "1.23 points off on average, over-confident" in said(report(), None)
+    assert "under-confident" in said(report(signed_gap_after=-0.01), None)
+
+
+def test_latency_claims_no_more_than_its_verdict():
+    text = said(report({}), latency(1.01, (0.99, 1.03), "no difference beyond noise"))
+    assert "1.01 (0.99 to 1.03) times as fast as the dense file: no difference beyond noise" in text
+    assert "Zeros in a dense file do not make a stock runtime faster" in text
+    faster = said(report({}), latency(4.0, (3.9, 4.1), "faster"))
+    assert "faster (the dense file against itself: 0.98 to 1.02)" in faster and "Zeros in a dense file" not in faster
