@@ -46,7 +46,7 @@ def run(
     data: Annotated[str | None, typer.Option(help="digits, file.npz, a folder of images, or file.py:factory")] = None,
     weights: Annotated[str | None, typer.Option(help="safetensors or a state dict to start from")] = None,
     trust_pickle: Annotated[
-        bool | None, typer.Option(help="let the file of weights run the code it may contain")
+        bool | None, typer.Option(help="let files of model and weights run the code they may contain")
     ] = None,
     method: Annotated[str | None, typer.Option(help="see `sparsify methods`")] = None,
     sparsity: Annotated[float | None, typer.Option(help="inactive fraction, in (0, 1)")] = None,
@@ -79,8 +79,15 @@ def run(
             state = f"loss {row['loss']:.3f} accuracy {row['accuracy']:.3f}"
             bars.update(tasks[part], completed=row["step"], state=state)
 
+        def on_decode(done: int, total: int) -> None:
+            if "decode" not in tasks:
+                tasks["decode"] = bars.add_task("decode", total=total, state="")
+            bars.update(tasks["decode"], completed=done, total=total, state=f"{done:,} of {total:,} images")
+
         try:
-            report = run_workflow(resolved, out, resume=resume, overwrite=overwrite, on_step=on_step)
+            report = run_workflow(
+                resolved, out, resume=resume, overwrite=overwrite, on_step=on_step, on_decode=on_decode
+            )
         except Interrupted as stop:
             console.print(f"{stop} Go on with the same command and --resume.")
             raise typer.Exit(130) from stop
