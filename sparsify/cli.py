@@ -96,7 +96,7 @@ def run(
         ),
     ] = None,
     trust_pickle: Annotated[
-        bool | None, typer.Option(help="let the file of weights run the code it may contain", rich_help_panel=WHAT)
+        bool | None, typer.Option(help="let files of model and weights run the code they may contain", rich_help_panel=WHAT)
     ] = None,
     method: Annotated[
         str | None, typer.Option(help="see `sparsify methods`", show_default=DEFAULT.method, rich_help_panel=SPARSE)
@@ -165,8 +165,15 @@ def run(
             state = f"loss {row['loss']:.3f} accuracy {row['accuracy']:.3f}"
             bars.update(tasks[part], completed=row["step"], state=state)
 
+        def on_decode(done: int, total: int) -> None:
+            if "decode" not in tasks:
+                tasks["decode"] = bars.add_task("decode", total=total, state="")
+            bars.update(tasks["decode"], completed=done, total=total, state=f"{done:,} of {total:,} images")
+
         try:
-            report = run_workflow(resolved, out, resume=resume, overwrite=overwrite, on_step=on_step)
+            report = run_workflow(
+                resolved, out, resume=resume, overwrite=overwrite, on_step=on_step, on_decode=on_decode
+            )
         except Interrupted as stop:
             console.print(f"{stop} Go on with the same command and --resume.")
             raise typer.Exit(130) from stop

@@ -30,10 +30,12 @@ class Recipe:
     Attributes:
         model: ``file.py:factory``, ``package.module:factory`` or ``model.pt2``.
         weights: safetensors or a state dict to start from; None: the model's own.
-        trust_pickle: let the file of weights run the code it may contain.
+        trust_pickle: let the files of model and weights run the code they may contain.
         data: ``digits``, ``file.npz``, a folder of images, or ``file.py:factory``.
         holdout: fraction of the training data kept for validation and calibration, where the data bring none.
-        image_size: side in pixels to which a folder's images are resized.
+        test_holdout: fraction of the training data kept for testing, where the data bring no test part.
+        image_size: side in pixels to which a folder's images, or encoded images, are resized.
+        normalise: ``auto`` brings images to mean 0 and deviation 1 per channel; ``none`` leaves bytes as [0, 1] and floats as they are.
         method: see `sparsify methods`.
         sparsity: inactive fraction of the maskable weights; density is 1 - sparsity.
         pattern: see `sparsify patterns`.
@@ -50,7 +52,9 @@ class Recipe:
     trust_pickle: bool = False
     data: str = "digits"
     holdout: Fraction = 0.15
+    test_holdout: Fraction | None = None
     image_size: Positive | None = None
+    normalise: Literal["auto", "none"] = "auto"
     method: str = "rigl"
     sparsity: Fraction = 0.9
     pattern: str = "unstructured"
@@ -77,6 +81,7 @@ class Recipe:
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Positive = 2
     checkpoint_every: Positive = 200
+    workers: Annotated[int, Field(ge=0)] = 0
 
     @property
     def density(self) -> float:

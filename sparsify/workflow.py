@@ -35,7 +35,13 @@ Progress = Callable[[str, dict[str, Any]], None]
 
 
 def run(
-    recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False, on_step: Progress | None = None
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_step: Progress | None = None,
+    on_decode: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Do the whole job and leave `ARTEFACTS` in ``out``.
 
@@ -45,6 +51,7 @@ def run(
         resume: go on from the last checkpoint, to the same bits.
         overwrite: delete what an earlier run left in ``out`` first.
         on_step: called with the part's name and the trainer's step row.
+        on_decode: called while images are decoded, with how many are done of how many.
 
     Returns:
         What ``metrics.json`` holds, and under ``latency`` what ``latency.json`` holds: timings differ from run to run, metrics do not.
@@ -54,7 +61,7 @@ def run(
         SparsifyError: Any other of its kinds, with what to do.
     """
     torch.set_num_threads(recipe.threads)
-    data = recipe_data(recipe)
+    data = recipe_data(recipe, on_decode)
     with _folder(out, resume=resume, overwrite=overwrite):
         earlier = out / "recipe.toml"
         if resume and earlier.exists() and earlier.read_text() != recipe.to_toml():
@@ -84,6 +91,7 @@ def run(
             "data": {
                 "name": recipe.data,
                 "classes": data.classes,
+                "class_names": data.class_names,
                 "fingerprint": fingerprint,
                 "samples": {part: len(getattr(data, part)) for part in ("train", "validation", "test")},
             },
@@ -208,9 +216,17 @@ def export_saved(
     return export(loaded, out, inputs=[inputs], opset=opset, storage=storage)
 
 
-def recipe_data(recipe: Recipe) -> Data:
+def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = None) -> Data:
     """The recipe's data, split by its seed."""
-    return load_data(recipe.data, seed=recipe.seed, holdout=recipe.holdout, image_size=recipe.image_size)
+    return load_data(
+        recipe.data,
+        seed=recipe.seed,
+        holdout=recipe.holdout,
+        test_holdout=recipe.test_holdout,
+        image_size=recipe.image_size,
+        normalise=recipe.normalise == "auto",
+        on_progress=on_decode,
+    )
 
 
 def traced(recipe: Recipe, data: Data) -> Program:

@@ -9,15 +9,22 @@ import numpy as np
 import torch
 
 from sparsify.errors import DataError
-from sparsify.loading.images import decode_all
+from sparsify.loading.images import Progress, decode_all
 from sparsify.parts.samples import Samples, TensorSamples
 
 Arrays = dict[str, np.ndarray]
+PARTS = ("train", "validation", "test")
 PIECE = 4096
+HIGHEST_LABEL = 2**20
 
 
-def read_npz(path: Path) -> Arrays:
+def read_npz(path: Path, *, size: int | None = None, on_progress: Progress | None = None) -> Arrays:
     """The arrays of a file, encoded images decoded.
+
+    Args:
+        path: of the file.
+        size: side in pixels to which encoded images are resized.
+        on_progress: see `decode_all`.
 
     Raises:
         DataError: If the file is missing, no .npz, pickled, or lacks arrays.
@@ -34,24 +41,40 @@ def read_npz(path: Path) -> Arrays:
             f"{path} cannot be read as .npz without unpickling ({type(error).__name__}: {error}). "
             f"Save plain arrays with numpy.savez."
         ) from error
-    for part in ("train", "validation", "test"):
-        if f"images_{part}" in arrays and f"offsets_{part}" in arrays:
-            blob, offsets = arrays.pop(f"images_{part}"), arrays.pop(f"offsets_{part}")
-            arrays[f"x_{part}"] = decode_all(blob, offsets, f"{path}, images_{part}")
-    missing = [name for name in ("x_train", "y_train", "x_test", "y_test") if name not in arrays]
+    encoded = [part for part in PARTS if f"images_{part}" in arrays and f"offsets_{part}" in arrays]
+    for part in encoded:
+        blob, offsets = arrays.pop(f"images_{part}"), arrays.pop(f"offsets_{part}")
+        where = f"{path}, images_{part}"
+        arrays[f"x_{part}"] = decode_all(blob, offsets, where, size=size, on_progress=on_progress)
+    if size is not None and not encoded:
+        raise DataError(f"{path} holds no encoded images to resize. Leave image_size out.")
+    wanted = [f"{kind}_{part}" for part in PARTS for kind in "xy" if part == "train" or _names_part(arrays, part)]
+    missing = [name for name in wanted if name not in arrays]
     if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays))}.")
+        raise DataError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
     return arrays
 
 
-def samples_of_arrays(text: str, arrays: Mapping[str, np.ndarray], *, normalise: bool = True) -> dict[str, Samples]:
-    """Samples of ``x_<part>`` and ``y_<part>``; images normalised by the training part where ``normalise``.
+def _names_part(arrays: Arrays, part: str) -> bool:
+    return any(name.endswith(f"_{part}") for name in arrays)
+
+
+def samples_of_arrays(
+    text: str, arrays: Mapping[str, np.ndarray], *, normalise: bool = True, as_images: bool = True
+) -> dict[str, Samples]:
+    """Samples of ``x_<part>`` and ``y_<part>``.
+
+    Args:
+        text: which data, for messages.
+        arrays: by name.
+        normalise: images per channel, by the training part.
+        as_images: arrange [N, H, W] and [N, H, W, C] as [N, C, H, W], and refuse other shapes; False takes arrays as they are.
 
     Raises:
         DataError: If an array has the wrong shape or type, labels are not whole numbers from 0, or values are not finite.
     """
-    names = [part for part in ("train", "validation", "test") if f"x_{part}" in arrays]
-    checked = {part: _checked(text, part, arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in names}
+    names = [part for part in PARTS if f"x_{part}" in arrays]
+    checked = {part: _checked(text, part, arrays[f"x_{part}"], arrays[f"y_{part}"], as_images) for part in names}
     shapes = {part: tuple(x.shape[1:]) for part, (x, _) in checked.items()}
     for part, shape in shapes.items():
         if shape != shapes["train"]:
@@ -63,49 +86,86 @@ def samples_of_arrays(text: str, arrays: Mapping[str, np.ndarray], *, normalise:
 
 
 def channel_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation per channel of images [N, C, H, W] (bytes as [0, 1]), each [C], summed in pieces."""
-    scale = 255.0 if x.dtype is torch.uint8 else 1.0
-    count = x.numel() // x.shape[1]
-    total = sum(
-        ((piece.double() / scale).sum(dim=(0, 2, 3)) for piece in x.split(PIECE)),
-        start=torch.zeros(x.shape[1]).double(),
-    )
-    mean = total / count
-    shape = (1, -1, 1, 1)
-    squares = sum(
-        (((piece.double() / scale - mean.view(shape)) ** 2).sum(dim=(0, 2, 3)) for piece in x.split(PIECE)),
-        start=torch.zeros_like(mean),
-    )
-    return mean.float(), (squares / count).sqrt().clamp_min(1e-6).float()
+    """Mean and standard deviation per channel of images [N, C, H, W] (bytes as [0, 1]), each float32 [C], summed in pieces."""
+    channels = x.shape[1]
+    if (
+        x.dtype is torch.uint8
+    ):  # from how often each value occurs: exact, and many times as fast as sums in double precision
+        counts = torch.zeros(channels, 256, dtype=torch.int64)
+        for piece in x.split(PIECE):
+            for channel in range(channels):
+                counts[channel] += torch.bincount(piece[:, channel].flatten(), minlength=256)
+        values, number = torch.arange(256).double() / 255, x.numel() // channels
+        mean = (counts * values).sum(1) / number
+        square = (counts * (values - mean[:, None]) ** 2).sum(1) / number
+    else:
+        number, mean, square = x.numel() // channels, torch.zeros(channels).double(), torch.zeros(channels).double()
+        for piece in x.split(PIECE):
+            mean += piece.double().sum(dim=(0, 2, 3)) / number
+        for piece in x.split(PIECE):
+            square += ((piece.double() - mean.view(1, -1, 1, 1)) ** 2).sum(dim=(0, 2, 3)) / number
+    return mean.float(), square.sqrt().clamp_min(1e-6).float()
 
 
-def _checked(text: str, part: str, x: np.ndarray, y: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    if len(x) == 0:
-        raise DataError(f"{text}: x_{part} is empty.")
-    if y.ndim != 1 or len(x) != len(y):
+def checked_labels(labels: np.ndarray, where: str) -> torch.Tensor:
+    """Labels as int64 [N].
+
+    Raises:
+        DataError: If they are not whole numbers from 0 in one dimension.
+    """
+    if labels.ndim != 1:
         raise DataError(
-            f"{text}: x_{part} has {len(x)} samples, y_{part} has shape {list(y.shape)}; they should be as many."
+            f"{where} should have one label a sample, [N], found shape {list(labels.shape)}. Use .ravel(), or .argmax(1) of one-hot labels."
         )
-    if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
-        raise DataError(f"{text}: y_{part} should hold whole numbers from 0, found {y.dtype} from {y.min()}.")
-    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.number):
-        raise DataError(f"{text}: x_{part} holds {x.dtype}; inputs are numbers, best uint8 images or float32.")
-    if np.issubdtype(x.dtype, np.complexfloating):
-        raise DataError(f"{text}: x_{part} holds complex numbers; split them into real and imaginary channels.")
-    if x.dtype != np.uint8:
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{where} should hold whole numbers from 0, found {labels.dtype}. Use .astype('int64').")
+    wrong = (labels < 0) | (labels > HIGHEST_LABEL)
+    if wrong.any():
+        index = int(wrong.argmax())
+        raise DataError(
+            f"{where} should hold whole numbers from 0 to {HIGHEST_LABEL}, found {labels[index]} at sample {index}."
+        )
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _checked(text: str, part: str, x: np.ndarray, y: np.ndarray, as_images: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    where = f"{text}: x_{part}"
+    if x.ndim == 0 or len(x) == 0:
+        raise DataError(f"{where} is empty. Give at least a few samples a class.")
+    labels = checked_labels(y, f"{text}: y_{part}")
+    if len(x) != len(y):
+        raise DataError(f"{where} has {len(x)} samples, y_{part} has {len(y)}; they should be as many.")
+    if not (np.issubdtype(x.dtype, np.number) or x.dtype == np.bool_) or np.issubdtype(x.dtype, np.complexfloating):
+        raise DataError(f"{where} holds {x.dtype}; inputs are numbers, best uint8 images or float32.")
+    if np.issubdtype(x.dtype, np.floating):
         for start in range(0, len(x), PIECE):
-            bad = ~np.isfinite(x[start : start + PIECE]).reshape(len(x[start : start + PIECE]), -1).all(axis=1)
+            bad = ~np.isfinite(x[start : start + PIECE])
             if bad.any():
+                at = np.unravel_index(int(bad.argmax()), bad.shape)
+                index = ", ".join(str(int(i)) for i in (at[0] + start, *at[1:]))
                 raise DataError(
-                    f"{text}: x_{part} holds NaN or infinity, first in sample {start + int(bad.argmax())}. Clean the data."
+                    f"{where} holds NaN or infinity, first in sample {at[0] + start}: x_{part}[{index}] is {x[start:][at]}. Clean the data."
                 )
-        x = x.astype(np.float32, copy=False)
+    if x.dtype == np.uint8:
+        values = x
+    elif as_images or not np.issubdtype(x.dtype, np.integer):
+        values = x.astype(np.float32, copy=False)
+    else:
+        values = x.astype(np.int64, copy=False)
+    if as_images:
+        values = _arranged(values, where)
+    return torch.from_numpy(np.require(values, requirements=["C", "W"])), labels
+
+
+def _arranged(x: np.ndarray, where: str) -> np.ndarray:
+    """Images as [N, C, H, W], features as [N, F]."""
     if x.ndim == 3:
         x = x[:, None]
-    elif x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
+    elif x.ndim == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
         x = x.transpose(0, 3, 1, 2)
     if x.ndim not in {2, 4} or (x.dtype == np.uint8 and x.ndim != 4):
         raise DataError(
-            f"{text}: x_{part} has shape {list(x.shape)}; images are [N, H, W], [N, H, W, C] or [N, C, H, W], features float [N, F]."
+            f"{where} has shape {list(x.shape)}; images are [N, H, W], [N, H, W, C] or [N, C, H, W], features float [N, F]. "
+            f"Other inputs come from file.py:factory."
         )
-    return torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64))
+    return x

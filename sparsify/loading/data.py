@@ -15,7 +15,7 @@ from torch import Tensor
 from sparsify.errors import DataError
 from sparsify.loading.arrays import Arrays, read_npz, samples_of_arrays
 from sparsify.loading.datasets import samples_of_factory
-from sparsify.loading.images import samples_of_folder
+from sparsify.loading.images import Progress, samples_of_folder
 from sparsify.parts.samples import Samples, Subset
 
 Parts = dict[str, Samples]
@@ -29,12 +29,14 @@ class Data:
     Attributes:
         train, validation, test: samples, inputs [N, ...] float32 and int64 labels.
         classes: number of classes, from the training labels.
+        class_names: of all classes, where the data bring them.
     """
 
     train: Samples
     validation: Samples
     test: Samples
     classes: int
+    class_names: tuple[str, ...] | None = None
 
     def example(self, count: int = 2) -> Tensor:
         """The first ``count`` held-out inputs [count, ...]."""
@@ -46,37 +48,56 @@ class Data:
         return hashlib.sha256(texts.encode()).hexdigest()
 
 
-def load_data(text: str, *, seed: int, holdout: float = 0.15, image_size: int | None = None) -> Data:
+def load_data(
+    text: str,
+    *,
+    seed: int,
+    holdout: float = 0.15,
+    test_holdout: float | None = None,
+    image_size: int | None = None,
+    normalise: bool = True,
+    on_progress: Progress | None = None,
+) -> Data:
     """Data by name.
 
     - ``digits``: scikit-learn's 8x8 handwritten digits, embedded.
-    - ``file.npz``: ``x_train, y_train, x_test, y_test`` (and ``x_validation, y_validation``); x is uint8 images [N, H, W] or
-      [N, H, W, C], or float [N, F] or [N, C, H, W]; or encoded images as ``images_train`` (bytes), ``offsets_train``, ``y_train``
-      and the same for test.
+    - ``file.npz``: ``x_train, y_train, x_test, y_test`` (and ``x_validation, y_validation``, and text ``class_names``); x is uint8 images
+      [N, H, W], [N, H, W, C] or [N, C, H, W], or float features [N, F] or images; or encoded images as ``images_train`` (bytes),
+      ``offsets_train``, ``y_train`` and the same for test.
     - a folder: ``train/<class>/*.png`` and ``test/<class>/*.png``, and ``val/`` where it exists; classes are the folders, sorted by name.
     - ``file.py:factory``: returns train and test (and validation between them) as a tuple or a mapping; each is a pair (x, y), a
       map-style torch Dataset, or a DataLoader, whose dataset and collate function are used; batches, order and seeds are the trainer's.
 
-    Images of the first three forms are normalised per channel with the training part's mean and standard deviation.
+    Images of the first three forms are normalised per channel with the training part's mean and standard deviation; features, and what a
+    factory returns, are not.
 
     Args:
         text: which data.
-        seed: of the stratified hold-out.
-        holdout: fraction of the training part kept for validation and calibration, in (0, 1).
-        image_size: side in pixels to which the images of a folder are resized.
+        seed: of the hold-out, which is stratified unless it is smaller than the number of classes.
+        holdout: fraction of the training part kept for validation and calibration where the data bring none, in (0, 1).
+        test_holdout: fraction of the training part kept for testing, always the same samples, where the data bring no test part.
+        image_size: side in pixels to which the images of a folder, or encoded images, are resized.
+        normalise: whether images are normalised.
+        on_progress: called while encoded images are decoded.
 
     Raises:
         DataError: If the data are missing, malformed or unusable; the message says what to do.
         LoadError: If a factory is missing or fails.
     """
+    names: tuple[str, ...] | None = None
+    folder = Path(text).is_dir()
+    if image_size is not None and not folder and (text == "digits" or not Path(text).is_file()):
+        raise DataError(f"{text}: image_size is for folders of images and for encoded images. Leave it out.")
     if text == "digits":
-        parts: Parts = samples_of_arrays(text, _digits())
+        parts: Parts = samples_of_arrays(text, _digits(), normalise=normalise)
     elif ":" in text and not Path(text).exists():
         parts = samples_of_factory(text)
-    elif Path(text).is_dir():
-        parts = samples_of_folder(Path(text), size=image_size)
+    elif folder:
+        parts, names = samples_of_folder(Path(text), size=image_size, normalise=normalise)
     else:
-        parts = samples_of_arrays(text, read_npz(Path(text)))
+        arrays = read_npz(Path(text), size=image_size, on_progress=on_progress)
+        names = tuple(map(str, arrays["class_names"].ravel())) if "class_names" in arrays else None
+        parts = samples_of_arrays(text, arrays, normalise=normalise)
     counts = np.bincount(parts["train"].labels.numpy())
     for name in parts.keys() - {"train"}:
         highest = int(parts[name].labels.max())
@@ -88,9 +109,19 @@ def load_data(text: str, *, seed: int, holdout: float = 0.15, image_size: int | 
         raise DataError(
             f"{text}: all training labels are {int(parts['train'].labels[0])}; a classifier needs at least two classes."
         )
+    if names is not None and len(names) != len(counts):
+        raise DataError(f"{text}: {len(names)} class_names for {len(counts)} classes; they should be as many.")
+    if ("test" in parts) == (test_holdout is not None):
+        raise DataError(
+            f"{text} brings a test part; leave test_holdout out."
+            if "test" in parts
+            else f"{text} has no test part. Add one, or set test_holdout = 0.15 to keep that much of the training part for testing."
+        )
+    if test_holdout is not None:
+        parts["train"], parts["test"] = _held_out(text, parts["train"], seed=0, fraction=test_holdout)
     if "validation" not in parts:
-        parts["train"], parts["validation"] = _held_out(text, parts["train"], counts, seed=seed, holdout=holdout)
-    return Data(parts["train"], parts["validation"], parts["test"], classes=len(counts))
+        parts["train"], parts["validation"] = _held_out(text, parts["train"], seed=seed, fraction=holdout)
+    return Data(parts["train"], parts["validation"], parts["test"], classes=len(counts), class_names=names)
 
 
 def _digits() -> Arrays:
@@ -101,13 +132,24 @@ def _digits() -> Arrays:
     return {"x_train": pixels[kept], "y_train": labels[kept], "x_test": pixels[held], "y_test": labels[held]}
 
 
-def _held_out(text: str, train: Samples, counts: np.ndarray, *, seed: int, holdout: float) -> tuple[Samples, Samples]:
-    if len(train) < 4:
-        raise DataError(f"{text}: {len(train)} training samples cannot be split into training and validation parts.")
-    present = counts[counts > 0]
-    count = max(1, round(holdout * len(train)))
-    evenly = present.min() >= 2 and count >= len(present)
+def _held_out(text: str, train: Samples, *, seed: int, fraction: float) -> tuple[Samples, Samples]:
+    labels = train.labels.numpy()
+    counts = np.bincount(labels)
+    scarce = np.flatnonzero(counts == 1)
+    if len(scarce):
+        raise DataError(
+            f"{text}: class {scarce[0]} has a single training sample, at {int((labels == scarce[0]).argmax())}, which cannot be in "
+            f"both the training and a held-out part. Add samples, drop the class, or bring a validation part."
+        )
+    held_count, classes = max(1, round(fraction * len(labels))), int((counts > 0).sum())
+    if len(labels) - held_count < classes:
+        raise DataError(
+            f"{text}: keeping {held_count} of {len(labels)} training samples leaves fewer than the {classes} classes. Lower holdout."
+        )
     kept, held = train_test_split(
-        np.arange(len(train)), test_size=count, random_state=seed, stratify=train.labels.numpy() if evenly else None
+        np.arange(len(labels)),
+        test_size=held_count,
+        random_state=seed,
+        stratify=labels if held_count >= classes else None,
     )
     return Subset(train, torch.from_numpy(np.sort(kept))), Subset(train, torch.from_numpy(np.sort(held)))

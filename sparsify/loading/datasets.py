@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from sparsify.errors import DataError
-from sparsify.loading.arrays import samples_of_arrays
+from sparsify.loading.arrays import checked_labels, samples_of_arrays
 from sparsify.loading.factories import call_factory
-from sparsify.parts.samples import Samples
+from sparsify.parts.samples import Samples, as_inputs
 
 NAMES = {2: ("train", "test"), 3: ("train", "validation", "test")}
 
@@ -35,7 +35,7 @@ def samples_of_factory(text: str) -> dict[str, Samples]:
         parts = dict(zip(NAMES[len(given)], given, strict=True))
     else:
         parts = {}
-    if not {"train", "test"} <= parts.keys() <= {"train", "validation", "test"}:
+    if not {"train"} <= parts.keys() <= {"train", "validation", "test"}:
         raise DataError(
             f"the factory {text!r} should return (train, test), (train, validation, test) or a mapping with these keys, found "
             f"{_described(given)}."
@@ -48,7 +48,7 @@ def samples_of_factory(text: str) -> dict[str, Samples]:
             samples[name] = DatasetSamples(part, f"{text}, {name}")
         elif isinstance(part, Sequence) and len(part) == 2 and all(hasattr(value, "__array__") for value in part):
             x, y = (np.asarray(value) for value in part)
-            both = samples_of_arrays(f"{text}, {name}", {"x_train": x, "y_train": y}, normalise=False)
+            both = samples_of_arrays(f"{text}, {name}", {"x_train": x, "y_train": y}, normalise=False, as_images=False)
             samples[name] = both["train"]
         else:
             raise DataError(
@@ -85,10 +85,11 @@ class DatasetSamples:
 
     def batch(self, rows: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
         with _seeded(seed):
+            items = [self._item(row) for row in rows.tolist()]
             try:
-                joined = self._collate([self._dataset[row] for row in rows.tolist()])
+                joined = self._collate(items)
             except Exception as error:
-                raise DataError(f"{self._where}: fetching samples {rows[:4].tolist()} ... failed: {error}.") from error
+                raise DataError(f"{self._where}: {_unlike(items, rows.tolist()) or error}") from error
         if (
             not isinstance(joined, Sequence)
             or len(joined) != 2
@@ -98,42 +99,77 @@ class DatasetSamples:
                 f"{self._where}: a batch should be a tensor of inputs and one of labels, found {_described(joined)}."
             )
         inputs, labels = joined
-        if not bool(torch.isfinite(inputs).all()):
+        if len(inputs) != len(rows) or labels.shape != rows.shape:
             raise DataError(
-                f"{self._where}: a batch of samples {rows[:4].tolist()} ... holds NaN or infinity. Clean the data."
+                f"{self._where}: a batch of {len(rows)} should be inputs [{len(rows)}, ...] and labels [{len(rows)}], found "
+                f"{list(inputs.shape)} and {list(labels.shape)}. collate_fn may only join samples."
             )
-        return inputs.float(), labels.long()
+        if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
+            first = int((~torch.isfinite(inputs).flatten(1).all(1)).int().argmax())
+            raise DataError(f"{self._where}: sample {int(rows[first])} holds NaN or infinity. Clean the data.")
+        if not torch.equal(labels.long(), self.labels[rows]):
+            first = int((labels.long() != self.labels[rows]).int().argmax())
+            raise DataError(
+                f"{self._where}: sample {int(rows[first])} has label {labels[first]}, not {self.labels[rows][first]} as first read. "
+                f"Labels may not change from one reading to the next."
+            )
+        return as_inputs(inputs), labels.long()
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.labels.numpy().tobytes())
-        digest.update(self.batch(torch.arange(min(4, len(self))))[0].numpy().tobytes())
+        digest.update(self.batch(torch.linspace(0, len(self) - 1, min(16, len(self))).long())[0].numpy().tobytes())
         return digest.hexdigest()
 
     def _read_labels(self) -> Tensor:
-        for name in ("targets", "labels"):
-            known = getattr(self._dataset, name, None)
-            if known is not None and len(known) == len(self):
-                return self._checked(known)
+        known = _known_labels(self._dataset)
+        if known is not None and len(known) == len(self):
+            return self._checked(known)
         with _seeded(0):
-            return self._checked([self._label(index) for index in range(len(self))])
+            return self._checked([self._item(index)[1] for index in range(len(self))])
 
-    def _label(self, index: int) -> Any:
+    def _item(self, index: int) -> tuple[Any, Any]:
         try:
-            _, label = self._dataset[index]
+            item = self._dataset[index]
         except Exception as error:
-            raise DataError(f"{self._where}: item {index} should be (input, label): {error}.") from error
-        return label
+            raise DataError(
+                f"{self._where}: reading sample {index} failed: {type(error).__name__}: {error}."
+            ) from error
+        if not isinstance(item, Sequence) or len(item) != 2:
+            raise DataError(f"{self._where}: sample {index} should be (input, label), found {_described(item)}.")
+        return item[0], item[1]
 
     def _checked(self, labels: Any) -> Tensor:
         try:
             values = np.asarray(labels)
         except Exception as error:
             raise DataError(f"{self._where}: labels are no numbers: {error}.") from error
-        if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
-            raise DataError(
-                f"{self._where}: labels should be whole numbers from 0, found {values.dtype} {list(values.shape)}."
+        return checked_labels(values, f"{self._where}: labels")
+
+
+def _known_labels(dataset: Any) -> Any:
+    """The labels a data set keeps in ``targets`` or ``labels``, so that no input need be read for them; None where it does not."""
+    if getattr(dataset, "target_transform", None) is not None:
+        return None
+    if isinstance(dataset, torch.utils.data.Subset):
+        base = _known_labels(dataset.dataset)
+        return None if base is None else [base[index] for index in dataset.indices]
+    known = (getattr(dataset, name, None) for name in ("targets", "labels"))
+    return next((values for values in known if hasattr(values, "__len__")), None)
+
+
+def _unlike(items: Sequence[tuple[Any, Any]], rows: Sequence[int]) -> str:
+    """Which sample's input is unlike the first one's, as a sentence; nothing where all are alike."""
+
+    def kind(value: Any) -> str:
+        return str(list(value.shape)) if hasattr(value, "shape") else type(value).__name__
+
+    first = kind(items[0][0])
+    for row, (value, _) in zip(rows, items, strict=True):
+        if kind(value) != first:
+            return (
+                f"the input of sample {row} is {kind(value)}, that of sample {rows[0]} {first}; they should be alike."
             )
-        return torch.from_numpy(values.astype(np.int64))
+    return ""
 
 
 @contextmanager

@@ -5,100 +5,153 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor
 
 from sparsify.errors import DataError
-from sparsify.ir.serialization import write_atomically
 from sparsify.parts.samples import Samples
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+OTHERS = {"validation": "val", "test": "test"}
+PIECE = 1024
 HASHED = 1 << 14
 """Bytes of each file of a folder that its fingerprint reads."""
 MEASURED = 2000
 """Images of a folder's training part from which mean and standard deviation are taken."""
 
 
-def decode_all(blob: np.ndarray, offsets: np.ndarray, where: str) -> np.ndarray:
+Progress = Callable[[int, int], None]
+"""Called while images are decoded, with how many are done and how many there are."""
+
+
+def decode_all(
+    blob: np.ndarray, offsets: np.ndarray, where: str, *, size: int | None = None, on_progress: Progress | None = None
+) -> np.ndarray:
     """Decode images stored back to back.
 
     Args:
         blob: uint8, all files one after another.
         offsets: int, [N + 1], where each begins.
         where: for messages.
+        size: side in pixels to resize to; None: all must have one size.
+        on_progress: called now and then.
 
     Returns:
-        uint8 [N, H, W, 3]. Kept in the cache folder, so that the next run starts at once; ``SPARSIFY_CACHE=off`` keeps nothing.
+        uint8 [N, 3, H, W]. Kept in the cache folder and mapped from there, so that the next run starts at once and holds no copy;
+        ``SPARSIFY_CACHE=off`` keeps nothing.
 
     Raises:
         DataError: If an image cannot be decoded, or their sizes differ.
     """
-    data = blob.tobytes()
-    if len(offsets) < 2 or offsets[0] < 0 or offsets[-1] > len(data) or (np.diff(offsets) <= 0).any():
+    if blob.dtype != np.uint8 or blob.ndim != 1 or offsets.ndim != 1 or not np.issubdtype(offsets.dtype, np.integer):
         raise DataError(
-            f"{where}: offsets should rise from 0 to the {len(data)} bytes of the images, one more than images."
+            f"{where}: encoded images are uint8 bytes [B] and whole offsets [N + 1], found {blob.dtype} {list(blob.shape)} and "
+            f"{offsets.dtype} {list(offsets.shape)}."
         )
-    cached = _cache_file(data, offsets)
-    if cached is not None and cached.is_file():
-        try:
-            return np.load(cached, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            pass  # damaged: decoded and written again below
+    if len(offsets) < 2 or offsets[0] < 0 or offsets[-1] > len(blob) or (np.diff(offsets.astype(np.int64)) <= 0).any():
+        raise DataError(
+            f"{where}: offsets should rise from 0 to the {len(blob)} bytes of the images, one more than images."
+        )
+    count = len(offsets) - 1
+    cached = _cache_file(blob, offsets, size)
+    images = _mapped(cached, count) if cached is not None else None
+    if images is not None:
+        return images
 
     def decode(index: int) -> np.ndarray:
-        return _pixels(io.BytesIO(data[offsets[index] : offsets[index + 1]]), f"{where}: image {index}")
+        source = io.BytesIO(blob[offsets[index] : offsets[index + 1]].tobytes())
+        return _pixels(source, f"{where}: image {index}", None if size is None else (size, size))
 
+    first = decode(0)
+    images = np.empty((count, 3, *first.shape[:2]), np.uint8)
     with ThreadPoolExecutor() as pool:
-        first = decode(0)
-        images = np.empty((len(offsets) - 1, *first.shape), np.uint8)
-        for index, image in enumerate(pool.map(decode, range(len(images)), chunksize=64)):
-            if image.shape != first.shape:
-                raise DataError(
-                    f"{where}: image {index} has shape {image.shape}, the first {first.shape}; resize them to one."
-                )
-            images[index] = image
-    if cached is not None:
-        buffer = io.BytesIO()
-        np.save(buffer, images)
-        try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(cached, buffer.getvalue())
-        except OSError:
-            pass  # a cache that cannot be written costs time, not results
-    return images
+        for start in range(0, count, PIECE):  # in pieces, so that no more than a piece is held twice
+            if on_progress:
+                on_progress(start, count)
+            for index, image in enumerate(pool.map(decode, range(start, min(start + PIECE, count))), start):
+                if image.shape != first.shape:
+                    raise DataError(
+                        f"{where}: image {index} is {_size(image)} pixels, the first {_size(first)}. Give image_size to resize them."
+                    )
+                images[index] = image.transpose(2, 0, 1)
+    if on_progress:
+        on_progress(count, count)
+    if cached is None:
+        return images
+    try:
+        _keep(cached, images)
+    except OSError:
+        return images  # a cache that cannot be written costs time, not results
+    kept = _mapped(cached, count)
+    return images if kept is None else kept
 
 
-def samples_of_folder(folder: Path, *, size: int | None) -> dict[str, Samples]:
-    """Samples of ``train/<class>/*``, ``test/<class>/*`` and, where it exists, ``val/<class>/*``; classes sorted by name.
+def _keep(path: Path, images: np.ndarray) -> None:
+    """Write an array without a copy of it in memory; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, images)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _mapped(path: Path, count: int) -> np.ndarray | None:
+    """The ``count`` images in a file of the cache, mapped; None where there are none or the file is damaged."""
+    try:
+        images = np.load(path, mmap_mode="c", allow_pickle=False)  # writing to it would change memory, never the file
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = images.dtype == np.uint8 and images.ndim == 4 and images.shape[:2] == (count, 3)
+    return images if whole else None
+
+
+def samples_of_folder(
+    folder: Path, *, size: int | None, normalise: bool = True
+) -> tuple[dict[str, Samples], tuple[str, ...]]:
+    """Samples of ``train/<class>/*`` and, where they exist, ``val/<class>/*`` and ``test/<class>/*``, and the classes, sorted by name.
 
     Args:
         folder: holds the parts.
         size: side in pixels to which images are resized; None: all must have one size.
+        normalise: per channel, by `MEASURED` images of the training part.
 
     Raises:
         DataError: If a part, its classes or their images are missing, or an image cannot be read.
     """
-    names = {"train": "train", "test": "test"} | ({"validation": "val"} if (folder / "val").is_dir() else {})
-    for name in names.values():
-        if not (folder / name).is_dir():
-            raise DataError(f"{folder} has no folder {name}/. Images belong in {name}/<class>/.")
+    names = {"train": "train"} | {part: name for part, name in OTHERS.items() if (folder / name).is_dir()}
+    if not (folder / "train").is_dir():
+        raise DataError(f"{folder} has no folder train/. Images belong in train/<class>/ and test/<class>/.")
     classes = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir())
     if not classes:
         raise DataError(f"{folder / 'train'} holds no folders; every class is a folder of images.")
-    files = {part: _listed(folder / name, classes) for part, name in names.items()}
+    files = {part: _listed(folder / name, classes, empty=part == "train") for part, name in names.items()}
     plain = ImageFiles(*files["train"], size=size)
-    spread = torch.linspace(0, len(plain) - 1, min(len(plain), MEASURED)).long().unique()
-    pixels, _ = plain.batch(spread)
-    mean, std = pixels.double().mean(dim=(0, 2, 3)).float(), pixels.double().std(dim=(0, 2, 3)).clamp_min(1e-6).float()
-    return {
+    mean = std = None
+    if normalise:
+        spread = torch.linspace(0, len(plain) - 1, min(len(plain), MEASURED)).long().unique()
+        sums = [torch.zeros(3, dtype=torch.float64) for _ in range(2)]
+        for rows in spread.split(64):
+            pixels = plain.batch(rows)[0].double()
+            sums = [sums[0] + pixels.mean(dim=(2, 3)).sum(0), sums[1] + (pixels**2).mean(dim=(2, 3)).sum(0)]
+        mean, square = (value / len(spread) for value in sums)
+        std = (square - mean**2).clamp_min(0).sqrt().clamp_min(1e-6).float()
+        mean = mean.float()
+    parts: dict[str, Samples] = {
         part: ImageFiles(*files[part], size=plain.size, mean=mean, std=std, resize=size is not None) for part in names
     }
+    return parts, tuple(classes)
 
 
 class ImageFiles:
@@ -152,13 +205,13 @@ class ImageFiles:
         pixels = _pixels(path, str(path), self.size if self._resize else None)
         if pixels.shape[:2] != self.size:
             raise DataError(
-                f"{path} is {pixels.shape[0]} x {pixels.shape[1]} pixels, the first image {self.size[0]} x {self.size[1]}. Give "
-                f"image_size to resize them."
+                f"{path} is {_size(pixels)} pixels, the first image {self.size[0]} x {self.size[1]}. Give image_size to resize them."
             )
         return pixels
 
 
-def _listed(folder: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
+def _listed(folder: Path, classes: Sequence[str], *, empty: bool) -> tuple[list[Path], list[int]]:
+    """Files and labels of one part; an ``empty`` class is refused."""
     extra = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in classes)
     if extra:
         raise DataError(f"{folder} has the class {extra[0]!r}, which never occurs in training: {', '.join(classes)}.")
@@ -166,11 +219,14 @@ def _listed(folder: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]
         (path, label)
         for label, name in enumerate(classes)
         for path in sorted((folder / name).glob("*"))
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     ]
+    where = "they belong in {} and end in " + ", ".join(sorted(SUFFIXES))
     if not found:
+        raise DataError(f"{folder} holds no images; {where.format(folder / '<class>')}.")
+    if empty and (bare := [name for label, name in enumerate(classes) if label not in {label for _, label in found}]):
         raise DataError(
-            f"{folder} holds no images; they belong in {folder}/<class>/ and end in {', '.join(sorted(SUFFIXES))}."
+            f"the class {folder / bare[0]} holds no images; {where.format('it')}. Leave an empty class out."
         )
     return [path for path, _ in found], [label for _, label in found]
 
@@ -178,7 +234,13 @@ def _listed(folder: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]
 def _pixels(source: io.BytesIO | Path, where: str, size: tuple[int, int] | None = None) -> np.ndarray:
     try:
         with Image.open(source) as image:
+            if image.mode[:1] in {"I", "F"}:
+                raise DataError(
+                    f"{where} has {image.mode!r} pixels, wider than a byte, and would be clipped. Store it with 8 bits a channel."
+                )
             rgb = image.convert("RGB")
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(
             f"{where} cannot be decoded: {error}. Use JPEG, PNG or WebP, and leave damaged files out."
@@ -188,10 +250,18 @@ def _pixels(source: io.BytesIO | Path, where: str, size: tuple[int, int] | None 
     return np.asarray(rgb)
 
 
-def _cache_file(data: bytes, offsets: np.ndarray) -> Path | None:
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[0]} x {image.shape[1]}"
+
+
+def _cache_file(blob: np.ndarray, offsets: np.ndarray, size: int | None) -> Path | None:
     if os.environ.get("SPARSIFY_CACHE") == "off":
         return None
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    digest = hashlib.sha256(data)
-    digest.update(np.ascontiguousarray(offsets).tobytes())
+    digest = hashlib.sha256(np.ascontiguousarray(blob).data)
+    digest.update(offsets.astype(np.int64).tobytes())
+    digest.update(f"{size} {PIL.__version__}".encode())
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home
+        return None
     return home / "sparsify" / f"images-{digest.hexdigest()}.npy"

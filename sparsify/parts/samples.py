@@ -23,7 +23,7 @@ class Samples(Protocol):
         ...
 
     def batch(self, rows: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Inputs [B, ...] float and labels [B] of the samples ``rows``, int64 [B]; ``seed`` of what is random in fetching them."""
+        """Inputs [B, ...] and labels [B] of the samples ``rows``, int64 [B]; ``seed`` of what is random in fetching them."""
         ...
 
     def fingerprint(self) -> str:
@@ -31,11 +31,18 @@ class Samples(Protocol):
         ...
 
 
+def as_inputs(values: Tensor) -> Tensor:
+    """Values as a model takes them: bytes as float32 in [0, 1], other floats and bools as float32, whole numbers (tokens) as int64."""
+    if values.dtype is torch.uint8:
+        return values.float() / 255
+    return values.float() if values.is_floating_point() or values.dtype is torch.bool else values.long()
+
+
 class TensorSamples:
     """Samples in memory, kept as they are (bytes stay bytes) and normalised a batch at a time.
 
     Args:
-        inputs: [N, ...]; uint8 is scaled to [0, 1].
+        inputs: [N, ...]; fetched through `as_inputs`.
         labels: int64 [N].
         mean, std: per channel (dimension 1), subtracted and divided by; None leaves values as they are.
     """
@@ -53,8 +60,7 @@ class TensorSamples:
 
     def batch(self, rows: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
         del seed
-        values = self.inputs[rows]
-        values = values.float() / 255 if values.dtype is torch.uint8 else values.float()
+        values = as_inputs(self.inputs[rows])
         if self._mean is not None and self._std is not None:
             shape = (1, -1, *(1,) * (values.ndim - 2))
             values = (values - self._mean.view(shape)) / self._std.view(shape)

@@ -21,6 +21,7 @@ from sparsify.ir.serialization import write_atomically
 from sparsify.methods import Method
 from sparsify.parts.samples import Samples
 from sparsify.training.checkpoint import load_checkpoint, save_checkpoint
+from sparsify.training.fetching import fetch
 from sparsify.training.state import SparseTrainer, attach
 
 REESTIMATED = 100
@@ -46,6 +47,7 @@ class Settings:
             go back to the best epoch; None: never.
         seed: of data order, masks and growth.
         checkpoint_every: steps; each epoch's end too.
+        workers: processes that fetch batches ahead; 0 fetches in this one. The bits do not depend on it.
     """
 
     epochs: int
@@ -64,6 +66,7 @@ class Settings:
     early_stop: int | None = None
     seed: int = 0
     checkpoint_every: int = 200
+    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,15 +181,17 @@ def train(
             order = torch.randperm(
                 len(data), generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
             )
-            for start in range(index, per_epoch):
-                rows = order[start * settings.batch_size : (start + 1) * settings.batch_size]
-                x, y = data.batch(rows, seed=settings.seed * 1_000_003 + trainer.steps)
+            left = range(index, per_epoch)
+            rows = [order[start * settings.batch_size : (start + 1) * settings.batch_size] for start in left]
+            seeds = [settings.seed * 1_000_003 + epoch * per_epoch + start for start in left]
+            fetched = fetch(data, rows, seeds, workers=settings.workers)
+            for start, (x, y) in zip(left, fetched, strict=True):
                 x, y = augmented(x, settings).to(device), y.to(device)
                 loss, hits = _step(program, trainer, optimizer, x, y, settings)
                 scheduler.step()
                 sums = [sums[0] + loss, sums[1] + hits]
                 if on_step:
-                    on_step({"step": trainer.steps, "total": total, "loss": loss, "accuracy": hits / len(rows)})
+                    on_step({"step": trainer.steps, "total": total, "loss": loss, "accuracy": hits / len(y)})
                 if start + 1 == per_epoch:
                     history.append(_row(program, trainer.steps, sums, per_epoch, validation, optimizer, settings))
                     sums = [0.0, 0.0]

@@ -1,0 +1,212 @@
+"""What of a ``.pt2`` archive may be shown to torch: plain data under known names, and nothing else.
+
+``torch.export.load`` unpickles parts of an archive, looks operators up by dotted names, writes names unescaped into the Python source it
+generates, imports modules that a structure of inputs names, and evaluates shape expressions as Python. So every part, every string and
+every name of the archive needs a rule here that allows it; what has none is refused. Three things are left out of the copy that torch
+reads: the sample inputs (a pickle), guard code, and the nodes' metadata but for the modules they came from.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import keyword
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sparsify.errors import LoadError
+
+PARTS = re.compile(
+    r"(models/\w+\.json|data/(weights|constants)/(\w+|\w+_config\.json)|data/sample_inputs/\w+\.pt|archive_format|archive_version"
+    r"|byteorder|\.data/\w+|version)"
+)
+OPERATORS = re.compile(
+    r"torch\.ops\.aten\.(?!from_file\b)\w+\.\w+|torch\.sym_(max|min|not|float|int)"
+    r"|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_)"
+)
+"""ATen, all of it but the operator that opens files, and arithmetic of sizes."""
+FUNCTIONS = re.compile(
+    r"Symbol|Integer|Rational|Float|Add|Mul|Pow|PowByNatural|Max|Min|Mod|PythonMod|FloorDiv|CeilDiv|"
+    r"CleanDiv|ModularIndexing|Where|Eq|Ne|Equality|Unequality|And|Or|Not|StrictLessThan|LessThan|"
+    r"StrictGreaterThan|GreaterThan|IntTrueDiv|FloatTrueDiv|ToFloat|TruncToInt|CeilToInt|FloorToInt|"
+    r"RoundToInt|Identity"
+)
+"""What a shape expression may call; all build symbols and numbers."""
+LONGEST_EXPRESSION, HIGHEST_POWER = 4000, 8
+NAMES = frozenset({"name", "as_name", "forward_arg_names"})
+"""Keys under which torch keeps names that it writes into Python source."""
+PLAIN = re.compile(r"[\w.@+\-]*( [\w.@+\-]+)*")
+"""Qualified names, types, devices, versions."""
+TEXT = re.compile(r"[\w .,:;@+\-<>=/]*")
+"""Arguments of operators (``floor``, ``bij,bjk->bik``) and the modules a node came from."""
+
+
+def sanitised(path: Path) -> bytes:
+    """The archive at ``path`` without what torch need not see.
+
+    Raises:
+        LoadError: If the file is missing, no such archive, or holds anything without a rule that allows it.
+    """
+    buffer = io.BytesIO()
+    seen: set[str] = set()
+    try:
+        with zipfile.ZipFile(path) as archive, zipfile.ZipFile(buffer, "w") as copy:
+            for entry in archive.infolist():
+                name = entry.filename.partition("/")[2]
+                if not PARTS.fullmatch(name) or name in seen or entry.compress_type != zipfile.ZIP_STORED:
+                    raise refused(path, f"the part {entry.filename[:80]!r}, which torch.export.save does not write so")
+                seen.add(name)
+                copy.writestr(zipfile.ZipInfo(entry.filename), _part(path, name, archive.read(entry)))
+    except FileNotFoundError as error:
+        raise LoadError(f"there is no file {path}. Check the path.") from error
+    except (OSError, zipfile.BadZipFile, ValueError, RecursionError, NotImplementedError, EOFError) as error:
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LoadError(f"{path} is no .pt2 archive ({text}). Save the model with torch.export.save.") from error
+    return buffer.getvalue()
+
+
+def refused(path: Path, what: str) -> LoadError:
+    """The error for an archive that holds ``what``."""
+    return LoadError(
+        f"{path} holds {what}; it could run code when it is loaded, and is refused. Give the model as file.py:factory with "
+        f"--weights, or load it with torch.export.load yourself where you trust it."
+    )
+
+
+def _part(path: Path, name: str, content: bytes) -> bytes:
+    if name.startswith("data/sample_inputs/"):
+        return b""
+    if not name.endswith(".json"):
+        return content
+    document = _reduced(json.loads(content))
+    for problem in _problems(document):
+        raise refused(path, problem)
+    return json.dumps(document).encode()
+
+
+def _reduced(value: Any) -> Any:
+    """``value`` without guard code and without the metadata of nodes, but for ``nn_module_stack``."""
+    if isinstance(value, list):
+        return [_reduced(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: _reduced(item) for key, item in value.items()}
+    if "guards_code" in kept:
+        kept["guards_code"] = []
+    if isinstance(value.get("metadata"), dict) and "target" in value:
+        kept["metadata"] = {k: v for k, v in value["metadata"].items() if k == "nn_module_stack"}
+    return kept
+
+
+def _problems(value: Any, key: str = "") -> Iterator[str]:
+    """What in a JSON document has no rule that allows it; ``key`` is the name it stands under."""
+    if isinstance(value, dict):
+        if value.get("use_pickle"):
+            yield f"the pickled tensor {value.get('path_name')!r}"
+        for name, item in value.items():
+            if not PLAIN.fullmatch(name):
+                yield f"the name {name[:80]!r}"
+            yield from _problems(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _problems(item, key)
+    elif isinstance(value, str) and not _is_allowed(value, key):
+        yield f"the {key or 'text'} {value[:80]!r}"
+
+
+def _is_allowed(text: str, key: str) -> bool:
+    match key:
+        case "expr_str":
+            return is_shape_expression(text)
+        case "target" | "as_operator":
+            return OPERATORS.fullmatch(text) is not None
+        case "path_name":
+            return re.fullmatch(r"(weight|tensor)_\d+", text) is not None
+        case "in_spec" | "out_spec":
+            return _is_structure(text)
+        case "as_string" | "as_strings" | "nn_module_stack":
+            return TEXT.fullmatch(text) is not None
+        case _ if key in NAMES:
+            return not text or (text.isidentifier() and not keyword.iskeyword(text))
+        case _:
+            return PLAIN.fullmatch(text) is not None
+
+
+def _is_structure(text: str) -> bool:
+    """Whether a text describes nested inputs or outputs whose contexts are plain keys (a context may name a module to import)."""
+    try:
+        version, tree = json.loads(text)
+        nodes = [tree]
+        while nodes:
+            node = nodes.pop()
+            context = node["context"]
+            keys = json.loads(context) if isinstance(context, str) else context
+            keys = keys if isinstance(keys, list) else [keys]
+            if not all(k is None or isinstance(k, int) or (isinstance(k, str) and PLAIN.fullmatch(k)) for k in keys):
+                return False
+            if not (node["type"] is None or PLAIN.fullmatch(node["type"])):
+                return False
+            nodes.extend(node["children_spec"])
+    except (ValueError, TypeError, KeyError):
+        return False
+    return version == 1
+
+
+def is_shape_expression(text: str) -> bool:
+    """Whether a text only builds symbols and numbers: calls of `FUNCTIONS`, names of symbols, numbers, arithmetic."""
+    if len(text) > LONGEST_EXPRESSION:
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # the parser warns about what is no expression of torch's either
+            tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError, Warning):
+        return False
+    return _allowed(tree.body)
+
+
+def _allowed(node: ast.expr) -> bool:
+    match node:
+        case ast.Constant(value=bool() | int() | float()):
+            return True
+        case ast.Name(id=name):
+            return re.fullmatch(r"[suz][a-z]*\d+|True|False", name) is not None
+        case ast.Call(func=ast.Name(id="Symbol" | "Integer" | "Float"), args=[ast.Constant(value=str() as text)]):
+            return _are_flags(node.keywords) and re.fullmatch(r"\w+(\.\w+)?", text) is not None
+        case ast.Call(func=ast.Name(id="Pow" | "PowByNatural"), args=[base, exponent]):
+            return not node.keywords and _allowed(base) and _is_small(exponent)
+        case ast.Call(func=ast.Name(id=function), args=args):
+            known = None if function.startswith("Pow") else FUNCTIONS.fullmatch(function)
+            return known is not None and _are_flags(node.keywords) and all(map(_allowed, args))
+        case ast.BinOp(left=left, op=ast.Pow(), right=right):
+            return _allowed(left) and _is_small(right)
+        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div() | ast.FloorDiv() | ast.Mod()):
+            return _allowed(left) and _allowed(node.right)
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
+            return _allowed(operand)
+        case ast.Compare(left=left, comparators=others):
+            return _allowed(left) and all(_allowed(other) for other in others)
+        case _:
+            return False
+
+
+def _are_flags(keywords: list[ast.keyword]) -> bool:
+    return all(k.arg and isinstance(k.value, ast.Constant) and isinstance(k.value.value, bool) for k in keywords)
+
+
+def _is_small(exponent: ast.expr) -> bool:
+    """Whether an exponent is a whole number of at most `HIGHEST_POWER`: nested powers would compute for ever."""
+    match exponent:
+        case ast.Call(func=ast.Name(id="Integer"), args=[inner], keywords=[]):
+            return _is_small(inner)
+        case ast.UnaryOp(op=ast.USub(), operand=inner):
+            return _is_small(inner)
+        case ast.Constant(value=int() as value):
+            return 0 <= value <= HIGHEST_POWER
+        case _:
+            return False
