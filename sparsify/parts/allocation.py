@@ -1,8 +1,9 @@
 """Allocation: how a density is split over weights. Every result is a table of exact integer budgets.
 
 The target is ``round(density * positions)`` over the layers that are free; layers whose pattern fixes their density get
-just that. Shares are rounded to whole units by largest remainder; with units larger than 1 the sum can miss the target by
-less than one unit, and by nothing otherwise. No layer is emptied: each keeps at least one unit.
+just that. Shares are rounded to whole units by largest remainder. With units larger than 1 the sum can miss the target by less than the
+smallest unit that is still free to move, and by nothing otherwise. No layer is emptied: each keeps at least one unit, and what that costs
+is taken from the other layers in proportion to their shares.
 """
 
 from __future__ import annotations
@@ -95,9 +96,13 @@ def _target(layers: Layers, density: float) -> tuple[dict[str, int], dict[str, L
     floor = sum(layer.unit for layer in free.values())
     if free and total < floor:
         whole = sum(layer.size for layer in free.values())
+        largest = sorted(free, key=lambda name: free[name].unit, reverse=True)[:4]
+        floors = ", ".join(f"{name} {free[name].unit} of {free[name].size}" for name in largest)
+        lowest = math.ceil(10_000 * floor / whole) / 10_000 if floor / whole > 0.001 else floor / whole
         raise AllocationError(
             f"density {density} leaves {total} of {whole} positions for {len(free)} layers, which need at least {floor} to "
-            f"keep one unit each. The lowest density that works is {floor / whole:.4g}."
+            f"keep one unit each (the most: {floors}). The lowest density that works is {lowest:.4g}: ask for that, put these layers into "
+            f"keep-dense, or choose a finer pattern."
         )
     return fixed, free, total
 
@@ -105,42 +110,63 @@ def _target(layers: Layers, density: float) -> tuple[dict[str, int], dict[str, L
 def _proportional(layers: Layers, density: float, raw: Mapping[str, float]) -> dict[str, int]:
     """Shares proportional to ``raw``; layers that would exceed 1 become dense and the rest is shared again."""
     fixed, free, total = _target(layers, density)
-    dense: set[str] = set()
-    scale = 0.0
-    while len(dense) < len(free):
-        open_layers = [name for name in free if name not in dense]
-        left = total - sum(free[name].size for name in dense)
-        scale = left / sum(raw[name] * free[name].size for name in open_layers)
-        over = [name for name in open_layers if raw[name] * scale > 1.0]
-        if not over:
-            break
-        highest = max(raw[name] for name in over)
-        dense |= {name for name in over if raw[name] == highest}
-    shares = {n: float(x.size) if n in dense else raw[n] * scale * x.size for n, x in free.items()}
+    shares = _shared(free, {name: raw[name] * layer.size for name, layer in free.items()}, total)
     budgets = {**fixed, **_round(free, shares, total)}
     return {name: budgets[name] for name in layers}
 
 
+def _shared(layers: Mapping[str, Layer], weights: Mapping[str, float], total: int) -> dict[str, float]:
+    """``total`` split in proportion to ``weights``, within [one unit, all positions] of each layer."""
+    pinned: dict[str, float] = {}
+    scale = 0.0
+    while len(pinned) < len(layers):
+        free = [name for name in layers if name not in pinned]
+        whole = sum(weights[name] for name in free)
+        scale = (total - sum(pinned.values())) / whole if whole else 0.0
+        over = {n: float(layers[n].size) for n in free if weights[n] * scale > layers[n].size}
+        under = {n: float(layers[n].unit) for n in free if weights[n] * scale < layers[n].unit}
+        if not over and not under:
+            break
+        excess = sum(weights[n] * scale - size for n, size in over.items())
+        lack = sum(unit - weights[n] * scale for n, unit in under.items())
+        pinned |= over if excess >= lack else under
+    return {name: pinned.get(name, weights[name] * scale) for name in layers}
+
+
 def _round(layers: Mapping[str, Layer], shares: Mapping[str, float], total: int) -> dict[str, int]:
-    """Largest remainder in whole units, within [1 unit, size]."""
+    """Largest remainder in whole units, within [1 unit, size]; then coarse units against finer ones while that comes nearer."""
     units = {n: min(max(int(shares[n] // x.unit), 1), x.size // x.unit) for n, x in layers.items()}
-    spare = total - sum(units[n] * x.unit for n, x in layers.items())
+    spare = _settle(layers, shares, units, total - sum(units[n] * x.unit for n, x in layers.items()))
+    while spare:
+        step, trial = (1 if spare > 0 else -1), dict(units)
+        movable = [n for n in layers if _may_move(layers[n], units[n], step)]
+        if not movable:
+            break
+        coarse = min(movable, key=lambda n: layers[n].unit)
+        trial[coarse] += step
+        finer = {n: x for n, x in layers.items() if x.unit < layers[coarse].unit}
+        left = _settle(finer, shares, trial, spare - step * layers[coarse].unit)
+        if abs(left) >= abs(spare):
+            break
+        units, spare = trial, left
+    return {name: units[name] * layer.unit for name, layer in layers.items()}
 
-    def remainder(name: str) -> float:
-        return shares[name] / layers[name].unit - units[name]
 
+def _settle(layers: Mapping[str, Layer], shares: Mapping[str, float], units: dict[str, int], spare: int) -> int:
+    """Give (or take) single units, each no larger than what is spare, by largest remainder; returns what is left."""
     while spare:
         step = 1 if spare > 0 else -1
-        candidates = [
-            n for n, x in layers.items()
-            if x.unit <= abs(spare) and (units[n] < x.size // x.unit if step > 0 else units[n] > 1)
-        ]  # fmt: skip
+        candidates = [n for n, x in layers.items() if x.unit <= abs(spare) and _may_move(x, units[n], step)]
         if not candidates:
             break
-        name = max(candidates, key=lambda n: step * remainder(n))
+        name = max(candidates, key=lambda n: step * (shares[n] / layers[n].unit - units[n]))
         units[name] += step
         spare -= step * layers[name].unit
-    return {name: units[name] * layer.unit for name, layer in layers.items()}
+    return spare
+
+
+def _may_move(layer: Layer, units: int, step: int) -> bool:
+    return units < layer.size // layer.unit if step > 0 else units > 1
 
 
 def _ranked(layers: Layers, density: float, scores: Mapping[str, Tensor]) -> dict[str, int]:
@@ -151,7 +177,7 @@ def _ranked(layers: Layers, density: float, scores: Mapping[str, Tensor]) -> dic
         owner = torch.cat([torch.full((layer.size,), i) for i, layer in enumerate(free.values())])
         chosen = owner[flat.sort(descending=True, stable=True).indices[:total]]
         counts = torch.bincount(chosen, minlength=len(free)).tolist()
-        fixed |= _round(free, dict(zip(free, map(float, counts), strict=True)), total)
+        fixed |= _round(free, _shared(free, dict(zip(free, map(float, counts), strict=True)), total), total)
     return {name: fixed[name] for name in layers}
 
 

@@ -36,8 +36,18 @@ class Pattern(abc.ABC):
             PatternError: Naming the weight, the shape and what to do.
         """
 
+    def fitted(self, shape: Shape) -> Pattern:
+        """The pattern as it is applied to a weight of this shape; itself, unless its sizes adapt."""
+        del shape
+        return self
+
+    def unsuited(self, shape: Shape) -> str | None:
+        """Why a weight of this shape is left dense, for patterns that pass over weights; None: apply it, or let `check` raise."""
+        del shape
+        return None
+
     def unit_size(self, shape: Shape) -> int:
-        """Positions per unit."""
+        """Positions per unit of a budget."""
         del shape
         return 1
 
@@ -133,8 +143,24 @@ class Block(Pattern):
         return torch.equal(self.expand(self.reduce(mask), tuple(mask.shape)), mask)
 
 
+class Balanced(Pattern):
+    """Equal numbers of active units in every group of a weight; rounds exchange units inside a group."""
+
+    @abc.abstractmethod
+    def groups(self, values: Tensor) -> Tensor:
+        """Mask [O, I, *K] -> mask of units [groups, M]."""
+
+    def group_scores(self, scores: Tensor) -> Tensor:
+        """Scores [O, I, *K] -> one a unit, [groups, M]."""
+        return self.groups(scores)
+
+    @abc.abstractmethod
+    def ungroup(self, groups: Tensor, shape: Shape) -> Tensor:
+        """The inverse of `groups`."""
+
+
 @dataclass(frozen=True)
-class NM(Pattern):
+class NM(Balanced):
     """``nm:N:M``: of every M consecutive inputs, N are active (Mishra et al. 2021, arXiv:2104.08378, for 2:4)."""
 
     n: int
@@ -178,11 +204,13 @@ SPELLINGS = {
     "unstructured": "any position, alone",
     "nm:N:M": "N of every M consecutive inputs, e.g. nm:2:4; the density is N/M",
     "block:RxC": "R outputs by C inputs together, e.g. block:4x1",
+    "grouped:O": "groups of O outputs read the same inputs, as many in every group, e.g. grouped:64; fast in stock ONNX Runtime",
+    "grouped:OxC": "the same, with the inputs of linear layers kept in chunks of C, e.g. grouped:64x4; append :l2 to rank by L2 norm",
 }
 
 
 def parse_pattern(text: str) -> Pattern:
-    """Read ``unstructured``, ``nm:2:4`` or ``block:4x1``.
+    """Read ``unstructured``, ``nm:2:4``, ``block:4x1`` or ``grouped:64``.
 
     Raises:
         PatternError: If the spelling is unknown or its numbers make no sense.
@@ -199,6 +227,13 @@ def parse_pattern(text: str) -> Pattern:
         if rows > 0 and columns > 0:
             return Block(rows, columns)
         raise PatternError(f"{text!r}: a block needs at least one row and one column, e.g. block:4x1.")
+    if match := re.fullmatch(r"grouped:(\d+)(?:x(\d+))?(:l2)?", text):
+        from sparsify.parts.grouped import Grouped
+
+        rows, columns = int(match[1]), int(match[2] or 1)
+        if rows > 0 and columns > 0:
+            return Grouped(rows, columns, "l2" if match[3] else "l1")
+        raise PatternError(f"{text!r}: a group needs at least one output and a chunk one input, e.g. grouped:64x4.")
     raise PatternError(f"there is no pattern {text!r}. Write one of: {', '.join(SPELLINGS)}.")
 
 

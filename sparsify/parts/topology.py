@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsify.parts.allocation import Allocation
-from sparsify.parts.patterns import NM, Pattern, Unstructured, top
+from sparsify.parts.patterns import Balanced, Pattern, Unstructured, top
 from sparsify.parts.schedules import Schedule, Trigger
 from sparsify.parts.scores import Score
 
@@ -115,13 +115,13 @@ def update(
         drop_score: float, the shape of ``mask``; read first.
         grow_score: float, the shape of ``mask``.
         fraction: of the active units to drop, in [0, 1]; the count is rounded down.
-        pattern: what a unit is. For N:M, positions are exchanged inside their group of M.
+        pattern: what a unit is. For N:M and grouped patterns, units are exchanged inside their group.
         regrow_dropped: whether a dropped position may be grown again at once.
 
     Returns:
         A new bool mask with as many active positions.
     """
-    if isinstance(pattern, NM):
+    if isinstance(pattern, Balanced):
         return _update_groups(mask, drop_score, grow_score, fraction, pattern, regrow_dropped=regrow_dropped)
     active = int(pattern.reduce(mask).count_nonzero())
     inactive = pattern.reduce(mask).numel() - active
@@ -135,25 +135,32 @@ def _made(score: LazyTensor) -> Tensor:
 
 
 def _update_groups(
-    mask: Tensor, drop_score: LazyTensor, grow_score: LazyTensor, fraction: float, pattern: NM, *, regrow_dropped: bool
+    mask: Tensor,
+    drop_score: LazyTensor,
+    grow_score: LazyTensor,
+    fraction: float,
+    pattern: Balanced,
+    *,
+    regrow_dropped: bool,
 ) -> Tensor:
-    """Drop the lowest positions of the whole layer, at most one exchange more than a group has room for, and refill groups."""
+    """Drop the lowest units of the whole layer, at most one exchange more than a group has room for, and refill groups."""
     drop_score = _made(drop_score)
-    dropped = mask & ~drop(mask, drop_score, int(fraction * int(mask.count_nonzero())))
+    count = int(fraction * int(pattern.reduce(mask).count_nonzero()))
+    dropped = mask & ~drop(mask, drop_score, count, pattern=pattern)
     before, lost = pattern.groups(mask), pattern.groups(dropped)
     if not regrow_dropped:
-        # A group of M has M - N inactive positions; more drops than that cannot be refilled by others.
-        rank = pattern.groups(drop_score.float()).masked_fill(~lost, torch.inf).sort(dim=1, stable=True).indices
-        allowed = torch.zeros_like(lost).scatter_(1, rank[:, : pattern.m - pattern.n], True)
+        # A group has as many inactive units as any other; more drops than that cannot be refilled by others.
+        rank = pattern.group_scores(drop_score.float()).masked_fill(~lost, torch.inf).sort(dim=1, stable=True).indices
+        allowed = torch.zeros_like(lost).scatter_(1, rank[:, : int((~before[0]).count_nonzero())], True)
         lost = lost & allowed
     need = lost.sum(dim=1)
     closed = before if not regrow_dropped else before & ~lost
     order = (
-        pattern.groups(_made(grow_score).float())
+        pattern.group_scores(_made(grow_score).float())
         .masked_fill(closed, -torch.inf)
         .sort(dim=1, descending=True, stable=True)
         .indices
     )
-    places = torch.arange(pattern.m, device=mask.device).expand_as(order) < need[:, None]
+    places = torch.arange(order.shape[1], device=mask.device).expand_as(order) < need[:, None]
     grown = torch.zeros_like(before).scatter_(1, order, places)
     return pattern.ungroup((before & ~lost) | grown, tuple(mask.shape))

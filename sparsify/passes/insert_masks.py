@@ -14,6 +14,7 @@ from sparsify.ir import PHASES, Program, Stage, WeightSite, surgery
 from sparsify.ir.nodes import apply_mask
 from sparsify.ir.sites import parameter_nodes
 from sparsify.parts.allocation import ALLOCATIONS, Layer
+from sparsify.parts.grouped import Grouped
 from sparsify.parts.patterns import Pattern, parse_pattern
 from sparsify.passes.base import Effect, Pass, PassLog, Preserves, option
 
@@ -39,34 +40,36 @@ class InsertMasks(Pass):
 
     weights: tuple[str, ...] = option((), "globs of weights to mask; all that can be sparse by default")
     keep_dense: tuple[str, ...] = option((), "globs of weights to leave without a mask")
-    pattern: str = option("unstructured", "which positions may be active together: unstructured, nm:2:4, block:4x1")
+    pattern: str = option(
+        "unstructured", "which positions may be active together: unstructured, nm:2:4, block:4x1, grouped:64"
+    )
     density: float | None = option(None, "active fraction of the masked weights; all ones when not given")
     score: str = option("magnitude", "what ranks positions when a density is given: magnitude, or random")
     allocation: str = option("global_magnitude", "how the density is split over weights")
 
     def run(self, program: Program) -> PassLog:
         log, pattern = PassLog(self.name), parse_pattern(self.pattern)
-        sites = self._matched(program, log)
+        sites = self._matched(program, log, pattern)
         for site in sites:
             pattern.check(site.shape, site.name)
-        masks = self._masks(program, sites, pattern)
+        patterns = {site.name: pattern.fitted(site.shape) for site in sites}
+        masks = self._masks(program, patterns)
         for site in sites:
             surgery.add_state(program, f"{site.name}_mask", masks[site.name])
             log.change(site.name)
-        names = {site.name for site in sites}
         for phase in PHASES:
             for node, weight in list(parameter_nodes(program, phase)):
-                if weight in names:
+                if weight in patterns:
                     anchor = node.next
                     mask = surgery.state_node(program, phase, f"{weight}_mask", before=anchor)
                     masked = surgery.call_after(
-                        program, phase, mask if mask.prev is node else anchor.prev, apply_mask, (node, mask, self.pattern),
-                        spec=node.meta["spec"],
+                        program, phase, mask if mask.prev is node else anchor.prev, apply_mask,
+                        (node, mask, str(patterns[weight])), spec=node.meta["spec"],
                     )  # fmt: skip
                     surgery.reroute(node, masked)
         return log
 
-    def _matched(self, program: Program, log: PassLog) -> list[WeightSite]:
+    def _matched(self, program: Program, log: PassLog, pattern: Pattern) -> list[WeightSite]:
         sites = program.maskable()
         for kind, globs in (("weights", self.weights), ("keep-dense", self.keep_dense)):
             for glob in globs:
@@ -83,16 +86,20 @@ class InsertMasks(Pass):
                 log.skip(site.name, "not among the weights asked for")
             elif site.skip and not asked:
                 log.skip(site.name, site.skip)
+            elif not asked and (reason := _unsuited(site, pattern)):
+                log.skip(site.name, f"{pattern} does not suit it: {reason}")
             else:
                 matched.append(site)
         if not matched:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in log.skipped[:6])
             raise PassError(
-                f"{self.name}: no weight of {program.name!r} is left to mask. Loosen weights or keep-dense."
+                f"{self.name}: no weight of {program.name!r} is left to mask ({reasons}). Loosen weights or keep-dense, or choose another "
+                f"pattern."
             )
         return matched
 
-    def _masks(self, program: Program, sites: list[WeightSite], pattern: Pattern) -> dict[str, Tensor]:
-        weights = {site.name: program.get_parameter(site.name).detach() for site in sites}
+    def _masks(self, program: Program, patterns: dict[str, Pattern]) -> dict[str, Tensor]:
+        weights = {name: program.get_parameter(name).detach() for name in patterns}
         if self.density is None:
             return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
         if self.allocation not in ALLOCATIONS:
@@ -104,8 +111,8 @@ class InsertMasks(Pass):
         layers = {
             name: Layer(
                 shape=tuple(weight.shape),
-                unit=pattern.unit_size(tuple(weight.shape)),
-                fixed_density=pattern.fixed_density(tuple(weight.shape)),
+                unit=patterns[name].unit_size(tuple(weight.shape)),
+                fixed_density=patterns[name].fixed_density(tuple(weight.shape)),
                 weight=weight,
             )
             for name, weight in weights.items()
@@ -113,9 +120,20 @@ class InsertMasks(Pass):
         budgets = ALLOCATIONS[self.allocation](layers, self.density)
         generator = torch.Generator().manual_seed(0)
         return {
-            name: pattern.select(
+            name: patterns[name].select(
                 weight.abs() if self.score == "magnitude" else torch.rand(weight.shape, generator=generator),
                 budgets[name],
             )
             for name, weight in weights.items()
         }
+
+
+def _unsuited(site: WeightSite, pattern: Pattern) -> str | None:
+    """Why the pattern passes over a weight, or None."""
+    reason = pattern.unsuited(site.shape)
+    if isinstance(pattern, Grouped) and reason is None:
+        if site.groups > 1:
+            return "the convolution is grouped already"
+        if site.kind == "matmul":
+            return "its outputs are not known to be the first dimension; write it as a linear layer"
+    return reason

@@ -76,7 +76,7 @@ class SparseTrainer:
         self.counts = {"rounds": 0, "skipped_rounds": 0, "probes": 0}
         self._generator = torch.Generator().manual_seed((seed + SALT) % 2**63)
         self._topology = method.topology(total_steps) if method.topology else None
-        self._pattern: Pattern = parse_pattern(method.pattern)
+        self._patterns: dict[str, Pattern] = {}
         self._remask = False
         self._score_states: dict[str, dict[str, Any]] = {}
         self._averaging = method.averaging(total_steps) if method.averaging else None
@@ -105,13 +105,14 @@ class SparseTrainer:
     def _insert(self) -> None:
         steps: list[Pass] = [InsertMasks(pattern=self.method.pattern, keep_dense=self.method.keep_dense)]
         Pipeline(tuple(steps)).apply(self.program)
+        self._patterns = {site.weight: parse_pattern(site.pattern) for site in self.program.mask_sites()}
         if self.method.initial != "dense":
             budgets = self.method.allocation(self._layers(), self.method.density)
             for name, mask in self.program.masks().items():
                 weight = self.program.weight(name).detach()
                 noise = torch.rand(weight.shape, generator=self._generator)
                 scores = weight.abs() if self.method.initial == "magnitude" else noise.to(weight.device)
-                mask.copy_(self._pattern.select(scores, budgets[name]))
+                mask.copy_(self._patterns[name].select(scores, budgets[name]))
         for name in self.program.masks():
             self._clear_inactive(name)
             if self.method.initial_scale == "fan-in":
@@ -135,8 +136,8 @@ class SparseTrainer:
         layers: dict[str, Layer] = {}
         for name in self.program.masks():
             weight = self.program.weight(name).detach()
-            shape = tuple(weight.shape)
-            layers[name] = Layer(shape, self._pattern.unit_size(shape), self._pattern.fixed_density(shape), weight)
+            shape, pattern = tuple(weight.shape), self._patterns[name]
+            layers[name] = Layer(shape, pattern.unit_size(shape), pattern.fixed_density(shape), weight)
         return layers
 
     def _scores(self) -> dict[str, Score]:
@@ -288,7 +289,7 @@ class SparseTrainer:
                 functools.partial(self._rate, "drop", topology.drop_by, name, gradients),
                 functools.partial(self._rate, "grow", topology.grow_by, name, gradients),
                 fraction,
-                pattern=self._pattern,
+                pattern=self._patterns[name],
                 regrow_dropped=topology.regrow_dropped,
             )
             gradients.pop(name, None)
@@ -306,7 +307,7 @@ class SparseTrainer:
         budgets = topology.allocation(layers, density)
         for name, mask in self.program.masks().items():
             scores = self._rate("prune", topology.by, name, gradients).masked_fill(~mask, -1.0)
-            self._set_mask(name, self._pattern.select(scores, min(budgets[name], int(mask.count_nonzero()))))
+            self._set_mask(name, self._patterns[name].select(scores, min(budgets[name], int(mask.count_nonzero()))))
 
     def _set_mask(self, name: str, new: Tensor) -> None:
         mask = self.program.mask(name)

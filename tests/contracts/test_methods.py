@@ -14,8 +14,8 @@ from sparsify.parts.patterns import parse_pattern
 from tests.cases import digits
 
 SPARSE = [name for name in METHODS if name != "dense"]
-PATTERNS = {"unstructured": 0.2, "nm:2:4": 0.5, "block:2x1": 0.25}
-KEEP = {"unstructured": (), "nm:2:4": ("0.weight",), "block:2x1": ()}
+PATTERNS = {"unstructured": 0.2, "nm:2:4": 0.5, "block:2x1": 0.25, "grouped:5": 0.25, "grouped:2x4:l2": 0.25}
+KEEP = {"unstructured": (), "nm:2:4": ("0.weight",), "block:2x1": (), "grouped:5": (), "grouped:2x4:l2": ()}
 STEPS = 40
 
 

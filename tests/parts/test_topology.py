@@ -65,7 +65,9 @@ def test_counts_out_of_range_are_refused():
         grow(mask, torch.zeros(1, 2), 2)
 
 
-@pytest.mark.parametrize("text", ["", "nm:4:2", "nm:0:4", "block:0x1", "block:4", "2:4"])
+@pytest.mark.parametrize(
+    "text", ["", "nm:4:2", "nm:0:4", "block:0x1", "block:4", "2:4", "grouped:0", "grouped:4x0", "grouped"]
+)
 def test_misspelt_patterns(text):
     with pytest.raises(PatternError):
         parse_pattern(text)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sparsify import attach, methods
 from sparsify.errors import AllocationError, PatternError
 from sparsify.ir import trace
 from sparsify.parts.patterns import parse_pattern
@@ -172,3 +173,52 @@ def test_a_gradient_shared_with_another_branch_is_not_masked_in_place():
     want = gradients(program, (torch.ones(3, 4),))[1]
     have = gradients(lowered, (torch.ones(3, 4),))[1]
     assert want.keys() == have.keys() and all(torch.equal(want[n], have[n]) for n in want if want[n] is not None)
+
+
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 64, 3, padding=1)
+        self.conv = nn.Conv2d(64, 64, 3, padding=1)
+        self.depthwise = nn.Conv2d(64, 64, 3, padding=1, groups=64)
+        self.halves = nn.Conv2d(64, 64, 1, groups=2)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.halves(self.depthwise(torch.relu(self.conv(torch.relu(self.stem(x)))))))
+        return self.head(x.mean((2, 3)))
+
+
+def test_grouped_masks_pass_over_what_they_do_not_suit_and_say_why():
+    program = trace(Wide(), (digits()[0],))
+    masked, (log,) = Pipeline.parse("insert-masks{pattern=grouped:32 density=0.25}").run(program)
+    assert [(site.weight, site.pattern) for site in masked.mask_sites()] == [("conv.weight", "grouped:32")]
+    assert masked.costs().active == 9216
+    reasons = dict(log.skipped)
+    assert "1 input channels" in reasons["stem.weight"] and "10 outputs" in reasons["head.weight"]
+    assert "depthwise" in reasons["depthwise.weight"] and "grouped already" in reasons["halves.weight"]
+    with pytest.raises(PatternError, match=r"'head.weight'.*10 outputs"):
+        Pipeline.parse("insert-masks{weights=head.weight pattern=grouped:32}")(program)
+    with pytest.raises(AllocationError, match=r"conv\.weight 9216 of 36864.*lowest density that works is 0\.25"):
+        Pipeline.parse("insert-masks{pattern=grouped:32 density=0.1}")(program)
+
+
+@pytest.mark.parametrize("name", ["static", "one-shot", "gmp", "set", "rigl"])
+def test_every_method_trains_grouped_convolutions(name):
+    x, y = digits(32)
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 10)
+    )
+    program = trace(net, (x,)).train()
+    optimizer = torch.optim.SGD(program.parameters(), lr=0.05, momentum=0.9)
+    options = {"density": 0.5, "pattern": "grouped:16", "keep_dense": ("5.weight",)}
+    options |= {"update_every": 2} if name in ("gmp", "set", "rigl") else {}
+    trainer = attach(methods.build(name, options), program, optimizer, total_steps=12)
+    for _ in range(12):
+        nn.functional.cross_entropy(program(x), y).backward()
+        trainer.step()
+        optimizer.zero_grad()
+    (site,) = program.mask_sites()
+    assert parse_pattern(site.pattern).holds(program.mask(site.weight))
+    assert program.costs().active == 9216

@@ -1,0 +1,128 @@
+"""Grouped shared fan-in: the outputs of a layer in groups, each group reading the same inputs.
+
+A group is a small dense layer behind a selection of inputs, which is why stock runtimes run it fast. Convolutions keep whole kernels, and
+a multiple of 16 input channels, the width of the blocked layouts convolutions are computed in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sparsify.errors import PatternError
+from sparsify.parts.patterns import Balanced, Shape
+
+LANES = 16
+"""Channels of one block of ONNX Runtime's blocked convolutions on AVX-512; kept channels come in multiples of it."""
+
+
+@dataclass(frozen=True)
+class Grouped(Balanced):
+    """``grouped:O`` or ``grouped:OxC``: every O consecutive outputs keep the same inputs, and every group of a layer as many.
+
+    Inputs of linear layers come in chunks of C; convolutions keep single input channels, whole kernels of them. The sizes adapt to the
+    weight (`fitted`): O becomes the largest divisor of the outputs that is not above it (for convolutions a multiple of 16), or all
+    outputs where there are fewer; C the largest divisor of the inputs. A unit of the budget is one chunk (linear) or 16 channels
+    (convolution) for every group, so one of these is the floor of a layer.
+
+    Attributes:
+        rows: O.
+        columns: C.
+        norm: how the scores of a chunk are joined: ``l1``, their sum, or ``l2``, which ranks as the root of the sum of squares.
+    """
+
+    rows: int
+    columns: int = 1
+    norm: Literal["l1", "l2"] = "l1"
+
+    def __str__(self) -> str:
+        chunks = f"x{self.columns}" if self.columns > 1 else ""
+        return f"grouped:{self.rows}{chunks}{':l2' if self.norm == 'l2' else ''}"
+
+    def fitted(self, shape: Shape) -> Grouped:
+        columns = 1 if len(shape) > 2 else max(c for c in range(1, self.columns + 1) if math.prod(shape[1:]) % c == 0)
+        return dataclasses.replace(self, rows=self._divisor(shape) or self.rows, columns=columns)
+
+    def _divisor(self, shape: Shape) -> int:
+        """Outputs a group, or 0 where the outputs do not split."""
+        outputs = shape[0]
+        if outputs <= self.rows:
+            return outputs
+        step = LANES if len(shape) > 2 and self.rows >= LANES else 1
+        return max((o for o in range(step, self.rows + 1, step) if outputs % o == 0), default=0)
+
+    def unsuited(self, shape: Shape) -> str | None:
+        least = min(self.rows, LANES)
+        if len(shape) < 2:
+            return "it has one dimension"
+        if self._divisor(shape) < least:
+            return f"its {shape[0]} outputs do not split into groups of {least} to {self.rows}"
+        if len(shape) > 2 and shape[1] < 2 * LANES:
+            return f"its {shape[1]} input channels leave no choice, {LANES} at a time being kept"
+        if len(shape) == 2 and shape[1] // self.fitted(shape).columns < 2:
+            return f"its {shape[1]} inputs are a single chunk"
+        return None
+
+    def check(self, shape: Shape, weight: str) -> None:
+        reason = self.unsuited(shape)
+        if reason:
+            raise PatternError(
+                f"{self} does not fit {weight!r} of shape {list(shape)}: {reason}. Add it to keep-dense, or choose a smaller group."
+            )
+
+    def step(self, shape: Shape) -> int:
+        """Inputs by which the kept inputs of a group may differ between budgets."""
+        return LANES if len(shape) > 2 else self.columns
+
+    def unit_size(self, shape: Shape) -> int:
+        return shape[0] * self.step(shape) * math.prod(shape[2:])
+
+    def _split(self, values: Tensor) -> Tensor:
+        """[O, I, *K] -> [groups, rows, I / columns, columns * prod(K)]."""
+        outputs, inputs = values.shape[:2]
+        return values.reshape(outputs // self.rows, self.rows, inputs // self.columns, -1)
+
+    def groups(self, values: Tensor) -> Tensor:
+        return self._split(values)[:, 0, :, 0]
+
+    def group_scores(self, scores: Tensor) -> Tensor:
+        joined = self._split(scores)
+        return (joined * joined.abs() if self.norm == "l2" else joined).sum(dim=(1, 3))
+
+    def ungroup(self, groups: Tensor, shape: Shape) -> Tensor:
+        count, chunks = groups.shape
+        size = math.prod(shape) // (count * self.rows * chunks)
+        return groups.reshape(count, 1, chunks, 1).expand(count, self.rows, chunks, size).reshape(shape)
+
+    def pool(self, values: Tensor) -> Tensor:
+        return self.group_scores(values).reshape(-1)
+
+    def expand(self, units: Tensor, shape: Shape) -> Tensor:
+        return self.ungroup(units.reshape(shape[0] // self.rows, shape[1] // self.columns), shape)
+
+    def reduce(self, mask: Tensor) -> Tensor:
+        return self.groups(mask).reshape(-1)
+
+    def holds(self, mask: Tensor) -> bool:
+        shape, chosen = tuple(mask.shape), self.groups(mask)
+        counts = chosen.sum(dim=1)
+        kept = int(counts[0]) * self.columns
+        whole = kept % self.step(shape) == 0 or kept == shape[1]
+        return whole and bool((counts == counts[0]).all()) and torch.equal(self.ungroup(chosen, shape), mask)
+
+    def select(self, scores: Tensor, budget: int) -> Tensor:
+        shape = tuple(scores.shape)
+        unit = self.unit_size(shape)
+        if not 0 <= budget <= scores.numel() or (budget % unit and budget != scores.numel()):
+            raise ValueError(f"budget {budget} must be a multiple of {unit} between 0 and {scores.numel()}")
+        units = self.group_scores(scores.float())
+        if units.isnan().any():
+            raise ValueError("the scores hold NaN")
+        kept = budget * units.shape[1] // scores.numel()
+        order = units.sort(dim=1, descending=True, stable=True).indices
+        return self.ungroup(torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, :kept], True), shape)
