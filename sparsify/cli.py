@@ -137,18 +137,26 @@ def export(
     data: Annotated[str, typer.Option(help="held-out inputs of it prove the file")] = "digits",
     opset: Annotated[int, typer.Option(help="18 to 23")] = 20,
     storage: Annotated[str, typer.Option(help="dense, or sparse initializers where smaller (disk only)")] = "dense",
+    form: Annotated[
+        str,
+        typer.Option(
+            help="of layers whose groups of outputs read few inputs: grouped, dense, auto (a cost model chooses), or auto:measure"
+        ),
+    ] = "auto",
     overwrite: Annotated[bool, typer.Option(help="replace the file")] = False,
 ) -> None:
     """Export a saved program to ONNX and prove the file in ONNX Runtime.
 
     Example: sparsify export runs/a/program.sparsify --data digits --out model.onnx --storage sparse
     """
-    result = export_workflow(program, out, data=data, opset=opset, storage=storage, overwrite=overwrite)
+    result = export_workflow(program, out, data=data, opset=opset, storage=storage, form=form, overwrite=overwrite)
     batches = " and ".join(map(str, result.parity.batches))
     console.print(
         f"{result.path}: {result.bytes:,} bytes, {result.nonzeros:,} of {result.positions:,} masked weights not zero; agrees with "
         f"the program to {result.parity.largest_error:.1e} of the outputs' range at batch {batches}."
     )
+    for weight, choice in result.forms.items():
+        console.print(f"  {weight}: {choice}", highlight=False)
 
 
 @app.command()

@@ -137,6 +137,7 @@ def _part(
         inputs=[data.example(64)],
         opset=recipe.opset,
         storage=recipe.storage,
+        form=recipe.form,
         metadata={
             "method": method.name,
             "density": repr(costs.density),
@@ -162,6 +163,7 @@ def _part(
         "layers": _layers(program),
         "calibration": log.to_dict(),
         "bytes": result.bytes,
+        "forms": dict(result.forms),
         "nonzeros": costs.active if costs.maskable else sum(math.prod(site.shape) for site in program.maskable()),
         "maskable": costs.maskable or sum(math.prod(site.shape) for site in program.maskable()),
         "density": costs.density,
@@ -188,7 +190,14 @@ def _layers(program: Program) -> list[dict[str, Any]]:
 
 
 def export_saved(
-    program: Path, out: Path, *, data: str, opset: int = 20, storage: str = "dense", overwrite: bool = False
+    program: Path,
+    out: Path,
+    *,
+    data: str,
+    opset: int = 20,
+    storage: str = "dense",
+    form: str = "auto",
+    overwrite: bool = False,
 ) -> ExportResult:
     """Export a saved program, proved on held-out inputs of ``data``.
 
@@ -200,7 +209,7 @@ def export_saved(
         raise ExportError(f"{out} exists. Replace it with --overwrite, or use another --out.")
     loaded = Program.load(program).eval()
     held_out = load_data(data, seed=0).example(64)
-    return export(loaded, out, inputs=[held_out], opset=opset, storage=storage)
+    return export(loaded, out, inputs=[held_out], opset=opset, storage=storage, form=form)
 
 
 def recipe_data(recipe: Recipe) -> Data:
