@@ -96,7 +96,8 @@ def run(
         ),
     ] = None,
     trust_pickle: Annotated[
-        bool | None, typer.Option(help="let files of model and weights run the code they may contain", rich_help_panel=WHAT)
+        bool | None,
+        typer.Option(help="let files of model and weights run the code they may contain", rich_help_panel=WHAT),
     ] = None,
     method: Annotated[
         str | None, typer.Option(help="see `sparsify methods`", show_default=DEFAULT.method, rich_help_panel=SPARSE)
@@ -250,6 +251,12 @@ def export(
     storage: Annotated[
         str, typer.Option(help="dense; or sparse: only non-zeros, where that is smaller (disk, not speed)")
     ] = "dense",
+    form: Annotated[
+        str,
+        typer.Option(
+            help="of layers whose groups of outputs read few inputs: grouped, dense, auto (a cost model chooses), or auto:measure"
+        ),
+    ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file")] = False,
 ) -> None:
     """Export a saved program to ONNX and prove the file in ONNX Runtime: same outputs at two batch sizes, exactly the zeros of the masks.
@@ -257,13 +264,15 @@ def export(
     A file that disagrees is not written.
     """
     result = export_workflow(
-        program, out, data=data, image_size=image_size, opset=opset, storage=storage, overwrite=overwrite
+        program, out, data=data, image_size=image_size, opset=opset, storage=storage, form=form, overwrite=overwrite
     )
     batches = " and ".join(map(str, result.parity.batches))
     console.print(
         f"{result.path}: {result.bytes:,} bytes, {result.nonzeros:,} of {result.positions:,} masked weights not zero; agrees with "
         f"the program to {result.parity.largest_error:.1e} of the outputs' range at batch {batches}."
     )
+    for weight, choice in result.forms.items():
+        console.print(f"  {weight}: {choice}", highlight=False)
 
 
 @app.command(

@@ -78,6 +78,7 @@ class Recipe:
     calibrator: Literal["temperature", "vector"] = "temperature"
     opset: int = 20
     storage: Literal["dense", "sparse"] = "dense"
+    form: Literal["auto", "dense", "grouped", "auto:measure"] = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Positive = 2
     checkpoint_every: Positive = 200

@@ -152,6 +152,7 @@ def _part(
         inputs=[data.example(64)],
         opset=recipe.opset,
         storage=recipe.storage,
+        form=recipe.form,
         metadata={
             "method": method.name,
             "density": repr(costs.density),
@@ -169,6 +170,7 @@ def _part(
         "bytes": result.bytes,
         "layers": layers(program),
         "calibration": log.to_dict(),
+        "forms": dict(result.forms),
         "parity": {"ok": True, **dataclasses.asdict(result.parity)},
         "counts": trained.counts,
     }
@@ -183,6 +185,7 @@ def export_saved(
     image_size: int | None = None,
     opset: int = 20,
     storage: str = "dense",
+    form: str = "auto",
     overwrite: bool = False,
 ) -> ExportResult:
     """Export a saved program, proved on test inputs of ``data``, which no training has seen.
@@ -192,7 +195,7 @@ def export_saved(
         out: the ONNX file.
         data: as for `load_data`; its inputs must be those the program was traced with.
         image_size: side in pixels to which a folder's images are resized.
-        opset, storage: as for `sparsify.export`.
+        opset, storage, form: as for `sparsify.export`.
         overwrite: replace ``out``.
 
     Raises:
@@ -213,7 +216,7 @@ def export_saved(
     test = load_data(data, seed=0, image_size=image_size).test
     inputs = test.batch(torch.arange(min(64, len(test))))[0]
     loaded.outputs(inputs)  # raises where the data are not the program's
-    return export(loaded, out, inputs=[inputs], opset=opset, storage=storage)
+    return export(loaded, out, inputs=[inputs], opset=opset, storage=storage, form=form)
 
 
 def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = None) -> Data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
 import os
@@ -19,12 +20,14 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from sparsify.errors import ExportError
+from sparsify.exporters.measure import measure_layers
 from sparsify.ir import Program, Stage
 from sparsify.ir.serialization import write_atomically
-from sparsify.passes import Pipeline
+from sparsify.passes import LowerGroupedConv, LowerGroupedLinear, Pipeline
 
 OPSETS = range(18, 24)
 STORAGES = ("dense", "sparse")
+FORMS = ("auto", "dense", "grouped", "auto:measure")
 RELATIVE_TOLERANCE = 1e-4
 
 
@@ -47,13 +50,18 @@ class Parity:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The written file: size in bytes, non-zeros and positions of the weights that were masked, and its parity."""
+    """The written file: size in bytes, non-zeros and positions of the weights that were masked, and its parity.
+
+    Attributes:
+        forms: by weight, ``grouped``, or why it was left dense.
+    """
 
     path: Path
     bytes: int
     nonzeros: int
     positions: int
     parity: Parity
+    forms: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def export(
@@ -63,6 +71,7 @@ def export(
     inputs: Sequence[Tensor],
     opset: int = 20,
     storage: str = "dense",
+    form: str = "auto",
     metadata: Mapping[str, str] | None = None,
 ) -> ExportResult:
     """Write ``program`` as one ONNX file of standard operators; the live program is not touched.
@@ -73,6 +82,9 @@ def export(
         inputs: real held-out inputs, one tensor [N, ...] per program input, N >= 2 where the batch is dynamic.
         opset: 18 to 23.
         storage: ``dense``, or ``sparse`` for ONNX sparse initializers where they are smaller (disk only, not speed).
+        form: of layers whose groups of outputs read few inputs: ``grouped`` as small dense layers behind a selection of inputs, ``dense``
+            as they are, ``auto``, grouped where a cost model predicts a gain, or ``auto:measure``, where timing both in ONNX Runtime on
+            this machine shows one.
         metadata: text put into ``metadata_props``.
 
     Raises:
@@ -82,10 +94,13 @@ def export(
         raise ExportError(f"opset should be between {OPSETS[0]} and {OPSETS[-1]}, found {opset}.")
     if storage not in STORAGES:
         raise ExportError(f"storage should be one of {', '.join(STORAGES)}, found {storage!r}.")
+    if form not in FORMS:
+        raise ExportError(f"form should be one of {', '.join(FORMS)}, found {form!r}.")
     masks = {name: mask.clone() for name, mask in program.masks().items()}
     folded = _folded(program)
-    model = _convert(folded, inputs, opset)
-    nonzeros, positions = _check_budgets(model, folded, masks)
+    lowered, forms = _lowered(folded, form)
+    model = _convert(lowered, inputs, opset)
+    nonzeros, positions = _check_budgets(model, lowered, masks)
     if storage == "sparse":
         _store_sparse(model)
     for key, value in sorted((metadata or {}).items()):
@@ -99,7 +114,7 @@ def export(
         raise ExportError(
             f"cannot write {path}: {error.strerror}. Choose a writable folder with enough space."
         ) from error
-    return ExportResult(Path(path), len(data), nonzeros, positions, parity)
+    return ExportResult(Path(path), len(data), nonzeros, positions, parity, forms)
 
 
 def _folded(program: Program) -> Program:
@@ -107,6 +122,22 @@ def _folded(program: Program) -> Program:
     if program.stage is Stage.MASKED:
         steps.insert(1, "fold-masks")
     return Pipeline.parse(" | ".join(steps))(program).cpu().eval()
+
+
+def _lowered(folded: Program, form: str) -> tuple[Program, dict[str, str]]:
+    """The program with grouped layers in their own form, and what became of each weight."""
+    if form == "dense" or folded.stage is not Stage.FOLDED:
+        return folded, {}
+    trials = measure_layers(folded) if form == "auto:measure" else {}
+    slower = tuple(name for name, trial in trials.items() if trial.grouped >= trial.dense)
+    rule = "grouped" if form == "auto:measure" else form
+    lowered, logs = Pipeline((
+        LowerGroupedConv(form=rule, keep_dense=tuple(name for name in slower if folded.get_parameter(name).ndim > 2)),
+        LowerGroupedLinear(form=rule, keep_dense=tuple(name for name in slower if folded.get_parameter(name).ndim == 2)),
+    )).run(folded)  # fmt: skip
+    forms = {name: "grouped" for log in logs for name in log.changed}
+    forms |= {name: "dense" if name in slower else reason for log in logs for name, reason in log.skipped}
+    return lowered.eval(), forms | {name: f"{forms[name]}: {trial}" for name, trial in trials.items()}
 
 
 class _NamedOutputs(nn.Module):

@@ -164,3 +164,11 @@ def copy_phase(program: Program, source: str, destination: str) -> None:
     erase_dead(program, destination)
     for name in [n for n, module in program.named_modules() if isinstance(module, GradientTap)]:
         remove_state(program, name)
+
+
+def respec(node: fx.Node, dimension: int, size: int) -> TensorSpec | None:
+    """The spec of ``node``'s value with another size of one dimension."""
+    spec = node.meta.get("spec")
+    if not isinstance(spec, TensorSpec):
+        return None
+    return TensorSpec(spec.name, (*spec.shape[:dimension], size, *spec.shape[dimension + 1 :]), spec.dtype)

@@ -36,6 +36,8 @@ from sparsify.passes.instruments import (
 from sparsify.passes.instruments import (
     recording as recording,
 )
+from sparsify.passes.lower_grouped import LowerGroupedConv as LowerGroupedConv
+from sparsify.passes.lower_grouped import LowerGroupedLinear as LowerGroupedLinear
 from sparsify.passes.lower_masks import LowerMasks as LowerMasks
 from sparsify.passes.registry import PASSES as PASSES
 from sparsify.passes.registry import Pipeline as Pipeline

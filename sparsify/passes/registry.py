@@ -16,6 +16,7 @@ from sparsify.passes.fold_masks import FoldMasks
 from sparsify.passes.insert_gradient_taps import InsertGradientTaps
 from sparsify.passes.insert_masks import InsertMasks
 from sparsify.passes.instruments import Instrument, note
+from sparsify.passes.lower_grouped import LowerGroupedConv, LowerGroupedLinear
 from sparsify.passes.lower_masks import LowerMasks
 
 PASSES: dict[str, type[Pass]] = {
@@ -28,6 +29,8 @@ PASSES: dict[str, type[Pass]] = {
         FoldBatchNorm,
         FoldMasks,
         EliminateDeadCode,
+        LowerGroupedConv,
+        LowerGroupedLinear,
     )
 }
 

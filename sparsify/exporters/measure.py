@@ -1,0 +1,148 @@
+"""Dense or grouped, measured: each layer in both forms in ONNX Runtime on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import fx
+
+from sparsify.ir import Program, TensorSpec
+from sparsify.parts.packing import Packing, best_packing
+
+aten = torch.ops.aten
+ROUNDS = 15
+SECONDS = 0.002
+"""A timing repeats the call until about this long."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Microseconds a call of one layer in both forms, medians of interleaved rounds, at batch 1 and one thread."""
+
+    dense: float
+    grouped: float
+
+    def __str__(self) -> str:
+        return f"{self.grouped:.0f} µs grouped, {self.dense:.0f} µs dense, measured"
+
+
+def measure_layers(program: Program) -> dict[str, Trial]:
+    """Time every convolution and linear layer of the eval phase that leaves out inputs.
+
+    A convolution is timed behind a depthwise one, so that leaving and re-entering the blocked layout is paid for as in a network; a linear
+    layer in the feature-major form of a chain.
+
+    Args:
+        program: of stage FOLDED, not lowered.
+    """
+    found: dict[str, Trial] = {}
+    for node in program.phases["eval"].graph.nodes:
+        weight = node.args[1] if node.target in (aten.conv2d.default, aten.linear.default) else None
+        if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+            continue
+        values = program.get_parameter(str(weight.target)).detach().cpu()
+        packing, _ = best_packing(values, force=True)
+        spec = node.args[0].meta.get("spec")  # type: ignore[union-attr]
+        if (
+            packing is None
+            or not isinstance(spec, TensorSpec)
+            or (node.target is aten.conv2d.default and _groups(node) > 1)
+        ):
+            continue
+        models = (_convolutions if values.ndim == 4 else _products)(node, values, packing, spec)
+        dense, grouped = _medians([_caller(*model) for model in models])
+        found[str(weight.target)] = Trial(1e6 * dense, 1e6 * grouped)
+    return found
+
+
+def _groups(node: fx.Node) -> int:
+    return int(node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1))  # type: ignore[arg-type]
+
+
+Model = tuple[onnx.ModelProto, tuple[int, ...]]
+
+
+def _convolutions(node: fx.Node, weight: torch.Tensor, packing: Packing, spec: TensorSpec) -> tuple[Model, Model]:
+    shape = (1, *(size if isinstance(size, int) else 1 for size in spec.shape[1:]))
+    stride, padding, dilation = (
+        list(node.args[i]) if len(node.args) > i else [default] * 2  # type: ignore[arg-type]
+        for i, default in ((3, 1), (4, 0), (5, 1))
+    )
+    options: dict[str, Any] = {"strides": stride, "pads": padding * 2, "dilations": dilation}
+    before = helper.make_node("Conv", ["x", "ones"], ["h"], group=shape[1])
+    tensors = {"ones": np.ones((shape[1], 1, 1, 1), np.float32)}
+    dense = _model(
+        [before, helper.make_node("Conv", ["h", "w"], ["y"], **options)], {**tensors, "w": weight.numpy()}, shape
+    )
+    nodes = [
+        before,
+        helper.make_node("Gather", ["h", "i"], ["g"], axis=1),
+        helper.make_node("Conv", ["g", "w"], ["y"], group=packing.groups, **options),
+    ]
+    packed = packing.values(weight).flatten(0, 1).numpy()
+    return (dense, shape), (
+        _model(nodes, {**tensors, "w": packed, "i": packing.inputs.flatten().numpy()}, shape),
+        shape,
+    )
+
+
+def _products(node: fx.Node, weight: torch.Tensor, packing: Packing, spec: TensorSpec) -> tuple[Model, Model]:
+    del node
+    columns = int(np.prod([size for size in spec.shape[1:-1] if isinstance(size, int)], initial=1))
+    groups, kept = packing.inputs.shape
+    inputs, outputs, chunk = weight.shape[1], weight.shape[0], packing.chunk
+    dense = _model([helper.make_node("MatMul", ["w", "x"], ["y"])], {"w": weight.numpy()}, (inputs, columns))
+    tensors = {
+        "w": packing.values(weight).numpy(),
+        "i": (packing.inputs.reshape(-1, chunk)[:, 0] // chunk).contiguous().numpy(),
+        "lines": np.array([inputs // chunk, -1]),
+        "parts": np.array([groups, kept, -1]),
+        "flat": np.array([outputs, -1]),
+    }
+    nodes = [
+        helper.make_node("Reshape", ["x", "lines"], ["r"]),
+        helper.make_node("Gather", ["r", "i"], ["g"], axis=0),
+        helper.make_node("Reshape", ["g", "parts"], ["p"]),
+        helper.make_node("MatMul", ["w", "p"], ["m"]),
+        helper.make_node("Reshape", ["m", "flat"], ["y"]),
+    ]
+    return (dense, (inputs, columns)), (_model(nodes, tensors, (inputs, columns)), (inputs, columns))
+
+
+def _model(nodes: list[onnx.NodeProto], tensors: dict[str, np.ndarray], shape: tuple[int, ...]) -> onnx.ModelProto:
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    constants = [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in tensors.items()]
+    graph = helper.make_graph(nodes, "layer", [given], [made], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def _caller(model: onnx.ModelProto, shape: tuple[int, ...]) -> Callable[[], Any]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    feeds = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    return lambda: session.run(None, feeds)
+
+
+def _medians(calls: list[Callable[[], Any]]) -> list[float]:
+    """Median seconds of each call, timed in turn."""
+    repeats = [max(1, round(SECONDS / max(min(_timed(call, 1) for _ in range(4)), 1e-7))) for call in calls]
+    rows = [[_timed(call, count) for call, count in zip(calls, repeats, strict=True)] for _ in range(ROUNDS)]
+    return [statistics.median(column) for column in zip(*rows, strict=True)]
+
+
+def _timed(call: Callable[[], Any], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats

@@ -1,0 +1,117 @@
+"""Packing: a weight whose groups of outputs read few inputs, as small dense matrices and the inputs each reads.
+
+The groups are found in the zeros themselves, whatever pattern made them, and a group that reads fewer inputs than the others is filled up
+with inputs of weight zero; so a packing is always exact, and only its size depends on how well the zeros line up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsify.parts.grouped import LANES
+
+CHUNKS = (8, 4, 2)
+MOST_DENSE = 0.5
+"""Kept inputs / inputs above which a dense layer is as fast."""
+LEAST_GAIN = 1.25
+"""Predicted times as fast from which the grouped form is taken."""
+LINEAR_EFFICIENCY = {16: 0.5, 32: 0.7, 64: 0.85, 128: 0.95}
+CONV_EFFICIENCY = {16: 0.45, 32: 0.65, 64: 0.8, 128: 0.9, 256: 0.95}
+"""Speed against a dense layer of equal operations, by outputs a group (0 below): medians of ONNX Runtime 1.31 on one AVX-512 core."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a weight [O, I, *K] is packed.
+
+    Attributes:
+        rows: outputs a group; O / rows groups.
+        inputs: int64 [groups, k], ascending; every group reads k inputs.
+        chunk: inputs lie in aligned runs of this many.
+    """
+
+    rows: int
+    inputs: Tensor
+    chunk: int
+
+    @property
+    def groups(self) -> int:
+        return self.inputs.shape[0]
+
+    def values(self, weight: Tensor) -> Tensor:
+        """[O, I, *K] -> [groups, rows, k, *K]."""
+        split = weight.detach().reshape(self.groups, self.rows, *weight.shape[1:])
+        return torch.stack([part[:, index] for part, index in zip(split, self.inputs, strict=True)])
+
+    def is_identity(self, inputs: int) -> bool:
+        """Whether one group reads every input, in order."""
+        return self.groups == 1 and self.inputs.shape[1] == inputs
+
+
+def pack(weight: Tensor, rows: int) -> Packing:
+    """Pack a weight in groups of ``rows`` consecutive outputs.
+
+    Args:
+        weight: [O, I, *K], zeros where inactive; convolutions (K not empty) keep a multiple of 16 inputs, or all.
+        rows: a divisor of O.
+    """
+    outputs, inputs = weight.shape[:2]
+    used = (weight.detach() != 0).reshape(outputs // rows, rows, inputs, -1).any(dim=3).any(dim=1)
+    chunk = 1 if weight.ndim > 2 else _chunk(used)
+    step = LANES if weight.ndim > 2 else chunk
+    most = max(int(used.sum(dim=1).max()), 1)
+    kept = min(-(-most // step) * step, inputs)
+    # Used inputs first, then as many unused ones as are missing; chunks stay whole, because both parts consist of whole chunks.
+    order = used.int().sort(dim=1, descending=True, stable=True).indices[:, :kept]
+    return Packing(rows, order.sort(dim=1).values, chunk)
+
+
+def _chunk(used: Tensor) -> int:
+    """The longest run of `CHUNKS` in which all used inputs [groups, I] lie aligned."""
+    groups, inputs = used.shape
+    for size in CHUNKS:
+        if inputs % size == 0:
+            runs = used.reshape(groups, inputs // size, size)
+            if torch.equal(runs.any(dim=2), runs.all(dim=2)):
+                return size
+    return 1
+
+
+def predicted_gain(weight: Tensor, packing: Packing) -> float:
+    """Times as fast as the dense layer, by `LINEAR_EFFICIENCY` and `CONV_EFFICIENCY`."""
+    table = CONV_EFFICIENCY if weight.ndim > 2 else LINEAR_EFFICIENCY
+    efficiency = max((value for rows, value in table.items() if rows <= packing.rows), default=0.0)
+    return efficiency * weight.shape[1] / packing.inputs.shape[1]
+
+
+def best_packing(weight: Tensor, *, force: bool = False) -> tuple[Packing | None, str]:
+    """The packing of highest predicted gain, or None and the reason to stay dense.
+
+    Args:
+        weight: [O, I, *K], zeros where inactive.
+        force: take it whenever it leaves out inputs, whatever the prediction.
+    """
+    outputs, inputs = weight.shape[:2]
+    sizes = [o for o in range(1, outputs + 1) if outputs % o == 0 and _allowed(weight, o, force=force)]
+    packings = [pack(weight, rows) for rows in sizes]
+    fewer = [p for p in packings if p.inputs.shape[1] < inputs]
+    if not fewer:
+        return None, f"its groups of outputs read all of its {inputs} inputs"
+    best = max(fewer, key=lambda p: (predicted_gain(weight, p), p.rows))
+    gain, density = predicted_gain(weight, best), best.inputs.shape[1] / inputs
+    if not force and (density > MOST_DENSE or gain < LEAST_GAIN):
+        return None, f"groups of {best.rows} read {density:.0%} of its inputs; a dense layer is predicted to be as fast"
+    return (
+        best,
+        f"groups of {best.rows} read {best.inputs.shape[1]} of {inputs} inputs, predicted {gain:.1f} times as fast",
+    )
+
+
+def _allowed(weight: Tensor, rows: int, *, force: bool) -> bool:
+    whole = weight.shape[0] == rows
+    if weight.ndim > 2 and not force:
+        return whole or rows % LANES == 0
+    return whole or rows >= (1 if force else LANES)

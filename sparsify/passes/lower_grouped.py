@@ -1,0 +1,216 @@
+"""``lower-grouped-linear`` and ``lower-grouped-conv``: zeros that line up become small dense layers behind a selection of inputs."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsify.errors import PassError
+from sparsify.ir import Program, Stage, surgery
+from sparsify.parts.packing import Packing, best_packing
+from sparsify.passes.base import Effect, Pass, PassLog, Preserves, option
+from sparsify.passes.feature_major import FeatureMajor, can_turn, feature_shape
+
+aten = torch.ops.aten
+FORMS = ("auto", "grouped")
+
+
+@dataclass(frozen=True)
+class LowerGroupedConv(Pass):
+    """Convolution -> selection of channels and a convolution in groups, where groups of outputs read few input channels.
+
+    For deployment: the train phase becomes a copy of the eval phase. The selection is left out where it is the identity. Kept channels are
+    filled up to a multiple of 16, below which runtimes leave their blocked layouts.
+
+    Raises:
+        PassError: If the form is unknown or a glob matches no weight.
+    """
+
+    name: ClassVar = "lower-grouped-conv"
+    requires: ClassVar = (Stage.FOLDED,)
+    effects: ClassVar = Effect.GRAPH | Effect.NAMES | Effect.WEIGHTS
+    preserves: ClassVar = Preserves.OUTPUTS_NUMERICALLY
+
+    form: str = option("auto", "auto: where a cost model predicts a gain; grouped: wherever inputs can be left out")
+    keep_dense: tuple[str, ...] = option((), "globs of weights to leave as they are")
+
+    def run(self, program: Program) -> PassLog:
+        log = PassLog(self.name)
+        for node, weight in _layers(
+            program, (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default), self, log
+        ):
+            groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+            if groups != 1:
+                log.skip(str(weight.target), "a grouped convolution already")
+            elif packing := _packing(program, weight, self, log):
+                self._lower(program, node, weight, packing)
+                log.change(str(weight.target))
+        surgery.erase_dead(program, "eval")
+        surgery.copy_phase(program, "eval", "train")
+        return log
+
+    def _lower(self, program: Program, node: fx.Node, weight: fx.Node, packing: Packing) -> None:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        dense = program.get_parameter(str(weight.target))
+        inputs = dense.shape[1]
+        _replace(program, weight, packing.values(dense).flatten(0, 1))
+        if not packing.is_identity(inputs):
+            index = _index(program, weight, node, packing.inputs.flatten())
+            spec = surgery.respec(source, 1, packing.inputs.numel())
+            taken = surgery.call_after(program, "eval", index, aten.index_select.default, (source, 1, index), spec=spec)
+            surgery.replace_argument(node, 0, taken)
+        defaults = [None, None, None, [1], [0], [1], packing.groups]
+        spatial = dense.ndim - 2
+        filled = [
+            *node.args[:6],
+            *([value[0]] * spatial if isinstance(value, list) else value for value in defaults[len(node.args) : 6]),
+        ]
+        named = dict(node.kwargs)
+        for place, key in ((2, "bias"), (3, "stride"), (4, "padding"), (5, "dilation")):
+            if key in named:
+                filled[place] = named[key]
+        node.args, node.kwargs = (*filled, packing.groups), {}
+
+
+@dataclass(frozen=True)
+class LowerGroupedLinear(Pass):
+    """Linear layer -> selection of rows of feature-major values and one product of small matrices, a group each.
+
+    Chains of layers stay feature-major: through elementwise operators, residual additions and layer norms, with dense layers between
+    lowered ones turned too, so that transposes remain at the ends alone. The train phase becomes a copy of the eval phase.
+
+    Raises:
+        PassError: If the form is unknown or a glob matches no weight.
+    """
+
+    name: ClassVar = "lower-grouped-linear"
+    requires: ClassVar = (Stage.FOLDED,)
+    effects: ClassVar = Effect.GRAPH | Effect.NAMES | Effect.WEIGHTS
+    preserves: ClassVar = Preserves.OUTPUTS_NUMERICALLY
+
+    form: str = option("auto", "auto: where a cost model predicts a gain; grouped: wherever inputs can be left out")
+    keep_dense: tuple[str, ...] = option((), "globs of weights to leave as they are")
+
+    def run(self, program: Program) -> PassLog:
+        log, columns = PassLog(self.name), FeatureMajor(program, "eval")
+        layers = dict(_layers(program, (aten.linear.default,), self, log))
+        for node in list(program.phases["eval"].graph.nodes):
+            weight = layers.get(node)
+            if weight is None or not can_turn(node) or not can_turn(node.args[0]):
+                columns.follow(node)
+                self._follow_dense(node, columns)
+                continue
+            packing = _packing(program, weight, self, log)
+            if packing:
+                self._lower(program, node, weight, packing, columns)
+                log.change(str(weight.target))
+            else:
+                self._follow_dense(node, columns)
+        columns.finish()
+        surgery.copy_phase(program, "eval", "train")
+        return log
+
+    def _lower(self, program: Program, node: fx.Node, weight: fx.Node, packing: Packing, columns: FeatureMajor) -> None:
+        source = columns.of(node.args[0])  # type: ignore[arg-type]
+        dense = program.get_parameter(str(weight.target))
+        features, width = feature_shape(node.args[0])  # type: ignore[arg-type]
+        groups, kept, chunk = *packing.inputs.shape, packing.chunk
+        values = packing.values(dense)
+        _replace(program, weight, values[0] if groups == 1 else values)
+        last = node
+        if not packing.is_identity(int(features)):
+            index = _index(program, weight, node, packing.inputs.reshape(-1, chunk)[:, 0] // chunk)
+            if chunk > 1:  # rows of a chunk lie side by side, so that a chunk is one line to copy
+                lines = int(features) // chunk
+                source = last = columns.emit(
+                    last, aten.reshape.default, (source, [lines, -1]), (lines, f"{chunk}*{width}")
+                )
+            shape = (groups * kept // chunk, f"{chunk}*{width}" if chunk > 1 else width)
+            source = last = columns.emit(last, aten.index_select.default, (source, 0, index), shape)
+            if groups > 1 or chunk > 1:
+                sizes, shape = (
+                    ([groups, kept, -1], (groups, kept, width)) if groups > 1 else ([kept, -1], (kept, width))
+                )
+                source = last = columns.emit(last, aten.reshape.default, (source, sizes), shape)
+        if groups == 1:
+            product = columns.emit(last, aten.matmul.default, (weight, source), feature_shape(node))
+        else:
+            product = columns.emit(last, aten.bmm.default, (weight, source), (groups, packing.rows, width))
+            product = columns.emit(
+                product, aten.reshape.default, (product, [groups * packing.rows, -1]), feature_shape(node)
+            )
+        columns.lowered(node, _with_bias(node, product, columns))
+
+    def _follow_dense(self, node: fx.Node, columns: FeatureMajor) -> None:
+        """A dense layer that reads a feature-major value computes in that form as well."""
+        if node.target is aten.linear.default and node.args[0] in columns.twins and can_turn(node):
+            source = columns.twins[node.args[0]]  # type: ignore[index]
+            product = columns.emit(node, aten.matmul.default, (node.args[1], source), feature_shape(node))
+            columns.lowered(node, _with_bias(node, product, columns))
+
+
+def _with_bias(node: fx.Node, product: fx.Node, columns: FeatureMajor) -> fx.Node:
+    bias = node.args[2] if len(node.args) > 2 else None
+    if not isinstance(bias, fx.Node):
+        return product
+    shape = feature_shape(node)
+    column = columns.emit(product, aten.unsqueeze.default, (bias, 1), (shape[0], 1))
+    return columns.emit(column, aten.add.Tensor, (product, column), shape)
+
+
+def _layers(
+    program: Program, targets: tuple[object, ...], settings: LowerGroupedConv | LowerGroupedLinear, log: PassLog
+) -> list[tuple[fx.Node, fx.Node]]:
+    """(layer, its weight's node) of the eval phase, for weights that one layer alone reads."""
+    if settings.form not in FORMS:
+        raise PassError(f"{settings.name}: no form {settings.form!r}; there are {' and '.join(FORMS)}.")
+    names = [name for name, parameter in program.named_parameters() if parameter.ndim > 1]
+    for glob in settings.keep_dense:
+        if not any(fnmatch.fnmatchcase(name, glob) for name in names):
+            raise PassError(f"{settings.name}: keep-dense={glob!r} matches no weight. Weights: {', '.join(names)}.")
+    tensors = dict(program.named_parameters(remove_duplicate=False))
+    nodes = program.phases["eval"].graph.nodes
+    reads: dict[int, int] = {}
+    for node in nodes:
+        if node.op == "get_attr" and str(node.target) in tensors:
+            reads[id(tensors[str(node.target)])] = reads.get(id(tensors[str(node.target)]), 0) + len(node.users)
+    found: list[tuple[fx.Node, fx.Node]] = []
+    for node in nodes:
+        weight = node.args[1] if node.target in targets else None
+        if not isinstance(weight, fx.Node) or str(weight.target) not in tensors:
+            continue
+        name = str(weight.target)
+        if any(fnmatch.fnmatchcase(name, glob) for glob in settings.keep_dense):
+            log.skip(name, "asked to stay dense")
+        elif reads[id(tensors[name])] > 1:
+            log.skip(name, "more than one layer reads it")
+        else:
+            found.append((node, weight))
+    return found
+
+
+def _packing(
+    program: Program, weight: fx.Node, settings: LowerGroupedConv | LowerGroupedLinear, log: PassLog
+) -> Packing | None:
+    packing, reason = best_packing(program.get_parameter(str(weight.target)), force=settings.form == "grouped")
+    if packing is None:
+        log.skip(str(weight.target), reason)
+    return packing
+
+
+def _replace(program: Program, weight: fx.Node, values: Tensor) -> None:
+    name = str(weight.target)
+    trained = program.get_parameter(name).requires_grad
+    surgery.add_state(program, name, nn.Parameter(values.contiguous(), trained))
+    weight.meta["spec"] = surgery.spec_of(values, weight.name)
+
+
+def _index(program: Program, weight: fx.Node, node: fx.Node, values: Tensor) -> fx.Node:
+    name = f"{weight.target}_inputs"
+    surgery.add_state(program, name, values.contiguous())
+    return surgery.state_node(program, "eval", name, before=node)

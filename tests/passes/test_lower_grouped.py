@@ -1,0 +1,168 @@
+"""Grouped layers lowered: the same outputs, few transposes, and blocked convolutions in the optimised graph."""
+
+from __future__ import annotations
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import sparsify as sp
+from sparsify.errors import ExportError, PassError
+from tests.cases import digits
+
+aten = torch.ops.aten
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block over the rows of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm, self.qkv, self.out = (
+            nn.Linear(8, 64),
+            nn.LayerNorm(64),
+            nn.Linear(64, 192),
+            nn.Linear(64, 64),
+        )
+        self.norm2, self.up, self.down, self.head = (
+            nn.LayerNorm(64),
+            nn.Linear(64, 128),
+            nn.Linear(128, 64),
+            nn.Linear(64, 10),
+        )
+
+    def forward(self, x):
+        n, t = x.shape[0], 8
+        x = self.embed(x.squeeze(1))
+        q, k, v = self.qkv(self.norm(x)).reshape(n, t, 3, 4, 16).permute(2, 0, 3, 1, 4)
+        mixed = (q @ k.transpose(-2, -1) / 4).softmax(-1) @ v
+        x = x + self.out(mixed.transpose(1, 2).reshape(n, t, 64))
+        x = x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
+        return self.head(x.mean(1))
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(1, 64, 3, padding=1), nn.BatchNorm2d(64)
+        self.conv1, self.bn1 = nn.Conv2d(64, 128, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(128)
+        self.conv2, self.bn2 = nn.Conv2d(128, 128, 3, padding=1, bias=False), nn.BatchNorm2d(128)
+        self.shortcut, self.head = nn.Conv2d(64, 128, 1, stride=2), nn.Linear(128, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.bn(self.stem(x)))
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return self.head(torch.relu(y + self.shortcut(x)).mean((2, 3)))
+
+
+def mlp():
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 10)
+    )
+
+
+MODELS = {"mlp": mlp, "block": Block, "residual": Residual}
+LOWER = "lower-grouped-conv{form=grouped} | lower-grouped-linear{form=grouped}"
+
+
+def masked(name, pattern="grouped:32", density=0.25):
+    torch.manual_seed(1)
+    program = sp.trace(MODELS[name](), (digits()[0],)).eval()
+    return sp.Pipeline.parse(f"insert-masks{{pattern={pattern} density={density}}}")(program)
+
+
+@pytest.mark.parametrize("pattern", ["grouped:32", "grouped:64x4", "grouped:256", "grouped:16", "unstructured"])
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_are_those_of_the_masked_program(name, pattern):
+    program = masked(name, pattern)
+    folded = sp.Pipeline.parse("fold-batch-norm | fold-masks")(program)
+    lowered = sp.Pipeline.parse(LOWER)(folded)
+    x = digits(20)[0]
+    for batch in (1, 20):
+        want = program(x[:batch])
+        torch.testing.assert_close(
+            lowered.eval()(x[:batch]), want, rtol=0, atol=1e-5 * float(want.detach().abs().max())
+        )
+
+
+def test_a_chain_is_turned_at_its_ends_alone():
+    program = sp.Pipeline.parse(f"fold-masks | {LOWER}")(masked("mlp"))
+    targets = [node.target for node in program.phases["eval"].graph.nodes]
+    assert targets.count(aten.permute.default) == 2
+    assert targets.count(aten.index_select.default) == targets.count(aten.bmm.default) == 2
+    assert aten.linear.default not in targets  # the dense head reads feature-major values as well
+
+
+def test_one_group_that_reads_every_input_needs_no_selection():
+    program = sp.Pipeline.parse("insert-masks{pattern=grouped:64}")(sp.trace(mlp(), (digits()[0],)).eval())
+    lowered, logs = sp.Pipeline.parse(f"fold-masks | {LOWER}").run(program)
+    assert all("read all of its" in reason for log in logs[1:] for _, reason in log.skipped)
+    assert aten.index_select.default not in [node.target for node in lowered.phases["eval"].graph.nodes]
+
+
+def test_a_shared_weight_stays_dense_and_says_so():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(64, 64)
+
+        def forward(self, x):
+            return self.body(torch.relu(self.body(x.flatten(1))))
+
+    program = sp.Pipeline.parse("insert-masks{pattern=grouped:32 density=0.25}")(sp.trace(Shared(), (digits()[0],)))
+    _, logs = sp.Pipeline.parse(f"fold-masks | {LOWER}").run(program)
+    assert ("body.weight", "more than one layer reads it") in logs[2].skipped
+
+
+def test_a_lowered_program_survives_the_file(tmp_path):
+    program = sp.Pipeline.parse(f"fold-masks | {LOWER}")(masked("block"))
+    program.save(tmp_path / "p.sparsify")
+    loaded = sp.Program.load(tmp_path / "p.sparsify")
+    assert loaded.text() == program.text()
+    assert torch.equal(loaded.eval()(digits()[0]), program.eval()(digits()[0]))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_file_is_standard_smaller_and_equal(name, tmp_path):
+    program = masked(name)
+    dense = sp.export(program, tmp_path / "dense.onnx", inputs=[digits(20)[0]], form="dense")
+    grouped = sp.export(program, tmp_path / "grouped.onnx", inputs=[digits(20)[0]], form="grouped")
+    model = onnx.load(grouped.path)
+    assert {node.domain for node in model.graph.node} <= {""}
+    assert grouped.parity.largest_error <= 1e-4 and grouped.parity.batches == (1, 20)
+    assert grouped.bytes < dense.bytes and grouped.nonzeros == dense.nonzeros == program.costs().active
+    assert "grouped" in grouped.forms.values() and dense.forms == {}
+
+
+def test_the_optimised_graph_of_a_grouped_network_runs_blocked_convolutions(tmp_path):
+    sp.export(masked("residual"), tmp_path / "m.onnx", inputs=[digits(4)[0]], form="grouped")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
+    convolutions = [node for node in nodes if node.op_type in ("Conv", "FusedConv")]
+    blocked = [node for node in convolutions if node.domain == "com.microsoft.nchwc"]
+    if not blocked:
+        pytest.skip("this processor has no blocked layout in ONNX Runtime")
+    groups = [a.i for node in blocked for a in node.attribute if a.name == "group"]
+    assert len(convolutions) == len(blocked) == 4 and sorted(groups) == [1, 4, 4, 4]
+
+
+def test_misuse_says_what_to_do(tmp_path):
+    program = sp.Pipeline.parse("fold-masks")(masked("mlp"))
+    for text, message in (("form=fast", "no form 'fast'"), ("keep-dense=nothing", "matches no weight")):
+        with pytest.raises(PassError, match=message):
+            sp.Pipeline.parse(f"lower-grouped-linear{{{text}}}")(program)
+    with pytest.raises(ExportError, match="form should be one of auto"):
+        sp.export(program, tmp_path / "m.onnx", inputs=[digits(4)[0]], form="fast")
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual"])
+def test_measuring_says_the_times_and_keeps_parity(name, tmp_path):
+    result = sp.export(masked(name), tmp_path / "m.onnx", inputs=[digits(4)[0]], form="auto:measure")
+    measured = {weight: text for weight, text in result.forms.items() if "measured" in text}
+    assert len(measured) >= 2
+    assert all(text.startswith(("grouped: ", "dense: ")) and "µs dense" in text for text in measured.values())
