@@ -34,7 +34,7 @@ def read_npz(path: Path, *, size: int | None = None, on_progress: Progress | Non
             f"there is no data file {path}. Give 'digits', an .npz file, a folder of images, or file.py:factory."
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:
         raise DataError(
@@ -68,7 +68,8 @@ def samples_of_arrays(
         text: which data, for messages.
         arrays: by name.
         normalise: images per channel, by the training part.
-        as_images: arrange [N, H, W] and [N, H, W, C] as [N, C, H, W], and refuse other shapes; False takes arrays as they are.
+        as_images: arrange [N, H, W] and [N, H, W, C] as [N, C, H, W], and refuse other shapes; False does so to bytes alone and takes
+            other arrays as they are.
 
     Raises:
         DataError: If an array has the wrong shape or type, labels are not whole numbers from 0, or values are not finite.
@@ -152,20 +153,20 @@ def _checked(text: str, part: str, x: np.ndarray, y: np.ndarray, as_images: bool
         values = x.astype(np.float32, copy=False)
     else:
         values = x.astype(np.int64, copy=False)
-    if as_images:
-        values = _arranged(values, where)
-    return torch.from_numpy(np.require(values, requirements=["C", "W"])), labels
-
-
-def _arranged(x: np.ndarray, where: str) -> np.ndarray:
-    """Images as [N, C, H, W], features as [N, F]."""
-    if x.ndim == 3:
-        x = x[:, None]
-    elif x.ndim == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
-        x = x.transpose(0, 3, 1, 2)
-    if x.ndim not in {2, 4} or (x.dtype == np.uint8 and x.ndim != 4):
+    if as_images or x.dtype == np.uint8:
+        values = _arranged(values)
+    if as_images and (values.ndim not in {2, 4} or (x.dtype == np.uint8 and values.ndim != 4)):
         raise DataError(
             f"{where} has shape {list(x.shape)}; images are [N, H, W], [N, H, W, C] or [N, C, H, W], features float [N, F]. "
             f"Other inputs come from file.py:factory."
         )
+    return torch.from_numpy(np.require(values, requirements=["C", "W"])), labels
+
+
+def _arranged(x: np.ndarray) -> np.ndarray:
+    """[N, H, W] and [N, H, W, C] as [N, C, H, W]; other shapes as they are."""
+    if x.ndim == 3:
+        return x[:, None]
+    if x.ndim == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
+        return x.transpose(0, 3, 1, 2)
     return x

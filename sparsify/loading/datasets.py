@@ -22,7 +22,7 @@ NAMES = {2: ("train", "test"), 3: ("train", "validation", "test")}
 
 
 def samples_of_factory(text: str) -> dict[str, Samples]:
-    """What ``file.py:factory`` returns, as samples; inputs are taken as they are (bytes scaled to [0, 1]).
+    """What ``file.py:factory`` returns, as samples; inputs are taken as they are, bytes as images in [0, 1].
 
     Raises:
         LoadError: If the factory is missing or fails.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -31,8 +32,13 @@ def fetch(samples: Samples, rows: Sequence[Tensor], seeds: Sequence[int], *, wor
         for some, seed in zip(rows, seeds, strict=True):
             yield samples.batch(some, seed=seed)
         return
+    own = torch.Generator()  # a loader draws a seed for its workers; it may not come from the generator of the run
     loader = DataLoader(
-        _Batches(samples, rows, seeds), batch_size=None, num_workers=workers, worker_init_fn=_leave_signals
+        _Batches(samples, rows, seeds),
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=_leave_signals,
+        generator=own,
     )
     try:
         for batch in loader:

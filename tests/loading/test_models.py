@@ -1,153 +1,18 @@
-"""Models and weights from real files; archives that could run code are refused before torch sees them."""
+"""Weights of every form, what does not fit said with names and shapes, and pickles only where the user says so."""
 
 from __future__ import annotations
 
-import io
-import json
-import warnings
-import zipfile
+import sys
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import nn
 
 from sparsify.errors import LoadError
-from sparsify.ir import trace
 from sparsify.loading import digits_cnn, load_model
-from sparsify.loading.exported import _is_shape_expression, load_exported
-from tests.cases import digits
 
 CNN = "sparsify.loading:digits_cnn"
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    path = tmp_path_factory.mktemp("exported") / "cnn.pt2"
-    model = digits_cnn()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        exported = torch.export.export(model, (digits(2)[0],), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
-        torch.export.save(exported, path)
-    return path, model
-
-
-def test_an_exported_program_is_the_model_with_its_names(archive):
-    path, model = archive
-    loaded = load_model(str(path))
-    assert loaded.state_dict().keys() == model.state_dict().keys()
-    program = trace(loaded, (digits(2)[0],))
-    x = digits(5)[0]
-    torch.testing.assert_close(program.train()(x), model.train()(x))
-    assert [site.name for site in program.maskable()] == ["0.weight", "3.weight", "8.weight", "10.weight"]
-
-
-def changed(source, target, edit):
-    """A copy of an archive with each entry passed through ``edit(name, bytes) -> bytes or None``, and what it adds."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
-        for entry in old.infolist():
-            content = edit(entry.filename.split("/", 1)[1], old.read(entry))
-            if content is not None:
-                new.writestr(entry.filename, content)
-    return target
-
-
-def in_model(change):
-    def edit(name, content):
-        return change(content.decode()).encode() if name == "models/model.json" else content
-
-    return edit
-
-
-def in_weights(change):
-    def edit(name, content):
-        if name != "data/weights/model_weights_config.json":
-            return content
-        document = json.loads(content)
-        change(document["config"]["0.weight"])
-        return json.dumps(document).encode()
-
-    return edit
-
-
-EXPRESSION = '"expr_str": "Symbol('
-HOSTILE = {
-    "an expression that runs code": (
-        in_model(lambda t: t.replace(EXPRESSION, "\"expr_str\": \"__import__('os').system('true') or Symbol(", 1)),
-        "the expression",
-    ),
-    "an expression built from characters": (
-        in_model(lambda t: t.replace(EXPRESSION, '"expr_str": "exec(chr(120)+chr(61)) or Symbol(', 1)), "the expression",
-    ),
-    "an operator outside of aten": (in_model(lambda t: t.replace("torch.ops.aten.relu.default", "torch.hub.load", 1)), "the operator"),
-    "a python operator": (in_model(lambda t: t.replace("torch.ops.aten.relu.default", "_operator.methodcaller", 1)), "the operator"),
-    "a pickled weight": (in_weights(lambda w: w.update(use_pickle=True)), "the pickled tensor"),
-    "a weight from elsewhere": (in_weights(lambda w: w.update(path_name="../../secret")), "the object"),
-    "a script object": (in_weights(lambda w: w.update(path_name="custom_obj_0")), "the object"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_what_could_run_code_is_refused(archive, tmp_path, name):
-    edit, message = HOSTILE[name]
-    with pytest.raises(LoadError, match=f"holds {message}.*refused"):
-        load_exported(changed(archive[0], tmp_path / "m.pt2", edit))
-
-
-def test_compiled_code_in_an_archive_is_refused(archive, tmp_path):
-    target = changed(archive[0], tmp_path / "m.pt2", lambda name, content: content)
-    with zipfile.ZipFile(target, "a") as more:
-        more.writestr("m/data/aotinductor/model/model.so", b"code")
-    with pytest.raises(LoadError, match="holds the part 'data/aotinductor"):
-        load_exported(target)
-
-
-def test_pickled_sample_inputs_are_never_read(archive, tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return (pytest.fail, ("the pickle was loaded",))
-
-    buffer = io.BytesIO()
-    torch.save(Bomb(), buffer)
-    target = changed(archive[0], tmp_path / "m.pt2", lambda n, c: buffer.getvalue() if "sample_inputs" in n else c)
-    assert isinstance(load_exported(target), nn.Module)
-
-
-@pytest.mark.parametrize("cut", [10, 1000, 20_000, -5])
-def test_a_torn_archive(archive, tmp_path, cut):
-    (tmp_path / "m.pt2").write_bytes(archive[0].read_bytes()[:cut])
-    with pytest.raises(LoadError, match=r"is no .pt2 archive|no exported program"):
-        load_exported(tmp_path / "m.pt2")
-
-
-@pytest.mark.parametrize("gone", ["models/model.json", "data/weights/model_weights_config.json", "archive_version"])
-def test_an_archive_that_lacks_a_part(archive, tmp_path, gone):
-    target = changed(archive[0], tmp_path / "m.pt2", lambda name, content: None if name == gone else content)
-    with pytest.raises(LoadError, match="no exported program"):
-        load_exported(target)
-
-
-@pytest.mark.parametrize(
-    ("text", "fine"),
-    [
-        ("Symbol('s31', positive=True, integer=True)", True),
-        ("Mul(Integer(2), Symbol('s0', integer=True))", True),
-        ("FloorDiv(Symbol('u0'), Integer(3))", True),
-        ("2*s0 + 1", True),
-        ("Max(1, s77)", True),
-        ("s0.__class__", False),
-        ("Symbol('s0').__class__", False),
-        ("open('x')", False),
-        ("Symbol(exec('1'))", False),
-        ("[x for x in (1,)]", False),
-        ("lambda: 1", False),
-        ("Function('f')(1)", False),
-        ("'text'", False),
-        ("(", False),
-    ],
-)
-def test_shape_expressions(text, fine):
-    assert _is_shape_expression(text) is fine
 
 
 @pytest.mark.parametrize("form", ["safetensors", "torch", "nested"])
@@ -168,3 +33,88 @@ def test_a_pickle_runs_only_where_the_user_says_so(tmp_path):
     with pytest.raises(LoadError, match="--trust-pickle"):
         load_model(CNN, weights=tmp_path / "w.pt")
     assert isinstance(load_model(CNN, weights=tmp_path / "w.pt", trust_pickle=True), nn.Module)
+
+
+def test_a_pickled_module_is_a_model_only_where_the_user_says_so(tmp_path):
+    model = digits_cnn()
+    torch.save(model, tmp_path / "m.pt")
+    with pytest.raises(LoadError, match="--trust-pickle"):
+        load_model(str(tmp_path / "m.pt"))
+    loaded = load_model(str(tmp_path / "m.pt"), trust_pickle=True).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    with pytest.raises(LoadError, match=r"OrderedDict, not a module.*--weights"):
+        load_model(str(tmp_path / "m.pt"), trust_pickle=True)
+
+
+def test_what_a_trusted_pickle_raises_is_a_load_error(tmp_path):
+    torch.save(Fragile(), tmp_path / "m.pt")
+    with pytest.raises(LoadError, match="ZeroDivisionError: broken"):
+        load_model(str(tmp_path / "m.pt"), trust_pickle=True)
+
+
+class Fragile:
+    """Unpickling it fails in a way of its own."""
+
+    def __setstate__(self, state):
+        raise ZeroDivisionError("broken")
+
+    def __getstate__(self):
+        return {"a": 1}
+
+
+def renamed(old, new):
+    return lambda state: {(new if name == old else name): value for name, value in state.items()}
+
+
+MISFITS = {
+    "a prefix in the file": (
+        lambda s: {f"module.{n}": v for n, v in s.items()}, "prefix 'module.' in the file; save the state dict without it",
+    ),
+    "a near name": (renamed("3.weight", "3.weigth"), "missing 3.weight; unexpected 3.weigth. Nearest: 3.weight and 3.weigth"),
+    "one is missing": (lambda s: {n: v for n, v in s.items() if n != "8.bias"}, "missing 8.bias; nothing unexpected"),
+    "one too many": (lambda s: {**s, "11.bias": torch.ones(3)}, "nothing missing; unexpected 11.bias"),
+    "empty": (lambda s: {}, "missing 0.weight, 1.weight, 1.bias"),
+    "quantised": (lambda s: {**s, "0.weight": s["0.weight"].to(torch.int8)}, "0.weight is torch.int8, the model's torch.float32"),
+    "numbers instead of tensors": (lambda s: {"0.weight": 1.0}, "a mapping with 0.weight, not a state dict"),
+    "keys that are no names": (lambda s: {0: torch.ones(1)}, "not a state dict"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_weights_that_do_not_fit(tmp_path, name):
+    change, message = MISFITS[name]
+    torch.save(change(digits_cnn().state_dict()), tmp_path / "w.pt")
+    with pytest.raises(LoadError) as raised:
+        load_model(CNN, weights=tmp_path / "w.pt")
+    assert message in str(raised.value)
+
+
+def test_a_prefix_all_names_of_the_model_carry_is_named(tmp_path, monkeypatch):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = digits_cnn()
+
+    monkeypatch.setattr(sys.modules[__name__], "wrapped", Wrapped, raising=False)
+    torch.save(digits_cnn().state_dict(), tmp_path / "w.pt")
+    with pytest.raises(LoadError, match=r"prefix 'net\.' in the model"):
+        load_model(f"{__name__}:wrapped", weights=tmp_path / "w.pt")
+
+
+def tied() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    return model
+
+
+def test_tied_weights_may_be_in_the_file_once(tmp_path):
+    model = tied()
+    save_model(model, str(tmp_path / "w.safetensors"))
+    loaded = load_model(f"{__name__}:tied", weights=tmp_path / "w.safetensors")
+    assert torch.equal(loaded[1].weight, model[0].weight) and loaded[1].weight is loaded[0].weight
+
+
+def test_a_model_without_parameters(tmp_path):
+    with pytest.raises(LoadError, match="no parameters to train"):
+        load_model("torch.nn:ReLU")
