@@ -155,10 +155,16 @@ def _calibrated(report: Report) -> str:
     before, after = f"{model['ece_before']:.4f}", f"{model['ece_after']:.4f}"
     change = "did not change" if before == after else "lowered" if float(after) < float(before) else "raised"
     lean = "over-confident" if model["signed_gap_after"] > 0 else "under-confident"
-    return (
+    text = (
         f"{fitted['kind'].capitalize()} scaling, fitted on {fitted['samples']:,} held-out samples, {change} the test ECE "
         f"({before} before, {after} after); confidence is then {100 * abs(model['signed_gap_after']):.2f} points off on average, {lean}."
     )
+    if model["accuracy_after"] != model["accuracy"]:
+        by_head, by_logits = model["accuracy_after"], model["accuracy"]
+        text += (
+            f" It changes decisions: accuracy is {by_head:.4f} by the calibrated probabilities, not {by_logits:.4f}."
+        )
+    return text
 
 
 def _agreement(parity: Report) -> str:

@@ -25,6 +25,7 @@ def calibration(report: Report) -> Rows:
     for label, key in (("NLL", "nll"), ("ECE", "ece")):
         for when in ("before", "after"):
             rows.append((f"held-out {label}, {when}", *(_number(entry[f"{key}_{when}"]) for entry in fitted)))
+    rows.append(("test accuracy, after", *(f"{report[name]['accuracy_after']:.4f}" for name in names)))
     for label, key in (("Brier score", "brier"), ("confidence less accuracy", "signed_gap")):
         for when in ("before", "after"):
             style = "+.4f" if key == "signed_gap" else ".4f"

@@ -10,8 +10,8 @@ from sparsify.reports.headline import LATENCY_ROWS, ROWS, sentences
 
 def part(**changes):
     base = {
-        "method": "rigl", "accuracy": 0.95, "nll_before": 0.3, "nll_after": 0.2, "brier_after": 0.1, "ece_before": 0.05,
-        "ece_after": 0.02, "adaptive_ece": 0.01, "classwise_ece": 0.01, "signed_gap_after": 0.0123, "bytes": 1000,
+        "method": "rigl", "accuracy": 0.95, "accuracy_after": changes.get("accuracy", 0.95),
+        "nll_before": 0.3, "nll_after": 0.2, "brier_after": 0.1, "ece_before": 0.05, "ece_after": 0.02, "adaptive_ece": 0.01, "classwise_ece": 0.01, "signed_gap_after": 0.0123, "bytes": 1000,
         "maskable": 500, "nonzeros": 50, "density": 0.1, "macs": 4000,
         "calibration": {"kind": "temperature", "samples": 100},
         "parity": {"largest_error": 3e-7, "tolerance": 1e-4, "decisions": 65},
@@ -98,6 +98,8 @@ def test_calibration_that_did_not_help_is_told():
     assert "raised the test ECE (0.0500 before, 0.0600 after)" in said(report(ece_after=0.06), None)
     assert "1.23 points off on average, over-confident" in said(report(), None)
     assert "under-confident" in said(report(signed_gap_after=-0.01), None)
+    assert "changes decisions" not in said(report(), None)
+    assert "accuracy is 0.9400 by the calibrated probabilities, not 0.9500" in said(report(accuracy_after=0.94), None)
 
 
 def test_latency_claims_no_more_than_its_verdict():
