@@ -10,12 +10,16 @@ from sparsify.reports.headline import LATENCY_ROWS, ROWS, sentences
 
 def part(**changes):
     base = {
-        "method": "rigl", "accuracy": 0.95, "accuracy_after": changes.get("accuracy", 0.95),
-        "nll_before": 0.3, "nll_after": 0.2, "brier_after": 0.1, "ece_before": 0.05, "ece_after": 0.02, "adaptive_ece": 0.01, "classwise_ece": 0.01, "signed_gap_after": 0.0123, "bytes": 1000,
-        "maskable": 500, "nonzeros": 50, "density": 0.1, "macs": 4000,
+        "method": "rigl",
+        "accuracy": 0.95,
+        "accuracy_after": changes.get("accuracy", 0.95),
+        **{"nll_before": 0.3, "nll_after": 0.2, "brier_after": 0.1},
+        **{"ece_before": 0.05, "ece_after": 0.02, "adaptive_ece": 0.01, "classwise_ece": 0.01},
+        "signed_gap_after": 0.0123,
+        **{"bytes": 1000, "maskable": 500, "nonzeros": 50, "density": 0.1, "macs": 4000},
         "calibration": {"kind": "temperature", "samples": 100},
         "parity": {"largest_error": 3e-7, "tolerance": 1e-4, "decisions": 65},
-    }  # fmt: skip
+    }
     return {**base, **changes}
 
 
