@@ -181,6 +181,9 @@ def _speed(report: Report, latency: Report) -> str:
         f"Latency at batch {latency['batch']}, {latency['threads']} thread(s): {_ratio(timing)} times as fast as the dense file: "
         f"{latency['verdict']} (the dense file against itself: {low:.2f} to {high:.2f})."
     )
-    if latency["verdict"] != "faster" and report["model"]["density"] < 1:
+    grouped = sum(form == "grouped" for form in report["model"]["forms"].values())
+    if grouped:
+        text += f" In the file, {grouped} weight(s) are small dense blocks of what is active."
+    elif latency["verdict"] != "faster" and report["model"]["density"] < 1:
         text += " Zeros in a dense file do not make a stock runtime faster: it multiplies them like other numbers."
     return text

@@ -103,6 +103,7 @@ class Part(_Form):
     calibration: Calibration
     parity: Parity
     passes: list[PassRow]
+    forms: dict[str, str]
     counts: dict[str, int]
 
 

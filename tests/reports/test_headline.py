@@ -17,6 +17,7 @@ def part(**changes):
         **{"ece_before": 0.05, "ece_after": 0.02, "adaptive_ece": 0.01, "classwise_ece": 0.01},
         "signed_gap_after": 0.0123,
         **{"bytes": 1000, "maskable": 500, "nonzeros": 50, "density": 0.1, "macs": 4000},
+        "forms": {},
         "calibration": {"kind": "temperature", "samples": 100},
         "parity": {"largest_error": 3e-7, "tolerance": 1e-4, "decisions": 65},
     }
@@ -112,3 +113,5 @@ def test_latency_claims_no_more_than_its_verdict():
     assert "Zeros in a dense file do not make a stock runtime faster" in text
     faster = said(report({}), latency(4.0, (3.9, 4.1), "faster"))
     assert "faster (the dense file against itself: 0.98 to 1.02)" in faster and "Zeros in a dense file" not in faster
+    grouped = said(report({}, forms={"a": "grouped", "b": "too dense"}), latency(0.9, (0.8, 0.95), "slower"))
+    assert "1 weight(s) are small dense blocks" in grouped and "Zeros in a dense file" not in grouped
