@@ -72,7 +72,7 @@ def _page(run: RunFolder) -> str:
         _classes(run),
         "<h2>Density by layer</h2>" if masked else "<h2>Layers</h2>",
         _wide(plots.densities(model["layers"])) if masked else "",
-        _table(("weight", "shape", "active", "of", "density", "MACs", "left", ""), sections.layers(model["layers"])),
+        _table(("weight", "shape", "active", "of", "density", "MACs", "left", "remark"), sections.layers(model)),
         "<h2>The exported file</h2>",
         _table(("agreement with the program", *columns), sections.parity(report)),
         "<h2>What was run</h2>",

@@ -155,10 +155,16 @@ def _calibrated(report: Report) -> str:
     before, after = f"{model['ece_before']:.4f}", f"{model['ece_after']:.4f}"
     change = "did not change" if before == after else "lowered" if float(after) < float(before) else "raised"
     lean = "over-confident" if model["signed_gap_after"] > 0 else "under-confident"
-    return (
+    text = (
         f"{fitted['kind'].capitalize()} scaling, fitted on {fitted['samples']:,} held-out samples, {change} the test ECE "
         f"({before} before, {after} after); confidence is then {100 * abs(model['signed_gap_after']):.2f} points off on average, {lean}."
     )
+    if model["accuracy_after"] != model["accuracy"]:
+        by_head, by_logits = model["accuracy_after"], model["accuracy"]
+        text += (
+            f" It changes decisions: accuracy is {by_head:.4f} by the calibrated probabilities, not {by_logits:.4f}."
+        )
+    return text
 
 
 def _agreement(parity: Report) -> str:
@@ -175,6 +181,9 @@ def _speed(report: Report, latency: Report) -> str:
         f"Latency at batch {latency['batch']}, {latency['threads']} thread(s): {_ratio(timing)} times as fast as the dense file: "
         f"{latency['verdict']} (the dense file against itself: {low:.2f} to {high:.2f})."
     )
-    if latency["verdict"] != "faster" and report["model"]["density"] < 1:
+    grouped = sum(form == "grouped" for form in report["model"]["forms"].values())
+    if grouped:
+        text += f" In the file, {grouped} weight(s) are small dense blocks of what is active."
+    elif latency["verdict"] != "faster" and report["model"]["density"] < 1:
         text += " Zeros in a dense file do not make a stock runtime faster: it multiplies them like other numbers."
     return text

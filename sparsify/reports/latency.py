@@ -100,17 +100,19 @@ class Latency:
         return dataclasses.asdict(self)
 
     def verdict(self, timing: Timing) -> str:
-        """What may be said of a file against the first: ``faster`` or ``slower`` only where the interval leaves 1 and the noise behind.
+        """What may be said of a file against the first: ``faster`` or ``slower`` only where the interval leaves the noise behind, which
+        counts both ways: a first file that is 1.05 times as fast as itself makes 0.96 nothing to speak of.
 
         ``too noisy to tell``: the interval leaves 1, but the first file differs as much from itself, or differs from itself by a tenth;
         ``no difference beyond noise``: the interval holds 1, on a machine quiet enough to have shown a difference of a tenth.
         """
         low, high = timing.interval
-        if low > max(1.0, self.noise[1]):
+        reach = max(self.noise[1], 1 / self.noise[0])
+        if low > reach:
             return "faster"
-        if high < min(1.0, self.noise[0]):
+        if high < 1 / reach:
             return "slower"
-        noisy = max(self.noise[1] - 1, 1 - self.noise[0]) >= NOISY
+        noisy = reach >= 1 + NOISY
         return "too noisy to tell" if noisy or low > 1 or high < 1 else "no difference beyond noise"
 
     def table(self) -> Headline:

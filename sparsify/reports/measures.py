@@ -25,6 +25,7 @@ def quality(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, Any]:
     tables = (("before", before), ("after", after))
     return {
         "accuracy": metrics.accuracy(before, labels),
+        "accuracy_after": metrics.accuracy(after, labels),
         "class_accuracy": metrics.class_accuracy(before, labels),
         **{f"nll_{when}": metrics.nll(table, labels) for when, table in tables},
         **{f"brier_{when}": metrics.brier(table, labels) for when, table in tables},

@@ -81,6 +81,7 @@ class Part(_Form):
 
     method: str
     accuracy: float
+    accuracy_after: float
     class_accuracy: list[float | None]
     nll_before: float
     nll_after: float
@@ -102,6 +103,7 @@ class Part(_Form):
     calibration: Calibration
     parity: Parity
     passes: list[PassRow]
+    forms: dict[str, str]
     counts: dict[str, int]
 
 

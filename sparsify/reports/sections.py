@@ -25,6 +25,7 @@ def calibration(report: Report) -> Rows:
     for label, key in (("NLL", "nll"), ("ECE", "ece")):
         for when in ("before", "after"):
             rows.append((f"held-out {label}, {when}", *(_number(entry[f"{key}_{when}"]) for entry in fitted)))
+    rows.append(("test accuracy, after", *(f"{report[name]['accuracy_after']:.4f}" for name in names)))
     for label, key in (("Brier score", "brier"), ("confidence less accuracy", "signed_gap")):
         for when in ("before", "after"):
             style = "+.4f" if key == "signed_gap" else ".4f"
@@ -73,14 +74,15 @@ def classes(report: Report, *, worst_first: bool = False) -> Rows:
     return rows
 
 
-def layers(rows: Sequence[Mapping[str, Any]]) -> Rows:
-    """Every weight: shape, counts, density, multiply-accumulates, and why it has no mask."""
+def layers(part: Mapping[str, Any]) -> Rows:
+    """Every weight of a model: shape, counts, density, multiply-accumulates, its form in the file, and why it has no mask."""
     found: Rows = []
-    for layer in rows:
+    for layer in part["layers"]:
         active, total = layer["active"], layer["maskable"]
         counts = ("", f"{total:,}", "1") if active is None else (f"{active:,}", f"{total:,}", f"{active / total:.4f}")
         costs = (f"{layer['macs']:,}", f"{layer['macs_active']:,}")
-        found.append((layer["name"], " x ".join(map(str, layer["shape"])), *counts, *costs, layer["skip"] or ""))
+        remark = layer["skip"] or part["forms"].get(layer["name"], "")
+        found.append((layer["name"], " x ".join(map(str, layer["shape"])), *counts, *costs, remark))
     return found
 
 

@@ -23,7 +23,7 @@ import sparsify.cli as cli
 from sparsify.methods.registry import METHODS, options
 from sparsify.parts.patterns import SPELLINGS, parse_pattern
 from sparsify.passes import PASSES, Pipeline
-from sparsify.recipe import Recipe, parse_recipe
+from sparsify.recipe import Recipe, parse_pairs, parse_recipe
 from sparsify.training import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -166,7 +166,7 @@ def check(line: str) -> None:
         assert Pipeline.parse(str(pipeline)) == pipeline
     if name == "run":
         keys = {key: value for key, value in given.items() if key in vars(Recipe())}
-        recipe = parse_recipe(given["recipe"], {**keys, **cli._pairs(given["set_"] or [])})
+        recipe = parse_recipe(given["recipe"], {**keys, **parse_pairs(given["set_"] or [])})
         parse_pattern(recipe.pattern)
 
 

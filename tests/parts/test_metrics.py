@@ -117,3 +117,27 @@ def test_individual_calibration_error_is_of_the_predicted_class():
     assert float(error.abs().mean()) == pytest.approx(0.1)
     wide = metrics.individual_calibration_error(p, lower + 2, upper + 2)
     assert wide.tolist() == pytest.approx([-0.05, -0.1])  # centres are clipped to 1
+
+
+def test_adaptive_and_classwise_errors_and_auroc_against_loops():
+    generator = torch.Generator().manual_seed(1)
+    p = torch.rand(203, 4, generator=generator).double().pow(3)
+    p /= p.sum(1, keepdim=True)
+    y = torch.randint(4, (203,), generator=generator)
+    rows = sorted(range(203), key=lambda i: float(p[i].max()))
+    sizes = [203 // 15 + (b < 203 % 15) for b in range(15)]
+    total, start = 0.0, 0
+    for size in sizes:
+        part = rows[start : start + size]
+        start += size
+        total += abs(sum(float(p[i].argmax() == y[i]) - float(p[i].max()) for i in part)) / 203
+    assert metrics.adaptive_ece(p, y) == pytest.approx(total, abs=1e-12)
+    total = 0.0
+    for k in range(4):
+        for b in range(15):
+            part = [i for i in range(203) if b / 15 < float(p[i, k]) <= (b + 1) / 15]
+            total += abs(sum(float(y[i] == k) - float(p[i, k]) for i in part)) / 203 / 4
+    assert metrics.classwise_ece(p, y) == pytest.approx(total, abs=1e-12)
+    inside, outside = p[:40, 0].round(decimals=1), p[40:90, 1].round(decimals=1)
+    pairs = [0.5 if a == b else float(a > b) for a in inside.tolist() for b in outside.tolist()]
+    assert metrics.auroc(inside, outside) == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)

@@ -10,12 +10,17 @@ from sparsify.reports.headline import LATENCY_ROWS, ROWS, sentences
 
 def part(**changes):
     base = {
-        "method": "rigl", "accuracy": 0.95, "nll_before": 0.3, "nll_after": 0.2, "brier_after": 0.1, "ece_before": 0.05,
-        "ece_after": 0.02, "adaptive_ece": 0.01, "classwise_ece": 0.01, "signed_gap_after": 0.0123, "bytes": 1000,
-        "maskable": 500, "nonzeros": 50, "density": 0.1, "macs": 4000,
+        "method": "rigl",
+        "accuracy": 0.95,
+        "accuracy_after": changes.get("accuracy", 0.95),
+        **{"nll_before": 0.3, "nll_after": 0.2, "brier_after": 0.1},
+        **{"ece_before": 0.05, "ece_after": 0.02, "adaptive_ece": 0.01, "classwise_ece": 0.01},
+        "signed_gap_after": 0.0123,
+        **{"bytes": 1000, "maskable": 500, "nonzeros": 50, "density": 0.1, "macs": 4000},
+        "forms": {},
         "calibration": {"kind": "temperature", "samples": 100},
         "parity": {"largest_error": 3e-7, "tolerance": 1e-4, "decisions": 65},
-    }  # fmt: skip
+    }
     return {**base, **changes}
 
 
@@ -98,6 +103,8 @@ def test_calibration_that_did_not_help_is_told():
     assert "raised the test ECE (0.0500 before, 0.0600 after)" in said(report(ece_after=0.06), None)
     assert "1.23 points off on average, over-confident" in said(report(), None)
     assert "under-confident" in said(report(signed_gap_after=-0.01), None)
+    assert "changes decisions" not in said(report(), None)
+    assert "accuracy is 0.9400 by the calibrated probabilities, not 0.9500" in said(report(accuracy_after=0.94), None)
 
 
 def test_latency_claims_no_more_than_its_verdict():
@@ -106,3 +113,5 @@ def test_latency_claims_no_more_than_its_verdict():
     assert "Zeros in a dense file do not make a stock runtime faster" in text
     faster = said(report({}), latency(4.0, (3.9, 4.1), "faster"))
     assert "faster (the dense file against itself: 0.98 to 1.02)" in faster and "Zeros in a dense file" not in faster
+    grouped = said(report({}, forms={"a": "grouped", "b": "too dense"}), latency(0.9, (0.8, 0.95), "slower"))
+    assert "1 weight(s) are small dense blocks" in grouped and "Zeros in a dense file" not in grouped

@@ -47,6 +47,11 @@ def test_the_interval_covers_the_true_median_nineteen_times_in_twenty():
         ((1.05, 1.2), (0.95, 1.08), "too noisy to tell"),  # it claims a difference that the first file shows to itself
         ((0.97, 1.04), (0.7, 1.2), "too noisy to tell"),  # it claims none, on a machine that could not show one
         ((0.5, 0.6), (0.9, 1.1), "slower"),
+        (
+            (0.92, 0.95),
+            (1.02, 1.06),
+            "too noisy to tell",
+        ),  # noise that happens to point the other way: 1 / 1.06 = 0.943
         ((0.98, 1.03), (0.99, 1.01), "no difference beyond noise"),
     ],
 )
