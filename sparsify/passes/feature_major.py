@@ -1,11 +1,12 @@
-"""Feature-major values: a value [.., F] of a graph as [F, M], M being all its other dimensions in order.
+"""Feature-major values: [N, F] of a graph as [F, N], and [N, .., F] as [N, F, S], S being the dimensions between in order.
 
 Small matrices that each read some features want them as rows: taking rows is a copy of whole lines. Values stay in this form through
-elementwise operators, residual additions and layer norms, and are turned back only for readers that need the original.
+elementwise operators, residual additions, layer norms and the heads of an attention, and are turned back only for other readers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ UNARY = (
     aten.dropout.default, aten.clone.default, aten.contiguous.default,
 )  # fmt: skip
 BINARY = (aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
+TURNS = (aten.permute.default, aten.transpose.int)
 RESHAPES = (aten.reshape.default, aten.view.default, aten.flatten.using_ints)
 
 
@@ -40,7 +42,7 @@ class FeatureMajor:
         return surgery.call_after(self.program, self.phase, anchor, target, args, spec=spec)
 
     def of(self, node: fx.Node) -> fx.Node:
-        """The twin [F, M] of ``node``; made by a transpose where nothing better is known."""
+        """The twin of ``node``; made by a transpose where nothing better is known."""
         if node not in self.twins:
             self.twins[node] = self._merged_heads(node) or self._transposed(node)
         return self.twins[node]
@@ -48,18 +50,23 @@ class FeatureMajor:
     def follow(self, node: fx.Node) -> None:
         """Give an elementwise operator or layer norm of values that have twins a twin of its own."""
         given = [a for a in node.args if isinstance(a, fx.Node)]
-        if not _has_spec(node) or node in self.twins:
+        if not _has_spec(node) or node in self.twins or not given:
             return
         if node.target in UNARY and given[0] in self.twins:
             self._made(node, self.emit_like(node, node.target, (self.twins[given[0]], *node.args[1:])))
         elif node.target in BINARY and any(value in self.twins for value in given):
             same = all(_has_spec(v) and _spec(v).shape == _spec(node).shape for v in given)
-            if same and _open_dimensions(node) <= 1:
+            if same and can_turn(node):
                 arguments = [self.of(a) if isinstance(a, fx.Node) else a for a in node.args]
                 self._made(node, self.emit_like(node, node.target, arguments))
         elif node.target in RESHAPES and given[0] in self.twins:
             self._split_heads(node, given[0])
-        elif node.target is aten.layer_norm.default and given[0] in self.twins and len(node.args[1]) == 1:  # type: ignore[arg-type]
+        elif (
+            node.target is aten.layer_norm.default
+            and _spec(node).dtype == "float32"
+            and given[0] in self.twins
+            and len(node.args[1]) == 1
+        ):  # type: ignore[arg-type]
             self._layer_norm(node)
 
     def emit_like(self, node: fx.Node, target: Callable[..., Any], args: Sequence[Any]) -> fx.Node:
@@ -79,60 +86,81 @@ class FeatureMajor:
 
     def _layer_norm(self, node: fx.Node) -> None:
         value, shape = self.of(node.args[0]), feature_shape(node)  # type: ignore[arg-type]
-        row = (1, shape[1])
-        mean = self.emit(node, aten.mean.dim, (value, [0], True), row)
+        row = (*shape[:-2], 1, shape[-1])
+        # A product with a row of 1 / F: ONNX Runtime reduces the dimension before the last several times slower.
+        weights = self.emit(node, aten.full.default, ([1, shape[-2]], 1 / int(shape[-2])), (1, shape[-2]))
+        mean = self.emit(weights, aten.matmul.default, (weights, value), row)
         centred = self.emit(mean, aten.sub.Tensor, (value, mean), shape)
         square = self.emit(centred, aten.mul.Tensor, (centred, centred), shape)
-        variance = self.emit(square, aten.mean.dim, (square, [0], True), row)
+        variance = self.emit(square, aten.matmul.default, (weights, square), row)
         shifted = self.emit(variance, aten.add.Tensor, (variance, node.args[4] if len(node.args) > 4 else 1e-5), row)
         deviation = self.emit(shifted, aten.sqrt.default, (shifted,), row)
         twin = self.emit(deviation, aten.div.Tensor, (centred, deviation), shape)
         for index, target in ((2, aten.mul.Tensor), (3, aten.add.Tensor)):
             argument = node.args[index] if len(node.args) > index else None
             if isinstance(argument, fx.Node):
-                column = self.emit(twin, aten.unsqueeze.default, (argument, 1), (shape[0], 1))
+                column = self.emit(twin, aten.unsqueeze.default, (argument, 1), (shape[-2], 1))
                 twin = self.emit(column, target, (twin, column), shape)
         self.lowered(node, twin)
 
     def _transposed(self, node: fx.Node) -> fx.Node:
         shape = feature_shape(node)
-        flat = node
-        if len(_spec(node).shape) > 2:
-            flat = self.emit(node, aten.reshape.default, (node, [-1, shape[0]]), (shape[1], shape[0]))
-        return self.emit(flat, aten.permute.default, (flat, [1, 0]), shape)
+        if len(shape) == 2:
+            return self.emit(node, aten.permute.default, (node, [1, 0]), shape)
+        rows, flat = (shape[0], shape[2], shape[1]), node
+        if len(_spec(node).shape) > 3:
+            flat = self.emit(node, aten.reshape.default, (node, sizes(rows)), rows)
+        return self.emit(flat, aten.permute.default, (flat, [0, 2, 1]), shape)
 
     def _merged_heads(self, node: fx.Node) -> fx.Node | None:
-        """The twin of a reshape that joins the last two dimensions ([N, T, H, D] to [N, T, H * D]): one transpose instead of two."""
+        """The twin of a reshape that joins the last two dimensions ([N, T, H, D] to [N, T, H * D]), without turning twice.
+
+        Where the heads are a matrix product [N, H, T, D], the product of the transposes is the twin itself.
+        """
         source = node.args[0] if node.target in RESHAPES else None
-        if not isinstance(source, fx.Node) or not _has_spec(source):
+        if not isinstance(source, fx.Node) or not _has_spec(source) or len(_spec(source).shape) < 4:
             return None
         before, after = _spec(source).shape, _spec(node).shape
         if len(before) != len(after) + 1 or before[:-2] != after[:-1]:
             return None
         rank = len(before)
-        moved = self.emit(
-            node, aten.permute.default, (source, [rank - 2, rank - 1, *range(rank - 2)]), (*before[-2:], *before[:-2])
-        )
-        return self.emit(moved, aten.reshape.default, (moved, [after[-1], -1]), feature_shape(node))
+        order, shape = [0, rank - 2, rank - 1, *range(1, rank - 2)], feature_shape(node)
+        split = tuple(before[i] for i in order)
+        if source.target in TURNS:
+            order, source = [_order(source, rank)[i] for i in order], source.args[0]
+        assert isinstance(source, fx.Node)
+        if (
+            source.target is aten.matmul.default
+            and order == [*range(rank - 2), rank - 1, rank - 2]
+            and all(map(_is_matrix, source.args))
+        ):
+            left, right = (self._swapped(node, value) for value in source.args)  # type: ignore[arg-type]
+            heads = self.emit(left if left.prev is right else right, aten.matmul.default, (right, left), split)
+        else:
+            heads = self.emit(node, aten.permute.default, (source, order), split)
+        return self.emit(heads, aten.reshape.default, (heads, sizes(shape)), shape)
+
+    def _swapped(self, node: fx.Node, value: fx.Node) -> fx.Node:
+        shape = _spec(value).shape
+        order = [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2]
+        return self.emit(node, aten.permute.default, (value, order), tuple(shape[i] for i in order))
 
     def _split_heads(self, node: fx.Node, source: fx.Node) -> None:
-        """A reshape that splits the last dimension ([N, T, F] to [N, T, H, D]): one transpose of the twin in its place."""
+        """A reshape that splits the last dimension ([N, T, F] to [N, T, H, D]): the twin is split and turned once, for its reader."""
         before, after = _spec(source).shape, _spec(node).shape
         lead = len(before) - 1
-        if lead == 0 or len(after) <= len(before) or after[:lead] != before[:lead] or not _fixed(after[lead:]):
+        if len(after) <= len(before) or after[:lead] != before[:lead] or not _fixed(after[lead:]):
             return
-        split, rank = after[lead:], len(after)
-        parts = self.emit(
-            node, aten.reshape.default, (self.twins[source], sizes((*split, *before[:lead]))), (*split, *before[:lead])
-        )
-        order = [*range(rank - lead, rank), *range(rank - lead)]
+        split, rank, kept = after[lead:], len(after), min(lead - 1, 1)
+        shape = (*before[:kept], *split, *before[kept:lead])
+        parts = self.emit(node, aten.reshape.default, (self.twins[source], sizes(shape)), shape)
+        order = [*range(kept), *range(kept + len(split), rank), *range(kept, kept + len(split))]
         reader = next(iter(node.users), None)
-        if len(node.users) == 1 and reader is not None and reader.target in (aten.permute.default, aten.transpose.int):
+        if len(node.users) == 1 and reader is not None and reader.target in TURNS:
             reader.args = (parts, [order[i] for i in _order(reader, rank)])
             surgery.replace_target(reader, aten.permute.default)
         else:
-            moved = self.emit(parts, aten.permute.default, (parts, order), after)
-            node.replace_all_uses_with(moved)
+            node.replace_all_uses_with(self.emit(parts, aten.permute.default, (parts, order), after))
 
     def finish(self) -> None:
         """Let every reader outside read the original form again, made from the twin."""
@@ -148,9 +176,10 @@ class FeatureMajor:
         return user in self.twins.values()
 
     def _rows(self, node: fx.Node) -> fx.Node:
-        twin, shape = self.twins[node], _spec(node).shape
-        rows = self.emit(twin, aten.permute.default, (twin, [1, 0]), feature_shape(node)[::-1])
-        if len(shape) == 2:
+        twin, shape, turned = self.twins[node], _spec(node).shape, feature_shape(node)
+        order = [*range(len(turned) - 2), len(turned) - 1, len(turned) - 2]
+        rows = self.emit(twin, aten.permute.default, (twin, order), tuple(turned[i] for i in order))
+        if len(shape) == len(turned):
             return rows
         return self.emit(rows, aten.reshape.default, (rows, sizes(shape)), shape)
 
@@ -160,16 +189,12 @@ def sizes(shape: Sequence[int | str]) -> list[int]:
     return [size if isinstance(size, int) else -1 for size in shape]
 
 
-def feature_shape(node: fx.Node) -> tuple[int | str, int | str]:
-    """[F, M] of a value [.., F]."""
-    *lead, features = _spec(node).shape
-    fixed, free = 1, []
-    for size in lead:
-        if isinstance(size, int):
-            fixed *= size
-        else:
-            free.append(size)
-    return features, "*".join(([str(fixed)] if fixed > 1 else []) + free) if free else fixed
+def feature_shape(node: fx.Node) -> tuple[int | str, ...]:
+    """[F, N] of a value [N, F]; [N, F, S] of a value [N, .., F]."""
+    first, *between, features = _spec(node).shape
+    if not between:
+        return features, first
+    return first, features, math.prod(size for size in between if isinstance(size, int))
 
 
 def _order(node: fx.Node, rank: int) -> list[int]:
@@ -187,12 +212,14 @@ def _fixed(shape: Sequence[int | str]) -> bool:
 
 
 def can_turn(node: object) -> bool:
-    """Whether a value has a twin: known shape, at least two dimensions, at most one of them open."""
-    return isinstance(node, fx.Node) and _has_spec(node) and len(_spec(node).shape) > 1 and _open_dimensions(node) <= 1
+    """Whether a value has a twin: known shape, two dimensions or more, none open but the first."""
+    return (
+        isinstance(node, fx.Node) and _has_spec(node) and len(_spec(node).shape) > 1 and _fixed(_spec(node).shape[1:])
+    )
 
 
-def _open_dimensions(node: fx.Node) -> int:
-    return sum(not isinstance(size, int) for size in _spec(node).shape)
+def _is_matrix(value: object) -> bool:
+    return isinstance(value, fx.Node) and _has_spec(value) and len(_spec(value).shape) > 1
 
 
 def _has_spec(node: fx.Node) -> bool:

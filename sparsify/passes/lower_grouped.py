@@ -13,7 +13,7 @@ from sparsify.errors import PassError
 from sparsify.ir import Program, Stage, surgery
 from sparsify.parts.packing import Packing, best_packing
 from sparsify.passes.base import Effect, Pass, PassLog, Preserves, option
-from sparsify.passes.feature_major import FeatureMajor, can_turn, feature_shape
+from sparsify.passes.feature_major import FeatureMajor, can_turn, feature_shape, sizes
 
 aten = torch.ops.aten
 FORMS = ("auto", "grouped")
@@ -118,32 +118,27 @@ class LowerGroupedLinear(Pass):
     def _lower(self, program: Program, node: fx.Node, weight: fx.Node, packing: Packing, columns: FeatureMajor) -> None:
         source = columns.of(node.args[0])  # type: ignore[arg-type]
         dense = program.get_parameter(str(weight.target))
-        features, width = feature_shape(node.args[0])  # type: ignore[arg-type]
+        *lead, features, width = feature_shape(node.args[0])  # type: ignore[arg-type]
         groups, kept, chunk = *packing.inputs.shape, packing.chunk
         values = packing.values(dense)
         _replace(program, weight, values[0] if groups == 1 else values)
-        last = node
+        last, split = node, (kept,) if groups == 1 else (groups, kept)
         if not packing.is_identity(int(features)):
             index = _index(program, weight, node, packing.inputs.reshape(-1, chunk)[:, 0] // chunk)
+            line = width if chunk == 1 else chunk * width if isinstance(width, int) else f"{chunk}*{width}"
             if chunk > 1:  # rows of a chunk lie side by side, so that a chunk is one line to copy
-                lines = int(features) // chunk
-                source = last = columns.emit(
-                    last, aten.reshape.default, (source, [lines, -1]), (lines, f"{chunk}*{width}")
-                )
-            shape = (groups * kept // chunk, f"{chunk}*{width}" if chunk > 1 else width)
-            source = last = columns.emit(last, aten.index_select.default, (source, 0, index), shape)
+                shape = (*lead, int(features) // chunk, line)
+                source = last = columns.emit(last, aten.reshape.default, (source, sizes(shape)), shape)
+            shape = (*lead, groups * kept // chunk, line)
+            source = last = columns.emit(last, aten.index_select.default, (source, len(lead), index), shape)
             if groups > 1 or chunk > 1:
-                sizes, shape = (
-                    ([groups, kept, -1], (groups, kept, width)) if groups > 1 else ([kept, -1], (kept, width))
-                )
-                source = last = columns.emit(last, aten.reshape.default, (source, sizes), shape)
-        if groups == 1:
-            product = columns.emit(last, aten.matmul.default, (weight, source), feature_shape(node))
-        else:
-            product = columns.emit(last, aten.bmm.default, (weight, source), (groups, packing.rows, width))
-            product = columns.emit(
-                product, aten.reshape.default, (product, [groups * packing.rows, -1]), feature_shape(node)
-            )
+                shape = (*lead, *split, width)
+                source = last = columns.emit(last, aten.reshape.default, (source, sizes(shape)), shape)
+        shape = (*lead, *split[:-1], packing.rows, width)
+        product = columns.emit(last, aten.matmul.default, (weight, source), shape)
+        if groups > 1:
+            shape = feature_shape(node)
+            product = columns.emit(product, aten.reshape.default, (product, sizes(shape)), shape)
         columns.lowered(node, _with_bias(node, product, columns))
 
     def _follow_dense(self, node: fx.Node, columns: FeatureMajor) -> None:
@@ -159,7 +154,7 @@ def _with_bias(node: fx.Node, product: fx.Node, columns: FeatureMajor) -> fx.Nod
     if not isinstance(bias, fx.Node):
         return product
     shape = feature_shape(node)
-    column = columns.emit(product, aten.unsqueeze.default, (bias, 1), (shape[0], 1))
+    column = columns.emit(product, aten.unsqueeze.default, (bias, 1), (shape[-2], 1))
     return columns.emit(column, aten.add.Tensor, (product, column), shape)
 
 
