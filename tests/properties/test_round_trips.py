@@ -1,0 +1,124 @@
+"""What is written is read back: pipelines, recipes, programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsify.ir import Program, trace
+from sparsify.methods import METHODS
+from sparsify.methods.registry import options
+from sparsify.parts.allocation import ALLOCATIONS
+from sparsify.passes import PASSES, Pipeline
+from sparsify.recipe import Recipe, parse_recipe
+from tests.cases import CASES
+from tests.properties.steady import steady
+
+NAMES = st.text("abcxyz019_.*?[]-", min_size=1, max_size=12)
+TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20)
+VALUES = {
+    "list": st.lists(NAMES, max_size=3).map(tuple),
+    "number": st.floats(allow_nan=False, width=32),
+    "whole number": st.integers(),
+    "true or false": st.booleans(),
+    "text": NAMES,
+}
+
+
+@st.composite
+def pipelines(draw: st.DrawFn) -> Pipeline:
+    """Any passes with any options, sensible or not: spelling comes before sense."""
+    passes = []
+    for cls in draw(st.lists(st.sampled_from(list(PASSES.values())), min_size=1, max_size=4)):
+        chosen = [option for option in cls.options() if draw(st.booleans())]
+        passes.append(cls(**{o.name.replace("-", "_"): draw(VALUES[o.type]) for o in chosen}))
+    return Pipeline(tuple(passes))
+
+
+@steady
+@given(pipelines())
+def test_pipelines(pipeline):
+    assert Pipeline.parse(str(pipeline)) == pipeline
+
+
+FIELDS = {
+    "model": TEXT,
+    "data": TEXT,
+    "weights": st.one_of(st.none(), TEXT),
+    "trust_pickle": st.booleans(),
+    "holdout": st.floats(0.01, 0.99),
+    "image_size": st.one_of(st.none(), st.integers(1, 512)),
+    "sparsity": st.floats(0.01, 0.99),
+    "keep_dense": st.lists(NAMES, max_size=3).map(tuple),
+    "baseline": st.booleans(),
+    "epochs": st.integers(1, 10**6),
+    "optimizer": st.sampled_from(["sgd", "adamw"]),
+    "lr": st.floats(1e-30, 1e6),
+    "momentum": st.floats(0, 0.999),
+    "weight_decay": st.floats(0, 1),
+    "schedule": st.sampled_from(["cosine", "step", "one-cycle", "constant"]),
+    "clip_gradient_norm": st.one_of(st.none(), st.floats(1e-3, 1e3)),
+    "seed": st.integers(0, 2**40),
+}
+
+
+@steady
+@given(st.fixed_dictionaries({}, optional=FIELDS), st.sampled_from([*METHODS]), st.data())
+def test_recipes(tmp_path_factory, values, method, data):
+    given_options = {}
+    for name, default in options(method).items():
+        if name in ("density", "pattern", "keep_dense") or not data.draw(st.booleans()):
+            continue
+        if name == "allocation":
+            given_options[name] = data.draw(st.sampled_from([*ALLOCATIONS]))
+        elif isinstance(default, bool):
+            given_options[name] = data.draw(st.booleans())
+        elif name in ("start_at", "stop_at", "prune_at"):
+            given_options[name] = data.draw(st.one_of(st.integers(1, 999), st.floats(0.01, 1.0)))
+        elif isinstance(default, float):
+            given_options[name] = data.draw(st.floats(0.0, 1.0))
+        elif isinstance(default, int):
+            given_options[name] = data.draw(st.integers(1, 999))
+    recipe = parse_recipe(None, {**values, "method": method, "method_options": given_options})
+    path: Path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    path.write_text(recipe.to_toml())
+    again = parse_recipe(path, {})
+    assert again == recipe
+    assert (again.to_toml(), again.hash()) == (recipe.to_toml(), recipe.hash())
+
+
+def test_every_recipe_key_is_drawn_or_a_choice_of_its_own():
+    known = {field.name for field in dataclasses.fields(Recipe)}  # type: ignore[arg-type]
+    assert set(FIELDS) <= known
+
+
+STEPS = [
+    "insert-masks{density=0.4}",
+    "insert-gradient-taps",
+    "attach-calibration-head",
+    "eliminate-dead-code",
+    "fold-masks",
+    "fold-batch-norm",
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_programs_after_every_pass_and_passes_after_every_file(case, tmp_path):
+    program = trace(case.build(), case.args).eval()
+    for index, step in enumerate(STEPS):
+        program = Pipeline.parse(step)(program)
+        file = tmp_path / f"{index}.sparsify"
+        program.save(file)
+        loaded = Program.load(file)
+        assert loaded.text() == program.text()
+        assert loaded.state_dict().keys() == program.state_dict().keys()
+        assert all(torch.equal(loaded.state_dict()[key], value) for key, value in program.state_dict().items())
+        for name, value in program.outputs(*case.args).items():
+            assert torch.equal(loaded.outputs(*case.args)[name], value)
+        for later in STEPS[index + 1 : index + 2]:  # what comes next does not see the detour through the file
+            assert Pipeline.parse(later)(loaded).text() == Pipeline.parse(later)(program).text()
