@@ -1,0 +1,50 @@
+"""RigL by hand: one round on a layer of eight weights with a written dense gradient."""
+
+from __future__ import annotations
+
+import torch
+
+import sparsify as sp
+from tests.methods.one_layer import OneLayer
+
+WEIGHTS = [[0.1, -0.2, 0.3, -0.4], [0.5, -0.6, 0.7, -0.8]]
+MASK = [[1, 1, 1, 1], [0, 0, 0, 0]]
+GRADIENT = [[0.0, 1.0, 1.0, 1.0], [0.5, -2.0, 1.5, 0.0]]
+
+
+def after_a_round(gradient=GRADIENT, *, lr=0.0, **options):
+    method = sp.methods.rigl(density=0.5, update_every=2, stop_at=6, drop_fraction=0.6, **options)
+    layer = OneLayer(method, WEIGHTS, total_steps=10, lr=lr)
+    layer.set_mask(MASK)
+    layer.step()
+    layer.step(gradient)
+    return layer
+
+
+def test_the_smallest_weight_goes_and_the_largest_gradient_comes():
+    # 0.45 of four active on step 2: one. 0.1 is the smallest; |-2.0| the largest gradient of the others.
+    layer = after_a_round()
+    assert layer.mask.int().tolist() == [[0, 1, 1, 1], [0, 1, 0, 0]]
+    assert layer.weight[1, 1] == 0
+
+
+def test_a_dropped_position_with_the_largest_gradient_comes_back_with_its_value():
+    gradient = [[9.0, 1.0, 1.0, 1.0], [0.5, -2.0, 1.5, 0.0]]
+    assert torch.equal(after_a_round(gradient).weight[0], torch.tensor(WEIGHTS[0]))
+    fresh = after_a_round(gradient, regrow_dropped=False)
+    assert fresh.mask.int().tolist() == [[0, 1, 1, 1], [0, 1, 0, 0]]
+
+
+def test_a_round_takes_the_place_of_the_optimizer_step():
+    layer = after_a_round(lr=0.1)
+    assert torch.equal(layer.weight[0, 1:], torch.tensor(WEIGHTS[0][1:]))
+    stepped = after_a_round(lr=0.1, replaces_step=False)
+    torch.testing.assert_close(stepped.weight[0, 1:], torch.tensor([-0.3, 0.2, -0.5]))
+
+
+def test_only_active_weights_move_between_rounds():
+    layer = after_a_round()
+    layer.optimizer.param_groups[0]["lr"] = 0.1
+    layer.step([[1.0] * 4] * 2)
+    moved = (layer.weight != after_a_round().weight).int().tolist()
+    assert moved == [[0, 1, 1, 1], [0, 1, 0, 0]]
