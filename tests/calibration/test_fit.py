@@ -1,4 +1,4 @@
-"""Fitting a head touches its buffers alone, and reaches the optimum."""
+"""Fitting a program's head: the optimum, the head alone, and what cannot be fitted."""
 
 from __future__ import annotations
 
@@ -11,73 +11,58 @@ from sparsify.calibration import evaluate, fit
 from sparsify.errors import TrainingError
 from sparsify.parts import metrics
 from sparsify.parts.samples import TensorSamples
-from tests.cases import digits
 
 
-@pytest.fixture(scope="module")
-def trained():
-    """A program three times too sure of itself, and held-out samples."""
-    torch.manual_seed(0)
-    x, y = digits(900)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    for _ in range(60):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x[:600]), y[:600]).backward()
-        optimizer.step()
+def overconfident(n=600, factor=3.0):
+    """Inputs that are log-probabilities themselves, labels drawn from them, and a layer that multiplies them by ``factor``."""
+    generator = torch.Generator().manual_seed(0)
+    z = 1.5 * torch.randn(n, 4, generator=generator)
+    labels = torch.multinomial(z.softmax(1), 1, generator=generator).squeeze(1)
+    layer = nn.Linear(4, 4)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3)
-    return sp.trace(model, (x[:2],)).eval(), TensorSamples(x[600:], y[600:])
+        layer.weight.copy_(factor * torch.eye(4))
+        layer.bias.zero_()
+    return sp.trace(layer, (z[:2],)).eval(), TensorSamples(z, labels)
 
 
-@pytest.mark.parametrize("kind", ["temperature", "vector"])
-def test_only_the_head_changes_and_its_outputs_are_what_was_reported(trained, kind):
-    program, held_out = trained
-    program = sp.Pipeline.parse(f"attach-calibration-head{{kind={kind}}}")(program)
+def test_the_temperature_undoes_the_factor_and_nothing_else_changes():
+    program, samples = overconfident()
+    program = sp.Pipeline.parse("attach-calibration-head")(program).eval()
     before = {name: value.clone() for name, value in program.state_dict().items()}
-    log = fit(program, held_out, batch_size=37)
-    changed = {name for name, value in program.state_dict().items() if not torch.equal(value, before[name])}
-    assert (
-        changed
-        == {"temperature": {"calibration.temperature"}, "vector": {"calibration.scale", "calibration.bias"}}[kind]
-    )
-    outputs = evaluate(program, held_out, batch_size=64)
-    assert metrics.nll(outputs["probabilities"], held_out.labels) == pytest.approx(log.nll_after, abs=1e-6)
-    assert metrics.ece(outputs["logits"].softmax(1), held_out.labels) == pytest.approx(log.ece_before, abs=1e-9)
-    assert log.nll_after < log.nll_before
-    assert (log.kind, log.samples) == (kind, 300)
-    assert (log.temperature is None) == (kind == "vector")
+    log = fit(program, samples)
+    assert log.kind == "temperature" and log.samples == 600
+    assert log.temperature == pytest.approx(3.0, rel=0.1)
+    changed = [name for name, value in program.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed == ["calibration.temperature"]
+    assert log.nll_after < log.nll_before and log.ece_after < log.ece_before
+    after = evaluate(program, samples)["probabilities"]
+    assert metrics.nll(after, samples.labels) == pytest.approx(log.nll_after, rel=1e-5)
 
 
-def test_no_other_temperature_is_better(trained):
-    program, held_out = trained
-    program = sp.Pipeline.parse("attach-calibration-head")(program)
-    log = fit(program, held_out)
-    assert log.temperature is not None
-    assert log.temperature > 1.1
-    logits = evaluate(program, held_out)["logits"]
-    for factor in (0.5, 0.9, 0.99, 1.01, 1.1, 2.0):
-        other = (logits / (log.temperature * factor)).softmax(1)
-        assert metrics.nll(other, held_out.labels) > log.nll_after
+def test_a_vector_head_undoes_a_bias_too():
+    program, samples = overconfident(n=3000)
+    with torch.no_grad():
+        program.weight("bias").copy_(torch.tensor([2.0, 0.0, 0.0, -2.0]))
+    program = sp.Pipeline.parse("attach-calibration-head{kind=vector}")(program).eval()
+    log = fit(program, samples)
+    assert (log.kind, log.temperature) == ("vector", None)
+    bias = program.tensor("calibration.bias")
+    expected = torch.tensor([-2.0, 0.0, 0.0, 2.0]) / 3
+    torch.testing.assert_close(bias - bias.mean(), expected, rtol=0, atol=0.25)
+    torch.testing.assert_close(program.tensor("calibration.scale"), torch.full((4,), 1 / 3), rtol=0, atol=0.08)
 
 
-def test_evaluation_does_not_depend_on_the_batch_size(trained):
-    program, held_out = trained
-    one, many = (evaluate(program, held_out, batch_size=size)["logits"] for size in (1, 300))
-    assert one.dtype is torch.float64
-    assert torch.allclose(one, many, rtol=0, atol=1e-4)
+def test_evaluation_in_batches_is_evaluation_at_once():
+    program, samples = overconfident(n=50)
+    whole, parts = evaluate(program, samples), evaluate(program, samples, batch_size=7)
+    assert whole["logits"].dtype is torch.float64 and whole["logits"].shape == (50, 4)
+    torch.testing.assert_close(whole["logits"], parts["logits"])
 
 
-def test_a_program_without_a_head_is_refused(trained):
-    with pytest.raises(TrainingError, match="Apply attach-calibration-head"):
-        fit(*trained)
-
-
-def test_samples_without_an_optimum_are_refused(trained):
-    program, held_out = trained
-    program = sp.Pipeline.parse("attach-calibration-head")(program)
-    right = (evaluate(program, held_out)["logits"].argmax(1) == held_out.labels).nonzero()[:, 0]
-    x, y = held_out.batch(right)
-    with pytest.raises(TrainingError, match="Hold out more"):
-        fit(program, TensorSamples(x, y))
+def test_no_head_and_no_optimum_are_said():
+    program, samples = overconfident(n=50)
+    with pytest.raises(TrainingError, match="Apply attach-calibration-head first"):
+        fit(program, samples)
+    right = TensorSamples(samples.inputs, samples.inputs.argmax(1))
+    with pytest.raises(TrainingError, match=r"on 50 held-out samples: .*Hold out more"):
+        fit(sp.Pipeline.parse("attach-calibration-head")(program), right)

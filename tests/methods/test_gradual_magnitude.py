@@ -1,37 +1,58 @@
-"""GMP's rounds and densities by hand."""
+"""GMP by hand: ten weights of magnitudes 0.1 to 1.0 along the cubic schedule."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
+from sparsify.errors import RecipeError
 from sparsify.methods import gmp
-from sparsify.parts.topology import Prune
+from tests.methods.one_layer import OneLayer
+
+WEIGHTS = [[0.1, -0.2, 0.3, -0.4, 0.5], [-0.6, 0.7, -0.8, 0.9, -1.0]]
 
 
-def topology(total=1000, **options) -> Prune:
-    made = gmp(density=0.1, **options)
-    assert made.topology is not None
-    found = made.topology(total)
-    assert isinstance(found, Prune)
-    return found
+def test_rounds_prune_along_the_cubic_schedule():
+    method = gmp(density=0.2, start_at=2, stop_at=10, update_every=4)
+    layer = OneLayer(method, WEIGHTS, total_steps=20)
+    active = []
+    for _ in range(12):
+        layer.step()
+        active.append(int(layer.mask.sum()))
+    # Rounds on steps 4, 8 and 10. 0.2 + 0.8 * (1 - p)^3 of ten: p = 1/4 -> 5.375, p = 3/4 -> 2.125, p = 1 -> 2.
+    assert active == [10, 10, 10, 5, 5, 5, 5, 2, 2, 2, 2, 2]
+    assert layer.mask.tolist() == [[False] * 5, [False, False, False, True, True]]
+    assert torch.equal(layer.weight, torch.tensor(WEIGHTS) * layer.mask)
+    assert layer.trainer.counts["rounds"] == 3
 
 
-def test_rounds_from_start_to_stop_and_the_last_at_stop():
-    prune = topology(start_at=0.05, stop_at=0.75, update_every=200)
-    assert [step for step in range(1, 1001) if prune.when(step)] == [200, 400, 600, 750]
-    assert [step for step in range(1, 1001) if topology(start_at=100, stop_at=300).when(step)] == [100, 200, 300]
+def test_what_is_pruned_stays_pruned():
+    layer = OneLayer(gmp(density=0.2, start_at=1, stop_at=8, update_every=2), WEIGHTS, total_steps=10, lr=0.01)
+    before = layer.mask.clone()
+    for _ in range(10):
+        layer.step([[1.0] * 5] * 2)
+        assert not (layer.mask & ~before).any()
+        before = layer.mask.clone()
 
 
-def test_densities_are_the_cubic_of_the_paper():
-    prune = topology(start_at=100, stop_at=500)
-    assert prune.density(100) == 1.0
-    assert prune.density(300) == pytest.approx(1 - 0.9 * 7 / 8)  # sparsity s_f (1 - (1 - t)^3)
-    assert prune.density(400) == pytest.approx(1 - 0.9 * 63 / 64)
-    assert prune.density(500) == prune.density(1000) == 0.1
+def test_the_last_round_is_at_the_stop_whatever_the_interval():
+    layer = OneLayer(gmp(density=0.3, start_at=0.1, stop_at=0.7, update_every=1000), WEIGHTS, total_steps=10)
+    active = []
+    for _ in range(10):
+        layer.step()
+        active.append(int(layer.mask.sum()))
+    assert active == [10] * 6 + [3] * 4
 
 
-def test_a_run_shorter_than_the_interval_still_reaches_its_density():
-    prune = topology(total=10, update_every=100)
-    fired = [step for step in range(1, 11) if prune.when(step)]
-    assert fired == [8]
-    assert prune.density(8) == 0.1
+def test_a_pattern_that_fixes_its_density_is_reached_in_one_round():
+    weights = [[0.1, 0.4, 0.3, 0.2], [0.9, 0.6, 0.7, 0.8]]
+    layer = OneLayer(gmp(density=0.5, start_at=1, stop_at=6, update_every=2, pattern="nm:2:4"), weights, total_steps=8)
+    for _ in range(8):
+        layer.step()
+    assert layer.mask.tolist() == [[False, True, True, False], [True, False, False, True]]
+
+
+@pytest.mark.parametrize("option", ["start_at", "stop_at"])
+def test_steps_out_of_range(option):
+    with pytest.raises(RecipeError, match=option):
+        OneLayer(gmp(density=0.5, **{option: -1}), WEIGHTS, total_steps=10)

@@ -1,47 +1,49 @@
-"""SET: drops by magnitude, grows anywhere but where it dropped."""
+"""SET by hand: one round on a layer of eight weights, four of them active."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 import sparsify as sp
-from sparsify.methods import set as sparse_evolutionary
+from tests.methods.one_layer import OneLayer
+
+WEIGHTS = [[0.1, -0.2, 0.3, -0.4], [0.5, -0.6, 0.7, -0.8]]
+MASK = [[1, 1, 1, 1], [0, 0, 0, 0]]
 
 
-def attached(seed: int):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 4, bias=False))
-    program = sp.trace(model, (torch.ones(2, 8),)).train()
-    optimizer = torch.optim.SGD(program.parameters(), lr=0.0)
-    method = sparse_evolutionary(density=0.25, update_every=1, stop_at=10, drop_fraction=0.5)
-    trainer = sp.attach(method, program, optimizer, total_steps=10, seed=seed)
-    return program, trainer
+def after_a_round(seed: int, **options):
+    method = sp.methods.set(density=0.5, update_every=2, stop_at=6, drop_fraction=0.6, **options)
+    layer = OneLayer(method, WEIGHTS, total_steps=10, seed=seed)
+    layer.set_mask(MASK)
+    layer.step()
+    assert layer.mask.int().tolist() == MASK
+    layer.step()
+    return layer
 
 
-def test_a_round_drops_the_smallest_and_grows_elsewhere():
-    grown = []
-    for seed in range(5):
-        program, trainer = attached(seed)
-        weight, before = program.weight("0.weight").detach().clone(), program.mask("0.weight").clone()
-        assert not program.taps(), "random growth needs no dense gradient"
-        program(torch.ones(2, 8)).sum().backward()
-        trainer.step()
-        after = program.mask("0.weight")
-        # Of 8 active positions int(0.25 (1 + cos(pi/10)) * 8) = 3 are dropped.
-        values = weight[before].abs().sort().values
-        assert torch.equal((before & ~after).nonzero(), (before & (weight.abs() <= values[2])).nonzero())
-        assert int((after & ~before).count_nonzero()) == 3
-        assert not program.weight("0.weight").detach()[~before & after].any()
-        grown.append((after & ~before).flatten().tolist())
-    assert len({tuple(row) for row in grown}) > 1
+def test_a_round_drops_the_smallest_and_grows_as_many_elsewhere_at_zero():
+    # Half a cosine from 0.6 at step 0 to 0 at step 6: 0.3 * (1 + cos(pi / 3)) = 0.45 on step 2, of four active: one.
+    grown = set()
+    for seed in range(12):
+        layer = after_a_round(seed)
+        assert layer.mask[0].tolist() == [False, True, True, True]
+        assert int(layer.mask[1].sum()) == 1
+        assert layer.weight[0].tolist() == (torch.tensor(WEIGHTS[0]) * torch.tensor([0.0, 1, 1, 1])).tolist()
+        assert not layer.weight[1].any()
+        grown.add(int(layer.mask[1].nonzero()))
+    assert len(grown) > 1  # at random
 
 
-def test_the_same_seed_grows_the_same():
+def test_a_dropped_position_may_be_drawn_again_when_asked():
+    same = [after_a_round(seed, regrow_dropped=True).mask[0, 0].item() for seed in range(40)]
+    assert 0 < sum(same) < 40
+
+
+def test_masks_stay_from_the_stop_on():
+    layer = after_a_round(0)
     masks = []
-    for _ in range(2):
-        program, trainer = attached(3)
-        program(torch.ones(2, 8)).sum().backward()
-        trainer.step()
-        masks.append(program.mask("0.weight").clone())
-    assert torch.equal(*masks)
+    for _ in range(8):
+        layer.step()
+        masks.append(layer.mask.clone())
+    assert layer.trainer.counts["rounds"] == 2  # steps 2 and 4; 6 is the stop
+    assert all(torch.equal(masks[1], mask) for mask in masks[1:])

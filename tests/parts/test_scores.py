@@ -1,63 +1,55 @@
-"""Scores by hand."""
+"""Scores by hand; state goes in and comes out."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
-from torch import Tensor
 
-from sparsify.parts.scores import Score, View, gradient, magnitude, random, saliency, stateless
+from sparsify.parts.scores import Score, View, gradient, magnitude, random, saliency
 
-WEIGHT = torch.tensor([[1.0, -2.0], [0.0, 0.5]])
-MASK = torch.tensor([[True, True], [False, True]])
-GRADIENT = torch.tensor([[0.5, 1.0], [-3.0, 0.0]])
-
-
-def view(*, gradient: Tensor | None = GRADIENT, seed: int = 0, step: int = 1) -> View:
-    return View(WEIGHT, MASK, gradient, step, torch.Generator().manual_seed(seed))
-
-
-def rated(score: Score, at: View) -> Tensor:
-    return score.rate(at, score.init(WEIGHT))[0]
+WEIGHT = torch.tensor([[0.5, -2.0], [0.0, 1.0]])
+VIEW = View(
+    weight=WEIGHT,
+    mask=WEIGHT != 0,
+    gradient=torch.tensor([[-3.0, 0.5], [4.0, 0.0]]),
+    step=7,
+    generator=torch.Generator(),
+)
 
 
-def test_magnitude_gradient_and_saliency():
-    assert torch.equal(rated(magnitude(), view()), torch.tensor([[1.0, 2.0], [0.0, 0.5]]))
-    assert torch.equal(rated(gradient(), view()), torch.tensor([[0.5, 1.0], [3.0, 0.0]]))
-    assert torch.equal(rated(saliency(), view()), torch.tensor([[0.5, 2.0], [0.0, 0.0]]))
-    assert [score.needs_gradient for score in (magnitude(), gradient(), saliency(), random())] == [
-        False,
-        True,
-        True,
-        False,
-    ]
+@pytest.mark.parametrize(
+    ("score", "expected", "needs_gradient"),
+    [
+        (magnitude(), [[0.5, 2.0], [0.0, 1.0]], False),
+        (gradient(), [[3.0, 0.5], [4.0, 0.0]], True),
+        (saliency(), [[1.5, 1.0], [0.0, 0.0]], True),
+    ],
+    ids=["magnitude", "gradient", "saliency"],
+)
+def test_by_hand(score, expected, needs_gradient):
+    found, state = score.rate(VIEW, score.init(WEIGHT))
+    assert found.tolist() == expected and state is None
+    assert score.needs_gradient is needs_gradient
+    if needs_gradient:
+        with pytest.raises(ValueError, match="none was recorded"):
+            score.rate(dataclasses.replace(VIEW, gradient=None), None)
 
 
-def test_random_comes_from_the_generator_alone():
+def test_noise_comes_from_the_generator_alone():
     before = torch.random.get_rng_state()
-    first, second, other = (rated(random(), view(seed=seed)) for seed in (1, 1, 2))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
+    drawn = [
+        random().rate(dataclasses.replace(VIEW, generator=torch.Generator().manual_seed(s)), None)[0] for s in (1, 1, 2)
+    ]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert drawn[0].shape == WEIGHT.shape
     assert torch.equal(before, torch.random.get_rng_state())
-    one = view(seed=1)
-    assert not torch.equal(rated(random(), one), rated(random(), one))
 
 
-def test_a_gradient_that_was_not_recorded_is_said():
-    with pytest.raises(ValueError, match="none was recorded"):
-        rated(gradient(), view(gradient=None))
-
-
-def test_state_goes_in_and_comes_out():
-    def rate(view: View, visits: Tensor) -> tuple[Tensor, Tensor]:
-        visits = visits + view.mask
-        return 1 / (1 + visits), visits
-
-    score = Score(torch.zeros_like, rate)
-    state = first = score.init(WEIGHT)
-    for _ in range(3):
-        scores, state = score.rate(view(), state)
-    assert torch.equal(state, torch.tensor([[3.0, 3.0], [0.0, 3.0]]))
-    assert torch.equal(scores, torch.tensor([[0.25, 0.25], [1.0, 0.25]]))
-    assert torch.equal(first, torch.zeros(2, 2))
-    assert stateless(lambda v: v.weight).init(WEIGHT) is None
+def test_a_score_with_memory():
+    visits = Score(torch.zeros_like, lambda view, state: (-(state + view.mask), state + view.mask))
+    first, state = visits.rate(VIEW, visits.init(WEIGHT))
+    second, _ = visits.rate(VIEW, state)
+    assert first.tolist() == [[-1.0, -1.0], [0.0, -1.0]]
+    assert second.tolist() == [[-2.0, -2.0], [0.0, -2.0]]

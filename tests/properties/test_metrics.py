@@ -1,64 +1,109 @@
-"""Metrics against slow oracles, on random predictions with ties and at the edges of bins."""
+"""Metrics against slow loops in exact arithmetic."""
 
 from __future__ import annotations
 
 import math
-import random
+from fractions import Fraction
 
-import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparsify.parts import metrics
+from tests.properties.steady import steady
 
-SEEDS = range(15)
 
-
-def drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities [N, K] float64, some on bin edges, and labels."""
-    rng = random.Random(seed)
-    n, k = rng.randint(1, 60), rng.randint(2, 6)
+@st.composite
+def predictions(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities [N, K], some of them exactly 0, 1 or equal, and labels."""
+    n, k, seed = draw(st.integers(1, 30)), draw(st.integers(2, 6)), draw(st.integers(0, 999))
     generator = torch.Generator().manual_seed(seed)
-    table = torch.softmax(torch.randn(n, k, generator=generator, dtype=torch.float64) * rng.choice([0.1, 1.0, 10.0]), 1)
-    if seed % 3 == 0:
-        table = torch.eye(k, dtype=torch.float64)[torch.randint(k, (n,), generator=generator)]
-    return table, torch.randint(k, (n,), generator=generator)
+    logits = torch.randn(n, k, generator=generator) * draw(st.sampled_from([0.0, 1.0, 20.0, 1000.0]))
+    return logits.double().softmax(1), torch.randint(k, (n,), generator=generator)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_accuracy_nll_brier_by_loops(seed):
-    table, labels = drawn(seed)
-    rows, y = table.tolist(), labels.tolist()
-    hits = sum(row.index(max(row)) == label for row, label in zip(rows, y, strict=True))
-    assert metrics.accuracy(table, labels) == pytest.approx(hits / len(y), abs=1e-12)
-    brier = sum(sum((p - (i == label)) ** 2 for i, p in enumerate(row)) for row, label in zip(rows, y, strict=True))
-    assert metrics.brier(table, labels) == pytest.approx(brier / len(y), abs=1e-12)
-    if all(row[label] > 1e-6 for row, label in zip(rows, y, strict=True)):
-        nll = -sum(math.log(row[label]) for row, label in zip(rows, y, strict=True)) / len(y)
-        assert metrics.nll(table, labels) == pytest.approx(nll, abs=1e-9)
-    assert math.isfinite(metrics.nll(table, labels))
+def width_error(pairs: list[tuple[float, bool]], bins: int) -> Fraction:
+    """Sum over bins of |hits - summed confidence| / N; bins are (i/M, (i+1)/M], and 0 is in the first."""
+    rows: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
+    for confidence, hit in pairs:
+        index = max(math.ceil(Fraction(confidence) * bins) - 1, 0)
+        rows[min(index, bins - 1)].append((confidence, hit))
+    gaps = [abs(sum(hit for _, hit in row) - sum(map(Fraction, (c for c, _ in row)))) for row in rows]
+    return sum(gaps, Fraction(0)) / len(pairs)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_ece_by_loops(seed):
-    table, labels = drawn(seed)
-    bins: list[list[tuple[float, bool]]] = [[] for _ in range(15)]
-    for row, label in zip(table.tolist(), labels.tolist(), strict=True):
-        confidence = max(row)
-        index = next((b for b in range(15) if b / 15 < confidence <= (b + 1) / 15), 0)
-        bins[index].append((confidence, row.index(confidence) == label))
-    total = 0.0
-    for members in bins:
-        if members:
-            gap = sum(hit for _, hit in members) / len(members) - sum(c for c, _ in members) / len(members)
-            total += abs(gap) * len(members) / len(labels)
-    assert metrics.ece(table, labels) == pytest.approx(total, abs=1e-9)
-    assert 0.0 <= metrics.adaptive_ece(table, labels) <= 1.0
-    assert 0.0 <= metrics.classwise_ece(table, labels) <= 1.0
+def top(probabilities: torch.Tensor, labels: torch.Tensor) -> list[tuple[float, bool]]:
+    rows = probabilities.tolist()
+    return [(max(row), row.index(max(row)) == y) for row, y in zip(rows, labels.tolist(), strict=True)]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_order_of_samples_does_not_matter(seed):
-    table, labels = drawn(seed)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    for measure in (metrics.accuracy, metrics.nll, metrics.brier, metrics.ece, metrics.classwise_ece):
-        assert measure(table[order], labels[order]) == pytest.approx(measure(table, labels), abs=1e-12)
+@steady
+@given(predictions(), st.sampled_from([1, 2, 8, 15]))
+def test_ece(data, bins):
+    assert abs(metrics.ece(*data, bins=bins) - width_error(top(*data), bins)) < 1e-9
+
+
+@steady
+@given(predictions(), st.sampled_from([1, 4, 15]))
+def test_classwise_ece(data, bins):
+    p, y = data
+    errors = [
+        width_error([(float(row[k]), int(t) == k) for row, t in zip(p, y, strict=True)], bins)
+        for k in range(p.shape[1])
+    ]
+    assert abs(metrics.classwise_ece(p, y, bins=bins) - sum(errors) / len(errors)) < 1e-9
+
+
+@steady
+@given(predictions(), st.sampled_from([1, 4, 15]))
+def test_adaptive_ece(data, bins):
+    pairs = sorted(top(*data), key=lambda pair: pair[0])  # stable, as the metric's sort
+    sizes = [len(pairs) // bins + (i < len(pairs) % bins) for i in range(bins)]
+    total, start = Fraction(0), 0
+    for size in sizes:
+        part = pairs[start : start + size]
+        total += abs(sum(hit for _, hit in part) - sum((Fraction(c) for c, _ in part), Fraction(0)))
+        start += size
+    assert abs(metrics.adaptive_ece(*data, bins=bins) - total / len(pairs)) < 1e-9
+
+
+@steady
+@given(predictions())
+def test_nll_brier_accuracy(data):
+    p, y = data
+    rows = list(zip(p.tolist(), y.tolist(), strict=True))
+    assert math.isclose(
+        metrics.nll(p, y), sum(-math.log(max(row[t], 1e-12)) for row, t in rows) / len(rows), abs_tol=1e-12
+    )
+    brier = sum(sum((value - (k == t)) ** 2 for k, value in enumerate(row)) for row, t in rows) / len(rows)
+    assert math.isclose(metrics.brier(p, y), brier, abs_tol=1e-12) and 0 <= brier <= 2
+    assert math.isclose(metrics.accuracy(p, y), sum(hit for _, hit in top(p, y)) / len(rows))
+
+
+@steady
+@given(predictions())
+def test_class_accuracy(data):
+    p, y = data
+    pairs = list(zip((hit for _, hit in top(p, y)), y.tolist(), strict=True))
+    for k, value in enumerate(metrics.class_accuracy(p, y)):
+        hits = [hit for hit, t in pairs if t == k]
+        assert value == (sum(hits) / len(hits) if hits else None)
+
+
+SCORES = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=25)
+
+
+@steady
+@given(SCORES, SCORES)
+def test_auroc_counts_pairs(inside, outside):
+    wins = sum((a > b) + (a == b) / 2 for a in inside for b in outside)
+    found = metrics.auroc(torch.tensor(inside), torch.tensor(outside))
+    assert math.isclose(found, wins / (len(inside) * len(outside)), abs_tol=1e-12)
+
+
+@steady
+@given(SCORES, SCORES)
+def test_fpr_at_95(inside, outside):
+    accepted = [t for t in inside if 100 * sum(value >= t for value in inside) >= 95 * len(inside)]
+    expected = sum(value >= max(accepted) for value in outside) / len(outside)
+    assert math.isclose(metrics.fpr_at_95_tpr(torch.tensor(inside), torch.tensor(outside)), expected)
