@@ -9,7 +9,8 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from sparsify.errors import RecipeError
-from sparsify.parts.allocation import Allocation, erk
+from sparsify.parts.allocation import FIXED_TOLERANCE, Allocation, erk
+from sparsify.parts.patterns import NM, parse_pattern
 from sparsify.parts.topology import Topology
 from sparsify.passes import Pass
 
@@ -82,6 +83,13 @@ class Method:
             raise RecipeError(
                 f"method {self.name!r}: density should be a fraction in (0, 1], found {self.density}. "
                 f"Sparsity 0.9 is density 0.1."
+            )
+        pattern = parse_pattern(self.pattern)
+        if isinstance(pattern, NM) and abs(self.density - pattern.n / pattern.m) > FIXED_TOLERANCE:
+            fixed = pattern.n / pattern.m
+            raise RecipeError(
+                f"method {self.name!r}: pattern {self.pattern} fixes the density at {fixed:.4g} (sparsity {1 - fixed:.4g}), found "
+                f"{self.density}. Ask for that, or choose another pattern."
             )
 
 

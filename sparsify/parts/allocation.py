@@ -1,9 +1,10 @@
 """Allocation: how a density is split over weights. Every result is a table of exact integer budgets.
 
 The target is ``round(density * positions)`` over the layers that are free; layers whose pattern fixes their density get
-just that. Shares are rounded to whole units by largest remainder. With units larger than 1 the sum can miss the target by less than the
-smallest unit that is still free to move, and by nothing otherwise. No layer is emptied: each keeps at least one unit, and what that costs
-is taken from the other layers in proportion to their shares.
+just that, and where every layer's is fixed another density is refused. Shares are rounded to whole units by largest
+remainder. With units larger than 1 the sum can miss the target by less than the smallest unit that is still free to
+move, and by nothing otherwise. No layer is emptied: each keeps at least one unit, and what that costs is taken from the
+other layers in proportion to their shares.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import AllocationError
+
+FIXED_TOLERANCE = 1e-3
+"""How far a density asked for may be from the one a pattern fixes: 0.667 means 2/3."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,13 @@ def _target(layers: Layers, density: float) -> tuple[dict[str, int], dict[str, L
     free = {name: layer for name, layer in layers.items() if name not in fixed}
     total = round(density * sum(layer.size for layer in free.values()))
     floor = sum(layer.unit for layer in free.values())
+    if not free:
+        found = sum(fixed.values()) / sum(layer.size for layer in layers.values())
+        if abs(found - density) > FIXED_TOLERANCE:
+            raise AllocationError(
+                f"the pattern of every weight fixes its density, {found:.4g} in all; density {density} was asked for. Ask for "
+                f"{found:.4g} (sparsity {1 - found:.4g}), or choose another pattern."
+            )
     if free and total < floor:
         whole = sum(layer.size for layer in free.values())
         largest = sorted(free, key=lambda name: free[name].unit, reverse=True)[:4]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sparsify.errors import RecipeError
+import sparsify as sp
+from sparsify.errors import PatternError, RecipeError
 from sparsify.methods.base import Method, as_steps, in_range
 
 
@@ -36,3 +37,12 @@ def test_densities_out_of_range_are_refused(density):
 def test_an_unknown_initial_scale_is_refused():
     with pytest.raises(RecipeError, match="fan-in or none"):
         Method(name="m", density=0.1, initial="random", initial_scale="fan-out")
+
+
+def test_a_pattern_that_fixes_its_density_refuses_another():
+    sp.methods.one_shot(density=0.5, pattern="nm:2:4")
+    sp.methods.rigl(density=0.333, pattern="nm:1:3")  # 1/3 cannot be written
+    with pytest.raises(RecipeError, match=r"fixes the density at 0\.5 \(sparsity 0\.5\), found 0\.1"):
+        sp.methods.one_shot(density=0.1, pattern="nm:2:4")
+    with pytest.raises(PatternError, match="no pattern"):
+        sp.methods.rigl(density=0.1, pattern="2:4")

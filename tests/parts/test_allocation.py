@@ -77,3 +77,10 @@ def test_a_density_below_one_unit_a_layer_names_the_lowest_that_works():
 def test_a_pattern_that_fixes_its_density_keeps_it():
     table = {"a": Layer((4, 8), fixed_density=0.5), "b": Layer((4, 8))}
     assert uniform(table, 0.25) == {"a": 16, "b": 8}
+
+
+def test_another_density_than_the_one_every_pattern_fixes_is_refused():
+    table = {"a": Layer((4, 8), fixed_density=0.5), "b": Layer((6, 8), fixed_density=0.5)}
+    assert uniform(table, 0.5) == {"a": 16, "b": 24}
+    with pytest.raises(AllocationError, match=r"fixes its density, 0\.5 in all; density 0\.1 was asked for"):
+        uniform(table, 0.1)

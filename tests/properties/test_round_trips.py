@@ -73,6 +73,8 @@ def drawn_recipe(rng: random.Random) -> Recipe:
         "baseline": rng.random() < 0.5,
     }
     chosen = {key: value for key, value in fields.items() if key in ("method", "method_options") or rng.random() < 0.7}
+    if isinstance(pattern := parse_pattern(chosen.get("pattern", "unstructured")), NM):
+        chosen["sparsity"] = 1 - pattern.n / pattern.m  # the pattern allows no other
     return parse_recipe(None, chosen)
 
 
