@@ -43,6 +43,7 @@ class Recipe:
         method_options: further options of the method.
         baseline: train the dense model too, same budget.
         calibrator: ``temperature`` or ``vector``.
+        form: how layers whose groups of outputs read few inputs are exported: ``grouped``, ``dense``, ``auto``, ``auto:measure``.
         threads: torch threads.
         The others are those of `sparsify.training.Settings` and `sparsify.export`.
     """

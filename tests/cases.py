@@ -180,6 +180,19 @@ class Embedded(nn.Module):
         return self.head(self.tied(x).mean(1))
 
 
+def wide() -> nn.Module:
+    """A convolution with channels enough for groups of outputs to leave inputs out."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    )
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 10))
 
@@ -223,6 +236,7 @@ CASES: tuple[Case, ...] = (
     Case("dropouts", Dropouts, _images()),
     Case("attention", Attention, _images()),
     Case("embedded", Embedded, _tokens()),
+    Case("wide", wide, _images()),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,9 +72,9 @@ def call_after(
     return node
 
 
-def reroute(old: fx.Node, new: fx.Node) -> None:
-    """Let every user of ``old`` other than ``new`` read ``new``."""
-    for user in list(old.users):
+def reroute(old: fx.Node, new: fx.Node, *, users: Sequence[fx.Node] | None = None) -> None:
+    """Let every user of ``old`` other than ``new``, or those given, read ``new``."""
+    for user in list(old.users) if users is None else users:
         if user is not new:
             user.replace_input_with(old, new)
 
@@ -89,6 +89,11 @@ def replace_argument(node: fx.Node, index: int, value: Any) -> None:
     arguments = list(node.args)
     arguments[index] = value
     node.args = tuple(arguments)
+
+
+def set_arguments(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> None:
+    """Set all arguments of a node."""
+    node.args, node.kwargs = tuple(args), dict(kwargs or {})
 
 
 def append_arguments(node: fx.Node, *values: Any) -> None:
@@ -121,7 +126,9 @@ def erase_dead(program: Program, phase: str) -> list[str]:
 
 
 def is_impure(node: fx.Node) -> bool:
-    """Whether erasing the node would change state (an in-place ATen operator or an assertion)."""
+    """Whether erasing the node would change state: an in-place ATen operator, an assertion, a draw of random numbers."""
+    if node.target is torch.ops.aten.dropout.default and node.args[2] is False:
+        return False  # it draws nothing
     name = getattr(node.target, "_opname", "") or getattr(node.target, "__name__", "")
     return node.op == "call_function" and (name.endswith("_") or "assert" in name or node.is_impure())
 

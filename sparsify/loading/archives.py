@@ -17,7 +17,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sparsify.errors import LoadError
 
@@ -59,7 +59,7 @@ def sanitised(path: Path) -> bytes:
             for entry in archive.infolist():
                 name = entry.filename.partition("/")[2]
                 if not PARTS.fullmatch(name) or name in seen or entry.compress_type != zipfile.ZIP_STORED:
-                    raise refused(path, f"the part {entry.filename[:80]!r}, which torch.export.save does not write so")
+                    _refuse(path, f"the part {entry.filename[:80]!r}, which torch.export.save does not write so")
                 seen.add(name)
                 copy.writestr(zipfile.ZipInfo(entry.filename), _part(path, name, archive.read(entry)))
     except FileNotFoundError as error:
@@ -70,9 +70,8 @@ def sanitised(path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def refused(path: Path, what: str) -> LoadError:
-    """The error for an archive that holds ``what``."""
-    return LoadError(
+def _refuse(path: Path, what: str) -> NoReturn:
+    raise LoadError(
         f"{path} holds {what}; it could run code when it is loaded, and is refused. Give the model as file.py:factory with "
         f"--weights, or load it with torch.export.load yourself where you trust it."
     )
@@ -85,7 +84,7 @@ def _part(path: Path, name: str, content: bytes) -> bytes:
         return content
     document = _reduced(json.loads(content))
     for problem in _problems(document):
-        raise refused(path, problem)
+        _refuse(path, problem)
     return json.dumps(document).encode()
 
 

@@ -61,12 +61,7 @@ class FeatureMajor:
                 self._made(node, self.emit_like(node, node.target, arguments))
         elif node.target in RESHAPES and given[0] in self.twins:
             self._split_heads(node, given[0])
-        elif (
-            node.target is aten.layer_norm.default
-            and _spec(node).dtype == "float32"
-            and given[0] in self.twins
-            and len(node.args[1]) == 1
-        ):  # type: ignore[arg-type]
+        elif node.target is aten.layer_norm.default and _spec(node).dtype == "float32" and given[0] in self.twins:
             self._layer_norm(node)
 
     def emit_like(self, node: fx.Node, target: Callable[..., Any], args: Sequence[Any]) -> fx.Node:
@@ -75,7 +70,7 @@ class FeatureMajor:
 
     def _made(self, node: fx.Node, twin: fx.Node) -> None:
         if node.kwargs:
-            twin.kwargs = dict(node.kwargs)
+            surgery.set_arguments(twin, twin.args, node.kwargs)
         self.twins[node] = twin
         self.readers.add(node)
 
@@ -85,6 +80,8 @@ class FeatureMajor:
         self.readers.add(node)
 
     def _layer_norm(self, node: fx.Node) -> None:
+        if len(node.args[1]) != 1:  # type: ignore[arg-type]
+            return
         value, shape = self.of(node.args[0]), feature_shape(node)  # type: ignore[arg-type]
         row = (*shape[:-2], 1, shape[-1])
         # A product with a row of 1 / F: ONNX Runtime reduces the dimension before the last several times slower.
@@ -157,19 +154,17 @@ class FeatureMajor:
         order = [*range(kept), *range(kept + len(split), rank), *range(kept, kept + len(split))]
         reader = next(iter(node.users), None)
         if len(node.users) == 1 and reader is not None and reader.target in TURNS:
-            reader.args = (parts, [order[i] for i in _order(reader, rank)])
+            surgery.set_arguments(reader, (parts, [order[i] for i in _order(reader, rank)]))
             surgery.replace_target(reader, aten.permute.default)
         else:
-            node.replace_all_uses_with(self.emit(parts, aten.permute.default, (parts, order), after))
+            surgery.reroute(node, self.emit(parts, aten.permute.default, (parts, order), after))
 
     def finish(self) -> None:
         """Let every reader outside read the original form again, made from the twin."""
         for node in sorted(self.readers, key=list(self.program.phases[self.phase].graph.nodes).index):
             outside = [user for user in node.users if user not in self.readers and not self._is_ours(user)]
             if outside:
-                back = self._rows(node)
-                for user in outside:
-                    user.replace_input_with(node, back)
+                surgery.reroute(node, self._rows(node), users=outside)
         surgery.erase_dead(self.program, self.phase)
 
     def _is_ours(self, user: fx.Node) -> bool:

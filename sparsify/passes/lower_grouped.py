@@ -74,7 +74,7 @@ class LowerGroupedConv(Pass):
         for place, key in ((2, "bias"), (3, "stride"), (4, "padding"), (5, "dilation")):
             if key in named:
                 filled[place] = named[key]
-        node.args, node.kwargs = (*filled, packing.groups), {}
+        surgery.set_arguments(node, (*filled, packing.groups))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ def fetch(samples: Samples, rows: Sequence[Tensor], seeds: Sequence[int], *, wor
     Raises:
         SparsifyError: What fetching raised, in this process.
         TrainingError: If a worker process ended by itself.
+        RuntimeError: What else the samples raised, in this process.
     """
     if workers == 0:
         for some, seed in zip(rows, seeds, strict=True):

@@ -31,7 +31,7 @@ def test_every_case_exports_with_parity_and_exact_zeros(case, tmp_path):
     program = sparse(case)
     before = {name: value.clone() for name, value in program.state_dict().items()}
     text = program.text()
-    result = export(program, tmp_path / "m.onnx", inputs=case.args)
+    result = export(program, tmp_path / "m.onnx", inputs=case.args, form="dense")
     assert program.text() == text
     assert all(torch.equal(before[name], value) for name, value in program.state_dict().items())
     assert result.nonzeros == program.costs().active and result.positions == program.costs().maskable
@@ -45,6 +45,15 @@ def test_every_case_exports_with_parity_and_exact_zeros(case, tmp_path):
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
     given = {spec.name: x[:5].numpy() for spec, x in zip(program.input_specs, case.args, strict=True)}
     assert session.run(["logits"], given)[0].shape == (5, 10)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_case_exports_with_parity_where_its_zeros_allow_smaller_layers(case, tmp_path):
+    program = sparse(case, "insert-masks{density=0.05} | attach-calibration-head")
+    result = export(program, tmp_path / "m.onnx", inputs=case.args, form="grouped")
+    assert "grouped" in result.forms.values()
+    assert result.parity.largest_error <= 1e-4
+    assert {node.domain for node in onnx.load(tmp_path / "m.onnx").graph.node} <= {""}
 
 
 def test_same_program_same_bytes_and_no_paths(tmp_path):
