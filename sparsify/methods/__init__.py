@@ -4,7 +4,11 @@ from sparsify.methods.base import Averaging as Averaging
 from sparsify.methods.base import Correction as Correction
 from sparsify.methods.base import Method as Method
 from sparsify.methods.dense import dense as dense
+from sparsify.methods.dst_ee import dst_ee as dst_ee
 from sparsify.methods.gradual_magnitude import gmp as gmp
+from sparsify.methods.granet import granet as granet
+from sparsify.methods.iterative_magnitude import imp as imp
+from sparsify.methods.itop import itop as itop
 from sparsify.methods.one_shot import one_shot as one_shot
 from sparsify.methods.registry import METHODS as METHODS
 from sparsify.methods.registry import build as build

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from sparsify.errors import RecipeError
 from sparsify.parts.allocation import FIXED_TOLERANCE, Allocation, erk
 from sparsify.parts.patterns import NM, parse_pattern
-from sparsify.parts.topology import Topology
+from sparsify.parts.topology import Rewinding, Topology
 from sparsify.passes import Pass
 
 Gradients = Mapping[str, Tensor]
@@ -52,7 +52,9 @@ class Method:
         allocation: how the density is split over weights.
         pattern: which positions may be active together.
         keep_dense: globs of weights without a mask.
+        initial_density: of random and magnitude masks at the start; None: ``density``.
         topology: rounds, given the total number of optimizer steps; None: the masks stay.
+        rewinding: when training starts over from an early state, given the total number of steps.
         correction: of gradients, with counted probes.
         objective: (output, labels) -> scalar, instead of the trainer's.
         averaging: of weights, once the topology is frozen.
@@ -67,7 +69,9 @@ class Method:
     allocation: Allocation = erk
     pattern: str = "unstructured"
     keep_dense: tuple[str, ...] = ()
+    initial_density: float | None = None
     topology: Callable[[int], Topology] | None = None
+    rewinding: Callable[[int], Rewinding] | None = None
     correction: Correction | None = None
     objective: Callable[[Any, Tensor], Tensor] | None = None
     averaging: Callable[[int], Averaging] | None = None
@@ -84,12 +88,24 @@ class Method:
                 f"method {self.name!r}: density should be a fraction in (0, 1], found {self.density}. "
                 f"Sparsity 0.9 is density 0.1."
             )
+        if self.initial_density is not None and not self.density <= self.initial_density <= 1.0:
+            raise RecipeError(
+                f"method {self.name!r}: initial_density should be between the final density {self.density} and 1, found "
+                f"{self.initial_density}."
+            )
         pattern = parse_pattern(self.pattern)
-        if isinstance(pattern, NM) and abs(self.density - pattern.n / pattern.m) > FIXED_TOLERANCE:
-            fixed = pattern.n / pattern.m
+        if not isinstance(pattern, NM):
+            return
+        fixed = pattern.n / pattern.m
+        if abs(self.density - fixed) > FIXED_TOLERANCE:
             raise RecipeError(
                 f"method {self.name!r}: pattern {self.pattern} fixes the density at {fixed:.4g} (sparsity {1 - fixed:.4g}), found "
                 f"{self.density}. Ask for that, or choose another pattern."
+            )
+        if self.initial != "dense" and abs((self.initial_density or fixed) - fixed) > FIXED_TOLERANCE:
+            raise RecipeError(
+                f"method {self.name!r}: pattern {self.pattern} fixes the density at {fixed:.4g} from the start, found initial_density "
+                f"{self.initial_density}. Start dense (1.0), or choose another pattern."
             )
 
 
@@ -104,6 +120,17 @@ def as_steps(value: float, total_steps: int, option: str) -> int:
     if isinstance(value, float) and 0.0 < value <= 1.0:
         return max(1, round(value * total_steps))
     raise RecipeError(f"{option} should be a number of steps >= 1 or a fraction of the run in (0, 1], found {value}.")
+
+
+def one_of(value: str, choices: Sequence[str], option: str) -> str:
+    """The value itself.
+
+    Raises:
+        RecipeError: If it is none of the choices.
+    """
+    if value not in choices:
+        raise RecipeError(f"{option} should be {' or '.join(choices)}, found {value!r}.")
+    return value
 
 
 def in_range(value: float, low: float, high: float, option: str) -> float:

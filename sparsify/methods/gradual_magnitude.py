@@ -14,7 +14,7 @@ def gmp(
     density: float,
     start_at: float = 0.05,
     stop_at: float = 0.75,
-    update_every: int = 100,
+    update_every: float = 100,
     allocation: Allocation = global_magnitude,
     pattern: str = "unstructured",
     keep_dense: tuple[str, ...] = (),
@@ -26,7 +26,7 @@ def gmp(
     Args:
         density: final density.
         start_at, stop_at: steps, or fractions of the run; a quarter is left to train the final masks.
-        update_every: steps between rounds.
+        update_every: steps between rounds, or a fraction of the run.
         allocation: global ranking by default.
         pattern: which positions may be active together. A pattern that fixes its density is reached in one round.
         keep_dense: globs of weights without a mask.
@@ -34,10 +34,11 @@ def gmp(
 
     def topology(total: int) -> Prune:
         start, stop = as_steps(start_at, total, "start_at"), as_steps(stop_at, total, "stop_at")
+        interval = as_steps(update_every, total, "update_every")
         return Prune(
             by=magnitude(),
             density=cubic(1.0, density, start_at=start, stop_at=stop),
-            when=lambda step: step == stop or (start <= step < stop and step % update_every == 0),
+            when=lambda step: step == stop or (start <= step < stop and step % interval == 0),
             allocation=allocation,
         )
 

@@ -10,7 +10,11 @@ from typing import Any
 from sparsify.errors import RecipeError
 from sparsify.methods.base import Method
 from sparsify.methods.dense import dense
+from sparsify.methods.dst_ee import dst_ee
 from sparsify.methods.gradual_magnitude import gmp
+from sparsify.methods.granet import granet
+from sparsify.methods.iterative_magnitude import imp
+from sparsify.methods.itop import itop
 from sparsify.methods.one_shot import one_shot
 from sparsify.methods.rigl import rigl
 from sparsify.methods.sparse_evolutionary import set as sparse_evolutionary
@@ -24,6 +28,10 @@ METHODS: dict[str, Callable[..., Method]] = {
     "gmp": gmp,
     "set": sparse_evolutionary,
     "rigl": rigl,
+    "itop": itop,
+    "dst-ee": dst_ee,
+    "granet": granet,
+    "imp": imp,
 }
 
 
@@ -33,7 +41,7 @@ def options(name: str) -> dict[str, Any]:
 
 
 def build(name: str, given: Mapping[str, Any]) -> Method:
-    """A method from its name and options; ``allocation`` may be a name.
+    """A method from its name and options; an allocation may be a name.
 
     Raises:
         RecipeError: If the method or an option is unknown, or a required option is missing.
@@ -54,10 +62,8 @@ def build(name: str, given: Mapping[str, Any]) -> Method:
     missing = [key for key, default in known.items() if default is inspect.Parameter.empty and key not in values]
     if missing:
         raise RecipeError(f"method {name!r} needs {', '.join(missing)}.")
-    if isinstance(values.get("allocation"), str):
-        if values["allocation"] not in ALLOCATIONS:
-            raise RecipeError(
-                f"there is no allocation {values['allocation']!r}; choose one of {', '.join(ALLOCATIONS)}."
-            )
-        values["allocation"] = ALLOCATIONS[values["allocation"]]
+    for key in [key for key in ("allocation", "initial_allocation") if isinstance(values.get(key), str)]:
+        if values[key] not in ALLOCATIONS:
+            raise RecipeError(f"there is no {key} {values[key]!r}; choose one of {', '.join(ALLOCATIONS)}.")
+        values[key] = ALLOCATIONS[values[key]]
     return METHODS[name](**values)

@@ -12,7 +12,7 @@ from sparsify.parts.topology import DropAndGrow
 def rigl(
     *,
     density: float,
-    update_every: int = 100,
+    update_every: float = 100,
     stop_at: float = 0.75,
     drop_fraction: float = 0.3,
     replaces_step: bool = True,
@@ -26,7 +26,7 @@ def rigl(
 
     Args:
         density: of the whole run.
-        update_every: steps between rounds.
+        update_every: steps between rounds, or a fraction of the run.
         stop_at: step, or fraction of the run, from which masks stay.
         drop_fraction: of the active positions, in [0, 1], decayed by half a cosine.
         replaces_step: a round takes the place of the optimizer step (the published algorithm and code).
@@ -45,7 +45,7 @@ def rigl(
             drop_by=magnitude(),
             grow_by=gradient(),
             fraction=cosine(drop_fraction, stop),
-            when=every(update_every, stop=stop),
+            when=every(as_steps(update_every, total, "update_every"), stop=stop),
             replaces_step=replaces_step,
             regrow_dropped=regrow_dropped,
         )

@@ -12,7 +12,7 @@ from sparsify.parts.topology import DropAndGrow
 def set(
     *,
     density: float,
-    update_every: int = 100,
+    update_every: float = 100,
     stop_at: float = 0.75,
     drop_fraction: float = 0.3,
     regrow_dropped: bool = False,
@@ -25,7 +25,7 @@ def set(
 
     Args:
         density: of the whole run.
-        update_every: steps between rounds.
+        update_every: steps between rounds, or a fraction of the run.
         stop_at: step, or fraction of the run, from which masks stay.
         drop_fraction: of the active positions, in [0, 1], decayed by half a cosine (the RigL repository's SET).
         regrow_dropped: whether a position just dropped may be drawn again.
@@ -42,7 +42,7 @@ def set(
             drop_by=magnitude(),
             grow_by=random(),
             fraction=cosine(drop_fraction, stop),
-            when=every(update_every, stop=stop),
+            when=every(as_steps(update_every, total, "update_every"), stop=stop),
             regrow_dropped=regrow_dropped,
         )
 

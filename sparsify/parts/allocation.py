@@ -9,6 +9,7 @@ other layers in proportion to their shares.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,16 +25,30 @@ FIXED_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Layer:
-    """What an allocation may know of a weight: shape, positions per unit, a density its pattern fixes, its values."""
+    """What an allocation may know of a weight.
+
+    Attributes:
+        shape: [O, I, *K].
+        unit: positions per unit.
+        fixed_density: the one density its pattern allows, if so.
+        weight: its values.
+        mask: the positions that may be active, where some may not: pruning never gives a layer more than it has.
+    """
 
     shape: tuple[int, ...]
     unit: int = 1
     fixed_density: float | None = None
     weight: Tensor | None = None
+    mask: Tensor | None = None
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @functools.cached_property
+    def most(self) -> int:
+        """The largest budget."""
+        return self.size if self.mask is None else int(self.mask.count_nonzero())
 
 
 Layers = Mapping[str, Layer]
@@ -127,14 +142,14 @@ def _proportional(layers: Layers, density: float, raw: Mapping[str, float]) -> d
 
 
 def _shared(layers: Mapping[str, Layer], weights: Mapping[str, float], total: int) -> dict[str, float]:
-    """``total`` split in proportion to ``weights``, within [one unit, all positions] of each layer."""
+    """``total`` split in proportion to ``weights``, within [one unit, the largest budget] of each layer."""
     pinned: dict[str, float] = {}
     scale = 0.0
     while len(pinned) < len(layers):
         free = [name for name in layers if name not in pinned]
         whole = sum(weights[name] for name in free)
         scale = (total - sum(pinned.values())) / whole if whole else 0.0
-        over = {n: float(layers[n].size) for n in free if weights[n] * scale > layers[n].size}
+        over = {n: float(layers[n].most) for n in free if weights[n] * scale > layers[n].most}
         under = {n: float(layers[n].unit) for n in free if weights[n] * scale < layers[n].unit}
         if not over and not under:
             break
@@ -145,8 +160,8 @@ def _shared(layers: Mapping[str, Layer], weights: Mapping[str, float], total: in
 
 
 def _round(layers: Mapping[str, Layer], shares: Mapping[str, float], total: int) -> dict[str, int]:
-    """Largest remainder in whole units, within [1 unit, size]; then coarse units against finer ones while that comes nearer."""
-    units = {n: min(max(int(shares[n] // x.unit), 1), x.size // x.unit) for n, x in layers.items()}
+    """Largest remainder in whole units, within [1, the most a layer may have]; then coarse against finer ones while that comes nearer."""
+    units = {n: min(max(int(shares[n] // x.unit), 1), x.most // x.unit) for n, x in layers.items()}
     spare = _settle(layers, shares, units, total - sum(units[n] * x.unit for n, x in layers.items()))
     while spare:
         step, trial = (1 if spare > 0 else -1), dict(units)
@@ -177,19 +192,25 @@ def _settle(layers: Mapping[str, Layer], shares: Mapping[str, float], units: dic
 
 
 def _may_move(layer: Layer, units: int, step: int) -> bool:
-    return units < layer.size // layer.unit if step > 0 else units > 1
+    return units < layer.most // layer.unit if step > 0 else units > 1
 
 
 def _ranked(layers: Layers, density: float, scores: Mapping[str, Tensor]) -> dict[str, int]:
     """Counts per layer of the globally highest scores, after one unit each; blocks are counted in whole units."""
     fixed, free, total = _target(layers, density)
     if free:
-        flat = torch.cat([scores[name].detach().double().reshape(-1).cpu() for name in free])
+        flat = torch.cat([_candidates(layer, scores[name]).reshape(-1).cpu() for name, layer in free.items()])
         owner = torch.cat([torch.full((layer.size,), i) for i, layer in enumerate(free.values())])
         chosen = owner[flat.sort(descending=True, stable=True).indices[:total]]
         counts = torch.bincount(chosen, minlength=len(free)).tolist()
         fixed |= _round(free, _shared(free, dict(zip(free, map(float, counts), strict=True)), total), total)
     return {name: fixed[name] for name in layers}
+
+
+def _candidates(layer: Layer, scores: Tensor) -> Tensor:
+    """Scores, float64; what may not be active comes behind all that may."""
+    scores = scores.detach().double()
+    return scores if layer.mask is None else scores.masked_fill(~layer.mask, -torch.inf)
 
 
 def _weight(name: str, layer: Layer) -> Tensor:

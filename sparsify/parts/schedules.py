@@ -24,6 +24,11 @@ def cosine(start: float, stop_at: int, *, end: float = 0.0) -> Schedule:
     return value
 
 
+def geometric(start: float, factor: float, *, every: int) -> Schedule:
+    """``start``, multiplied by ``factor`` after every ``every`` steps."""
+    return lambda step: start * factor ** (step // every)
+
+
 def linear(start: float, end: float, *, stop_at: int) -> Schedule:
     """From ``start`` at step 0 in a straight line to ``end`` at ``stop_at``, then ``end``."""
     return lambda step: start + (end - start) * min(step / max(stop_at, 1), 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsify.parts.schedules import Schedule
+
 State = Any
+MOST_VISITS = torch.iinfo(torch.int16).max
+"""Visits are counted in 16 bits and stay at the largest number; its bonus is nil."""
 
 
 @dataclass(frozen=True)
@@ -78,3 +83,73 @@ def random() -> Score:
         return noise.to(view.weight.device)
 
     return stateless(rate)
+
+
+def signed_gradient() -> Score:
+    """dL/dw with its sign."""
+    return stateless(lambda view: view.dense_gradient(), needs_gradient=True)
+
+
+def exploration(c: Schedule, *, eps: float = 1.0, step_unit: int = 1, visit_unit: int = 1) -> Score:
+    """A bonus for positions that were rarely active: ``c(step) * ln(t) / (N + eps)``; 0 where t <= 1.
+
+    N counts the masks in which a position was active, one a round, the first one included. The counts are the state, int16.
+
+    Args:
+        c: by optimizer step, at least 0.
+        eps: above 0; what a position that was never active is divided by.
+        step_unit: t is the optimizer step over this.
+        visit_unit: N is the number of masks times this; with the interval between rounds, N counts steps.
+    """
+
+    def rate(view: View, visits: Tensor) -> tuple[Tensor, Tensor]:
+        visits = visits + (view.mask & (visits < MOST_VISITS))
+        bonus = c(view.step) * math.log(max(view.step / step_unit, 1.0))
+        return bonus / (visits.to(view.weight.dtype) * visit_unit + eps), visits
+
+    return Score(lambda weight: torch.zeros_like(weight, dtype=torch.int16), rate)
+
+
+def unvisited() -> Score:
+    """1 where a position has never been active, 0 elsewhere. The state says where it has been."""
+
+    def rate(view: View, visited: Tensor) -> tuple[Tensor, Tensor]:
+        visited = visited | view.mask
+        return (~visited).to(view.weight.dtype), visited
+
+    return Score(lambda weight: torch.zeros_like(weight, dtype=torch.bool), rate)
+
+
+def added(first: Score, second: Score) -> Score:
+    """The sum of two scores; the state is the pair of theirs."""
+
+    def rate(view: View, state: State) -> tuple[Tensor, State]:
+        one, first_state = first.rate(view, state[0])
+        other, second_state = second.rate(view, state[1])
+        return one + other, (first_state, second_state)
+
+    return Score(
+        lambda weight: (first.init(weight), second.init(weight)), rate, first.needs_gradient or second.needs_gradient
+    )
+
+
+def absolute(score: Score) -> Score:
+    """The absolute value of a score."""
+
+    def rate(view: View, state: State) -> tuple[Tensor, State]:
+        values, state = score.rate(view, state)
+        return values.abs(), state
+
+    return Score(score.init, rate, score.needs_gradient)
+
+
+def normalised(score: Score) -> Score:
+    """A score over the mean of its absolute values where the mask is off; as it is where that mean is 0 or nothing is off."""
+
+    def rate(view: View, state: State) -> tuple[Tensor, State]:
+        values, state = score.rate(view, state)
+        inactive = ~view.mask
+        mean = float(values.abs().mul_(inactive).sum(dtype=torch.float64)) / max(int(inactive.count_nonzero()), 1)
+        return values / mean if mean > 0 else values, state
+
+    return Score(score.init, rate, score.needs_gradient)

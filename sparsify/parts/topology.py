@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -48,7 +49,42 @@ class Prune:
     allocation: Allocation
 
 
-Topology = DropAndGrow | Prune
+@dataclass(frozen=True)
+class InTurn:
+    """Several moves; on a step, those whose own trigger names it act in this order, on the same gradients."""
+
+    moves: tuple[DropAndGrow | Prune, ...]
+
+    def when(self, step: int) -> bool:
+        """Whether any of them acts."""
+        return any(move.when(step) for move in self.moves)
+
+
+Move = DropAndGrow | Prune
+Topology = Move | InTurn
+
+
+@dataclass(frozen=True)
+class Rewinding:
+    """Go back to an early state and train again, on what masks are left (Frankle et al. 2019, arXiv:1903.01611).
+
+    Attributes:
+        save_at: the state after this many steps is kept; 0: before the first.
+        at: steps, ascending, after which, and after whose round, training goes back.
+        weights: parameters and buffers go back too; False: only the optimizer's state and the learning rate (Renda et al. 2020,
+            arXiv:2003.02389).
+    """
+
+    save_at: int
+    at: tuple[int, ...]
+    weights: bool = True
+
+    def position(self, step: int, total: int) -> tuple[int, int]:
+        """Where a learning-rate schedule stands after ``step`` of ``total`` steps: steps of the present training, and its length."""
+        level = bisect.bisect_right(self.at, step)
+        end = self.at[level] if level < len(self.at) else total
+        shift = 0 if level == 0 else self.at[level - 1] - self.save_at
+        return step - shift, end - shift
 
 
 def drop(mask: Tensor, score: Tensor, n: int, *, pattern: Pattern = UNSTRUCTURED) -> Tensor:

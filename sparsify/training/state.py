@@ -6,8 +6,6 @@ adds nothing of its own leaves them at 0; one that does is found on its first st
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,13 +16,11 @@ from sparsify.errors import TrainingError
 from sparsify.ir import Program
 from sparsify.ir.verifier import count_stray
 from sparsify.methods import Correction, Method
-from sparsify.parts.allocation import Layer
 from sparsify.parts.averaging import running_mean
 from sparsify.parts.patterns import Pattern, parse_pattern
-from sparsify.parts.scores import Score, View
-from sparsify.parts.topology import DropAndGrow, Prune, update
 from sparsify.passes import InsertGradientTaps, InsertMasks, LowerMasks, Pass, Pipeline
 from sparsify.training.probe import Closure, probe
+from sparsify.training.rounds import Rounds, clear_inactive, layers
 
 SALT = 0x9E3779B97F4A7C15
 """Added to the seed of masks: weights initialised with the same seed come from the same stream, and masks drawn from it again would
@@ -77,22 +73,26 @@ class SparseTrainer:
         self._generator = torch.Generator().manual_seed((seed + SALT) % 2**63)
         self._topology = method.topology(total_steps) if method.topology else None
         self._patterns: dict[str, Pattern] = {}
+        self._rounds = Rounds(self._topology, program, optimizer, self._patterns, self._generator)
         self._remask = False
-        self._score_states: dict[str, dict[str, Any]] = {}
+        self._rewinding = method.rewinding(total_steps) if method.rewinding else None
+        self._early: dict[str, Tensor] = {}
         self._averaging = method.averaging(total_steps) if method.averaging else None
         self._averages: dict[str, Tensor] = {}
         self._check_averaging()
         if method.initial != "dense" or self._topology is not None:
             self._insert()
         self._correction_state: Any = method.correction.init(self._parameters()) if method.correction else None
-        self._arm()
+        self._keep_early()
+        self._rounds.arm(1)
 
     # --- set-up
 
     def _check_averaging(self) -> None:
-        if self._averaging is None or self._topology is None:
+        if self._averaging is None:
             return
-        late = [step for step in range(self._averaging.start_at, self.total_steps + 1) if self._topology.when(step)]
+        again = self._rewinding.at if self._rewinding else ()
+        late = [s for s in range(self._averaging.start_at, self.total_steps + 1) if self._rounds.due(s) or s in again]
         if late:
             raise TrainingError(
                 f"method {self.method.name!r} averages weights from step {self._averaging.start_at}, but the topology still changes on "
@@ -105,24 +105,22 @@ class SparseTrainer:
     def _insert(self) -> None:
         steps: list[Pass] = [InsertMasks(pattern=self.method.pattern, keep_dense=self.method.keep_dense)]
         Pipeline(tuple(steps)).apply(self.program)
-        self._patterns = {site.weight: parse_pattern(site.pattern) for site in self.program.mask_sites()}
+        self._patterns.update({site.weight: parse_pattern(site.pattern) for site in self.program.mask_sites()})
         if self.method.initial != "dense":
-            budgets = self.method.allocation(self._layers(), self.method.density)
+            density = self.method.density if self.method.initial_density is None else self.method.initial_density
+            budgets = self.method.allocation(layers(self.program, self._patterns), density)
             for name, mask in self.program.masks().items():
                 weight = self.program.weight(name).detach()
                 noise = torch.rand(weight.shape, generator=self._generator)
                 scores = weight.abs() if self.method.initial == "magnitude" else noise.to(weight.device)
                 mask.copy_(self._patterns[name].select(scores, budgets[name]))
         for name in self.program.masks():
-            self._clear_inactive(name)
+            clear_inactive(self.program, self.optimizer, name)
             if self.method.initial_scale == "fan-in":
                 self._scale_to_fan_in(name)
-        taps: tuple[Pass, ...] = (InsertGradientTaps(),) if self._needs_gradient() else ()
+        taps: tuple[Pass, ...] = (InsertGradientTaps(),) if self._rounds.needs_gradient else ()
         Pipeline((*taps, LowerMasks(), *self.method.passes)).apply(self.program)
-        for slot, score in self._scores().items():
-            self._score_states[slot] = {
-                name: score.init(self.program.weight(name).detach()) for name in self.program.masks()
-            }
+        self._rounds.start()
 
     def _scale_to_fan_in(self, name: str) -> None:
         """Give each output [I, *K] of a weight [O, I, *K] the sum of squares it would have if all its inputs were active."""
@@ -132,35 +130,27 @@ class SparseTrainer:
             weight = self.program.weight(name)
             weight.mul_(factor.to(weight.dtype).view(-1, *(1,) * (weight.ndim - 1)))
 
-    def _layers(self) -> dict[str, Layer]:
-        layers: dict[str, Layer] = {}
-        for name in self.program.masks():
-            weight = self.program.weight(name).detach()
-            shape, pattern = tuple(weight.shape), self._patterns[name]
-            layers[name] = Layer(shape, pattern.unit_size(shape), pattern.fixed_density(shape), weight)
-        return layers
-
-    def _scores(self) -> dict[str, Score]:
-        match self._topology:
-            case DropAndGrow(drop_by=drop_by, grow_by=grow_by):
-                return {"drop": drop_by, "grow": grow_by}
-            case Prune(by=by):
-                return {"prune": by}
-            case _:
-                return {}
-
-    def _needs_gradient(self) -> bool:
-        return any(score.needs_gradient for score in self._scores().values())
-
-    def _replaces_step(self) -> bool:
-        return isinstance(self._topology, DropAndGrow) and self._topology.replaces_step
-
     # --- the loop
 
     @property
     def density(self) -> float:
         """Active / maskable weights now."""
         return self.program.costs().density
+
+    @property
+    def coverage(self) -> dict[str, float]:
+        """By masked weight, the share of its positions that have been active so far."""
+        return self._rounds.coverage()
+
+    @property
+    def grown(self) -> dict[str, int]:
+        """By masked weight, how many positions rounds have activated so far."""
+        return dict(self._rounds.grown)
+
+    def position(self, step: int) -> tuple[int, int]:
+        """Where the learning rate's schedule stands after ``step`` steps, and its length: they differ from ``step`` and
+        ``total_steps`` where the method rewinds."""
+        return self._rewinding.position(step, self.total_steps) if self._rewinding else (step, self.total_steps)
 
     def step(self, closure: Closure | None = None) -> None:
         """Optimizer step, then a topology update when one is due. Call it after ``loss.backward()``.
@@ -172,16 +162,17 @@ class SparseTrainer:
             TrainingError: If the method needs a closure, or the dense gradient of a due round did not arrive.
         """
         self.steps += 1
-        due = self._topology is not None and self._topology.when(self.steps)
-        if not (due and self._replaces_step()):
+        if not self._rounds.replaces(self.steps):
             if self.method.correction is not None:
                 self._correct(self.method.correction, closure)
             self.optimizer.step()
             self._keep_zeros()
-        if due:
-            self._round()
+        if self._rounds.due(self.steps):
+            self.counts["rounds" if self._rounds.update(self.steps) else "skipped_rounds"] += 1
+        self._keep_early()
+        self._rewind()
         self._average()
-        self._arm()
+        self._rounds.arm(self.steps + 1)
 
     def finish(self, batches: Iterable[Tensor] = ()) -> None:
         """End the run: with averaging, load the averaged weights and re-estimate batch-norm statistics.
@@ -236,97 +227,32 @@ class SparseTrainer:
                 for name, mask in masks.items():
                     self.program.weight(name).masked_fill_(~mask, 0.0)
 
-    def _arm(self) -> None:
-        due = self._topology is not None and self._topology.when(self.steps + 1) and self._needs_gradient()
-        for tap in self.program.taps().values():
-            tap.clear()
-            tap.armed, tap.in_grad = due, self._replaces_step()
+    # --- rewinding
 
-    # --- topology
+    def _state_of_model(self) -> dict[str, Tensor]:
+        masks = {f"{name}_mask" for name in self.program.masks()}
+        tensors = {**dict(self.program.named_parameters()), **dict(self.program.named_buffers())}
+        return {name: value.detach() for name, value in tensors.items() if name not in masks}
 
-    def _round(self) -> None:
-        gradients = {
-            name: self.program.weight(name).grad if tap.in_grad else tap.gradient
-            for name, tap in self.program.taps().items()
-        }
-        if self._needs_gradient():
-            absent = [name for name, gradient in gradients.items() if gradient is None]
-            if absent:
-                raise TrainingError(
-                    f"no dense gradient reached {', '.join(absent[:4])} on step {self.steps}. Call trainer.step() after "
-                    f"loss.backward(), with the program in train mode."
-                )
-            if not all(_is_finite(g) for g in gradients.values() if g is not None):
-                self.counts["skipped_rounds"] += 1
-                for name in gradients:
-                    self._clear_inactive(name)
-                return
-        match self._topology:
-            case DropAndGrow() as topology:
-                self._drop_and_grow(topology, gradients)
-            case Prune() as topology:
-                self._prune(topology, gradients)
-        self.counts["rounds"] += 1
-        self.program.verify()
+    def _keep_early(self) -> None:
+        plan = self._rewinding
+        if plan is not None and plan.weights and self.steps == plan.save_at:
+            self._early = {name: value.clone() for name, value in self._state_of_model().items()}
 
-    def _rate(self, slot: str, score: Score, name: str, gradients: dict[str, Tensor | None]) -> Tensor:
-        view = View(
-            weight=self.program.weight(name).detach(),
-            mask=self.program.mask(name),
-            gradient=gradients.get(name),
-            step=self.steps,
-            generator=self._generator,
-        )
-        scores, self._score_states[slot][name] = score.rate(view, self._score_states[slot][name])
-        return scores
-
-    def _drop_and_grow(self, topology: DropAndGrow, gradients: dict[str, Tensor | None]) -> None:
-        fraction = topology.fraction(self.steps)
-        masks = self.program.masks()
-        for name in sorted(masks, key=lambda name: masks[name].numel()):
-            new = update(
-                masks[name],
-                functools.partial(self._rate, "drop", topology.drop_by, name, gradients),
-                functools.partial(self._rate, "grow", topology.grow_by, name, gradients),
-                fraction,
-                pattern=self._patterns[name],
-                regrow_dropped=topology.regrow_dropped,
-            )
-            gradients.pop(name, None)
-            if topology.replaces_step:
-                # No optimizer will see this gradient; the largest weight is treated when the others' are freed.
-                self.program.weight(name).grad = None
-            self._set_mask(name, new)
-
-    def _prune(self, topology: Prune, gradients: dict[str, Tensor | None]) -> None:
-        density = topology.density(self.steps)
-        layers = self._layers()
-        fixed = next(iter(layers.values())).fixed_density
-        if fixed is not None and density > fixed:
+    def _rewind(self) -> None:
+        plan = self._rewinding
+        if plan is None or self.steps not in plan.at:
             return
-        budgets = topology.allocation(layers, density)
-        for name, mask in self.program.masks().items():
-            scores = self._rate("prune", topology.by, name, gradients).masked_fill(~mask, -1.0)
-            self._set_mask(name, self._patterns[name].select(scores, min(budgets[name], int(mask.count_nonzero()))))
-
-    def _set_mask(self, name: str, new: Tensor) -> None:
-        mask = self.program.mask(name)
-        grown = new & ~mask
-        mask.copy_(new)
-        self._clear_inactive(name, grown=grown)
-
-    def _clear_inactive(self, name: str, *, grown: Tensor | None = None) -> None:
-        """Zero inactive weights and their gradients, and optimizer state where inactive or grown; the only place that does."""
-        weight, inactive = self.program.weight(name), ~self.program.mask(name)
         with torch.no_grad():
-            weight.masked_fill_(inactive, 0.0)
-            if weight.grad is not None:
-                weight.grad.masked_fill_(inactive, 0.0)
-            if grown is not None:
-                inactive |= grown
-            for value in self.optimizer.state.get(weight, {}).values():
-                if isinstance(value, Tensor) and value.shape == weight.shape:
-                    value.masked_fill_(inactive, 0.0)
+            for name, value in self._state_of_model().items():
+                if name in self._early:
+                    value.copy_(self._early[name])
+        self.optimizer.state.clear()
+        for name in self.program.masks():
+            clear_inactive(self.program, self.optimizer, name)
+        if self.steps == plan.at[-1]:
+            self._early = {}
+        self.program.verify()
 
     # --- state
 
@@ -339,7 +265,8 @@ class SparseTrainer:
             "counts": dict(self.counts),
             "remask": self._remask,
             "generator": self._generator.get_state(),
-            "scores": self._score_states,
+            "rounds": self._rounds.state_dict(),
+            "early": self._early,
             "correction": self._correction_state,
             "averages": self._averages,
         }
@@ -355,14 +282,11 @@ class SparseTrainer:
                 raise TrainingError(
                     f"the saved state has {key} {state[key]!r}, this trainer {have!r}. Attach what was saved."
                 )
+        device = next(self.program.parameters()).device
         self.steps, self._remask = int(state["steps"]), bool(state["remask"])
         self.counts = dict(state["counts"])
         self._generator.set_state(state["generator"])
-        self._score_states = state["scores"]
+        self._rounds.load_state_dict(state["rounds"])
+        self._early = {name: value.to(device) for name, value in state["early"].items()}
         self._correction_state, self._averages = state["correction"], state["averages"]
-        self._arm()
-
-
-def _is_finite(values: Tensor) -> bool:
-    """Whether no entry is NaN or infinite, without a copy."""
-    return all(math.isfinite(float(end)) for end in torch.aminmax(values.detach()))
+        self._rounds.arm(self.steps + 1)

@@ -129,8 +129,12 @@ def train(
     surgery.move(program, device)
     torch.manual_seed(settings.seed)
     optimizer = build_optimizer(program, settings)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, total, settings))
     trainer = attach(method, program, optimizer, total_steps=total, seed=settings.seed)
+
+    def factor(step: int) -> float:
+        return lr_factor(*trainer.position(step), settings)
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     history: list[dict[str, Any]] = []
     maskable = program.costs().maskable
     budget = round(method.density * maskable) + len(program.masks())  # allocations round by at most one a weight
@@ -169,7 +173,7 @@ def train(
         history, sums = content["history"], content["sums"]
         best, waited = content["best"], content["waited"]
         for group, lr in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
-            group["lr"] = lr * lr_factor(scheduler.last_epoch, total, settings)
+            group["lr"] = lr * factor(scheduler.last_epoch)
         torch.random.set_rng_state(content["rng"])
         if device.type == "cuda":
             torch.cuda.set_rng_state(content["cuda_rng"], device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import pytest
 import torch
@@ -10,10 +11,13 @@ from torch import nn
 
 import sparsify as sp
 from sparsify.methods import METHODS
+from sparsify.methods.registry import options as method_options
 from sparsify.parts.patterns import parse_pattern
 from tests.cases import digits
 
 SPARSE = [name for name in METHODS if name != "dense"]
+SHRINKING = ("gmp", "one-shot", "granet", "imp")
+ROUNDS = {"static": 0, "one-shot": 1, "gmp": 6, "set": 5, "rigl": 5, "itop": 7, "dst-ee": 5, "granet": 8}
 PATTERNS = {"unstructured": 0.2, "nm:2:4": 0.5, "block:2x1": 0.25, "grouped:5": 0.25, "grouped:2x4:l2": 0.25}
 KEEP = {"unstructured": (), "nm:2:4": ("0.weight",), "block:2x1": (), "grouped:5": (), "grouped:2x4:l2": ()}
 STEPS = 40
@@ -33,7 +37,7 @@ def attached(name, pattern, optimizer="sgd"):
     else:
         opt = torch.optim.AdamW(program.parameters(), lr=1e-3)
     options = {"density": PATTERNS[pattern], "pattern": pattern, "keep_dense": KEEP[pattern]}
-    if name in ("gmp", "set", "rigl"):
+    if "update_every" in method_options(name):
         options["update_every"] = 5
     return program, opt, sp.attach(sp.methods.build(name, options), program, opt, total_steps=STEPS, seed=7)
 
@@ -66,13 +70,14 @@ def test_exact_density_zeros_and_pattern_at_every_step(name, optimizer, pattern)
                 assert value.shape != mask.shape or not value[~mask].any()
             assert bool(mask.all()) or kind.holds(mask)
         active = program.costs().active
-        assert name in ("gmp", "one-shot") or active == before
+        assert name in SHRINKING or active == before
         assert active <= before
         before, rounds = active, trainer.counts["rounds"]
     total = program.costs().maskable
     sizes = [kind.unit_size(tuple(mask.shape)) for mask in program.masks().values()]
     assert abs(before - round(PATTERNS[pattern] * total)) < max(sizes)
-    assert rounds == {"static": 0, "one-shot": 1, "gmp": 6, "set": 5, "rigl": 5}[name]
+    prunings = 1 if pattern.startswith("nm") else math.ceil(math.log(PATTERNS[pattern]) / math.log(0.8))
+    assert rounds == {**ROUNDS, "imp": prunings}[name]
 
 
 @pytest.mark.parametrize("name", SPARSE)

@@ -38,6 +38,7 @@ class OneLayer:
         self.mask.copy_(torch.tensor(rows).bool())
         with torch.no_grad():
             self.program.weight("weight").copy_(self.values * self.mask)
+        self.trainer._rounds.start()
 
     def step(self, gradient: Sequence[Sequence[float]] | None = None) -> None:
         """One step whose dense gradient dL/dw is ``gradient`` (0 by default): with x the identity, the outputs are the weights."""

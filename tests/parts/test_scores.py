@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
-from sparsify.parts.scores import Score, View, gradient, magnitude, random, saliency
+from sparsify.parts.schedules import constant
+from sparsify.parts.scores import (
+    MOST_VISITS,
+    Score,
+    View,
+    absolute,
+    added,
+    exploration,
+    gradient,
+    magnitude,
+    normalised,
+    random,
+    saliency,
+    signed_gradient,
+    unvisited,
+)
 
 WEIGHT = torch.tensor([[0.5, -2.0], [0.0, 1.0]])
 VIEW = View(
@@ -25,8 +41,12 @@ VIEW = View(
         (magnitude(), [[0.5, 2.0], [0.0, 1.0]], False),
         (gradient(), [[3.0, 0.5], [4.0, 0.0]], True),
         (saliency(), [[1.5, 1.0], [0.0, 0.0]], True),
+        (signed_gradient(), [[-3.0, 0.5], [4.0, 0.0]], True),
+        (absolute(signed_gradient()), [[3.0, 0.5], [4.0, 0.0]], True),
+        (normalised(gradient()), [[0.75, 0.125], [1.0, 0.0]], True),  # one position is inactive, of |g| = 4
+        (normalised(magnitude()), [[0.5, 2.0], [0.0, 1.0]], False),  # what is inactive is 0: left as it is
     ],
-    ids=["magnitude", "gradient", "saliency"],
+    ids=["magnitude", "gradient", "saliency", "signed", "absolute", "normalised", "nothing-to-normalise-by"],
 )
 def test_by_hand(score, expected, needs_gradient):
     found, state = score.rate(VIEW, score.init(WEIGHT))
@@ -53,3 +73,48 @@ def test_a_score_with_memory():
     second, _ = visits.rate(VIEW, state)
     assert first.tolist() == [[-1.0, -1.0], [0.0, -1.0]]
     assert second.tolist() == [[-2.0, -2.0], [0.0, -2.0]]
+
+
+def test_exploration_counts_masks_and_its_bonus_falls():
+    # c ln(t) / (N + eps) with c = 2, t = 7, eps = 0.5; N is 1 where the mask is on, then 2, and 0 where it is off.
+    score, ln7 = exploration(constant(2.0), eps=0.5), math.log(7)
+    first, state = score.rate(VIEW, score.init(WEIGHT))
+    torch.testing.assert_close(first, torch.tensor([[2 * ln7 / 1.5] * 2, [2 * ln7 / 0.5, 2 * ln7 / 1.5]]))
+    second, state = score.rate(VIEW, state)
+    torch.testing.assert_close(second, torch.tensor([[2 * ln7 / 2.5] * 2, [2 * ln7 / 0.5, 2 * ln7 / 2.5]]))
+    assert state.dtype is torch.int16 and state.tolist() == [[2, 2], [0, 2]]
+
+
+def test_units_of_time_and_of_visits():
+    # Rounds every 3 steps: step 7 is t = 7/3 rounds, one mask is three steps.
+    found, _ = exploration(constant(1.0), step_unit=3, visit_unit=3).rate(VIEW, torch.zeros(2, 2, dtype=torch.int16))
+    torch.testing.assert_close(found, math.log(7 / 3) * torch.tensor([[1 / 4, 1 / 4], [1.0, 1 / 4]]))
+    early, _ = exploration(constant(1.0), step_unit=9).rate(VIEW, torch.zeros(2, 2, dtype=torch.int16))
+    assert not early.any()  # ln(7 / 9) would be a malus
+
+
+def test_visits_stay_at_the_largest_number():
+    full = torch.full((2, 2), MOST_VISITS, dtype=torch.int16)
+    found, state = exploration(constant(1.0)).rate(VIEW, full)
+    assert torch.equal(state, full) and bool((found > 0).all())
+
+
+def test_a_sum_carries_both_states_and_no_exploration_changes_no_bit():
+    score = added(gradient(), exploration(constant(0.0)))
+    assert score.needs_gradient
+    found, state = score.rate(VIEW, score.init(WEIGHT))
+    assert torch.equal(found, gradient().rate(VIEW, None)[0])
+    assert state[0] is None and state[1].tolist() == [[1, 1], [0, 1]]
+
+
+def test_unvisited_are_those_never_active_up_to_now():
+    score = unvisited()
+    found, state = score.rate(VIEW, score.init(WEIGHT))
+    assert found.tolist() == [[0.0, 0.0], [1.0, 0.0]]
+    moved = dataclasses.replace(VIEW, mask=torch.tensor([[False, False], [True, False]]))
+    assert not score.rate(moved, state)[0].any()
+
+
+def test_a_layer_without_inactive_positions_is_not_normalised():
+    dense = dataclasses.replace(VIEW, mask=torch.ones(2, 2, dtype=torch.bool))
+    assert torch.equal(normalised(gradient()).rate(dense, None)[0], gradient().rate(VIEW, None)[0])

@@ -1,0 +1,100 @@
+"""DST-EE: drop by magnitude, grow where the gradient is large or the position has rarely been tried."""
+
+from __future__ import annotations
+
+from sparsify.methods.base import Method, as_steps, in_range, one_of
+from sparsify.parts.allocation import Allocation, erk
+from sparsify.parts.schedules import cosine, every, geometric
+from sparsify.parts.scores import absolute, added, exploration, gradient, magnitude, normalised, signed_gradient
+from sparsify.parts.topology import DropAndGrow
+
+COUNTS = ("rounds", "steps")
+SCALES = ("none", "layer")
+
+
+def dst_ee(
+    *,
+    density: float,
+    c: float = 0.01,
+    eps: float = 1.0,
+    c_decay: float = 1.0,
+    c_decay_every: int = 400,
+    normalise: str = "none",
+    visits: str = "rounds",
+    clock: str = "steps",
+    signed: bool = False,
+    update_every: float = 100,
+    stop_at: float = 0.75,
+    drop_fraction: float = 0.3,
+    drop_fraction_end: float = 0.0,
+    replaces_step: bool = True,
+    regrow_dropped: bool = True,
+    initial_scale: str = "none",
+    allocation: Allocation = erk,
+    pattern: str = "unstructured",
+    keep_dense: tuple[str, ...] = (),
+) -> Method:
+    """DST-EE: drop by magnitude, grow by |dL/dw| + c ln(t) / (N + eps) (Huang et al. 2023, arXiv:2211.16667).
+
+    N counts how often a position has been active. What it shares with RigL has RigL's defaults, so that c = 0 is RigL, bit for bit.
+    `docs/methods/dst-ee.md` has the source of each default.
+
+    Args:
+        density: of the whole run.
+        c: weight of exploration, at least 0. Its scale is that of the gradients; see ``normalise``.
+        eps: above 0.
+        c_decay, c_decay_every: c is multiplied by ``c_decay`` every so many steps.
+        normalise: ``layer`` divides the gradient of each layer by its mean |dL/dw| over inactive positions, so that one c suits layers
+            and models of any scale: an extension of the published rule, ``none``.
+        visits: N counts the masks of ``rounds`` or of ``steps``.
+        clock: t counts ``steps`` or ``rounds``.
+        signed: |dL/dw + c ln(t) / (N + eps)|, as a related code has it; the bonus then counts against negative gradients.
+        update_every: steps between rounds, or a fraction of the run.
+        stop_at: step, or fraction of the run, from which masks stay.
+        drop_fraction, drop_fraction_end: of the active positions, in [0, 1], along half a cosine from the first to the second.
+        replaces_step: a round takes the place of the optimizer step.
+        regrow_dropped: a position just dropped may be grown at once and keeps its value.
+        initial_scale: ``none`` or ``fan-in``, which keeps the variance of each output at the start.
+        allocation: ERK by default.
+        pattern: which positions may be active together.
+        keep_dense: globs of weights without a mask.
+    """
+    in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
+    in_range(drop_fraction_end, 0.0, 1.0, "drop_fraction_end")
+    in_range(c, 0.0, 1e30, "c")
+    in_range(eps, 1e-12, 1e30, "eps")
+    in_range(c_decay, 0.0, 1.0, "c_decay")
+    in_range(c_decay_every, 1, 2**62, "c_decay_every")
+    one_of(normalise, SCALES, "normalise")
+    one_of(visits, COUNTS, "visits")
+    one_of(clock, COUNTS, "clock")
+
+    def topology(total: int) -> DropAndGrow:
+        stop, interval = as_steps(stop_at, total, "stop_at"), as_steps(update_every, total, "update_every")
+        exploit = signed_gradient() if signed else gradient()
+        explore = exploration(
+            geometric(c, c_decay, every=c_decay_every),
+            eps=eps,
+            step_unit=interval if clock == "rounds" else 1,
+            visit_unit=interval if visits == "steps" else 1,
+        )
+        grow_by = added(normalised(exploit) if normalise == "layer" else exploit, explore)
+        return DropAndGrow(
+            drop_by=magnitude(),
+            grow_by=absolute(grow_by) if signed else grow_by,
+            fraction=cosine(drop_fraction, stop, end=drop_fraction_end),
+            when=every(interval, stop=stop),
+            replaces_step=replaces_step,
+            regrow_dropped=regrow_dropped,
+        )
+
+    return Method(
+        name="dst-ee",
+        density=density,
+        initial="random",
+        initial_scale=initial_scale,
+        allocation=allocation,
+        pattern=pattern,
+        keep_dense=keep_dense,
+        topology=topology,
+    )

@@ -1,0 +1,79 @@
+"""GraNet: gradual pruning, with positions exchanged after each round of it."""
+
+from __future__ import annotations
+
+from sparsify.methods.base import Method, as_steps, in_range
+from sparsify.parts.allocation import Allocation, erk, global_magnitude
+from sparsify.parts.schedules import cosine, cubic, every
+from sparsify.parts.scores import gradient, magnitude
+from sparsify.parts.topology import DropAndGrow, InTurn, Prune
+
+
+def granet(
+    *,
+    density: float,
+    initial_density: float = 1.0,
+    update_every: float = 0.014,
+    prune_from: float = 0.0,
+    prune_until: float = 0.69,
+    regenerate_until: float = 1.0,
+    drop_fraction: float = 0.5,
+    drop_fraction_end: float = 0.005,
+    regrow_dropped: bool = True,
+    initial_allocation: Allocation = erk,
+    allocation: Allocation = global_magnitude,
+    pattern: str = "unstructured",
+    keep_dense: tuple[str, ...] = (),
+) -> Method:
+    """GraNet: gradual magnitude pruning with zero-cost neuroregeneration (Liu et al. 2021, arXiv:2106.10404).
+
+    Each round prunes over all layers along a cubic schedule, then drops a fraction of each layer's active positions by magnitude and grows
+    as many by gradient. The last pruning is at ``prune_until`` itself, so the final density is exact whatever the interval.
+    `docs/methods/granet.md` has the source of each default.
+
+    Args:
+        density: final density.
+        initial_density: 1 starts dense; less starts from random masks (the paper's sparse-to-sparse is 0.5).
+        update_every: steps between rounds, or a fraction of the run; the default is 1000 of the steps of the published runs on CIFAR.
+        prune_from, prune_until: where pruning begins and ends, in steps or as fractions of the run; 0 is the start.
+        regenerate_until: step, or fraction of the run, from which masks stay.
+        drop_fraction, drop_fraction_end: of the active positions, in [0, 1], along half a cosine from the first to the second.
+        regrow_dropped: a position dropped for regeneration may be grown at once and keeps its value; one that was pruned starts at 0.
+        initial_allocation: of random masks at the start.
+        allocation: of each pruning; global ranking by default.
+        pattern: which positions may be active together. A pattern that fixes its density is reached in one round.
+        keep_dense: globs of weights without a mask.
+    """
+    in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
+    in_range(drop_fraction_end, 0.0, 1.0, "drop_fraction_end")
+
+    def topology(total: int) -> InTurn:
+        interval = as_steps(update_every, total, "update_every")
+        start = as_steps(prune_from, total, "prune_from") if prune_from else 0
+        end = as_steps(prune_until, total, "prune_until")
+        stop = as_steps(regenerate_until, total, "regenerate_until")
+        prune = Prune(
+            by=magnitude(),
+            density=cubic(initial_density, density, start_at=start, stop_at=end),
+            when=lambda step: step == end or (start <= step < end and step % interval == 0),
+            allocation=allocation,
+        )
+        regenerate = DropAndGrow(
+            drop_by=magnitude(),
+            grow_by=gradient(),
+            fraction=cosine(drop_fraction, stop, end=drop_fraction_end),
+            when=every(interval, stop=stop),
+            regrow_dropped=regrow_dropped,
+        )
+        return InTurn((prune, regenerate))
+
+    return Method(
+        name="granet",
+        density=density,
+        initial="random" if initial_density < 1.0 else "dense",
+        initial_density=initial_density,
+        allocation=initial_allocation,
+        pattern=pattern,
+        keep_dense=keep_dense,
+        topology=topology,
+    )

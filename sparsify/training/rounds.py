@@ -1,0 +1,229 @@
+"""Topology updates: the only place that changes masks, and keeps what is inactive at 0."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsify.errors import TrainingError
+from sparsify.ir import Program
+from sparsify.parts import coverage
+from sparsify.parts.allocation import Layer
+from sparsify.parts.patterns import Pattern
+from sparsify.parts.scores import Score, View
+from sparsify.parts.topology import DropAndGrow, InTurn, Move, Prune, Topology, update
+
+
+class Rounds:
+    """The topology of a method at work on a masked program.
+
+    Attributes:
+        visited: by weight, which positions have been active (`sparsify.parts.coverage`).
+        grown: by weight, how many positions rounds have activated.
+    """
+
+    def __init__(
+        self,
+        topology: Topology | None,
+        program: Program,
+        optimizer: torch.optim.Optimizer,
+        patterns: Mapping[str, Pattern],
+        generator: torch.Generator,
+    ) -> None:
+        self._program, self._optimizer, self._patterns, self._generator = program, optimizer, patterns, generator
+        self._topology = topology
+        self._moves: tuple[Move, ...] = (
+            topology.moves if isinstance(topology, InTurn) else tuple(filter(None, [topology]))
+        )
+        self.needs_gradient = any(score.needs_gradient for move in self._moves for score in _scores(move).values())
+        self.replaces_step = any(isinstance(move, DropAndGrow) and move.replaces_step for move in self._moves)
+        self._states: dict[str, dict[str, Any]] = {}
+        self.visited: dict[str, Tensor] = {}
+        self.grown: dict[str, int] = {}
+
+    def start(self) -> None:
+        """First states of the scores, from the weights and masks as they are."""
+        masks = self._program.masks()
+        for index, move in enumerate(self._moves):
+            for slot, score in _scores(move).items():
+                self._states[f"{index}.{slot}"] = {
+                    name: score.init(self._program.weight(name).detach()) for name in masks
+                }
+        self.visited = {name: coverage.visit(None, mask) for name, mask in masks.items()}
+        self.grown = dict.fromkeys(masks, 0)
+
+    def due(self, step: int) -> bool:
+        """Whether a round ends this step."""
+        return self._topology is not None and self._topology.when(step)
+
+    def replaces(self, step: int) -> bool:
+        """Whether the round of this step takes the place of the optimizer's step."""
+        return any(isinstance(m, DropAndGrow) and m.replaces_step and m.when(step) for m in self._moves)
+
+    def arm(self, step: int) -> None:
+        """Let the taps give the dense gradient of this step, where a round of it will read one."""
+        due = any(m.when(step) and any(x.needs_gradient for x in _scores(m).values()) for m in self._moves)
+        alone = len(self._moves) == 1  # a move before would clear the gradient where it prunes
+        for tap in self._program.taps().values():
+            tap.clear()
+            tap.armed, tap.in_grad = due, alone and self.replaces(step)
+
+    def update(self, step: int) -> bool:
+        """Make the moves that are due.
+
+        Returns:
+            False where the dense gradient was not finite, and masks were left as they are.
+
+        Raises:
+            TrainingError: If the dense gradient did not arrive.
+        """
+        due = [(index, move) for index, move in enumerate(self._moves) if move.when(step)]
+        gradients: dict[str, Tensor | None] = {}
+        if any(score.needs_gradient for _, move in due for score in _scores(move).values()):
+            taps = self._program.taps().items()
+            gradients = {name: self._program.weight(name).grad if t.in_grad else t.gradient for name, t in taps}
+            absent = [name for name, gradient in gradients.items() if gradient is None]
+            if absent:
+                raise TrainingError(
+                    f"no dense gradient reached {', '.join(absent[:4])} on step {step}. Call trainer.step() after "
+                    f"loss.backward(), with the program in train mode."
+                )
+            if not all(_is_finite(g) for g in gradients.values() if g is not None):
+                for name in gradients:
+                    clear_inactive(self._program, self._optimizer, name)
+                return False
+        for position, (index, move) in enumerate(due):
+            match move:
+                case DropAndGrow():
+                    self._drop_and_grow(index, move, step, gradients, last=position == len(due) - 1)
+                case Prune():
+                    self._prune(index, move, step, gradients)
+        self._program.verify()
+        return True
+
+    def _rate(self, slot: str, score: Score, name: str, step: int, gradients: Mapping[str, Tensor | None]) -> Tensor:
+        view = View(
+            weight=self._program.weight(name).detach(),
+            mask=self._program.mask(name),
+            gradient=gradients.get(name),
+            step=step,
+            generator=self._generator,
+        )
+        scores, self._states[slot][name] = score.rate(view, self._states[slot][name])
+        return scores
+
+    def _drop_and_grow(
+        self, index: int, move: DropAndGrow, step: int, gradients: dict[str, Tensor | None], *, last: bool
+    ) -> None:
+        fraction = move.fraction(step)
+        masks = self._program.masks()
+        for name in sorted(masks, key=lambda name: masks[name].numel()):
+            new = update(
+                masks[name],
+                functools.partial(self._rate, f"{index}.drop", move.drop_by, name, step, gradients),
+                functools.partial(self._rate, f"{index}.grow", move.grow_by, name, step, gradients),
+                fraction,
+                pattern=self._patterns[name],
+                regrow_dropped=move.regrow_dropped,
+            )
+            if last:
+                gradients.pop(name, None)
+                if move.replaces_step:
+                    # No optimizer will see this gradient; the largest weight is treated when the others' are freed.
+                    self._program.weight(name).grad = None
+            self._set_mask(name, new)
+
+    def _prune(self, index: int, move: Prune, step: int, gradients: Mapping[str, Tensor | None]) -> None:
+        density, masks = move.density(step), self._program.masks()
+        table = layers(self._program, self._patterns, masks)
+        fixed = next(iter(table.values())).fixed_density
+        if fixed is not None and density > fixed:
+            return
+        budgets = move.allocation(table, density)
+        for name, mask in masks.items():
+            scores = self._rate(f"{index}.prune", move.by, name, step, gradients).masked_fill(~mask, -1.0)
+            self._set_mask(name, self._patterns[name].select(scores, min(budgets[name], table[name].most)))
+
+    def _set_mask(self, name: str, new: Tensor) -> None:
+        mask = self._program.mask(name)
+        grown = new & ~mask
+        mask.copy_(new)
+        count = int(grown.count_nonzero())
+        if count:
+            self.grown[name] += count
+            self.visited[name] = coverage.visit(self.visited[name], new)
+        clear_inactive(self._program, self._optimizer, name, grown=grown)
+
+    def coverage(self) -> dict[str, float]:
+        """By weight, the share of its positions that have been active."""
+        return {name: coverage.count(seen) / self._program.mask(name).numel() for name, seen in self.visited.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of its state; loads with ``weights_only=True``."""
+        return {"scores": self._states, "visited": dict(self.visited), "grown": dict(self.grown)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self._states = {
+            slot: {name: placed(value, self._program.weight(name).device) for name, value in states.items()}
+            for slot, states in state["scores"].items()
+        }
+        self.visited, self.grown = dict(state["visited"]), dict(state["grown"])
+
+
+def layers(
+    program: Program, patterns: Mapping[str, Pattern], masks: Mapping[str, Tensor] | None = None
+) -> dict[str, Layer]:
+    """What an allocation may know of the masked weights; with ``masks``, only what is on may be active."""
+    found: dict[str, Layer] = {}
+    for name in program.masks():
+        weight = program.weight(name).detach()
+        shape, pattern = tuple(weight.shape), patterns[name]
+        mask = None if masks is None else masks[name]
+        found[name] = Layer(shape, pattern.unit_size(shape), pattern.fixed_density(shape), weight, mask)
+    return found
+
+
+def clear_inactive(
+    program: Program, optimizer: torch.optim.Optimizer, name: str, *, grown: Tensor | None = None
+) -> None:
+    """Zero inactive weights and their gradients, and optimizer state where inactive or grown; the only place that does."""
+    weight, inactive = program.weight(name), ~program.mask(name)
+    with torch.no_grad():
+        weight.masked_fill_(inactive, 0.0)
+        if weight.grad is not None:
+            weight.grad.masked_fill_(inactive, 0.0)
+        if grown is not None:
+            inactive |= grown
+        for value in optimizer.state.get(weight, {}).values():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                value.masked_fill_(inactive, 0.0)
+
+
+def placed(value: Any, device: torch.device) -> Any:
+    """The tensors of a saved state on the device of the weight they belong to."""
+    match value:
+        case Tensor():
+            return value.to(device)
+        case tuple():
+            return tuple(placed(item, device) for item in value)
+        case _:
+            return value
+
+
+def _scores(move: Move) -> dict[str, Score]:
+    match move:
+        case DropAndGrow(drop_by=drop_by, grow_by=grow_by):
+            return {"drop": drop_by, "grow": grow_by}
+        case Prune(by=by):
+            return {"prune": by}
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether no entry is NaN or infinite, without a copy."""
+    return all(math.isfinite(float(end)) for end in torch.aminmax(values.detach()))
