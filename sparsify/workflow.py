@@ -27,7 +27,7 @@ from sparsify.methods import Method, dense
 from sparsify.parts import metrics
 from sparsify.passes import AttachCalibrationHead, Pipeline, recording
 from sparsify.recipe import Recipe
-from sparsify.reports import compare, layers, pass_rows, quality, sizes, write_report
+from sparsify.reports import compare, covered, layers, pass_rows, quality, sizes, write_report
 from sparsify.training import train
 
 ARTEFACTS = ("model.onnx", "metrics.json", "latency.json", "report.html", "recipe.toml", "program.sparsify")
@@ -161,14 +161,15 @@ def _part(
             "recipe_hash": recipe.hash(),
         },
     )
-    size = sizes(program)
+    size, table = sizes(program), layers(program, trained.coverage)
     row = {
         "method": method.name,
         **quality(logits.softmax(1), outputs["probabilities"], data.test.labels),
         **size,
         "nonzeros": result.nonzeros if program.masks() else size["active"],
         "bytes": result.bytes,
-        "layers": layers(program),
+        "layers": table,
+        "coverage": covered(table),
         "calibration": log.to_dict(),
         "forms": dict(result.forms),
         "parity": {"ok": True, **dataclasses.asdict(result.parity)},

@@ -6,6 +6,7 @@ from sparsify.reports.headline import headline as headline
 from sparsify.reports.latency import Latency as Latency
 from sparsify.reports.latency import compare as compare
 from sparsify.reports.latency import parse_shapes as parse_shapes
+from sparsify.reports.measures import covered as covered
 from sparsify.reports.measures import layers as layers
 from sparsify.reports.measures import pass_rows as pass_rows
 from sparsify.reports.measures import quality as quality

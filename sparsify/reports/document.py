@@ -72,7 +72,10 @@ def _page(run: RunFolder) -> str:
         _classes(run),
         "<h2>Density by layer</h2>" if masked else "<h2>Layers</h2>",
         _wide(plots.densities(model["layers"])) if masked else "",
-        _table(("weight", "shape", "active", "of", "density", "MACs", "left", "remark"), sections.layers(model)),
+        _table(
+            ("weight", "shape", "active", "of", "density", "coverage", "MACs", "left", "remark"), sections.layers(model)
+        ),
+        *_masks(run),
         "<h2>The exported file</h2>",
         _table(("agreement with the program", *columns), sections.parity(report)),
         "<h2>What was run</h2>",
@@ -87,6 +90,18 @@ def _page(run: RunFolder) -> str:
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>\n{text}\n'
         f"</body></html>\n"
     )
+
+
+def _masks(run: RunFolder) -> Iterable[str]:
+    """How the masks moved, where the run has followed them."""
+    history, share = run.histories["model"], run.report["model"]["coverage"]
+    if share is None or not any(row.get("coverage") for row in history):
+        return ()
+    text = (
+        f"Coverage is the share of a weight's positions that were ever active: {share:.4f} of all maskable positions at the end. "
+        f"Turnover is how many positions topology updates activated since the row before, over those active."
+    )
+    return ("<h2>Masks over time</h2>", _wide(plots.masks(history)), f"<p>{_e(text)}</p>")
 
 
 def _classes(run: RunFolder) -> str:

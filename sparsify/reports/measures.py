@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -51,8 +51,13 @@ def sizes(program: Program) -> dict[str, Any]:
     }
 
 
-def layers(program: Program) -> list[dict[str, Any]]:
-    """One row a weight of the program: its counts, and why it has no mask where it has none."""
+def layers(program: Program, coverage: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
+    """One row a weight of the program: its counts, why it has no mask where it has none, and the share of it that was ever active.
+
+    Args:
+        program: trained.
+        coverage: by masked weight; of a run that followed it.
+    """
     masks, rows = program.masks(), []
     for site in program.maskable():
         count = math.prod(site.shape)
@@ -63,12 +68,23 @@ def layers(program: Program) -> list[dict[str, Any]]:
                 "shape": list(site.shape),
                 "maskable": count,
                 "active": active,
+                "coverage": (coverage or {}).get(site.name),
                 "macs": site.macs,
                 "macs_active": site.macs if active is None else site.macs * active // count,
                 "skip": site.skip or (None if site.name in masks or not masks else "kept dense"),
             }
         )
     return rows
+
+
+def covered(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """The share of all positions of the `layers` with a known coverage that was ever active; None where none is known."""
+    known = [row for row in rows if row["coverage"] is not None]
+    return (
+        sum(row["coverage"] * row["maskable"] for row in known) / sum(row["maskable"] for row in known)
+        if known
+        else None
+    )
 
 
 def pass_rows(record: Sequence[tuple[Pass, PassLog]]) -> list[dict[str, Any]]:

@@ -34,6 +34,8 @@ STYLE = {
     "legend.frameon": False,
 }
 WIDTH = 8.4
+MOST_NAMES = 12
+"""Lines with a name in a legend; of more, the first, the middle and the last are named."""
 History = Sequence[Mapping[str, Any]]
 Bins = Sequence[Mapping[str, Any]]
 
@@ -79,6 +81,31 @@ def densities(layers: Sequence[Mapping[str, Any]]) -> str:
         axis.invert_yaxis()
         lowest, highest = min(shares), max(shares)
         return svg(figure, f"Density of each of {len(masked)} masked weights, from {lowest:.3f} to {highest:.3f}.", "d")
+
+
+def masks(history: History) -> str:
+    """Coverage and turnover of every masked weight by step, one line a weight, from the first (dark) to the last (light)."""
+    rows = [row for row in history if row.get("coverage")]
+    names, steps = list(rows[-1]["coverage"]), [row["step"] for row in rows]
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+        axes = figure.subplots(1, 2)
+        shown = names if len(names) <= MOST_NAMES else [names[0], names[len(names) // 2], names[-1]]
+        for index, name in enumerate(names):
+            colour = mpl.colormaps["viridis"](0.15 + 0.7 * index / max(len(names) - 1, 1))
+            for axis, key in zip(axes, ("coverage", "turnover"), strict=True):
+                values = [row[key][name] for row in rows]
+                axis.plot(steps, values, color=colour, marker=".", label=name if name in shown else None)
+        axes[0].set(xlabel="step", ylabel="coverage", ylim=(0, 1.03))
+        axes[1].set(xlabel="step", ylabel="turnover", ylim=(0, None))
+        axes[0].legend(fontsize=8)
+        ends = [rows[-1]["coverage"][name] for name in names]
+        return svg(
+            figure,
+            f"Coverage and turnover of each of {len(names)} masked weights by optimizer step. Coverage ends between {min(ends):.3f} and "
+            f"{max(ends):.3f}.",
+            "m",
+        )
 
 
 def reliability(bins: Mapping[str, Mapping[str, Bins]], titles: Mapping[str, str]) -> str:

@@ -36,12 +36,13 @@ class Diagrams(_Form):
 
 
 class Layer(_Form):
-    """A weight; ``active`` is None where it has no mask."""
+    """A weight; ``active`` and ``coverage`` are None where it has no mask."""
 
     name: str
     shape: list[int]
     maskable: int
     active: int | None
+    coverage: float | None
     macs: int
     macs_active: int
     skip: str | None
@@ -98,6 +99,7 @@ class Part(_Form):
     maskable: int
     nonzeros: int
     density: float
+    coverage: float | None
     macs: int
     layers: list[Layer]
     calibration: Calibration
@@ -163,12 +165,14 @@ class LatencyFile(_Form):
 
 
 class Epoch(_Form):
-    """A row of ``history.jsonl``."""
+    """A row of ``history.jsonl``; coverage and turnover by weight, where there are masks."""
 
     step: int
     loss: float
     val_loss: float
     val_accuracy: float
+    coverage: dict[str, float] | None = None
+    turnover: dict[str, float] | None = None
 
 
 def check(form: type[_Form], value: Any, path: Path) -> None:

@@ -75,14 +75,15 @@ def classes(report: Report, *, worst_first: bool = False) -> Rows:
 
 
 def layers(part: Mapping[str, Any]) -> Rows:
-    """Every weight of a model: shape, counts, density, multiply-accumulates, its form in the file, and why it has no mask."""
+    """Every weight of a model: shape, counts, density, coverage, multiply-accumulates, its form in the file, and why it has no mask."""
     found: Rows = []
     for layer in part["layers"]:
         active, total = layer["active"], layer["maskable"]
         counts = ("", f"{total:,}", "1") if active is None else (f"{active:,}", f"{total:,}", f"{active / total:.4f}")
+        seen = _number(layer["coverage"])
         costs = (f"{layer['macs']:,}", f"{layer['macs_active']:,}")
         remark = layer["skip"] or part["forms"].get(layer["name"], "")
-        found.append((layer["name"], " x ".join(map(str, layer["shape"])), *counts, *costs, remark))
+        found.append((layer["name"], " x ".join(map(str, layer["shape"])), *counts, seen, *costs, remark))
     return found
 
 

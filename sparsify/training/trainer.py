@@ -74,12 +74,15 @@ class Trained:
     """What training leaves beside the program.
 
     Attributes:
-        history: one row an epoch: step, loss, accuracy, val_loss, val_accuracy, density, lr.
+        history: one row an epoch: step, loss, accuracy, val_loss, val_accuracy, density, lr; by masked weight ``coverage``, the share of
+            its positions that have been active so far, and ``turnover``, how many rounds activated since the row before over those active.
         counts: steps, samples, rounds (topology updates), skipped_rounds, probes (extra forward and backward passes).
+        coverage: of each masked weight at the end.
     """
 
     history: list[dict[str, Any]]
     counts: dict[str, int]
+    coverage: dict[str, float]
 
 
 class Interrupted(Exception):
@@ -138,7 +141,7 @@ def train(
     history: list[dict[str, Any]] = []
     maskable = program.costs().maskable
     budget = round(method.density * maskable) + len(program.masks())  # allocations round by at most one a weight
-    sums, best, waited = [0.0, 0.0], dict[str, Any](), 0
+    sums, grown, best, waited = [0.0, 0.0], dict[str, int](), dict[str, Any](), 0
     checkpoint = folder / "checkpoint.pt"
 
     def save() -> None:
@@ -154,6 +157,7 @@ def train(
             "waited": waited,
             "history": history,
             "sums": sums,
+            "grown": grown,
         }
         save_checkpoint(checkpoint, content)
         write_atomically(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history).encode())
@@ -170,7 +174,7 @@ def train(
         scheduler.last_epoch = int(content["scheduler"])
         # Or a round that replaces the optimizer's step, right after resuming, is warned of as a step left out.
         scheduler._step_count = scheduler.last_epoch + 1
-        history, sums = content["history"], content["sums"]
+        history, sums, grown = content["history"], content["sums"], content["grown"]
         best, waited = content["best"], content["waited"]
         for group, lr in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = lr * factor(scheduler.last_epoch)
@@ -197,8 +201,9 @@ def train(
                 if on_step:
                     on_step({"step": trainer.steps, "total": total, "loss": loss, "accuracy": hits / len(y)})
                 if start + 1 == per_epoch:
-                    history.append(_row(program, trainer.steps, sums, per_epoch, validation, optimizer, settings))
-                    sums = [0.0, 0.0]
+                    row = _row(program, trainer.steps, sums, per_epoch, validation, optimizer, settings)
+                    history.append({**row, **_masks_row(program, trainer, grown)})
+                    sums, grown = [0.0, 0.0], trainer.grown
                     if settings.early_stop and program.costs().active <= budget:
                         better = not best or history[-1]["val_loss"] < best["val_loss"]
                         waited = 0 if better else waited + 1
@@ -214,7 +219,7 @@ def train(
     surgery.move(program, torch.device("cpu"))
     program.eval()
     counts = {"steps": trainer.steps, "samples": trainer.steps * settings.batch_size, **trainer.counts}
-    return Trained(history, counts)
+    return Trained(history, counts, trainer.coverage)
 
 
 def find_device(text: str) -> torch.device:
@@ -341,6 +346,15 @@ def _row(
         "density": program.costs().density,
         "lr": optimizer.param_groups[0]["lr"],
     }
+
+
+def _masks_row(program: Program, trainer: SparseTrainer, grown: dict[str, int]) -> dict[str, dict[str, float]]:
+    """Coverage and turnover by weight; ``grown`` is what rounds had activated at the row before."""
+    if not program.masks():
+        return {}
+    active = {name: max(int(mask.count_nonzero()), 1) for name, mask in program.masks().items()}
+    turnover = {name: (count - grown.get(name, 0)) / active[name] for name, count in trainer.grown.items()}
+    return {"coverage": trainer.coverage, "turnover": turnover}
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 
 import sparsify as sp
 from sparsify.errors import PatternError, RecipeError
-from sparsify.methods.base import as_steps, in_range
+from sparsify.methods.base import as_steps, in_range, one_of
 
 
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.2, float("nan")])
@@ -29,6 +29,21 @@ def test_a_pattern_that_fixes_its_density_refuses_another():
 def test_a_tweaked_method_is_checked_again():
     with pytest.raises(RecipeError, match="initial_scale"):
         dataclasses.replace(sp.methods.rigl(density=0.1), initial_scale="fan-out")
+
+
+def test_a_choice_names_what_may_be_chosen():
+    assert one_of("a", ("a", "b"), "x") == "a"
+    with pytest.raises(RecipeError, match="x should be a or b, found 'c'"):
+        one_of("c", ("a", "b"), "x")
+
+
+@pytest.mark.parametrize(
+    "method", [sp.methods.rigl, sp.methods.set, sp.methods.gmp, sp.methods.granet, sp.methods.itop]
+)
+@pytest.mark.parametrize("interval", [0, -1, 1.5])
+def test_an_interval_that_is_none_is_refused(method, interval):
+    with pytest.raises(RecipeError, match="update_every should be a number of steps"):
+        method(density=0.1, update_every=interval).topology(100)
 
 
 @pytest.mark.parametrize(

@@ -84,3 +84,29 @@ def test_another_density_than_the_one_every_pattern_fixes_is_refused():
     assert uniform(table, 0.5) == {"a": 16, "b": 24}
     with pytest.raises(AllocationError, match=r"fixes its density, 0\.5 in all; density 0\.1 was asked for"):
         uniform(table, 0.1)
+
+
+@pytest.mark.parametrize("name", ALLOCATIONS)
+@pytest.mark.parametrize("seed", range(10))
+def test_pruning_never_gives_a_layer_more_than_it_has(name, seed):
+    """Active weights of 0 tie with inactive ones; the total is exact, and each budget within the active count."""
+    generator, layers = torch.Generator().manual_seed(seed), {}
+    for index, shape in enumerate([(8, 4, 3, 3), (16, 8), (40, 30)]):
+        mask = torch.rand(shape, generator=generator) < 0.4
+        moved = torch.rand(shape, generator=generator) < 0.5  # the other active weights are still 0
+        weight = torch.randn(shape, generator=generator) * mask * moved
+        layers[f"w{index}"] = Layer(shape, weight=weight, mask=mask)
+    whole, active = sum(x.size for x in layers.values()), sum(x.most for x in layers.values())
+    for share in (0.9, 0.6, 0.1):
+        density = share * active / whole
+        budgets = ALLOCATIONS[name](layers, density)
+        assert sum(budgets.values()) == round(density * whole)
+        assert all(1 <= budget <= layers[n].most for n, budget in budgets.items())
+
+
+def test_a_layer_at_its_most_by_hand():
+    # Two layers of four; the first has one active position left. Half of eight: it can give one, the other all but one of its own.
+    first = Layer((2, 2), weight=torch.zeros(2, 2), mask=torch.tensor([[True, False], [False, False]]))
+    second = Layer((2, 2), weight=torch.zeros(2, 2), mask=torch.ones(2, 2, dtype=torch.bool))
+    assert uniform({"a": first, "b": second}, 0.5) == {"a": 1, "b": 3}
+    assert ALLOCATIONS["global_magnitude"]({"a": first, "b": second}, 0.5) == {"a": 1, "b": 3}

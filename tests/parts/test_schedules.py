@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparsify.parts.schedules import at, constant, cosine, cubic, every, linear, never
+from sparsify.parts.schedules import at, constant, cosine, cubic, every, geometric, linear, never
 
 
 def test_half_a_cosine():
@@ -39,3 +39,9 @@ def test_triggers():
     assert [s for s in steps if at(3, 7)(s)] == [3, 7]
     assert not any(never()(s) for s in steps)
     assert constant(0.5)(7) == pytest.approx(0.5)
+
+
+def test_a_factor_every_so_many_steps():
+    schedule = geometric(0.8, 0.5, every=10)
+    assert [schedule(step) for step in (1, 9, 10, 19, 20, 35)] == [0.8, 0.8, 0.4, 0.4, 0.2, 0.1]
+    assert geometric(0.3, 1.0, every=400)(10**6) == 0.3

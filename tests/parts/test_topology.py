@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from sparsify.errors import PatternError
+from sparsify.parts.allocation import uniform
 from sparsify.parts.patterns import parse_pattern, top
-from sparsify.parts.schedules import cosine, cubic, every
-from sparsify.parts.topology import drop, grow, update
+from sparsify.parts.schedules import at, constant, cosine, cubic, every
+from sparsify.parts.scores import magnitude
+from sparsify.parts.topology import DropAndGrow, InTurn, Prune, Rewinding, drop, grow, update
 
 
 def test_drop_the_lowest_active():
@@ -115,3 +117,17 @@ def test_top_refuses_nan_and_too_many(size):
     scores[3] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
         top(scores, 4)
+
+
+def test_moves_in_turn_are_due_when_any_of_them_is():
+    prune = Prune(magnitude(), constant(0.5), at(4, 9), uniform)
+    exchange = DropAndGrow(magnitude(), magnitude(), constant(0.5), every(6))
+    both = InTurn((prune, exchange))
+    assert [step for step in range(1, 13) if both.when(step)] == [4, 6, 9, 12]
+
+
+def test_a_learning_rate_goes_back_with_the_training():
+    # The state of step 2 is kept; trainings end on steps 6, 10 and 15 of 15: 6, 4 and 5 steps, the later ones counted from 2.
+    plan = Rewinding(save_at=2, at=(6, 10))
+    found = [plan.position(step, 15) for step in (0, 2, 5, 6, 9, 10, 14)]
+    assert found == [(0, 6), (2, 6), (5, 6), (2, 6), (5, 6), (2, 7), (6, 7)]

@@ -61,7 +61,7 @@ def test_the_report_is_whole_and_refers_to_nothing_outside(finished):
     page = Page(text)
     assert page.open == [] and page.links == []
     assert "<script" not in text and "@import" not in text and not re.search(r"url\((?!#)", text)
-    assert text.count("<svg") == 3 and text.count("aria-label=") == 3 and text.count('role="img"') == 3
+    assert text.count("<svg") == 4 and text.count("aria-label=") == 4 and text.count('role="img"') == 4
     assert len(page.ids) == len(set(page.ids))
     assert {used for used in re.findall(r"url\(#([^)]*)\)", text)} <= set(page.ids)
     words = " ".join(page.words)
@@ -174,6 +174,27 @@ def test_what_users_write_into_a_recipe_is_escaped(finished, tmp_path):
     change("metrics.json", lambda c: c["data"].update(name='<img src="x">'))(copy)
     page = write_report(copy).read_text()
     assert "<script" not in page and "<img" not in page and "&lt;script&gt;alert(1)" in page
+
+
+def test_coverage_and_turnover_are_recorded_and_shown(finished, tmp_path):
+    folder, report = finished
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    layers = {layer["name"]: layer for layer in report["model"]["layers"]}
+    assert set(rows[0]["coverage"]) == set(rows[0]["turnover"]) == set(layers)
+    for name, layer in layers.items():
+        assert layer["coverage"] == rows[-1]["coverage"][name] >= rows[0]["coverage"][name]
+        assert layer["active"] / layer["maskable"] <= layer["coverage"] <= 1
+    # Rounds on steps 10 and 20 of 38 (epochs end on 19 and 38): 0.3 decayed over 28 steps is 0.215 and 0.057 of the active ones at most.
+    assert 0 < rows[1]["turnover"]["8.weight"] < 0.057 < rows[0]["turnover"]["8.weight"] < 0.215
+    whole = sum(layer["coverage"] * layer["maskable"] for layer in layers.values()) / report["model"]["maskable"]
+    assert report["model"]["coverage"] == pytest.approx(whole) and report["dense"]["coverage"] is None
+    words = " ".join(Page((folder / "report.html").read_text()).words)
+    assert f"{report['model']['coverage']:.4f} of all maskable positions" in words and "Masks over time" in words
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    plain = [{k: v for k, v in row.items() if k not in {"coverage", "turnover"}} for row in rows]
+    (copy / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plain))
+    assert "Masks over time" not in write_report(copy).read_text()
 
 
 def test_every_pass_is_told_in_the_order_it_was_applied(finished):

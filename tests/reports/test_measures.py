@@ -7,7 +7,7 @@ import torch
 
 import sparsify as sp
 from sparsify.passes import Pipeline, recording
-from sparsify.reports import layers, pass_rows, quality, sizes
+from sparsify.reports import covered, layers, pass_rows, quality, sizes
 from tests.cases import CASES
 
 
@@ -29,9 +29,12 @@ def test_sizes_and_layers_of_a_masked_program():
     kept = list(weights)[-1]
     with recording() as record:
         masked = Pipeline.parse(f"insert-masks{{density=0.25 keep-dense={kept}}}")(program)
-    found, rows = sizes(masked), {row["name"]: row for row in layers(masked)}
+    found, rows = sizes(masked), {row["name"]: row for row in layers(masked, {"1.weight": 0.5, "3.weight": 0.75})}
     assert found["active"] == round(0.25 * found["maskable"]) == sum(row["active"] or 0 for row in rows.values())
     assert (rows[kept]["active"], rows[kept]["skip"]) == (None, "kept dense")
     assert found["macs"] == sum(row["macs_active"] for row in rows.values())
+    assert [row["coverage"] for row in rows.values()] == [0.5, 0.75, None]
+    assert covered(list(rows.values())) == (0.5 * 64 * 32 + 0.75 * 32 * 16) / (64 * 32 + 32 * 16)
+    assert covered(layers(masked)) is None
     (row,) = pass_rows(record)
     assert row["left_alone"] == [[kept, "asked to stay dense"]] and kept not in row["changed"]

@@ -1,0 +1,104 @@
+"""Rounds of several moves, coverage and what was grown, states that travel."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+import sparsify as sp
+from sparsify.errors import TrainingError
+from sparsify.loading import digits_cnn, load_data
+from sparsify.methods import Averaging, Method
+from sparsify.parts.allocation import global_magnitude
+from sparsify.parts.schedules import at, constant
+from sparsify.parts.scores import gradient, magnitude
+from sparsify.parts.topology import DropAndGrow, InTurn, Prune
+from sparsify.training import Settings, train
+from sparsify.training.rounds import placed
+from tests.methods.one_layer import OneLayer
+
+WEIGHTS = [[0.1, -0.2, 0.3, -0.4], [0.5, -0.6, 0.7, -0.8]]
+GRADIENT = [[0.0, 5.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
+
+
+def in_turn(*, replaces_step: bool, prune_at: int = 1, exchange_at: int = 1) -> Method:
+    prune = Prune(by=magnitude(), density=constant(0.5), when=at(prune_at), allocation=global_magnitude)
+    exchange = DropAndGrow(magnitude(), gradient(), constant(0.25), at(exchange_at), replaces_step=replaces_step)
+    return Method(name="both", density=0.5, initial="dense", topology=lambda total: InTurn((prune, exchange)))
+
+
+@pytest.mark.parametrize("replaces_step", [False, True])
+def test_a_second_move_reads_gradients_of_what_the_first_has_pruned(replaces_step):
+    # The first row is pruned; then 0.5, the smallest left, is dropped, and (0, 1), of gradient 5, is grown at 0.
+    layer = OneLayer(in_turn(replaces_step=replaces_step), WEIGHTS, total_steps=4)
+    layer.step(GRADIENT)
+    assert layer.mask.int().tolist() == [[0, 1, 0, 0], [0, 1, 1, 1]]
+    torch.testing.assert_close(layer.weight, torch.tensor([[0.0] * 4, [0.0, -0.6, 0.7, -0.8]]))
+    assert layer.trainer.grown == {"weight": 1} and layer.trainer.coverage == {"weight": 1.0}
+
+
+def test_moves_act_on_their_own_steps_and_only_theirs_replace_the_optimizer():
+    layer = OneLayer(in_turn(replaces_step=True, prune_at=1, exchange_at=3), WEIGHTS, total_steps=4, lr=0.1)
+    moved = []
+    for _ in range(4):
+        before = layer.weight.clone()
+        layer.step([[0.0] * 4, [0.0, 1.0, 1.0, 1.0]])
+        moved.append(bool((layer.weight[1, 2:] != before[1, 2:]).any()))
+    assert moved == [True, True, False, True] and layer.trainer.counts["rounds"] == 2
+
+
+def test_a_gradient_that_is_not_finite_leaves_masks_and_coverage():
+    layer = OneLayer(sp.methods.dst_ee(density=0.5, update_every=1, c=1.0, replaces_step=False), WEIGHTS, total_steps=8)
+    mask, visits = layer.mask.clone(), layer.trainer.state_dict()["rounds"]["scores"]["0.grow"]["weight"][1].clone()
+    layer.step([[float("nan")] * 4, [0.0] * 4])
+    assert torch.equal(layer.mask, mask) and layer.trainer.counts == {"rounds": 0, "skipped_rounds": 1, "probes": 0}
+    assert torch.equal(layer.trainer.state_dict()["rounds"]["scores"]["0.grow"]["weight"][1], visits)
+
+
+def test_coverage_of_fixed_and_of_pruned_masks():
+    fixed = OneLayer(sp.methods.static_random(density=0.5), WEIGHTS, total_steps=4)
+    fixed.step()
+    assert fixed.trainer.coverage == {"weight": 0.5} and fixed.trainer.grown == {"weight": 0}
+    pruned = OneLayer(sp.methods.one_shot(density=0.25, prune_at=1), WEIGHTS, total_steps=4)
+    pruned.step()
+    assert int(pruned.mask.sum()) == 2 and pruned.trainer.coverage == {"weight": 1.0}
+
+
+def test_no_averaging_over_trainings():
+    method = dataclasses.replace(
+        sp.methods.imp(density=0.5, prune_fraction=0.5), averaging=lambda total: Averaging(start_at=3, every=1)
+    )
+    with pytest.raises(TrainingError, match="topology still changes on step 5"):
+        OneLayer(method, WEIGHTS, total_steps=10)
+
+
+def test_saved_states_go_to_the_device_of_their_weight():
+    found = placed((None, torch.ones(2), (torch.zeros(1), 3)), torch.device("meta"))
+    assert found[0] is None and found[1].is_meta and found[2][0].is_meta and found[2][1] == 3
+
+
+@pytest.mark.parametrize("name", ["dst-ee", "itop", "granet", "imp"])
+def test_the_command_s_run_resumes_to_the_same_bits_and_history(name, tmp_path):
+    data = load_data("digits", seed=0)
+    options = {} if name == "imp" else {"update_every": 5}
+    settings = Settings(epochs=3, lr=0.05, checkpoint_every=7)
+
+    def trained(folder, **more):
+        torch.manual_seed(0)
+        program = sp.trace(digits_cnn(), (data.example(),))
+        method = sp.methods.build(name, {"density": 0.3, **options})
+        return program, train(method, program, data.train, data.validation, settings, folder=folder, key="k", **more)
+
+    def stop(row):
+        if row["step"] == 31:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "a", on_step=stop)
+    resumed, second = trained(tmp_path / "a", resume=True)
+    whole, first = trained(tmp_path / "b")
+    assert first == second and 0.3 <= first.coverage["8.weight"] <= 1.0
+    assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in whole.state_dict().items())
+    assert (tmp_path / "a" / "history.jsonl").read_bytes() == (tmp_path / "b" / "history.jsonl").read_bytes()
