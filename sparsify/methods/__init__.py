@@ -14,4 +14,5 @@ from sparsify.methods.registry import METHODS as METHODS
 from sparsify.methods.registry import build as build
 from sparsify.methods.rigl import rigl as rigl
 from sparsify.methods.sparse_evolutionary import set as set
+from sparsify.methods.srigl import srigl as srigl
 from sparsify.methods.static_random import static_random as static_random

@@ -18,6 +18,7 @@ from sparsify.methods.itop import itop
 from sparsify.methods.one_shot import one_shot
 from sparsify.methods.rigl import rigl
 from sparsify.methods.sparse_evolutionary import set as sparse_evolutionary
+from sparsify.methods.srigl import srigl
 from sparsify.methods.static_random import static_random
 from sparsify.parts.allocation import ALLOCATIONS
 
@@ -28,6 +29,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "gmp": gmp,
     "set": sparse_evolutionary,
     "rigl": rigl,
+    "srigl": srigl,
     "itop": itop,
     "dst-ee": dst_ee,
     "granet": granet,

@@ -204,6 +204,7 @@ SPELLINGS = {
     "unstructured": "any position, alone",
     "nm:N:M": "N of every M consecutive inputs, e.g. nm:2:4; the density is N/M",
     "block:RxC": "R outputs by C inputs together, e.g. block:4x1",
+    "fan-in": "every output keeps as many inputs of its own choice, or none at all (SRigL's constant fan-in)",
     "grouped:O": "groups of O outputs read the same inputs, as many in every group, e.g. grouped:64; fast in stock ONNX Runtime",
     "grouped:OxC": "the same, with the inputs of linear layers kept in chunks of C, e.g. grouped:64x4; append :l2 to rank by L2 norm",
 }
@@ -217,6 +218,10 @@ def parse_pattern(text: str) -> Pattern:
     """
     if text == "unstructured":
         return Unstructured()
+    if text == "fan-in":
+        from sparsify.parts.fan_in import FanIn
+
+        return FanIn()
     if match := re.fullmatch(r"nm:(\d+):(\d+)", text):
         n, m = int(match[1]), int(match[2])
         if 0 < n < m:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +20,14 @@ LazyTensor = Tensor | Callable[[], Tensor]
 """A tensor, or a function that makes it when it is needed, so that two large scores need not exist at once."""
 
 
+class Exchange(Protocol):
+    """A rule of a round for one weight: a new mask with as many active positions; ``last`` says that it is the program's last weight."""
+
+    def __call__(
+        self, mask: Tensor, drop_score: LazyTensor, grow_score: LazyTensor, fraction: float, *, last: bool
+    ) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class DropAndGrow:
     """Each round drops a fraction of the active units of every layer and grows as many.
@@ -29,6 +38,7 @@ class DropAndGrow:
         when: which steps end with a round.
         replaces_step: skip the optimizer step on a round (RigL's published code does, its paper's algorithm too).
         regrow_dropped: whether a position dropped in this round may be grown in it; it then keeps its value.
+        exchange: a rule of the method's own instead of `update`; it decides about regrowing too.
     """
 
     drop_by: Score
@@ -37,6 +47,7 @@ class DropAndGrow:
     when: Trigger
     replaces_step: bool = False
     regrow_dropped: bool = True
+    exchange: Exchange | None = None
 
 
 @dataclass(frozen=True)
@@ -162,11 +173,12 @@ def update(
     active = int(pattern.reduce(mask).count_nonzero())
     inactive = pattern.reduce(mask).numel() - active
     n = min(int(fraction * active), inactive) if not regrow_dropped else int(fraction * active)
-    kept = drop(mask, _made(drop_score), n, pattern=pattern)
-    return grow(kept, _made(grow_score), n, pattern=pattern, exclude=None if regrow_dropped else mask & ~kept)
+    kept = drop(mask, made(drop_score), n, pattern=pattern)
+    return grow(kept, made(grow_score), n, pattern=pattern, exclude=None if regrow_dropped else mask & ~kept)
 
 
-def _made(score: LazyTensor) -> Tensor:
+def made(score: LazyTensor) -> Tensor:
+    """The tensor itself."""
     return score if isinstance(score, Tensor) else score()
 
 
@@ -180,7 +192,7 @@ def _update_groups(
     regrow_dropped: bool,
 ) -> Tensor:
     """Drop the lowest units of the whole layer, at most one exchange more than a group has room for, and refill groups."""
-    drop_score = _made(drop_score)
+    drop_score = made(drop_score)
     count = int(fraction * int(pattern.reduce(mask).count_nonzero()))
     dropped = mask & ~drop(mask, drop_score, count, pattern=pattern)
     before, lost = pattern.groups(mask), pattern.groups(dropped)
@@ -192,7 +204,7 @@ def _update_groups(
     need = lost.sum(dim=1)
     closed = before if not regrow_dropped else before & ~lost
     order = (
-        pattern.group_scores(_made(grow_score).float())
+        pattern.group_scores(made(grow_score).float())
         .masked_fill(closed, -torch.inf)
         .sort(dim=1, descending=True, stable=True)
         .indices

@@ -121,16 +121,15 @@ class Rounds:
         self, index: int, move: DropAndGrow, step: int, gradients: dict[str, Tensor | None], *, last: bool
     ) -> None:
         fraction = move.fraction(step)
-        masks = self._program.masks()
+        masks, sites = self._program.masks(), self._program.mask_sites()
         for name in sorted(masks, key=lambda name: masks[name].numel()):
-            new = update(
-                masks[name],
-                functools.partial(self._rate, f"{index}.drop", move.drop_by, name, step, gradients),
-                functools.partial(self._rate, f"{index}.grow", move.grow_by, name, step, gradients),
-                fraction,
-                pattern=self._patterns[name],
-                regrow_dropped=move.regrow_dropped,
-            )
+            drop_score = functools.partial(self._rate, f"{index}.drop", move.drop_by, name, step, gradients)
+            grow_score = functools.partial(self._rate, f"{index}.grow", move.grow_by, name, step, gradients)
+            if move.exchange is not None:
+                new = move.exchange(masks[name], drop_score, grow_score, fraction, last=name == sites[-1].weight)
+            else:
+                rule = {"pattern": self._patterns[name], "regrow_dropped": move.regrow_dropped}
+                new = update(masks[name], drop_score, grow_score, fraction, **rule)
             if last:
                 gradients.pop(name, None)
                 if move.replaces_step:
