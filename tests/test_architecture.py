@@ -13,7 +13,7 @@ import sparsify
 
 ROOT = Path(__file__).parents[1]
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors"}),
+    frozenset({"errors", "version"}),
     frozenset({"parts"}),
     frozenset({"ir"}),
     frozenset({"passes"}),
