@@ -5,6 +5,8 @@ from sparsify.methods.base import Correction as Correction
 from sparsify.methods.base import Method as Method
 from sparsify.methods.dense import dense as dense
 from sparsify.methods.gradual_magnitude import gmp as gmp
+from sparsify.methods.moon import moon as moon
+from sparsify.methods.moon import widened as widened
 from sparsify.methods.one_shot import one_shot as one_shot
 from sparsify.methods.registry import METHODS as METHODS
 from sparsify.methods.registry import build as build

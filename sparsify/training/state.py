@@ -24,6 +24,8 @@ from sparsify.parts.patterns import Pattern, parse_pattern
 from sparsify.parts.scores import Score, View
 from sparsify.parts.topology import DropAndGrow, Prune, update
 from sparsify.passes import InsertGradientTaps, InsertMasks, LowerMasks, Pass, Pipeline
+from sparsify.training.groups import adopt
+from sparsify.training.loss import RunningLoss
 from sparsify.training.probe import Closure, probe
 
 SALT = 0x9E3779B97F4A7C15
@@ -82,8 +84,11 @@ class SparseTrainer:
         self._averaging = method.averaging(total_steps) if method.averaging else None
         self._averages: dict[str, Tensor] = {}
         self._check_averaging()
+        self._loss = RunningLoss(method, total_steps)
         if method.initial != "dense" or self._topology is not None:
             self._insert()
+        Pipeline(method.passes).apply(program)
+        adopt(program, optimizer)
         self._correction_state: Any = method.correction.init(self._parameters()) if method.correction else None
         self._arm()
 
@@ -118,7 +123,7 @@ class SparseTrainer:
             if self.method.initial_scale == "fan-in":
                 self._scale_to_fan_in(name)
         taps: tuple[Pass, ...] = (InsertGradientTaps(),) if self._needs_gradient() else ()
-        Pipeline((*taps, LowerMasks(), *self.method.passes)).apply(self.program)
+        Pipeline((*taps, LowerMasks())).apply(self.program)
         for slot, score in self._scores().items():
             self._score_states[slot] = {
                 name: score.init(self.program.weight(name).detach()) for name in self.program.masks()
@@ -162,6 +167,27 @@ class SparseTrainer:
         """Active / maskable weights now."""
         return self.program.costs().density
 
+    def loss(self, output: Any, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+        """The method's loss of a batch: cross-entropy, unless the method has its own. Needed for those that do, and good for all.
+
+        Args:
+            output: what calling the program in train mode returned.
+            labels: int64 [N].
+            label_smoothing: of cross-entropy, in [0, 1).
+
+        Raises:
+            TrainingError: If the program is in eval mode, or labels should be smoothed where the method has a loss of its own.
+        """
+        if not self.program.training:
+            raise TrainingError(
+                "trainer.loss is for training steps. Call program.train() first, or measure with a criterion of your own."
+            )
+        return self._loss(self.program.logits(output).float(), labels, self.steps + 1, label_smoothing=label_smoothing)
+
+    def measures(self) -> dict[str, float]:
+        """What the method has to say of itself now, by name; a row of ``history.jsonl`` holds it."""
+        return dict(self._loss.measures())
+
     def step(self, closure: Closure | None = None) -> None:
         """Optimizer step, then a topology update when one is due. Call it after ``loss.backward()``.
 
@@ -169,8 +195,9 @@ class SparseTrainer:
             closure: the loss of the current batch by another forward pass, without backward; methods with a correction need it.
 
         Raises:
-            TrainingError: If the method needs a closure, or the dense gradient of a due round did not arrive.
+            TrainingError: If the method needs a closure or its own loss, or the dense gradient of a due round did not arrive.
         """
+        self._loss.check_used()
         self.steps += 1
         due = self._topology is not None and self._topology.when(self.steps)
         if not (due and self._replaces_step()):
@@ -182,6 +209,7 @@ class SparseTrainer:
             self._round()
         self._average()
         self._arm()
+        self._loss.end_step()
 
     def finish(self, batches: Iterable[Tensor] = ()) -> None:
         """End the run: with averaging, load the averaged weights and re-estimate batch-norm statistics.
@@ -341,6 +369,7 @@ class SparseTrainer:
             "generator": self._generator.get_state(),
             "scores": self._score_states,
             "correction": self._correction_state,
+            "loss": self._loss.state_dict(),
             "averages": self._averages,
         }
 
@@ -359,6 +388,7 @@ class SparseTrainer:
         self.counts = dict(state["counts"])
         self._generator.set_state(state["generator"])
         self._score_states = state["scores"]
+        self._loss.load_state_dict(state["loss"])
         self._correction_state, self._averages = state["correction"], state["averages"]
         self._arm()
 
