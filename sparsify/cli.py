@@ -182,7 +182,7 @@ def run(
         def on_step(part: str, row: dict[str, Any]) -> None:
             if part not in tasks:
                 tasks[part] = bars.add_task(part, total=row["total"], state="")
-            state = f"loss {row['loss']:.3f} accuracy {row['accuracy']:.3f}"
+            state = f"loss {row['loss']:.3f} accuracy {row['accuracy']:.3f} density {row['density']:.3f}"
             bars.update(tasks[part], completed=row["step"], state=state)
 
         def on_decode(done: int, total: int) -> None:

@@ -17,7 +17,6 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from sparsify import __version__
 from sparsify.calibration import evaluate, fit
 from sparsify.errors import CheckpointError, DataError, ExportError, TraceError
 from sparsify.exporters import ExportResult, export
@@ -31,6 +30,7 @@ from sparsify.passes import AttachCalibrationHead, Pipeline, recording
 from sparsify.recipe import Recipe
 from sparsify.reports import compare, layers, ood_quality, pass_rows, quality, sizes, write_report
 from sparsify.training import train
+from sparsify.version import __version__
 
 ARTEFACTS = ("model.onnx", "metrics.json", "latency.json", "report.html", "recipe.toml", "program.sparsify")
 ACCEPTED = 0.95
