@@ -86,7 +86,7 @@ console = Console()
         "sparsify run model.py:build --data images/ --set lr=0.1 --set method_options.update_every=50 --out runs/b",
         "sparsify run --recipe runs/a/recipe.toml --set seed=1 --out runs/c",
         more=_other_keys(
-            "model", "data", "weights", "trust_pickle", "method", "sparsity", "pattern", "epochs", "baseline"
+            "model", "data", "ood", "weights", "trust_pickle", "method", "sparsity", "pattern", "epochs", "baseline"
         ),
     ),
 )
@@ -102,6 +102,10 @@ def run(
             show_default=DEFAULT.data,
             rich_help_panel=WHAT,
         ),
+    ] = None,
+    ood: Annotated[
+        list[str] | None,
+        typer.Option(help="inputs of no class, to be told from the test part; repeatable", rich_help_panel=WHAT),
     ] = None,
     weights: Annotated[
         str | None,
@@ -167,6 +171,7 @@ def run(
         "trust_pickle": trust_pickle,
         "epochs": epochs,
         "baseline": baseline,
+        "ood": tuple(ood) if ood else None,
         **parse_pairs(set_ or []),
     }
     resolved = parse_recipe(recipe, given)

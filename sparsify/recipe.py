@@ -36,6 +36,7 @@ class Recipe:
         test_holdout: fraction of the training data kept for testing, where the data bring no test part.
         image_size: side in pixels to which a folder's images, or encoded images, are resized.
         normalise: ``auto`` brings images to mean 0 and deviation 1 per channel; ``none`` leaves bytes as [0, 1] and floats as they are.
+        ood: out-of-distribution inputs to be told from the test part: ``file.npz``, a folder of images, ``file.py:factory``, ``photos``.
         method: see `sparsify methods`.
         sparsity: inactive fraction of the maskable weights; density is 1 - sparsity.
         pattern: see `sparsify patterns`.
@@ -56,6 +57,7 @@ class Recipe:
     test_holdout: Fraction | None = None
     image_size: Positive | None = None
     normalise: Literal["auto", "none"] = "auto"
+    ood: tuple[str, ...] = ()
     method: str = "rigl"
     sparsity: Fraction = 0.9
     pattern: str = "unstructured"
@@ -84,6 +86,12 @@ class Recipe:
     threads: Positive = 2
     checkpoint_every: Positive = 200
     workers: Annotated[int, Field(ge=0)] = 0
+
+    def ood_names(self) -> dict[str, str]:
+        """A short name of each of ``ood``, the file's without its ending, with its text; the text itself where names are not unique."""
+        short = [Path(text).stem if Path(text).exists() else text.rpartition(":")[2] for text in self.ood]
+        unique = len({*short}) == len(short)
+        return dict(zip(short if unique else self.ood, self.ood, strict=True))
 
     @property
     def density(self) -> float:
@@ -141,6 +149,8 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}" for e in error.errors()]
         raise RecipeError("the recipe does not hold: " + "; ".join(problems) + ".") from error
+    if len({*recipe.ood}) < len(recipe.ood):
+        raise RecipeError(f"ood names a set twice: {', '.join(recipe.ood)}. Name each once.")
     recipe.build_method()
     return recipe
 
@@ -160,7 +170,7 @@ def parse_pairs(items: Sequence[str]) -> dict[str, Any]:
         if key.startswith("method_options."):
             found.setdefault("method_options", {})[key.removeprefix("method_options.")] = _value(text)
         else:
-            found[key] = tuple(text.split(",")) if key == "keep_dense" else _value(text)
+            found[key] = tuple(text.split(",")) if key in ("keep_dense", "ood") else _value(text)
     return found
 
 

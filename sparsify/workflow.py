@@ -22,17 +22,19 @@ from sparsify.errors import CheckpointError, DataError, ExportError, TraceError
 from sparsify.exporters import ExportResult, export
 from sparsify.ir import Program, trace
 from sparsify.ir.serialization import UNFINISHED, write_atomically
-from sparsify.loading import Data, load_data, load_model
+from sparsify.loading import Data, load_data, load_model, load_ood
 from sparsify.loading.inputs import example_inputs
 from sparsify.methods import Method, dense
 from sparsify.parts import metrics
 from sparsify.passes import AttachCalibrationHead, Pipeline, recording
 from sparsify.recipe import Recipe
-from sparsify.reports import compare, covered, layers, pass_rows, quality, sizes, write_report
+from sparsify.reports import compare, covered, layers, ood_quality, pass_rows, quality, sizes, write_report
 from sparsify.training import train
 from sparsify.version import __version__
 
 ARTEFACTS = ("model.onnx", "metrics.json", "latency.json", "report.html", "recipe.toml", "program.sparsify")
+ACCEPTED = 0.95
+"""Share of validation samples whose ``ood_score`` is at least the threshold that is stored in the file."""
 Progress = Callable[[str, dict[str, Any]], None]
 
 
@@ -91,6 +93,7 @@ def run(
                 "class_names": data.class_names,
                 "fingerprint": fingerprint,
                 "samples": {part: len(getattr(data, part)) for part in ("train", "validation", "test")},
+                "ood": {name: samples.fingerprint() for name, samples in data.ood.items()},
             },
             **rows,
         }
@@ -142,6 +145,8 @@ def _part(
     program.save(folder / "program.sparsify")
     outputs = evaluate(program, data.test)
     logits = outputs["logits"]
+    scores = evaluate(program, data.validation).get("ood_score") if "ood_score" in outputs else None
+    threshold = None if scores is None else float(scores.quantile(1 - ACCEPTED))
     costs = program.costs()
     result = export(
         program,
@@ -156,6 +161,7 @@ def _part(
             "pattern": method.pattern,
             "calibration": recipe.calibrator,
             "recipe_hash": recipe.hash(),
+            **({} if threshold is None else {"ood_threshold": repr(threshold)}),
         },
     )
     size, table = sizes(program), layers(program, trained.coverage)
@@ -171,6 +177,8 @@ def _part(
         "forms": dict(result.forms),
         "parity": {"ok": True, **dataclasses.asdict(result.parity)},
         "counts": trained.counts,
+        "ood": {name: ood_quality(outputs, evaluate(program, samples)) for name, samples in data.ood.items()},
+        "ood_threshold": threshold,
     }
     return row, logits
 
@@ -218,8 +226,8 @@ def export_saved(
 
 
 def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = None) -> Data:
-    """The recipe's data, split by its seed."""
-    return load_data(
+    """The recipe's data, split by its seed, and its out-of-distribution inputs."""
+    data = load_data(
         recipe.data,
         seed=recipe.seed,
         holdout=recipe.holdout,
@@ -228,6 +236,8 @@ def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = N
         normalise=recipe.normalise == "auto",
         on_progress=on_decode,
     )
+    ood = {name: load_ood(text, data, on_progress=on_decode) for name, text in recipe.ood_names().items()}
+    return dataclasses.replace(data, ood=ood)
 
 
 def versions() -> dict[str, str]:

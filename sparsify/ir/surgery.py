@@ -114,6 +114,13 @@ def append_output(program: Program, phase: str, name: str, value: fx.Node) -> No
     output.meta["names"] = (*output.meta["names"], name)
 
 
+def replace_output(program: Program, phase: str, name: str, value: fx.Node) -> None:
+    """Return another value under the name of an existing output; its other readers stay."""
+    output = program.output_node(phase)
+    names = output.meta["names"]
+    output.args = (tuple(value if n == name else old for n, old in zip(names, output.args[0], strict=True)),)  # type: ignore[arg-type]
+
+
 def erase_dead(program: Program, phase: str) -> list[str]:
     """Erase nodes without users and without side effects; returns their names, in erasing order."""
     graph = program.phases[phase].graph

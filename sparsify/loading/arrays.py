@@ -75,7 +75,7 @@ def samples_of_arrays(
         DataError: If an array has the wrong shape or type, labels are not whole numbers from 0, or values are not finite.
     """
     names = [part for part in PARTS if f"x_{part}" in arrays]
-    checked = {part: _checked(text, part, arrays[f"x_{part}"], arrays[f"y_{part}"], as_images) for part in names}
+    checked = {part: checked_inputs(text, part, arrays[f"x_{part}"], arrays[f"y_{part}"], as_images) for part in names}
     shapes = {part: tuple(x.shape[1:]) for part, (x, _) in checked.items()}
     for part, shape in shapes.items():
         if shape != shapes["train"]:
@@ -129,7 +129,14 @@ def checked_labels(labels: np.ndarray, where: str) -> torch.Tensor:
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _checked(text: str, part: str, x: np.ndarray, y: np.ndarray, as_images: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def checked_inputs(
+    text: str, part: str, x: np.ndarray, y: np.ndarray, as_images: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and labels of one part, as `samples_of_arrays` describes them.
+
+    Raises:
+        DataError: If an array has the wrong shape or type, or holds what it may not.
+    """
     where = f"{text}: x_{part}"
     if x.ndim == 0 or len(x) == 0:
         raise DataError(f"{where} is empty. Give at least a few samples a class.")

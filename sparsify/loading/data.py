@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from sparsify.errors import DataError
 from sparsify.loading.arrays import Arrays, read_npz, samples_of_arrays
 from sparsify.loading.datasets import samples_of_factory
 from sparsify.loading.images import Progress, samples_of_folder
-from sparsify.parts.samples import Samples, Subset
+from sparsify.parts.samples import Samples, Subset, TensorSamples
 
 Parts = dict[str, Samples]
 """``train`` and ``test``, and ``validation`` where the data bring their own."""
@@ -30,6 +32,9 @@ class Data:
         train, validation, test: samples, inputs [N, ...] float32 and int64 labels.
         classes: number of classes, from the training labels.
         class_names: of all classes, where the data bring them.
+        statistics: mean and standard deviation per channel that images were normalised by; None: they were not.
+        ood: out-of-distribution inputs by name, prepared like the others (`sparsify.loading.load_ood`); their labels mean nothing.
+        given_as: ``bytes`` (images), ``numbers`` (arrays of others), or ``prepared`` (a factory's, taken as they are).
     """
 
     train: Samples
@@ -37,6 +42,9 @@ class Data:
     test: Samples
     classes: int
     class_names: tuple[str, ...] | None = None
+    statistics: tuple[Tensor, Tensor] | None = None
+    ood: Mapping[str, Samples] = field(default_factory=dict)
+    given_as: Literal["bytes", "numbers", "prepared"] = "bytes"
 
     def example(self, count: int = 2) -> Tensor:
         """The first ``count`` held-out inputs [count, ...]."""
@@ -85,12 +93,12 @@ def load_data(
         LoadError: If a factory is missing or fails.
     """
     names: tuple[str, ...] | None = None
-    folder = Path(text).is_dir()
+    folder, factory = Path(text).is_dir(), ":" in text and not Path(text).exists()
     if image_size is not None and not folder and (text == "digits" or not Path(text).is_file()):
         raise DataError(f"{text}: image_size is for folders of images and for encoded images. Leave it out.")
     if text == "digits":
-        parts: Parts = samples_of_arrays(text, _digits(), normalise=normalise)
-    elif ":" in text and not Path(text).exists():
+        parts: Parts = samples_of_arrays(text, digits_arrays(), normalise=normalise)
+    elif factory:
         parts = samples_of_factory(text)
     elif folder:
         parts, names = samples_of_folder(Path(text), size=image_size, normalise=normalise)
@@ -111,6 +119,9 @@ def load_data(
         )
     if names is not None and len(names) != len(counts):
         raise DataError(f"{text}: {len(names)} class_names for {len(counts)} classes; they should be as many.")
+    train = parts["train"]
+    mean, std = getattr(train, "mean", None), getattr(train, "std", None)
+    numbers = isinstance(train, TensorSamples) and train.inputs.dtype is not torch.uint8
     if ("test" in parts) == (test_holdout is not None):
         raise DataError(
             f"{text} brings a test part; leave test_holdout out."
@@ -121,10 +132,19 @@ def load_data(
         parts["train"], parts["test"] = _held_out(text, parts["train"], seed=0, fraction=test_holdout)
     if "validation" not in parts:
         parts["train"], parts["validation"] = _held_out(text, parts["train"], seed=seed, fraction=holdout)
-    return Data(parts["train"], parts["validation"], parts["test"], classes=len(counts), class_names=names)
+    return Data(
+        parts["train"],
+        parts["validation"],
+        parts["test"],
+        classes=len(counts),
+        class_names=names,
+        statistics=None if mean is None or std is None else (mean, std),
+        given_as="prepared" if factory else "numbers" if numbers else "bytes",
+    )
 
 
-def _digits() -> Arrays:
+def digits_arrays() -> Arrays:
+    """Scikit-learn's digits as bytes, split once and for all."""
     images, target = load_digits(return_X_y=True)
     labels = np.asarray(target)
     pixels = (np.asarray(images).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)

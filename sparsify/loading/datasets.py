@@ -40,21 +40,24 @@ def samples_of_factory(text: str) -> dict[str, Samples]:
             f"the factory {text!r} should return (train, test), (train, validation, test) or a mapping with these keys, found "
             f"{_described(given)}."
         )
-    samples: dict[str, Samples] = {}
-    for name, part in parts.items():
-        if isinstance(part, DataLoader):
-            samples[name] = DatasetSamples(part.dataset, f"{text}, {name}", collate=part.collate_fn)
-        elif isinstance(part, Dataset):
-            samples[name] = DatasetSamples(part, f"{text}, {name}")
-        elif isinstance(part, Sequence) and len(part) == 2 and all(hasattr(value, "__array__") for value in part):
-            x, y = (np.asarray(value) for value in part)
-            both = samples_of_arrays(f"{text}, {name}", {"x_train": x, "y_train": y}, normalise=False, as_images=False)
-            samples[name] = both["train"]
-        else:
-            raise DataError(
-                f"{text}: {name} should be a pair of arrays (x, y), a Dataset or a DataLoader, found {_described(part)}."
-            )
-    return samples
+    return {name: samples_of_part(part, f"{text}, {name}") for name, part in parts.items()}
+
+
+def samples_of_part(part: Any, where: str) -> Samples:
+    """A pair of arrays (x, y), a Dataset or a DataLoader as samples.
+
+    Raises:
+        DataError: If it is something else, or not usable; ``where`` begins the message.
+    """
+    if isinstance(part, DataLoader):
+        return DatasetSamples(part.dataset, where, collate=part.collate_fn)
+    if isinstance(part, Dataset):
+        return DatasetSamples(part, where)
+    if isinstance(part, Sequence) and len(part) == 2 and all(hasattr(value, "__array__") for value in part):
+        x, y = (np.asarray(value) for value in part)
+        both = samples_of_arrays(where, {"x_train": x, "y_train": y}, normalise=False, as_images=False)
+        return both["train"]
+    raise DataError(f"{where} should be a pair of arrays (x, y), a Dataset or a DataLoader, found {_described(part)}.")
 
 
 class DatasetSamples:

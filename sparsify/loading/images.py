@@ -33,7 +33,12 @@ Progress = Callable[[int, int], None]
 
 
 def decode_all(
-    blob: np.ndarray, offsets: np.ndarray, where: str, *, size: int | None = None, on_progress: Progress | None = None
+    blob: np.ndarray,
+    offsets: np.ndarray,
+    where: str,
+    *,
+    size: int | tuple[int, int] | None = None,
+    on_progress: Progress | None = None,
 ) -> np.ndarray:
     """Decode images stored back to back.
 
@@ -41,7 +46,7 @@ def decode_all(
         blob: uint8, all files one after another.
         offsets: int, [N + 1], where each begins.
         where: for messages.
-        size: side in pixels to resize to; None: all must have one size.
+        size: side in pixels, or (height, width), to resize to; None: all must have one size.
         on_progress: called now and then.
 
     Returns:
@@ -68,7 +73,7 @@ def decode_all(
 
     def decode(index: int) -> np.ndarray:
         source = io.BytesIO(blob[offsets[index] : offsets[index + 1]].tobytes())
-        return _pixels(source, f"{where}: image {index}", None if size is None else (size, size))
+        return _pixels(source, f"{where}: image {index}", (size, size) if isinstance(size, int) else size)
 
     first = decode(0)
     images = np.empty((count, 3, *first.shape[:2]), np.uint8)
@@ -179,7 +184,7 @@ class ImageFiles:
         self._resize = isinstance(size, int) if resize is None else resize
         first = _pixels(self._paths[0], str(self._paths[0])).shape[:2] if size is None else size
         self.size: tuple[int, int] = (first, first) if isinstance(first, int) else (int(first[0]), int(first[1]))
-        self._mean, self._std = mean, std
+        self.mean, self.std = mean, std
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -189,8 +194,8 @@ class ImageFiles:
         with ThreadPoolExecutor() as pool:
             images = list(pool.map(self._image, [self._paths[row] for row in rows.tolist()]))
         values = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
-        if self._mean is not None and self._std is not None:
-            values = (values - self._mean.view(1, -1, 1, 1)) / self._std.view(1, -1, 1, 1)
+        if self.mean is not None and self.std is not None:
+            values = (values - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
         return values, self.labels[rows]
 
     def fingerprint(self) -> str:
@@ -254,7 +259,7 @@ def _size(image: np.ndarray) -> str:
     return f"{image.shape[0]} x {image.shape[1]}"
 
 
-def _cache_file(blob: np.ndarray, offsets: np.ndarray, size: int | None) -> Path | None:
+def _cache_file(blob: np.ndarray, offsets: np.ndarray, size: int | tuple[int, int] | None) -> Path | None:
     if os.environ.get("SPARSIFY_CACHE") == "off":
         return None
     digest = hashlib.sha256(np.ascontiguousarray(blob).data)

@@ -9,6 +9,8 @@ from sparsify.methods.gradual_magnitude import gmp as gmp
 from sparsify.methods.granet import granet as granet
 from sparsify.methods.iterative_magnitude import imp as imp
 from sparsify.methods.itop import itop as itop
+from sparsify.methods.moon import moon as moon
+from sparsify.methods.moon import widened as widened
 from sparsify.methods.one_shot import one_shot as one_shot
 from sparsify.methods.registry import METHODS as METHODS
 from sparsify.methods.registry import build as build

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparsify.errors import RecipeError
 from sparsify.parts.allocation import FIXED_TOLERANCE, Allocation, erk
+from sparsify.parts.objectives import Objective
 from sparsify.parts.patterns import NM, parse_pattern
 from sparsify.parts.topology import Rewinding, Topology
 from sparsify.passes import Pass
@@ -56,9 +57,9 @@ class Method:
         topology: rounds, given the total number of optimizer steps; None: the masks stay.
         rewinding: when training starts over from an early state, given the total number of steps.
         correction: of gradients, with counted probes.
-        objective: (output, labels) -> scalar, instead of the trainer's.
+        objective: the loss, given the total number of optimizer steps; None: cross-entropy.
         averaging: of weights, once the topology is frozen.
-        passes: of the method's own, after masks and taps.
+        passes: of the method's own, after masks and taps. Parameters they add join the optimizer.
         calibrator: the kind of head fitted at the end.
     """
 
@@ -73,7 +74,7 @@ class Method:
     topology: Callable[[int], Topology] | None = None
     rewinding: Callable[[int], Rewinding] | None = None
     correction: Correction | None = None
-    objective: Callable[[Any, Tensor], Tensor] | None = None
+    objective: Callable[[int], Objective] | None = None
     averaging: Callable[[int], Averaging] | None = None
     passes: tuple[Pass, ...] = ()
     calibrator: str = "temperature"

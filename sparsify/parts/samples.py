@@ -53,7 +53,7 @@ class TensorSamples:
         if len(inputs) != len(labels):
             raise ValueError(f"{len(inputs)} inputs and {len(labels)} labels should be as many")
         self.inputs, self.labels = inputs, labels
-        self._mean, self._std = mean, std
+        self.mean, self.std = mean, std
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,9 +61,9 @@ class TensorSamples:
     def batch(self, rows: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
         del seed
         values = as_inputs(self.inputs[rows])
-        if self._mean is not None and self._std is not None:
+        if self.mean is not None and self.std is not None:
             shape = (1, -1, *(1,) * (values.ndim - 2))
-            values = (values - self._mean.view(shape)) / self._std.view(shape)
+            values = (values - self.mean.view(shape)) / self.std.view(shape)
         return values, self.labels[rows]
 
     def fingerprint(self) -> str:

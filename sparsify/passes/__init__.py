@@ -42,3 +42,4 @@ from sparsify.passes.lower_masks import LowerMasks as LowerMasks
 from sparsify.passes.registry import PASSES as PASSES
 from sparsify.passes.registry import Pipeline as Pipeline
 from sparsify.passes.registry import register as register
+from sparsify.passes.widen_classifier import WidenClassifier as WidenClassifier

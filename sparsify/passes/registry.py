@@ -18,6 +18,7 @@ from sparsify.passes.insert_masks import InsertMasks
 from sparsify.passes.instruments import Instrument, note
 from sparsify.passes.lower_grouped import LowerGroupedConv, LowerGroupedLinear
 from sparsify.passes.lower_masks import LowerMasks
+from sparsify.passes.widen_classifier import WidenClassifier
 
 PASSES: dict[str, type[Pass]] = {
     cls.name: cls
@@ -25,6 +26,7 @@ PASSES: dict[str, type[Pass]] = {
         InsertMasks,
         InsertGradientTaps,
         LowerMasks,
+        WidenClassifier,
         AttachCalibrationHead,
         FoldBatchNorm,
         FoldMasks,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sparsify.errors import ReportError
 from sparsify.ir.serialization import write_atomically
 from sparsify.reports import plots, sections
 from sparsify.reports.folder import RunFolder, read_folder
-from sparsify.reports.headline import headline, parts, sentences, title
+from sparsify.reports.headline import headline, own_score, parts, sentences, sets, title
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8881; }
@@ -68,6 +68,7 @@ def _page(run: RunFolder) -> str:
         ),
         "<p>ECE: 15 equal-width bins of the predicted class's confidence, closed on the right, weighted mean of the gaps. Adaptive: "
         "15 bins of equal mass. Class-wise: mean over classes. Measured on the test set; the head never saw it.</p>",
+        *_out_of_distribution(run, titles),
         "<h2>Accuracy by class</h2>",
         _classes(run),
         "<h2>Density by layer</h2>" if masked else "<h2>Layers</h2>",
@@ -102,6 +103,24 @@ def _masks(run: RunFolder) -> Iterable[str]:
         f"Turnover is how many positions topology updates activated since the row before, over those active."
     )
     return ("<h2>Masks over time</h2>", _wide(plots.masks(history)), f"<p>{_e(text)}</p>")
+
+
+def _out_of_distribution(run: RunFolder, titles: Mapping[str, str]) -> list[str]:
+    found: list[str] = []
+    if sets(run.report["model"]):
+        score = {name: own_score(run.report[name]) for name in titles}
+        found += [
+            "<h2>Out of distribution</h2>",
+            _wide(plots.ood(run.report, titles, score)),
+            _table(sections.OOD_COLUMNS, sections.ood(run.report)),
+            "<p>Test inputs against inputs of no class. Scores are of the logits as trained, not calibrated, and of the known classes; "
+            "higher is in-distribution. AUPR depends on how many there are of each. FPR at 95 % TPR: share of the outsiders accepted "
+            "where 95 % of the test inputs are; in the last column, share of the test inputs refused where 95 % of the outsiders are.</p>",
+        ]
+    rows = run.histories["model"]
+    if rows and "val_unknown" in rows[-1]:
+        found += ["<h2>The unknown class</h2>", _wide(plots.unknown(rows))]
+    return found
 
 
 def _classes(run: RunFolder) -> str:

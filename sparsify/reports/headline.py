@@ -40,6 +40,8 @@ LOWER_IS_BETTER = (
     ("adaptive ECE", "adaptive_ece"),
     ("class-wise ECE", "classwise_ece"),
 )
+PLAIN, OWN = "maximum probability", "ood_score"
+"""The score that every model has, and the one that a method brings."""
 SMALLER = 0.9
 """A file above this share of the dense one's bytes is called no smaller."""
 
@@ -63,6 +65,7 @@ def headline(report: Report, latency: Report | None) -> Headline:
     """
     names = parts(report)
     rows = [(label, tuple(format(report[name][key], style) for name in names)) for label, key, style in ROWS]
+    rows += [(f"AUROC against {name}, {score}", cells) for (name, score), cells in _aurocs(report).items()]
     if latency:
         timings = {row["name"]: row for row in latency["timings"]}
         rows.append((LATENCY_ROWS[0], tuple(_milliseconds(timings[name]) for name in names)))
@@ -85,9 +88,47 @@ def sentences(report: Report, latency: Report | None) -> list[str]:
     ]
     if "dense" in parts(report):
         found += [_accuracy(report), *_better_and_worse(report), _size(report)]
-    found += [_calibrated(report), _agreement(model["parity"])]
+    found += [_calibrated(report), *_told_apart(report), _agreement(model["parity"])]
     if latency and latency["verdict"]:
         found.append(_speed(report, latency))
+    return found
+
+
+def sets(part: Report) -> Report:
+    """What was measured of a model on out-of-distribution inputs, by the name of the set; empty where none were given."""
+    return part.get("ood") or {}
+
+
+def own_score(part: Report) -> str:
+    """The score that a model is judged by: its method's own where it has one."""
+    return OWN if any(OWN in row["scores"] for row in sets(part).values()) else PLAIN
+
+
+def _aurocs(report: Report) -> dict[tuple[str, str], tuple[str, ...]]:
+    """AUROC of each model by set and score; empty where a model does not have the score."""
+    names, found = parts(report), dict[tuple[str, str], tuple[str, ...]]()
+    for ood in sets(report["model"]):
+        for score in dict.fromkeys((PLAIN, *(own_score(report[name]) for name in names))):
+            rows = (report[name]["ood"][ood]["scores"].get(score) for name in names)
+            found[ood, score] = tuple("" if row is None else f"{row['auroc']:.4f}" for row in rows)
+    return found
+
+
+def _told_apart(report: Report) -> list[str]:
+    model, found = report["model"], list[str]()
+    score = own_score(model)
+    for name, row in sets(model).items():
+        text = f"{row['samples']:,} inputs of {name} are told from test inputs with AUROC {row['scores'][score]['auroc']:.4f} by {score}"
+        if score != PLAIN:
+            text += f", {row['scores'][PLAIN]['auroc']:.4f} by {PLAIN}"
+        if "dense" in parts(report):
+            text += f"; the dense model has {report['dense']['ood'][name]['scores'][PLAIN]['auroc']:.4f} by {PLAIN}"
+        share = row["scores"][score]["fpr_at_95_tpr"]
+        found.append(f"{text}. Where 95 % of the test inputs are accepted, so are {100 * share:.1f} % of them.")
+    if model.get("ood_threshold") is not None:
+        found.append(
+            f"95 % of the validation samples have an ood_score of at least {model['ood_threshold']:.4f}, which the file holds."
+        )
     return found
 
 

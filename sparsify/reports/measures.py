@@ -7,11 +7,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparsify.ir import Program
 from sparsify.parts import metrics
+from sparsify.parts.ood_scores import scores
 from sparsify.passes import Pass, PassLog
+
+BINS = 40
+"""Of a histogram of scores."""
 
 
 def quality(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -37,6 +42,33 @@ def quality(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, Any]:
             when: [dataclasses.asdict(row) for row in metrics.reliability(table, labels)] for when, table in tables
         },
     }
+
+
+def ood_quality(inside: Mapping[str, Tensor], outside: Mapping[str, Tensor]) -> dict[str, Any]:
+    """How well each score tells test inputs from out-of-distribution ones.
+
+    Args:
+        inside: outputs of the program on the test set, at least ``logits`` [N, K].
+        outside: the same on out-of-distribution inputs [M].
+    """
+    theirs, found = scores(outside), dict[str, Any]()
+    for name, ours in scores(inside).items():
+        found[name] = {
+            "auroc": metrics.auroc(ours, theirs[name]),
+            "aupr_in": metrics.aupr(ours, theirs[name]),
+            "aupr_out": metrics.aupr(-theirs[name], -ours),
+            "fpr_at_95_tpr": metrics.fpr_at_95_tpr(ours, theirs[name]),
+            "fpr_at_95_tpr_outside": metrics.fpr_at_95_tpr_outside(ours, theirs[name]),
+            "histogram": _histogram(ours, theirs[name]),
+        }
+    return {"samples": len(outside["logits"]), "scores": found}
+
+
+def _histogram(inside: Tensor, outside: Tensor) -> dict[str, Any]:
+    """Counts in `BINS` bins of equal width over all of both."""
+    low, high = (float(f(torch.cat([inside, outside]))) for f in (torch.amin, torch.amax))
+    counts = [torch.histc(x, BINS, low, high).long().tolist() if high > low else [len(x)] for x in (inside, outside)]
+    return {"low": low, "high": high, "inside": counts[0], "outside": counts[1]}
 
 
 def sizes(program: Program) -> dict[str, Any]:

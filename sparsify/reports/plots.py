@@ -144,6 +144,54 @@ def _histogram(axis: Axes, table: Bins, colour: str) -> None:
     axis.tick_params(labelbottom=True)
 
 
+def ood(report: Mapping[str, Any], titles: Mapping[str, str], score: Mapping[str, str]) -> str:
+    """Histograms of each model's score on test inputs and on each set of out-of-distribution inputs, as shares of each.
+
+    Args:
+        report: content of ``metrics.json``.
+        titles: by part; a column each.
+        score: by part, which one is shown.
+    """
+    sets = list(report["model"]["ood"])
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(WIDTH, 2.6 * len(sets)), layout="constrained")
+        grid, said = figure.subplots(len(sets), len(titles), squeeze=False), list[str]()
+        for row, name in enumerate(sets):
+            for column, part in enumerate(titles):
+                found = report[part]["ood"][name]["scores"][score[part]]
+                table, axis = found["histogram"], grid[row, column]
+                count = len(table["inside"])
+                width = (table["high"] - table["low"]) / count or 1.0
+                edges = [table["low"] + i * width for i in range(count)]
+                for side, colour, label in (("inside", INK, "test"), ("outside", COLOURS[part], name)):
+                    shares = [value / max(sum(table[side]), 1) for value in table[side]]
+                    axis.bar(edges, shares, width, align="edge", color=colour, alpha=0.45, linewidth=0, label=label)
+                axis.set(xlabel=score[part], ylabel="share", title=f"{titles[part]}, AUROC {found['auroc']:.4f}")
+                axis.legend(fontsize=8)
+                said.append(f"{titles[part]} against {name}: AUROC {found['auroc']:.4f} by {score[part]}")
+        return svg(figure, f"Scores of test inputs and of out-of-distribution inputs. {'; '.join(said)}.", "o")
+
+
+def unknown(rows: History) -> str:
+    """Probability of the unknown, a mean over training batches and over validation samples, and alpha where there is one, by step."""
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+        drawn = [key for key in ("unknown_mass", "val_unknown", "alpha") if key in rows[-1]]
+        axes = figure.subplots(1, 1 + ("alpha" in drawn), squeeze=False)[0]
+        steps = [row["step"] for row in rows]
+        looks = {"unknown_mass": ("training", "-"), "val_unknown": ("validation", ":"), "alpha": ("alpha", "-")}
+        for key in drawn:
+            name, style = looks[key]
+            axis = axes[1] if key == "alpha" else axes[0]
+            axis.plot(steps, [row[key] for row in rows], label=name, color=COLOURS["model"], linestyle=style)
+        axes[0].set(xlabel="step", ylabel="probability of the unknown", yscale="log")
+        axes[0].legend(fontsize=8)
+        if "alpha" in drawn:
+            axes[1].set(xlabel="step", ylabel="alpha")
+        ends = ", ".join(f"{looks[key][0]} {rows[-1][key]:.3g}" for key in drawn)
+        return svg(figure, f"Probability of the unknown class by optimizer step. At the end: {ends}.", "u")
+
+
 def svg(figure: Figure, label: str, prefix: str) -> str:
     """The figure as an ``<svg>`` element with a text for those who cannot see it; ``prefix`` keeps its ids apart on the page."""
     buffer = io.StringIO()

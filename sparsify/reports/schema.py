@@ -77,8 +77,38 @@ class PassRow(_Form):
     left_alone: list[Annotated[list[str], Two]]
 
 
+class Histogram(_Form):
+    """Counts of a score in bins of equal width from ``low`` to ``high``: test inputs, and out-of-distribution ones."""
+
+    low: float
+    high: float
+    inside: list[int]
+    outside: list[int]
+
+
+class OodScore(_Form):
+    """How well a score tells test inputs (positive) from out-of-distribution ones; FPR at 95 % TPR by both conventions."""
+
+    auroc: float
+    aupr_in: float
+    aupr_out: float
+    fpr_at_95_tpr: float
+    fpr_at_95_tpr_outside: float
+    histogram: Histogram
+
+
+class Ood(_Form):
+    """A set of out-of-distribution inputs; scores by name."""
+
+    samples: int
+    scores: dict[str, OodScore]
+
+
 class Part(_Form):
-    """One model of the run. Of the two calibrations, accuracy is that of the logits, adaptive and class-wise ECE are after it."""
+    """One model of the run; ``ood`` where such inputs were given.
+
+    Of the two calibrations, accuracy is that of the logits, adaptive and class-wise ECE are after it.
+    """
 
     method: str
     accuracy: float
@@ -107,6 +137,8 @@ class Part(_Form):
     passes: list[PassRow]
     forms: dict[str, str]
     counts: dict[str, int]
+    ood: dict[str, Ood] = Field(default_factory=dict)
+    ood_threshold: float | None = None
 
 
 class Flips(_Form):

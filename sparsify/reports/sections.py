@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparsify.reports.headline import parts, title
+from sparsify.reports.headline import parts, sets, title
 
 Report = Mapping[str, Any]
 Rows = list[tuple[str, ...]]
@@ -44,6 +44,29 @@ def bins(report: Report) -> Rows:
                     edges = f"{index / len(table):.3f} to {(index + 1) / len(table):.3f}"
                     figures = (f"{row['count']:,}", f"{row['confidence']:.4f}", f"{row['accuracy']:.4f}")
                     rows.append((f"{title(name, report)}, {when}", edges, *figures))
+    return rows
+
+
+OOD_COLUMNS = (
+    "inputs",
+    "model",
+    "score",
+    "AUROC",
+    "AUPR, in",
+    "AUPR, out",
+    "FPR at 95 % TPR",
+    "the same, out as positive",
+)
+
+
+def ood(report: Report) -> Rows:
+    """How well every score of every model tells test inputs from each set of out-of-distribution inputs."""
+    rows: Rows = []
+    for name in sets(report["model"]):
+        for part in parts(report):
+            for score, row in report[part]["ood"][name]["scores"].items():
+                keys = ("auroc", "aupr_in", "aupr_out", "fpr_at_95_tpr", "fpr_at_95_tpr_outside")
+                rows.append((name, title(part, report), score, *(f"{row[key]:.4f}" for key in keys)))
     return rows
 
 

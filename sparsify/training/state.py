@@ -19,6 +19,8 @@ from sparsify.methods import Correction, Method
 from sparsify.parts.averaging import running_mean
 from sparsify.parts.patterns import Pattern, parse_pattern
 from sparsify.passes import InsertGradientTaps, InsertMasks, LowerMasks, Pass, Pipeline
+from sparsify.training.groups import adopt
+from sparsify.training.loss import RunningLoss
 from sparsify.training.probe import Closure, probe
 from sparsify.training.rounds import Rounds, clear_inactive, layers
 
@@ -80,8 +82,11 @@ class SparseTrainer:
         self._averaging = method.averaging(total_steps) if method.averaging else None
         self._averages: dict[str, Tensor] = {}
         self._check_averaging()
+        self._loss = RunningLoss(method, total_steps)
         if method.initial != "dense" or self._topology is not None:
             self._insert()
+        Pipeline(method.passes).apply(program)
+        adopt(program, optimizer)
         self._correction_state: Any = method.correction.init(self._parameters()) if method.correction else None
         self._keep_early()
         self._rounds.arm(1)
@@ -119,7 +124,7 @@ class SparseTrainer:
             if self.method.initial_scale == "fan-in":
                 self._scale_to_fan_in(name)
         taps: tuple[Pass, ...] = (InsertGradientTaps(),) if self._rounds.needs_gradient else ()
-        Pipeline((*taps, LowerMasks(), *self.method.passes)).apply(self.program)
+        Pipeline((*taps, LowerMasks())).apply(self.program)
         self._rounds.start()
 
     def _scale_to_fan_in(self, name: str) -> None:
@@ -152,6 +157,27 @@ class SparseTrainer:
         ``total_steps`` where the method rewinds."""
         return self._rewinding.position(step, self.total_steps) if self._rewinding else (step, self.total_steps)
 
+    def loss(self, output: Any, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+        """The method's loss of a batch: cross-entropy, unless the method has its own. Needed for those that do, and good for all.
+
+        Args:
+            output: what calling the program in train mode returned.
+            labels: int64 [N].
+            label_smoothing: of cross-entropy, in [0, 1).
+
+        Raises:
+            TrainingError: If the program is in eval mode, or labels should be smoothed where the method has a loss of its own.
+        """
+        if not self.program.training:
+            raise TrainingError(
+                "trainer.loss is for training steps. Call program.train() first, or measure with a criterion of your own."
+            )
+        return self._loss(self.program.logits(output).float(), labels, self.steps + 1, label_smoothing=label_smoothing)
+
+    def measures(self) -> dict[str, float]:
+        """What the method has to say of itself now, by name; a row of ``history.jsonl`` holds it."""
+        return dict(self._loss.measures())
+
     def step(self, closure: Closure | None = None) -> None:
         """Optimizer step, then a topology update when one is due. Call it after ``loss.backward()``.
 
@@ -159,8 +185,9 @@ class SparseTrainer:
             closure: the loss of the current batch by another forward pass, without backward; methods with a correction need it.
 
         Raises:
-            TrainingError: If the method needs a closure, or the dense gradient of a due round did not arrive.
+            TrainingError: If the method needs a closure or its own loss, or the dense gradient of a due round did not arrive.
         """
+        self._loss.check_used()
         self.steps += 1
         if not self._rounds.replaces(self.steps):
             if self.method.correction is not None:
@@ -173,6 +200,7 @@ class SparseTrainer:
         self._rewind()
         self._average()
         self._rounds.arm(self.steps + 1)
+        self._loss.end_step()
 
     def finish(self, batches: Iterable[Tensor] = ()) -> None:
         """End the run: with averaging, load the averaged weights and re-estimate batch-norm statistics.
@@ -268,6 +296,7 @@ class SparseTrainer:
             "rounds": self._rounds.state_dict(),
             "early": self._early,
             "correction": self._correction_state,
+            "loss": self._loss.state_dict(),
             "averages": self._averages,
         }
 
@@ -288,5 +317,6 @@ class SparseTrainer:
         self._generator.set_state(state["generator"])
         self._rounds.load_state_dict(state["rounds"])
         self._early = {name: value.to(device) for name, value in state["early"].items()}
+        self._loss.load_state_dict(state["loss"])
         self._correction_state, self._averages = state["correction"], state["averages"]
         self._rounds.arm(self.steps + 1)

@@ -75,7 +75,8 @@ class Trained:
 
     Attributes:
         history: one row an epoch: step, loss, accuracy, val_loss, val_accuracy, density, lr; by masked weight ``coverage``, the share of
-            its positions that have been active so far, and ``turnover``, how many rounds activated since the row before over those active.
+            its positions that have been active so far, and ``turnover``, how many rounds activated since the row before over those active;
+            the mean over validation samples of what each head gives a sample (``val_ood_score``), and what the method measures of itself.
         counts: steps, samples, rounds (topology updates), skipped_rounds, probes (extra forward and backward passes).
         coverage: of each masked weight at the end.
     """
@@ -212,7 +213,7 @@ def train(
                     }
                     on_step(row)
                 if start + 1 == per_epoch:
-                    row = _row(program, trainer.steps, sums, per_epoch, validation, optimizer, settings)
+                    row = _row(trainer, sums, per_epoch, validation, settings)
                     history.append({**row, **_masks_row(program, trainer, grown)})
                     sums, grown = [0.0, 0.0], trainer.grown
                     if settings.early_stop and program.costs().active <= budget:
@@ -307,15 +308,10 @@ def augmented(x: Tensor, settings: Settings) -> Tensor:
 def _step(
     program: Program, trainer: SparseTrainer, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, settings: Settings
 ) -> tuple[float, int]:
-    objective = trainer.method.objective
-
     def evaluated() -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             output = program(x)
-        logits = program.logits(output).float()
-        if objective is None:
-            return nn.functional.cross_entropy(logits, y, label_smoothing=settings.label_smoothing), logits
-        return objective(output, y), logits
+        return trainer.loss(output, y, label_smoothing=settings.label_smoothing), program.logits(output)
 
     loss, logits = evaluated()
     value = float(loss.detach())
@@ -333,29 +329,29 @@ def _step(
 
 
 def _row(
-    program: Program,
-    step: int,
-    sums: list[float],
-    per_epoch: int,
-    validation: Samples,
-    optimizer: torch.optim.Optimizer,
-    settings: Settings,
+    trainer: SparseTrainer, sums: list[float], per_epoch: int, validation: Samples, settings: Settings
 ) -> dict[str, Any]:
-    program.eval()
+    program = trainer.program.eval()
+    found = dict[str, list[Tensor]]()
+    heads = program.output_names("eval")[program.out_specs["eval"].num_leaves :]
     with torch.no_grad():
-        rows = torch.arange(len(validation)).split(256)
         device = next(program.parameters()).device
-        logits = torch.cat([program.logits(program(validation.batch(some)[0].to(device))).cpu() for some in rows])
+        for rows in torch.arange(len(validation)).split(256):
+            outputs = program.outputs(validation.batch(rows)[0].to(device))
+            for name in ("logits", *(head for head in heads if outputs[head].ndim == 1)):
+                found.setdefault(name, []).append(outputs[name].cpu())
     program.train()
-    y = validation.labels
+    y, logits = validation.labels, torch.cat(found.pop("logits"))
     return {
-        "step": step,
+        "step": trainer.steps,
         "loss": sums[0] / per_epoch,
         "accuracy": sums[1] / (per_epoch * settings.batch_size),
         "val_loss": float(nn.functional.cross_entropy(logits, y)),
         "val_accuracy": float((logits.argmax(1) == y).double().mean()),
+        **{f"val_{name}": float(torch.cat(values).double().mean()) for name, values in found.items()},
         "density": program.costs().density,
-        "lr": optimizer.param_groups[0]["lr"],
+        "lr": trainer.optimizer.param_groups[0]["lr"],
+        **trainer.measures(),
     }
 
 

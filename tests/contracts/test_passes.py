@@ -14,6 +14,7 @@ PREFIX = {
     "insert-masks": "",
     "insert-gradient-taps": "insert-masks | ",
     "lower-masks": "insert-masks | ",
+    "widen-classifier": "",
     "attach-calibration-head": "",
     "fold-batch-norm": "",
     "fold-masks": "insert-masks{density=0.3} | insert-gradient-taps | ",

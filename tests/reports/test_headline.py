@@ -115,3 +115,28 @@ def test_latency_claims_no_more_than_its_verdict():
     assert "faster (the dense file against itself: 0.98 to 1.02)" in faster and "Zeros in a dense file" not in faster
     grouped = said(report({}, forms={"a": "grouped", "b": "too dense"}), latency(0.9, (0.8, 0.95), "slower"))
     assert "1 weight(s) are small dense blocks" in grouped and "Zeros in a dense file" not in grouped
+
+
+def against(auroc, own=None):
+    row = {"auroc": auroc, "fpr_at_95_tpr": 0.25}
+    own_row = {} if own is None else {"ood_score": {"auroc": own, "fpr_at_95_tpr": 0.125}}
+    return {"letters": {"samples": 1200, "scores": {"maximum probability": row, **own_row}}}
+
+
+def test_auroc_is_a_row_a_set_and_a_score():
+    plain = dict(headline(report({"ood": against(0.9)}, ood=against(0.91)), None).rows)
+    assert plain["AUROC against letters, maximum probability"] == ("0.9000", "0.9100")
+    assert not any("ood_score" in label for label in plain)
+    own = dict(headline(report({"ood": against(0.9)}, ood=against(0.91, 0.95)), None).rows)
+    assert own["AUROC against letters, ood_score"] == ("", "0.9500")
+
+
+def test_how_outsiders_are_told_apart_is_said_with_what_slips_through():
+    text = said(report({"ood": against(0.9)}, ood=against(0.91, 0.95), ood_threshold=0.43), None)
+    assert (
+        "1,200 inputs of letters are told from test inputs with AUROC 0.9500 by ood_score, 0.9100 by maximum probability; the dense model "
+        "has 0.9000 by maximum probability. Where 95 % of the test inputs are accepted, so are 12.5 % of them." in text
+    )
+    assert "95 % of the validation samples have an ood_score of at least 0.4300" in text
+    alone = said(report(ood=against(0.91)), None)
+    assert "AUROC 0.9100 by maximum probability. Where" in alone and "ood_score" not in alone

@@ -7,7 +7,7 @@ import torch
 
 import sparsify as sp
 from sparsify.passes import Pipeline, recording
-from sparsify.reports import covered, layers, pass_rows, quality, sizes
+from sparsify.reports import covered, layers, ood_quality, pass_rows, quality, sizes
 from tests.cases import CASES
 
 
@@ -38,3 +38,30 @@ def test_sizes_and_layers_of_a_masked_program():
     assert covered(layers(masked)) is None
     (row,) = pass_rows(record)
     assert row["left_alone"] == [[kept, "asked to stay dense"]] and kept not in row["changed"]
+
+
+def test_scores_of_eight_inside_and_six_outside():
+    inside = torch.tensor([0.9, 0.8, 0.85, 0.6, 0.95, 0.7, 0.99, 0.4], dtype=torch.float64)
+    outside = torch.tensor([0.5, 0.3, 0.65, 0.2, 0.75, 0.1], dtype=torch.float64)
+    logits = [
+        torch.stack([x, torch.zeros(len(x))], 1) for x in (inside, outside)
+    ]  # the largest is x: every score rises with it
+    found = ood_quality({"logits": logits[0], "ood_score": inside}, {"logits": logits[1], "ood_score": outside})
+    assert found["samples"] == 6 and list(found["scores"]) == ["maximum probability", "entropy", "energy", "ood_score"]
+    for row in found["scores"].values():
+        assert row["auroc"] == pytest.approx(0.875)
+        assert (row["aupr_in"], row["aupr_out"]) == (
+            pytest.approx(0.920274, abs=1e-6),
+            pytest.approx(0.863492, abs=1e-6),
+        )
+        assert (row["fpr_at_95_tpr"], row["fpr_at_95_tpr_outside"]) == (0.5, 0.375)
+        assert (sum(row["histogram"]["inside"]), sum(row["histogram"]["outside"])) == (8, 6)
+    shown = found["scores"]["ood_score"]["histogram"]
+    assert (shown["low"], shown["high"], len(shown["inside"])) == (0.1, 0.99, 40)
+    assert (shown["inside"][-1], shown["outside"][0]) == (1, 1)
+
+
+def test_equal_scores_have_one_bin():
+    same = {"logits": torch.zeros(3, 2)}
+    assert ood_quality(same, same)["scores"]["energy"]["histogram"]["inside"] == [3]
+    assert ood_quality(same, same)["scores"]["energy"]["auroc"] == 0.5

@@ -107,15 +107,29 @@ def test_bf16_keeps_parameters_in_float32_and_learns(data, tmp_path):
 def test_a_method_s_objective_and_averaging_are_used(data, tmp_path):
     calls = []
 
-    def objective(output, labels):
-        calls.append(len(labels))
-        return nn.functional.cross_entropy(output, labels)
+    class Counted:
+        def init(self):
+            return 0
+
+        def observe(self, logits, labels, state, step):
+            assert step == state + 1 and not logits.requires_grad
+            return step
+
+        def loss(self, logits, labels, state):
+            calls.append(state)
+            return nn.functional.cross_entropy(logits, labels)
+
+        def measures(self, state):
+            return {"seen": state}
 
     base = sp.methods.rigl(density=0.2, update_every=10, stop_at=0.5)
-    method = dataclasses.replace(base, objective=objective, averaging=lambda total: Averaging(total // 2 + 1, 1))
+    method = dataclasses.replace(
+        base, objective=lambda total: Counted(), averaging=lambda total: Averaging(total // 2 + 1, 1)
+    )
     averaged, result = trained(data, tmp_path / "a", method=method)
     plain, _ = trained(data, tmp_path / "b", method=base)
-    assert len(calls) == result.counts["steps"] == 4 * (1221 // 64)
+    assert calls == list(range(1, 4 * (1221 // 64) + 1)) and len(calls) == result.counts["steps"]
+    assert [row["seen"] for row in result.history] == [row["step"] for row in result.history]
     assert torch.equal(averaged.mask("8.weight"), plain.mask("8.weight")), "the same run until the average is taken"
     assert not torch.equal(averaged.weight("8.weight"), plain.weight("8.weight"))
     assert not averaged.weight("8.weight")[~averaged.mask("8.weight")].any()

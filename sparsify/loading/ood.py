@@ -1,0 +1,179 @@
+"""Out-of-distribution inputs: unlabelled, prepared as the training data were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.datasets import load_sample_images
+from torch import Tensor
+
+from sparsify.errors import DataError
+from sparsify.loading.arrays import checked_inputs
+from sparsify.loading.data import Data, digits_arrays
+from sparsify.loading.datasets import samples_of_part
+from sparsify.loading.factories import call_factory
+from sparsify.loading.images import SUFFIXES, ImageFiles, Progress, decode_all
+from sparsify.parts.samples import Samples, TensorSamples
+
+GRID = (20, 25)
+"""Places in each of the two photographs, down and across, that patches are cut from."""
+LUMA = (0.299, 0.587, 0.114)
+"""Grey of red, green and blue (ITU-R BT.601)."""
+
+
+def load_ood(text: str, data: Data, *, on_progress: Progress | None = None) -> Samples:
+    """Out-of-distribution inputs by name, as ``data`` were prepared: their size, channels and normalisation; labels are not read.
+
+    - ``file.npz``: ``x_test``, else ``x``; arrays of the shape of the training inputs; or encoded images, ``images_test`` and
+      ``offsets_test``, which are resized, and made grey where the training images are.
+    - a folder: the images below it (below its ``test/`` where there is one), resized likewise.
+    - ``file.py:factory``: returns one data set, a pair (x, y), a Dataset or a DataLoader, taken as it is.
+    - ``photos``: 1000 patches of scikit-learn's two photographs, as large as the training images; ``digits``: the test part of its digits.
+
+    Args:
+        text: which inputs.
+        data: what the model is trained on.
+        on_progress: called while encoded images are decoded.
+
+    Raises:
+        DataError: If the inputs are missing, damaged, or cannot take the shape of the training inputs; the message says what to do.
+        LoadError: If a factory is missing or fails.
+    """
+    shape = tuple(data.example(1).shape[1:])
+    if ":" in text and not Path(text).exists():
+        samples = samples_of_part(call_factory(text, gives="data"), text)
+    elif data.given_as == "prepared":
+        raise DataError(
+            f"{text}: a factory prepares the training inputs, so out-of-distribution inputs need one too. Give file.py:factory, which "
+            f"returns one data set."
+        )
+    elif Path(text).is_dir():
+        samples = _Prepared(_files(Path(text), shape), data.statistics, grey=shape[0] == 1)
+    else:
+        samples = _prepared(text, _arrays(text, shape, on_progress), data)
+    found = tuple(samples.batch(torch.arange(1))[0].shape[1:])
+    if found != shape:
+        raise DataError(
+            f"{text}: inputs have shape {list(found)}, those of the training data {list(shape)}, and one model reads both. Give encoded "
+            f"images or a folder, which are resized, or arrays of that shape."
+        )
+    return samples
+
+
+def _prepared(text: str, x: np.ndarray, data: Data) -> Samples:
+    inputs, labels = checked_inputs(text, "test", x, np.zeros(x.shape[:1], np.int64), True)
+    given_as = "bytes" if inputs.dtype is torch.uint8 else "numbers"
+    if given_as != data.given_as:
+        raise DataError(
+            f"{text}: inputs are {given_as}, those of the training data {data.given_as}, so that one scale does not fit both. Give uint8 "
+            f"images beside uint8 images, and floats on the scale of the training data beside floats."
+        )
+    mean, std = data.statistics or (None, None)
+    if mean is None or inputs.shape[1] != len(mean):
+        return TensorSamples(inputs, labels)
+    return TensorSamples(inputs, labels, mean=mean, std=std)
+
+
+def _arrays(text: str, shape: tuple[int, ...], on_progress: Progress | None) -> np.ndarray:
+    if text == "digits":
+        return digits_arrays()["x_test"]
+    if text == "photos":
+        return _photos(*_image(text, shape))
+    if not Path(text).is_file():
+        raise DataError(
+            f"there is no data file {text}. Give an .npz file, a folder of images, file.py:factory, photos or digits."
+        )
+    try:
+        with np.load(text, allow_pickle=False) as archive:
+            held = {name: archive[name] for name in archive.files}
+    except Exception as error:
+        raise DataError(
+            f"{text} cannot be read as .npz without unpickling ({type(error).__name__}: {error}). Save plain arrays with numpy.savez."
+        ) from error
+    if {"images_test", "offsets_test"} <= held.keys():
+        channels, *size = _image(text, shape)
+        pixels = decode_all(
+            held["images_test"],
+            held["offsets_test"],
+            f"{text}, images_test",
+            size=(size[0], size[1]),
+            on_progress=on_progress,
+        )
+        return _grey(pixels) if channels == 1 else pixels
+    for name in ("x_test", "x"):
+        if name in held:
+            return held[name]
+    raise DataError(
+        f"{text} lacks x_test, x or images_test with offsets_test; it holds {', '.join(sorted(held)) or 'nothing'}."
+    )
+
+
+def _image(text: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Channels, height and width of the training images.
+
+    Raises:
+        DataError: If they are no grey or RGB images.
+    """
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise DataError(
+            f"{text}: images cannot take the shape {list(shape)} of the training inputs. Give arrays of that shape."
+        )
+    return shape[0], shape[1], shape[2]
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    """RGB bytes [N, 3, H, W] as grey ones [N, 1, H, W]."""
+    return np.rint(np.tensordot(pixels, LUMA, axes=([1], [0])))[:, None].astype(np.uint8)
+
+
+def _photos(channels: int, height: int, width: int) -> np.ndarray:
+    """Patches [1000, C, H, W] from a grid of places, overlapping where they are large."""
+    images = [np.asarray(image) for image in load_sample_images().images]
+    if height > images[0].shape[0] or width > images[0].shape[1]:
+        raise DataError(
+            f"photos: the photographs are 427 x 640 pixels, the training images {height} x {width}. Give a folder of images."
+        )
+    patches = [
+        image[top : top + height, left : left + width].transpose(2, 0, 1)
+        for image in images
+        for top in np.linspace(0, image.shape[0] - height, GRID[0]).astype(int)
+        for left in np.linspace(0, image.shape[1] - width, GRID[1]).astype(int)
+    ]
+    pixels = np.stack(patches)
+    return _grey(pixels) if channels == 1 else pixels
+
+
+def _files(folder: Path, shape: tuple[int, ...]) -> ImageFiles:
+    root = folder / "test" if (folder / "test").is_dir() else folder
+    found = [
+        path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    ]
+    if not found:
+        raise DataError(f"{root} holds no images; they end in {', '.join(sorted(SUFFIXES))}.")
+    _, height, width = _image(str(folder), shape)
+    return ImageFiles(found, [0] * len(found), size=(height, width), resize=True)
+
+
+class _Prepared:
+    """RGB images in [0, 1], made grey where asked, then normalised."""
+
+    def __init__(self, base: ImageFiles, statistics: tuple[Tensor, Tensor] | None, *, grey: bool) -> None:
+        self._base, self._statistics, self._grey, self.labels = base, statistics, grey, base.labels
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+    def batch(self, rows: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+        values, labels = self._base.batch(rows, seed=seed)
+        if self._grey:
+            weights = torch.tensor(LUMA).view(1, 3, 1, 1)
+            values = ((values * 255 * weights).sum(1, keepdim=True)).round() / 255
+        if self._statistics is not None:
+            mean, std = (value.view(1, -1, 1, 1) for value in self._statistics)
+            values = (values - mean) / std
+        return values, labels
+
+    def fingerprint(self) -> str:
+        return self._base.fingerprint()

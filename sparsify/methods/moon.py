@@ -1,0 +1,80 @@
+"""MOON: a classifier with one more answer, "unknown", and a loss that lets mistakes take it; weights averaged at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sparsify.errors import RecipeError
+from sparsify.methods.base import Averaging, Method, as_steps, in_range
+from sparsify.parts.objectives import Objective, UnknownAware
+from sparsify.passes import WidenClassifier
+
+
+def widened(base: Method, *, score: str = "known") -> Method:
+    """Give the classifier of ``base`` one more logit, for "unknown", under ordinary cross-entropy: CE(K+1), MOON's ablation.
+
+    Args:
+        base: any method.
+        score: what the output ``ood_score`` is: ``known``, the highest probability of a class in the softmax over K + 1 (the published
+            code), or ``odds``, the log-odds of known against unknown.
+    """
+    return dataclasses.replace(base, name=f"widened({base.name})", passes=(WidenClassifier(score=score), *base.passes))
+
+
+def moon(
+    base: Method,
+    *,
+    warmup: float = 0.05,
+    alpha_every: float = 0.01,
+    alpha_final: float = 1.0,
+    alpha_divisor: float = 64.0,
+    smoothing: float = 0.05,
+    average: bool = True,
+    average_from: float = 0.8,
+    average_every: float = 0.01,
+    score: str = "known",
+) -> Method:
+    """MOON: add an unknown class, the unknown-aware loss and tail averaging to ``base`` (Lei et al. 2024, arXiv:2403.20047).
+
+    Formulas and defaults are those of the published code (863f49a), whose runs have 100 epochs; an epoch is 0.01 of the run here.
+
+    Args:
+        base: any method without a loss of its own; one that averages keeps its averaging.
+        warmup: steps, or fraction of the run, of plain cross-entropy (``learn_epochs`` 5 of 100).
+        alpha_every: steps, or fraction of the run, between changes of alpha (an epoch of 100).
+        alpha_final: alpha at the end of the run (``w_out`` of its README).
+        alpha_divisor: of the running loss that alpha starts from (``w_out2`` of its README).
+        smoothing: weight of the newest batch in the running loss, in (0, 1] (the code's constant).
+        average: whether weights are averaged; the topology must be frozen by ``average_from``.
+        average_from: step, or fraction of the run, of the first average (``deduct`` 20 of 100).
+        average_every: steps, or fraction of the run, between weights that are averaged. The paper's summary says once an epoch; its code
+            averages every step of the first tenth of an epoch, for an integer division where a remainder was meant.
+        score: see `widened`.
+
+    Raises:
+        RecipeError: If ``base`` has a loss of its own, or an option is out of range.
+    """
+    if base.objective is not None:
+        raise RecipeError(f"moon({base.name}): {base.name!r} has a loss of its own already; wrap a method without one.")
+    in_range(smoothing, 1e-6, 1.0, "smoothing")
+    in_range(alpha_final, 1e-9, float("inf"), "alpha_final")
+    in_range(alpha_divisor, 1e-9, float("inf"), "alpha_divisor")
+
+    def objective(total: int) -> Objective:
+        steps = as_steps(warmup, total, "warmup")
+        try:
+            return UnknownAware(
+                total, steps, as_steps(alpha_every, total, "alpha_every"), alpha_final, alpha_divisor, smoothing
+            )
+        except ValueError as error:
+            raise RecipeError(f"moon({base.name}): {error}. Train longer, or lower warmup or alpha_every.") from error
+
+    def averaging(total: int) -> Averaging:
+        return Averaging(as_steps(average_from, total, "average_from"), as_steps(average_every, total, "average_every"))
+
+    return dataclasses.replace(
+        widened(base, score=score),
+        name=f"moon({base.name})",
+        objective=objective,
+        averaging=base.averaging or (averaging if average else None),
+    )

@@ -1,0 +1,121 @@
+"""``widen-classifier``: one more logit, "unknown", beside the K of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx, nn
+
+from sparsify.errors import PassError
+from sparsify.ir import PHASES, Program, Stage, TensorSpec, surgery
+from sparsify.ir.classifier import CONVOLUTIONS, RESHAPES, Classifier, class_dimension, classifier
+from sparsify.passes.base import Effect, Pass, PassLog, Preserves, option
+
+aten = torch.ops.aten
+SCORES = ("known", "odds")
+CHILD = "unknown_logit"
+"""Name of the module, a child of the classifier, that holds the new row."""
+
+
+@dataclass(frozen=True)
+class WidenClassifier(Pass):
+    """Let the train phase return K + 1 logits, the last of "unknown"; the eval phase keeps its K and gains two outputs.
+
+    The classifier is the linear layer or convolution that the logits come from, found in the graph. The new row is a layer of its own
+    beside it, ``<classifier>.unknown_logit``: the model's parameters keep names and shapes, and its outputs in eval mode their bits.
+    With p = softmax over all K + 1 logits, the eval phase also returns ``ood_score`` [N], higher = more in-distribution, and
+    ``unknown`` [N], p of the unknown. Every entry of the new row is that of a class drawn at random, so it begins like the others.
+
+    Raises:
+        PassError: If the score is unknown, the classifier cannot be found, or there is a new row or an output of that name already.
+    """
+
+    name: ClassVar = "widen-classifier"
+    requires: ClassVar = (Stage.TRACED, Stage.MASKED)
+    effects: ClassVar = Effect.GRAPH | Effect.NAMES
+    preserves: ClassVar = Preserves.OUTPUTS_EXACTLY
+
+    score: str = option(
+        "known", "ood_score: known, the highest p of a class; or odds, the log-odds of known against unknown"
+    )
+    seed: int = option(0, "of the new row's first values")
+
+    def run(self, program: Program) -> PassLog:
+        log = PassLog(self.name)
+        if self.score not in SCORES:
+            raise PassError(f"{self.name}: no score {self.score!r}; there are {' and '.join(SCORES)}.")
+        taken = {"ood_score", "unknown"} & {*program.output_names("eval")}
+        if taken:
+            raise PassError(f"{self.name}: {program.name!r} already has an output {sorted(taken)[0]!r}.")
+        found = {phase: classifier(program, phase) for phase in PHASES}
+        names = {phase: (layer.weight, layer.bias) for phase, layer in found.items()}
+        if names["train"] != names["eval"]:
+            raise PassError(
+                f"{self.name}: the logits come from {names['train'][0]!r} in training and {names['eval'][0]!r} in eval mode. Return "
+                f"those of one layer."
+            )
+        rows = self._rows(program, *names["train"])
+        for phase in PHASES:
+            self._join(program, phase, found[phase], rows)
+        log.change(names["train"][0])
+        return log
+
+    def _rows(self, program: Program, weight: str, bias: str | None) -> tuple[str, ...]:
+        """Register the new row's weight, and a bias where the classifier has one; their names."""
+        generator, rows = torch.Generator().manual_seed(self.seed), list[str]()
+        for name in (weight, *([bias] if bias else [])):
+            owner, _, leaf = name.rpartition(".")
+            values = program.tensor(name).detach()
+            drawn = torch.randint(len(values), (1, *values.shape[1:]), generator=generator)
+            rows.append(f"{owner}.{CHILD}.{leaf}" if owner else f"{CHILD}.{leaf}")
+            surgery.add_state(program, rows[-1], nn.Parameter(values.gather(0, drawn.to(values.device))))
+        return tuple(rows)
+
+    def _join(self, program: Program, phase: str, found: Classifier, rows: tuple[str, ...]) -> None:
+        layer, spec = found.node, found.logits.meta["spec"]
+        batch, classes = spec.shape
+        states = [surgery.state_node(program, phase, name, before=layer) for name in rows]
+        dimension = 1 if layer.target in CONVOLUTIONS else len(layer.meta["spec"].shape) - 1
+        arguments = (layer.args[0], states[0], states[1] if len(states) > 1 else None, *layer.args[3:])
+        unknown = surgery.call_after(
+            program, phase, layer, layer.target, arguments, spec=surgery.respec(layer, dimension, 1)
+        )
+        surgery.set_arguments(unknown, arguments, layer.kwargs)
+        anchor = found.logits if found.tail else unknown
+        for node in found.tail:
+            turned, dimension = class_dimension(node, dimension), dimension
+            assert turned is not None
+            if node.target in RESHAPES:
+                target, arguments, kwargs = aten.flatten.using_ints, (unknown, 1), {}
+            else:
+                target, arguments, kwargs = node.target, (unknown, *node.args[1:]), node.kwargs
+            unknown = surgery.call_after(
+                program, phase, anchor, target, arguments, spec=surgery.respec(node, turned, 1)
+            )
+            surgery.set_arguments(unknown, arguments, kwargs)
+            anchor, dimension = unknown, turned
+
+        def call(target: Any, arguments: Sequence[Any], shape: Sequence[int | str]) -> fx.Node:
+            nonlocal anchor
+            made = TensorSpec("", tuple(shape), spec.dtype)
+            anchor = surgery.call_after(program, phase, anchor, target, arguments, spec=made)
+            return anchor
+
+        joined = call(aten.cat.default, ([found.logits, unknown], 1), (batch, classes + 1))
+        if phase == "train":
+            surgery.replace_output(program, phase, "logits", joined)
+            return
+        shares = call(aten.softmax.int, (joined, 1), (batch, classes + 1))
+        share = call(aten.select.int, (shares, 1, classes), (batch,))
+        if self.score == "known":
+            score = call(
+                aten.amax.default, (call(aten.slice.Tensor, (shares, 1, 0, classes), spec.shape), [1]), (batch,)
+            )
+        else:
+            known = call(aten.logsumexp.default, (found.logits, [1]), (batch,))
+            score = call(aten.sub.Tensor, (known, call(aten.select.int, (unknown, 1, 0), (batch,))), (batch,))
+        surgery.append_output(program, phase, "ood_score", score)
+        surgery.append_output(program, phase, "unknown", share)

@@ -1,0 +1,40 @@
+"""Parameters that a method's passes add join the optimizer, with the settings of the nearest parameter that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from sparsify.ir import Program
+
+
+def adopt(program: Program, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Put every trainable parameter that the optimizer does not hold into one of its groups; schedulers made before stay valid.
+
+    The group is that of the parameter with the same last name whose path has most in common (``fc.unknown_logit.bias`` joins ``fc.bias``),
+    among those of as many dimensions, which is what groups without weight decay are usually made by.
+
+    Returns:
+        The names of those added.
+    """
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    held = {name: p for name, p in program.named_parameters() if id(p) in groups}
+    new = {name: p for name, p in program.named_parameters() if p.requires_grad and id(p) not in groups}
+    for name, parameter in new.items():
+        groups[id(held[_nearest(name, parameter, held)])]["params"].append(parameter)
+    return list(new)
+
+
+def _nearest(name: str, parameter: nn.Parameter, held: Mapping[str, nn.Parameter]) -> str:
+    path = name.split(".")
+
+    def closeness(other: str) -> tuple[bool, bool, int]:
+        steps = other.split(".")
+        common = next(
+            (i for i, (a, b) in enumerate(zip(path, steps, strict=False)) if a != b), min(len(path), len(steps))
+        )
+        return held[other].ndim == parameter.ndim, steps[-1] == path[-1], common
+
+    return max(held, key=closeness)

@@ -1,0 +1,71 @@
+"""The loss of a run: the method's objective with its state, observed once a step; cross-entropy where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from sparsify.errors import TrainingError
+from sparsify.methods import Method
+
+
+class RunningLoss:
+    """Called with logits and labels. The first call of a step shows the batch to the objective; later ones read its state alone."""
+
+    def __init__(self, method: Method, total_steps: int) -> None:
+        self._name = method.name
+        self._objective = method.objective(total_steps) if method.objective else None
+        self._state: Any = self._objective.init() if self._objective else None
+        self._observed = False
+
+    def __call__(self, logits: Tensor, labels: Tensor, step: int, *, label_smoothing: float = 0.0) -> Tensor:
+        """A scalar.
+
+        Args:
+            logits: [N, K] of the train phase.
+            labels: [N].
+            step: the optimizer step this batch is for, from 1.
+            label_smoothing: of cross-entropy.
+
+        Raises:
+            TrainingError: If labels should be smoothed, but the method has a loss of its own.
+        """
+        if self._objective is None:
+            return nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        if label_smoothing:
+            raise TrainingError(
+                f"method {self._name!r} has a loss of its own, which label-smoothing {label_smoothing} would not enter. Set it to 0."
+            )
+        if not self._observed:
+            self._state, self._observed = self._objective.observe(logits.detach(), labels, self._state, step), True
+        return self._objective.loss(logits, labels, self._state)
+
+    def check_used(self) -> None:
+        """To be called before the optimizer steps.
+
+        Raises:
+            TrainingError: If the method has a loss of its own that nobody asked for since the step before.
+        """
+        if self._objective is not None and not self._observed:
+            raise TrainingError(
+                f"method {self._name!r} has a loss of its own, which this step did not use. Train with "
+                f"trainer.loss(program(x), y).backward() in place of your criterion."
+            )
+
+    def end_step(self) -> None:
+        """The step is done; the next call begins another."""
+        self._observed = False
+
+    def measures(self) -> Mapping[str, float]:
+        """What the objective has to say of itself now."""
+        return self._objective.measures(self._state) if self._objective else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Loads with ``weights_only=True`` where the objective's state does."""
+        return {"state": self._state, "observed": self._observed}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self._state, self._observed = saved["state"], bool(saved["observed"])

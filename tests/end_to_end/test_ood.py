@@ -1,0 +1,90 @@
+"""`sparsify run --ood`: sets of inputs of no class, measured for every model, in metrics.json, headline and report."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.metrics import roc_auc_score
+
+import sparsify as sp
+from sparsify.errors import RecipeError
+from sparsify.loading import load_data, load_ood
+from sparsify.recipe import parse_pairs, parse_recipe
+from tests.end_to_end.test_command import SHORT, sparsify
+
+DIGITS = (load_digits().images * 15.9375).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "turned.npz"
+    np.savez(path, x_test=np.ascontiguousarray(np.rot90(DIGITS[:300], axes=(1, 2))))
+    return path
+
+
+def test_two_sets_are_measured_for_both_models(capsys, tmp_path, turned):
+    out = tmp_path / "a"
+    code, shown, err = sparsify(capsys, "run", "--out", out, *SHORT, "--baseline", "--ood", turned, "--ood", "photos")
+    assert code == 0, err
+    report = json.loads((out / "metrics.json").read_text())
+    for part in ("dense", "model"):
+        assert {name: row["samples"] for name, row in report[part]["ood"].items()} == {"turned": 300, "photos": 1000}
+        for row in report[part]["ood"].values():
+            assert list(row["scores"]) == ["energy", "entropy", "maximum probability"], "sorted keys"
+            assert 0.5 < row["scores"]["maximum probability"]["auroc"] <= 1
+    assert report["model"]["ood_threshold"] is None and set(report["data"]["ood"]) == {"turned", "photos"}
+    assert "AUROC against" in shown and "photos" in shown
+
+    data = load_data("digits", seed=0)
+    program = sp.Program.load(out / "program.sparsify").eval()
+    rows = [x.batch(torch.arange(len(x)))[0] for x in (data.test, load_ood(str(turned), data))]
+    with torch.no_grad():
+        scores = [program.outputs(x)["logits"].double().softmax(1).amax(1) for x in rows]
+    truth = [1] * len(scores[0]) + [0] * len(scores[1])
+    want = roc_auc_score(truth, torch.cat(scores).numpy())
+    assert report["model"]["ood"]["turned"]["scores"]["maximum probability"]["auroc"] == pytest.approx(want, abs=1e-4)
+
+    page = (out / "report.html").read_text()
+    assert "Out of distribution" in page and "photos" in page and page.count("<svg") == 4
+    again = tmp_path / "b"
+    assert sparsify(capsys, "run", "--recipe", out / "recipe.toml", "--out", again)[0] == 0
+    assert (again / "metrics.json").read_bytes() == (out / "metrics.json").read_bytes()
+    assert (again / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("nothing.npz", "there is no data file nothing.npz"),
+        ("large.npz", "inputs have shape [1, 28, 28], those of the training data [1, 8, 8]"),
+    ],
+)
+def test_a_set_that_does_not_fit_ends_before_training(capsys, tmp_path, monkeypatch, given, message):
+    monkeypatch.chdir(tmp_path)
+    np.savez("large.npz", x_test=np.zeros((4, 28, 28), np.uint8))
+    code, _, err = sparsify(capsys, "run", "--ood", given, "--out", tmp_path / "a")
+    assert code == 2 and message in err and "Traceback" not in err
+    assert not (tmp_path / "a" / "checkpoint.pt").exists()
+
+
+def test_sets_in_a_recipe_and_their_names(tmp_path):
+    recipe = parse_recipe(None, parse_pairs(["ood=a/letters.npz,photos,f.py:shapes"]))
+    assert recipe.ood == ("a/letters.npz", "photos", "f.py:shapes")
+    (tmp_path / "r.toml").write_text(recipe.to_toml())
+    assert parse_recipe(tmp_path / "r.toml", {}) == recipe
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "letters.npz").write_bytes(b"")
+    both = [str(tmp_path / name / "letters.npz") for name in ("one", "two")]
+    assert list(parse_recipe(None, {"ood": (both[0], "photos", "f.py:shapes")}).ood_names()) == [
+        "letters",
+        "photos",
+        "shapes",
+    ]
+    assert list(parse_recipe(None, {"ood": tuple(both)}).ood_names()) == both, "one name for two files would hide one"
+    with pytest.raises(RecipeError, match="names a set twice"):
+        parse_recipe(None, {"ood": ("photos", "photos")})
