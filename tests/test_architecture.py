@@ -20,7 +20,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"methods"}),
     frozenset({"loading", "training", "calibration", "exporters", "reports"}),
     frozenset({"recipe"}),
+    frozenset({"grid"}),
     frozenset({"workflow"}),
+    frozenset({"comparison"}),
+    frozenset({"terminal"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )

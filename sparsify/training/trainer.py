@@ -74,7 +74,8 @@ class Trained:
     """What training leaves beside the program.
 
     Attributes:
-        history: one row an epoch: step, loss, accuracy, val_loss, val_accuracy, density, lr.
+        history: one row an epoch: step, loss, accuracy, val_loss, val_accuracy, density, lr, and evaluations (forward and backward
+            passes so far, probes included).
         counts: steps, samples, rounds (topology updates), skipped_rounds, probes (extra forward and backward passes).
     """
 
@@ -174,7 +175,7 @@ def train(
         if device.type == "cuda":
             torch.cuda.set_rng_state(content["cuda_rng"], device)
 
-    with _stop_flag() as stopped:
+    with stop_flag() as stopped:
         program.train()
         while trainer.steps < total and not (settings.early_stop and waited >= settings.early_stop):
             epoch, index = divmod(trainer.steps, per_epoch)
@@ -193,7 +194,8 @@ def train(
                 if on_step:
                     on_step({"step": trainer.steps, "total": total, "loss": loss, "accuracy": hits / len(y)})
                 if start + 1 == per_epoch:
-                    history.append(_row(program, trainer.steps, sums, per_epoch, validation, optimizer, settings))
+                    row = _row(program, trainer.steps, sums, per_epoch, validation, optimizer, settings)
+                    history.append({**row, "evaluations": trainer.steps + trainer.counts["probes"]})
                     sums = [0.0, 0.0]
                     if settings.early_stop and program.costs().active <= budget:
                         better = not best or history[-1]["val_loss"] < best["val_loss"]
@@ -340,7 +342,7 @@ def _row(
 
 
 @contextmanager
-def _stop_flag() -> Generator[Callable[[], bool]]:
+def stop_flag() -> Generator[Callable[[], bool]]:
     """True once SIGINT or SIGTERM has come; the handlers found are put back."""
     asked: list[int] = []
 
