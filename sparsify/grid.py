@@ -78,7 +78,8 @@ class Grid:
     """Recipe keys that all cells share, and the lists. Made by `parse_grid`.
 
     Attributes:
-        common: resolved keys of a `Recipe`, less those of `LISTED`; ``method_options`` go to every method that has them.
+        common: resolved keys of a `Recipe`, less those of `LISTED`; ``method_options`` go to every method that has them, and a table of
+            a method's name among them to that method alone, wrapped or not.
     """
 
     common: Mapping[str, Any]
@@ -146,7 +147,7 @@ class Grid:
 
     def _recipe(self, name: str, sparsity: float, seed: int) -> Recipe:
         own, method = dict(self.lists.variants.get(name, {})), self.method(name)
-        shared = {key: value for key, value in self.common["method_options"].items() if key in known_options(method)}
+        shared = shared_options(self.common["method_options"], method)
         values = {**self.common, **own, "method": method, "sparsity": sparsity, "seed": seed}
         values["method_options"] = {**shared, **own.get("method_options", {})}
         try:
@@ -161,11 +162,21 @@ def inner(method: str) -> str | None:
     return match[1] if match else None
 
 
-def known_options(method: str) -> set[str]:
-    """Options that a method or any method it wraps takes; empty for an unknown one, which building it reports."""
+def layers(method: str) -> list[str]:
+    """The names in a spelling, outermost first: cigl, agent, rigl of ``cigl(agent(rigl))``."""
     within = inner(method)
-    own = method if within is None else method.partition("(")[0]
-    return (set(options(own)) if own in METHODS else set()) | (known_options(within) if within else set())
+    return [method] if within is None else [method.partition("(")[0], *layers(within)]
+
+
+def shared_options(given: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Of options for all methods of a grid, those of one: plain ones that the innermost method takes, and the tables of its layers.
+
+    A table of the innermost method goes before plain options.
+    """
+    *wrappers, core = layers(method)
+    known = options(core) if core in METHODS else {}
+    plain = {key: value for key, value in given.items() if key in known}
+    return {**plain, **given.get(core, {}), **{name: given[name] for name in wrappers if name in given}}
 
 
 def parse_grid(path: Path, pairs: Sequence[str] = ()) -> Grid:
@@ -231,8 +242,13 @@ def _lists(values: Mapping[str, Any]) -> Lists:
 def _check_options(grid: Grid) -> None:
     """Refuse a shared option that no method has, and a variant or base that no row uses."""
     rows = grid.names()
-    known = sorted(set[str]().union(*(known_options(grid.method(name)) for name in rows)))
-    check_keys("[method_options], of all methods of the grid together,", grid.common["method_options"], known)
+    given = grid.common["method_options"]
+    parts = [layers(grid.method(name)) for name in rows]
+    tables = {name for names in parts for name in names}
+    plain = {key for names in parts if names[-1] in METHODS for key in options(names[-1])}
+    check_keys("[method_options], of all methods of the grid together,", given, sorted(plain | tables))
+    for name in tables & set(given):
+        _check_table(given, name, f"[method_options.{name}]")
     for table, named in (("variants", grid.lists.variants), ("bases", grid.lists.bases)):
         unused = [name for name in named if name not in rows]
         if unused:
