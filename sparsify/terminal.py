@@ -33,9 +33,8 @@ def print_comparison(summary: Summary) -> None:
     """A grid's table, and how far its verdicts can be trusted."""
     shown = summary.brief()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0))
-    table.add_column("method", overflow="fold")
-    for column in shown.columns:
-        table.add_column(column, no_wrap=True)
+    for column in ("method", *shown.columns):
+        table.add_column(column, overflow="fold")
     for label, cells in shown.rows:
         table.add_row(label, *cells)
     console.print(table)

@@ -115,9 +115,9 @@ class Summary:
         keys = self.shortlist()
         rows = []
         for row in self.rows:
-            label = row.name if row.base is None else f"{row.name}\n- {row.base}"
-            rows.append((label, (_sparsity(row), *(_brief(row, key) for key in keys))))
-        return Headline(("sparsity", *(measure(key).label for key in keys)), tuple(rows))
+            label = f"{row.name} {_sparsity(row)}".rstrip() + (f"\n- {row.base}" if row.base else "")
+            rows.append((label, tuple(_brief(row, key) for key in keys)))
+        return Headline(tuple(measure(key).label for key in keys), tuple(rows))
 
     def table(self, keys: Sequence[str]) -> Headline:
         """A row a method and sparsity; a cell holds mean and deviation, and below the difference to the base with its interval."""
