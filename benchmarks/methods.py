@@ -18,7 +18,7 @@ from pathlib import Path
 from sparsify.comparison import Comparison, available, run_grid
 from sparsify.errors import SparsifyError
 from sparsify.grid import parse_grid
-from sparsify.terminal import grid_bars
+from sparsify.progress import grid_bars
 from sparsify.training import Interrupted
 
 ROOT = Path(__file__).parents[1]

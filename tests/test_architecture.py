@@ -13,7 +13,7 @@ import sparsify
 
 ROOT = Path(__file__).parents[1]
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors"}),
+    frozenset({"errors", "version"}),
     frozenset({"parts"}),
     frozenset({"ir"}),
     frozenset({"passes"}),
@@ -21,9 +21,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"loading", "training", "calibration", "exporters", "reports"}),
     frozenset({"recipe"}),
     frozenset({"grid"}),
-    frozenset({"workflow"}),
+    frozenset({"workflow", "tables"}),
     frozenset({"comparison"}),
-    frozenset({"terminal"}),
+    frozenset({"progress"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )
@@ -43,7 +43,7 @@ NODE_FIELDS = {"args", "kwargs", "target", "op"}
 TRUSTED = {"sparsify/loading/models.py": "loads pickled weights where the user says --trust-pickle"}
 SPANNING = {"tests/passes/test_masks.py": "masks, lowering, taps and folding agree with each other"}
 ACROSS = {"contracts", "properties", "end_to_end", "golden", "docs"}
-PUBLIC = {
+PUBLIC = {"__version__", 
     "Method", "Pipeline", "Program", "SparseTrainer", "attach", "export", "methods", "trace",
 }  # fmt: skip
 LONGEST = 400

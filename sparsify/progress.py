@@ -1,4 +1,4 @@
-"""What the command shows while it works, and its tables."""
+"""The bars that the command shows while it works."""
 
 from __future__ import annotations
 
@@ -6,42 +6,14 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from sparsify.comparison import Event
 from sparsify.grid import Cell
-from sparsify.reports import Headline
-from sparsify.reports.summary import Summary
 
-console = Console()
 Decode = Callable[[int, int], None]
 Step = Callable[[str, dict[str, Any]], None]
-
-
-def print_table(corner: str, shown: Headline) -> None:
-    """A table on the terminal."""
-    table = Table(corner, *shown.columns)
-    for label, cells in shown.rows:
-        table.add_row(label, *cells)
-    console.print(table)
-
-
-def print_comparison(summary: Summary) -> None:
-    """A grid's table, and how far its verdicts can be trusted."""
-    shown = summary.brief()
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0))
-    for column in ("method", *shown.columns):
-        table.add_column(column, overflow="fold")
-    for label, cells in shown.rows:
-        table.add_row(label, *cells)
-    console.print(table)
-    console.print(
-        f"Mean ± standard deviation over seeds; below, the difference to the base. {summary.sentences()[0]}",
-        highlight=False,
-    )
 
 
 @contextmanager
@@ -108,4 +80,4 @@ def _decoding(bars: Progress) -> Decode:
 
 
 def _state(row: Mapping[str, Any]) -> str:
-    return f"loss {row['loss']:.3f} accuracy {row['accuracy']:.3f}"
+    return f"loss {row['loss']:.3f} accuracy {row['accuracy']:.3f} density {row['density']:.3f}"
