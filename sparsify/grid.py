@@ -174,6 +174,8 @@ def shared_options(given: Mapping[str, Any], method: str) -> dict[str, Any]:
     A table of the innermost method goes before plain options.
     """
     *wrappers, core = layers(method)
+    for name in (*wrappers, core):
+        _check_table(given, name, f"[method_options.{name}]")
     known = options(core) if core in METHODS else {}
     plain = {key: value for key, value in given.items() if key in known}
     return {**plain, **given.get(core, {}), **{name: given[name] for name in wrappers if name in given}}
@@ -204,8 +206,8 @@ def parse_grid(path: Path, pairs: Sequence[str] = ()) -> Grid:
     check_keys("the recipe of a grid", values, [key for key in OVERRIDES if key != "method"])
     check_keys("[grid]", lists, [f.name for f in dataclasses.fields(Lists)])  # type: ignore[arg-type]
     grid = Grid(_common(values), _lists(lists))
-    _check_options(grid)
     grid.cells()
+    _check_options(grid)
     return grid
 
 
@@ -247,8 +249,6 @@ def _check_options(grid: Grid) -> None:
     tables = {name for names in parts for name in names}
     plain = {key for names in parts if names[-1] in METHODS for key in options(names[-1])}
     check_keys("[method_options], of all methods of the grid together,", given, sorted(plain | tables))
-    for name in tables & set(given):
-        _check_table(given, name, f"[method_options.{name}]")
     for table, named in (("variants", grid.lists.variants), ("bases", grid.lists.bases)):
         unused = [name for name in named if name not in rows]
         if unused:

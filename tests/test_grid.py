@@ -128,6 +128,14 @@ MISTAKES = {
         "has no key 'updat_every'. Nearest: update_every",
     ),
     "options no table": ("method_options = 3\n[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n", "should be a table"),
+    "options of one method no table": (
+        "[method_options]\nset = 3\n[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n",
+        "[method_options.set] should be a table of options, found 3",
+    ),
+    "unknown method before its options": (
+        "[method_options]\nupdate_every = 3\n[grid]\nmethods = ['riggl']\nsparsities = [0.9]\nseeds = [1]\n",
+        "there is no method 'riggl'",
+    ),
     "an option of another method": (
         "[method_options.set]\nreplaces_step = true\n[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n",
         "method 'set' has no option 'replaces_step'",
