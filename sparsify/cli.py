@@ -1,4 +1,4 @@
-"""The `sparsify` command: parse, call, print."""
+"""The `sparsify` command: parse, call, print. One file because its length is the options of its commands and their help."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sparsify import tables
+from sparsify.comparison import COMPARISON, RECORD, run_grid, write_comparison
 from sparsify.errors import RecipeError, SparsifyError
+from sparsify.grid import parse_grid
 from sparsify.ir import Program
 from sparsify.ir.serialization import write_atomically
 from sparsify.passes import Pipeline, dump_to, print_after, print_diff
+from sparsify.progress import grid_bars, run_bars
 from sparsify.recipe import Recipe, parse_pairs, parse_recipe
 from sparsify.reports import compare, headline, parse_shapes, write_report
 from sparsify.training import Interrupted
@@ -175,30 +177,72 @@ def run(
         **parse_pairs(set_ or []),
     }
     resolved = parse_recipe(recipe, given)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def on_step(part: str, row: dict[str, Any]) -> None:
-            if part not in tasks:
-                tasks[part] = bars.add_task(part, total=row["total"], state="")
-            state = f"loss {row['loss']:.3f} accuracy {row['accuracy']:.3f} density {row['density']:.3f}"
-            bars.update(tasks[part], completed=row["step"], state=state)
-
-        def on_decode(done: int, total: int) -> None:
-            if "decode" not in tasks:
-                tasks["decode"] = bars.add_task("decode", total=total, state="")
-            bars.update(tasks["decode"], completed=done, total=total, state=f"{done:,} of {total:,} images")
-
+    with run_bars() as (on_step, on_decode):
         try:
             report = run_workflow(
                 resolved, out, resume=resume, overwrite=overwrite, on_step=on_step, on_decode=on_decode
             )
         except Interrupted as stop:
-            console.print(f"{stop} Go on with the same command and --resume.")
-            raise typer.Exit(130) from stop
+            _interrupted(stop)
     console.print(tables.figures("", headline(report, report["latency"])))
     console.print(f"in {out}: {', '.join(ARTEFACTS)}", soft_wrap=True)
+
+
+@app.command(
+    "compare",
+    rich_help_panel="The job",
+    epilog=_examples(
+        "sparsify compare recipes/compare_digits.toml --cores 4",
+        "sparsify compare grid.toml --set epochs=5 --set grid.seeds=0,1 --out runs/quick",
+        "sparsify compare grid.toml --out runs/quick --set epochs=5 --set grid.seeds=0,1 --resume",
+    ),
+)
+def compare_command(
+    recipe: Annotated[
+        Path, typer.Argument(help="TOML file of recipe keys, with a [grid] of methods, sparsities and seeds")
+    ],
+    cores: Annotated[
+        int | None,
+        typer.Option(help="cores to keep busy; a cell takes its threads (1 unless given)", show_default="all", min=1),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="any recipe key, as key=value, or a list, as grid.seeds=0,1; repeatable"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="where everything is written", rich_help_panel=FOLDER)] = Path(
+        "runs/compare"
+    ),
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="keep finished cells, go on with the others, to the same bits", rich_help_panel=FOLDER
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace an earlier grid in the folder", rich_help_panel=FOLDER)
+    ] = False,
+) -> None:
+    """Run a grid of methods, sparsities and seeds in parallel, and rank each method against its base.
+
+    Leaves compare.html, compare.md, compare.json and grid.toml in the folder, and a run's folder for every cell. The dense baseline and
+    what a wrapper wraps are always in the grid. Exit code 2 if a cell failed by a mistake in what was asked for, 1 if by anything else.
+    """
+    grid = parse_grid(recipe, set_ or [])
+    with grid_bars(len(grid.cells())) as (on_event, on_decode):
+        try:
+            found = run_grid(
+                grid, out, cores=cores, resume=resume, overwrite=overwrite, on_event=on_event, on_decode=on_decode
+            )
+        except Interrupted as stop:
+            _interrupted(stop)
+    console.print(tables.comparison(found.summary))
+    trust = found.summary.sentences()[0]
+    console.print(f"Mean ± standard deviation over seeds; below, the difference to the base. {trust}", highlight=False)
+    console.print(f"in {out}: {', '.join(COMPARISON)}", soft_wrap=True)
+    for failure in found.failures:
+        print(f"sparsify: {failure.cell} failed: {failure.error}", file=sys.stderr)
+    if found.failures:
+        raise typer.Exit(1 if any(failure.defect for failure in found.failures) else 2)
 
 
 @app.command(
@@ -353,9 +397,13 @@ def bench(
 
 
 @app.command(rich_help_panel="The job", epilog=_examples("sparsify report runs/a"))
-def report(folder: Annotated[Path, typer.Argument(help="of a finished run")]) -> None:
-    """Rebuild report.html from what a run left in its folder, and from nothing else."""
-    console.print(str(write_report(folder)), soft_wrap=True)
+def report(folder: Annotated[Path, typer.Argument(help="of a finished run, or of a grid")]) -> None:
+    """Rebuild report.html, or the table of a grid, from what is in its folder, and from nothing else."""
+    if (folder / RECORD).exists():
+        write_comparison(folder)
+        console.print(f"in {folder}: {', '.join(COMPARISON)}", soft_wrap=True)
+    else:
+        console.print(str(write_report(folder)), soft_wrap=True)
 
 
 @app.command(rich_help_panel="Lists")
@@ -374,6 +422,11 @@ def passes() -> None:
 def patterns() -> None:
     """List the patterns."""
     console.print(tables.patterns())
+
+
+def _interrupted(stop: Interrupted) -> NoReturn:
+    console.print(f"{stop} Go on with the same command and --resume.")
+    raise typer.Exit(130) from stop
 
 
 def main() -> None:

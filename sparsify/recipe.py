@@ -6,8 +6,9 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -110,12 +111,7 @@ class Recipe:
 
     def to_toml(self) -> str:
         """The resolved recipe; `parse_recipe` reads it back unchanged."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        options = values.pop("method_options")
-        lines = [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
-        if options:
-            lines += ["", "[method_options]", *(f"{key} = {_toml(value)}" for key, value in options.items())]
-        return "\n".join(lines) + "\n"
+        return to_toml({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})  # type: ignore[arg-type]
 
     def hash(self) -> str:
         """SHA-256 of the resolved recipe."""
@@ -128,22 +124,11 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: If the file is missing or malformed, a key is unknown (naming the nearest), or a value out of range.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = tomllib.loads(path.read_text())
-        except OSError as error:
-            raise RecipeError(f"cannot read the recipe {path}: {error.strerror}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} is not TOML: {error}.") from error
+    values = read_toml(path) if path is not None else {}
     values |= {key: value for key, value in overrides.items() if value is not None}
-    known = [f.name for f in dataclasses.fields(Recipe)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=3)
-            raise RecipeError(
-                f"a recipe has no key {key!r}. Nearest: {', '.join(near) or 'none'}. All: {', '.join(known)}."
-            )
+    if "grid" in values:
+        raise RecipeError(f"{path} is the recipe of a grid: it has a [grid]. Run it with `sparsify compare {path}`.")
+    check_keys("a recipe", values, [f.name for f in dataclasses.fields(Recipe)])  # type: ignore[arg-type]
     try:
         recipe = TypeAdapter(Recipe).validate_python(values)
     except ValidationError as error:
@@ -153,6 +138,50 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
         raise RecipeError(f"ood names a set twice: {', '.join(recipe.ood)}. Name each once.")
     recipe.build_method()
     return recipe
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        RecipeError: If the file cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not TOML: {error}.") from error
+
+
+def check_keys(owner: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse a key that ``owner`` does not have.
+
+    Raises:
+        RecipeError: Naming the nearest keys.
+    """
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3)
+            raise RecipeError(
+                f"{owner} has no key {key!r}. Nearest: {', '.join(near) or 'none'}. All: {', '.join(known)}."
+            )
+
+
+def to_toml(values: Mapping[str, Any], table: str = "") -> str:
+    """TOML of scalars, lists and, after them, tables; None and empty tables are left out. `read_toml` reads it back."""
+    lines = [
+        f"{_key(key)} = {_toml(value)}"
+        for key, value in values.items()
+        if value is not None and not isinstance(value, Mapping)
+    ]
+    text = "".join(f"{line}\n" for line in lines)
+    if table and lines:
+        text = f"\n[{table}]\n{text}"
+    nested = (
+        (f"{table}.{_key(key)}".lstrip("."), value) for key, value in values.items() if isinstance(value, Mapping)
+    )
+    return text + "".join(to_toml(value, name) for name, value in nested)
 
 
 def parse_pairs(items: Sequence[str]) -> dict[str, Any]:
@@ -181,6 +210,10 @@ def _value(text: str) -> Any:
         except ValueError:
             continue
     return {"true": True, "false": False}.get(text, text)
+
+
+def _key(text: str) -> str:
+    return text if re.fullmatch(r"[\w-]+", text, re.ASCII) else json.dumps(text)
 
 
 def _toml(value: Any) -> str:

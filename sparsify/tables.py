@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from rich import box
 from rich.table import Column, Table
 
 from sparsify.ir import Program
@@ -12,6 +13,7 @@ from sparsify.methods.registry import METHODS, options
 from sparsify.parts.patterns import SPELLINGS
 from sparsify.passes import PASSES
 from sparsify.reports import Headline
+from sparsify.reports.summary import Summary
 
 
 def weights(program: Program) -> Table:
@@ -54,6 +56,17 @@ def patterns() -> Table:
 def figures(corner: str, shown: Headline) -> Table:
     """The figures of a report, a line each."""
     table = Table(corner, *shown.columns)
+    for label, cells in shown.rows:
+        table.add_row(label, *cells)
+    return table
+
+
+def comparison(summary: Summary) -> Table:
+    """A grid: a row a method and sparsity; figures and, below, differences to the base."""
+    shown = summary.brief()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0))
+    for column in ("method", *shown.columns):
+        table.add_column(column, overflow="fold")
     for label, cells in shown.rows:
         table.add_row(label, *cells)
     return table

@@ -7,7 +7,7 @@ import fcntl
 import json
 import platform
 import shutil
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ def run(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    timed: bool = True,
     on_step: Progress | None = None,
     on_decode: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -54,11 +55,13 @@ def run(
         out: folder of the run; must be new or empty unless ``resume`` or ``overwrite``.
         resume: go on from the last checkpoint, to the same bits.
         overwrite: delete what an earlier run left in ``out`` first.
+        timed: measure the latency of the files; not where other processes would disturb it, and ``latency.json`` is then left out.
         on_step: called with the part's name and the trainer's step row.
         on_decode: called while images are decoded, with how many are done of how many.
 
     Returns:
-        What ``metrics.json`` holds, and under ``latency`` what ``latency.json`` holds: timings differ from run to run, metrics do not.
+        What ``metrics.json`` holds, and under ``latency`` what ``latency.json`` holds, or None: timings differ from
+        run to run, metrics do not.
 
     Raises:
         CheckpointError: If the folder holds another run, something else, or is in use.
@@ -66,7 +69,7 @@ def run(
     """
     torch.set_num_threads(recipe.threads)
     data = recipe_data(recipe, on_decode)
-    with _folder(out, resume=resume, overwrite=overwrite):
+    with hold_folder(out, "recipe.toml", resume=resume, overwrite=overwrite):
         earlier = out / "recipe.toml"
         if resume and earlier.exists() and earlier.read_text() != recipe.to_toml():
             raise CheckpointError(
@@ -97,9 +100,10 @@ def run(
             },
             **rows,
         }
-        _write_json(out / "metrics.json", report)
-        latency = measure_latency(out, data, threads=1)
-        _write_json(out / "latency.json", latency)
+        write_json(out / "metrics.json", report)
+        latency = measure_latency(out, data, threads=1) if timed else None
+        if latency is not None:
+            write_json(out / "latency.json", latency)
         write_report(out)
     return {**report, "latency": latency}
 
@@ -112,7 +116,8 @@ def measure_latency(out: Path, data: Data, *, threads: int) -> dict[str, Any]:
     return {**result.to_dict(), "verdict": result.verdict(result.timings[-1]) if len(files) > 1 else None}
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an artefact: keys sorted, atomically."""
     write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
@@ -289,8 +294,18 @@ def traced_without_data(
 
 
 @contextmanager
-def _folder(out: Path, *, resume: bool, overwrite: bool) -> Generator[None]:
-    """Hold the run's folder for this process alone; refuse one that holds something else."""
+def hold_folder(out: Path, record: str, *, resume: bool, overwrite: bool) -> Generator[None]:
+    """Hold a folder for this process alone.
+
+    Args:
+        out: made if missing.
+        record: name of the file that says what was started in the folder, and by which kind of command.
+        resume: what is there is gone on with.
+        overwrite: what is there is deleted, if ``record`` is.
+
+    Raises:
+        CheckpointError: If the folder is in use, cannot be written, or holds something else.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("w")
@@ -309,9 +324,9 @@ def _folder(out: Path, *, resume: bool, overwrite: bool) -> Generator[None]:
                 raise CheckpointError(
                     f"{out} is not empty. Go on with --resume, replace it with --overwrite, or use another --out."
                 )
-            if not (out / "recipe.toml").exists():
+            if not (out / record).exists():
                 raise CheckpointError(
-                    f"{out} holds files that are not a run's; --overwrite will not delete them. Use another --out."
+                    f"{out} holds files of something else (it has no {record}); --overwrite will not delete them. Use another --out."
                 )
             for path in present:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

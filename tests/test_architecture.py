@@ -20,7 +20,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"methods"}),
     frozenset({"loading", "training", "calibration", "exporters", "reports"}),
     frozenset({"recipe"}),
+    frozenset({"grid"}),
     frozenset({"workflow", "tables"}),
+    frozenset({"comparison"}),
+    frozenset({"progress"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )

@@ -12,6 +12,7 @@ import sparsify as sp
 from sparsify import tables
 from sparsify.methods.registry import METHODS
 from sparsify.passes import PASSES
+from sparsify.reports.summary import CellResult, summarise
 from tests.cases import case
 
 
@@ -33,3 +34,18 @@ def test_long_names_of_weights_stay_whole():
 def test_everything_registered_is_listed(table, names):
     text = shown(table(), width=200)
     assert all(f"│ {name} " in text for name in names)
+
+
+def test_the_table_of_a_grid_fits_80_columns():
+    figures = {"accuracy": 0.9, "nll_after": 0.2, "ece_before": 0.1, "ece_after": 0.05, "rounds": 10.0}
+    rows = (("dense", None, None), ("agent(rigl)", "dense", 0.95))
+    cells = [
+        CellResult(name, base, sparsity, seed, {k: v + 0.01 * seed * (base is None) for k, v in figures.items()}, [])
+        for name, base, sparsity in rows
+        for seed in (0, 1, 2)
+    ]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(tables.comparison(summarise(cells)))
+    text = console.file.getvalue()
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "0.910 ± 0.010" in text and "-0.010" in text and "…" not in text

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sparsify.errors import ReportError
 from sparsify.ir.serialization import write_atomically
-from sparsify.reports import plots, sections
+from sparsify.reports import markup, plots, sections
 from sparsify.reports.folder import RunFolder, read_folder
 from sparsify.reports.headline import headline, own_score, parts, sentences, sets, title
-
-STYLE = """
-:root { color-scheme: light dark; --line: #8886; --soft: #8881; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-.wide { overflow-x: auto; margin: 1rem 0; } .wide svg { display: block; min-width: 34rem; max-width: 100%; height: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th:first-child, td:first-child, .text td, .text th { text-align: left; } th { font-weight: 600; } .text td { overflow-wrap: anywhere; }
-pre { overflow-x: auto; background: var(--soft); padding: .8rem; font-size: .8rem; }
-summary { cursor: pointer; padding: .3rem 0; } li { margin: .3rem 0; }
-"""
+from sparsify.reports.markup import escaped as _e
+from sparsify.reports.markup import folded as _folded
+from sparsify.reports.markup import table as _table
+from sparsify.reports.markup import wide as _wide
 
 
 def write_report(folder: Path) -> Path:
@@ -85,12 +76,7 @@ def _page(run: RunFolder) -> str:
         _folded("Recipe, resolved", f"<pre>{_e(run.recipe)}</pre>"),
         _folded("The program", f"<pre>{_e(run.program)}</pre>"),
     ]
-    text = "\n".join(section for section in body if section)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_e(titles["model"])}: sparsify report</title>\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>\n{text}\n'
-        f"</body></html>\n"
-    )
+    return markup.page(f"{titles['model']}: sparsify report", body)
 
 
 def _masks(run: RunFolder) -> Iterable[str]:
@@ -130,22 +116,3 @@ def _classes(run: RunFolder) -> str:
         return everything
     worst = sections.classes(run.report, worst_first=True)[: sections.MOST_CLASSES]
     return _table(columns, worst) + _folded("All classes", everything)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, kind: str = "") -> str:
-    lines = ["<tr>" + "".join(f"<td>{_e(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-    top = "".join(f'<th scope="col">{_e(cell)}</th>' for cell in head) if any(head) else ""
-    thead = f"<thead><tr>{top}</tr></thead>" if top else ""
-    return f'<div class="{f"wide {kind}".strip()}"><table>{thead}<tbody>{"".join(lines)}</tbody></table></div>'
-
-
-def _wide(content: str) -> str:
-    return f'<div class="wide">{content}</div>'
-
-
-def _folded(name: str, content: str) -> str:
-    return f"<details><summary>{_e(name)}</summary>{content}</details>"
-
-
-def _e(text: str) -> str:
-    return html.escape(text)

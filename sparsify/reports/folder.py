@@ -68,6 +68,17 @@ def read_folder(folder: Path) -> RunFolder:
     return RunFolder(report, latency, histories, recipe, _program(folder / "program.sparsify"))
 
 
+def read_measured(folder: Path) -> tuple[Report, History]:
+    """``metrics.json`` and the model's ``history.jsonl`` of a finished run, checked; nothing else of it is read.
+
+    Raises:
+        ReportError: If either is missing, damaged or of another version.
+    """
+    report = _json(folder / "metrics.json")
+    check(Metrics, report, folder / "metrics.json")
+    return report, _history(folder / "history.jsonl")
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text()

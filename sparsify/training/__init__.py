@@ -6,4 +6,5 @@ from sparsify.training.state import SparseTrainer as SparseTrainer
 from sparsify.training.state import attach as attach
 from sparsify.training.trainer import Interrupted as Interrupted
 from sparsify.training.trainer import Settings as Settings
+from sparsify.training.trainer import stop_flag as stop_flag
 from sparsify.training.trainer import train as train

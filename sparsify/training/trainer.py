@@ -74,7 +74,8 @@ class Trained:
     """What training leaves beside the program.
 
     Attributes:
-        history: one row an epoch: step, loss, accuracy, val_loss, val_accuracy, density, lr; by masked weight ``coverage``, the share of
+        history: one row an epoch: step, loss, accuracy, val_loss, val_accuracy, density, lr, evaluations (forward and
+            backward passes so far, probes included); by masked weight ``coverage``, the share of
             its positions that have been active so far, and ``turnover``, how many rounds activated since the row before over those active;
             the mean over validation samples of what each head gives a sample (``val_ood_score``), and what the method measures of itself.
         counts: steps, samples, rounds (topology updates), skipped_rounds, probes (extra forward and backward passes).
@@ -184,7 +185,7 @@ def train(
             torch.cuda.set_rng_state(content["cuda_rng"], device)
 
     rounds, density = trainer.counts["rounds"], trainer.density
-    with _stop_flag() as stopped:
+    with stop_flag() as stopped:
         program.train()
         while trainer.steps < total and not (settings.early_stop and waited >= settings.early_stop):
             epoch, index = divmod(trainer.steps, per_epoch)
@@ -214,7 +215,8 @@ def train(
                     on_step(row)
                 if start + 1 == per_epoch:
                     row = _row(trainer, sums, per_epoch, validation, settings)
-                    history.append({**row, **_masks_row(program, trainer, grown)})
+                    evaluations = trainer.steps + trainer.counts["probes"]
+                    history.append({**row, "evaluations": evaluations, **_masks_row(program, trainer, grown)})
                     sums, grown = [0.0, 0.0], trainer.grown
                     if settings.early_stop and program.costs().active <= budget:
                         better = not best or history[-1]["val_loss"] < best["val_loss"]
@@ -365,7 +367,7 @@ def _masks_row(program: Program, trainer: SparseTrainer, grown: dict[str, int]) 
 
 
 @contextmanager
-def _stop_flag() -> Generator[Callable[[], bool]]:
+def stop_flag() -> Generator[Callable[[], bool]]:
     """True once SIGINT or SIGTERM has come; the handlers found are put back."""
     asked: list[int] = []
 

@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import sparsify.cli as cli
+from sparsify.grid import parse_grid
 from sparsify.methods.registry import METHODS, options
 from sparsify.parts.patterns import SPELLINGS, parse_pattern
 from sparsify.passes import PASSES, Pipeline
@@ -148,6 +149,8 @@ def test_commands_parse(page, monkeypatch):
         ("sparsify run --pattern nm:4:2", "0 < N < M"),
         ("sparsify run --set method_options.update_evry=5", "no option"),
         ("sparsify run --recipe recipes/nothing.toml", "cannot read the recipe"),
+        ("sparsify compare recipes/digits.toml", "has no .grid."),
+        ("sparsify compare recipes/compare_digits.toml --set grid.methods=riggle", "no method"),
         ("sparsify opt p.sparsify 'insert-mask'", "no pass"),
         ("sparsify opt p.sparsify 'insert-masks{densty=0.1}'", "no option"),
     ],
@@ -168,6 +171,8 @@ def check(line: str) -> None:
         keys = {key: value for key, value in given.items() if key in vars(Recipe())}
         recipe = parse_recipe(given["recipe"], {**keys, **parse_pairs(given["set_"] or [])})
         parse_pattern(recipe.pattern)
+    if name == "compare" and given["recipe"]:
+        parse_grid(given["recipe"], given["set_"] or [])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -175,7 +180,10 @@ def test_recipes_hold(page, tmp_path):
     for block in blocks(page.read_text(encoding="utf-8")):
         if block.language == "toml":
             (tmp_path / "recipe.toml").write_text(block.text)
-            parse_recipe(tmp_path / "recipe.toml", {})
+            if "[grid]" in block.text:
+                parse_grid(tmp_path / "recipe.toml")
+            else:
+                parse_recipe(tmp_path / "recipe.toml", {})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

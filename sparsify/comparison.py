@@ -1,0 +1,342 @@
+"""Run the cells of a grid in processes of their own, within a budget of cores, and compare what they left."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from sparsify.errors import CheckpointError, RecipeError, ReportError, SparsifyError
+from sparsify.grid import Cell, Grid, parse_grid
+from sparsify.ir.serialization import write_atomically
+from sparsify.reports.folder import read_measured
+from sparsify.reports.summary import CellResult, Summary, figures, summarise
+from sparsify.reports.summary_page import document, markdown
+from sparsify.training import Interrupted, stop_flag
+from sparsify.workflow import hold_folder, recipe_data, run, traced, write_json
+
+RECORD = "grid.toml"
+FAILED = "failed.json"
+COMPARISON = ("compare.html", "compare.md", "compare.json")
+DATA_KEYS = ("data", "holdout", "test_holdout", "image_size", "normalise")
+TELL_EVERY = 0.25
+"""Seconds between two words of a cell on where it is."""
+Event = Callable[[str, Cell, Mapping[str, Any]], None]
+"""Told of a cell: ``found`` (finished before), ``started``, ``step`` (with step, total, loss, accuracy), ``finished`` (with the model of
+its ``metrics.json``), ``failed`` (with error)."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell without a result; ``defect``: not by an error that `sparsify` raises on purpose."""
+
+    cell: Cell
+    error: str
+    defect: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a grid showed, and the cells that it lacks."""
+
+    summary: Summary
+    failures: tuple[Failure, ...]
+
+
+def run_grid(
+    grid: Grid,
+    out: Path,
+    *,
+    cores: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_event: Event | None = None,
+    on_decode: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Run every cell of a grid in ``out/cells`` and leave `COMPARISON` in ``out``.
+
+    Each cell is a run of its own, in a process of its own; one that fails costs the others nothing. The processes end when this one
+    does, however it ends.
+
+    Args:
+        grid: from `parse_grid`.
+        out: folder of the grid; must be new or empty unless ``resume`` or ``overwrite``.
+        cores: how many to keep busy; a cell takes its ``threads`` and ``workers``. None: all that this process may use.
+        resume: keep finished cells, go on with the others from their checkpoints, try again what failed.
+        overwrite: delete what an earlier grid left in ``out`` first.
+        on_event: see `Event`.
+        on_decode: called while images are decoded, once for all cells, with how many are done of how many.
+
+    Raises:
+        RecipeError: If a cell takes more than ``cores``.
+        CheckpointError: If the folder holds another grid, something else, or is in use.
+        Interrupted: After SIGINT or SIGTERM; running cells have written their checkpoints.
+        SparsifyError: If the data or the model of the first cell cannot be used.
+    """
+    cells = grid.cells()
+    at_once = _at_once(cells, available() if cores is None else cores)
+    if resume:
+        _check_record(grid, out)
+    with hold_folder(out, RECORD, resume=resume, overwrite=overwrite):
+        write_atomically(out / RECORD, grid.to_toml().encode())
+        waiting = []
+        for cell in cells:
+            if finished(cell, out):
+                _tell(on_event, "found", cell)
+            else:
+                (folder_of(cell, out) / FAILED).unlink(missing_ok=True)
+                waiting.append(cell)
+        if waiting:
+            traced(
+                waiting[0].recipe, recipe_data(waiting[0].recipe, on_decode)
+            )  # a mistake in either is one of all cells
+        _Pool(out, at_once, on_event).run(waiting)
+        return write_comparison(out)
+
+
+def available() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def folder_of(cell: Cell, out: Path) -> Path:
+    """The run folder of a cell."""
+    return out / "cells" / cell.folder
+
+
+def finished(cell: Cell, out: Path) -> bool:
+    """Whether a cell's run is whole: its report, which is written last, is there."""
+    return (folder_of(cell, out) / "report.html").exists()
+
+
+def write_comparison(out: Path) -> Comparison:
+    """Write `COMPARISON` of the finished cells, from nothing but the files in ``out``.
+
+    Raises:
+        ReportError: If the folder is no grid's, no cell is finished, a file is damaged, or cells were trained on different data.
+    """
+    if not (out / RECORD).exists():
+        raise ReportError(
+            f"{out} is not the folder of a grid: it has no {RECORD}. Give the --out of `sparsify compare`."
+        )
+    grid = parse_grid(out / RECORD)
+    cells = grid.cells()
+    results = _results([cell for cell in cells if finished(cell, out)], out)
+    failures = tuple(_failure(cell, out) for cell in cells if not finished(cell, out))
+    if not results:
+        raise ReportError(f"no cell of {out} is finished. {failures[0].cell}: {failures[0].error}")
+    summary = summarise(results)
+    title = f"{len(grid.names())} methods on {grid.common['data']}"
+    missing = [(str(failure.cell), failure.error) for failure in failures]
+    content = {
+        **summary.to_dict(),
+        "grid": {**grid.common, **dataclasses.asdict(grid.lists)},  # type: ignore[arg-type]
+        "cells": [
+            {"name": c.name, "base": c.base, "sparsity": c.sparsity, "seed": c.seed, "figures": dict(c.figures)}
+            for c in results
+        ],
+        "missing": [{"cell": cell, "error": error} for cell, error in missing],
+    }
+    write_atomically(out / "compare.md", markdown(title, summary, missing).encode())
+    write_atomically(out / "compare.html", document(title, summary, results, missing, grid.to_toml()).encode())
+    write_json(out / "compare.json", content)
+    return Comparison(summary, failures)
+
+
+def _results(cells: Sequence[Cell], out: Path) -> list[CellResult]:
+    found: list[CellResult] = []
+    prints: dict[tuple[Any, ...], tuple[str, Cell]] = {}
+    for cell in cells:
+        folder = folder_of(cell, out)
+        report, history = read_measured(folder)
+        if report["recipe_hash"] != cell.recipe.hash():
+            raise ReportError(
+                f"{folder} is a run of another recipe than the grid's. Delete it, and go on with --resume."
+            )
+        data = (cell.seed, *(getattr(cell.recipe, key) for key in DATA_KEYS))
+        fingerprint, first = prints.setdefault(data, (report["data"]["fingerprint"], cell))
+        if report["data"]["fingerprint"] != fingerprint:
+            raise ReportError(
+                f"the data changed between two cells: {first} and {cell} were trained on different samples. Delete the folder of the "
+                f"one with the old data under {out / 'cells'}, and go on with --resume."
+            )
+        found.append(CellResult(cell.name, cell.base, cell.sparsity, cell.seed, figures(report["model"]), history))
+    return found
+
+
+def _failure(cell: Cell, out: Path) -> Failure:
+    path = folder_of(cell, out) / FAILED
+    if not path.exists():
+        return Failure(cell, "not finished; go on with --resume.", defect=False)
+    content = json.loads(path.read_text())
+    return Failure(cell, content["error"], content["defect"])
+
+
+def _check_record(grid: Grid, out: Path) -> None:
+    record = out / RECORD
+    if record.exists() and record.read_text() != grid.to_toml():
+        raise CheckpointError(
+            f"{out} was started with another grid; see {record}. Resume with it, or use another --out."
+        )
+    if not record.exists() and out.is_dir() and any(path.name != ".lock" for path in out.iterdir()):
+        raise CheckpointError(f"{out} holds no grid to go on with (it has no {RECORD}). Use another --out.")
+
+
+def _at_once(cells: Sequence[Cell], cores: int) -> int:
+    def taken(cell: Cell) -> int:
+        return cell.recipe.threads + cell.recipe.workers
+
+    widest = max(cells, key=taken)
+    if cores < taken(widest):
+        raise RecipeError(
+            f"a cell takes {taken(widest)} cores ({widest}: threads = {widest.recipe.threads}, workers = {widest.recipe.workers}), and "
+            f"--cores is {cores}. Lower threads, or give more cores."
+        )
+    return cores // taken(widest)
+
+
+def _tell(on_event: Event | None, what: str, cell: Cell, **details: Any) -> None:
+    if on_event:
+        on_event(what, cell, details)
+
+
+@dataclass(frozen=True)
+class _Running:
+    cell: Cell
+    process: BaseProcess
+    updates: Connection
+
+
+class _Pool:
+    """Processes at work on cells, at most ``at_once``."""
+
+    def __init__(self, out: Path, at_once: int, on_event: Event | None) -> None:
+        self.out, self.at_once, self.on_event = out, at_once, on_event
+        self.running: list[_Running] = []
+
+    def run(self, cells: Sequence[Cell]) -> None:
+        """Run all cells; return when each is finished or has failed.
+
+        Raises:
+            Interrupted: After SIGINT or SIGTERM.
+        """
+        waiting = list(reversed(cells))
+        with stop_flag() as stopped:
+            try:
+                while self.running or (waiting and not stopped()):
+                    while waiting and len(self.running) < self.at_once and not stopped():
+                        self._start(waiting.pop())
+                    self._listen(stopping=stopped())
+            finally:
+                for one in self.running:
+                    one.process.kill()
+                    one.process.join()
+            if stopped() and (left := [cell for cell in cells if not finished(cell, self.out)]):
+                raise Interrupted(f"stopped; {len(left)} of {len(cells)} cells are left. Everything is in {self.out}.")
+
+    def _start(self, cell: Cell) -> None:
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("spawn").Process(
+            target=work, args=(cell, folder_of(cell, self.out), sender), name=str(cell)
+        )
+        # A process inherits what is blocked: Ctrl-C, which the terminal sends to all, is this one's to pass on, as SIGTERM.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        sender.close()
+        self.running.append(_Running(cell, process, receiver))
+        _tell(self.on_event, "started", cell)
+
+    def _listen(self, *, stopping: bool) -> None:
+        if stopping:
+            for one in self.running:
+                one.process.terminate()
+        wait(
+            [*(one.updates for one in self.running), *(one.process.sentinel for one in self.running)],
+            timeout=TELL_EVERY,
+        )
+        for one in list(self.running):
+            ended = not one.process.is_alive()
+            self._read(one)
+            if ended:
+                self.running.remove(one)
+                self._end(one, stopping=stopping)
+
+    def _read(self, one: _Running) -> None:
+        try:
+            while one.updates.poll():
+                _tell(self.on_event, "step", one.cell, **one.updates.recv())
+        except EOFError:
+            pass
+
+    def _end(self, one: _Running, *, stopping: bool) -> None:
+        one.process.join()
+        one.updates.close()
+        folder = folder_of(one.cell, self.out)
+        if finished(one.cell, self.out):
+            _tell(self.on_event, "finished", one.cell, **read_measured(folder)[0]["model"])
+            return
+        if stopping:
+            return
+        if not (folder / FAILED).exists():
+            code = one.process.exitcode or 0
+            ended = (
+                f"was ended by signal {-code} (9 is what a machine without memory sends)"
+                if code < 0
+                else f"ended with {code}"
+            )
+            write_json(folder / FAILED, {"error": f"its process {ended}; see {folder / 'output.log'}.", "defect": True})
+        _tell(self.on_event, "failed", one.cell, error=_failure(one.cell, self.out).error)
+
+
+def work(cell: Cell, folder: Path, updates: Connection) -> None:
+    """What the process of a cell does. What libraries write goes to ``output.log`` of the run's folder."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(folder / "output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, sys.stdout.fileno())
+    os.dup2(log, sys.stderr.fileno())
+    told = 0.0
+
+    def on_step(part: str, row: dict[str, Any]) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if part == "model" and (now - told >= TELL_EVERY or row["step"] == row["total"]):
+            told = now
+            try:
+                updates.send(row)
+            except BrokenPipeError:
+                os._exit(1)
+
+    try:
+        run(cell.recipe, folder, resume=True, timed=False, on_step=on_step)
+    except Interrupted:
+        pass
+    except (SparsifyError, OSError) as error:
+        write_json(folder / FAILED, {"error": str(error), "defect": False})
+    except Exception as error:
+        traceback.print_exc()
+        said = f"{type(error).__name__}: {error} (a defect; see {folder / 'output.log'})"
+        write_json(folder / FAILED, {"error": said, "defect": True})
+
+
+def _end_with_parent() -> None:
+    """Wait for the process that started this one, which may be killed, and end with it; the cell's checkpoint is what is kept."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,273 @@
+"""A grid: methods x sparsities x seeds, each cell a recipe. The dense baseline and every method's base are cells as well."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
+
+from sparsify.errors import RecipeError
+from sparsify.methods.registry import METHODS, options
+from sparsify.recipe import Fraction, Recipe, check_keys, parse_pairs, parse_recipe, read_toml, to_toml
+
+DENSE = "dense"
+LISTED = {
+    "method": "methods: grid.methods",
+    "sparsity": "sparsities: grid.sparsities",
+    "seed": "seeds: grid.seeds",
+    "baseline": "baseline: the dense model is always in a grid",
+}
+"""Recipe keys that a grid decides, and where."""
+OVERRIDES = sorted({"method", *(f.name for f in dataclasses.fields(Recipe))} - {"sparsity", "seed", "baseline"})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+        name: of the method or variant; a row of the table.
+        base: the name it is compared with; None for the dense baseline.
+        sparsity: None where the method has no masks, and one cell stands for all sparsities.
+        recipe: of the run, resolved.
+    """
+
+    name: str
+    base: str | None
+    sparsity: float | None
+    seed: int
+    recipe: Recipe
+
+    def __str__(self) -> str:
+        return " ".join((self.name, *([] if self.sparsity is None else [f"{self.sparsity:g}"]), f"seed {self.seed}"))
+
+    @property
+    def folder(self) -> str:
+        """Name of the run's folder: of letters, digits, ``.``, ``_`` and ``-``."""
+        return re.sub(r"[^\w.]+", "-", str(self), flags=re.ASCII).strip("-.")
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid"))
+class Lists:
+    """The ``[grid]`` table.
+
+    Attributes:
+        methods: rows of the table: methods as in `sparsify methods`, wrappers as ``wrapper(base)``, or names of variants.
+        sparsities: inactive fractions, each in (0, 1).
+        seeds: of data order, masks and growth; every cell is trained with each.
+        bases: by name, the row it is compared with, where that is not what stands in the parentheses of a wrapper, the method of a
+            variant, or the dense baseline.
+        variants: by name, recipe keys of its own, ``method`` among them.
+    """
+
+    methods: Annotated[list[str], Field(min_length=1)]
+    sparsities: Annotated[list[Fraction], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
+    bases: dict[str, str] = Field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Recipe keys that all cells share, and the lists. Made by `parse_grid`.
+
+    Attributes:
+        common: resolved keys of a `Recipe`, less those of `LISTED`; ``method_options`` go to every method that has them, and a table of
+            a method's name among them to that method alone, wrapped or not.
+    """
+
+    common: Mapping[str, Any]
+    lists: Lists
+
+    def to_toml(self) -> str:
+        """The resolved grid; `parse_grid` reads it back unchanged."""
+        return to_toml({**self.common, "grid": dataclasses.asdict(self.lists)})  # type: ignore[arg-type]
+
+    def names(self) -> list[str]:
+        """The rows: the dense baseline, then as listed, each behind what it is compared with."""
+        order: list[str] = []
+        for name in (DENSE, *self.lists.methods):
+            self._place(name, order, ())
+        return order
+
+    def _place(self, name: str, order: list[str], above: tuple[str, ...]) -> None:
+        if name in above:
+            raise RecipeError(f"grid.bases goes round in a circle: {' < '.join((*above, name))}.")
+        if name in order:
+            return
+        base = self.base(name)
+        if base is not None:
+            self._place(base, order, (*above, name))
+        order.append(name)
+
+    def base(self, name: str) -> str | None:
+        """The row a row is compared with; None for the dense baseline."""
+        if name == DENSE:
+            return None
+        if name in self.lists.bases:
+            return self.lists.bases[name]
+        method = self.method(name)
+        return method if method != name else inner(method) or DENSE
+
+    def cells(self) -> list[Cell]:
+        """All cells, seed by seed, so that a grid that was stopped early holds whole pairs.
+
+        Raises:
+            RecipeError: If a cell's recipe does not hold, or two cells are the same run.
+        """
+        found = [cell for seed in self.lists.seeds for name in self.names() for cell in self._row(name, seed)]
+        for label, key in (("the same run", lambda cell: cell.recipe.hash()), ("one folder", lambda cell: cell.folder)):
+            first: dict[str, Cell] = {}
+            for cell in found:
+                other = first.setdefault(key(cell), cell)
+                if other is not cell:
+                    raise RecipeError(
+                        f"two cells of the grid are {label}: {other} and {cell}. Leave one out, or rename it."
+                    )
+        return found
+
+    def _row(self, name: str, seed: int) -> Iterator[Cell]:
+        base = self.base(name)
+        for sparsity in self.lists.sparsities:
+            recipe = self._recipe(name, sparsity, seed)
+            if recipe.build_method().density >= 1.0:
+                yield Cell(name, base, None, seed, dataclasses.replace(recipe, sparsity=Recipe().sparsity))  # type: ignore[type-var]
+                return
+            yield Cell(name, base, sparsity, seed, recipe)
+
+    def method(self, name: str) -> str:
+        """The method of a row, as a recipe writes it."""
+        return str(self.lists.variants.get(name, {}).get("method", name))
+
+    def _recipe(self, name: str, sparsity: float, seed: int) -> Recipe:
+        own, method = dict(self.lists.variants.get(name, {})), self.method(name)
+        shared = shared_options(self.common["method_options"], method)
+        values = {**self.common, **own, "method": method, "sparsity": sparsity, "seed": seed}
+        values["method_options"] = {**shared, **own.get("method_options", {})}
+        try:
+            return parse_recipe(None, values)
+        except RecipeError as error:
+            raise RecipeError(f"grid row {name!r} at sparsity {sparsity:g}: {error}") from error
+
+
+def inner(method: str) -> str | None:
+    """What a wrapper wraps: ``agent(rigl)`` of ``cigl(agent(rigl))``; None of a method that wraps nothing."""
+    match = re.fullmatch(r"[^()]+\((.+)\)", method)
+    return match[1] if match else None
+
+
+def layers(method: str) -> list[str]:
+    """The names in a spelling, outermost first: cigl, agent, rigl of ``cigl(agent(rigl))``."""
+    within = inner(method)
+    return [method] if within is None else [method.partition("(")[0], *layers(within)]
+
+
+def shared_options(given: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Of options for all methods of a grid, those of one: plain ones that the innermost method takes, and the tables of its layers.
+
+    A table of the innermost method goes before plain options.
+    """
+    *wrappers, core = layers(method)
+    for name in (*wrappers, core):
+        _check_table(given, name, f"[method_options.{name}]")
+    known = options(core) if core in METHODS else {}
+    plain = {key: value for key, value in given.items() if key in known}
+    return {**plain, **given.get(core, {}), **{name: given[name] for name in wrappers if name in given}}
+
+
+def parse_grid(path: Path, pairs: Sequence[str] = ()) -> Grid:
+    """A grid from a TOML file and ``key=value`` texts that override it; ``grid.seeds=0,1`` overrides a list.
+
+    Raises:
+        RecipeError: If the file is missing or malformed, a key is unknown (naming the nearest) or decided by the lists, a list is
+            empty, repeats itself or names an unknown method, or a cell's recipe does not hold.
+    """
+    values = read_toml(path)
+    lists = values.pop("grid", None)
+    if not isinstance(lists, dict):
+        raise RecipeError(
+            f"{path} has no [grid]. It names methods, sparsities and seeds, e.g. methods = ['set', 'rigl'], sparsities = [0.9, 0.95], "
+            f"seeds = [0, 1, 2]."
+        )
+    lists |= _list_pairs([pair for pair in pairs if pair.startswith("grid.")])
+    given = parse_pairs([pair for pair in pairs if not pair.startswith("grid.")])
+    _check_table(values, "method_options", "[method_options]")
+    given["method_options"] = {**values.get("method_options", {}), **given.get("method_options", {})}
+    values = {"threads": 1, **values, **given}
+    for key, where in LISTED.items():
+        if key in values:
+            raise RecipeError(f"the recipe of a grid has no key {key!r}, but {where}.")
+    check_keys("the recipe of a grid", values, [key for key in OVERRIDES if key != "method"])
+    check_keys("[grid]", lists, [f.name for f in dataclasses.fields(Lists)])  # type: ignore[arg-type]
+    grid = Grid(_common(values), _lists(lists))
+    grid.cells()
+    _check_options(grid)
+    return grid
+
+
+def _check_table(owner: Mapping[str, Any], key: str, name: str) -> None:
+    if not isinstance(owner.get(key, {}), Mapping):
+        raise RecipeError(f"{name} should be a table of options, found {owner[key]!r}.")
+
+
+def _common(values: Mapping[str, Any]) -> dict[str, Any]:
+    resolved = parse_recipe(None, {**values, "method": DENSE, "method_options": {}})
+    found = {f.name: getattr(resolved, f.name) for f in dataclasses.fields(Recipe) if f.name not in LISTED}  # type: ignore[arg-type]
+    return {**found, "method_options": dict(values["method_options"])}
+
+
+def _lists(values: Mapping[str, Any]) -> Lists:
+    try:
+        lists = TypeAdapter(Lists).validate_python(dict(values))
+    except ValidationError as error:
+        problems = [f"grid.{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}" for e in error.errors()]
+        raise RecipeError("the grid does not hold: " + "; ".join(problems) + ".") from error
+    for name in ("methods", "sparsities", "seeds"):
+        items = getattr(lists, name)
+        twice = next((item for index, item in enumerate(items) if item in items[:index]), None)
+        if twice is not None:
+            raise RecipeError(f"grid.{name} has {twice!r} twice. Each cell is run once; leave one out.")
+    for name, keys in lists.variants.items():
+        check_keys(f"variant {name!r} of the grid", keys, OVERRIDES)
+        _check_table(keys, "method_options", f"method_options of variant {name!r}")
+        if name == DENSE:
+            raise RecipeError("'dense' is the baseline and cannot be a variant. Give the variant another name.")
+    return lists
+
+
+def _check_options(grid: Grid) -> None:
+    """Refuse a shared option that no method has, and a variant or base that no row uses."""
+    rows = grid.names()
+    given = grid.common["method_options"]
+    parts = [layers(grid.method(name)) for name in rows]
+    tables = {name for names in parts for name in names}
+    plain = {key for names in parts if names[-1] in METHODS for key in options(names[-1])}
+    check_keys("[method_options], of all methods of the grid together,", given, sorted(plain | tables))
+    for table, named in (("variants", grid.lists.variants), ("bases", grid.lists.bases)):
+        unused = [name for name in named if name not in rows]
+        if unused:
+            raise RecipeError(
+                f"grid.{table} has {unused[0]!r}, which is no row of the grid. Add it to grid.methods, or leave it out. "
+                f"Rows: {', '.join(rows)}."
+            )
+
+
+def _list_pairs(pairs: Sequence[str]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for pair in pairs:
+        key, equals, text = pair.removeprefix("grid.").partition("=")
+        if not equals or key not in {"methods", "sparsities", "seeds"}:
+            raise RecipeError(f"--set {pair!r} should be grid.methods=a,b, grid.sparsities=0.9,0.95 or grid.seeds=0,1.")
+        items = [item.strip() for item in text.split(",") if item.strip()]
+        kind = {"methods": str, "sparsities": float, "seeds": int}[key]
+        try:
+            found[key] = [kind(item) for item in items]
+        except ValueError as error:
+            raise RecipeError(f"--set {pair!r}: {key} are numbers separated by commas.") from error
+    return found

@@ -1,0 +1,110 @@
+"""Means, deviations, and Student's interval of paired differences; pure numbers, exact for whole degrees of freedom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+BISECTIONS = 200
+"""Halvings of a bracket until it is two neighbouring floats."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean of ``n`` values, and their standard deviation with n - 1 below the line; None for a single value."""
+
+    mean: float
+    deviation: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Paired differences: mean, standard deviation, how many, and the interval of their mean; None for a single pair."""
+
+    mean: float
+    deviation: float | None
+    n: int
+    interval: tuple[float, float] | None
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and standard deviation.
+
+    Args:
+        values: at least one.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if not values:
+        raise ValueError("a mean needs at least one value")
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Spread(mean, None, n)
+    return Spread(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1)), n)
+
+
+def paired_difference(values: Sequence[float], base: Sequence[float], *, confidence: float = 0.95) -> Difference:
+    """Mean of ``values[i] - base[i]`` with Student's two-sided interval, mean -+ t(n - 1) s / sqrt(n) (Student 1908).
+
+    It assumes that the differences, not the values, are drawn independently from one normal distribution; what a seed does to both of
+    a pair cancels.
+
+    Args:
+        values: one a pair, at least one.
+        base: the other of each pair, in the same order.
+        confidence: of the interval, in (0, 1).
+
+    Raises:
+        ValueError: If the lengths differ or are 0.
+    """
+    differences = spread([value - other for value, other in zip(values, base, strict=True)])
+    if differences.deviation is None:
+        return Difference(differences.mean, None, 1, None)
+    reach = student_quantile((1 + confidence) / 2, differences.n - 1)
+    reach *= differences.deviation / math.sqrt(differences.n)
+    return Difference(
+        differences.mean, differences.deviation, differences.n, (differences.mean - reach, differences.mean + reach)
+    )
+
+
+def student_quantile(p: float, freedom: int) -> float:
+    """The t with P(T <= t) = p for Student's distribution.
+
+    Args:
+        p: in (0.5, 1).
+        freedom: degrees of freedom, a whole number >= 1.
+
+    Raises:
+        ValueError: If either is out of range.
+    """
+    if not 0.5 < p < 1.0 or freedom < 1:
+        raise ValueError(f"p should be in (0.5, 1) and freedom at least 1, found {p} and {freedom}")
+    low, high = 0.0, 1.0
+    while _central(high, freedom) < 2 * p - 1:
+        high *= 2
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _central(middle, freedom) < 2 * p - 1 else (low, middle)
+    return high
+
+
+def _central(t: float, freedom: int) -> float:
+    """P(-t <= T <= t), by the finite series for whole degrees of freedom (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    squared = math.cos(angle) ** 2
+    odd = freedom % 2
+    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
+    for index in range(freedom // 2):
+        total += term
+        term *= squared * ((2 * index + 2) / (2 * index + 3) if odd else (2 * index + 1) / (2 * index + 2))
+    series = math.sin(angle) * total
+    return 2 / math.pi * (angle + series) if odd else series

@@ -1,0 +1,83 @@
+"""The bars that the command shows while it works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from sparsify.comparison import Event
+from sparsify.grid import Cell
+
+Decode = Callable[[int, int], None]
+Step = Callable[[str, dict[str, Any]], None]
+
+
+@contextmanager
+def run_bars() -> Generator[tuple[Step, Decode]]:
+    """Bars of a run, a model each, on standard error; what moves them is yielded."""
+    with _bars() as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def on_step(part: str, row: dict[str, Any]) -> None:
+            if part not in tasks:
+                tasks[part] = bars.add_task(part, total=row["total"], state="")
+            bars.update(tasks[part], completed=row["step"], state=_state(row))
+
+        yield on_step, _decoding(bars)
+
+
+@contextmanager
+def grid_bars(total: int) -> Generator[tuple[Event, Decode]]:
+    """A bar of a grid's cells and one a running cell, and a line a cell that ended, on standard error; what moves them is yielded."""
+    with _bars() as bars:
+        whole = bars.add_task("cells", total=total, state="")
+        tasks: dict[str, TaskID] = {}
+        ended: list[str] = []
+
+        def end(cell: Cell, said: str) -> None:
+            if str(cell) in tasks:
+                bars.remove_task(tasks.pop(str(cell)))
+            ended.append(said)
+            bars.update(whole, completed=len(ended), state=f"{len(ended)} of {total}")
+            if said:
+                bars.console.print(f"{len(ended)} of {total}: {said}", highlight=False, markup=False, soft_wrap=True)
+
+        def on_event(what: str, cell: Cell, details: Mapping[str, Any]) -> None:
+            match what:
+                case "started":
+                    tasks[str(cell)] = bars.add_task(str(cell), total=None, state="starts")
+                case "step":
+                    state = _state(details)
+                    bars.update(tasks[str(cell)], completed=details["step"], total=details["total"], state=state)
+                case "found":
+                    end(cell, "")
+                case "finished":
+                    end(cell, f"{cell}, accuracy {details['accuracy']:.4f}, ECE {details['ece_after']:.4f} calibrated")
+                case "failed":
+                    end(cell, f"{cell} failed: {details['error']}")
+
+        yield on_event, _decoding(bars)
+
+
+def _bars() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _decoding(bars: Progress) -> Decode:
+    tasks: list[TaskID] = []
+
+    def on_decode(done: int, total: int) -> None:
+        if not tasks:
+            tasks.append(bars.add_task("decode", total=total, state=""))
+        bars.update(tasks[0], completed=done, total=total, state=f"{done:,} of {total:,} images")
+
+    return on_decode
+
+
+def _state(row: Mapping[str, Any]) -> str:
+    return f"loss {row['loss']:.3f} accuracy {row['accuracy']:.3f} density {row['density']:.3f}"

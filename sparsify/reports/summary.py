@@ -1,0 +1,345 @@
+"""Cells of a grid to one table: mean and deviation over seeds, and the paired difference to the base with its interval."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sparsify.parts.intervals import Difference, Spread, paired_difference, spread
+from sparsify.reports.headline import Headline
+
+CONFIDENCE = 0.95
+NOT_MEASURES = frozenset(
+    ("layers", "reliability", "class_accuracy", "passes", "forms", "calibration", "parity", "counts")
+)
+"""Keys of a model in ``metrics.json`` that are no figures of quality or cost."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a figure is shown: its label, the format of a mean, and which way is better: 1 up, -1 down, 0 neither."""
+
+    label: str
+    style: str = ".4f"
+    better: int = 0
+
+
+MEASURES = {
+    "accuracy": Measure("accuracy", better=1),
+    "nll_before": Measure("NLL before", better=-1),
+    "nll_after": Measure("NLL after", better=-1),
+    "ece_before": Measure("ECE before", better=-1),
+    "ece_after": Measure("ECE after", better=-1),
+    "evaluations": Measure("evaluations", ",.0f"),
+    "steps": Measure("steps", ",.0f"),
+}
+"""What every table shows, in order; what measures the unknown (`unknown`) stands before the costs."""
+COSTS = ("evaluations", "steps")
+SHORT = ("accuracy", "nll_after", "ece_before", "ece_after")
+"""What fits a terminal, beside AUROC, and evaluations where they differ."""
+JUDGED = ("better", "worse")
+UNKNOWN = {"auroc": 1, "aupr": 1, "fpr": -1}
+"""Figures of the unknown, by the word in their key, and which way is better."""
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What one finished cell left.
+
+    Attributes:
+        base: name of the row it is compared with; None for the dense baseline.
+        sparsity: None where the method has no masks.
+        figures: from `figures`.
+        history: rows of ``history.jsonl``.
+    """
+
+    name: str
+    base: str | None
+    sparsity: float | None
+    seed: int
+    figures: Mapping[str, float]
+    history: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How soon a row reached the last validation accuracy of its base, of the same seed.
+
+    Attributes:
+        reached: seeds that did, ``of`` so many.
+        steps, evaluations: over those seeds, what it took, as a share of what the base itself took to get there first; None where no
+            seed did.
+    """
+
+    reached: int
+    of: int
+    steps: Spread | None
+    evaluations: Spread | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at a sparsity, over its seeds: by figure, the spread and the paired difference to the base (None without pairs)."""
+
+    name: str
+    base: str | None
+    sparsity: float | None
+    n: int
+    spreads: Mapping[str, Spread]
+    differences: Mapping[str, Difference]
+    reach: Reach | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All rows of a grid, the dense baseline first, then by sparsity."""
+
+    rows: tuple[Row, ...]
+
+    def shown(self) -> list[str]:
+        """The figures a table shows."""
+        present = list(dict.fromkeys(key for row in self.rows for key in row.spreads))
+        quality = [key for key in MEASURES if key in present and key not in COSTS]
+        return [*quality, *filter(unknown, present), *(key for key in COSTS if key in present)]
+
+    def shortlist(self) -> list[str]:
+        """The figures that fit a terminal."""
+        counts = {row.spreads["evaluations"].mean for row in self.rows if "evaluations" in row.spreads}
+        costs = ["evaluations"] if len(counts) > 1 else []
+        return [key for key in self.shown() if key in SHORT or "auroc" in key.lower() or key in costs]
+
+    def brief(self) -> Headline:
+        """The terminal's table, in three decimals: below a mean, the difference to the base and, if clear, its verdict."""
+        keys = self.shortlist()
+        rows = []
+        for row in self.rows:
+            label = f"{row.name} {_sparsity(row)}".rstrip() + (f"\n- {row.base}" if row.base else "")
+            rows.append((label, tuple(_brief(row, key) for key in keys)))
+        return Headline(tuple(measure(key).label for key in keys), tuple(rows))
+
+    def table(self, keys: Sequence[str]) -> Headline:
+        """A row a method and sparsity; a cell holds mean and deviation, and below the difference to the base with its interval."""
+        columns = ("sparsity", "n", "base", *(measure(key).label for key in keys))
+        rows = []
+        for row in self.rows:
+            cells = (self._cell(row, key) for key in keys)
+            rows.append((row.name, (_sparsity(row), str(row.n), row.base or "", *cells)))
+        return Headline(columns, tuple(rows))
+
+    def _cell(self, row: Row, key: str) -> str:
+        if key not in row.spreads:
+            return ""
+        found, style = row.spreads[key], measure(key).style
+        text = format(found.mean, style)
+        if found.deviation is not None:
+            text += f" ± {format(found.deviation, style)}"
+        if key not in row.differences:
+            return text
+        difference = row.differences[key]
+        text += f"\n{_signed(difference.mean, style)}"
+        if difference.interval and not (key in COSTS and difference.deviation == 0):
+            text += " [" + ", ".join(_signed(end, style) for end in difference.interval) + "]"
+        said = [f"n = {difference.n}"] if difference.n != row.n else []
+        said += [verdict(key, difference)] if verdict(key, difference) in JUDGED else []
+        return f"{text} {', '.join(said)}".rstrip()
+
+    def reaches(self) -> Headline:
+        """How soon each row reached its base's accuracy."""
+        columns = ("sparsity", "base", "reached", "steps, share of the base's", "evaluations, share of the base's")
+        rows = []
+        for row in self.rows:
+            if row.reach is not None:
+                shares = (_share(row.reach.steps), _share(row.reach.evaluations))
+                rows.append(
+                    (row.name, (_sparsity(row), row.base or "", f"{row.reach.reached} of {row.reach.of}", *shares))
+                )
+        return Headline(columns, tuple(rows))
+
+    def sentences(self) -> list[str]:
+        """How far the intervals can be trusted, then every difference that is clear."""
+        judged = [
+            (row, key, row.differences[key])
+            for row in self.rows
+            for key in self.shown()
+            if key not in COSTS and key in row.differences and row.differences[key].interval
+        ]
+        clear = [_difference_sentence(*item) for item in judged if verdict(*item[1:]) in JUDGED]
+        if not judged:
+            return [
+                "One seed: no interval can be given, and nothing is said to be better or worse. Use three seeds or more."
+            ]
+        expected = (1 - CONFIDENCE) * len(judged)
+        trust = (
+            f"{len(clear)} of {len(judged)} differences have a {CONFIDENCE:.0%} interval that leaves 0 out; about {expected:.0f} would if "
+            f"nothing differed at all."
+        )
+        return [trust, *clear]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: every figure of every row."""
+        return {"confidence": CONFIDENCE, "rows": [_row_dict(row) for row in self.rows]}
+
+
+def figures(model: Mapping[str, Any]) -> dict[str, float]:
+    """Every figure of a model of ``metrics.json``, nested ones by dotted key, and what its training cost.
+
+    ``evaluations`` counts forward and backward passes of a batch: one a step, and the probes.
+    """
+    found = dict(_leaves({key: value for key, value in model.items() if key not in NOT_MEASURES}))
+    counts = {key: float(value) for key, value in model["counts"].items()}
+    return {**found, **counts, "evaluations": counts["steps"] + counts.get("probes", 0.0)}
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}{key}", float(value)
+
+
+def unknown(key: str) -> bool:
+    """Whether a figure measures how well the unknown is told apart."""
+    return any(word in key.lower() for word in UNKNOWN)
+
+
+def measure(key: str) -> Measure:
+    """How a figure is shown."""
+    better = next((way for word, way in UNKNOWN.items() if word in key.lower()), 0)
+    return MEASURES.get(key) or Measure(key.replace("auroc", "AUROC").replace("_", " "), better=better)
+
+
+def verdict(key: str, difference: Difference) -> str:
+    """``better`` or ``worse`` than the base where the interval leaves 0 out; ``higher`` or ``lower`` where neither is better;
+    ``not clear`` otherwise; ``one pair`` without an interval."""
+    if difference.interval is None:
+        return "one pair"
+    if not difference.clear:
+        return "not clear"
+    up, way = difference.mean > 0, measure(key).better
+    if way == 0:
+        return "higher" if up else "lower"
+    return "better" if up == (way > 0) else "worse"
+
+
+def summarise(results: Sequence[CellResult]) -> Summary:
+    """The rows of a grid from its finished cells, in the order of their names; pairs are cells of equal sparsity and seed.
+
+    A base without masks stands for all sparsities.
+    """
+    cells = {(cell.name, cell.sparsity, cell.seed): cell for cell in results}
+    groups: dict[tuple[str, float | None], list[CellResult]] = {}
+    for cell in results:
+        groups.setdefault((cell.name, cell.sparsity), []).append(cell)
+    names = list(dict.fromkeys(cell.name for cell in results))
+    order = sorted(groups, key=lambda group: (group[1] is not None, group[1] or 0.0, names.index(group[0])))
+    return Summary(tuple(_row(sorted(groups[group], key=lambda cell: cell.seed), cells) for group in order))
+
+
+def _row(group: Sequence[CellResult], cells: Mapping[tuple[str, float | None, int], CellResult]) -> Row:
+    first = group[0]
+    pairs = [(cell, base) for cell in group if (base := _base(cell, cells)) is not None]
+    keys = [key for key in first.figures if all(key in cell.figures for cell in group)]
+    shared = [key for key in keys if pairs and all(key in base.figures for _, base in pairs)]
+    return Row(
+        first.name,
+        first.base,
+        first.sparsity,
+        len(group),
+        {key: spread([cell.figures[key] for cell in group]) for key in keys},
+        {
+            key: paired_difference(
+                [cell.figures[key] for cell, _ in pairs],
+                [base.figures[key] for _, base in pairs],
+                confidence=CONFIDENCE,
+            )
+            for key in shared
+        },
+        _reach(pairs) if pairs else None,
+    )
+
+
+def _base(cell: CellResult, cells: Mapping[tuple[str, float | None, int], CellResult]) -> CellResult | None:
+    if cell.base is None:
+        return None
+    return cells.get((cell.base, cell.sparsity, cell.seed)) or cells.get((cell.base, None, cell.seed))
+
+
+def _reach(pairs: Sequence[tuple[CellResult, CellResult]]) -> Reach | None:
+    shares: dict[str, list[float]] = {"steps": [], "evaluations": []}
+    for cell, base in pairs:
+        if not cell.history or not base.history:
+            return None
+        target = base.history[-1]["val_accuracy"]
+        own, others = (next((r for r in c.history if r["val_accuracy"] >= target), None) for c in (cell, base))
+        if own is not None and others is not None:
+            shares["steps"].append(own["step"] / others["step"])
+            shares["evaluations"].append(evaluations(own) / evaluations(others))
+    spreads = [spread(values) if values else None for values in shares.values()]
+    return Reach(len(shares["steps"]), len(pairs), *spreads)
+
+
+def evaluations(row: Mapping[str, Any]) -> float:
+    """Forward and backward passes up to a row of ``history.jsonl``."""
+    return float(row.get("evaluations", row["step"]))
+
+
+def mean_curve(
+    cells: Sequence[CellResult], x: Callable[[Mapping[str, Any]], float], key: str
+) -> tuple[list[float], list[float]]:
+    """A figure of the histories by ``x``, both as means over cells, as far as the shortest history goes."""
+    rows = list(zip(*(cell.history for cell in cells), strict=False))
+    return [spread([x(r) for r in row]).mean for row in rows], [
+        spread([float(r[key]) for r in row]).mean for row in rows
+    ]
+
+
+def _row_dict(row: Row) -> dict[str, Any]:
+    measured = {}
+    for key, found in row.spreads.items():
+        difference = row.differences.get(key)
+        paired = None if difference is None else {**dataclasses.asdict(difference), "verdict": verdict(key, difference)}
+        measured[key] = {**dataclasses.asdict(found), "difference": paired}
+    reach = None if row.reach is None else dataclasses.asdict(row.reach)
+    head = {"name": row.name, "base": row.base, "sparsity": row.sparsity, "n": row.n}
+    return {**head, "figures": measured, "reach": reach}
+
+
+def _difference_sentence(row: Row, key: str, difference: Difference) -> str:
+    style = measure(key).style
+    low, high = (_signed(end, style) for end in difference.interval or (0.0, 0.0))
+    where = "" if row.sparsity is None else f" at sparsity {row.sparsity:g}"
+    return (
+        f"{row.name}{where}: {measure(key).label} {verdict(key, difference)} than {row.base}'s by "
+        f"{format(abs(difference.mean), style)} ({low} to {high}, {difference.n} seeds)."
+    )
+
+
+def _brief(row: Row, key: str) -> str:
+    if key not in row.spreads:
+        return ""
+    found, style = row.spreads[key], measure(key).style.replace(".4f", ".3f")
+    text = format(found.mean, style)
+    if found.deviation:
+        text += f" ± {format(found.deviation, style)}"
+    if key not in row.differences:
+        return text
+    difference = row.differences[key]
+    said = verdict(key, difference)
+    return f"{text}\n{_signed(difference.mean, style)} {said if said in JUDGED else ''}".rstrip()
+
+
+def _sparsity(row: Row) -> str:
+    return "" if row.sparsity is None else f"{row.sparsity:g}"
+
+
+def _share(found: Spread | None) -> str:
+    if found is None:
+        return ""
+    return f"{found.mean:.2f}" + ("" if found.deviation is None else f" ± {found.deviation:.2f}")
+
+
+def _signed(value: float, style: str) -> str:
+    return format(value, f"+{style}")

@@ -1,0 +1,77 @@
+"""A grid's summary as Markdown and as one self-contained HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sparsify.reports import markup
+from sparsify.reports.headline import Headline
+from sparsify.reports.summary import CONFIDENCE, CellResult, Summary, measure
+from sparsify.reports.summary_plots import against_evaluations, against_sparsity, against_steps
+
+READING = (
+    f"A cell holds the mean over n seeds ± one standard deviation and, below, the mean paired difference to the base over equal seeds "
+    f"with its {CONFIDENCE:.0%} interval (Student's t on the differences). Better and worse are said where the interval leaves 0 out. "
+    f"ECE has 15 equal-width bins; before and after are without and with the calibration head. An evaluation is a forward and backward "
+    f"pass of one batch: one a step, and the probes a method asks for."
+)
+REACHING = (
+    "The target is the base's last validation accuracy, seed by seed; a share is what the row took to reach it first over what the "
+    "base itself took. Below 1 is sooner."
+)
+Missing = Sequence[tuple[str, str]]
+"""Cells that are not in the table, and why."""
+
+
+def markdown(title: str, summary: Summary, missing: Missing) -> str:
+    """The table, what it says, and what is missing."""
+    parts = [f"# {title}", "", *_markdown_table("method", summary.table(summary.shown())), "", READING, ""]
+    parts += [f"- {line}" for line in summary.sentences()]
+    if any(row.reach for row in summary.rows):
+        parts += ["", "## How soon", "", *_markdown_table("method", summary.reaches()), "", REACHING]
+    if missing:
+        parts += ["", "## Not in the table", "", *(f"- {cell}: {why}" for cell, why in missing)]
+    return "\n".join(parts) + "\n"
+
+
+def document(title: str, summary: Summary, cells: Sequence[CellResult], missing: Missing, recipe: str) -> str:
+    """The HTML file: table, sentences, plots, cells, and the grid's recipe."""
+    trust, *clear = summary.sentences()
+    said = "<ul>" + "".join(f"<li>{markup.escaped(line)}</li>" for line in clear) + "</ul>"
+    body = [
+        f"<h1>{markup.escaped(title)}</h1>",
+        _html_table("method", summary.table(summary.shown())),
+        f"<p>{markup.escaped(READING)}</p>",
+        f"<p>{markup.escaped(trust)}</p>" + (markup.folded("What is clear", said) if clear else ""),
+        "<h2>Not in the table</h2>" + markup.table(("cell", "why"), missing, kind="text") if missing else "",
+        "<h2>By sparsity</h2>",
+        markup.wide(against_sparsity(summary)),
+        "<h2>By step</h2>",
+        markup.wide(against_steps(cells)),
+        "<h2>By measured compute</h2>",
+        markup.wide(against_evaluations(cells)),
+        "<h2>How soon</h2>" + _html_table("method", summary.reaches()) + f"<p>{markup.escaped(REACHING)}</p>",
+        markup.folded("Cells", markup.table(*_cells(summary, cells))),
+        markup.folded("Recipe of the grid, resolved", f"<pre>{markup.escaped(recipe)}</pre>"),
+    ]
+    return markup.page(f"{title}: sparsify compare", body)
+
+
+def _cells(summary: Summary, cells: Sequence[CellResult]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    measures = {key: measure(key) for key in summary.shown()}
+    head = ("method", "sparsity", "seed", *(shown.label for shown in measures.values()))
+    rows = []
+    for cell in cells:
+        found = (format(cell.figures[k], m.style) if k in cell.figures else "" for k, m in measures.items())
+        rows.append((cell.name, "" if cell.sparsity is None else f"{cell.sparsity:g}", str(cell.seed), *found))
+    return head, rows
+
+
+def _html_table(corner: str, shown: Headline) -> str:
+    return markup.table((corner, *shown.columns), ((label, *cells) for label, cells in shown.rows))
+
+
+def _markdown_table(corner: str, shown: Headline) -> list[str]:
+    rows = ((label, *cells) for label, cells in shown.rows)
+    lines: Iterable[Sequence[str]] = ((corner, *shown.columns), ("---",) * (len(shown.columns) + 1), *rows)
+    return ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in line) + " |" for line in lines]

@@ -1,0 +1,119 @@
+"""Plots of a grid: figures against sparsity, and validation curves against steps and against counted evaluations."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sparsify.reports.plots import COLOURS, STYLE, WIDTH, svg
+from sparsify.reports.summary import COSTS, CellResult, Summary, evaluations, mean_curve, measure
+
+PALETTE = ("#d9762b", "#3a9d6e", "#b5569b", "#b8941f", "#7b6bd6", "#d1495b", "#2f9bb0", "#8c7a5b")
+"""Apart from each other and from the dense blue, and clear of both a white and a near-black page."""
+LINES = ("-", "--", ":")
+MARKS = "osD^vPX*"
+COLUMNS = 2
+Look = dict[str, Any]
+
+
+def looks(names: Sequence[str]) -> dict[str, Look]:
+    """Colour, line and mark of each row's name; the dense baseline is blue."""
+    others = [name for name in names if name != "dense"]
+    styles = itertools.cycle(itertools.product(LINES, zip(PALETTE, MARKS, strict=True)))
+    found = {
+        n: {"color": c, "linestyle": line, "marker": mark} for n, (line, (c, mark)) in zip(others, styles, strict=False)
+    }
+    return {"dense": {"color": COLOURS["dense"], "linestyle": "-", "marker": ""}, **found}
+
+
+def against_sparsity(summary: Summary) -> str:
+    """Every figure of the table by sparsity: means, and bars of one deviation; rows without masks are lines across."""
+    varying = set(summary.shortlist())
+    keys = [key for key in summary.shown() if key not in COSTS or key in varying]
+    levels = sorted({row.sparsity for row in summary.rows if row.sparsity is not None})
+    names = list(dict.fromkeys(row.name for row in summary.rows))
+    style, lines = looks(names), math.ceil(len(keys) / COLUMNS)
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(WIDTH, 2.7 * lines + 0.5), layout="constrained")
+        axes = figure.subplots(lines, COLUMNS, squeeze=False).flatten()
+        for axis, key in zip(axes, keys, strict=False):
+            for index, name in enumerate(names):
+                offset = 0.16 * (index - (len(names) - 1) / 2) / max(len(names), 1)
+                _levels(axis, summary, name, key, levels, style[name], offset)
+            axis.set(ylabel=measure(key).label, xlabel="sparsity")
+            axis.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
+        for axis in axes[len(keys) :]:
+            axis.set_axis_off()
+        _legend(figure, axes[0])
+        shown = ", ".join(measure(key).label for key in keys)
+        return svg(figure, f"{shown} by sparsity: mean and one standard deviation over seeds, a line a method.", "s")
+
+
+def _levels(
+    axis: Axes, summary: Summary, name: str, key: str, levels: Sequence[float], look: Look, offset: float
+) -> None:
+    found = {row.sparsity: row.spreads[key] for row in summary.rows if row.name == name and key in row.spreads}
+    if None in found:
+        mean, reach = found[None].mean, found[None].deviation or 0.0
+        axis.axhline(mean, color=look["color"], linestyle=look["linestyle"], label=name, linewidth=1.2, zorder=1)
+        axis.axhspan(mean - reach, mean + reach, color=look["color"], alpha=0.12, linewidth=0, zorder=0)
+    elif found:
+        places = [level for level in levels if level in found]
+        axis.errorbar(
+            [levels.index(level) + offset for level in places], [found[level].mean for level in places],
+            yerr=[found[level].deviation or 0.0 for level in places],
+            label=name, capsize=2, markersize=4, linewidth=1.2, **look,
+        )  # fmt: skip
+
+
+def against_steps(cells: Sequence[CellResult]) -> str:
+    """Validation accuracy by optimizer step, a panel a sparsity, means over seeds."""
+    return _curves(cells, lambda row: float(row["step"]), "step", "t")
+
+
+def against_evaluations(cells: Sequence[CellResult]) -> str:
+    """Validation accuracy by forward and backward passes, as the trainer counted them, a panel a sparsity, means over seeds."""
+    return _curves(cells, evaluations, "forward and backward passes", "e")
+
+
+def _curves(cells: Sequence[CellResult], x: Callable[[Mapping[str, Any]], float], label: str, prefix: str) -> str:
+    masked = sorted({cell.sparsity for cell in cells if cell.sparsity is not None})
+    levels: list[float | None] = [*masked] or [None]
+    names = list(dict.fromkeys(cell.name for cell in cells))
+    style, keys = looks(names), (("val_accuracy", "validation accuracy"), ("val_loss", "validation NLL"))
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(WIDTH, 2.8 * len(levels) + 0.5), layout="constrained")
+        grid = figure.subplots(len(levels), 2, squeeze=False)
+        for line, level in enumerate(levels):
+            for column, (key, title) in enumerate(keys):
+                axis, heights = grid[line, column], list[float]()
+                for name in names:
+                    group = [c for c in cells if c.name == name and c.sparsity in {level, None}]
+                    places, values = mean_curve(group, x, key)
+                    axis.plot(places, values, label=name, linewidth=1.2, **{**style[name], "marker": ""})
+                    heights += values
+                _focus(axis, heights, up=key == "val_accuracy")
+                axis.set(xlabel=label, ylabel=title, title="" if level is None else f"sparsity {level:g}")
+        _legend(figure, grid[0, 0])
+        return svg(figure, f"Validation accuracy and NLL by {label}, means over seeds, a line a method.", prefix)
+
+
+def _focus(axis: Axes, heights: Sequence[float], *, up: bool) -> None:
+    """Show the end of the curves: the worse part of the first epochs runs out of the panel."""
+    if len(heights) < 10:
+        return
+    ordered = sorted(heights, reverse=not up)
+    best, middle = ordered[-1], ordered[len(ordered) // 4]
+    reach = abs(best - middle) or 1e-3
+    axis.set_ylim(*((best - 1.6 * reach, best + 0.1 * reach) if up else (best - 0.1 * reach, best + 1.6 * reach)))
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), 5), fontsize=8)

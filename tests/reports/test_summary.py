@@ -1,0 +1,142 @@
+"""The table of a grid: means, deviations and paired differences by hand, and what may be said of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sparsify.parts.intervals import Difference
+from sparsify.reports.summary import CellResult, figures, mean_curve, measure, summarise, unknown, verdict
+
+
+def cell(name, seed, accuracy, *, base="dense", sparsity: float | None = 0.9, evaluations=100.0, accuracies=(), **more):
+    history = [
+        {"step": 10 * (index + 1), "evaluations": 20 * (index + 1), "val_accuracy": value, "val_loss": 1 - value}
+        for index, value in enumerate(accuracies)
+    ]
+    found = {"accuracy": accuracy, "evaluations": evaluations, "steps": 100.0, **more}
+    return CellResult(name, base, sparsity, seed, found, history)
+
+
+DENSE = [cell("dense", seed, value, base=None, sparsity=None) for seed, value in enumerate((0.90, 0.91, 0.95))]
+RIGL = [cell("rigl", seed, value) for seed, value in enumerate((0.88, 0.90, 0.94))]
+CIGL = [
+    cell("cigl(rigl)", seed, value, base="rigl", evaluations=200.0) for seed, value in enumerate((0.89, 0.91, 0.95))
+]
+
+
+def test_rows_hold_mean_deviation_and_paired_difference():
+    found = summarise([*DENSE, *RIGL, *CIGL])
+    assert [(row.name, row.base, row.n) for row in found.rows] == [
+        ("dense", None, 3), ("rigl", "dense", 3), ("cigl(rigl)", "rigl", 3)
+    ]  # fmt: skip
+    dense, rigl, cigl = found.rows
+    assert dense.spreads["accuracy"].mean == pytest.approx(0.92) and dense.differences == {}
+    # Deviation of 0.90, 0.91, 0.95 around 0.92: sqrt((4 + 1 + 9) 1e-4 / 2).
+    assert dense.spreads["accuracy"].deviation == pytest.approx((14e-4 / 2) ** 0.5)
+    # Differences -0.02, -0.01, -0.01: mean -0.013333, deviation 0.0057735, reach 4.30265 * 0.0057735 / sqrt(3) = 0.0143422.
+    difference = rigl.differences["accuracy"]
+    assert difference.mean == pytest.approx(-0.04 / 3) and difference.deviation == pytest.approx(0.0057735, abs=1e-7)
+    assert difference.interval == pytest.approx((-0.0276755, 0.0010088), abs=1e-6)
+    assert verdict("accuracy", difference) == "not clear"
+    # The wrapper gains 0.01 on every seed, at twice the evaluations.
+    assert cigl.differences["accuracy"].mean == pytest.approx(0.01)
+    assert verdict("accuracy", cigl.differences["accuracy"]) == "better"
+    assert (
+        cigl.differences["evaluations"].mean == 100
+        and verdict("evaluations", cigl.differences["evaluations"]) == "higher"
+    )
+
+
+def test_pairs_are_of_equal_seeds_and_the_others_count_for_the_mean_alone():
+    rows = summarise([DENSE[0], DENSE[2], *RIGL]).rows
+    difference = rows[1].differences["accuracy"]
+    assert rows[1].n == 3 and difference.n == 2 and difference.mean == pytest.approx((-0.02 - 0.01) / 2)
+    assert "n = 2" in summarise([DENSE[0], DENSE[2], *RIGL]).table(["accuracy"]).rows[1][1][3]
+    alone = summarise([DENSE[0], RIGL[1]]).rows[1]
+    assert alone.differences == {} and alone.reach is None
+
+
+def test_cells_of_equal_sparsity_are_paired_and_a_base_without_masks_stands_for_all():
+    other = [cell("rigl", 0, 0.5, sparsity=0.5), cell("cigl(rigl)", 0, 0.6, base="rigl", sparsity=0.5)]
+    rows = {(row.name, row.sparsity): row for row in summarise([*DENSE, *RIGL, *CIGL, *other]).rows}
+    assert rows["cigl(rigl)", 0.5].differences["accuracy"].mean == pytest.approx(0.1)
+    assert rows["rigl", 0.5].differences["accuracy"].mean == pytest.approx(0.5 - 0.9)
+    order = [row.sparsity for row in summarise([*other, *RIGL, *DENSE]).rows]
+    assert order == [None, 0.5, 0.5, 0.9]
+
+
+def test_a_verdict_knows_which_way_is_better():
+    up, down = Difference(0.1, 0.01, 3, (0.05, 0.15)), Difference(-0.1, 0.01, 3, (-0.15, -0.05))
+    for key in ("accuracy", "ood.svhn.auroc", "aupr_in"):
+        assert (verdict(key, up), verdict(key, down)) == ("better", "worse"), key
+    for key in ("nll_after", "ece_before", "fpr_at_95_tpr"):
+        assert (verdict(key, up), verdict(key, down)) == ("worse", "better"), key
+    assert (verdict("macs", up), verdict("macs", down)) == ("higher", "lower")
+    assert verdict("accuracy", Difference(0.1, None, 1, None)) == "one pair"
+    assert verdict("accuracy", Difference(0.1, 0.2, 3, (-0.1, 0.3))) == "not clear"
+
+
+def test_every_figure_of_a_run_is_taken():
+    model = {
+        "method": "moon(rigl)", "accuracy": 0.9, "bytes": 5, "ood": {"svhn": {"auroc": 0.8, "ok": True}}, "layers": [1],
+        "class_accuracy": [0.5], "calibration": {"temperature": 2.0}, "counts": {"steps": 30, "probes": 12, "rounds": 2},
+    }  # fmt: skip
+    assert figures(model) == {
+        "accuracy": 0.9, "bytes": 5.0, "ood.svhn.auroc": 0.8, "steps": 30.0, "probes": 12.0, "rounds": 2.0, "evaluations": 42.0,
+    }  # fmt: skip
+    assert unknown("ood.svhn.auroc") and not unknown("accuracy") and measure("ood.svhn.auroc").label == "ood.svhn.AUROC"
+
+
+def test_figures_of_the_unknown_are_shown_before_the_costs():
+    cells = [cell("dense", seed, 0.9, base=None, sparsity=None, auroc=0.7 + seed / 10) for seed in (0, 1)]
+    assert summarise(cells).shown() == ["accuracy", "auroc", "evaluations", "steps"]
+    assert summarise(cells).shortlist() == ["accuracy", "auroc"]
+    assert summarise([*DENSE, *RIGL, *CIGL]).shortlist() == ["accuracy", "evaluations"]
+
+
+def test_a_figure_that_a_cell_lacks_is_not_averaged():
+    (row,) = summarise([cell("dense", 0, 0.9, base=None, sparsity=None, auroc=0.7), DENSE[1]]).rows
+    assert "auroc" not in row.spreads and row.spreads["accuracy"].n == 2
+
+
+def test_how_soon_the_accuracy_of_the_base_is_reached():
+    # The base ends at 0.8, which it first reaches at its second row (step 20, 40 evaluations).
+    base = [cell("rigl", seed, 0.8, accuracies=(0.5, 0.8, 0.7, 0.8)) for seed in (0, 1)]
+    soon = cell("agent(rigl)", 0, 0.9, base="rigl", accuracies=(0.81, 0.9, 0.9, 0.9))
+    never = cell("agent(rigl)", 1, 0.7, base="rigl", accuracies=(0.1, 0.2, 0.3, 0.7))
+    reach = summarise([*base, soon, never]).rows[1].reach
+    assert reach is not None and (reach.reached, reach.of) == (1, 2)
+    assert reach.steps is not None and reach.steps.mean == 0.5 and reach.evaluations == reach.steps
+    assert summarise([*base, never]).reaches().rows == (("agent(rigl)", ("0.9", "rigl", "0 of 1", "", "")),)
+
+
+def test_curves_are_means_as_far_as_the_shortest():
+    cells = [cell("rigl", 0, 0.8, accuracies=(0.5, 0.8, 0.9)), cell("rigl", 1, 0.8, accuracies=(0.7, 0.9))]
+    assert mean_curve(cells, lambda row: row["step"], "val_accuracy") == ([10, 20], pytest.approx([0.6, 0.85]))
+
+
+def test_the_table_and_the_sentences_say_the_same():
+    found = summarise([*DENSE, *RIGL, *CIGL])
+    table = found.table(found.shown())
+    assert table.columns == ("sparsity", "n", "base", "accuracy", "evaluations", "steps")
+    rows = dict(table.rows)
+    assert rows["dense"][3] == "0.9200 ± 0.0265" and rows["cigl(rigl)"][4] == "200 ± 0\n+100"
+    assert rows["rigl"][3] == "0.9067 ± 0.0306\n-0.0133 [-0.0277, +0.0010]"
+    assert rows["cigl(rigl)"][3].startswith("0.9167 ± 0.0306\n+0.0100 [+0.0100, +0.0100] better")
+    assert dict(found.brief().rows)["cigl(rigl) 0.9\n- rigl"][0] == "0.917 ± 0.031\n+0.010 better"
+    trust, clear = found.sentences()
+    assert trust.startswith("1 of 2 differences") and clear.startswith(
+        "cigl(rigl) at sparsity 0.9: accuracy better than rigl's by 0.0100"
+    )
+    assert json.loads(json.dumps(found.to_dict()))["rows"][1]["figures"]["accuracy"]["difference"]["n"] == 3
+
+
+def test_one_seed_says_nothing():
+    found = summarise([DENSE[0], RIGL[0]])
+    assert found.rows[1].differences["accuracy"].interval is None
+    assert found.sentences() == [
+        "One seed: no interval can be given, and nothing is said to be better or worse. Use three seeds or more."
+    ]
+    assert found.table(["accuracy"]).rows[1][1][3] == "0.8800\n-0.0200"
