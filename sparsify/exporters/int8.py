@@ -1,8 +1,8 @@
 """int8 files: the fastest of several forms of one program, by timed trials on this machine, that agrees with the program.
 
-Dense layers are quantized by `sparsify.exporters.int8_dense`, grouped linear layers by `sparsify.exporters.int8_grouped`, grouped convolutions
-not at all: their int8 kernels are slower than their fp32 ones. Ranges come from calibration data. A trial of every layer alone
-(`sparsify.exporters.int8_layers`) proposes a mixed form; whole files, it among them, are then timed in turn.
+Dense layers are quantized by `sparsify.exporters.int8_dense`, grouped linear layers by `sparsify.exporters.int8_grouped`, grouped
+convolutions not at all: their int8 kernels are slower than their fp32 ones. Ranges come from calibration data. A trial of every layer
+alone (`sparsify.exporters.int8_layers`) proposes a mixed form; whole files, it among them, are then timed in turn.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 from onnx import helper, numpy_helper
 
 from sparsify.errors import ExportError
+from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
 from sparsify.exporters.int8_dense import dense_int8, dense_layers, in_groups
-from sparsify.exporters.int8_grouped import View, find_grouped_linears, weight_name, write_grouped_int8
+from sparsify.exporters.int8_grouped import write_grouped_int8
 from sparsify.exporters.int8_layers import time_layers
 from sparsify.exporters.trials import Array, Feeds, batches, fixed_batch, session_of, times, values_of
 from sparsify.parts import metrics
@@ -91,7 +92,12 @@ class Samples:
 
 
 def int8_file(
-    models: Mapping[str, onnx.ModelProto], samples: Samples, *, lower: Lower | None = None, batch: int = 1, threads: int = 1
+    models: Mapping[str, onnx.ModelProto],
+    samples: Samples,
+    *,
+    lower: Lower | None = None,
+    batch: int = 1,
+    threads: int = 1,
 ) -> tuple[onnx.ModelProto, Int8]:
     """The fastest of `quantize` that has `LEAST_AGREEMENT` of the program's predictions, its calibration head fitted again.
 
@@ -113,7 +119,9 @@ def int8_file(
         if agreed < LEAST_AGREEMENT * len(have):
             continue
         error = float(np.abs(want - have).max()) / max(float(np.abs(want).max()), 1e-30)
-        result = Int8(chosen, trials, layers, batch, threads, len(have), agreed, error, "kept: the file computes in fp32")
+        result = Int8(
+            chosen, trials, layers, batch, threads, len(have), agreed, error, "kept: the file computes in fp32"
+        )
         if chosen.integers:
             head, figures = refit_head(model, samples)
             result = replace(result, head=head, figures=figures)
@@ -122,7 +130,12 @@ def int8_file(
 
 
 def quantize(
-    models: Mapping[str, onnx.ModelProto], calibration: Feeds, *, lower: Lower | None = None, batch: int = 1, threads: int = 1
+    models: Mapping[str, onnx.ModelProto],
+    calibration: Feeds,
+    *,
+    lower: Lower | None = None,
+    batch: int = 1,
+    threads: int = 1,
 ) -> tuple[tuple[tuple[Trial, onnx.ModelProto], ...], dict[str, dict[str, float]]]:
     """The given fp32 files and their int8 forms, timed in turn, the fastest first; and the times of single layers.
 
@@ -133,7 +146,10 @@ def quantize(
     Raises:
         ExportError: If there are too few calibration samples, or a file cannot be quantized.
     """
-    count, fixed = min((len(values) for values in calibration.values()), default=0), fixed_batch(models["dense"])
+    count, fixed = (
+        min((len(values) for values in calibration.values()), default=0),
+        fixed_batch(next(iter(models.values()))),
+    )
     least = fixed or 2
     if count < least or not 1 <= batch <= count or batch != (fixed or batch):
         raise ExportError(
@@ -148,7 +164,11 @@ def quantize(
             _add(made, f"{form}, {' and '.join(sorted(integers))} layers int8", model, form, kinds, calibration)
     layers = time_layers(models, calibration, batch=batch, threads=threads)
     best = {weight: min(timed, key=lambda key: timed[key]) for weight, timed in layers.items()}
-    dense = tuple(weight for weight, form in best.items() if form.endswith("dense") and any("grouped" in f for f in layers[weight]))
+    dense = tuple(
+        weight
+        for weight, form in best.items()
+        if form.endswith("dense") and any("grouped" in f for f in layers[weight])
+    )
     form = "grouped" if "grouped" in models else "dense"
     base = lower(dense) if lower and dense else models[form]
     kinds = {weight: best.get(weight, "fp32").split()[0] for weight in forms(base, form)}
@@ -180,7 +200,9 @@ def _add(
 ) -> None:
     """Make the file with the layers of kind ``int8`` in integers, unless there is one with these forms."""
     shown = forms(model, form)
-    grouped = [layer for layer in find_grouped_linears(model) if kinds.get(layer.name) == "int8"] if form == "grouped" else []
+    grouped = (
+        [layer for layer in find_grouped_linears(model) if kinds.get(layer.name) == "int8"] if form == "grouped" else []
+    )
     dense = {node for node, weight in dense_layers(model).items() if kinds.get(weight) == "int8"}
     for weight in (*(layer.name for layer in grouped), *(dense_layers(model)[node] for node in dense)):
         shown[weight] = shown[weight].replace("fp32", "int8")
@@ -219,7 +241,9 @@ def refit_head(model: onnx.ModelProto, samples: Samples) -> tuple[str, dict[str,
     Returns:
         What was done, and NLL and ECE on the held-out data before and after.
     """
-    stored = {item.name.rpartition("calibration.")[2]: item for item in model.graph.initializer if "calibration." in item.name}
+    stored = {
+        item.name.rpartition("calibration.")[2]: item for item in model.graph.initializer if "calibration." in item.name
+    }
     if not stored:
         return "none that can be fitted again", {}
     if samples.labels is None:

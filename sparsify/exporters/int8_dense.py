@@ -1,7 +1,7 @@
 """int8 for dense and channel-reduced layers: `QuantizeLinear` and `DequantizeLinear` around them, from ranges seen on calibration data.
 
-ONNX Runtime's static quantizer writes the nodes, and runtimes fuse them into integer kernels. Weights have 7 bits and a scale an output, since
-8-bit ones overflow the 16-bit sums of processors without int8 dot products.
+ONNX Runtime's static quantizer writes the nodes, and runtimes fuse them into integer kernels. Weights have 7 bits and a scale an output,
+since 8-bit ones overflow the 16-bit sums of processors without int8 dot products.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import onnx
 from onnxruntime import quantization
 
 from sparsify.errors import ExportError
-from sparsify.exporters.int8_grouped import View, find_grouped_linears, weight_name
+from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
 from sparsify.exporters.trials import Array, Feeds, batches
 
 FOLLOWERS = ("Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Concat")
@@ -89,7 +89,9 @@ def _with_followers(model: onnx.ModelProto, layers: set[str]) -> list[str]:
     view, made, chosen = View(model), set[str](), list[str]()
     for node in model.graph.node:
         read = [name for name in node.input if name and view.constant(name) is None]
-        follows = node.op_type in FOLLOWERS and node.output[0] not in view.outputs and all(name in made for name in read)
+        follows = (
+            node.op_type in FOLLOWERS and node.output[0] not in view.outputs and all(name in made for name in read)
+        )
         if node.name in layers or (follows and (node.op_type != "Add" or len(read) == 2)):
             chosen.append(node.name)
             made.update(node.output)

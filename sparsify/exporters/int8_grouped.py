@@ -9,7 +9,7 @@ the bias becomes a few more columns of W that read rows of a constant, by which 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,13 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from sparsify.exporters.grouped_linears import GroupedLinear, View
+from sparsify.exporters.trials import Array
+
 BIAS_COLUMNS = 4
 """Constant rows at least; more where inputs come in longer chunks. A multiple of 4 keeps int8 kernels on whole vectors."""
 CLIPS = np.linspace(0.4, 1.0, 25)
 """Fractions of the observed range that are tried for the range of an activation."""
-Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -36,145 +38,6 @@ class Scale:
 
     def dequantize(self, values: Array) -> Array:
         return self.scale * (values.astype(np.float64) - self.zero)
-
-
-@dataclass(frozen=True)
-class GroupedLinear:
-    """A grouped layer found in a graph.
-
-    Attributes:
-        nodes: its nodes, in order; what lies between the source and the result.
-        source, result: tensors X [F, M] and Y [G*O, M].
-        weight: [G, O, K], float.
-        bias: [G*O] or None.
-        index: [G, K / chunk]; the chunks of X each group reads; None: one group reads all.
-        chunk: consecutive rows of X that are read together.
-        rectified: whether the layer ends in ReLU.
-        name: of the weight.
-    """
-
-    nodes: tuple[onnx.NodeProto, ...]
-    source: str
-    result: str
-    weight: Array
-    bias: Array | None
-    index: Array | None
-    chunk: int
-    rectified: bool
-    name: str = ""
-
-
-def weight_name(initializer: str) -> str:
-    """The program's name of an initializer."""
-    return initializer.removeprefix("phase.")
-
-
-class View:
-    """Producers, readers, constants and shapes of a graph, by tensor name."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        graph = onnx.shape_inference.infer_shapes(model).graph
-        self.graph = model.graph
-        self.producer = {name: node for node in model.graph.node for name in node.output}
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.graph.node:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
-        self.outputs = {value.name for value in model.graph.output}
-        self._initializers = {item.name: item for item in model.graph.initializer}
-        values = [*graph.value_info, *graph.input, *graph.output]
-        self._shapes = {v.name: [d.dim_value or None for d in v.type.tensor_type.shape.dim] for v in values}
-
-    def constant(self, name: str) -> Array | None:
-        """A constant, looked up through nodes that only add dimensions of size 1."""
-        node = self.producer.get(name)
-        if node is not None and node.op_type == "Unsqueeze":
-            value, axes = self.constant(node.input[0]), self.constant(node.input[1])
-            return None if value is None or axes is None else np.expand_dims(value, tuple(axes.tolist()))
-        item = self._initializers.get(name)
-        return None if item is None else numpy_helper.to_array(item)
-
-    def shape(self, name: str) -> list[int | None] | None:
-        """Sizes of a tensor; None in place of one that is not fixed, or of the whole where nothing is known."""
-        return self._shapes.get(name)
-
-    def only_reader(self, name: str) -> onnx.NodeProto | None:
-        """The node that alone reads a tensor, or None."""
-        readers = self.readers.get(name, [])
-        return readers[0] if len(readers) == 1 and name not in self.outputs else None
-
-
-def find_grouped_linears(model: onnx.ModelProto) -> tuple[GroupedLinear, ...]:
-    """The grouped layers of a file, in graph order."""
-    view = View(model)
-    found = (_match(view, node) for node in model.graph.node if node.op_type == "MatMul")
-    return tuple(layer for layer in found if layer is not None)
-
-
-def _match(view: View, product: onnx.NodeProto) -> GroupedLinear | None:
-    weight = view.constant(product.input[0])
-    if weight is None or weight.ndim not in (2, 3) or weight.dtype != np.float32:
-        return None
-    gathered = _gathered(view, product.input[1], weight if weight.ndim == 3 else weight[None])
-    if gathered is None:
-        return None
-    weight = weight if weight.ndim == 3 else weight[None]
-    before, source, index, chunk = gathered
-    nodes, bias, rectified = [*before, product], None, False
-    result, rows = product.output[0], weight.shape[0] * weight.shape[1]
-    while (reader := view.only_reader(result)) is not None and not rectified:
-        if reader.op_type == "Add" and bias is None:
-            other = view.constant(next(name for name in reader.input if name != result))
-            if other is None or other.size != rows or other.shape[-1:] != (1,):
-                break
-            bias = other.reshape(-1)
-        elif reader.op_type == "Relu":
-            rectified = True
-        elif reader.op_type != "Reshape" or (view.shape(reader.output[0]) or [])[:1] != [rows]:
-            break
-        nodes.append(reader)
-        result = reader.output[0]
-    shape = view.shape(result)
-    if shape is None or len(shape) != 2 or shape[0] != rows:
-        return None
-    return GroupedLinear(tuple(nodes), source, result, weight, bias, index, chunk, rectified, weight_name(product.input[0]))
-
-
-def _gathered(view: View, name: str, weight: Array) -> tuple[list[onnx.NodeProto], str, Array | None, int] | None:
-    """Nodes, source, index and chunk of a gather along the first axis that makes [G, K, M]; no nodes where X itself is read."""
-    groups, _, width = weight.shape
-    nodes: list[onnx.NodeProto] = []
-    node, data = view.producer.get(name), name
-    while node is not None and node.op_type == "Reshape" and view.only_reader(data) is not None:
-        nodes.insert(0, node)
-        data = node.input[0]
-        node = view.producer.get(data)
-    if node is None or node.op_type != "Gather" or _axis(node) != 0 or view.constant(node.input[1]) is None:
-        return ([], name, None, 1) if groups == 1 and _fixed(view, name) == [width, None] else None
-    index = view.constant(node.input[1])
-    if view.only_reader(data) is None or index is None:
-        return None
-    nodes.insert(0, node)
-    source, chunk, given = node.input[0], 1, _fixed(view, node.input[0])
-    split = view.producer.get(source)
-    if split is not None and split.op_type == "Reshape" and given:
-        # [F, M] read in chunks: as [F / chunk, chunk, M] or [F / chunk, chunk * M].
-        whole = _fixed(view, split.input[0])
-        if len(whole) == 2 and whole[0] and given[0] and whole[0] > given[0]:
-            if view.only_reader(source) is not None:
-                nodes.insert(0, split)
-            source, chunk, given = split.input[0], whole[0] // given[0], whole
-    if len(given) != 2 or not given[0] or index.size * chunk != groups * width:
-        return None
-    return nodes, source, index.reshape(groups, width // chunk), chunk
-
-
-def _fixed(view: View, name: str) -> list[int | None]:
-    return view.shape(name) or []
-
-
-def _axis(node: onnx.NodeProto) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
 
 
 def best_scale(values: Sequence[Array], *, rectified: bool) -> Scale:
@@ -256,7 +119,11 @@ class Writer:
 
 
 def write_grouped_int8(
-    model: onnx.ModelProto, layers: Sequence[GroupedLinear], observed: Mapping[str, Sequence[Array]]
+    model: onnx.ModelProto,
+    layers: Sequence[GroupedLinear],
+    observed: Mapping[str, Sequence[Array]],
+    *,
+    exact: Collection[str] | None = None,
 ) -> onnx.ModelProto:
     """A copy of ``model`` whose ``layers`` compute in integers.
 
@@ -264,20 +131,30 @@ def write_grouped_int8(
         model: as exported.
         layers: from `find_grouped_linears` of this model.
         observed: values of every source and result on calibration data.
+        exact: results that are not rounded to 8 bits; None: those that leave the file.
     """
-    by_result = {layer.result: layer for layer in layers}
-    scales = {layer.result: best_scale(observed[layer.result], rectified=layer.rectified) for layer in layers}
+    view, by_result = View(model), {layer.result: layer for layer in layers}
+    if exact is None:
+        exact = {layer.result for layer in layers if view.leaves(layer.result)}
+    scales = {
+        layer.result: best_scale(observed[layer.result], rectified=layer.rectified)
+        for layer in layers
+        if layer.result not in exact
+    }
     for layer in layers:
         if layer.source not in scales:
             scales[layer.source] = best_scale(observed[layer.source], rectified=False)
-    view, replaced = View(model), {id(node) for layer in layers for node in layer.nodes}
+    replaced = {id(node) for layer in layers for node in layer.nodes}
     kept = {id(layer.nodes[-1]): layer for layer in layers}
     writer, integers = Writer(), set[str]()
     for node in model.graph.node:
         if id(node) not in replaced:
             writer.nodes.append(node)
-        if id(node) in kept:
-            _write(writer, view, kept[id(node)], scales, integers, by_result)
+        layer = kept.get(id(node))
+        if layer is not None and layer.result in exact:
+            _write_exact(writer, view, layer, scales, integers)
+        elif layer is not None:
+            _write(writer, view, layer, scales, integers, by_result)
     nodes = _live(writer.nodes, {value.name for value in model.graph.output})
     read = {name for node in nodes for name in node.input}
     constants = [*model.graph.initializer, *writer.constants.values()]
@@ -309,27 +186,9 @@ def _write(
 ) -> None:
     source, result = layer.source, layer.result
     given, made = scales[source], scales[result]
-    data = _as_integers(writer, view, source, given, integers)
     whole = quantize_layer(layer, given)
-    groups, rows, width = whole.weight.shape
-    count, chunk = (view.shape(source) or [0])[0] or 0, layer.chunk
-    index = layer.index
-    if whole.extra:
-        pads = writer.constant(f"{result}_pads", np.array([0, 0, whole.extra * chunk, 0], np.int64))
-        fill = writer.constant(f"{result}_fill", np.uint8(whole.constant))  # type: ignore[arg-type]
-        data = writer.call("Pad", [data, pads, fill], f"{result}_padded")
-        if index is not None:
-            ones = np.arange(count // chunk, count // chunk + whole.extra)
-            index = np.concatenate([index, np.broadcast_to(ones, (groups, whole.extra))], axis=1)
-    if chunk > 1:
-        shape = writer.constant(f"{result}_chunks", np.array([count // chunk + whole.extra, -1], np.int64))
-        data = writer.call("Reshape", [data, shape], f"{result}_chunked")
-    if index is not None:
-        places = writer.constant(f"{result}_index", index.astype(np.int64))
-        data = writer.call("Gather", [data, places], f"{result}_gathered", axis=0)
-    if chunk > 1 or index is None:
-        shape = writer.constant(f"{result}_groups", np.array([groups, width, -1], np.int64))
-        data = writer.call("Reshape", [data, shape], f"{result}_inputs")
+    groups, rows, _ = whole.weight.shape
+    data = _gather(writer, view, layer, whole, _as_integers(writer, view, source, given, integers))
     weight = writer.constant(f"{result}_weight", whole.weight)
     step = writer.constant(f"{result}_weight_scale", np.float32(whole.scale))  # type: ignore[arg-type]
     middle = writer.constant("weight_zero", np.uint8(128))  # type: ignore[arg-type]
@@ -346,6 +205,56 @@ def _write(
     ]
     if readers or result in view.outputs:
         writer.call("DequantizeLinear", [f"{result}_integers", *writer.scale(result, made)], result)
+
+
+def _write_exact(
+    writer: Writer, view: View, layer: GroupedLinear, scales: Mapping[str, Scale], integers: set[str]
+) -> None:
+    """A layer whose result leaves the file: sums are not rounded to 8 bits, the bias is added to them as it is, and outputs do not clip."""
+    source, result = layer.source, layer.result
+    given, (groups, rows, _) = scales[source], layer.weight.shape
+    steps = np.maximum(np.abs(layer.weight).max(axis=2, keepdims=True), 1e-12) / 127
+    weight = (np.rint(layer.weight / steps) + 128).astype(np.uint8)
+    whole = Quantized(weight, 0.0, 0, 0)
+    data = _gather(writer, view, layer, whole, _as_integers(writer, view, source, given, integers))
+    middle = writer.constant("weight_zero", np.uint8(128))  # type: ignore[arg-type]
+    inputs = [writer.constant(f"{result}_weight", weight), data, middle, writer.scale(source, given)[1]]
+    sums = writer.call("MatMulInteger", inputs, f"{result}_sums")
+    flat = writer.constant(f"{result}_rows", np.array([groups * rows, -1], np.int64))
+    sums = writer.call("Reshape", [sums, flat], f"{result}_flat")
+    value = writer.call("Cast", [sums], f"{result}_float", to=onnx.TensorProto.FLOAT)
+    scale = writer.constant(f"{result}_step", (given.scale * steps).reshape(-1, 1).astype(np.float32))
+    last = layer.bias is None and not layer.rectified
+    value = writer.call("Mul", [value, scale], result if last else f"{result}_scaled")
+    if layer.bias is not None:
+        bias = writer.constant(f"{result}_bias", layer.bias.reshape(-1, 1).astype(np.float32))
+        value = writer.call("Add", [value, bias], f"{result}_sum" if layer.rectified else result)
+    if layer.rectified:
+        writer.call("Relu", [value], result)
+
+
+def _gather(writer: Writer, view: View, layer: GroupedLinear, whole: Quantized, data: str) -> str:
+    """The integers [G, K', M] a layer reads, constants for its bias among them."""
+    groups, _, width = whole.weight.shape
+    count, chunk, index = (view.shape(layer.source) or [0])[0] or 0, layer.chunk, layer.index
+    result = layer.result
+    if whole.extra:
+        pads = writer.constant(f"{result}_pads", np.array([0, 0, whole.extra * chunk, 0], np.int64))
+        fill = writer.constant(f"{result}_fill", np.uint8(whole.constant))  # type: ignore[arg-type]
+        data = writer.call("Pad", [data, pads, fill], f"{result}_padded")
+        if index is not None:
+            ones = np.arange(count // chunk, count // chunk + whole.extra)
+            index = np.concatenate([index, np.broadcast_to(ones, (groups, whole.extra))], axis=1)
+    if chunk > 1:
+        shape = writer.constant(f"{result}_chunks", np.array([count // chunk + whole.extra, -1], np.int64))
+        data = writer.call("Reshape", [data, shape], f"{result}_chunked")
+    if index is not None:
+        places = writer.constant(f"{result}_index", index.astype(np.int64))
+        data = writer.call("Gather", [data, places], f"{result}_gathered", axis=0)
+    if chunk > 1 or index is None:
+        shape = writer.constant(f"{result}_groups", np.array([groups, width, -1], np.int64))
+        data = writer.call("Reshape", [data, shape], f"{result}_inputs")
+    return data
 
 
 def _as_integers(writer: Writer, view: View, name: str, scale: Scale, integers: set[str]) -> str:

@@ -1,7 +1,7 @@
 """Each layer in each of its forms, timed in ONNX Runtime: fp32 or int8, dense or grouped.
 
-A layer is cut out of the exported file of that form. In int8 it reads and makes integers, as between other layers in integers; what changing
-between integers and floating point costs is seen where whole files are timed (`sparsify.exporters.int8`).
+A layer is cut out of the exported file of that form. In int8 it reads and makes integers, as between other layers in integers; what
+changing between integers and floating point costs is seen where whole files are timed (`sparsify.exporters.int8`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import onnx
 from onnx import TensorProto, helper
 from onnx.utils import Extractor
 
+from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
 from sparsify.exporters.int8_dense import dense_int8, dense_layers, in_groups
-from sparsify.exporters.int8_grouped import View, find_grouped_linears, weight_name, write_grouped_int8
+from sparsify.exporters.int8_grouped import write_grouped_int8
 from sparsify.exporters.trials import Array, Feeds, session_of, times
 
 ROUNDS = 9
@@ -36,7 +37,7 @@ def time_layers(
     forms: dict[str, dict[str, Timed]] = {}
     for kind, model in models.items():
         integers = {name: node for node, name in dense_layers(model).items()}
-        linear, found = {layer.name: layer for layer in find_grouped_linears(model)}, _layers(model)
+        view, linear, found = View(model), {layer.name: layer for layer in find_grouped_linears(model)}, _layers(model)
         kept = {w: cut for w, cut in found.items() if kind == "dense" or w in linear or w not in integers}
         first = {name: values[:batch] for name, values in calibration.items()}
         values, extractor = _values(model, [start for start, _ in kept.values()], first), Extractor(model)
@@ -47,7 +48,9 @@ def time_layers(
             timed[f"fp32 {kind}"] = part, given
             if kind == "grouped" and weight in linear:
                 observed = {start: [values[start]], end: [_values(part, [end], given)[end]]}
-                timed["int8 grouped"] = _inside(write_grouped_int8(part, find_grouped_linears(part), observed), given)
+                exact = {end} if view.leaves(end) else set[str]()
+                written = write_grouped_int8(part, find_grouped_linears(part), observed, exact=exact)
+                timed["int8 grouped"] = _inside(written, given)
             elif kind == "dense" and weight in integers:
                 timed["int8 dense"] = _inside(dense_int8(part, {start: values[start]}, {integers[weight]}), given)
     return {weight: times(timed, threads=threads, rounds=ROUNDS) for weight, timed in forms.items() if len(timed) > 1}
@@ -82,13 +85,13 @@ def _values(model: onnx.ModelProto, names: list[str], given: Feeds) -> dict[str,
 
 
 def _inside(model: onnx.ModelProto, given: Feeds) -> Timed:
-    """The part between the first quantization and the last one undone, and integers for it."""
+    """The part behind the first quantization, and before a last one that is undone; and integers for it."""
     graph, (start,), (end,) = model.graph, model.graph.input, model.graph.output
     first = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == start.name)
-    last = next(node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0] == end.name)
+    last = next((n for n in graph.node if n.op_type == "DequantizeLinear" and n.output[0] == end.name), None)
     shape = given[start.name].shape
     source = helper.make_tensor_value_info(first.output[0], TensorProto.UINT8, shape)
-    result = helper.make_tensor_value_info(last.input[0], TensorProto.UINT8, None)
+    result = helper.make_tensor_value_info(last.input[0], TensorProto.UINT8, None) if last is not None else end
     nodes = [node for node in graph.node if node is not first and node is not last]
     part = helper.make_graph(nodes, "layer", [source], [result], graph.initializer)
     values = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

@@ -48,18 +48,22 @@ def values_of(model: onnx.ModelProto, name: str, feeds: Feeds, *, threads: int =
     return np.concatenate([np.asarray(session.run([name], feed)[0]) for feed in batches(model, feeds)])
 
 
-def times(models: Mapping[str, tuple[onnx.ModelProto, Feeds]], *, threads: int, rounds: int = ROUNDS) -> dict[str, float]:
+def times(
+    models: Mapping[str, tuple[onnx.ModelProto, Feeds]], *, threads: int, rounds: int = ROUNDS
+) -> dict[str, float]:
     """Median milliseconds a call of each file on its feeds, the files taking turns."""
-    calls: dict[str, Callable[[], Any]] = {}
-    for name, (model, feeds) in models.items():
-        given = {key: np.ascontiguousarray(value) for key, value in feeds.items()}
-        calls[name] = (lambda session, given: lambda: session.run(None, given))(session_of(model, threads=threads), given)
+    calls = {name: _call(session_of(model, threads=threads), feeds) for name, (model, feeds) in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     repeats = max(1, round(SECONDS / max(min((_seconds(call, 2) for call in calls.values()), default=1.0), 1e-6)))
     for _ in range(rounds):
         for name, call in calls.items():
             seconds[name].append(_seconds(call, repeats))
     return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+
+
+def _call(session: onnxruntime.InferenceSession, feeds: Feeds) -> Callable[[], Any]:
+    given = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
+    return lambda: session.run(None, given)
 
 
 def _seconds(call: Callable[[], Any], repeats: int) -> float:

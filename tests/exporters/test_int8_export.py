@@ -12,6 +12,8 @@ from torch import nn
 import sparsify as sp
 from sparsify.errors import ExportError
 from sparsify.exporters import export, int8
+from sparsify.exporters.grouped_linears import find_grouped_linears
+from sparsify.exporters.int8_grouped import write_grouped_int8
 from tests.cases import digits
 
 
@@ -50,10 +52,19 @@ def trained(build):
     return program
 
 
+def most_int8(model):
+    """How many of the grouped, then of all layers compute in integers."""
+    kinds = [node.op_type for node in model.graph.node]
+    return 100 * kinds.count("QLinearMatMul") + kinds.count("DequantizeLinear")
+
+
 @pytest.mark.parametrize("build", [mlp, convolutions])
 def test_every_int8_form_of_a_trained_network_keeps_its_predictions(build, tmp_path, monkeypatch):
     program, (x, y) = trained(build), digits(1797)
-    monkeypatch.setattr(int8, "_times", lambda models, *rest: {n: -i for i, n in enumerate(models)})  # int8 first
+    monkeypatch.setattr(
+        int8, "times", lambda models, **_: {name: -most_int8(model) for name, (model, _) in models.items()}
+    )
+    monkeypatch.setattr(int8, "time_layers", lambda *_, **__: {})
     result = export(
         program,
         tmp_path / "m.onnx",
@@ -73,7 +84,11 @@ def test_every_int8_form_of_a_trained_network_keeps_its_predictions(build, tmp_p
     for batch in (1, 7):
         logits, probabilities = session.run(["logits", "probabilities"], {name: x[:batch].numpy()})
         assert logits.shape == (batch, 10) and np.allclose(probabilities.sum(1), 1, atol=1e-5)
-    assert result.int8.temperature is not None
+    assert "temperature fitted again: 1.3000 before" in result.int8.head
+    assert result.int8.figures["nll_after"] <= result.int8.figures["nll_before"]
+    assert {entry.domain for entry in model.opset_import} == {
+        ""
+    } and not result.forms.keys() - result.int8.chosen.layers.keys()
 
 
 def test_grouped_layers_of_a_masked_program_are_found_in_its_file(tmp_path):
@@ -81,18 +96,25 @@ def test_grouped_layers_of_a_masked_program_are_found_in_its_file(tmp_path):
     export(program, tmp_path / "m.onnx", inputs=[x], form="grouped")
     model = onnx.load(tmp_path / "m.onnx")
     names = [item.name for item in model.graph.input]
-    written, count = int8.grouped_int8(model, {names[0]: x.numpy()})
+    layers = find_grouped_linears(model)
+    tensors = [tensor for layer in layers for tensor in (layer.source, layer.result)]
+    written = write_grouped_int8(model, layers, int8.observe(model, tensors, {names[0]: x.numpy()}))
     kinds = [node.op_type for node in written.graph.node]
-    assert count == kinds.count("QLinearMatMul") >= 2
-    assert kinds.count("QuantizeLinear") == kinds.count("DequantizeLinear") == 1
+    assert len(layers) == 3 and kinds.count("QLinearMatMul") == 2 and kinds.count("MatMulInteger") == 1
+    assert kinds.count("QuantizeLinear") == 1 and "DequantizeLinear" not in kinds
 
 
 def test_misuse_leaves_no_file(tmp_path):
     program, (x, _) = trained(mlp), digits(8)
     for options, message in (
         ({"precision": "int4"}, "fp32, int8"),
-        ({"precision": "int8"}, r"should hold 1 tensor\(s\), found 0"),
+        ({"precision": "int8"}, r"calibration should hold 1 tensor\(s\), found 0"),
         ({"precision": "int8", "calibration": [x[:1]]}, "at least 2 calibration samples"),
+        ({"precision": "int8", "calibration": [x], "labels": torch.zeros(3)}, "3 labels for 8 held-out inputs"),
+        (
+            {"precision": "int8", "calibration": [x], "batch": 9},
+            "a batch to time with within them; found 8 and batch 9",
+        ),
         ({"precision": "int8", "calibration": [x], "storage": "sparse"}, "storage 'dense'"),
     ):
         with pytest.raises(ExportError, match=message):
