@@ -8,3 +8,5 @@ from sparsify.methods import Method as Method
 from sparsify.passes import Pipeline as Pipeline
 from sparsify.training import SparseTrainer as SparseTrainer
 from sparsify.training import attach as attach
+
+__version__ = "0.1.0.dev0"

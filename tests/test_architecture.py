@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"methods"}),
     frozenset({"loading", "training", "calibration", "exporters", "reports"}),
     frozenset({"recipe"}),
-    frozenset({"workflow"}),
+    frozenset({"workflow", "tables"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )
