@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Column, Table
 
+from sparsify.exporters.int8 import Int8
 from sparsify.ir import Program
 from sparsify.methods.registry import METHODS, options
 from sparsify.parts.patterns import SPELLINGS
@@ -56,6 +58,19 @@ def figures(corner: str, shown: Headline) -> Table:
     table = Table(corner, *shown.columns)
     for label, cells in shown.rows:
         table.add_row(label, *cells)
+    return table
+
+
+def int8(found: Int8, measured: Mapping[str, Any]) -> Table:
+    """The files that were timed for int8, the fastest first, and which was written."""
+    table = Table("form", "layers in int8", "ms a call", "")
+    for trial in found.trials:
+        table.add_row(
+            trial.name,
+            f"{trial.integers} of {len(trial.layers)}",
+            f"{trial.milliseconds:.3f}",
+            f"written, {measured['bytes']:,} bytes" if trial == found.chosen else "",
+        )
     return table
 
 

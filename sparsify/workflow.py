@@ -19,17 +19,18 @@ from torch import Tensor, nn
 
 from sparsify import __version__
 from sparsify.calibration import evaluate, fit
-from sparsify.errors import CheckpointError, DataError, ExportError, TraceError
-from sparsify.exporters import ExportResult, export
+from sparsify.deploy import measure_latency, recipe_data, trials, write_int8
+from sparsify.errors import CheckpointError, DataError, RecipeError, TraceError
+from sparsify.exporters import export
 from sparsify.ir import Program, trace
 from sparsify.ir.serialization import UNFINISHED, write_atomically
-from sparsify.loading import Data, load_data, load_model
+from sparsify.loading import Data, load_model
 from sparsify.loading.inputs import example_inputs
 from sparsify.methods import Method, dense
 from sparsify.parts import metrics
 from sparsify.passes import AttachCalibrationHead, Pipeline, recording
 from sparsify.recipe import Recipe
-from sparsify.reports import compare, layers, pass_rows, quality, sizes, write_report
+from sparsify.reports import layers, pass_rows, quality, sizes, write_report
 from sparsify.training import train
 
 ARTEFACTS = ("model.onnx", "metrics.json", "latency.json", "report.html", "recipe.toml", "program.sparsify")
@@ -45,7 +46,7 @@ def run(
     on_step: Progress | None = None,
     on_decode: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Do the whole job and leave `ARTEFACTS` in ``out``.
+    """Do the whole job and leave `ARTEFACTS` in ``out``, and int8 files where the recipe asks for them.
 
     Args:
         recipe: resolved.
@@ -56,14 +57,21 @@ def run(
         on_decode: called while images are decoded, with how many are done of how many.
 
     Returns:
-        What ``metrics.json`` holds, and under ``latency`` what ``latency.json`` holds: timings differ from run to run, metrics do not.
+        What ``metrics.json`` holds, and under ``latency`` what ``latency.json`` holds: timings differ from run to run, metrics do not,
+        but for what a timed trial chooses (``form = "auto:measure"``, ``export_precision = "int8"``).
 
     Raises:
         CheckpointError: If the folder holds another run, something else, or is in use.
+        RecipeError: If ``export_batch`` is more than the data hold.
         SparsifyError: Any other of its kinds, with what to do.
     """
     torch.set_num_threads(recipe.threads)
     data = recipe_data(recipe, on_decode)
+    if recipe.export_batch > min(len(data.train), len(data.validation)):
+        raise RecipeError(
+            f"export_batch is {recipe.export_batch}, but the training and validation parts hold {len(data.train)} and "
+            f"{len(data.validation)} samples. Lower it."
+        )
     with _folder(out, resume=resume, overwrite=overwrite):
         earlier = out / "recipe.toml"
         if resume and earlier.exists() and earlier.read_text() != recipe.to_toml():
@@ -72,12 +80,14 @@ def run(
             )
         write_atomically(earlier, recipe.to_toml().encode())
         fingerprint, rows = data.fingerprint(), dict[str, Any]()
-        logits: dict[str, Tensor] = {}
+        logits, timed = dict[str, Tensor](), dict[str, Any]()
         models = {"dense": dense()} if recipe.baseline and recipe.method != "dense" else {}
         for name, method in {**models, "model": recipe.build_method()}.items():
             with recording() as record:
-                row, logits[name] = _part(name, method, recipe, data, fingerprint, out, resume, on_step)
+                row, logits[name], program = _part(name, method, recipe, data, fingerprint, out, resume, on_step)
             rows[name] = {**row, "passes": pass_rows(record)}
+            if recipe.export_precision == "int8":
+                rows[name]["int8"], timed[name] = _int8(name, program, method, recipe, data, out)
         if "dense" in logits:
             rows["flips"] = dataclasses.asdict(metrics.flips(logits["dense"], logits["model"], data.test.labels))
         report = {
@@ -95,18 +105,12 @@ def run(
             **rows,
         }
         _write_json(out / "metrics.json", report)
-        latency = measure_latency(out, data, threads=1)
+        latency = measure_latency(out, data, threads=1, batch=recipe.export_batch)
+        if timed:
+            latency["int8"] = timed
         _write_json(out / "latency.json", latency)
         write_report(out)
     return {**report, "latency": latency}
-
-
-def measure_latency(out: Path, data: Data, *, threads: int) -> dict[str, Any]:
-    """The files of a run against each other at batch 1, on a held-out input, with the verdict on the model."""
-    files = {name: out / f"{name}.onnx" for name in ("dense", "model") if (out / f"{name}.onnx").exists()}
-    session_input = onnxruntime.InferenceSession(str(out / "model.onnx")).get_inputs()[0].name
-    result = compare(files, inputs={session_input: data.example(1).numpy()}, threads=threads)
-    return {**result.to_dict(), "verdict": result.verdict(result.timings[-1]) if len(files) > 1 else None}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
@@ -122,8 +126,8 @@ def _part(
     out: Path,
     resume: bool,
     on_step: Progress | None,
-) -> tuple[dict[str, Any], Tensor]:
-    """Train, calibrate and export one model of the run: its row of ``metrics.json``, and its logits on the test set."""
+) -> tuple[dict[str, Any], Tensor, Program]:
+    """Train, calibrate and export one model of the run: its row of ``metrics.json``, its logits on the test set, and itself."""
     folder = out if name == "model" else out / name
     program = traced(recipe, data)
     trained = train(
@@ -142,7 +146,6 @@ def _part(
     program.save(folder / "program.sparsify")
     outputs = evaluate(program, data.test)
     logits = outputs["logits"]
-    costs = program.costs()
     result = export(
         program,
         out / f"{name}.onnx",
@@ -150,13 +153,7 @@ def _part(
         opset=recipe.opset,
         storage=recipe.storage,
         form=recipe.form,
-        metadata={
-            "method": method.name,
-            "density": repr(costs.density),
-            "pattern": method.pattern,
-            "calibration": recipe.calibrator,
-            "recipe_hash": recipe.hash(),
-        },
+        metadata=_metadata(program, method, recipe),
     )
     size = sizes(program)
     row = {
@@ -171,62 +168,35 @@ def _part(
         "parity": {"ok": True, **dataclasses.asdict(result.parity)},
         "counts": trained.counts,
     }
-    return row, logits
+    return row, logits, program
 
 
-def export_saved(
-    program: Path,
-    out: Path,
-    *,
-    data: str,
-    image_size: int | None = None,
-    opset: int = 20,
-    storage: str = "dense",
-    form: str = "auto",
-    overwrite: bool = False,
-) -> ExportResult:
-    """Export a saved program, proved on test inputs of ``data``, which no training has seen.
-
-    Args:
-        program: file of a run or of `Program.save`.
-        out: the ONNX file.
-        data: as for `load_data`; its inputs must be those the program was traced with.
-        image_size: side in pixels to which a folder's images are resized.
-        opset, storage, form: as for `sparsify.export`.
-        overwrite: replace ``out``.
-
-    Raises:
-        ExportError: If ``out`` exists and ``overwrite`` is not given, or the file does not agree with the program.
-        SparsifyError: If the program or the data cannot be read, or do not fit each other.
-    """
-    if out.is_dir():
-        raise ExportError(f"{out} is a folder; --out names the ONNX file, e.g. {out / 'model.onnx'}.")
-    if out.exists() and not overwrite:
-        raise ExportError(f"{out} exists. Replace it with --overwrite, or use another --out.")
-    loaded = Program.load(program).eval()
-    if len(loaded.input_specs) != 1:
-        names = ", ".join(spec.name for spec in loaded.input_specs)
-        raise ExportError(
-            f"{program} takes {len(loaded.input_specs)} inputs ({names}); this command gives one. Export it from Python with "
-            f"sparsify.export(program, path, inputs=[...])."
-        )
-    test = load_data(data, seed=0, image_size=image_size).test
-    inputs = test.batch(torch.arange(min(64, len(test))))[0]
-    loaded.outputs(inputs)  # raises where the data are not the program's
-    return export(loaded, out, inputs=[inputs], opset=opset, storage=storage, form=form)
-
-
-def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = None) -> Data:
-    """The recipe's data, split by its seed."""
-    return load_data(
-        recipe.data,
-        seed=recipe.seed,
-        holdout=recipe.holdout,
-        test_holdout=recipe.test_holdout,
-        image_size=recipe.image_size,
-        normalise=recipe.normalise == "auto",
-        on_progress=on_decode,
+def _int8(
+    name: str, program: Program, method: Method, recipe: Recipe, data: Data, out: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The int8 file of one model: its row of ``metrics.json``, and the timings it was chosen by."""
+    result, row = write_int8(
+        program,
+        out / f"{name}-int8.onnx",
+        data,
+        opset=recipe.opset,
+        form=recipe.form,
+        batch=recipe.export_batch,
+        metadata=_metadata(program, method, recipe),
     )
+    assert result.int8 is not None
+    return row, trials(result.int8)
+
+
+def _metadata(program: Program, method: Method, recipe: Recipe) -> dict[str, str]:
+    """What the files of a run say of themselves."""
+    return {
+        "method": method.name,
+        "density": repr(program.costs().density),
+        "pattern": method.pattern,
+        "calibration": recipe.calibrator,
+        "recipe_hash": recipe.hash(),
+    }
 
 
 def versions() -> dict[str, str]:

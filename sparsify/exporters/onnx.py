@@ -130,7 +130,8 @@ def export(
     if precision == "int8":
         samples = _samples(folded, calibration, held_out or inputs, labels)
         convert = functools.partial(_convert, inputs=inputs, opset=opset)
-        models = {"dense": model} if lowered is folded else {"dense": convert(folded), "grouped": model}
+        grouped = any(text.startswith("grouped") for text in forms.values())
+        models = {"dense": convert(folded), "grouped": model} if grouped else {"dense": model}
         models = {kind: name_weights(file, folded) for kind, file in models.items()}
         dense = tuple(name for name, text in forms.items() if not text.startswith("grouped"))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparsify.errors import ReportError
 from sparsify.ir.serialization import write_atomically
-from sparsify.reports import plots, sections
+from sparsify.reports import integers, plots, sections
 from sparsify.reports.folder import RunFolder, read_folder
 from sparsify.reports.headline import headline, parts, sentences, title
 
@@ -75,6 +75,7 @@ def _page(run: RunFolder) -> str:
         _table(("weight", "shape", "active", "of", "density", "MACs", "left", "remark"), sections.layers(model)),
         "<h2>The exported file</h2>",
         _table(("agreement with the program", *columns), sections.parity(report)),
+        _int8(run),
         "<h2>What was run</h2>",
         _table(("", ""), sections.facts(report, latency), kind="text"),
         _folded("Passes", _table(("pass", "changed", "left alone", "why"), sections.passes(report), kind="text")),
@@ -87,6 +88,19 @@ def _page(run: RunFolder) -> str:
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>\n{text}\n'
         f"</body></html>\n"
     )
+
+
+def _int8(run: RunFolder) -> str:
+    report, names = run.report, integers.in_int8(run.report)
+    if not names:
+        return ""
+    columns = [f"{title(name, report)}, {precision}" for name in names for precision in ("fp32", "int8")]
+    body = "<h2>In int8</h2>" + _table(("test samples", *columns), integers.int8_rows(report))
+    if "model" in names:
+        layers = integers.int8_layers(report, run.latency)
+        body += _folded("Layers", _table(("weight", "form in the file", "each form, alone"), layers, kind="text"))
+        body += _folded("Files that were timed", _table(("form", "ms a call"), integers.int8_trials(run.latency)))
+    return body
 
 
 def _classes(run: RunFolder) -> str:

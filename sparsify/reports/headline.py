@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sparsify.reports.integers import int8_sentence
+
 Report = Mapping[str, Any]
 
 
@@ -61,14 +63,25 @@ def headline(report: Report, latency: Report | None) -> Headline:
         report: content of ``metrics.json``.
         latency: content of ``latency.json``, or None where it was not measured.
     """
-    names = parts(report)
-    rows = [(label, tuple(format(report[name][key], style) for name in names)) for label, key, style in ROWS]
+    columns = _columns(report)
+    rows = [(label, tuple(format(column[key], style) for column in columns.values())) for label, key, style in ROWS]
     if latency:
         timings = {row["name"]: row for row in latency["timings"]}
-        rows.append((LATENCY_ROWS[0], tuple(_milliseconds(timings[name]) for name in names)))
-        if "dense" in names:
-            rows.append((LATENCY_ROWS[1], tuple("1" if n == "dense" else _ratio(timings[n]) for n in names)))
-    return Headline(tuple(title(name, report) for name in names), tuple(rows))
+        rows.append((LATENCY_ROWS[0], tuple(_milliseconds(timings[n]) if n in timings else "" for n in columns)))
+        if "dense" in columns:
+            ratios = ("1" if n == "dense" else _ratio(timings[n]) if n in timings else "" for n in columns)
+            rows.append((LATENCY_ROWS[1], tuple(ratios)))
+    return Headline(tuple(column["title"] for column in columns.values()), tuple(rows))
+
+
+def _columns(report: Report) -> dict[str, dict[str, Any]]:
+    """The figures by name of the file: of every model, and of its int8 file behind it."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in parts(report):
+        found[name] = {**report[name], "title": title(name, report)}
+        if report[name].get("int8"):
+            found[f"{name}-int8"] = {**report[name], **report[name]["int8"], "title": f"{title(name, report)}, int8"}
+    return found
 
 
 def sentences(report: Report, latency: Report | None) -> list[str]:
@@ -88,7 +101,25 @@ def sentences(report: Report, latency: Report | None) -> list[str]:
     found += [_calibrated(report), _agreement(model["parity"])]
     if latency and latency["verdict"]:
         found.append(_speed(report, latency))
+    if model.get("int8"):
+        found.append(int8_sentence(model["int8"]) + _int8_speed(latency))
     return found
+
+
+def _int8_speed(latency: Report | None) -> str:
+    """The int8 file against the others of the run, by the medians of one comparison."""
+    times = {row["name"]: row["milliseconds"] for row in latency["timings"]} if latency else {}
+    if "model-int8" not in times:
+        return ""
+    others = (
+        ("model", "the model's fp32 file"),
+        ("dense", "the dense fp32 file"),
+        ("dense-int8", "the dense model in int8"),
+    )
+    ratios = [
+        f"{times[name] / times['model-int8']:.2f} times as fast as {what}" for name, what in others if name in times
+    ]
+    return f" At batch {latency['batch'] if latency else 1} it is {', '.join(ratios)}."
 
 
 def _milliseconds(timing: Report) -> str:
