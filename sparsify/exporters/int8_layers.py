@@ -40,7 +40,10 @@ def time_layers(
         view, linear, found = View(model), {layer.name: layer for layer in find_grouped_linears(model)}, _layers(model)
         kept = {w: cut for w, cut in found.items() if kind == "dense" or w in linear or w not in integers}
         first = {name: values[:batch] for name, values in calibration.items()}
-        values, extractor = _values(model, [start for start, _ in kept.values()], first), Extractor(model)
+        values, extractor = (
+            _values(model, [start for start, _ in kept.values()], first),
+            Extractor(onnx.shape_inference.infer_shapes(model)),
+        )
         for weight, (start, end) in kept.items():
             part = extractor.extract_model([start], [end])
             given = {start: values[start]}

@@ -9,8 +9,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
+from sparsify.exporters import int8
+from sparsify.exporters.grouped_linears import find_grouped_linears
+from sparsify.exporters.int8_grouped import write_grouped_int8
 from sparsify.exporters.onnx import _quiet as quiet
 from tests.cases import digits
 
@@ -75,3 +79,27 @@ def run(model: onnx.ModelProto, x: np.ndarray, *names: str) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model.SerializeToString(), options).run(list(names) or None, {"x": x})
+
+
+def images(count=1797):
+    x, y = digits(count)
+    return x.numpy(), y.numpy()
+
+
+def grouped_int8(model, calibration):
+    """The file with every grouped layer in integers."""
+    layers = find_grouped_linears(model)
+    names = sorted({name for layer in layers for name in (layer.source, layer.result)})
+    return write_grouped_int8(model, layers, int8.observe(model, names, calibration))
+
+
+def with_dense_layer():
+    """The file with a layer of its own between the grouped ones and the head."""
+    model = load(1)
+    head = next(node for node in model.graph.node if node.op_type == "Gemm")
+    weight = np.eye(128, dtype=np.float32)
+    before = onnx.helper.make_node("MatMul", [head.input[0], "eye"], ["between"], name="between")
+    model.graph.node.insert(list(model.graph.node).index(head), before)
+    next(node for node in model.graph.node if node.op_type == "Gemm").input[0] = "between"
+    model.graph.initializer.append(numpy_helper.from_array(weight, "eye"))
+    return model
