@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from sparsify import tables
 from sparsify.comparison import COMPARISON, RECORD, run_grid, write_comparison
+from sparsify.deploy import export_saved, recipe_data
+from sparsify.epilogs import examples, other_keys
 from sparsify.errors import RecipeError, SparsifyError
 from sparsify.grid import parse_grid
 from sparsify.ir import Program
@@ -21,10 +21,9 @@ from sparsify.ir.serialization import write_atomically
 from sparsify.passes import Pipeline, dump_to, print_after, print_diff
 from sparsify.progress import grid_bars, run_bars
 from sparsify.recipe import Recipe, parse_pairs, parse_recipe
-from sparsify.reports import compare, headline, parse_shapes, write_report
+from sparsify.reports import compare, headline, int8_sentence, parse_shapes, write_report
 from sparsify.training import Interrupted
-from sparsify.workflow import ARTEFACTS, recipe_data, traced, traced_without_data, versions
-from sparsify.workflow import export_saved as export_workflow
+from sparsify.workflow import ARTEFACTS, traced, traced_without_data, versions
 from sparsify.workflow import run as run_workflow
 
 DEFAULT = Recipe()
@@ -37,20 +36,9 @@ WHAT, SPARSE, TRAINING, FOLDER, MEASURE = (
 )
 
 
-def _examples(*lines: str, more: str = "") -> str:
-    return "\n\n".join(("[bold]Examples[/bold]", *(f"$ {escape(line)}" for line in lines), *([more] if more else [])))
-
-
-def _other_keys(*shown: str) -> str:
-    """The recipe keys that have no option of their own, with their defaults."""
-    values = ((f.name, getattr(DEFAULT, f.name)) for f in dataclasses.fields(Recipe))  # type: ignore[arg-type]
-    pairs = (f"{name}={'none' if value in (None, (), {}) else value}" for name, value in values if name not in shown)
-    return "[bold]Keys for --set, with their defaults[/bold]\n\n" + escape(", ".join(pairs))
-
-
 app = typer.Typer(
     help="Train sparse, calibrated networks and export them as verified ONNX.",
-    epilog=_examples(
+    epilog=examples(
         "sparsify run --out runs/digits",
         "sparsify run model.py:build --data data.npz --sparsity 0.9 --baseline --out runs/a",
         "sparsify bench runs/a/dense.onnx runs/a/model.onnx",
@@ -82,13 +70,23 @@ console = Console()
 
 @app.command(
     rich_help_panel="The job",
-    epilog=_examples(
+    epilog=examples(
         "sparsify run",
         "sparsify run model.py:build --data data.npz --method rigl --sparsity 0.9 --baseline --out runs/a",
         "sparsify run model.py:build --data images/ --set lr=0.1 --set method_options.update_every=50 --out runs/b",
         "sparsify run --recipe runs/a/recipe.toml --set seed=1 --out runs/c",
-        more=_other_keys(
-            "model", "data", "ood", "weights", "trust_pickle", "method", "sparsity", "pattern", "epochs", "baseline"
+        more=other_keys(
+            "model",
+            "data",
+            "ood",
+            "weights",
+            "trust_pickle",
+            "method",
+            "sparsity",
+            "pattern",
+            "epochs",
+            "baseline",
+            "export_precision",
         ),
     ),
 )
@@ -143,6 +141,14 @@ def run(
             rich_help_panel=TRAINING,
         ),
     ] = None,
+    export_precision: Annotated[
+        str | None,
+        typer.Option(
+            help="int8 also writes model-int8.onnx, the fastest of its int8 and fp32 forms on this machine",
+            show_default=DEFAULT.export_precision,
+            rich_help_panel=FOLDER,
+        ),
+    ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(help="TOML file of keys; options given here override them", rich_help_panel=TRAINING),
@@ -174,6 +180,7 @@ def run(
         "epochs": epochs,
         "baseline": baseline,
         "ood": tuple(ood) if ood else None,
+        "export_precision": export_precision,
         **parse_pairs(set_ or []),
     }
     resolved = parse_recipe(recipe, given)
@@ -185,13 +192,14 @@ def run(
         except Interrupted as stop:
             _interrupted(stop)
     console.print(tables.figures("", headline(report, report["latency"])))
-    console.print(f"in {out}: {', '.join(ARTEFACTS)}", soft_wrap=True)
+    files = [*ARTEFACTS, *sorted(path.name for path in out.glob("*-int8.onnx"))]
+    console.print(f"in {out}: {', '.join(files)}", soft_wrap=True)
 
 
 @app.command(
     "compare",
     rich_help_panel="The job",
-    epilog=_examples(
+    epilog=examples(
         "sparsify compare recipes/compare_digits.toml --cores 4",
         "sparsify compare grid.toml --set epochs=5 --set grid.seeds=0,1 --out runs/quick",
         "sparsify compare grid.toml --out runs/quick --set epochs=5 --set grid.seeds=0,1 --resume",
@@ -248,7 +256,7 @@ def compare_command(
 @app.command(
     "trace",
     rich_help_panel="Programs",
-    epilog=_examples(
+    epilog=examples(
         "sparsify trace",
         "sparsify trace model.py:build --data data.npz --out model.sparsify",
         "sparsify trace bert.py:build --input input_ids=2x16:int64 --input attention_mask=2x16:int64",
@@ -282,7 +290,7 @@ def trace_command(
 
 @app.command(
     rich_help_panel="Programs",
-    epilog=_examples(
+    epilog=examples(
         'sparsify opt model.sparsify "insert-masks{density=0.1} | fold-masks" --out sparse.sparsify',
         'sparsify opt model.sparsify "insert-masks{pattern=nm:2:4 density=0.5}" --show diff',
         more="`sparsify passes` lists the passes with their options.",
@@ -312,15 +320,21 @@ def opt(
 
 @app.command(
     rich_help_panel="The job",
-    epilog=_examples(
+    epilog=examples(
         "sparsify export runs/a/program.sparsify --data digits --out model.onnx",
         "sparsify export mine.sparsify --data data.npz --opset 18 --storage sparse --out small.onnx --overwrite",
+        "sparsify export runs/a/program.sparsify --recipe runs/a/recipe.toml --precision int8 --batch 64 --out int8.onnx",
     ),
 )
 def export(
     program: Annotated[Path, typer.Argument(help="a saved program, of a run or of your own loop")],
     out: Annotated[Path, typer.Option(help="the ONNX file")] = Path("model.onnx"),
-    data: Annotated[str, typer.Option(help="its test inputs prove the file; as for `sparsify run`")] = "digits",
+    data: Annotated[
+        str | None, typer.Option(help="its test inputs prove the file; as for `sparsify run`", show_default="digits")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="of the run, in place of --data: its data, split as they were there")
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="side in pixels, for a folder of images", min=1)] = None,
     opset: Annotated[int, typer.Option(help="18 to 23")] = 20,
     storage: Annotated[
@@ -332,15 +346,22 @@ def export(
             help="of layers whose groups of outputs read few inputs: grouped, dense, auto (a cost model chooses), or auto:measure"
         ),
     ] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="fp32; or int8: the fastest of the int8 and fp32 forms on this machine that agrees")
+    ] = "fp32",
+    batch: Annotated[int, typer.Option(help="of the trials of int8", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="of the trials of int8", min=1)] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file")] = False,
 ) -> None:
     """Export a saved program to ONNX and prove the file in ONNX Runtime: same outputs at two batch sizes, exactly the zeros of the masks.
 
-    A file that disagrees is not written.
+    A file that disagrees is not written. An int8 file is compared by its
+    predictions, and measured on the test samples.
     """
-    result = export_workflow(
-        program, out, data=data, image_size=image_size, opset=opset, storage=storage, form=form, overwrite=overwrite
-    )
+    result, measured = export_saved(
+        program, out, data=data, recipe=recipe, image_size=image_size, opset=opset, storage=storage, form=form,
+        precision=precision, batch=batch, threads=threads, overwrite=overwrite,
+    )  # fmt: skip
     batches = " and ".join(map(str, result.parity.batches))
     console.print(
         f"{result.path}: {result.bytes:,} bytes, {result.nonzeros:,} of {result.positions:,} masked weights not zero; agrees with "
@@ -348,11 +369,14 @@ def export(
     )
     for weight, choice in result.forms.items():
         console.print(f"  {weight}: {choice}", highlight=False)
+    if result.int8 and measured:
+        console.print(tables.int8(result.int8, measured))
+        console.print(int8_sentence(measured), highlight=False)
 
 
 @app.command(
     rich_help_panel="The job",
-    epilog=_examples(
+    epilog=examples(
         "sparsify bench runs/a/dense.onnx runs/a/model.onnx",
         "sparsify bench dense.onnx sparse.onnx int8.onnx --threads 4 --batch 8 --rounds 100 --json out.json",
         "sparsify bench model.onnx --shape image=1x3x224x224",
@@ -396,7 +420,7 @@ def bench(
         write_atomically(json_, (json.dumps(result.to_dict(), indent=1) + "\n").encode())
 
 
-@app.command(rich_help_panel="The job", epilog=_examples("sparsify report runs/a"))
+@app.command(rich_help_panel="The job", epilog=examples("sparsify report runs/a"))
 def report(folder: Annotated[Path, typer.Argument(help="of a finished run, or of a grid")]) -> None:
     """Rebuild report.html, or the table of a grid, from what is in its folder, and from nothing else."""
     if (folder / RECORD).exists():

@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from sparsify.deploy import recipe_data
 from sparsify.errors import CheckpointError, RecipeError, ReportError, SparsifyError
 from sparsify.grid import Cell, Grid, parse_grid
 from sparsify.ir.serialization import write_atomically
@@ -25,7 +26,7 @@ from sparsify.reports.folder import read_measured
 from sparsify.reports.summary import CellResult, Summary, figures, summarise
 from sparsify.reports.summary_page import document, markdown
 from sparsify.training import Interrupted, stop_flag
-from sparsify.workflow import hold_folder, recipe_data, run, traced, write_json
+from sparsify.workflow import hold_folder, run, traced, write_json
 
 RECORD = "grid.toml"
 FAILED = "failed.json"

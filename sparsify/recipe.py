@@ -46,6 +46,9 @@ class Recipe:
         baseline: train the dense model too, same budget.
         calibrator: ``temperature`` or ``vector``.
         form: how layers whose groups of outputs read few inputs are exported: ``grouped``, ``dense``, ``auto``, ``auto:measure``.
+        export_precision: ``int8`` also writes ``model-int8.onnx`` (and ``dense-int8.onnx``), the fastest of their int8 and fp32 forms by
+            timed trials; ``precision`` is that of training.
+        export_batch: batch size of these trials, and of ``latency.json``.
         threads: torch threads.
         The others are those of `sparsify.training.Settings` and `sparsify.export`.
     """
@@ -83,6 +86,8 @@ class Recipe:
     opset: int = 20
     storage: Literal["dense", "sparse"] = "dense"
     form: Literal["auto", "dense", "grouped", "auto:measure"] = "auto"
+    export_precision: Literal["fp32", "int8"] = "fp32"
+    export_batch: Positive = 1
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Positive = 2
     checkpoint_every: Positive = 200

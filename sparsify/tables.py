@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from rich import box
 from rich.table import Column, Table
 
+from sparsify.exporters.int8 import Int8
 from sparsify.ir import Program
 from sparsify.methods.registry import METHODS, options
 from sparsify.parts.patterns import SPELLINGS
@@ -69,6 +71,19 @@ def comparison(summary: Summary) -> Table:
         table.add_column(column, overflow="fold")
     for label, cells in shown.rows:
         table.add_row(label, *cells)
+    return table
+
+
+def int8(found: Int8, measured: Mapping[str, Any]) -> Table:
+    """The files that were timed for int8, the fastest first, and which was written."""
+    table = Table("form", "layers in int8", "ms a call", "")
+    for trial in found.trials:
+        table.add_row(
+            trial.name,
+            f"{trial.integers} of {len(trial.layers)}",
+            f"{trial.milliseconds:.3f}",
+            f"written, {measured['bytes']:,} bytes" if trial == found.chosen else "",
+        )
     return table
 
 

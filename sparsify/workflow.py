@@ -18,17 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.calibration import evaluate, fit
-from sparsify.errors import CheckpointError, DataError, ExportError, TraceError
-from sparsify.exporters import ExportResult, export
+from sparsify.deploy import measure_latency, recipe_data, trials, write_int8
+from sparsify.errors import CheckpointError, DataError, RecipeError, TraceError
+from sparsify.exporters import export
 from sparsify.ir import Program, trace
 from sparsify.ir.serialization import UNFINISHED, write_atomically
-from sparsify.loading import Data, load_data, load_model, load_ood
+from sparsify.loading import Data, load_model
 from sparsify.loading.inputs import example_inputs
 from sparsify.methods import Method, dense
 from sparsify.parts import metrics
 from sparsify.passes import AttachCalibrationHead, Pipeline, recording
 from sparsify.recipe import Recipe
-from sparsify.reports import compare, covered, layers, ood_quality, pass_rows, quality, sizes, write_report
+from sparsify.reports import covered, layers, ood_quality, pass_rows, quality, sizes, write_report
 from sparsify.training import train
 from sparsify.version import __version__
 
@@ -48,7 +49,7 @@ def run(
     on_step: Progress | None = None,
     on_decode: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Do the whole job and leave `ARTEFACTS` in ``out``.
+    """Do the whole job and leave `ARTEFACTS` in ``out``, and int8 files where the recipe asks for them.
 
     Args:
         recipe: resolved.
@@ -60,15 +61,21 @@ def run(
         on_decode: called while images are decoded, with how many are done of how many.
 
     Returns:
-        What ``metrics.json`` holds, and under ``latency`` what ``latency.json`` holds, or None: timings differ from
-        run to run, metrics do not.
+        What ``metrics.json`` holds, and under ``latency`` what ``latency.json`` holds, or None: timings differ from run to run, metrics
+        do not, but for what a timed trial chooses (``form = "auto:measure"``, ``export_precision = "int8"``).
 
     Raises:
         CheckpointError: If the folder holds another run, something else, or is in use.
+        RecipeError: If ``export_batch`` is more than the data hold.
         SparsifyError: Any other of its kinds, with what to do.
     """
     torch.set_num_threads(recipe.threads)
     data = recipe_data(recipe, on_decode)
+    if recipe.export_batch > min(len(data.train), len(data.validation)):
+        raise RecipeError(
+            f"export_batch is {recipe.export_batch}, but the training and validation parts hold {len(data.train)} and "
+            f"{len(data.validation)} samples. Lower it."
+        )
     with hold_folder(out, "recipe.toml", resume=resume, overwrite=overwrite):
         earlier = out / "recipe.toml"
         if resume and earlier.exists() and earlier.read_text() != recipe.to_toml():
@@ -77,12 +84,14 @@ def run(
             )
         write_atomically(earlier, recipe.to_toml().encode())
         fingerprint, rows = data.fingerprint(), dict[str, Any]()
-        logits: dict[str, Tensor] = {}
+        logits, chosen_by = dict[str, Tensor](), dict[str, Any]()
         models = {"dense": dense()} if recipe.baseline and recipe.method != "dense" else {}
         for name, method in {**models, "model": recipe.build_method()}.items():
             with recording() as record:
-                row, logits[name] = _part(name, method, recipe, data, fingerprint, out, resume, on_step)
+                row, logits[name], program = _part(name, method, recipe, data, fingerprint, out, resume, on_step)
             rows[name] = {**row, "passes": pass_rows(record)}
+            if recipe.export_precision == "int8":
+                rows[name]["int8"], chosen_by[name] = _int8(name, program, method, recipe, data, out)
         if "dense" in logits:
             rows["flips"] = dataclasses.asdict(metrics.flips(logits["dense"], logits["model"], data.test.labels))
         report = {
@@ -101,19 +110,12 @@ def run(
             **rows,
         }
         write_json(out / "metrics.json", report)
-        latency = measure_latency(out, data, threads=1) if timed else None
+        latency = measure_latency(out, data, threads=1, batch=recipe.export_batch) if timed else None
         if latency is not None:
+            latency |= {"int8": chosen_by} if chosen_by else {}
             write_json(out / "latency.json", latency)
         write_report(out)
     return {**report, "latency": latency}
-
-
-def measure_latency(out: Path, data: Data, *, threads: int) -> dict[str, Any]:
-    """The files of a run against each other at batch 1, on a held-out input, with the verdict on the model."""
-    files = {name: out / f"{name}.onnx" for name in ("dense", "model") if (out / f"{name}.onnx").exists()}
-    session_input = onnxruntime.InferenceSession(str(out / "model.onnx")).get_inputs()[0].name
-    result = compare(files, inputs={session_input: data.example(1).numpy()}, threads=threads)
-    return {**result.to_dict(), "verdict": result.verdict(result.timings[-1]) if len(files) > 1 else None}
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -130,8 +132,8 @@ def _part(
     out: Path,
     resume: bool,
     on_step: Progress | None,
-) -> tuple[dict[str, Any], Tensor]:
-    """Train, calibrate and export one model of the run: its row of ``metrics.json``, and its logits on the test set."""
+) -> tuple[dict[str, Any], Tensor, Program]:
+    """Train, calibrate and export one model of the run: its row of ``metrics.json``, its logits on the test set, and itself."""
     folder = out if name == "model" else out / name
     program = traced(recipe, data)
     trained = train(
@@ -152,7 +154,7 @@ def _part(
     logits = outputs["logits"]
     scores = evaluate(program, data.validation).get("ood_score") if "ood_score" in outputs else None
     threshold = None if scores is None else float(scores.quantile(1 - ACCEPTED))
-    costs = program.costs()
+    threshold_text = {} if threshold is None else {"ood_threshold": repr(threshold)}
     result = export(
         program,
         out / f"{name}.onnx",
@@ -160,14 +162,7 @@ def _part(
         opset=recipe.opset,
         storage=recipe.storage,
         form=recipe.form,
-        metadata={
-            "method": method.name,
-            "density": repr(costs.density),
-            "pattern": method.pattern,
-            "calibration": recipe.calibrator,
-            "recipe_hash": recipe.hash(),
-            **({} if threshold is None else {"ood_threshold": repr(threshold)}),
-        },
+        metadata=_metadata(program, method, recipe) | threshold_text,
     )
     size, table = sizes(program), layers(program, trained.coverage)
     row = {
@@ -185,64 +180,35 @@ def _part(
         "ood": {name: ood_quality(outputs, evaluate(program, samples)) for name, samples in data.ood.items()},
         "ood_threshold": threshold,
     }
-    return row, logits
+    return row, logits, program
 
 
-def export_saved(
-    program: Path,
-    out: Path,
-    *,
-    data: str,
-    image_size: int | None = None,
-    opset: int = 20,
-    storage: str = "dense",
-    form: str = "auto",
-    overwrite: bool = False,
-) -> ExportResult:
-    """Export a saved program, proved on test inputs of ``data``, which no training has seen.
-
-    Args:
-        program: file of a run or of `Program.save`.
-        out: the ONNX file.
-        data: as for `load_data`; its inputs must be those the program was traced with.
-        image_size: side in pixels to which a folder's images are resized.
-        opset, storage, form: as for `sparsify.export`.
-        overwrite: replace ``out``.
-
-    Raises:
-        ExportError: If ``out`` exists and ``overwrite`` is not given, or the file does not agree with the program.
-        SparsifyError: If the program or the data cannot be read, or do not fit each other.
-    """
-    if out.is_dir():
-        raise ExportError(f"{out} is a folder; --out names the ONNX file, e.g. {out / 'model.onnx'}.")
-    if out.exists() and not overwrite:
-        raise ExportError(f"{out} exists. Replace it with --overwrite, or use another --out.")
-    loaded = Program.load(program).eval()
-    if len(loaded.input_specs) != 1:
-        names = ", ".join(spec.name for spec in loaded.input_specs)
-        raise ExportError(
-            f"{program} takes {len(loaded.input_specs)} inputs ({names}); this command gives one. Export it from Python with "
-            f"sparsify.export(program, path, inputs=[...])."
-        )
-    test = load_data(data, seed=0, image_size=image_size).test
-    inputs = test.batch(torch.arange(min(64, len(test))))[0]
-    loaded.outputs(inputs)  # raises where the data are not the program's
-    return export(loaded, out, inputs=[inputs], opset=opset, storage=storage, form=form)
-
-
-def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = None) -> Data:
-    """The recipe's data, split by its seed, and its out-of-distribution inputs."""
-    data = load_data(
-        recipe.data,
-        seed=recipe.seed,
-        holdout=recipe.holdout,
-        test_holdout=recipe.test_holdout,
-        image_size=recipe.image_size,
-        normalise=recipe.normalise == "auto",
-        on_progress=on_decode,
+def _int8(
+    name: str, program: Program, method: Method, recipe: Recipe, data: Data, out: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The int8 file of one model: its row of ``metrics.json``, and the timings it was chosen by."""
+    result, row = write_int8(
+        program,
+        out / f"{name}-int8.onnx",
+        data,
+        opset=recipe.opset,
+        form=recipe.form,
+        batch=recipe.export_batch,
+        metadata=_metadata(program, method, recipe),
     )
-    ood = {name: load_ood(text, data, on_progress=on_decode) for name, text in recipe.ood_names().items()}
-    return dataclasses.replace(data, ood=ood)
+    assert result.int8 is not None
+    return row, trials(result.int8)
+
+
+def _metadata(program: Program, method: Method, recipe: Recipe) -> dict[str, str]:
+    """What the files of a run say of themselves."""
+    return {
+        "method": method.name,
+        "density": repr(program.costs().density),
+        "pattern": method.pattern,
+        "calibration": recipe.calibrator,
+        "recipe_hash": recipe.hash(),
+    }
 
 
 def versions() -> dict[str, str]:

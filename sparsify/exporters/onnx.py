@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import logging
 import os
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from sparsify.errors import ExportError
+from sparsify.exporters import int8
+from sparsify.exporters.initializers import check_budgets, name_weights, store_sparse
 from sparsify.exporters.measure import measure_layers
 from sparsify.ir import Program, Stage
 from sparsify.ir.serialization import write_atomically
@@ -28,6 +30,7 @@ from sparsify.passes import LowerGroupedConv, LowerGroupedLinear, Pipeline
 OPSETS = range(18, 24)
 STORAGES = ("dense", "sparse")
 FORMS = ("auto", "dense", "grouped", "auto:measure")
+PRECISIONS = ("fp32", "int8")
 RELATIVE_TOLERANCE = 1e-4
 
 
@@ -53,7 +56,9 @@ class ExportResult:
     """The written file: size in bytes, non-zeros and positions of the weights that were masked, and its parity.
 
     Attributes:
+        parity: of the fp32 file, also where it is not the one that was written.
         forms: by weight, ``grouped``, or why it was left dense.
+        int8: how the int8 file came about and agrees with the program; None with precision fp32.
     """
 
     path: Path
@@ -62,6 +67,7 @@ class ExportResult:
     positions: int
     parity: Parity
     forms: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    int8: int8.Int8 | None = None
 
 
 def export(
@@ -72,6 +78,12 @@ def export(
     opset: int = 20,
     storage: str = "dense",
     form: str = "auto",
+    precision: str = "fp32",
+    calibration: Sequence[Tensor] = (),
+    held_out: Sequence[Tensor] = (),
+    labels: Tensor | None = None,
+    batch: int = 1,
+    threads: int = 1,
     metadata: Mapping[str, str] | None = None,
 ) -> ExportResult:
     """Write ``program`` as one ONNX file of standard operators; the live program is not touched.
@@ -85,6 +97,11 @@ def export(
         form: of layers whose groups of outputs read few inputs: ``grouped`` as small dense layers behind a selection of inputs, ``dense``
             as they are, ``auto``, grouped where a cost model predicts a gain, or ``auto:measure``, where timing both in ONNX Runtime on
             this machine shows one.
+        precision: ``fp32``, or ``int8`` for the fastest of the fp32 file and its int8 forms, timed in ONNX Runtime on this machine.
+        calibration: for int8, training inputs like ``inputs``, on which ranges are observed.
+        held_out: for int8, inputs that neither training nor a test set holds: predictions are compared on them. Empty: ``inputs``.
+        labels: int64 [N] of ``held_out``; the calibration head is fitted again on them where layers compute in int8. None: it stays.
+        batch, threads: at which int8 and fp32 forms are timed.
         metadata: text put into ``metadata_props``.
 
     Raises:
@@ -96,25 +113,70 @@ def export(
         raise ExportError(f"storage should be one of {', '.join(STORAGES)}, found {storage!r}.")
     if form not in FORMS:
         raise ExportError(f"form should be one of {', '.join(FORMS)}, found {form!r}.")
+    if precision not in PRECISIONS:
+        raise ExportError(f"precision should be one of {', '.join(PRECISIONS)}, found {precision!r}.")
+    if precision == "int8" and storage != "dense":
+        raise ExportError("int8 files have storage 'dense'; 'sparse' holds float32 values. Choose one of the two.")
     masks = {name: mask.clone() for name, mask in program.masks().items()}
     folded = _folded(program)
     lowered, forms = _lowered(folded, form)
     model = _convert(lowered, inputs, opset)
-    nonzeros, positions = _check_budgets(model, lowered, masks)
+    nonzeros, positions = check_budgets(model, lowered, masks)
     if storage == "sparse":
-        _store_sparse(model)
-    for key, value in sorted((metadata or {}).items()):
-        model.metadata_props.add(key=key, value=value)
-    onnx.checker.check_model(model)
-    data = model.SerializeToString(deterministic=True)
+        store_sparse(model)
+    data = _finished(model, metadata or {})
     parity = _prove(data, folded, inputs)
+    integers = None
+    if precision == "int8":
+        samples = _samples(folded, calibration, held_out or inputs, labels)
+        convert = functools.partial(_convert, inputs=inputs, opset=opset)
+        grouped = any(text.startswith("grouped") for text in forms.values())
+        models = {"dense": convert(folded), "grouped": model} if grouped else {"dense": model}
+        models = {kind: name_weights(file, folded) for kind, file in models.items()}
+        dense = tuple(name for name, text in forms.items() if not text.startswith("grouped"))
+
+        def lower(kept: tuple[str, ...]) -> onnx.ModelProto:
+            return name_weights(convert(_grouped(folded, "grouped", (*dense, *kept))[0]), folded)
+
+        integer, integers = int8.int8_file(models, samples, lower=lower, batch=batch, threads=threads)
+        data = _finished(_clean(integer), {**(metadata or {}), "precision": integers.chosen.name})
     try:
         write_atomically(Path(path), data)
     except OSError as error:
         raise ExportError(
             f"cannot write {path}: {error.strerror}. Choose a writable folder with enough space."
         ) from error
-    return ExportResult(Path(path), len(data), nonzeros, positions, parity, forms)
+    return ExportResult(Path(path), len(data), nonzeros, positions, parity, forms, integers)
+
+
+def _finished(model: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
+    for key, value in sorted(metadata.items()):
+        model.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(model)
+    return model.SerializeToString(deterministic=True)
+
+
+def _samples(
+    program: Program, calibration: Sequence[Tensor], held_out: Sequence[Tensor], labels: Tensor | None
+) -> int8.Samples:
+    """Arrays by input name, and the program's logits."""
+    names = [spec.name for spec in program.input_specs]
+    for option, given in (("calibration", calibration), ("held_out", held_out)):
+        if len(given) != len(names):
+            raise ExportError(
+                f"int8 observes training inputs: {option} should hold {len(names)} tensor(s), found {len(given)}."
+            )
+    if labels is not None and len(labels) != len(held_out[0]):
+        raise ExportError(f"{len(labels)} labels for {len(held_out[0])} held-out inputs; they should be as many.")
+    size = len(held_out[0]) if not program.dynamic_batch else 256
+    pieces = zip(*(x.cpu().split(size) for x in held_out), strict=True)
+    place = program.output_names("eval").index("logits")
+    with torch.no_grad():
+        logits = torch.cat([program.phases["eval"](*piece)[place].double() for piece in pieces])
+    arrays = [
+        {name: x.cpu().numpy() for name, x in zip(names, given, strict=True)} for given in (calibration, held_out)
+    ]
+    return int8.Samples(arrays[0], arrays[1], logits.numpy(), None if labels is None else labels.cpu().numpy())
 
 
 def _folded(program: Program) -> Program:
@@ -130,14 +192,20 @@ def _lowered(folded: Program, form: str) -> tuple[Program, dict[str, str]]:
         return folded, {}
     trials = measure_layers(folded) if form == "auto:measure" else {}
     slower = tuple(name for name, trial in trials.items() if trial.grouped >= trial.dense)
-    rule = "grouped" if form == "auto:measure" else form
+    lowered, forms = _grouped(folded, "grouped" if form == "auto:measure" else form, slower)
+    return lowered, forms | {name: f"{forms[name]}: {trial}" for name, trial in trials.items()}
+
+
+def _grouped(folded: Program, rule: str, dense: Collection[str]) -> tuple[Program, dict[str, str]]:
+    """The program with grouped layers in their own form but for the weights ``dense``, and what became of each weight."""
+    ranks = {name: folded.get_parameter(name).ndim for name in dense}
     lowered, logs = Pipeline((
-        LowerGroupedConv(form=rule, keep_dense=tuple(name for name in slower if folded.get_parameter(name).ndim > 2)),
-        LowerGroupedLinear(form=rule, keep_dense=tuple(name for name in slower if folded.get_parameter(name).ndim == 2)),
+        LowerGroupedConv(form=rule, keep_dense=tuple(name for name, rank in ranks.items() if rank > 2)),
+        LowerGroupedLinear(form=rule, keep_dense=tuple(name for name, rank in ranks.items() if rank == 2)),
     )).run(folded)  # fmt: skip
     forms = {name: "grouped" for log in logs for name in log.changed}
-    forms |= {name: "dense" if name in slower else reason for log in logs for name, reason in log.skipped}
-    return lowered.eval(), forms | {name: f"{forms[name]}: {trial}" for name, trial in trials.items()}
+    forms |= {name: "dense" if name in dense else reason for log in logs for name, reason in log.skipped}
+    return lowered.eval(), forms
 
 
 class _NamedOutputs(nn.Module):
@@ -189,54 +257,11 @@ def _clean(model: onnx.ModelProto) -> onnx.ModelProto:
             item.doc_string = ""
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
+    foreign = [entry for entry in model.opset_import if entry.domain not in {node.domain for node in model.graph.node}]
+    for entry in foreign:
+        model.opset_import.remove(entry)
     model.doc_string = model.graph.doc_string = ""
     return model
-
-
-def _check_budgets(model: onnx.ModelProto, program: Program, masks: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Zeros of every masked weight, by size and count; the exporter may rename and transpose but not merge."""
-    found = sorted(
-        (int(np.prod(i.dims)), int(np.count_nonzero(numpy_helper.to_array(i)))) for i in model.graph.initializer
-    )
-    nonzeros = positions = 0
-    for name, mask in masks.items():
-        weight = program.get_parameter(_kept_name(program, name)).detach()
-        key = (weight.numel(), int(weight.count_nonzero()))
-        if key not in found:
-            raise ExportError(
-                f"no initializer of the ONNX file has the {key[1]} non-zeros of {key[0]} positions of {name!r}; "
-                f"the exporter changed the weight. Please report this model."
-            )
-        found.remove(key)
-        nonzeros, positions = nonzeros + key[1], positions + mask.numel()
-    return nonzeros, positions
-
-
-def _kept_name(program: Program, name: str) -> str:
-    names = dict(program.named_parameters(remove_duplicate=False))
-    if name in names:
-        return name
-    raise ExportError(f"the weight {name!r} vanished while folding; it is not read by the eval phase.")
-
-
-def _store_sparse(model: onnx.ModelProto) -> None:
-    """Move initializers into sparse ones where that is smaller (values and one int64 index a non-zero)."""
-    kept: list[onnx.TensorProto] = []
-    for initializer in model.graph.initializer:
-        array = numpy_helper.to_array(initializer)
-        index = np.flatnonzero(array)
-        if array.dtype != np.float32 or len(index) * 12 >= array.nbytes:
-            kept.append(initializer)
-            continue
-        values = helper.make_tensor(
-            initializer.name, TensorProto.FLOAT, [len(index)], array.reshape(-1)[index].tobytes(), raw=True
-        )
-        places = helper.make_tensor(
-            f"{initializer.name}_index", TensorProto.INT64, [len(index)], index.astype(np.int64).tobytes(), raw=True
-        )
-        model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, list(array.shape)))
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
 
 
 def _prove(data: bytes, program: Program, inputs: Sequence[Tensor]) -> Parity:

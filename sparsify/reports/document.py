@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sparsify.errors import ReportError
 from sparsify.ir.serialization import write_atomically
-from sparsify.reports import markup, plots, sections
+from sparsify.reports import integers, markup, plots, sections
 from sparsify.reports.folder import RunFolder, read_folder
 from sparsify.reports.headline import headline, own_score, parts, sentences, sets, title
 from sparsify.reports.markup import escaped as _e
@@ -70,6 +70,7 @@ def _page(run: RunFolder) -> str:
         *_masks(run),
         "<h2>The exported file</h2>",
         _table(("agreement with the program", *columns), sections.parity(report)),
+        _int8(run),
         "<h2>What was run</h2>",
         _table(("", ""), sections.facts(report, latency), kind="text"),
         _folded("Passes", _table(("pass", "changed", "left alone", "why"), sections.passes(report), kind="text")),
@@ -107,6 +108,19 @@ def _out_of_distribution(run: RunFolder, titles: Mapping[str, str]) -> list[str]
     if rows and "val_unknown" in rows[-1]:
         found += ["<h2>The unknown class</h2>", _wide(plots.unknown(rows))]
     return found
+
+
+def _int8(run: RunFolder) -> str:
+    report, names = run.report, integers.in_int8(run.report)
+    if not names:
+        return ""
+    columns = [f"{title(name, report)}, {precision}" for name in names for precision in ("fp32", "int8")]
+    body = "<h2>In int8</h2>" + _table(("test samples", *columns), integers.int8_rows(report))
+    if "model" in names:
+        layers = integers.int8_layers(report, run.latency)
+        body += _folded("Layers", _table(("weight", "form in the file", "each form, alone"), layers, kind="text"))
+        body += _folded("Files that were timed", _table(("form", "ms a call"), integers.int8_trials(run.latency)))
+    return body
 
 
 def _classes(run: RunFolder) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sparsify.reports.integers import int8_sentence
+
 Report = Mapping[str, Any]
 
 
@@ -63,15 +65,26 @@ def headline(report: Report, latency: Report | None) -> Headline:
         report: content of ``metrics.json``.
         latency: content of ``latency.json``, or None where it was not measured.
     """
-    names = parts(report)
-    rows = [(label, tuple(format(report[name][key], style) for name in names)) for label, key, style in ROWS]
-    rows += [(f"AUROC against {name}, {score}", cells) for (name, score), cells in _aurocs(report).items()]
+    columns = _columns(report)
+    rows = [(label, tuple(format(column[key], style) for column in columns.values())) for label, key, style in ROWS]
+    rows += [(f"AUROC against {name}, {score}", cells) for (name, score), cells in _aurocs(report, columns).items()]
     if latency:
         timings = {row["name"]: row for row in latency["timings"]}
-        rows.append((LATENCY_ROWS[0], tuple(_milliseconds(timings[name]) for name in names)))
-        if "dense" in names:
-            rows.append((LATENCY_ROWS[1], tuple("1" if n == "dense" else _ratio(timings[n]) for n in names)))
-    return Headline(tuple(title(name, report) for name in names), tuple(rows))
+        rows.append((LATENCY_ROWS[0], tuple(_milliseconds(timings[n]) if n in timings else "" for n in columns)))
+        if "dense" in columns:
+            ratios = ("1" if n == "dense" else _ratio(timings[n]) if n in timings else "" for n in columns)
+            rows.append((LATENCY_ROWS[1], tuple(ratios)))
+    return Headline(tuple(column["title"] for column in columns.values()), tuple(rows))
+
+
+def _columns(report: Report) -> dict[str, dict[str, Any]]:
+    """The figures by name of the file: of every model, and of its int8 file behind it."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in parts(report):
+        found[name] = {**report[name], "title": title(name, report)}
+        if report[name].get("int8"):
+            found[f"{name}-int8"] = {**report[name], **report[name]["int8"], "title": f"{title(name, report)}, int8"}
+    return found
 
 
 def sentences(report: Report, latency: Report | None) -> list[str]:
@@ -91,6 +104,8 @@ def sentences(report: Report, latency: Report | None) -> list[str]:
     found += [_calibrated(report), *_told_apart(report), _agreement(model["parity"])]
     if latency and latency["verdict"]:
         found.append(_speed(report, latency))
+    if model.get("int8"):
+        found.append(int8_sentence(model["int8"]) + _int8_speed(latency))
     return found
 
 
@@ -104,12 +119,12 @@ def own_score(part: Report) -> str:
     return OWN if any(OWN in row["scores"] for row in sets(part).values()) else PLAIN
 
 
-def _aurocs(report: Report) -> dict[tuple[str, str], tuple[str, ...]]:
+def _aurocs(report: Report, columns: Mapping[str, Report]) -> dict[tuple[str, str], tuple[str, ...]]:
     """AUROC of each model by set and score; empty where a model does not have the score."""
     names, found = parts(report), dict[tuple[str, str], tuple[str, ...]]()
     for ood in sets(report["model"]):
         for score in dict.fromkeys((PLAIN, *(own_score(report[name]) for name in names))):
-            rows = (report[name]["ood"][ood]["scores"].get(score) for name in names)
+            rows = (report[name]["ood"][ood]["scores"].get(score) if name in names else None for name in columns)
             found[ood, score] = tuple("" if row is None else f"{row['auroc']:.4f}" for row in rows)
     return found
 
@@ -130,6 +145,22 @@ def _told_apart(report: Report) -> list[str]:
             f"95 % of the validation samples have an ood_score of at least {model['ood_threshold']:.4f}, which the file holds."
         )
     return found
+
+
+def _int8_speed(latency: Report | None) -> str:
+    """The int8 file against the others of the run, by the medians of one comparison."""
+    times = {row["name"]: row["milliseconds"] for row in latency["timings"]} if latency else {}
+    if "model-int8" not in times:
+        return ""
+    others = (
+        ("model", "the model's fp32 file"),
+        ("dense", "the dense fp32 file"),
+        ("dense-int8", "the dense model in int8"),
+    )
+    ratios = [
+        f"{times[name] / times['model-int8']:.2f} times as fast as {what}" for name, what in others if name in times
+    ]
+    return f" At batch {latency['batch'] if latency else 1} it is {', '.join(ratios)}."
 
 
 def _milliseconds(timing: Report) -> str:

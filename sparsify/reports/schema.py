@@ -104,6 +104,48 @@ class Ood(_Form):
     scores: dict[str, OodScore]
 
 
+class Fp32Figures(_Form):
+    """Of the program on the test samples."""
+
+    accuracy: float
+    nll_after: float
+    brier_after: float
+    ece_before: float
+    ece_after: float
+
+
+class HeldOut(_Form):
+    """The int8 file against the program on held-out samples."""
+
+    samples: int
+    agreed: int
+    largest_error: float
+
+
+class Int8(_Form):
+    """The int8 file of a model on the test samples; ``layers`` has the form of each weight."""
+
+    accuracy: float
+    accuracy_after: float
+    nll_before: float
+    nll_after: float
+    brier_before: float
+    brier_after: float
+    ece_before: float
+    ece_after: float
+    adaptive_ece: float
+    classwise_ece: float
+    fp32: Fp32Figures
+    bytes: int
+    form: str
+    layers: dict[str, str]
+    batch: int
+    threads: int
+    agreement: float
+    held_out: HeldOut
+    head: str
+
+
 class Part(_Form):
     """One model of the run; ``ood`` where such inputs were given.
 
@@ -139,6 +181,7 @@ class Part(_Form):
     counts: dict[str, int]
     ood: dict[str, Ood] = Field(default_factory=dict)
     ood_threshold: float | None = None
+    int8: Int8 | None = None
 
 
 class Flips(_Form):
@@ -184,6 +227,22 @@ class TimingRow(_Form):
     interval: Pair
 
 
+class FileTrial(_Form):
+    """A file that was timed to choose the form of an int8 file."""
+
+    name: str
+    milliseconds: float
+
+
+class Int8Trials(_Form):
+    """What an int8 file was chosen by; ``layers`` has milliseconds by weight and form."""
+
+    batch: int
+    threads: int
+    files: list[FileTrial]
+    layers: dict[str, dict[str, float]]
+
+
 class LatencyFile(_Form):
     """``latency.json``: `sparsify.reports.latency.Latency`, and the verdict on the model where there is a baseline."""
 
@@ -194,6 +253,7 @@ class LatencyFile(_Form):
     rounds: int
     machine: dict[str, str | int | None]
     verdict: str | None
+    int8: dict[str, Int8Trials] | None = None
 
 
 class Epoch(_Form):

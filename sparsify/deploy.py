@@ -1,0 +1,206 @@
+"""The files of a program: exported, in int8, and measured, on the data it was made with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from torch import Tensor
+
+from sparsify.calibration import evaluate
+from sparsify.errors import ExportError, RecipeError
+from sparsify.exporters import ExportResult, export
+from sparsify.exporters.int8 import Int8
+from sparsify.ir import Program
+from sparsify.loading import Data, load_data, load_ood
+from sparsify.parts.samples import Samples
+from sparsify.recipe import Recipe, parse_recipe
+from sparsify.reports import compare, quality
+
+CALIBRATION = 256
+"""Training samples on which int8 ranges are observed."""
+HELD_OUT = 2048
+"""Held-out samples at most on which an int8 file is compared with the program, and its calibration head fitted again."""
+MOST_BYTES = 256 * 2**20
+"""Of the samples of either kind."""
+
+
+def write_int8(
+    program: Program,
+    path: Path,
+    data: Data,
+    *,
+    opset: int = 20,
+    form: str = "auto",
+    batch: int = 1,
+    threads: int = 1,
+    metadata: Mapping[str, str] | None = None,
+) -> tuple[ExportResult, dict[str, Any]]:
+    """Export ``program`` in int8: ranges from training samples, the head fitted again on validation samples, measured on the test samples.
+
+    Args:
+        program: with a calibration head.
+        path: of the file.
+        data: split as they were when the program was trained.
+        opset, form, batch, threads, metadata: as for `sparsify.export`.
+
+    Returns:
+        The result, and what the file does on the test samples, for ``metrics.json``; no timings.
+
+    Raises:
+        ExportError: As `sparsify.export`.
+    """
+    validation = _first(data.validation, HELD_OUT)
+    spread = _first(data.train, max(CALIBRATION, batch))
+    result = export(
+        program,
+        path,
+        inputs=[data.example(64)],
+        opset=opset,
+        form=form,
+        precision="int8",
+        calibration=[data.train.batch(spread * (len(data.train) // len(spread)))[0]],
+        held_out=[data.validation.batch(validation)[0]],
+        labels=data.validation.labels[validation],
+        batch=batch,
+        threads=threads,
+        metadata=metadata,
+    )
+    assert result.int8 is not None
+    outputs, wanted = run_file(path, data.test), evaluate(program, data.test)
+    figures = _quality(wanted, data.test.labels)
+    row = {
+        **_quality(outputs, data.test.labels),
+        "fp32": {key: figures[key] for key in ("accuracy", "nll_after", "brier_after", "ece_before", "ece_after")},
+        "bytes": result.bytes,
+        "form": result.int8.chosen.name,
+        "layers": dict(result.int8.chosen.layers),
+        "batch": batch,
+        "threads": threads,
+        "agreement": float((outputs["logits"].argmax(1) == wanted["logits"].argmax(1)).double().mean()),
+        "held_out": {
+            "samples": result.int8.decisions,
+            "agreed": result.int8.agreed,
+            "largest_error": result.int8.largest_error,
+            **result.int8.figures,
+        },
+        "head": result.int8.head,
+    }
+    return result, row
+
+
+def _quality(outputs: Mapping[str, Tensor], labels: Tensor) -> dict[str, Any]:
+    before = outputs["logits"].softmax(1)
+    found = quality(before, outputs.get("probabilities", before), labels)
+    return {key: value for key, value in found.items() if key not in ("reliability", "class_accuracy")}
+
+
+def trials(found: Int8) -> dict[str, Any]:
+    """The timings an int8 file was chosen by, for ``latency.json``."""
+    files = [{"name": trial.name, "milliseconds": trial.milliseconds} for trial in found.trials]
+    layers = {name: dict(timed) for name, timed in found.layers.items()}
+    return {"batch": found.batch, "threads": found.threads, "files": files, "layers": layers}
+
+
+def run_file(path: Path, samples: Samples, *, batch_size: int = 256) -> dict[str, Tensor]:
+    """Outputs of an ONNX file of one input over all ``samples``, in batches, float64."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name, outputs = session.get_inputs()[0].name, [output.name for output in session.get_outputs()]
+    rows = torch.arange(len(samples)).split(batch_size)
+    parts = [session.run(outputs, {name: samples.batch(part)[0].numpy()}) for part in rows]
+    columns = zip(outputs, zip(*parts, strict=True), strict=True)
+    return {key: torch.cat([torch.from_numpy(value) for value in values]).double() for key, values in columns}
+
+
+def _first(samples: Samples, most: int) -> Tensor:
+    """The first rows, as many as fit ``most`` and `MOST_BYTES`, 16 at least where there are as many."""
+    one = samples.batch(torch.arange(1))[0]
+    room = max(16, MOST_BYTES // max(one.numel() * one.element_size(), 1))
+    return torch.arange(min(len(samples), most, room))
+
+
+def measure_latency(out: Path, data: Data, *, threads: int, batch: int = 1) -> dict[str, Any]:
+    """The files of a run against each other on held-out inputs, with the verdict on the model."""
+    names = [name for name in ("dense", "model", "dense-int8", "model-int8") if (out / f"{name}.onnx").exists()]
+    files = {name: out / f"{name}.onnx" for name in names}
+    session_input = onnxruntime.InferenceSession(str(out / "model.onnx")).get_inputs()[0].name
+    result = compare(files, inputs={session_input: data.example(batch).numpy()}, threads=threads)
+    model = next(row for row in result.timings if row.name == "model")
+    return {**result.to_dict(), "verdict": result.verdict(model) if "dense" in files else None}
+
+
+def export_saved(
+    program: Path,
+    out: Path,
+    *,
+    data: str | None = None,
+    recipe: Path | None = None,
+    image_size: int | None = None,
+    opset: int = 20,
+    storage: str = "dense",
+    form: str = "auto",
+    precision: str = "fp32",
+    batch: int = 1,
+    threads: int = 1,
+    overwrite: bool = False,
+) -> tuple[ExportResult, dict[str, Any] | None]:
+    """Export a saved program, proved on test inputs of the data, which no training has seen.
+
+    Args:
+        program: file of a run or of `Program.save`.
+        out: the ONNX file.
+        data: as for `load_data`, split by seed 0; its inputs must be those the program was traced with. None: ``digits``.
+        recipe: of the run the program is from, in place of ``data``: its data, split and normalised as they were there.
+        image_size: side in pixels to which a folder's images are resized.
+        opset, storage, form, precision, batch, threads: as for `sparsify.export`.
+        overwrite: replace ``out``.
+
+    Returns:
+        The result, and with precision int8 what `write_int8` measures on the test samples.
+
+    Raises:
+        ExportError: If ``out`` exists and ``overwrite`` is not given, or the file does not agree with the program.
+        RecipeError: If both ``data`` and ``recipe`` are given, or the recipe does not hold.
+        SparsifyError: If the program or the data cannot be read, or do not fit each other.
+    """
+    if out.is_dir():
+        raise ExportError(f"{out} is a folder; --out names the ONNX file, e.g. {out / 'model.onnx'}.")
+    if out.exists() and not overwrite:
+        raise ExportError(f"{out} exists. Replace it with --overwrite, or use another --out.")
+    loaded = Program.load(program).eval()
+    if len(loaded.input_specs) != 1:
+        names = ", ".join(spec.name for spec in loaded.input_specs)
+        raise ExportError(
+            f"{program} takes {len(loaded.input_specs)} inputs ({names}); this command gives one. Export it from Python with "
+            f"sparsify.export(program, path, inputs=[...])."
+        )
+    if recipe is None:
+        found = load_data("digits" if data is None else data, seed=0, image_size=image_size)
+    elif data is None and image_size is None:
+        found = recipe_data(parse_recipe(recipe, {}))
+    else:
+        raise RecipeError("the recipe names the data and their size; leave out --data and --image-size, or --recipe.")
+    inputs = found.test.batch(torch.arange(min(64, len(found.test))))[0]
+    loaded.outputs(inputs)  # raises where the data are not the program's
+    if precision == "int8" and storage == "dense":
+        return write_int8(loaded, out, found, opset=opset, form=form, batch=batch, threads=threads)
+    return export(loaded, out, inputs=[inputs], opset=opset, storage=storage, form=form, precision=precision), None
+
+
+def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = None) -> Data:
+    """The recipe's data, split by its seed, and its out-of-distribution inputs."""
+    data = load_data(
+        recipe.data,
+        seed=recipe.seed,
+        holdout=recipe.holdout,
+        test_holdout=recipe.test_holdout,
+        image_size=recipe.image_size,
+        normalise=recipe.normalise == "auto",
+        on_progress=on_decode,
+    )
+    ood = {name: load_ood(text, data, on_progress=on_decode) for name, text in recipe.ood_names().items()}
+    return dataclasses.replace(data, ood=ood)

@@ -1,0 +1,83 @@
+"""The weights of an exported file: their names, their zeros, how they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from sparsify.errors import ExportError
+from sparsify.ir import Program
+
+
+def name_weights(model: onnx.ModelProto, program: Program) -> onnx.ModelProto:
+    """Give weights that the converter has transposed and renamed their names back."""
+    known = {name: p.detach().numpy() for name, p in program.named_parameters() if p.ndim == 2}
+    for item in model.graph.initializer:
+        if item.name.startswith("phase.") or len(item.dims) != 2 or item.data_type != TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(item)
+        name = next(
+            (n for n, w in known.items() if w.shape == values.shape[::-1] and np.array_equal(w.T, values)), None
+        )
+        if name is None:
+            continue
+        del known[name]
+        for node in model.graph.node:
+            for place, given in enumerate(node.input):
+                if given == item.name:
+                    node.input[place] = f"phase.{name}"
+        for value in model.graph.value_info:
+            if value.name == item.name:
+                value.name = f"phase.{name}"
+        item.name = f"phase.{name}"
+    return model
+
+
+def check_budgets(model: onnx.ModelProto, program: Program, masks: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Zeros of every masked weight, by size and count; the exporter may rename and transpose but not merge."""
+    found = sorted(
+        (int(np.prod(i.dims)), int(np.count_nonzero(numpy_helper.to_array(i)))) for i in model.graph.initializer
+    )
+    nonzeros = positions = 0
+    for name, mask in masks.items():
+        weight = program.get_parameter(_kept_name(program, name)).detach()
+        key = (weight.numel(), int(weight.count_nonzero()))
+        if key not in found:
+            raise ExportError(
+                f"no initializer of the ONNX file has the {key[1]} non-zeros of {key[0]} positions of {name!r}; "
+                f"the exporter changed the weight. Please report this model."
+            )
+        found.remove(key)
+        nonzeros, positions = nonzeros + key[1], positions + mask.numel()
+    return nonzeros, positions
+
+
+def _kept_name(program: Program, name: str) -> str:
+    names = dict(program.named_parameters(remove_duplicate=False))
+    if name in names:
+        return name
+    raise ExportError(f"the weight {name!r} vanished while folding; it is not read by the eval phase.")
+
+
+def store_sparse(model: onnx.ModelProto) -> None:
+    """Move initializers into sparse ones where that is smaller (values and one int64 index a non-zero)."""
+    kept: list[onnx.TensorProto] = []
+    for initializer in model.graph.initializer:
+        array = numpy_helper.to_array(initializer)
+        index = np.flatnonzero(array)
+        if array.dtype != np.float32 or len(index) * 12 >= array.nbytes:
+            kept.append(initializer)
+            continue
+        values = helper.make_tensor(
+            initializer.name, TensorProto.FLOAT, [len(index)], array.reshape(-1)[index].tobytes(), raw=True
+        )
+        places = helper.make_tensor(
+            f"{initializer.name}_index", TensorProto.INT64, [len(index)], index.astype(np.int64).tobytes(), raw=True
+        )
+        model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, list(array.shape)))
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)

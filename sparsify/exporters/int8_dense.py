@@ -1,0 +1,117 @@
+"""int8 for dense and channel-reduced layers: `QuantizeLinear` and `DequantizeLinear` around them, from ranges seen on calibration data.
+
+ONNX Runtime's static quantizer writes the nodes, and runtimes fuse them into integer kernels. Weights have 7 bits and a scale an output,
+since 8-bit ones overflow the 16-bit sums of processors without int8 dot products.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime import quantization
+
+from sparsify.errors import ExportError
+from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
+from sparsify.exporters.trials import Array, Feeds, batches
+
+FOLLOWERS = ("Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Concat")
+"""Operators that stay in integers where everything they read is."""
+
+
+def dense_layers(model: onnx.ModelProto) -> dict[str, str]:
+    """Node -> weight of the products the static quantizer is for: those of a constant weight, but for grouped ones and outputs of the file.
+
+    An output in int8 would be clipped to the range seen in calibration. A convolution in groups is slower in int8.
+    """
+    view, grouped = View(model), {id(node) for layer in find_grouped_linears(model) for node in layer.nodes}
+    found: dict[str, str] = {}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or id(node) in grouped or node.output[0] in view.outputs:
+            continue
+        weight = view.constant(node.input[1])
+        if weight is None or weight.dtype != np.float32 or in_groups(node, weight):
+            continue
+        if node.op_type == "MatMul" and weight.ndim != 2:
+            continue
+        found[node.name] = weight_name(node.input[1])
+    return found
+
+
+def in_groups(node: onnx.NodeProto, weight: Array) -> bool:
+    """Whether a node is a convolution in groups, but not depthwise."""
+    groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+    return node.op_type == "Conv" and groups > 1 and groups != weight.shape[0]
+
+
+def dense_int8(model: onnx.ModelProto, calibration: Feeds, layers: Collection[str] | None = None) -> onnx.ModelProto:
+    """A copy of ``model`` whose dense layers, and what lies between them, compute in integers.
+
+    Args:
+        model: an fp32 file, or one whose grouped layers are in integers already.
+        calibration: samples on which the lowest and highest value of every tensor are observed.
+        layers: names of nodes among `dense_layers`; None: all.
+
+    Raises:
+        ExportError: If the quantizer fails on the file.
+    """
+    chosen = _with_followers(model, set(dense_layers(model) if layers is None else layers))
+    given = onnx.ModelProto()
+    given.CopyFrom(model)  # the quantizer moves the weights of what it is given into files of its own
+    with tempfile.TemporaryDirectory() as folder, _Silence():
+        path = Path(folder) / "int8.onnx"
+        try:
+            quantization.quantize_static(
+                given,
+                path,
+                _Reader(batches(model, calibration)),
+                op_types_to_quantize=["Conv", "Gemm", "MatMul", *FOLLOWERS],
+                nodes_to_quantize=chosen,
+                per_channel=True,
+                reduce_range=True,
+                weight_type=quantization.QuantType.QInt8,
+                activation_type=quantization.QuantType.QUInt8,
+            )
+        except Exception as error:
+            raise ExportError(
+                f"ONNX Runtime's quantizer refuses the file: {(str(error).splitlines() or [type(error).__name__])[0]}. "
+                f"Export with precision fp32."
+            ) from error
+        return onnx.load(path)
+
+
+def _with_followers(model: onnx.ModelProto, layers: set[str]) -> list[str]:
+    """The layers, and operators between them that read nothing else."""
+    view, made, chosen = View(model), set[str](), list[str]()
+    for node in model.graph.node:
+        read = [name for name in node.input if name and view.constant(name) is None]
+        follows = (
+            node.op_type in FOLLOWERS and node.output[0] not in view.outputs and all(name in made for name in read)
+        )
+        if node.name in layers or (follows and (node.op_type != "Add" or len(read) == 2)):
+            chosen.append(node.name)
+            made.update(node.output)
+    return chosen
+
+
+class _Reader(quantization.CalibrationDataReader):
+    def __init__(self, feeds: Iterator[dict[str, Array]]) -> None:
+        self._feeds = feeds
+
+    def get_next(self) -> dict[str, Array] | None:  # type: ignore[override]
+        return next(self._feeds, None)
+
+
+class _Silence:
+    """Keep the quantizer's advice from the terminal."""
+
+    def __enter__(self) -> None:
+        self._level = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+
+    def __exit__(self, *_: object) -> None:
+        logging.disable(self._level)

@@ -1,0 +1,102 @@
+"""Each layer in each of its forms, timed in ONNX Runtime: fp32 or int8, dense or grouped.
+
+A layer is cut out of the exported file of that form. In int8 it reads and makes integers, as between other layers in integers; what
+changing between integers and floating point costs is seen where whole files are timed (`sparsify.exporters.int8`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from onnx.utils import Extractor
+
+from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
+from sparsify.exporters.int8_dense import dense_int8, dense_layers, in_groups
+from sparsify.exporters.int8_grouped import write_grouped_int8
+from sparsify.exporters.trials import Array, Feeds, session_of, times
+
+ROUNDS = 9
+Cut = tuple[str, str]
+"""First and last tensor of a layer."""
+Timed = tuple[onnx.ModelProto, Feeds]
+
+
+def time_layers(
+    models: Mapping[str, onnx.ModelProto], calibration: Feeds, *, batch: int, threads: int
+) -> dict[str, dict[str, float]]:
+    """Milliseconds of every layer by form: ``fp32 dense``, ``int8 dense``, ``fp32 grouped``, ``int8 grouped``; those that it has.
+
+    Args:
+        models: fp32 files of one program: ``dense``, and ``grouped`` where that differs.
+        calibration: inputs of the files by name; the first ``batch`` of them are run.
+        batch, threads: of the trial.
+    """
+    forms: dict[str, dict[str, Timed]] = {}
+    for kind, model in models.items():
+        integers = {name: node for node, name in dense_layers(model).items()}
+        view, linear, found = View(model), {layer.name: layer for layer in find_grouped_linears(model)}, _layers(model)
+        kept = {w: cut for w, cut in found.items() if kind == "dense" or w in linear or w not in integers}
+        first = {name: values[:batch] for name, values in calibration.items()}
+        values, extractor = (
+            _values(model, [start for start, _ in kept.values()], first),
+            Extractor(onnx.shape_inference.infer_shapes(model)),
+        )
+        for weight, (start, end) in kept.items():
+            part = extractor.extract_model([start], [end])
+            given = {start: values[start]}
+            timed = forms.setdefault(weight, {})
+            timed[f"fp32 {kind}"] = part, given
+            if kind == "grouped" and weight in linear:
+                observed = {start: [values[start]], end: [_values(part, [end], given)[end]]}
+                exact = {end} if view.leaves(end) else set[str]()
+                written = write_grouped_int8(part, find_grouped_linears(part), observed, exact=exact)
+                timed["int8 grouped"] = _inside(written, given)
+            elif kind == "dense" and weight in integers:
+                timed["int8 dense"] = _inside(dense_int8(part, {start: values[start]}, {integers[weight]}), given)
+    return {weight: times(timed, threads=threads, rounds=ROUNDS) for weight, timed in forms.items() if len(timed) > 1}
+
+
+def _layers(model: onnx.ModelProto) -> dict[str, Cut]:
+    """Weight -> first and last tensor, of layers that compute one product."""
+    view, found = View(model), dict[str, Cut]()
+    for layer in find_grouped_linears(model):
+        found[layer.name] = layer.source, layer.result
+    for node in model.graph.node:
+        weight = view.constant(node.input[1]) if node.op_type in ("Conv", "Gemm", "MatMul") else None
+        if weight is None or weight_name(node.input[1]) in found or node.output[0] in view.outputs:
+            continue
+        start, before = node.input[0], view.producer.get(node.input[0])
+        if in_groups(node, weight) and before is not None and before.op_type == "Gather":
+            start = before.input[0]
+        found[weight_name(node.input[1])] = start, node.output[0]
+    return found
+
+
+def _values(model: onnx.ModelProto, names: list[str], given: Feeds) -> dict[str, Array]:
+    """Tensors of a file."""
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    inputs, outputs = {v.name for v in model.graph.input}, {v.name for v in model.graph.output}
+    names = list(dict.fromkeys(names))
+    made = [name for name in names if name not in inputs]
+    watched.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in made if name not in outputs)
+    found = dict(zip(made, session_of(watched, threads=1).run(made, dict(given)), strict=True)) if made else {}
+    return {name: np.asarray(given[name] if name in given else found[name]) for name in names}
+
+
+def _inside(model: onnx.ModelProto, given: Feeds) -> Timed:
+    """The part behind the first quantization, and before a last one that is undone; and integers for it."""
+    graph, (start,), (end,) = model.graph, model.graph.input, model.graph.output
+    first = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == start.name)
+    last = next((n for n in graph.node if n.op_type == "DequantizeLinear" and n.output[0] == end.name), None)
+    shape = given[start.name].shape
+    source = helper.make_tensor_value_info(first.output[0], TensorProto.UINT8, shape)
+    result = helper.make_tensor_value_info(last.input[0], TensorProto.UINT8, None) if last is not None else end
+    nodes = [node for node in graph.node if node is not first and node is not last]
+    part = helper.make_graph(nodes, "layer", [source], [result], graph.initializer)
+    values = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    made = helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)
+    return made, {source.name: values}

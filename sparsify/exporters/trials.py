@@ -1,0 +1,74 @@
+"""Files of one program timed in turn in ONNX Runtime on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+Array = np.ndarray
+Feeds = Mapping[str, Array]
+"""Values by input name, [N, ...]."""
+BATCH = 32
+"""Samples run at a time, where a file leaves the batch open."""
+ROUNDS = 15
+SECONDS = 0.01
+"""A timing repeats the call until about this long."""
+
+
+def session_of(model: onnx.ModelProto, *, threads: int) -> onnxruntime.InferenceSession:
+    """A session on the CPU; 0 threads: one a core."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def batches(model: onnx.ModelProto, feeds: Feeds) -> Iterator[dict[str, Array]]:
+    """The samples in batches; of the file's own size where it has one, a smaller last one then left out."""
+    size = fixed_batch(model)
+    count = min(len(values) for values in feeds.values())
+    for start in range(0, count - (size or 1) + 1, size or BATCH):
+        yield {name: values[start : start + (size or BATCH)] for name, values in feeds.items()}
+
+
+def fixed_batch(model: onnx.ModelProto) -> int | None:
+    """The first dimension of the inputs, or None where it is open."""
+    return model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
+
+
+def values_of(model: onnx.ModelProto, name: str, feeds: Feeds, *, threads: int = 1) -> Array:
+    """An output over all samples, [N, ...]. One thread gives the same bits on every run."""
+    session = session_of(model, threads=threads)
+    return np.concatenate([np.asarray(session.run([name], feed)[0]) for feed in batches(model, feeds)])
+
+
+def times(
+    models: Mapping[str, tuple[onnx.ModelProto, Feeds]], *, threads: int, rounds: int = ROUNDS
+) -> dict[str, float]:
+    """Median milliseconds a call of each file on its feeds, the files taking turns."""
+    calls = {name: _call(session_of(model, threads=threads), feeds) for name, (model, feeds) in models.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    repeats = max(1, round(SECONDS / max(min((_seconds(call, 2) for call in calls.values()), default=1.0), 1e-6)))
+    for _ in range(rounds):
+        for name, call in calls.items():
+            seconds[name].append(_seconds(call, repeats))
+    return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+
+
+def _call(session: onnxruntime.InferenceSession, feeds: Feeds) -> Callable[[], Any]:
+    given = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
+    return lambda: session.run(None, given)
+
+
+def _seconds(call: Callable[[], Any], repeats: int) -> float:
+    call()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats

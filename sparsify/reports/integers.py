@@ -1,0 +1,76 @@
+"""What a report says of int8 files: what they do on the test samples beside the programs they are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Report = Mapping[str, Any]
+Rows = list[tuple[str, ...]]
+FIGURES = (
+    ("accuracy", "accuracy"),
+    ("NLL, calibrated", "nll_after"),
+    ("Brier score, calibrated", "brier_after"),
+    ("ECE before calibration", "ece_before"),
+    ("ECE after calibration", "ece_after"),
+)
+
+
+def in_int8(report: Report) -> list[str]:
+    """The models that have an int8 file."""
+    return [name for name in ("dense", "model") if (report.get(name) or {}).get("int8")]
+
+
+def int8_sentence(row: Report) -> str:
+    """What the int8 file costs in quality: accuracy, ECE, and predictions that differ from the program's.
+
+    Args:
+        row: under ``int8`` of a model in ``metrics.json``.
+    """
+    fp32 = row["fp32"]
+    integers = sum(form.startswith("int8") for form in row["layers"].values())
+    points = round(100 * (row["accuracy"] - fp32["accuracy"]), 2)
+    where = "equal to" if points == 0 else f"{abs(points):.2f} points {'above' if points > 0 else 'below'}"
+    text = (
+        f"The int8 file computes {integers} of {len(row['layers'])} layers in int8 ({row['form']}: the fastest form at batch "
+        f"{row['batch']}, {row['threads']} thread(s)); accuracy {row['accuracy']:.4f} is {where} that in fp32, ECE {row['ece_after']:.4f} "
+        f"against {fp32['ece_after']:.4f}; {100 * row['agreement']:.2f} % of the test predictions are those of fp32. "
+        f"Calibration head: {row['head']}."
+    )
+    if not integers:
+        text += " No int8 form was faster here, or none that agreed: the file is fp32."
+    return text
+
+
+def int8_rows(report: Report) -> Rows:
+    """A row a figure; for each model in fp32 and in int8."""
+    rows = [report[name]["int8"] for name in in_int8(report)]
+    found: Rows = [
+        (label, *(f"{part[key]:.4f}" for row in rows for part in (row["fp32"], row))) for label, key in FIGURES
+    ]
+    found.append(("predictions as in fp32", *(text for row in rows for text in ("", f"{row['agreement']:.4f}"))))
+    held = [row["held_out"] for row in rows]
+    found.append(("held-out samples compared", *(text for row in held for text in ("", f"{row['samples']:,}"))))
+    found.append(
+        ("largest error of the logits", *(text for row in held for text in ("", f"{row['largest_error']:.1e}")))
+    )
+    sizes = [(report[name]["bytes"], report[name]["int8"]["bytes"]) for name in in_int8(report)]
+    found.append(("size on disk, bytes", *(f"{size:,}" for pair in sizes for size in pair)))
+    found.append(("form", *(text for row in rows for text in ("", row["form"]))))
+    found.append(("calibration head", *(text for row in rows for text in ("", row["head"]))))
+    return found
+
+
+def int8_layers(report: Report, latency: Report | None) -> Rows:
+    """Each layer of the model's int8 file: its form, and the times of the forms it could have had."""
+    timed = ((latency or {}).get("int8") or {}).get("model", {}).get("layers", {})
+    return [
+        (weight, form, "; ".join(f"{name} {1000 * ms:,.0f} µs" for name, ms in timed.get(weight, {}).items()))
+        for weight, form in report["model"]["int8"]["layers"].items()
+    ]
+
+
+def int8_trials(latency: Report | None) -> Rows:
+    """The whole files that were timed to choose from, the fastest first."""
+    found = ((latency or {}).get("int8") or {}).get("model", {}).get("files", [])
+    return [(trial["name"], f"{trial['milliseconds']:.3f}") for trial in found]

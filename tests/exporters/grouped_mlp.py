@@ -1,0 +1,105 @@
+"""A multilayer perceptron that computes grouped layers as an exported file does, trained on digits."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from sparsify.exporters import int8
+from sparsify.exporters.grouped_linears import find_grouped_linears
+from sparsify.exporters.int8_grouped import write_grouped_int8
+from sparsify.exporters.onnx import _quiet as quiet
+from tests.cases import digits
+
+
+class GroupedLinear(nn.Module):
+    """[I, N] -> [O, N]; every ``rows`` outputs read the same ``kept`` inputs, in chunks."""
+
+    def __init__(self, inputs: int, outputs: int, *, rows: int, kept: int, chunk: int) -> None:
+        super().__init__()
+        self.shape, self.chunk = (outputs // rows, rows, kept), chunk
+        self.weight = nn.Parameter(torch.randn(self.shape) * kept**-0.5)
+        self.bias = nn.Parameter(torch.randn(outputs, 1) * 0.3)
+        picked = [torch.randperm(inputs // chunk)[: kept // chunk].sort().values for _ in range(self.shape[0])]
+        self.register_buffer("index", torch.cat(picked))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.chunk > 1:
+            x = x.reshape(x.shape[0] // self.chunk, -1)
+        x = torch.index_select(x, 0, self.index).reshape(self.shape[0], self.shape[2], -1)
+        return torch.matmul(self.weight, x).reshape(self.shape[0] * self.shape[1], -1) + self.bias
+
+
+class GroupedMlp(nn.Module):
+    def __init__(self, chunk: int) -> None:
+        super().__init__()
+        self.first = GroupedLinear(64, 128, rows=32, kept=16, chunk=chunk)
+        self.second = GroupedLinear(128, 128, rows=32, kept=32, chunk=chunk)
+        self.head = nn.Linear(128, 10)
+        self.calibration = nn.Module()
+        self.calibration.register_buffer("temperature", torch.tensor(1.5))  # 1 would be folded away
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = (x.flatten(1) - 0.3).t()  # centred, so that the first zero point is not 0
+        logits = self.head(torch.relu(self.second(torch.relu(self.first(x)))).t())
+        return logits, torch.softmax(logits / self.calibration.temperature, -1)
+
+
+@functools.cache
+def trained_file(chunk: int) -> bytes:
+    """The file of a network trained on 1200 digits."""
+    torch.manual_seed(3)
+    x, y = digits(1200)
+    model = GroupedMlp(chunk)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        nn.functional.cross_entropy(model(x)[0], y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with quiet(), warnings.catch_warnings():
+        exported = torch.onnx.export(
+            model.eval(), (x[:2],), dynamo=True, opset_version=20, input_names=["x"], verbose=False,
+            output_names=["logits", "probabilities"], dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        )  # fmt: skip
+    return exported.model_proto.SerializeToString()
+
+
+def load(chunk: int) -> onnx.ModelProto:
+    return onnx.load_from_string(trained_file(chunk))
+
+
+def run(model: onnx.ModelProto, x: np.ndarray, *names: str) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options).run(list(names) or None, {"x": x})
+
+
+def images(count=1797):
+    x, y = digits(count)
+    return x.numpy(), y.numpy()
+
+
+def grouped_int8(model, calibration):
+    """The file with every grouped layer in integers."""
+    layers = find_grouped_linears(model)
+    names = sorted({name for layer in layers for name in (layer.source, layer.result)})
+    return write_grouped_int8(model, layers, int8.observe(model, names, calibration))
+
+
+def with_dense_layer():
+    """The file with a layer of its own between the grouped ones and the head."""
+    model = load(1)
+    head = next(node for node in model.graph.node if node.op_type == "Gemm")
+    weight = np.eye(128, dtype=np.float32)
+    before = onnx.helper.make_node("MatMul", [head.input[0], "eye"], ["between"], name="between")
+    model.graph.node.insert(list(model.graph.node).index(head), before)
+    next(node for node in model.graph.node if node.op_type == "Gemm").input[0] = "between"
+    model.graph.initializer.append(numpy_helper.from_array(weight, "eye"))
+    return model

@@ -1,0 +1,146 @@
+"""Which of several files becomes the int8 file, and its calibration head."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from sparsify.errors import ExportError
+from sparsify.exporters import int8
+from tests.exporters.grouped_mlp import images, load, run, with_dense_layer
+
+
+def timed(monkeypatch, *milliseconds, layers=None):
+    """Trials that take these times, file by file."""
+    order = iter(milliseconds)
+    monkeypatch.setattr(int8, "times", lambda models, **_: {name: next(order) for name in models})
+    monkeypatch.setattr(int8, "time_layers", lambda models, calibration, **_: layers or {})
+
+
+def test_the_fastest_of_the_trials_comes_first(monkeypatch):
+    timed(monkeypatch, 5.0, 4.0, 3.0, 2.0)
+    found, _ = int8.quantize({"grouped": with_dense_layer()}, {"x": images(64)[0]})
+    assert [trial.name for trial, _ in found] == [
+        "grouped, dense and grouped layers int8", "grouped, grouped layers int8", "grouped, dense layers int8", "grouped, fp32",
+    ]  # fmt: skip
+    assert [trial.integers for trial, _ in found] == [3, 2, 1, 0]
+    assert any(node.op_type == "QLinearMatMul" for node in found[0][1].graph.node)
+    assert dict(found[0][0].layers) == {
+        "first.weight": "int8 grouped", "second.weight": "int8 grouped", "eye": "int8 dense", "head.weight": "fp32 dense",
+    }  # fmt: skip
+
+
+def test_trials_of_single_layers_propose_a_mixed_file(monkeypatch):
+    layers = {
+        "first.weight": {"fp32 grouped": 2.0, "int8 grouped": 1.0},
+        "second.weight": {"fp32 grouped": 1.0, "int8 grouped": 2.0},
+    }
+    timed(monkeypatch, 5.0, 4.0, 3.0, 2.0, 1.0, layers=layers)
+    (first, model), *_ = int8.quantize({"grouped": with_dense_layer()}, {"x": images(64)[0]})[0]
+    assert first.name == "mixed, by layer"
+    assert [first.layers[name] for name in ("first.weight", "second.weight", "eye")] == [
+        "int8 grouped", "fp32 grouped", "fp32 dense",
+    ]  # fmt: skip
+    assert [node.op_type for node in model.graph.node].count("QLinearMatMul") == 1
+
+
+def test_layers_that_are_faster_dense_in_int8_are_lowered_again_without_them(monkeypatch):
+    layers = {"second.weight": {"fp32 grouped": 2.0, "int8 dense": 1.0}}
+    timed(monkeypatch, *range(9), layers=layers)
+    asked = []
+    int8.quantize({"grouped": load(1)}, {"x": images(64)[0]}, lower=lambda kept: asked.append(kept) or load(1))
+    assert asked == [("second.weight",)]
+
+
+def samples(model, x, labels=None):
+    return int8.Samples({"x": x}, {"x": x}, run(model, x, "logits")[0], labels)
+
+
+def test_a_fast_form_that_disagrees_is_passed_over(monkeypatch):
+    timed(monkeypatch, 5.0, 4.0, 3.0, 2.0)
+    model, (x, _) = with_dense_layer(), images(64)
+    monkeypatch.setattr(int8, "write_grouped_int8", lambda given, *_: broken(given))
+    _, result = int8.int8_file({"grouped": model}, samples(model, x))
+    assert result.chosen.name == "grouped, dense layers int8" and len(result.trials) == 4
+    assert result.agreed > 0.95 * result.decisions and result.largest_error < 0.1
+    assert result.head == "kept: no labels to fit it on" and not result.figures
+
+
+def test_a_file_whose_fastest_form_is_fp32_keeps_its_head(monkeypatch):
+    timed(monkeypatch, 1.0, 4.0, 3.0, 2.0)
+    model, (x, y) = with_dense_layer(), images(64)
+    _, result = int8.int8_file({"grouped": model}, samples(model, x, y))
+    assert result.chosen.integers == 0 and result.head == "kept: the file computes in fp32"
+    assert result.agreed == result.decisions == 64 and result.largest_error < 1e-6
+
+
+def test_where_no_form_agrees_there_is_no_file(monkeypatch):
+    timed(monkeypatch, 1.0, 4.0, 3.0, 2.0)
+    model, (x, _) = with_dense_layer(), images(64)
+    given = samples(model, x)
+    with pytest.raises(ExportError, match="no form of the file agrees"):
+        int8.int8_file({"grouped": model}, int8.Samples(given.calibration, given.held_out, -given.logits))
+
+
+def broken(model):
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for item in copy.graph.initializer:
+        if item.name == "head.weight":
+            item.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(item), item.name))
+    return copy
+
+
+def test_a_real_trial_measures_every_form_and_every_layer():
+    found, layers = int8.quantize({"grouped": with_dense_layer()}, {"x": images(64)[0]}, batch=16)
+    assert len(found) >= 4 and all(trial.milliseconds > 0 for trial, _ in found)
+    assert [trial.milliseconds for trial, _ in found] == sorted(trial.milliseconds for trial, _ in found)
+    assert {name: set(timed) for name, timed in layers.items()} == {
+        "first.weight": {"fp32 grouped", "int8 grouped"}, "second.weight": {"fp32 grouped", "int8 grouped"},
+    }  # fmt: skip
+    assert all(value > 0 for timed in layers.values() for value in timed.values())
+
+
+def test_the_temperature_is_fitted_to_the_integers_own_logits():
+    model, (x, y) = load(1), images()
+    held_out = int8.Samples({}, {"x": x[1200:]}, np.empty(0), y[1200:])
+    text, figures = int8.refit_head(model, held_out)
+    stored = [numpy_helper.to_array(i) for i in model.graph.initializer if i.name.endswith("temperature")]
+    temperature = float(stored[0])
+    assert abs(temperature - 1.5) > 1e-3 and text == f"temperature fitted again: 1.5000 before, {temperature:.4f} after"
+    assert figures["nll_after"] < figures["nll_before"] and set(figures) == {
+        "nll_before", "nll_after", "ece_before", "ece_after",
+    }  # fmt: skip
+    logits, probabilities = run(model, x[1200:], "logits", "probabilities")
+    shifted = np.exp((logits - logits.max(1, keepdims=True)) / temperature)
+    assert np.allclose(probabilities, shifted / shifted.sum(1, keepdims=True), atol=1e-6)
+
+
+def test_a_head_that_cannot_be_fitted_stays_and_says_why():
+    model, (x, _) = load(1), images(64)
+    right = run(model, x, "logits")[0].argmax(1)  # labels that the logits separate perfectly
+    text, figures = int8.refit_head(model, int8.Samples({}, {"x": x}, np.empty(0), right))
+    assert text.startswith("kept: the temperature is not identifiable") and set(figures) == {"nll_before", "ece_before"}
+    stored = next(i for i in model.graph.initializer if i.name.endswith("temperature"))
+    assert float(numpy_helper.to_array(stored)) == 1.5
+    for item in model.graph.initializer:
+        item.name = item.name.replace("calibration.", "")
+    assert int8.refit_head(model, int8.Samples({}, {"x": x}, np.empty(0), right)) == (
+        "none that can be fitted again",
+        {},
+    )
+
+
+def test_large_tensors_are_thinned_but_keep_their_extremes():
+    values = np.arange(300_000, dtype=np.float32)[::-1].reshape(3, -1)
+    kept = int8._selected(values)
+    assert kept.size <= int8.MOST_VALUES + 2 and (kept.min(), kept.max()) == (0, 299_999)
+    assert int8._selected(values[:, :10]).shape == (3, 10)
+
+
+def test_without_calibration_samples_there_is_no_int8():
+    for given, batch in (({}, 1), ({"x": images(1)[0]}, 1), ({"x": images(4)[0]}, 9)):
+        with pytest.raises(ExportError, match="at least 2 calibration samples"):
+            int8.quantize({"grouped": load(1)}, given, batch=batch)

@@ -1,0 +1,121 @@
+"""Grouped layers in integers: worked by hand, against a slow oracle, and on digits."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+
+from sparsify.exporters import int8
+from sparsify.exporters.grouped_linears import GroupedLinear, find_grouped_linears
+from sparsify.exporters.int8_grouped import Scale, best_scale, quantize_layer, write_grouped_int8
+from tests.exporters.grouped_mlp import grouped_int8, images, load, run
+
+
+def layer(weight, bias=None, *, chunk=1):
+    weight = np.array(weight, np.float32)
+    index = np.zeros((len(weight), weight.shape[2] // chunk), np.int64)
+    return GroupedLinear((), "x", "y", weight, None if bias is None else np.array(bias, np.float32), index, chunk, True)
+
+
+def test_a_scale_by_hand():
+    assert Scale(0.5, 3).quantize(np.array([-9.0, 0.0, 0.74, 0.76, 500.0])).tolist() == [0, 3, 4, 5, 255]
+    assert Scale(0.5, 3).dequantize(np.array([0, 3, 255])).tolist() == [-1.5, 0.0, 126.0]
+
+
+def test_the_range_covers_what_was_seen_unless_clipping_costs_less():
+    spread = np.linspace(-1.0, 3.0, 1000)
+    assert best_scale([spread], rectified=False) == Scale(4 / 255, 64)
+    assert best_scale([spread], rectified=True) == Scale(3 / 255, 0)
+    outlier = np.append(np.random.default_rng(0).normal(size=100_000), 8.0)
+    assert best_scale([outlier], rectified=True).scale < 0.96 * 8 / 255
+    assert best_scale([np.zeros(4)], rectified=True).scale > 0
+
+
+def test_weights_and_bias_by_hand():
+    # Scale 1.27 / 127 = 0.01. The unit of the sum is 0.5 * 0.01: bias 0.1 and -0.02 are 20 and -4 units; four constants of 1 express them.
+    whole = quantize_layer(layer([[[1.27, -0.5], [0.0, 0.02]]], [0.1, -0.02]), Scale(0.5, 0))
+    assert whole.scale == pytest.approx(0.01)
+    assert (whole.constant, whole.extra) == (1, 4)
+    assert (whole.weight.astype(int) - 128).tolist() == [[[127, -50, 5, 5, 5, 5], [0, 2, -1, -1, -1, -1]]]
+
+
+@pytest.mark.parametrize("zero", [0, 100, 250])
+@pytest.mark.parametrize("chunk", [1, 8])
+@pytest.mark.parametrize("size", [1e-4, 1.0, 300.0])
+def test_the_bias_is_right_to_half_a_constant(zero, chunk, size):
+    rng, source = np.random.default_rng(0), Scale(0.02, zero)
+    bias = rng.normal(scale=size, size=24)
+    whole = quantize_layer(layer(rng.normal(size=(2, 12, 16)), bias, chunk=chunk), source)
+    columns = whole.extra * chunk
+    assert 0 <= whole.constant <= 255 and columns % chunk == 0
+    sums = (whole.weight[..., 16:].astype(int) - 128).sum(-1) * (whole.constant - zero)
+    unit = source.scale * whole.scale
+    assert np.abs(sums.reshape(-1) * unit - bias).max() <= unit * (0.5 + abs(whole.constant - zero) / 2) * 1.001
+    assert abs(whole.constant - zero) <= max(1.0, math.ceil(np.abs(bias).max() / unit / 127 / columns))
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_the_file_computes_what_a_loop_over_integers_gives(chunk):
+    model, (x, _) = load(chunk), images(40)
+    layers = find_grouped_linears(model)
+    names = [name for part in layers for name in (part.source, part.result)]
+    seen = int8.observe(model, names, {"x": x})
+    written = write_grouped_int8(model, layers, seen)
+    onnx.checker.check_model(written)
+    stages = [f"{name}_integers" for name in (layers[0].source, layers[0].result, layers[1].result)]
+    written.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in stages)
+    found = [values.astype(np.int64) for values in run(written, x, *stages)]
+    source = best_scale(seen[layers[0].source], rectified=False)
+    given = source.quantize(np.concatenate(seen[layers[0].source], axis=1))
+    assert np.abs(found[0] - given).max() <= 1  # pixels are multiples of 1/16: many lie halfway
+    for part, values, have in zip(layers, found[:-1], found[1:], strict=True):
+        made = best_scale(seen[part.result], rectified=True)
+        whole = quantize_layer(part, source)
+        want = np.empty_like(have)
+        for row in range(len(want)):
+            group, place = divmod(row, part.weight.shape[1])
+            read = (part.index[group][:, None] * part.chunk + np.arange(part.chunk)).reshape(-1)
+            constant = np.full((whole.extra * part.chunk, values.shape[1]), whole.constant)
+            sums = (whole.weight[group, place].astype(int) - 128) @ (
+                np.concatenate([values[read], constant]) - source.zero
+            )
+            want[row] = np.clip(np.rint(sums * (source.scale * whole.scale / made.scale)), 0, 255)
+        assert np.abs(have - want).max() <= 1 and (have != want).mean() < 0.001  # the runtime rounds in float32
+        source = made
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_digits_survive_and_activations_stay_integers(chunk):
+    model, (x, y) = load(chunk), images()
+    written = grouped_int8(model, {"x": x[:200]})
+    kinds = [node.op_type for node in written.graph.node]
+    assert kinds.count("QLinearMatMul") == 2
+    assert kinds.count("QuantizeLinear") == kinds.count("DequantizeLinear") == 1
+    assert "MatMul" not in kinds and {node.domain for node in written.graph.node} == {""}
+    before, after = (run(m, x[1200:], "logits")[0].argmax(1) for m in (model, written))
+    assert (before == after).mean() > 0.98
+    assert abs((after == y[1200:]).mean() - (before == y[1200:]).mean()) < 0.02
+
+
+def test_a_network_whose_hidden_values_leave_the_file_keeps_them():
+    model, (x, _) = load(1), images(64)
+    hidden = find_grouped_linears(model)[0].result
+    model.graph.output.append(onnx.helper.make_tensor_value_info(hidden, onnx.TensorProto.FLOAT, [128, "batch"]))
+    written = grouped_int8(model, {"x": x})
+    want, have = run(model, x, hidden)[0], run(written, x, hidden)[0]
+    assert np.abs(want - have).max() < 0.03 * np.abs(want).max()
+
+
+def test_a_layer_whose_result_leaves_the_file_is_not_rounded_to_8_bits():
+    model, (x, _) = load(1), images(64)
+    first = find_grouped_linears(model)[0]
+    alone = onnx.utils.Extractor(model).extract_model(["x"], [first.result])
+    written = grouped_int8(alone, {"x": x})
+    kinds = [node.op_type for node in written.graph.node]
+    assert kinds.count("MatMulInteger") == 1 and "QLinearMatMul" not in kinds and "DequantizeLinear" not in kinds
+    want, have = run(alone, x)[0], run(written, x)[0]
+    assert np.abs(want - have).max() < 0.01 * np.abs(want).max()
+    assert len(np.unique(have)) > 256

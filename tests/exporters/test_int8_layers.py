@@ -1,0 +1,67 @@
+"""Layers cut out of their files: each form computes the layer, and integers go in and out."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from sparsify.exporters import int8_layers
+from sparsify.exporters.grouped_linears import find_grouped_linears
+from tests.exporters.grouped_mlp import images, load
+from tests.exporters.test_int8_dense import convolutions
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """What would be timed, by weight and form."""
+    found = []
+
+    def times(models, **options):
+        found.append((models, options))
+        return dict.fromkeys(models, 1.0)
+
+    monkeypatch.setattr(int8_layers, "times", times)
+    return found
+
+
+def kinds(model):
+    return [node.op_type for node in model.graph.node]
+
+
+def test_grouped_layers_alone_in_both_precisions(timed):
+    layers = int8_layers.time_layers({"grouped": load(4)}, {"x": images(64)[0]}, batch=8, threads=3)
+    assert layers == {name: {"fp32 grouped": 1.0, "int8 grouped": 1.0} for name in ("first.weight", "second.weight")}
+    models, options = timed[0]
+    assert options["threads"] == 3
+    (fp32, values), (integers, whole) = models["fp32 grouped"], models["int8 grouped"]
+    assert kinds(fp32).count("MatMul") == 1 and kinds(integers).count("QLinearMatMul") == 1
+    assert not {"QuantizeLinear", "DequantizeLinear"} & set(kinds(integers))
+    (given,), (made,) = values.values(), whole.values()
+    assert given.shape == made.shape == (64, 8) and made.dtype == np.uint8
+
+
+def test_dense_convolutions_alone_in_both_precisions(timed):
+    layers = int8_layers.time_layers({"dense": convolutions()}, {"x": images(64)[0]}, batch=2, threads=1)
+    assert {name: set(forms) for name, forms in layers.items()} == {
+        name: {"fp32 dense", "int8 dense"} for name in ("a", "b", "c")
+    }
+    integers, feeds = timed[1][0]["int8 dense"]
+    assert next(iter(feeds.values())).shape == (2, 4, 8, 8)
+    assert kinds(integers)[-1] == "QuantizeLinear" and kinds(integers)[0] == "DequantizeLinear"
+
+
+def test_a_convolution_in_groups_is_timed_with_its_selection():
+    model = convolutions()
+    node = next(n for n in model.graph.node if n.name == "conv_d")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([3, 2, 1, 0]), "order"))
+    gather = onnx.helper.make_node("Gather", [node.input[0], "order"], ["picked"], axis=1)
+    model.graph.node.insert(list(model.graph.node).index(node), gather)
+    node.input[0] = "picked"
+    assert int8_layers._layers(model)["d"] == ("5", "6")
+
+
+def test_really_timed():
+    layers = int8_layers.time_layers({"grouped": load(1)}, {"x": images(64)[0]}, batch=1, threads=1)
+    assert set(layers) == {layer.name for layer in find_grouped_linears(load(1))}
+    assert all(value > 0 for forms in layers.values() for value in forms.values())

@@ -1,0 +1,35 @@
+"""Batches and timings of files."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from sparsify.exporters import trials
+from tests.exporters.grouped_mlp import images, load, run
+
+
+def test_batches_of_an_open_and_of_a_fixed_size():
+    model, x = load(1), np.zeros((70, 1, 8, 8), np.float32)
+    assert [len(feed["x"]) for feed in trials.batches(model, {"x": x})] == [32, 32, 6]
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 20
+    assert trials.fixed_batch(model) == 20
+    assert [len(feed["x"]) for feed in trials.batches(model, {"x": x})] == [20, 20, 20]
+
+
+def test_values_over_all_samples_are_those_of_one_call():
+    model, (x, _) = load(1), images(70)
+    assert np.allclose(trials.values_of(model, "logits", {"x": x}), run(model, x, "logits")[0], atol=1e-5)
+
+
+def test_the_time_of_a_file_is_the_median_of_its_rounds(monkeypatch):
+    seconds = itertools.cycle([0.001, 0.002])  # two files taking turns
+    monkeypatch.setattr(trials, "_seconds", lambda call, repeats: next(seconds))
+    model, x = load(1), {"x": images(4)[0]}
+    assert trials.times({"a": (model, x), "b": (model, x)}, threads=1) == pytest.approx({"a": 1.0, "b": 2.0})
+
+
+def test_nothing_to_time():
+    assert trials.times({}, threads=1) == {}
