@@ -84,3 +84,14 @@ def test_another_density_than_the_one_every_pattern_fixes_is_refused():
     assert uniform(table, 0.5) == {"a": 16, "b": 24}
     with pytest.raises(AllocationError, match=r"fixes its density, 0\.5 in all; density 0\.1 was asked for"):
         uniform(table, 0.1)
+
+
+def test_what_coarse_layers_leave_over_is_not_piled_on_the_finest():
+    # Units of 16 input channels; uniform 0.1 is below the floors 0.25 (64 channels) and 0.125 (128 channels). What four layers of 256
+    # channels (0.0625 or 0.125) cannot take goes to the middle ones; filling up by the finest units would make fine0 wholly dense.
+    table = {f"fine{i}": Layer((64, 64, 3, 3), 64 * 16 * 9) for i in range(2)}
+    table |= {f"middle{i}": Layer((128, 128, 3, 3), 128 * 16 * 9) for i in range(2)}
+    table |= {f"coarse{i}": Layer((256, 256, 3, 3), 256 * 16 * 9) for i in range(4)}
+    budgets = uniform(table, 0.1)
+    assert [budgets[name] // layer.unit for name, layer in table.items()] == [1, 1, 2, 2, 2, 1, 1, 1]
+    assert abs(round(0.1 * sum(layer.size for layer in table.values())) - sum(budgets.values())) < 64 * 16 * 9
