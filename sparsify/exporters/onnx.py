@@ -23,7 +23,7 @@ from sparsify.errors import ExportError
 from sparsify.exporters.measure import measure_layers
 from sparsify.ir import Program, Stage
 from sparsify.ir.serialization import write_atomically
-from sparsify.passes import LowerGroupedConv, LowerGroupedLinear, Pipeline
+from sparsify.passes import AbsorbBiases, ArrangeChannels, LowerGroupedConv, LowerGroupedLinear, Pipeline
 
 OPSETS = range(18, 24)
 STORAGES = ("dense", "sparse")
@@ -51,6 +51,8 @@ class Parity:
 @dataclass(frozen=True)
 class ExportResult:
     """The written file: size in bytes, non-zeros and positions of the weights that were masked, and its parity.
+
+    Non-zeros of outputs that nothing reads are counted, though forms other than ``dense`` leave them out of the file.
 
     Attributes:
         forms: by weight, ``grouped``, or why it was left dense.
@@ -100,7 +102,7 @@ def export(
     folded = _folded(program)
     lowered, forms = _lowered(folded, form)
     model = _convert(lowered, inputs, opset)
-    nonzeros, positions = _check_budgets(model, lowered, masks)
+    nonzeros, positions = _check_budgets(model, folded, lowered, masks)
     if storage == "sparse":
         _store_sparse(model)
     for key, value in sorted((metadata or {}).items()):
@@ -128,15 +130,17 @@ def _lowered(folded: Program, form: str) -> tuple[Program, dict[str, str]]:
     """The program with grouped layers in their own form, and what became of each weight."""
     if form == "dense" or folded.stage is not Stage.FOLDED:
         return folded, {}
+    folded = Pipeline((ArrangeChannels(),))(folded)
     trials = measure_layers(folded) if form == "auto:measure" else {}
     slower = tuple(name for name, trial in trials.items() if trial.grouped >= trial.dense)
     rule = "grouped" if form == "auto:measure" else form
     lowered, logs = Pipeline((
+        AbsorbBiases(),
         LowerGroupedConv(form=rule, keep_dense=tuple(name for name in slower if folded.get_parameter(name).ndim > 2)),
         LowerGroupedLinear(form=rule, keep_dense=tuple(name for name in slower if folded.get_parameter(name).ndim == 2)),
     )).run(folded)  # fmt: skip
-    forms = {name: "grouped" for log in logs for name in log.changed}
-    forms |= {name: "dense" if name in slower else reason for log in logs for name, reason in log.skipped}
+    forms = {name: "grouped" for log in logs[1:] for name in log.changed}
+    forms |= {name: "dense" if name in slower else reason for log in logs[1:] for name, reason in log.skipped}
     return lowered.eval(), forms | {name: f"{forms[name]}: {trial}" for name, trial in trials.items()}
 
 
@@ -193,8 +197,13 @@ def _clean(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _check_budgets(model: onnx.ModelProto, program: Program, masks: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Zeros of every masked weight, by size and count; the exporter may rename and transpose but not merge."""
+def _check_budgets(
+    model: onnx.ModelProto, folded: Program, program: Program, masks: Mapping[str, Tensor]
+) -> tuple[int, int]:
+    """Zeros of every masked weight, by size and count; the exporter may rename and transpose but not merge.
+
+    Returns the non-zeros before outputs without a reader were dropped, and the positions.
+    """
     found = sorted(
         (int(np.prod(i.dims)), int(np.count_nonzero(numpy_helper.to_array(i)))) for i in model.graph.initializer
     )
@@ -208,7 +217,8 @@ def _check_budgets(model: onnx.ModelProto, program: Program, masks: Mapping[str,
                 f"the exporter changed the weight. Please report this model."
             )
         found.remove(key)
-        nonzeros, positions = nonzeros + key[1], positions + mask.numel()
+        whole = int(folded.get_parameter(_kept_name(folded, name)).count_nonzero())
+        nonzeros, positions = nonzeros + whole, positions + mask.numel()
     return nonzeros, positions
 
 
