@@ -202,7 +202,11 @@ def _check_budgets(
 ) -> tuple[int, int]:
     """Zeros of every masked weight, by size and count; the exporter may rename and transpose but not merge.
 
-    Returns the non-zeros before outputs without a reader were dropped, and the positions.
+    Returns:
+        The non-zeros before outputs without a reader were dropped, and the positions.
+
+    Raises:
+        ExportError: If an initializer is missing.
     """
     found = sorted(
         (int(np.prod(i.dims)), int(np.count_nonzero(numpy_helper.to_array(i)))) for i in model.graph.initializer

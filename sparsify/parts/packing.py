@@ -47,8 +47,8 @@ class Packing:
         return torch.stack([part[:, index] for part, index in zip(split, self.inputs, strict=True)])
 
     def is_identity(self, inputs: int) -> bool:
-        """Whether one group reads every input, in order."""
-        return self.groups == 1 and self.inputs.shape[1] == inputs
+        """Whether the groups read all inputs in order, each its own part."""
+        return torch.equal(self.inputs.flatten(), torch.arange(inputs))
 
 
 def pack(weight: Tensor, rows: int) -> Packing:

@@ -137,9 +137,11 @@ class LowerGroupedLinear(Pass):
             else:  # a table of indices gives the groups their dimension at once
                 shape = (groups, kept // chunk, line)
                 source = last = columns.emit(last, aten.embedding.default, (source, index), shape)
-            if chunk > 1 or (lead and groups > 1):
-                shape = (*lead, *split, width)
-                source = last = columns.emit(last, aten.reshape.default, (source, sizes(shape)), shape)
+        if last is node and groups == 1:
+            pass  # neither selected nor to be split
+        elif last is node or chunk > 1 or (lead and groups > 1):
+            shape = (*lead, *split, width)
+            source = last = columns.emit(last, aten.reshape.default, (source, sizes(shape)), shape)
         shape = (*lead, *split[:-1], packing.rows, width)
         product = columns.emit(last, aten.matmul.default, (weight, source), shape)
         if groups > 1:

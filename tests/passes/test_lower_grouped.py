@@ -115,6 +115,24 @@ def test_one_group_that_reads_every_input_needs_no_selection():
     assert aten.index_select.default not in [node.target for node in lowered.phases["eval"].graph.nodes]
 
 
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_blocks_along_the_diagonal_need_no_selection(kind):
+    layer = nn.Linear(64, 64) if kind == "linear" else nn.Conv2d(64, 64, 1)
+    blocks = torch.block_diag(*[torch.ones(16, 16)] * 4).reshape(layer.weight.shape)
+    with torch.no_grad():
+        layer.weight.mul_(blocks)
+    model = nn.Sequential(
+        *([nn.Flatten()] if kind == "linear" else [nn.PixelUnshuffle(8)]), layer, nn.Flatten(1), nn.Linear(64, 10)
+    )
+    program = sp.Pipeline.parse("insert-masks | fold-masks")(sp.trace(model, (digits()[0],)).eval())
+    lowered = sp.Pipeline.parse(LOWER)(program)
+    targets = [node.target for node in lowered.phases["eval"].graph.nodes]
+    assert not {aten.index_select.default, aten.embedding.default} & set(targets)
+    assert lowered.get_parameter("1.weight").shape[:3] == ((4, 16, 16) if kind == "linear" else (64, 16, 1))
+    x = digits(6)[0]
+    torch.testing.assert_close(lowered.eval()(x), program(x), rtol=0, atol=1e-6)
+
+
 def test_a_shared_weight_stays_dense_and_says_so():
     class Shared(nn.Module):
         def __init__(self):
