@@ -90,11 +90,10 @@ def sparse(program: sp.Program, name: str, pattern: str, sparsity: float) -> sp.
 
 
 def diagonal(mask: torch.Tensor, density: float) -> torch.Tensor:
-    """Blocks along the diagonal, each input in one group; as many as the density allows with 16 inputs and outputs a group."""
-    outputs, columns = mask.shape[:2]
-    blocks = [
-        2**i for i in range(12) if 2**i * density <= 1.001 and outputs % (16 * 2**i) == columns % (16 * 2**i) == 0
-    ]
+    """Blocks along the diagonal, each input in one group; as many as the density allows, convolutions with multiples of 16 a group."""
+    (outputs, columns), lanes = mask.shape[:2], 16 if mask.ndim > 2 else 1
+    fits = [2**i for i in range(12) if outputs % (lanes * 2**i) == columns % (lanes * 2**i) == 0]
+    blocks = [count for count in fits if count * density <= 1.001]
     count = max(blocks, default=1)
     same = torch.arange(outputs)[:, None] * count // outputs == torch.arange(columns) * count // columns
     return same.reshape(outputs, columns, *[1] * (mask.ndim - 2)).expand(mask.shape)
