@@ -1,11 +1,13 @@
-"""How fast exported files are: grouped patterns, a narrower dense network and dense int8 against the dense fp32 file, in ONNX Runtime.
+"""How fast exported files are: sparse patterns, a narrower dense network and dense int8 against the dense fp32 file, in ONNX Runtime.
 
-All files of one setting (network, batch, threads) are timed in turn in one process. A figure is the median over rounds of the ratio to
-the dense file of the same round, with its 95 % interval; the dense file against itself shows the noise. Weights are random: the time of
-dense operators does not depend on them. Files are made once and kept in the folder given, so that a run can go on where it stopped.
+All files of one setting (network, sparsity, batch, threads) are timed in turn in one process. A figure is the median over rounds of the
+ratio to the dense file of the same round, with its 95 % interval; the dense file against itself shows the noise. Weights are random;
+batch norms get the statistics of a batch, so that values stay in the range of a trained network's, and every file is proved against its
+program before it is timed. Files and measured settings are kept, so that a run goes on where it stopped.
 
 python benchmarks/deploy_speed.py --quick                       # 90 %, batch 1, one thread
-python benchmarks/deploy_speed.py --folder runs/speed --networks mlp resnet50 --sparsity 0.9 --batch 1 32 --threads 1 4
+python benchmarks/deploy_speed.py --networks mlp resnet50 --sparsity 0.9 --batch 1 32 --threads 1 4
+python benchmarks/deploy_speed.py --show                        # the table and plot of what has been measured
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 
 import sparsify as sp
@@ -33,130 +35,157 @@ from sparsify.reports.latency import machine
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import NETWORKS
+from rivals import openvino_rows, processor, quantised
 
-PATTERNS = {
-    "mlp": ("grouped:32", "grouped:64", "grouped:128", "grouped:64x4", "grouped:64x8", "grouped:1024"),
-    "": ("grouped:32", "grouped:64", "grouped:128", "grouped:4096"),
-}
-"""grouped:1024 and grouped:4096 are one group a layer."""
-QUICK = {"mlp": ("grouped:64", "grouped:64x8"), "": ("grouped:64",)}
+GROUPED = ("grouped:32", "grouped:64", "grouped:128", "one group", "block-diagonal")
+PATTERNS = {name: GROUPED for name in NETWORKS} | {"mlp": (*GROUPED, "grouped:64x4", "grouped:64x8")}
+QUICK = {name: ("grouped:64",) for name in NETWORKS} | {"mlp": ("grouped:64", "grouped:64x8")}
+RIVALS = ("int8", "narrower dense", "openvino")
+PRECISIONS = ("fp32",)
+"""Precisions `export` offers for sparse files; a row of another than fp32 is exported with ``precision=...`` and calibration inputs."""
+ONE_GROUP = "grouped:65536"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is timed together."""
+
+    network: str
+    sparsity: float
+    batch: int
+    threads: int
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        return all(row[key] == value for key, value in vars(self).items())
 
 
 def inputs(name: str, count: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, *NETWORKS[name][1], generator=torch.Generator().manual_seed(seed))
 
 
+def settled(program: sp.Program, name: str) -> sp.Program:
+    """Batch norms with the statistics of a batch (their momentum is 1): random and sparse layers would else let values vanish."""
+    with torch.no_grad():
+        program.train()(inputs(name, 4))
+    return program.eval()
+
+
 def build(name: str, width: float = 1.0) -> sp.Program:
     """The network of a width with seeded weights, traced."""
     torch.manual_seed(0)
-    return sp.trace(NETWORKS[name][0](width).eval(), (inputs(name, 2),)).eval()
+    return settled(sp.trace(NETWORKS[name][0](width).eval(), (inputs(name, 2),)), name)
 
 
-def make(path: Path, program: sp.Program, name: str, **options: Any) -> dict[str, Any]:
+def sparse(program: sp.Program, name: str, pattern: str, sparsity: float) -> sp.Program:
+    """Masks by magnitude, the same density for every layer as far as floors allow."""
+    density = 1.0 if pattern == "block-diagonal" else round(1 - sparsity, 6)
+    text = {"one group": ONE_GROUP, "block-diagonal": "unstructured"}.get(pattern, pattern)
+    masks = InsertMasks(pattern=text, density=density, allocation="uniform", keep_dense=NETWORKS[name][2])
+    masked = Pipeline((masks,))(program)
+    if pattern == "block-diagonal":
+        for weight, mask in masked.masks().items():
+            mask.copy_(diagonal(mask, 1 - sparsity))
+            masked.get_parameter(weight).detach().mul_(mask)
+    return settled(masked, name)
+
+
+def diagonal(mask: torch.Tensor, density: float) -> torch.Tensor:
+    """Blocks along the diagonal, each input in one group; as many as the density allows, convolutions with multiples of 16 a group."""
+    (outputs, columns), lanes = mask.shape[:2], 16 if mask.ndim > 2 else 1
+    fits = [2**i for i in range(12) if outputs % (lanes * 2**i) == columns % (lanes * 2**i) == 0]
+    blocks = [count for count in fits if count * density <= 1.001]
+    count = max(blocks, default=1)
+    same = torch.arange(outputs)[:, None] * count // outputs == torch.arange(columns) * count // columns
+    return same.reshape(outputs, columns, *[1] * (mask.ndim - 2)).expand(mask.shape)
+
+
+def make(
+    path: Path, program: Callable[[], sp.Program], name: str, precision: str = "fp32", **options: Any
+) -> dict[str, Any]:
     """Export unless the file is there; what is known of it is kept beside it."""
     notes = path.with_suffix(".json")
     if not (path.exists() and notes.exists()):
-        result = export(program, path, inputs=[inputs(name, 2)], **options)
-        costs = program.costs()
-        known = {"density": costs.density, "macs": costs.macs_active / costs.macs_dense, "forms": dict(result.forms)}
-        known["parity"] = result.parity.largest_error
+        if precision != "fp32":
+            options |= {"precision": precision, "calibration": [inputs(name, 32, seed=1)]}
+        made = program()
+        result = export(made, path, inputs=[inputs(name, 2)], **options)
+        costs = made.costs()
+        known = {
+            "density": costs.density,
+            "macs": costs.macs_active / costs.macs_dense,
+            "parity": result.parity.largest_error,
+        }
+        known["grouped"] = sum(text.startswith("grouped") for text in result.forms.values())
         write_atomically(notes, json.dumps(known, indent=1).encode())
     return json.loads(notes.read_text())
 
 
-def quantised(dense: Path, name: str) -> Path:
-    """The dense file in int8: static, per channel, QDQ, by ONNX Runtime's own quantiser."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    path = dense.with_name("int8.onnx")
-    if path.exists():
-        return path
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            key = onnx.load(dense, load_external_data=False).graph.input[0].name
-            self.rows = iter([{key: inputs(name, 1, seed).numpy()} for seed in range(8)])
-
-        def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
-            return next(self.rows, None)
-
-    quantize_static(
-        str(dense), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-        weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
-    )  # fmt: skip
-    return path
-
-
-def files(
-    name: str, sparsity: float, patterns: Sequence[str], folder: Path, *, rivals: bool
-) -> dict[str, tuple[Path, dict[str, Any]]]:
+def files(setting: Setting, options: argparse.Namespace) -> dict[str, tuple[Path, dict[str, Any]]]:
     """Row name -> (file, what is known of it), the dense file first."""
-    program = build(name)
-    made: dict[str, tuple[Path, dict[str, Any]]] = {}
-    dense = folder / name / "dense.onnx"
-    made["dense"] = dense, make(dense, program, name, form="dense")
-    if rivals:
-        made["int8"] = quantised(dense, name), {}
-    fraction = 1 - sparsity
-    for pattern in patterns:
-        path = folder / name / f"{pattern.replace(':', '-')}-{sparsity}.onnx"
-        if not path.exists():
-            masks = InsertMasks(
-                pattern=pattern, density=round(1 - sparsity, 6), allocation="uniform", keep_dense=NETWORKS[name][2]
-            )
+    name, sparsity, folder = setting.network, setting.sparsity, options.folder / setting.network
+    folder.mkdir(parents=True, exist_ok=True)
+    programs: dict[float, sp.Program] = {}
+
+    def of_width(width: float = 1.0) -> sp.Program:
+        return programs.setdefault(width, build(name, width)) if width not in programs else programs[width]
+
+    made = {"dense": (folder / "dense.onnx", make(folder / "dense.onnx", of_width, name, form="dense"))}
+    if "int8" in options.rivals:
+        path = quantised(made["dense"][0], [inputs(name, 1, seed).numpy() for seed in range(8)])
+        made["int8"] = path, {}
+    for pattern in options.patterns or (QUICK if options.quick else PATTERNS)[name]:
+        for precision in options.precision:
+            row = pattern if precision == "fp32" else f"{pattern} {precision}"
+            path = folder / f"{row.replace(':', '-').replace(' ', '-')}-{sparsity}.onnx"
             try:
-                sparse = Pipeline((masks,))(program).eval()
+                known = make(path, lambda p=pattern: sparse(of_width(), name, p, sparsity), name, precision)
             except sp.errors.AllocationError as error:
                 print(f"{name} {pattern} at {sparsity:.0%}: {error}")
                 continue
-        else:
-            sparse = program
-        known = make(path, sparse, name)
-        made[pattern] = path, known
-        if pattern == "grouped:64":
-            fraction = known["macs"]
-    if rivals:
-        path = folder / name / f"narrow-{sparsity}.onnx"
-        width = math.sqrt(fraction)
-        made["narrower dense"] = path, make(path, build(name, width), name, form="dense") | {"width": width}
+            made[row] = path, known
+    if "narrower dense" in options.rivals:
+        fraction = made["grouped:64"][1]["macs"] if "grouped:64" in made else 1 - sparsity
+        width, path = math.sqrt(fraction), folder / f"narrower-{sparsity}.onnx"
+        made["narrower dense"] = path, make(path, lambda: of_width(width), name, form="dense") | {"width": width}
     return made
 
 
-def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every network x sparsity x batch x threads; the report is written after each."""
+def measure(setting: Setting, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one setting."""
+    made = files(setting, options)
+    paths = {row: path for row, (path, _) in made.items()}
+    result = compare(paths, batch=setting.batch, threads=setting.threads, rounds=options.rounds)
     rows: list[dict[str, Any]] = []
-    for name in options.networks:
-        for sparsity in options.sparsity:
-            patterns = (
-                options.patterns
-                or (QUICK if options.quick else PATTERNS).get(name)
-                or (QUICK if options.quick else PATTERNS)[""]
-            )
-            made = files(name, sparsity, patterns, options.folder, rivals=not options.no_rivals)
-            for batch in options.batch:
-                for threads in options.threads:
-                    result = compare(
-                        {row: path for row, (path, _) in made.items()},
-                        batch=batch,
-                        threads=threads,
-                        rounds=options.rounds,
-                    )
-                    for timing in result.timings:
-                        known = made[timing.name][1]
-                        rows.append({
-                            "network": name, "sparsity": sparsity, "batch": batch, "threads": threads, "row": timing.name,
-                            "milliseconds": timing.milliseconds, "times_as_fast": timing.speedup, "interval": timing.interval,
-                            "noise": result.noise, "bytes": timing.bytes, **known,
-                        })  # fmt: skip
-                        low, high = timing.interval
-                        print(
-                            f"{name:10} {sparsity:.0%} batch {batch:2} threads {threads} {timing.name:16} {timing.milliseconds:9.3f} ms "
-                            f"{timing.speedup:5.2f} ({low:.2f} to {high:.2f})",
-                            flush=True,
-                        )
-                    report = {"machine": dict(machine()), "rows": rows}
-                    write_atomically(options.json, (json.dumps(report, indent=1) + "\n").encode())
+    for timing in result.timings:
+        rows.append({
+            **vars(setting), "row": timing.name, "milliseconds": timing.milliseconds, "quartiles": timing.quartiles,
+            "times_as_fast": timing.speedup, "interval": timing.interval, "noise": result.noise, "verdict": result.verdict(timing),
+            "bytes": timing.bytes, **made[timing.name][1],
+        })  # fmt: skip
+    if "openvino" in options.rivals:
+        extra = openvino_rows(
+            paths, inputs(setting.network, setting.batch).numpy(), threads=setting.threads, rounds=options.rounds
+        )
+        rows += [{**vars(setting), **row} for row in extra]
     return rows
+
+
+def measured(path: Path, here: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of an earlier run on the same machine."""
+    if not path.exists():
+        return []
+    report = json.loads(path.read_text())
+    if report["machine"] != here:
+        sys.exit(f"{path} holds figures of another machine ({report['machine']}); choose another --json.")
+    return report["rows"]
+
+
+def line(row: Mapping[str, Any]) -> str:
+    low, high = row["interval"]
+    return (
+        f"{row['network']:10} {row['sparsity']:4.0%}  batch {row['batch']:2}  threads {row['threads']}  {row['row']:22} "
+        f"{row['milliseconds']:9.3f} ms  {row['times_as_fast']:5.2f}  ({low:.2f} to {high:.2f})"
+    )
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -173,14 +202,11 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         networks = list(dict.fromkeys(r["network"] for r in shown))
         names = [n for n in dict.fromkeys(r["row"] for r in shown) if n != "dense"]
         for index, row in enumerate(names):
-            points = [(networks.index(r["network"]), r["times_as_fast"]) for r in shown if r["row"] == row]
-            width = 0.8 / len(names)
-            axis.bar(
-                [x + (index - len(names) / 2 + 0.5) * width for x, _ in points],
-                [y for _, y in points],
-                width,
-                label=row,
-            )
+            chosen = [r for r in shown if r["row"] == row]
+            width, values = 0.8 / len(names), [r["times_as_fast"] for r in chosen]
+            places = [networks.index(r["network"]) + (index - len(names) / 2 + 0.5) * width for r in chosen]
+            spread = np.abs(np.array([r["interval"] for r in chosen]).T - np.array(values))
+            axis.bar(places, values, width, label=row, yerr=spread, error_kw={"linewidth": 0.6})
         axis.axhline(1.0, color="black", linewidth=0.8)
         axis.set_xticks(range(len(networks)), networks)
         axis.set_title(f"{sparsity:.0%} sparse, batch {batch}, {threads} thread(s)", fontsize=9)
@@ -190,29 +216,55 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     every = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--sparsity", nargs="+", type=float)
-    parser.add_argument("--patterns", nargs="+")
-    parser.add_argument("--batch", nargs="+", type=int)
-    parser.add_argument("--threads", nargs="+", type=int)
+    parser.add_argument("--sparsity", nargs="+", type=float, help="default 0.5 0.75 0.9 0.95")
+    parser.add_argument("--patterns", nargs="+", help=f"default {', '.join(PATTERNS['mlp'])}, chunks for the mlp alone")
+    parser.add_argument("--batch", nargs="+", type=int, help="default 1 32")
+    parser.add_argument("--threads", nargs="+", type=int, help="default 1 and all")
+    parser.add_argument(
+        "--rivals", nargs="*", choices=RIVALS, default=list(RIVALS), help="openvino where it is installed"
+    )
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help="of the sparse files")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--folder", type=Path, default=Path("runs/deploy_speed"), help="of the ONNX files")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--no-rivals", action="store_true", help="leave out int8 and the narrower network")
-    parser.add_argument("--quick", action="store_true", help="90 %%, one pattern, batch 1, one thread")
+    parser.add_argument("--json", type=Path, help="default deploy_speed.json in the folder")
+    parser.add_argument("--again", action="store_true", help="measure settings anew that the report holds")
+    parser.add_argument("--show", action="store_true", help="print and plot the report, and measure nothing")
+    parser.add_argument("--quick", action="store_true", help="90 %%, few patterns, batch 1, one thread")
     options = parser.parse_args()
     options.sparsity = options.sparsity or ([0.9] if options.quick else [0.5, 0.75, 0.9, 0.95])
     options.batch = options.batch or ([1] if options.quick else [1, 32])
     options.threads = options.threads or ([1] if options.quick else sorted({1, every}))
     options.json = options.json or options.folder / "deploy_speed.json"
-    options.folder.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def main() -> None:
+    options = parse()
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    here = {**machine(), **processor()}
+    rows = measured(options.json, here)
+    wanted = [] if options.show else [
+        Setting(name, sparsity, batch, threads)
+        for name in options.networks for sparsity in options.sparsity for batch in options.batch for threads in options.threads
+    ]  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rows = measure(options)
-    plot(rows, options.json.with_suffix(".png"))
+        for setting in wanted:
+            if not options.again and any(setting.matches(row) for row in rows):
+                continue
+            found = measure(setting, options)
+            print("\n".join(map(line, found)), flush=True)
+            rows = [row for row in rows if not setting.matches(row)] + found
+            write_atomically(options.json, (json.dumps({"machine": here, "rows": rows}, indent=1) + "\n").encode())
+    if options.show:
+        print(", ".join(f"{key}: {value}" for key, value in here.items()))
+        print("\n".join(map(line, rows)))
+    if rows:
+        plot(rows, options.json.with_suffix(".png"))
 
 
 if __name__ == "__main__":

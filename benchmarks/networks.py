@@ -29,9 +29,9 @@ class MLP(nn.Module):
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """Convolution and batch norm."""
+    """Convolution and batch norm, whose statistics are those of the last batch."""
     layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(layer, nn.BatchNorm2d(outputs))
+    return nn.Sequential(layer, nn.BatchNorm2d(outputs, momentum=1.0))
 
 
 class Residual(nn.Module):

@@ -37,8 +37,17 @@ def name_weights(model: onnx.ModelProto, program: Program) -> onnx.ModelProto:
     return model
 
 
-def check_budgets(model: onnx.ModelProto, program: Program, masks: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Zeros of every masked weight, by size and count; the exporter may rename and transpose but not merge."""
+def check_budgets(
+    model: onnx.ModelProto, folded: Program, program: Program, masks: Mapping[str, Tensor]
+) -> tuple[int, int]:
+    """Zeros of every masked weight, by size and count; the exporter may rename and transpose but not merge.
+
+    Returns:
+        The non-zeros before outputs without a reader were dropped, and the positions.
+
+    Raises:
+        ExportError: If an initializer is missing.
+    """
     found = sorted(
         (int(np.prod(i.dims)), int(np.count_nonzero(numpy_helper.to_array(i)))) for i in model.graph.initializer
     )
@@ -52,7 +61,8 @@ def check_budgets(model: onnx.ModelProto, program: Program, masks: Mapping[str, 
                 f"the exporter changed the weight. Please report this model."
             )
         found.remove(key)
-        nonzeros, positions = nonzeros + key[1], positions + mask.numel()
+        whole = int(folded.get_parameter(_kept_name(folded, name)).count_nonzero())
+        nonzeros, positions = nonzeros + whole, positions + mask.numel()
     return nonzeros, positions
 
 

@@ -25,7 +25,7 @@ from sparsify.exporters.initializers import check_budgets, name_weights, store_s
 from sparsify.exporters.measure import measure_layers
 from sparsify.ir import Program, Stage
 from sparsify.ir.serialization import write_atomically
-from sparsify.passes import LowerGroupedConv, LowerGroupedLinear, Pipeline
+from sparsify.passes import AbsorbBiases, ArrangeChannels, LowerGroupedConv, LowerGroupedLinear, Pipeline
 
 OPSETS = range(18, 24)
 STORAGES = ("dense", "sparse")
@@ -54,6 +54,8 @@ class Parity:
 @dataclass(frozen=True)
 class ExportResult:
     """The written file: size in bytes, non-zeros and positions of the weights that were masked, and its parity.
+
+    Non-zeros of outputs that nothing reads are counted, though forms other than ``dense`` leave them out of the file.
 
     Attributes:
         parity: of the fp32 file, also where it is not the one that was written.
@@ -119,9 +121,10 @@ def export(
         raise ExportError("int8 files have storage 'dense'; 'sparse' holds float32 values. Choose one of the two.")
     masks = {name: mask.clone() for name, mask in program.masks().items()}
     folded = _folded(program)
-    lowered, forms = _lowered(folded, form)
+    arranged = _arranged(folded, form)
+    lowered, forms = _lowered(arranged, form)
     model = _convert(lowered, inputs, opset)
-    nonzeros, positions = check_budgets(model, lowered, masks)
+    nonzeros, positions = check_budgets(model, folded, lowered, masks)
     if storage == "sparse":
         store_sparse(model)
     data = _finished(model, metadata or {})
@@ -132,11 +135,11 @@ def export(
         convert = functools.partial(_convert, inputs=inputs, opset=opset)
         grouped = any(text.startswith("grouped") for text in forms.values())
         models = {"dense": convert(folded), "grouped": model} if grouped else {"dense": model}
-        models = {kind: name_weights(file, folded) for kind, file in models.items()}
+        models = {kind: name_weights(file, arranged if kind == "grouped" else folded) for kind, file in models.items()}
         dense = tuple(name for name, text in forms.items() if not text.startswith("grouped"))
 
         def lower(kept: tuple[str, ...]) -> onnx.ModelProto:
-            return name_weights(convert(_grouped(folded, "grouped", (*dense, *kept))[0]), folded)
+            return name_weights(convert(_grouped(arranged, "grouped", (*dense, *kept))[0]), arranged)
 
         integer, integers = int8.int8_file(models, samples, lower=lower, batch=batch, threads=threads)
         data = _finished(_clean(integer), {**(metadata or {}), "precision": integers.chosen.name})
@@ -186,6 +189,13 @@ def _folded(program: Program) -> Program:
     return Pipeline.parse(" | ".join(steps))(program).cpu().eval()
 
 
+def _arranged(folded: Program, form: str) -> Program:
+    """The program without outputs that nothing reads, those of a learned group side by side."""
+    if form == "dense" or folded.stage is not Stage.FOLDED:
+        return folded
+    return Pipeline((ArrangeChannels(),))(folded)
+
+
 def _lowered(folded: Program, form: str) -> tuple[Program, dict[str, str]]:
     """The program with grouped layers in their own form, and what became of each weight."""
     if form == "dense" or folded.stage is not Stage.FOLDED:
@@ -200,11 +210,12 @@ def _grouped(folded: Program, rule: str, dense: Collection[str]) -> tuple[Progra
     """The program with grouped layers in their own form but for the weights ``dense``, and what became of each weight."""
     ranks = {name: folded.get_parameter(name).ndim for name in dense}
     lowered, logs = Pipeline((
+        AbsorbBiases(),
         LowerGroupedConv(form=rule, keep_dense=tuple(name for name, rank in ranks.items() if rank > 2)),
         LowerGroupedLinear(form=rule, keep_dense=tuple(name for name, rank in ranks.items() if rank == 2)),
     )).run(folded)  # fmt: skip
-    forms = {name: "grouped" for log in logs for name in log.changed}
-    forms |= {name: "dense" if name in dense else reason for log in logs for name, reason in log.skipped}
+    forms = {name: "grouped" for log in logs[1:] for name in log.changed}
+    forms |= {name: "dense" if name in dense else reason for log in logs[1:] for name, reason in log.skipped}
     return lowered.eval(), forms
 
 

@@ -175,7 +175,49 @@ def _round(layers: Mapping[str, Layer], shares: Mapping[str, float], total: int)
         if abs(left) >= abs(spare):
             break
         units, spare = trial, left
+    _even(layers, shares, units, spare)
     return {name: units[name] * layer.unit for name, layer in layers.items()}
+
+
+def _even(layers: Layers, shares: Mapping[str, float], units: dict[str, int], spare: int) -> None:
+    """Exchange units between layers while that brings densities nearer to their shares, and what is spare stays below a unit.
+
+    What coarse layers leave over would else all go to the finest ones: a convolution of 64 channels at twice its share.
+    """
+    if all(layer.unit == 1 for layer in layers.values()):
+        return  # the largest remainder is the best there is
+    most = max(abs(spare), min(layer.unit for layer in layers.values()) - 1)
+
+    def change(units: Mapping[str, int], name: str, step: int) -> float:
+        x, now = layers[name], units[name]
+        if not _may_move(x, now, step):
+            return math.inf
+        return (((now + step) * x.unit - shares[name]) / x.size) ** 2 - ((now * x.unit - shares[name]) / x.size) ** 2
+
+    for _ in range(4 * len(layers)):
+        best, found = -1e-9, None
+        for first, layer in layers.items():
+            for way in (-1, 1):
+                trial, left, gain = (
+                    {**units, first: units[first] + way},
+                    spare - way * layer.unit,
+                    change(units, first, way),
+                )
+                while abs(left) > most and gain < best:
+                    step = 1 if left > 0 else -1
+                    fits = [n for n, x in layers.items() if n != first and abs(left - step * x.unit) < abs(left)]
+                    if not fits:
+                        break
+                    name = min(fits, key=lambda n: change(trial, n, step))
+                    gain += change(trial, name, step)
+                    trial[name] += step
+                    left -= step * layers[name].unit
+                if abs(left) <= most and gain < best:
+                    best, found = gain, (trial, left)
+        if found is None:
+            return
+        units.update(found[0])
+        spare = found[1]
 
 
 def _settle(layers: Mapping[str, Layer], shares: Mapping[str, float], units: dict[str, int], spare: int) -> int:

@@ -47,8 +47,8 @@ class Packing:
         return torch.stack([part[:, index] for part, index in zip(split, self.inputs, strict=True)])
 
     def is_identity(self, inputs: int) -> bool:
-        """Whether one group reads every input, in order."""
-        return self.groups == 1 and self.inputs.shape[1] == inputs
+        """Whether the groups read all inputs in order, each its own part."""
+        return torch.equal(self.inputs.flatten(), torch.arange(inputs))
 
 
 def pack(weight: Tensor, rows: int) -> Packing:
@@ -69,6 +69,18 @@ def pack(weight: Tensor, rows: int) -> Packing:
     return Packing(rows, order.sort(dim=1).values, chunk)
 
 
+def order_of_outputs(weight: Tensor) -> Tensor:
+    """The order [O] that puts outputs reading the same inputs side by side, in order of their first; the identity if they lie so already.
+
+    Args:
+        weight: [O, I, *K], zeros where inactive.
+    """
+    used = (weight.detach() != 0).flatten(2).any(dim=2) if weight.ndim > 2 else weight.detach() != 0
+    sets = torch.unique(used, dim=0, return_inverse=True)[1]
+    first = torch.full((int(sets.max()) + 1,), len(sets)).scatter_reduce_(0, sets, torch.arange(len(sets)), "amin")
+    return first[sets].sort(stable=True).indices
+
+
 def _chunk(used: Tensor) -> int:
     """The longest run of `CHUNKS` in which all used inputs [groups, I] lie aligned."""
     groups, inputs = used.shape
@@ -83,8 +95,17 @@ def _chunk(used: Tensor) -> int:
 def predicted_gain(weight: Tensor, packing: Packing) -> float:
     """Times as fast as the dense layer, by `LINEAR_EFFICIENCY` and `CONV_EFFICIENCY`."""
     table = CONV_EFFICIENCY if weight.ndim > 2 else LINEAR_EFFICIENCY
-    efficiency = max((value for rows, value in table.items() if rows <= packing.rows), default=0.0)
+    efficiency = _between(table, packing.rows)
     return efficiency * weight.shape[1] / packing.inputs.shape[1]
+
+
+def _between(table: dict[int, float], rows: int) -> float:
+    """The table's value at ``rows``: linear between its entries, 0 below the first, the last above."""
+    below = max((r for r in table if r <= rows), default=0)
+    above = min((r for r in table if r >= rows), default=below)
+    if not below or above == below:
+        return table.get(below, 0.0)
+    return table[below] + (table[above] - table[below]) * (rows - below) / (above - below)
 
 
 def best_packing(weight: Tensor, *, force: bool = False) -> tuple[Packing | None, str]:

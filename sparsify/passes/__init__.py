@@ -1,5 +1,7 @@
 """Passes: frozen dataclasses that rewrite a program's graphs through `sparsify.ir.surgery`."""
 
+from sparsify.passes.absorb_biases import AbsorbBiases as AbsorbBiases
+from sparsify.passes.arrange_channels import ArrangeChannels as ArrangeChannels
 from sparsify.passes.attach_calibration_head import AttachCalibrationHead as AttachCalibrationHead
 from sparsify.passes.base import (
     Effect as Effect,

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsify.errors import PassError
-from sparsify.ir import Program, Stage, surgery
+from sparsify.ir import Program, Stage, TensorSpec, surgery
 from sparsify.parts.packing import Packing, best_packing
+from sparsify.passes.arrange_channels import groups_of, reads_of
 from sparsify.passes.base import Effect, Pass, PassLog, Preserves, option
 from sparsify.passes.feature_major import FeatureMajor, can_turn, feature_shape, sizes
 
@@ -43,8 +44,7 @@ class LowerGroupedConv(Pass):
         for node, weight in _layers(
             program, (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default), self, log
         ):
-            groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
-            if groups != 1:
+            if groups_of(node) != 1:
                 log.skip(str(weight.target), "a grouped convolution already")
             elif packing := _packing(program, weight, self, log):
                 self._lower(program, node, weight, packing)
@@ -60,6 +60,7 @@ class LowerGroupedConv(Pass):
         inputs = dense.shape[1]
         _replace(program, weight, packing.values(dense).flatten(0, 1))
         if not packing.is_identity(inputs):
+            source = _every_step(program, node, source, dense)
             index = _index(program, weight, node, packing.inputs.flatten())
             spec = surgery.respec(source, 1, packing.inputs.numel())
             taken = surgery.call_after(program, "eval", index, aten.index_select.default, (source, 1, index), spec=spec)
@@ -124,16 +125,23 @@ class LowerGroupedLinear(Pass):
         _replace(program, weight, values[0] if groups == 1 else values)
         last, split = node, (kept,) if groups == 1 else (groups, kept)
         if not packing.is_identity(int(features)):
-            index = _index(program, weight, node, packing.inputs.reshape(-1, chunk)[:, 0] // chunk)
+            chunks = packing.inputs.reshape(groups, -1, chunk)[:, :, 0] // chunk
+            index = _index(program, weight, node, chunks.flatten() if lead or groups == 1 else chunks)
             line = width if chunk == 1 else chunk * width if isinstance(width, int) else f"{chunk}*{width}"
             if chunk > 1:  # rows of a chunk lie side by side, so that a chunk is one line to copy
                 shape = (*lead, int(features) // chunk, line)
                 source = last = columns.emit(last, aten.reshape.default, (source, sizes(shape)), shape)
-            shape = (*lead, groups * kept // chunk, line)
-            source = last = columns.emit(last, aten.index_select.default, (source, len(lead), index), shape)
-            if groups > 1 or chunk > 1:
-                shape = (*lead, *split, width)
-                source = last = columns.emit(last, aten.reshape.default, (source, sizes(shape)), shape)
+            if lead or groups == 1:
+                shape = (*lead, groups * kept // chunk, line)
+                source = last = columns.emit(last, aten.index_select.default, (source, len(lead), index), shape)
+            else:  # a table of indices gives the groups their dimension at once
+                shape = (groups, kept // chunk, line)
+                source = last = columns.emit(last, aten.embedding.default, (source, index), shape)
+        if last is node and groups == 1:
+            pass  # neither selected nor to be split
+        elif last is node or chunk > 1 or (lead and groups > 1):
+            shape = (*lead, *split, width)
+            source = last = columns.emit(last, aten.reshape.default, (source, sizes(shape)), shape)
         shape = (*lead, *split[:-1], packing.rows, width)
         product = columns.emit(last, aten.matmul.default, (weight, source), shape)
         if groups > 1:
@@ -147,6 +155,21 @@ class LowerGroupedLinear(Pass):
             source = columns.twins[node.args[0]]  # type: ignore[index]
             product = columns.emit(node, aten.matmul.default, (node.args[1], source), feature_shape(node))
             columns.lowered(node, _with_bias(node, product, columns))
+
+
+def _every_step(program: Program, node: fx.Node, source: fx.Node, weight: Tensor) -> fx.Node:
+    """What a strided 1 x 1 convolution reads of its input, so that the rest need not be selected; its stride becomes 1."""
+    stride, padding = (list(node.args[i]) if len(node.args) > i else [default] for i, default in ((3, 1), (4, 0)))  # type: ignore[arg-type]
+    spec, made = source.meta.get("spec"), node.meta.get("spec")
+    if weight.ndim != 4 or weight.shape[2:].numel() > 1 or max(stride) == 1 or any(padding) or node.kwargs:
+        return source
+    if not isinstance(spec, TensorSpec) or not isinstance(made, TensorSpec):
+        return source
+    shape = TensorSpec("", (*spec.shape[:2], *made.shape[2:]), spec.dtype)
+    anchor = node.prev if node.prev.op != "placeholder" else source
+    taken = surgery.call_after(program, "eval", anchor, aten.max_pool2d.default, (source, [1, 1], stride), spec=shape)
+    surgery.replace_argument(node, 3, [1, 1])
+    return taken
 
 
 def _with_bias(node: fx.Node, product: fx.Node, columns: FeatureMajor) -> fx.Node:
@@ -168,21 +191,16 @@ def _layers(
     for glob in settings.keep_dense:
         if not any(fnmatch.fnmatchcase(name, glob) for name in names):
             raise PassError(f"{settings.name}: keep-dense={glob!r} matches no weight. Weights: {', '.join(names)}.")
-    tensors = dict(program.named_parameters(remove_duplicate=False))
-    nodes = program.phases["eval"].graph.nodes
-    reads: dict[int, int] = {}
-    for node in nodes:
-        if node.op == "get_attr" and str(node.target) in tensors:
-            reads[id(tensors[str(node.target)])] = reads.get(id(tensors[str(node.target)]), 0) + len(node.users)
+    tensors, reads = dict(program.named_parameters(remove_duplicate=False)), reads_of(program)
     found: list[tuple[fx.Node, fx.Node]] = []
-    for node in nodes:
+    for node in program.phases["eval"].graph.nodes:
         weight = node.args[1] if node.target in targets else None
         if not isinstance(weight, fx.Node) or str(weight.target) not in tensors:
             continue
         name = str(weight.target)
         if any(fnmatch.fnmatchcase(name, glob) for glob in settings.keep_dense):
             log.skip(name, "asked to stay dense")
-        elif reads[id(tensors[name])] > 1:
+        elif reads[name] > 1:
             log.skip(name, "more than one layer reads it")
         else:
             found.append((node, weight))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from sparsify.errors import PassError
 from sparsify.ir import Program
+from sparsify.passes.absorb_biases import AbsorbBiases
+from sparsify.passes.arrange_channels import ArrangeChannels
 from sparsify.passes.attach_calibration_head import AttachCalibrationHead
 from sparsify.passes.base import Pass, PassLog, split_pipeline
 from sparsify.passes.eliminate_dead_code import EliminateDeadCode
@@ -31,6 +33,8 @@ PASSES: dict[str, type[Pass]] = {
         FoldBatchNorm,
         FoldMasks,
         EliminateDeadCode,
+        ArrangeChannels,
+        AbsorbBiases,
         LowerGroupedConv,
         LowerGroupedLinear,
     )

@@ -19,6 +19,8 @@ PREFIX = {
     "fold-batch-norm": "",
     "fold-masks": "insert-masks{density=0.3} | insert-gradient-taps | ",
     "eliminate-dead-code": "insert-masks | ",
+    "absorb-biases": "insert-masks{density=0.3} | fold-masks | ",
+    "arrange-channels": "insert-masks{density=0.3} | fold-masks | ",
     "lower-grouped-conv": "insert-masks{density=0.3} | fold-masks | ",
     "lower-grouped-linear": "insert-masks{density=0.3} | fold-masks | ",
 }

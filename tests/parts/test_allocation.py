@@ -110,3 +110,14 @@ def test_a_layer_at_its_most_by_hand():
     second = Layer((2, 2), weight=torch.zeros(2, 2), mask=torch.ones(2, 2, dtype=torch.bool))
     assert uniform({"a": first, "b": second}, 0.5) == {"a": 1, "b": 3}
     assert ALLOCATIONS["global_magnitude"]({"a": first, "b": second}, 0.5) == {"a": 1, "b": 3}
+
+
+def test_what_coarse_layers_leave_over_is_not_piled_on_the_finest():
+    # Units of 16 input channels; uniform 0.1 is below the floors 0.25 (64 channels) and 0.125 (128 channels). What four layers of 256
+    # channels (0.0625 or 0.125) cannot take goes to the middle ones; filling up by the finest units would make fine0 wholly dense.
+    table = {f"fine{i}": Layer((64, 64, 3, 3), 64 * 16 * 9) for i in range(2)}
+    table |= {f"middle{i}": Layer((128, 128, 3, 3), 128 * 16 * 9) for i in range(2)}
+    table |= {f"coarse{i}": Layer((256, 256, 3, 3), 256 * 16 * 9) for i in range(4)}
+    budgets = uniform(table, 0.1)
+    assert [budgets[name] // layer.unit for name, layer in table.items()] == [1, 1, 2, 2, 2, 1, 1, 1]
+    assert abs(round(0.1 * sum(layer.size for layer in table.values())) - sum(budgets.values())) < 64 * 16 * 9
