@@ -18,7 +18,7 @@ from rich.table import Table
 from sparsify.errors import RecipeError, SparsifyError
 from sparsify.ir import Program
 from sparsify.ir.serialization import write_atomically
-from sparsify.methods.registry import METHODS, options
+from sparsify.methods.registry import METHODS, WRAPPERS, options
 from sparsify.parts.patterns import SPELLINGS
 from sparsify.passes import PASSES, Pipeline, dump_to, print_after, print_diff
 from sparsify.recipe import Recipe, parse_pairs, parse_recipe
@@ -329,11 +329,12 @@ def report(folder: Annotated[Path, typer.Argument(help="of a finished run")]) ->
 
 @app.command(rich_help_panel="Lists")
 def methods() -> None:
-    """List the methods with their options."""
+    """List the methods with their options, and the wrappers to be written around one: cigl(agent(rigl))."""
     table = Table("method", "what it does", "options (default)")
-    for name, factory in METHODS.items():
+    for name, factory in {**METHODS, **WRAPPERS}.items():
         shown = [f"{k} ({'required' if v is inspect.Parameter.empty else _short(v)})" for k, v in options(name).items()]
-        table.add_row(name, (inspect.getdoc(factory) or "").splitlines()[0], "\n".join(shown))
+        spelt = f"{name}(...)" if name in WRAPPERS else name
+        table.add_row(spelt, (inspect.getdoc(factory) or "").splitlines()[0], "\n".join(shown))
     console.print(table)
 
 

@@ -15,12 +15,14 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from sparsify.errors import RecipeError
-from sparsify.methods import METHODS, Method, build
+from sparsify.methods import Method, build
+from sparsify.methods.registry import layers
 from sparsify.methods.registry import options as method_options
 from sparsify.training import Settings
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+Value = int | float | str | bool
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -36,11 +38,11 @@ class Recipe:
         test_holdout: fraction of the training data kept for testing, where the data bring no test part.
         image_size: side in pixels to which a folder's images, or encoded images, are resized.
         normalise: ``auto`` brings images to mean 0 and deviation 1 per channel; ``none`` leaves bytes as [0, 1] and floats as they are.
-        method: see `sparsify methods`.
+        method: see `sparsify methods`; wrappers are written around it, ``cigl(agent(rigl))``.
         sparsity: inactive fraction of the maskable weights; density is 1 - sparsity.
         pattern: see `sparsify patterns`.
         keep_dense: globs of weights without a mask.
-        method_options: further options of the method.
+        method_options: further options of the method; those of a wrapper in a table of its name.
         baseline: train the dense model too, same budget.
         calibrator: ``temperature`` or ``vector``.
         form: how layers whose groups of outputs read few inputs are exported: ``grouped``, ``dense``, ``auto``, ``auto:measure``.
@@ -60,7 +62,7 @@ class Recipe:
     sparsity: Fraction = 0.9
     pattern: str = "unstructured"
     keep_dense: tuple[str, ...] = ()
-    method_options: dict[str, int | float | str | bool] = Field(default_factory=dict)
+    method_options: dict[str, Value | dict[str, Value]] = Field(default_factory=dict)
     baseline: bool = False
     epochs: Positive = 20
     batch_size: Positive = 64
@@ -92,7 +94,7 @@ class Recipe:
 
     def build_method(self) -> Method:
         """The method with this recipe's density, pattern and options."""
-        known = method_options(self.method) if self.method in METHODS else {}
+        known = method_options(layers(self.method)[-1])
         common = {"density": self.density, "pattern": self.pattern, "keep_dense": self.keep_dense}
         return build(self.method, {**{k: v for k, v in common.items() if k in known}, **self.method_options})
 
@@ -106,7 +108,14 @@ class Recipe:
         options = values.pop("method_options")
         lines = [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
         if options:
-            lines += ["", "[method_options]", *(f"{key} = {_toml(value)}" for key, value in options.items())]
+            tables = {key: value for key, value in options.items() if isinstance(value, dict)}
+            plain = {key: value for key, value in options.items() if key not in tables}
+            for name, table in {
+                "method_options": plain,
+                **{f"method_options.{k}": v for k, v in tables.items()},
+            }.items():
+                if table:
+                    lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
         return "\n".join(lines) + "\n"
 
     def hash(self) -> str:
@@ -128,7 +137,7 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
             raise RecipeError(f"cannot read the recipe {path}: {error.strerror}.") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path} is not TOML: {error}.") from error
-    values |= {key: value for key, value in overrides.items() if value is not None}
+    values = _merged(values, {key: value for key, value in overrides.items() if value is not None})
     known = [f.name for f in dataclasses.fields(Recipe)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
@@ -146,7 +155,8 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def parse_pairs(items: Sequence[str]) -> dict[str, Any]:
-    """Overrides for `parse_recipe` from ``key=value`` texts; ``method_options.key=value`` is an option of the method.
+    """Overrides for `parse_recipe` from ``key=value`` texts; ``method_options.key=value`` is an option of the method,
+    and ``method_options.wrapper.key=value`` one of a wrapper.
 
     Raises:
         RecipeError: If an item is not of that form.
@@ -154,13 +164,33 @@ def parse_pairs(items: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for item in items:
         key, equals, text = item.partition("=")
-        key = key.replace("-", "_")
+        first, *rest = key.split(".")
+        key = first.replace("-", "_")
         if not equals:
             raise RecipeError(f"--set {item!r} should be key=value.")
-        if key.startswith("method_options."):
-            found.setdefault("method_options", {})[key.removeprefix("method_options.")] = _value(text)
+        if key == "method_options" and rest:
+            *layer, option = rest
+            table = found.setdefault("method_options", {})
+            for name in layer:
+                table = table.setdefault(name, {})
+                if not isinstance(table, dict):
+                    raise RecipeError(
+                        f"--set {item!r}: {name!r} was given a value before. It is a layer, or an option."
+                    )
+            table[option.replace("-", "_")] = _value(text)
+        elif rest:
+            raise RecipeError(f"--set {item!r}: only method_options has keys below it. Write key=value.")
         else:
             found[key] = tuple(text.split(",")) if key == "keep_dense" else _value(text)
+    return found
+
+
+def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with the overrides; tables are merged key by key."""
+    found = dict(values)
+    for key, value in overrides.items():
+        before = found.get(key)
+        found[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, Mapping) else value
     return found
 
 

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from torch import Tensor
 
 from sparsify.errors import RecipeError
 from sparsify.parts.allocation import FIXED_TOLERANCE, Allocation, erk
+from sparsify.parts.attacks import Attack
+from sparsify.parts.corrections import Correction
 from sparsify.parts.patterns import NM, parse_pattern
 from sparsify.parts.topology import Topology
 from sparsify.passes import Pass
 
-Gradients = Mapping[str, Tensor]
-Probe = Callable[[Mapping[str, Tensor] | None], tuple[Tensor, Gradients]]
-"""Loss and gradients of the current batch at other parameter values (None: the current ones). The trainer counts calls."""
-
-
-class Correction(Protocol):
-    """Changes gradients before the optimizer sees them. State is a value that goes in and comes out."""
-
-    def init(self, weights: Mapping[str, Tensor]) -> Any:
-        """The first state."""
-        ...
-
-    def correct(self, gradients: Gradients, state: Any, probe: Probe, step: int) -> tuple[Gradients, Any]:
-        """Corrected gradients and the next state."""
-        ...
-
 
 @dataclass(frozen=True)
 class Averaging:
-    """Average the weights of every ``every``-th step from ``start_at`` on; the topology must be frozen by then."""
+    """Average the weights of every ``every``-th step from ``start_at`` on; the topology must be frozen by then.
+
+    ``random_masks``: average what the training graph reads, random masks included; False: the weights alone.
+    """
 
     start_at: int
     every: int
+    random_masks: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,10 +43,12 @@ class Method:
         pattern: which positions may be active together.
         keep_dense: globs of weights without a mask.
         topology: rounds, given the total number of optimizer steps; None: the masks stay.
-        correction: of gradients, with counted probes.
+        correction: of gradients, with counted probes, given the total number of optimizer steps.
         objective: (output, labels) -> scalar, instead of the trainer's.
+        attack: of the inputs of training batches.
         averaging: of weights, once the topology is frozen.
         passes: of the method's own, after masks and taps.
+        holds_hidden: weights that a random mask hid keep their value through the step; False: momentum and weight decay move them.
         calibrator: the kind of head fitted at the end.
     """
 
@@ -68,10 +60,12 @@ class Method:
     pattern: str = "unstructured"
     keep_dense: tuple[str, ...] = ()
     topology: Callable[[int], Topology] | None = None
-    correction: Correction | None = None
+    correction: Callable[[int], Correction] | None = None
     objective: Callable[[Any, Tensor], Tensor] | None = None
+    attack: Attack | None = None
     averaging: Callable[[int], Averaging] | None = None
     passes: tuple[Pass, ...] = ()
+    holds_hidden: bool = True
     calibrator: str = "temperature"
 
     def __post_init__(self) -> None:

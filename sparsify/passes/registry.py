@@ -15,15 +15,21 @@ from sparsify.passes.fold_batch_norm import FoldBatchNorm
 from sparsify.passes.fold_masks import FoldMasks
 from sparsify.passes.insert_gradient_taps import InsertGradientTaps
 from sparsify.passes.insert_masks import InsertMasks
+from sparsify.passes.insert_random_masks import InsertRandomMasks
 from sparsify.passes.instruments import Instrument, note
 from sparsify.passes.lower_grouped import LowerGroupedConv, LowerGroupedLinear
 from sparsify.passes.lower_masks import LowerMasks
+from sparsify.passes.record_randomness import RecordRandomness
+from sparsify.passes.remove_random_masks import RemoveRandomMasks
 
 PASSES: dict[str, type[Pass]] = {
     cls.name: cls
     for cls in (
         InsertMasks,
         InsertGradientTaps,
+        InsertRandomMasks,
+        RemoveRandomMasks,
+        RecordRandomness,
         LowerMasks,
         AttachCalibrationHead,
         FoldBatchNorm,

@@ -60,6 +60,7 @@ def _page(run: RunFolder) -> str:
         "<h2>Training</h2>",
         _wide(plots.curves(run.histories, titles)),
         _table(("counted", *columns), sections.compute(report)),
+        *_method(run),
         "<h2>Calibration</h2>",
         _wide(plots.reliability(diagrams, titles)),
         _table(("", *columns), sections.calibration(report)),
@@ -87,6 +88,12 @@ def _page(run: RunFolder) -> str:
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>\n{text}\n'
         f"</body></html>\n"
     )
+
+
+def _method(run: RunFolder) -> list[str]:
+    """What the method measured of itself while it trained, where it did."""
+    plot = plots.readings(run.histories["model"])
+    return ["<h2>What the method did</h2>", _wide(plot)] if plot else []
 
 
 def _classes(run: RunFolder) -> str:

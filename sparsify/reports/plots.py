@@ -34,6 +34,8 @@ STYLE = {
     "legend.frameon": False,
 }
 WIDTH = 8.4
+MOST_LABELLED = 12
+"""Lines of a plot that are named in it."""
 History = Sequence[Mapping[str, Any]]
 Bins = Sequence[Mapping[str, Any]]
 
@@ -62,6 +64,26 @@ def curves(histories: Mapping[str, History], titles: Mapping[str, str]) -> str:
         return svg(
             figure, f"Loss and validation accuracy by optimizer step. Validation accuracy: {'; '.join(ends)}.", "c"
         )
+
+
+def readings(history: History) -> str:
+    """Figures of the method's own by step, one line each; empty where it has none."""
+    names = list(dict.fromkeys(name for row in history for name in row.get("readings", {})))
+    if not names:
+        return ""
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+        axis, ends = figure.subplots(), []
+        for index, name in enumerate(names):
+            points = [(row["step"], row["readings"][name]) for row in history if name in row.get("readings", {})]
+            colour = COLOURS["model"] if len(names) == 1 else mpl.colormaps["viridis"](0.15 + 0.7 * index / len(names))
+            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "", color=colour, label=name)
+            ends.append(f"{name} ends at {points[-1][1]:.4f}")
+        axis.set(xlabel="step", ylabel=names[0] if len(names) == 1 else "")
+        if 1 < len(names) <= MOST_LABELLED:
+            axis.legend(fontsize=8)
+        shown = "; ".join(ends[:MOST_LABELLED])
+        return svg(figure, f"What the method did, by optimizer step: {shown}.", "m")
 
 
 def densities(layers: Sequence[Mapping[str, Any]]) -> str:

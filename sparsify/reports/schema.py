@@ -163,12 +163,13 @@ class LatencyFile(_Form):
 
 
 class Epoch(_Form):
-    """A row of ``history.jsonl``."""
+    """A row of ``history.jsonl``; ``readings`` are figures of the method's own."""
 
     step: int
     loss: float
     val_loss: float
     val_accuracy: float
+    readings: dict[str, float] = {}
 
 
 def check(form: type[_Form], value: Any, path: Path) -> None:

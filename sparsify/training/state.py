@@ -6,25 +6,29 @@ adds nothing of its own leaves them at 0; one that does is found on its first st
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from sparsify.errors import TrainingError
 from sparsify.ir import Program
 from sparsify.ir.verifier import count_stray
 from sparsify.methods import Correction, Method
 from sparsify.parts.allocation import Layer
-from sparsify.parts.averaging import running_mean
 from sparsify.parts.patterns import Pattern, parse_pattern
 from sparsify.parts.scores import Score, View
 from sparsify.parts.topology import DropAndGrow, Prune, update
-from sparsify.passes import InsertGradientTaps, InsertMasks, LowerMasks, Pass, Pipeline
-from sparsify.training.probe import Closure, probe
+from sparsify.passes import InsertGradientTaps, InsertMasks, LowerMasks, Pass, Pipeline, RemoveRandomMasks
+from sparsify.training.averaging import WeightAverage, check_averaging, reestimate_batch_norm
+from sparsify.training.correction import Corrector
+from sparsify.training.probe import Closure, Sweep
+from sparsify.training.random_masks import RandomMasks
 
 SALT = 0x9E3779B97F4A7C15
 """Added to the seed of masks: weights initialised with the same seed come from the same stream, and masks drawn from it again would
@@ -32,7 +36,14 @@ keep the weights with the highest values, all of one sign."""
 
 
 def attach(
-    method: Method, program: Program, optimizer: torch.optim.Optimizer, *, total_steps: int, seed: int = 0
+    method: Method,
+    program: Program,
+    optimizer: torch.optim.Optimizer,
+    *,
+    total_steps: int,
+    seed: int = 0,
+    epoch_steps: int | None = None,
+    sweep: Sweep | None = None,
 ) -> SparseTrainer:
     """Make ``program`` sparse in place and return the trainer whose ``step()`` replaces ``optimizer.step()``.
 
@@ -42,6 +53,9 @@ def attach(
         optimizer: over ``program.parameters()`` or the traced model's, which are the same objects.
         total_steps: optimizer steps of the whole run; schedules given as fractions are of this.
         seed: of random masks and random growth.
+        epoch_steps: optimizer steps of an epoch, for methods that do something once an epoch.
+        sweep: for methods that look at more of the training data than the batch of a step: a function that returns the losses of
+            the training batches, in an order drawn anew, each as a function without arguments.
 
     Raises:
         TrainingError: If the optimizer does not hold the weights, or ``total_steps`` is not positive.
@@ -57,7 +71,9 @@ def attach(
             f"the optimizer does not hold {len(lost)} parameters of {program.name!r} ({', '.join(lost[:4])}); they would "
             f"never change. Build it over program.parameters() after tracing, and move the program first."
         )
-    return SparseTrainer(method, program, optimizer, total_steps=total_steps, seed=seed)
+    return SparseTrainer(
+        method, program, optimizer, total_steps=total_steps, seed=seed, epoch_steps=epoch_steps, sweep=sweep
+    )
 
 
 class SparseTrainer:
@@ -65,46 +81,50 @@ class SparseTrainer:
 
     Attributes:
         steps: optimizer steps taken, rounds that replaced one included.
-        counts: ``{"rounds", "skipped_rounds", "probes"}``.
+        counts: rounds, skipped rounds, probes (evaluations of a batch beside the step's own), and forward and backward passes,
+            each of one batch, those of the steps included.
     """
 
     def __init__(
-        self, method: Method, program: Program, optimizer: torch.optim.Optimizer, *, total_steps: int, seed: int
+        self,
+        method: Method,
+        program: Program,
+        optimizer: torch.optim.Optimizer,
+        *,
+        total_steps: int,
+        seed: int,
+        epoch_steps: int | None = None,
+        sweep: Sweep | None = None,
     ) -> None:
         self.method, self.program, self.optimizer = method, program, optimizer
         self.total_steps, self.steps = total_steps, 0
-        self.counts = {"rounds": 0, "skipped_rounds": 0, "probes": 0}
+        self.counts: dict[str, int] = dict.fromkeys(("rounds", "skipped_rounds", "probes", "forwards", "backwards"), 0)
         self._generator = torch.Generator().manual_seed((seed + SALT) % 2**63)
         self._topology = method.topology(total_steps) if method.topology else None
         self._patterns: dict[str, Pattern] = {}
         self._remask = False
         self._score_states: dict[str, dict[str, Any]] = {}
-        self._averaging = method.averaging(total_steps) if method.averaging else None
-        self._averages: dict[str, Tensor] = {}
-        self._check_averaging()
-        if method.initial != "dense" or self._topology is not None:
-            self._insert()
-        self._correction_state: Any = method.correction.init(self._parameters()) if method.correction else None
+        self._average = WeightAverage(method.averaging(total_steps)) if method.averaging else None
+        if self._average:
+            check_averaging(method, self._average.plan, self._topology, total_steps)
+        correction: Correction | None = method.correction(total_steps) if method.correction else None
+        self._insert(tapped=self._needs_gradient() or (correction is not None and correction.dense))
+        self._random = RandomMasks(program, seed=(seed + 2 * SALT) % 2**63)
+        self._corrected, self._corrector = False, None
+        if correction is not None:
+            self._corrector = Corrector(
+                correction, method.name, program, self._random, self.counts, epoch_steps=epoch_steps, sweep=sweep
+            )
+        self._random.draw()
         self._arm()
 
     # --- set-up
 
-    def _check_averaging(self) -> None:
-        if self._averaging is None or self._topology is None:
+    def _insert(self, *, tapped: bool) -> None:
+        if self.method.initial == "dense" and self._topology is None:
+            Pipeline(self.method.passes).apply(self.program)
             return
-        late = [step for step in range(self._averaging.start_at, self.total_steps + 1) if self._topology.when(step)]
-        if late:
-            raise TrainingError(
-                f"method {self.method.name!r} averages weights from step {self._averaging.start_at}, but the topology still changes on "
-                f"step {late[-1]}; an average over different masks is not sparse. Start averaging later, or lower stop_at."
-            )
-
-    def _parameters(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self.program.named_parameters() if p.requires_grad}
-
-    def _insert(self) -> None:
-        steps: list[Pass] = [InsertMasks(pattern=self.method.pattern, keep_dense=self.method.keep_dense)]
-        Pipeline(tuple(steps)).apply(self.program)
+        Pipeline((InsertMasks(pattern=self.method.pattern, keep_dense=self.method.keep_dense),)).apply(self.program)
         self._patterns = {site.weight: parse_pattern(site.pattern) for site in self.program.mask_sites()}
         if self.method.initial != "dense":
             budgets = self.method.allocation(self._layers(), self.method.density)
@@ -117,7 +137,7 @@ class SparseTrainer:
             self._clear_inactive(name)
             if self.method.initial_scale == "fan-in":
                 self._scale_to_fan_in(name)
-        taps: tuple[Pass, ...] = (InsertGradientTaps(),) if self._needs_gradient() else ()
+        taps: tuple[Pass, ...] = (InsertGradientTaps(),) if tapped else ()
         Pipeline((*taps, LowerMasks(), *self.method.passes)).apply(self.program)
         for slot, score in self._scores().items():
             self._score_states[slot] = {
@@ -166,66 +186,66 @@ class SparseTrainer:
         """Optimizer step, then a topology update when one is due. Call it after ``loss.backward()``.
 
         Args:
-            closure: the loss of the current batch by another forward pass, without backward; methods with a correction need it.
+            closure: the loss of the current batch by another forward pass, without backward; for corrections that evaluate it again.
 
         Raises:
-            TrainingError: If the method needs a closure, or the dense gradient of a due round did not arrive.
+            TrainingError: If the method needs a closure or a sweep, or the dense gradient of a due round did not arrive.
         """
-        self.steps += 1
+        self.correct(closure)
+        self.steps, self._corrected = self.steps + 1, False
+        for key in ("forwards", "backwards"):
+            self.counts[key] += 1
         due = self._topology is not None and self._topology.when(self.steps)
         if not (due and self._replaces_step()):
-            if self.method.correction is not None:
-                self._correct(self.method.correction, closure)
-            self.optimizer.step()
+            with self._random.hidden_still() if self.method.holds_hidden else contextlib.nullcontext():
+                self.optimizer.step()
             self._keep_zeros()
         if due:
             self._round()
-        self._average()
+        if self._average:
+            self._average.take(self.program, self.steps)
+        self._random.draw()
         self._arm()
 
-    def finish(self, batches: Iterable[Tensor] = ()) -> None:
-        """End the run: with averaging, load the averaged weights and re-estimate batch-norm statistics.
+    def correct(self, closure: Closure | None = None) -> None:
+        """Correct the gradients of the coming step now, for loops that clip gradients between; `step` does it otherwise.
 
         Args:
-            batches: training inputs [N, ...]; one forward pass in train mode each.
+            closure: as for `step`.
+
+        Raises:
+            TrainingError: If the method needs a closure or a sweep.
         """
-        if not self._averages:
+        step = self.steps + 1
+        replaced = self._replaces_step() and self._topology is not None and self._topology.when(step)
+        if self._corrector and not self._corrected and not replaced:
+            self._corrector.apply(step, closure)
+            self._corrected = True
+
+    def readings(self) -> dict[str, float]:
+        """Figures of the method's own at this step, by name, for the history of a run."""
+        return self._corrector.readings() if self._corrector else {}
+
+    def finish(self, batches: Iterable[Any] = ()) -> None:
+        """End the run: remove random masks, load averaged weights, and take batch-norm statistics for what is left.
+
+        Args:
+            batches: training inputs [N, ...], tuples where the program has several; one forward pass in train mode each. Needed
+                where the program has batch norms and the method averages weights or has random masks.
+
+        Raises:
+            TrainingError: If batches are needed and there are none.
+        """
+        averaged = self._average is not None and bool(self._average.means)
+        if not averaged and not self._random.sites:
             return
-        with torch.no_grad():
-            for name, parameter in self.program.named_parameters():
-                if name in self._averages:
-                    parameter.copy_(self._averages[name])
-            mode = self.program.training
-            self.program.train()
-            for batch in batches:
-                self.program(batch)
-            self.program.train(mode)
+        if self._random.sites:
+            Pipeline((RemoveRandomMasks(),)).apply(self.program)
+            self._random.sites = ()
+        if self._average:
+            self._average.load(self.program)
+        self.counts["forwards"] += reestimate_batch_norm(self.program, batches)
         self.program.verify()
-
-    def _correct(self, correction: Correction, closure: Closure | None) -> None:
-        if closure is None:
-            raise TrainingError(
-                f"method {self.method.name!r} corrects gradients and needs the loss of the batch again: call "
-                f"trainer.step(lambda: criterion(program(x), y))."
-            )
-
-        def counted(at: Mapping[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
-            self.counts["probes"] += 1
-            return probe(self.program, closure, at)
-
-        parameters, masks = dict(self.program.named_parameters()), self.program.masks()
-        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-        corrected, self._correction_state = correction.correct(gradients, self._correction_state, counted, self.steps)
-        for name, value in corrected.items():
-            parameters[name].grad = value * masks[name] if name in masks else value
-
-    def _average(self) -> None:
-        plan = self._averaging
-        if plan is None or self.steps < plan.start_at or (self.steps - plan.start_at) % plan.every:
-            return
-        count = (self.steps - plan.start_at) // plan.every + 1
-        for name, value in self._parameters().items():
-            self._averages[name] = running_mean(self._averages.get(name), value, count)
 
     def _keep_zeros(self) -> None:
         masks = self.program.masks() if self._remask or self.steps == 1 else {}
@@ -238,9 +258,10 @@ class SparseTrainer:
 
     def _arm(self) -> None:
         due = self._topology is not None and self._topology.when(self.steps + 1) and self._needs_gradient()
-        for tap in self.program.taps().values():
+        for name, tap in self.program.taps().items():
             tap.clear()
-            tap.armed, tap.in_grad = due, self._replaces_step()
+            # Behind a random mask, .grad is not dense.
+            tap.armed, tap.in_grad = due, self._replaces_step() and name not in self._random
 
     # --- topology
 
@@ -340,8 +361,9 @@ class SparseTrainer:
             "remask": self._remask,
             "generator": self._generator.get_state(),
             "scores": self._score_states,
-            "correction": self._correction_state,
-            "averages": self._averages,
+            "correction": self._corrector.state if self._corrector else None,
+            "averages": self._average.means if self._average else {},
+            "draws": self._random.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -356,10 +378,20 @@ class SparseTrainer:
                     f"the saved state has {key} {state[key]!r}, this trainer {have!r}. Attach what was saved."
                 )
         self.steps, self._remask = int(state["steps"]), bool(state["remask"])
-        self.counts = dict(state["counts"])
+        self.counts.update(state["counts"])
         self._generator.set_state(state["generator"])
-        self._score_states = state["scores"]
-        self._correction_state, self._averages = state["correction"], state["averages"]
+        self._random.generator.set_state(state["draws"])
+        device = next(self.program.parameters()).device
+
+        def here(content: Any) -> Any:
+            """A checkpoint is read to the CPU."""
+            return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, content)
+
+        self._score_states = here(state["scores"])
+        if self._corrector:
+            self._corrector.state = here(state["correction"])
+        if self._average:
+            self._average.means = here(state["averages"])
         self._arm()
 
 

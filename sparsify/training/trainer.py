@@ -20,12 +20,16 @@ from sparsify.ir import Program, surgery
 from sparsify.ir.serialization import write_atomically
 from sparsify.methods import Method
 from sparsify.parts.samples import Samples
+from sparsify.training.batch_loss import BatchLoss
 from sparsify.training.checkpoint import load_checkpoint, save_checkpoint
 from sparsify.training.fetching import fetch
+from sparsify.training.probe import Closure
 from sparsify.training.state import SparseTrainer, attach
 
 REESTIMATED = 100
 """Batches from which batch-norm statistics are taken again after weights were averaged."""
+SWEEP = 2**40
+"""Added to the seed of orders that a method's sweeps over the training data draw."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,9 @@ class Trained:
     """What training leaves beside the program.
 
     Attributes:
-        history: one row an epoch: step, loss, accuracy, val_loss, val_accuracy, density, lr.
-        counts: steps, samples, rounds (topology updates), skipped_rounds, probes (extra forward and backward passes).
+        history: one row an epoch: step, loss, accuracy, val_loss, val_accuracy, density, lr, and readings where the method has some.
+        counts: steps, samples, rounds (topology updates), skipped_rounds, probes (evaluations of a batch beside the step's own),
+            forwards and backwards (passes of a batch, all of them).
     """
 
     history: list[dict[str, Any]]
@@ -130,7 +135,23 @@ def train(
     torch.manual_seed(settings.seed)
     optimizer = build_optimizer(program, settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, total, settings))
-    trainer = attach(method, program, optimizer, total_steps=total, seed=settings.seed)
+    if settings.early_stop and method.averaging:
+        raise TrainingError(
+            f"method {method.name!r} ends with an average of the last part of the run; early-stop would go back to one epoch of it. "
+            f"Leave early-stop out."
+        )
+
+    def sweep() -> Iterator[Closure]:
+        """Losses of an epoch of training batches in an order of its own."""
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + trainer.steps + SWEEP)
+        rows = torch.randperm(len(data), generator=generator).split(settings.batch_size)[:per_epoch]
+        seeds = torch.randint(2**31, (per_epoch,), generator=generator).tolist()
+        for x, y in fetch(data, rows, seeds, workers=settings.workers):
+            yield _loss(program, trainer, augmented(x, settings).to(device), y.to(device), settings)
+
+    trainer = attach(
+        method, program, optimizer, total_steps=total, seed=settings.seed, epoch_steps=per_epoch, sweep=sweep
+    )
     history: list[dict[str, Any]] = []
     maskable = program.costs().maskable
     budget = round(method.density * maskable) + len(program.masks())  # allocations round by at most one a weight
@@ -193,7 +214,8 @@ def train(
                 if on_step:
                     on_step({"step": trainer.steps, "total": total, "loss": loss, "accuracy": hits / len(y)})
                 if start + 1 == per_epoch:
-                    history.append(_row(program, trainer.steps, sums, per_epoch, validation, optimizer, settings))
+                    row = _row(program, trainer.steps, sums, per_epoch, validation, optimizer, settings)
+                    history.append({**row, "readings": trainer.readings()} if trainer.readings() else row)
                     sums = [0.0, 0.0]
                     if settings.early_stop and program.costs().active <= budget:
                         better = not best or history[-1]["val_loss"] < best["val_loss"]
@@ -236,8 +258,9 @@ def _copied(program: Program) -> dict[str, Tensor]:
 
 
 def _inputs(data: Samples, settings: Settings, device: torch.device) -> Iterator[Tensor]:
-    """Inputs of up to `REESTIMATED` training batches, in order."""
-    for rows in torch.arange(len(data)).split(settings.batch_size)[:REESTIMATED]:
+    """Inputs of up to `REESTIMATED` training batches, in an order drawn by the seed: data may be sorted by class."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(settings.seed))
+    for rows in order.split(settings.batch_size)[:REESTIMATED]:
         if len(rows) == settings.batch_size:
             yield data.batch(rows)[0].to(device)
 
@@ -287,17 +310,8 @@ def augmented(x: Tensor, settings: Settings) -> Tensor:
 def _step(
     program: Program, trainer: SparseTrainer, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, settings: Settings
 ) -> tuple[float, int]:
-    objective = trainer.method.objective
-
-    def evaluated() -> tuple[Tensor, Tensor]:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            output = program(x)
-        logits = program.logits(output).float()
-        if objective is None:
-            return nn.functional.cross_entropy(logits, y, label_smoothing=settings.label_smoothing), logits
-        return objective(output, y), logits
-
-    loss, logits = evaluated()
+    batch = _loss(program, trainer, x, y, settings)
+    loss = batch()
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(
@@ -305,11 +319,18 @@ def _step(
             f"check the data for NaN."
         )
     loss.backward()
+    trainer.correct(batch)
     if settings.clip_gradient_norm is not None:
         nn.utils.clip_grad_norm_(program.parameters(), settings.clip_gradient_norm)
-    trainer.step(lambda: evaluated()[0])
+    trainer.step(batch)
     optimizer.zero_grad()
-    return value, int((logits.detach().argmax(1) == y).sum())
+    assert batch.logits is not None
+    return value, int((batch.logits.argmax(1) == y).sum())
+
+
+def _loss(program: Program, trainer: SparseTrainer, x: Tensor, y: Tensor, settings: Settings) -> BatchLoss:
+    smoothing, bf16 = settings.label_smoothing, settings.precision == "bf16"
+    return BatchLoss(program, trainer.method, x, y, trainer.counts, smoothing=smoothing, bf16=bf16)
 
 
 def _row(

@@ -10,10 +10,20 @@ from torch import nn
 
 import sparsify as sp
 from sparsify.methods import METHODS
+from sparsify.methods.registry import layers
+from sparsify.methods.registry import options as known_options
 from sparsify.parts.patterns import parse_pattern
 from tests.cases import digits
 
-SPARSE = [name for name in METHODS if name != "dense"]
+NESTED = ["averaged(set)", "weight-dropout(gmp)", "cigl(rigl)", "agent(set)", "cigl(agent(rigl))", "agent(cigl(set))"]
+SPARSE = [*(name for name in METHODS if name != "dense"), *NESTED]
+TRIED = [
+    (name, pattern, optimizer)
+    for name in SPARSE
+    for pattern in ("unstructured", "nm:2:4", "block:2x1", "grouped:5", "grouped:2x4:l2")
+    for optimizer in ("sgd", "adamw")
+    if name not in NESTED or (optimizer == "sgd" and pattern in ("unstructured", "nm:2:4", "grouped:5"))
+]
 PATTERNS = {"unstructured": 0.2, "nm:2:4": 0.5, "block:2x1": 0.25, "grouped:5": 0.25, "grouped:2x4:l2": 0.25}
 KEEP = {"unstructured": (), "nm:2:4": ("0.weight",), "block:2x1": (), "grouped:5": (), "grouped:2x4:l2": ()}
 STEPS = 40
@@ -33,17 +43,29 @@ def attached(name, pattern, optimizer="sgd"):
     else:
         opt = torch.optim.AdamW(program.parameters(), lr=1e-3)
     options = {"density": PATTERNS[pattern], "pattern": pattern, "keep_dense": KEEP[pattern]}
-    if name in ("gmp", "set", "rigl"):
+    if "update_every" in known_options(layers(name)[-1]):
         options["update_every"] = 5
-    return program, opt, sp.attach(sp.methods.build(name, options), program, opt, total_steps=STEPS, seed=7)
+    method = sp.methods.build(name, options)
+
+    def sweep():
+        generator = torch.Generator().manual_seed(trainer.steps)
+        return (loss(program, index) for index in torch.randperm(4, generator=generator).tolist())
+
+    trainer = sp.attach(method, program, opt, total_steps=STEPS, seed=7, epoch_steps=6, sweep=sweep)
+    return program, opt, trainer
+
+
+def loss(program, index):
+    x, y = digits(64)
+    batch = slice(16 * index, 16 * index + 16)
+    return lambda: nn.functional.cross_entropy(program(x[batch]), y[batch])
 
 
 def run(program, opt, trainer, steps):
-    x, y = digits(64)
     for _ in range(steps):
-        batch = slice(16 * (trainer.steps % 4), 16 * (trainer.steps % 4) + 16)
-        nn.functional.cross_entropy(program(x[batch]), y[batch]).backward()
-        trainer.step()
+        again = loss(program, trainer.steps % 4)
+        again().backward()
+        trainer.step(again)
         opt.zero_grad()
         yield trainer.steps
 
@@ -52,9 +74,7 @@ def everything(program):
     return {name: value.clone() for name, value in program.state_dict().items()}
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize(("name", "pattern", "optimizer"), TRIED)
 def test_exact_density_zeros_and_pattern_at_every_step(name, optimizer, pattern):
     program, opt, trainer = attached(name, pattern, optimizer)
     kind, before, rounds = parse_pattern(pattern), program.costs().active, 0
@@ -66,13 +86,13 @@ def test_exact_density_zeros_and_pattern_at_every_step(name, optimizer, pattern)
                 assert value.shape != mask.shape or not value[~mask].any()
             assert bool(mask.all()) or kind.holds(mask)
         active = program.costs().active
-        assert name in ("gmp", "one-shot") or active == before
+        assert layers(name)[-1] in ("gmp", "one-shot") or active == before
         assert active <= before
         before, rounds = active, trainer.counts["rounds"]
     total = program.costs().maskable
     sizes = [kind.unit_size(tuple(mask.shape)) for mask in program.masks().values()]
     assert abs(before - round(PATTERNS[pattern] * total)) < max(sizes)
-    assert rounds == {"static": 0, "one-shot": 1, "gmp": 6, "set": 5, "rigl": 5}[name]
+    assert rounds == {"static": 0, "one-shot": 1, "gmp": 6, "set": 5, "rigl": 5}[layers(name)[-1]]
 
 
 @pytest.mark.parametrize("name", SPARSE)
@@ -85,8 +105,7 @@ def test_masks_are_still_between_rounds(name):
         rounds, masks = trainer.counts["rounds"], {k: v.clone() for k, v in program.masks().items()}
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize(("name", "pattern"), dict.fromkeys(tried[:2] for tried in TRIED))
 def test_same_seed_same_bits_and_resume_in_the_middle(name, pattern):
     program, opt, trainer = attached(name, pattern)
     for step in run(program, opt, trainer, STEPS):
@@ -102,6 +121,9 @@ def test_same_seed_same_bits_and_resume_in_the_middle(name, pattern):
     opt_resumed.load_state_dict(moments)
     trainer_resumed.load_state_dict(state)
     list(run(resumed, opt_resumed, trainer_resumed, STEPS - 13))
+    for end in (trainer, trainer_again, trainer_resumed):
+        end.finish(digits(64)[0].split(16))
+    assert trainer.counts == trainer_again.counts == trainer_resumed.counts
     want = everything(program)
     for other in (again, resumed):
         assert all(torch.equal(value, want[key]) for key, value in everything(other).items())
@@ -111,6 +133,9 @@ def test_same_seed_same_bits_and_resume_in_the_middle(name, pattern):
 def test_inactive_weights_never_move_the_output_and_folding_preserves_it(name):
     program, opt, trainer = attached(name, "unstructured")
     list(run(program, opt, trainer, STEPS))
+    before = program.costs().active
+    trainer.finish(digits(64)[0].split(16))
+    assert program.costs().active == before and not program.random_mask_sites()
     x, _ = digits(64)
     program.eval()
     want = program(x)
@@ -120,6 +145,19 @@ def test_inactive_weights_never_move_the_output_and_folding_preserves_it(name):
     program.train()(x).sum().backward()
     for weight, mask in program.masks().items():
         assert not program.weight(weight).grad[~mask].any()
+
+
+@pytest.mark.parametrize("name", [name for name in NESTED if "agent" in name])
+def test_probes_are_counted(name):
+    program, opt, trainer = attached(name, "unstructured")
+    list(run(program, opt, trainer, STEPS))
+    corrected = STEPS - (trainer.counts["rounds"] if "rigl" in name else 0)  # RigL's rounds take the place of a step
+    refreshes = 6 if "rigl" in name else 7  # at least 6 steps apart, the first at the start
+    evaluated = corrected + 4 * refreshes
+    losses = 4 * (refreshes - 1)
+    assert trainer.counts["probes"] == evaluated + losses
+    assert trainer.counts["forwards"] == STEPS + evaluated + losses
+    assert trainer.counts["backwards"] == STEPS + evaluated
 
 
 def test_dense_is_ordinary_training_bit_for_bit():
