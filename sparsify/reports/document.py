@@ -51,6 +51,7 @@ def _page(run: RunFolder) -> str:
         "<h2>Training</h2>",
         _wide(plots.curves(run.histories, titles)),
         _table(("counted", *columns), sections.compute(report)),
+        *_method(run),
         "<h2>Calibration</h2>",
         _wide(plots.reliability(diagrams, titles)),
         _table(("", *columns), sections.calibration(report)),
@@ -107,6 +108,12 @@ def _out_of_distribution(run: RunFolder, titles: Mapping[str, str]) -> list[str]
     if rows and "val_unknown" in rows[-1]:
         found += ["<h2>The unknown class</h2>", _wide(plots.unknown(rows))]
     return found
+
+
+def _method(run: RunFolder) -> list[str]:
+    """What the method measured of itself while it trained, where it did."""
+    plot = plots.readings(run.histories["model"])
+    return ["<h2>What the method did</h2>", _wide(plot)] if plot else []
 
 
 def _classes(run: RunFolder) -> str:
