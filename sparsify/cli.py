@@ -432,7 +432,7 @@ def report(folder: Annotated[Path, typer.Argument(help="of a finished run, or of
 
 @app.command(rich_help_panel="Lists")
 def methods() -> None:
-    """List the methods with their options."""
+    """List the methods with their options, and the wrappers to be written around one: cigl(agent(rigl))."""
     console.print(tables.methods())
 
 

@@ -13,8 +13,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from sparsify.errors import RecipeError
-from sparsify.methods.registry import METHODS, options
-from sparsify.recipe import Fraction, Recipe, check_keys, parse_pairs, parse_recipe, read_toml, to_toml
+from sparsify.methods.registry import inner, layers, options
+from sparsify.recipe import Fraction, Recipe, check_keys, merged, parse_pairs, parse_recipe, read_toml, to_toml
 
 DENSE = "dense"
 LISTED = {
@@ -107,13 +107,20 @@ class Grid:
         order.append(name)
 
     def base(self, name: str) -> str | None:
-        """The row a row is compared with; None for the dense baseline."""
+        """The row a row is compared with; None for the dense baseline.
+
+        Raises:
+            RecipeError: If there is no such row.
+        """
         if name == DENSE:
             return None
         if name in self.lists.bases:
             return self.lists.bases[name]
         method = self.method(name)
-        return method if method != name else inner(method) or DENSE
+        try:
+            return method if method != name else inner(method) or DENSE
+        except RecipeError as error:
+            raise RecipeError(f"grid row {name!r}: {error}") from error
 
     def cells(self) -> list[Cell]:
         """All cells, seed by seed, so that a grid that was stopped early holds whole pairs.
@@ -147,25 +154,13 @@ class Grid:
 
     def _recipe(self, name: str, sparsity: float, seed: int) -> Recipe:
         own, method = dict(self.lists.variants.get(name, {})), self.method(name)
-        shared = shared_options(self.common["method_options"], method)
         values = {**self.common, **own, "method": method, "sparsity": sparsity, "seed": seed}
-        values["method_options"] = {**shared, **own.get("method_options", {})}
         try:
+            shared = shared_options(self.common["method_options"], method)
+            values["method_options"] = merged(shared, _flat(own.get("method_options", {}), layers(method)[-1]))
             return parse_recipe(None, values)
         except RecipeError as error:
             raise RecipeError(f"grid row {name!r} at sparsity {sparsity:g}: {error}") from error
-
-
-def inner(method: str) -> str | None:
-    """What a wrapper wraps: ``agent(rigl)`` of ``cigl(agent(rigl))``; None of a method that wraps nothing."""
-    match = re.fullmatch(r"[^()]+\((.+)\)", method)
-    return match[1] if match else None
-
-
-def layers(method: str) -> list[str]:
-    """The names in a spelling, outermost first: cigl, agent, rigl of ``cigl(agent(rigl))``."""
-    within = inner(method)
-    return [method] if within is None else [method.partition("(")[0], *layers(within)]
 
 
 def shared_options(given: Mapping[str, Any], method: str) -> dict[str, Any]:
@@ -176,9 +171,14 @@ def shared_options(given: Mapping[str, Any], method: str) -> dict[str, Any]:
     *wrappers, core = layers(method)
     for name in (*wrappers, core):
         _check_table(given, name, f"[method_options.{name}]")
-    known = options(core) if core in METHODS else {}
-    plain = {key: value for key, value in given.items() if key in known}
+    plain = {key: value for key, value in given.items() if key in options(core)}
     return {**plain, **given.get(core, {}), **{name: given[name] for name in wrappers if name in given}}
+
+
+def _flat(given: Mapping[str, Any], core: str) -> dict[str, Any]:
+    """Options of a variant with those of the innermost method's table among the plain ones."""
+    _check_table(given, core, f"method_options.{core} of a variant")
+    return {**{key: value for key, value in given.items() if key != core}, **given.get(core, {})}
 
 
 def parse_grid(path: Path, pairs: Sequence[str] = ()) -> Grid:
@@ -198,8 +198,7 @@ def parse_grid(path: Path, pairs: Sequence[str] = ()) -> Grid:
     lists |= _list_pairs([pair for pair in pairs if pair.startswith("grid.")])
     given = parse_pairs([pair for pair in pairs if not pair.startswith("grid.")])
     _check_table(values, "method_options", "[method_options]")
-    given["method_options"] = {**values.get("method_options", {}), **given.get("method_options", {})}
-    values = {"threads": 1, **values, **given}
+    values = merged({"threads": 1, "method_options": {}, **values}, given)
     for key, where in LISTED.items():
         if key in values:
             raise RecipeError(f"the recipe of a grid has no key {key!r}, but {where}.")
@@ -247,7 +246,7 @@ def _check_options(grid: Grid) -> None:
     given = grid.common["method_options"]
     parts = [layers(grid.method(name)) for name in rows]
     tables = {name for names in parts for name in names}
-    plain = {key for names in parts if names[-1] in METHODS for key in options(names[-1])}
+    plain = {key for names in parts for key in options(names[-1])}
     check_keys("[method_options], of all methods of the grid together,", given, sorted(plain | tables))
     for table, named in (("variants", grid.lists.variants), ("bases", grid.lists.bases)):
         unused = [name for name in named if name not in rows]

@@ -16,12 +16,14 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from sparsify.errors import RecipeError
-from sparsify.methods import METHODS, Method, build
+from sparsify.methods import Method, build
+from sparsify.methods.registry import layers
 from sparsify.methods.registry import options as method_options
 from sparsify.training import Settings
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+Value = int | float | str | bool
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -38,11 +40,11 @@ class Recipe:
         image_size: side in pixels to which a folder's images, or encoded images, are resized.
         normalise: ``auto`` brings images to mean 0 and deviation 1 per channel; ``none`` leaves bytes as [0, 1] and floats as they are.
         ood: out-of-distribution inputs to be told from the test part: ``file.npz``, a folder of images, ``file.py:factory``, ``photos``.
-        method: see `sparsify methods`.
+        method: see `sparsify methods`; wrappers are written around it, ``cigl(agent(rigl))``.
         sparsity: inactive fraction of the maskable weights; density is 1 - sparsity.
         pattern: see `sparsify patterns`.
         keep_dense: globs of weights without a mask.
-        method_options: further options of the method.
+        method_options: further options of the method; those of a wrapper in a table of its name.
         baseline: train the dense model too, same budget.
         calibrator: ``temperature`` or ``vector``.
         form: how layers whose groups of outputs read few inputs are exported: ``grouped``, ``dense``, ``auto``, ``auto:measure``.
@@ -66,7 +68,7 @@ class Recipe:
     sparsity: Fraction = 0.9
     pattern: str = "unstructured"
     keep_dense: tuple[str, ...] = ()
-    method_options: dict[str, int | float | str | bool] = Field(default_factory=dict)
+    method_options: dict[str, Value | dict[str, Value]] = Field(default_factory=dict)
     baseline: bool = False
     epochs: Positive = 20
     batch_size: Positive = 64
@@ -106,7 +108,7 @@ class Recipe:
 
     def build_method(self) -> Method:
         """The method with this recipe's density, pattern and options."""
-        known = method_options(self.method) if self.method in METHODS else {}
+        known = method_options(layers(self.method)[-1])
         common = {"density": self.density, "pattern": self.pattern, "keep_dense": self.keep_dense}
         return build(self.method, {**{k: v for k, v in common.items() if k in known}, **self.method_options})
 
@@ -130,7 +132,7 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
         RecipeError: If the file is missing or malformed, a key is unknown (naming the nearest), or a value out of range.
     """
     values = read_toml(path) if path is not None else {}
-    values |= {key: value for key, value in overrides.items() if value is not None}
+    values = merged(values, {key: value for key, value in overrides.items() if value is not None})
     if "grid" in values:
         raise RecipeError(f"{path} is the recipe of a grid: it has a [grid]. Run it with `sparsify compare {path}`.")
     check_keys("a recipe", values, [f.name for f in dataclasses.fields(Recipe)])  # type: ignore[arg-type]
@@ -190,7 +192,8 @@ def to_toml(values: Mapping[str, Any], table: str = "") -> str:
 
 
 def parse_pairs(items: Sequence[str]) -> dict[str, Any]:
-    """Overrides for `parse_recipe` from ``key=value`` texts; ``method_options.key=value`` is an option of the method.
+    """Overrides for `parse_recipe` from ``key=value`` texts; ``method_options.key=value`` is an option of the method,
+    and ``method_options.wrapper.key=value`` one of a wrapper.
 
     Raises:
         RecipeError: If an item is not of that form.
@@ -198,13 +201,33 @@ def parse_pairs(items: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for item in items:
         key, equals, text = item.partition("=")
-        key = key.replace("-", "_")
+        first, *rest = key.split(".")
+        key = first.replace("-", "_")
         if not equals:
             raise RecipeError(f"--set {item!r} should be key=value.")
-        if key.startswith("method_options."):
-            found.setdefault("method_options", {})[key.removeprefix("method_options.")] = _value(text)
+        if key == "method_options" and rest:
+            *layer, option = rest
+            table = found.setdefault("method_options", {})
+            for name in layer:
+                table = table.setdefault(name, {})
+                if not isinstance(table, dict):
+                    raise RecipeError(
+                        f"--set {item!r}: {name!r} was given a value before. It is a layer, or an option."
+                    )
+            table[option.replace("-", "_")] = _value(text)
+        elif rest:
+            raise RecipeError(f"--set {item!r}: only method_options has keys below it. Write key=value.")
         else:
             found[key] = tuple(text.split(",")) if key in ("keep_dense", "ood") else _value(text)
+    return found
+
+
+def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with the overrides; tables are merged key by key."""
+    found = dict(values)
+    for key, value in overrides.items():
+        before = found.get(key)
+        found[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, Mapping) else value
     return found
 
 

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from sparsify.exporters.int8 import Int8
 from sparsify.ir import Program
-from sparsify.methods.registry import METHODS, options
+from sparsify.methods.registry import METHODS, WRAPPERS, options
 from sparsify.parts.patterns import SPELLINGS
 from sparsify.passes import PASSES
 from sparsify.reports import Headline
@@ -30,11 +30,12 @@ def weights(program: Program) -> Table:
 
 
 def methods() -> Table:
-    """The methods with their options."""
+    """The methods and the wrappers with their options."""
     table = Table("method", "what it does", "options (default)")
-    for name, factory in METHODS.items():
+    for name, factory in {**METHODS, **WRAPPERS}.items():
         shown = [f"{k} ({'required' if v is inspect.Parameter.empty else _short(v)})" for k, v in options(name).items()]
-        table.add_row(name, (inspect.getdoc(factory) or "").splitlines()[0], "\n".join(shown))
+        spelt = f"{name}(...)" if name in WRAPPERS else name
+        table.add_row(spelt, (inspect.getdoc(factory) or "").splitlines()[0], "\n".join(shown))
     return table
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sparsify.errors import RecipeError
-from sparsify.grid import Grid, Lists, inner, layers, parse_grid, shared_options
+from sparsify.grid import Grid, Lists, parse_grid, shared_options
 from sparsify.recipe import Recipe, parse_recipe
 
 
@@ -31,18 +31,6 @@ def test_the_cells_are_the_product_and_the_dense_baseline_once_a_seed(tmp_path):
     assert (last.method, last.sparsity, last.seed, last.epochs, last.threads) == ("rigl", 0.95, 1, 2, 1)
     assert cells[0].sparsity is None and cells[0].recipe.method == "dense"
     assert cells[3].folder == "rigl-0.9-seed-0"
-
-
-@pytest.mark.parametrize(
-    ("spelling", "names", "within"),
-    [
-        ("rigl", ["rigl"], None),
-        ("agent(rigl)", ["agent", "rigl"], "rigl"),
-        ("cigl(agent(rigl))", ["cigl", "agent", "rigl"], "agent(rigl)"),
-    ],
-)
-def test_a_wrapper_is_read_from_its_spelling(spelling, names, within):
-    assert layers(spelling) == names and inner(spelling) == within
 
 
 def test_what_a_wrapper_wraps_is_in_the_grid_in_front_of_it():
@@ -75,6 +63,24 @@ def test_options_go_to_the_methods_that_have_them(tmp_path):
     assert shared_options(given, "static") == {}
 
 
+def test_options_of_wrappers_come_from_the_file_the_pairs_and_the_variant(tmp_path):
+    text = """
+[grid.variants.rare]
+method = "moon(cigl(rigl))"
+method_options = { rigl = { update_every = 9 }, cigl = { start_at = 0.9 } }
+"""
+    head = "[method_options]\nupdate_every = 7\n[method_options.cigl]\nrate = 0.2\naverage_every = 5\n"
+    found = grid(tmp_path, text, "grid.methods=rare", "grid.seeds=0", "method_options.cigl.rate=0.3", head=head)
+    assert found.names() == ["dense", "rigl", "cigl(rigl)", "moon(cigl(rigl))", "rare"]
+    rows = {cell.name: cell.recipe.method_options for cell in found.cells()}
+    cigl = {"rate": 0.3, "average_every": 5}
+    assert rows["dense"] == {} and rows["rigl"] == {"update_every": 7}
+    assert rows["cigl(rigl)"] == rows["moon(cigl(rigl))"] == {"update_every": 7, "cigl": cigl}
+    assert rows["rare"] == {"update_every": 9, "cigl": {**cigl, "start_at": 0.9}}
+    again = parse_grid(written(tmp_path, found.to_toml()))
+    assert again == found and again.to_toml() == found.to_toml()
+
+
 def test_pairs_override_keys_lists_and_options(tmp_path):
     pairs = ("grid.seeds=3, 4", "grid.sparsities=0.5", "grid.methods=rigl", "epochs=9", "method_options.update_every=5")
     cells = grid(tmp_path, "", *pairs).cells()
@@ -105,7 +111,8 @@ MISTAKES = {
     "a seed below 0": ("[grid]\nmethods = ['rigl']\nsparsities = [0.9]\nseeds = [-1]\n", "grid.seeds.0: Input should be greater"),
     "half a seed": ("[grid]\nmethods = ['rigl']\nsparsities = [0.9]\nseeds = [0.5]\n", "grid.seeds.0: Input should be"),
     "sparsity 90": ("[grid]\nmethods = ['rigl']\nsparsities = [90]\nseeds = [0]\n", "grid.sparsities.0: Input should be less than 1"),
-    "unknown method": ("[grid]\nmethods = ['set', 'riggl']\nsparsities = [0.9]\nseeds = [0]\n", "grid row 'riggl' at sparsity 0.9"),
+    "unknown method": ("[grid]\nmethods = ['set', 'riggl']\nsparsities = [0.9]\nseeds = [0]\n", "grid row 'riggl': there is no method"),
+    "unknown wrapper": ("[grid]\nmethods = ['cigle(rigl)']\nsparsities = [0.9]\nseeds = [0]\n", "no wrapper 'cigle'. Nearest: cigl"),
     "nearest method": ("[grid]\nmethods = ['riggl']\nsparsities = [0.9]\nseeds = [0]\n", "Nearest: rigl"),
     "a method twice": ("[grid]\nmethods = ['set', 'set']\nsparsities = [0.9]\nseeds = [0]\n", "grid.methods has 'set' twice"),
     "a seed twice": ("[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1, 1]\n", "grid.seeds has 1 twice"),

@@ -10,7 +10,7 @@ from torch import nn
 
 import sparsify as sp
 from sparsify import tables
-from sparsify.methods.registry import METHODS
+from sparsify.methods.registry import METHODS, WRAPPERS
 from sparsify.passes import PASSES
 from sparsify.reports.summary import CellResult, summarise
 from tests.cases import case
@@ -34,6 +34,8 @@ def test_long_names_of_weights_stay_whole():
 def test_everything_registered_is_listed(table, names):
     text = shown(table(), width=200)
     assert all(f"│ {name} " in text for name in names)
+    if names is METHODS:
+        assert all(f"│ {name}(...) " in text for name in WRAPPERS)
 
 
 def test_the_table_of_a_grid_fits_80_columns():

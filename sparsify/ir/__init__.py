@@ -11,6 +11,12 @@ from sparsify.ir.nodes import (
     MaskSite as MaskSite,
 )
 from sparsify.ir.nodes import (
+    RandomMaskSite as RandomMaskSite,
+)
+from sparsify.ir.nodes import (
+    RandomnessRecord as RandomnessRecord,
+)
+from sparsify.ir.nodes import (
     Stage as Stage,
 )
 from sparsify.ir.nodes import (

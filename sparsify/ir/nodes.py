@@ -1,4 +1,4 @@
-"""What a program is made of: stages, tensor specs, sites, and the three operators that are ours."""
+"""What a program is made of: stages, tensor specs, sites, and the operators that are ours."""
 
 from __future__ import annotations
 
@@ -72,6 +72,30 @@ class MaskSite:
 
 
 @dataclass(frozen=True)
+class RandomMaskSite:
+    """A weight that training reads through a random mask: qualified names of both, share of hidden weights, whether rescaled."""
+
+    weight: str
+    visible: str
+    rate: float
+    rescale: bool
+
+    @property
+    def scale(self) -> float:
+        """What a visible weight is multiplied by."""
+        return 1.0 / (1.0 - self.rate) if self.rescale else 1.0
+
+
+@dataclass(frozen=True)
+class BatchNormSite:
+    """Running statistics that training updates: names of the two buffers, and the weight of the newest batch."""
+
+    mean: str
+    variance: str
+    momentum: float
+
+
+@dataclass(frozen=True)
 class Costs:
     """Counts of a program. MACs are per example; ``density`` is active / maskable (1.0 without masks)."""
 
@@ -123,6 +147,19 @@ def masked_view(weight: Tensor, mask: Tensor, pattern: str, gradient: GradientFo
 MASK_OPERATORS = (apply_mask, masked_view)
 
 
+def apply_random_mask(weight: Tensor, visible: Tensor, rate: float, rescale: bool) -> Tensor:
+    """``weight * visible``, divided by ``1 - rate`` with ``rescale``; of the train phase alone.
+
+    Args:
+        weight: any shape, its mask applied already.
+        visible: bool, the shape of ``weight``; drawn anew each step, False with probability ``rate``.
+        rate: share of hidden positions, in [0, 1).
+        rescale: keep the expected value.
+    """
+    shown = weight * visible
+    return shown / (1.0 - rate) if rescale else shown
+
+
 class GradientTap(nn.Module):
     """Gives access to the dense gradient dL/d(weight × mask) of the value that flows through, when armed.
 
@@ -152,6 +189,45 @@ class GradientTap(nn.Module):
 
     def clear(self) -> None:
         self.gradient = None
+
+
+class RandomnessRecord(nn.Module):
+    """Remembers the state of the random generator of a forward pass, and can give the next ones the same random numbers.
+
+    Attributes:
+        replaying: forwards begin from the remembered state instead of remembering theirs; the generator goes on from there.
+        state: of the generator of the device that the value lies on, or None before the first forward.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replaying = False
+        self.state: Tensor | None = None
+
+    def forward(self, value: Tensor) -> Tensor:
+        """``value`` itself."""
+        if self.replaying and self.state is not None:
+            set_random_state(self.state, value.device)
+        elif not self.replaying:
+            self.state = random_state(value.device)
+        return value
+
+
+HOOKS = (GradientTap, RandomnessRecord)
+"""Modules that a pass puts into a graph."""
+
+
+def random_state(device: torch.device) -> Tensor:
+    """The state of torch's global generator of a device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.random.get_rng_state()
+
+
+def set_random_state(state: Tensor, device: torch.device) -> None:
+    """Set what `random_state` returned."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.random.set_rng_state(state)
 
 
 class _Record(torch.autograd.Function):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from sparsify.ir.nodes import MASK_OPERATORS
+from sparsify.ir.nodes import MASK_OPERATORS, GradientTap, apply_random_mask
 from sparsify.ir.program import PHASES, Program
 
 
@@ -38,16 +38,21 @@ def _row(program: Program, node: fx.Node) -> tuple[str, str]:
         if mask:
             value = program.get_buffer(str(node.target))
             right += f"  {int(value.count_nonzero())}/{value.numel()} active"
+        hidden = any(user.target is apply_random_mask and user.args[1] is node for user in node.users)
         kind = (
             "mask"
             if mask
+            else "random mask"
+            if hidden
             else "param"
             if node.target in dict(program.named_parameters(remove_duplicate=False))
             else "buffer"
         )
         return f'%{node.name} = {kind} "{node.target}"', right
     name = node.target if isinstance(node.target, str) else target_name(node.target)
-    name = f'tap "{name}"' if node.op == "call_module" else name
+    if node.op == "call_module":
+        kind = "tap" if isinstance(program.get_submodule(name), GradientTap) else "record"
+        name = f'{kind} "{name}"'
     arguments = [_value(argument) for argument in node.args] + [f"{k}={_value(v)}" for k, v in node.kwargs.items()]
     return f"%{node.name} = {name}({', '.join(arguments)})", right
 

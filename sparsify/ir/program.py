@@ -12,7 +12,17 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from sparsify.errors import LoadError, TraceError
-from sparsify.ir.nodes import Costs, GradientTap, MaskSite, Stage, TensorSpec, WeightSite
+from sparsify.ir.nodes import (
+    HOOKS,
+    BatchNormSite,
+    Costs,
+    GradientTap,
+    MaskSite,
+    RandomMaskSite,
+    Stage,
+    TensorSpec,
+    WeightSite,
+)
 
 PHASES = ("train", "eval")
 _NOTHING = nn.Module()
@@ -166,6 +176,10 @@ class Program(nn.Module):
             if isinstance(module, GradientTap)
         }
 
+    def hooks(self) -> dict[str, nn.Module]:
+        """Taps and other modules that passes put into the graphs, by qualified name."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, HOOKS)}
+
     # --- derived tables; all computed from the graph
 
     def maskable(self) -> tuple[WeightSite, ...]:
@@ -179,6 +193,18 @@ class Program(nn.Module):
         from sparsify.ir.sites import mask_sites
 
         return mask_sites(self)
+
+    def random_mask_sites(self) -> tuple[RandomMaskSite, ...]:
+        """Weights that training reads through a random mask (after `insert-random-masks`), in graph order."""
+        from sparsify.ir.sites import random_mask_sites
+
+        return random_mask_sites(self)
+
+    def batch_norm_sites(self) -> tuple[BatchNormSite, ...]:
+        """Running statistics that training updates, in graph order."""
+        from sparsify.ir.sites import batch_norm_sites
+
+        return batch_norm_sites(self)
 
     def costs(self) -> Costs:
         """Parameter and MAC counts, dense and active."""
@@ -305,7 +331,7 @@ def place(root: nn.Module, name: str, value: Tensor | nn.Module, *, persistent: 
 
 
 def clone_state(model: nn.Module) -> nn.Module:
-    """`skeleton` of a deep copy: tied tensors stay tied, taps are new and disarmed."""
+    """`skeleton` of a deep copy: tied tensors stay tied, hooks are new."""
     copies: dict[int, Tensor] = {}
 
     def copied(value: Tensor) -> Tensor:
@@ -321,8 +347,8 @@ def clone_state(model: nn.Module) -> nn.Module:
                 name = f"{prefix}.{leaf}" if prefix else leaf
                 place(root, name, copied(value), persistent=leaf not in module._non_persistent_buffers_set)
     for name, module in model.named_modules():
-        if isinstance(module, GradientTap):
-            place(root, name, GradientTap())
+        if isinstance(module, HOOKS):
+            place(root, name, type(module)())
     return root
 
 

@@ -23,7 +23,15 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from sparsify.errors import LoadError, SparsifyError
-from sparsify.ir.nodes import GradientTap, Stage, TensorSpec, apply_mask, masked_view
+from sparsify.ir.nodes import (
+    GradientTap,
+    RandomnessRecord,
+    Stage,
+    TensorSpec,
+    apply_mask,
+    apply_random_mask,
+    masked_view,
+)
 from sparsify.ir.program import Program, place
 
 FORMAT = 1
@@ -31,6 +39,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sparsify.apply_mask": apply_mask,
     "sparsify.masked_view": masked_view,
+    "sparsify.apply_random_mask": apply_random_mask,
     **{f"operator.{f.__name__}": f for f in (
         operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.neg,
         operator.pow, operator.getitem, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge,
@@ -62,6 +71,7 @@ def save_program(program: Program, path: Path) -> None:
         "transient": sorted(set(buffers) - set(program.state_dict())),
         "aliases": aliases,
         "taps": sorted(name for name, module in program.named_modules() if isinstance(module, GradientTap)),
+        "records": sorted(name for name, module in program.named_modules() if isinstance(module, RandomnessRecord)),
         "graphs": {phase: [_encode_node(n) for n in module.graph.nodes] for phase, module in program.phases.items()},
     }
     data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -210,6 +220,8 @@ def _decode_program(document: dict[str, Any], tensors: dict[str, Tensor]) -> Pro
         place(state, name, made[name], persistent=name not in transient)
     for name in document["taps"]:
         place(state, name, GradientTap())
+    for name in document.get("records", ()):
+        place(state, name, RandomnessRecord())
     return Program(
         state,
         {phase: _decode_graph(nodes) for phase, nodes in document["graphs"].items()},

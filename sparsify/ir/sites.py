@@ -11,7 +11,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from sparsify.ir.nodes import MASK_OPERATORS, Costs, GradientTap, MaskSite, TensorSpec, WeightSite
+from sparsify.ir.nodes import (
+    MASK_OPERATORS,
+    BatchNormSite,
+    Costs,
+    GradientTap,
+    MaskSite,
+    RandomMaskSite,
+    TensorSpec,
+    WeightSite,
+    apply_random_mask,
+)
 from sparsify.ir.program import Program
 
 aten = torch.ops.aten
@@ -36,6 +46,7 @@ _VIEWS = (
     aten.contiguous.default,
     aten.alias.default,
     *MASK_OPERATORS,
+    apply_random_mask,
 )
 _PADDED = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 
@@ -90,6 +101,28 @@ def mask_sites(program: Program) -> tuple[MaskSite, ...]:
         if node.target in MASK_OPERATORS:
             weight = names[id(program.get_parameter(node.args[0].target))]
             sites.setdefault(weight, MaskSite(weight, node.args[1].target, node.args[2], macs.get(weight, 0)))
+    return tuple(sites.values())
+
+
+def random_mask_sites(program: Program) -> tuple[RandomMaskSite, ...]:
+    """All weights that the train phase reads through a random mask, in graph order; one for a tied or shared weight."""
+    names = {id(parameter): name for name, parameter in program.named_parameters()}
+    sites: dict[str, RandomMaskSite] = {}
+    for node in program.phases["train"].graph.nodes:
+        if node.target is apply_random_mask:
+            visible, rate, rescale = str(node.args[1].target), float(node.args[2]), bool(node.args[3])
+            weight = names[id(program.get_parameter(visible.removesuffix("_visible")))]
+            sites.setdefault(weight, RandomMaskSite(weight, visible, rate, rescale))
+    return tuple(sites.values())
+
+
+def batch_norm_sites(program: Program) -> tuple[BatchNormSite, ...]:
+    """Running statistics that the train phase updates, in graph order; one for each pair of buffers."""
+    sites: dict[str, BatchNormSite] = {}
+    for node in program.phases["train"].graph.nodes:
+        if node.target is aten.batch_norm.default and node.args[3] is not None and node.args[5]:
+            mean, variance = str(node.args[3].target), str(node.args[4].target)
+            sites.setdefault(mean, BatchNormSite(mean, variance, float(node.args[6])))
     return tuple(sites.values())
 
 

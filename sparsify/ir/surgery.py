@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sparsify.ir.nodes import GradientTap, TensorSpec
+from sparsify.ir.nodes import TensorSpec
 from sparsify.ir.program import Program, copy_graph, place
 
 
@@ -168,7 +168,7 @@ def set_bias(layer: fx.Node, bias: fx.Node) -> None:
 
 def copy_phase(program: Program, source: str, destination: str) -> None:
     """Let ``destination`` run a copy of ``source``, restricted to the outputs both name."""
-    graph = copy_graph(program.phases[source].graph)
+    graph, hidden = copy_graph(program.phases[source].graph), program.random_mask_sites()
     program.phases[destination].graph = graph
     program.out_specs[destination] = program.out_specs[source]
     output = next(iter(reversed(graph.nodes)))
@@ -176,7 +176,7 @@ def copy_phase(program: Program, source: str, destination: str) -> None:
     output.args = (output.args[0][:count],)  # type: ignore[index]
     output.meta["names"] = output.meta["names"][:count]
     erase_dead(program, destination)
-    for name in [n for n, module in program.named_modules() if isinstance(module, GradientTap)]:
+    for name in (*program.hooks(), *(site.visible for site in hidden)):
         remove_state(program, name)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import VerificationError
-from sparsify.ir.nodes import MASK_OPERATORS, Stage
+from sparsify.ir.nodes import MASK_OPERATORS, Stage, apply_random_mask
 from sparsify.ir.program import PHASES, Program
 
 
@@ -122,11 +122,26 @@ def inactive_nonzero(program: Program) -> Iterator[Violation]:
             yield Violation("inactive-nonzero", weight, f"{stray} inactive weights are not 0 under a lowered mask")
 
 
+def random_mask_malformed(program: Program) -> Iterator[Violation]:
+    """A random mask stands in the train phase alone; it is a bool buffer ``<weight>_visible`` of its weight's shape."""
+    names = dict(program.named_parameters(remove_duplicate=False))
+    for phase in PHASES:
+        for node in program.phases[phase].graph.nodes:
+            if node.target is not apply_random_mask:
+                continue
+            visible = str(node.args[1].target)
+            value, weight = program.get_buffer(visible), names.get(visible.removesuffix("_visible"))
+            if phase != "train":
+                yield Violation("random-mask-malformed", node.name, f"a random mask in {phase}")
+            elif weight is None or value.dtype is not torch.bool or value.shape != weight.shape:
+                yield Violation("random-mask-malformed", visible, f"is {value.dtype} {tuple(value.shape)}")
+
+
 def masks_absent(program: Program) -> Iterator[Violation]:
     """A folded program has no mask, tap or mask buffer left."""
     for phase in PHASES:
         for node in program.phases[phase].graph.nodes:
-            if node.target in MASK_OPERATORS or node.op == "call_module":
+            if node.target in (*MASK_OPERATORS, apply_random_mask) or node.op == "call_module":
                 yield Violation("masks-absent", node.name, f"left in {phase} of a folded program")
     for name, _ in program.named_buffers():
         if (
@@ -139,8 +154,8 @@ def masks_absent(program: Program) -> Iterator[Violation]:
 
 _ALWAYS: tuple[Rule, ...] = (state_missing, spec_missing, phases_disagree, outputs_named)
 RULES: dict[Stage, tuple[Rule, ...]] = {
-    Stage.TRACED: _ALWAYS,
-    Stage.MASKED: (*_ALWAYS, mask_bypassed, mask_malformed, inactive_nonzero),
+    Stage.TRACED: (*_ALWAYS, random_mask_malformed),
+    Stage.MASKED: (*_ALWAYS, mask_bypassed, mask_malformed, inactive_nonzero, random_mask_malformed),
     Stage.FOLDED: (*_ALWAYS, masks_absent),
 }
 

@@ -1,8 +1,11 @@
 """Methods: compositions of parts. Each is a function that returns a `Method`."""
 
+from sparsify.methods.adversarial import adversarial as adversarial
+from sparsify.methods.agent import agent as agent
+from sparsify.methods.averaged import averaged as averaged
 from sparsify.methods.base import Averaging as Averaging
-from sparsify.methods.base import Correction as Correction
 from sparsify.methods.base import Method as Method
+from sparsify.methods.cigl import cigl as cigl
 from sparsify.methods.dense import dense as dense
 from sparsify.methods.dst_ee import dst_ee as dst_ee
 from sparsify.methods.gradual_magnitude import gmp as gmp
@@ -13,8 +16,11 @@ from sparsify.methods.moon import moon as moon
 from sparsify.methods.moon import widened as widened
 from sparsify.methods.one_shot import one_shot as one_shot
 from sparsify.methods.registry import METHODS as METHODS
+from sparsify.methods.registry import WRAPPERS as WRAPPERS
 from sparsify.methods.registry import build as build
 from sparsify.methods.rigl import rigl as rigl
 from sparsify.methods.sparse_evolutionary import set as set
 from sparsify.methods.srigl import srigl as srigl
 from sparsify.methods.static_random import static_random as static_random
+from sparsify.methods.weight_dropout import weight_dropout as weight_dropout
+from sparsify.parts.corrections import Correction as Correction

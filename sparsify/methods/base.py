@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
-
-from torch import Tensor
+from typing import Literal
 
 from sparsify.errors import RecipeError
 from sparsify.parts.allocation import FIXED_TOLERANCE, Allocation, erk
+from sparsify.parts.attacks import Attack
+from sparsify.parts.corrections import Correction
 from sparsify.parts.objectives import Objective
 from sparsify.parts.patterns import NM, parse_pattern
 from sparsify.parts.topology import Rewinding, Topology
 from sparsify.passes import Pass
 
-Gradients = Mapping[str, Tensor]
-Probe = Callable[[Mapping[str, Tensor] | None], tuple[Tensor, Gradients]]
-"""Loss and gradients of the current batch at other parameter values (None: the current ones). The trainer counts calls."""
-
-
-class Correction(Protocol):
-    """Changes gradients before the optimizer sees them. State is a value that goes in and comes out."""
-
-    def init(self, weights: Mapping[str, Tensor]) -> Any:
-        """The first state."""
-        ...
-
-    def correct(self, gradients: Gradients, state: Any, probe: Probe, step: int) -> tuple[Gradients, Any]:
-        """Corrected gradients and the next state."""
-        ...
-
 
 @dataclass(frozen=True)
 class Averaging:
-    """Average the weights of every ``every``-th step from ``start_at`` on; the topology must be frozen by then."""
+    """Average the weights of every ``every``-th step from ``start_at`` on; the topology must be frozen by then.
+
+    ``random_masks``: average what the training graph reads, random masks included; False: the weights alone.
+    """
 
     start_at: int
     every: int
+    random_masks: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,10 +44,12 @@ class Method:
         initial_density: of random and magnitude masks at the start; None: ``density``.
         topology: rounds, given the total number of optimizer steps; None: the masks stay.
         rewinding: when training starts over from an early state, given the total number of steps.
-        correction: of gradients, with counted probes.
+        correction: of gradients, with counted probes, given the total number of optimizer steps.
         objective: the loss, given the total number of optimizer steps; None: cross-entropy.
+        attack: of the inputs of training batches.
         averaging: of weights, once the topology is frozen.
         passes: of the method's own, after masks and taps. Parameters they add join the optimizer.
+        holds_hidden: weights that a random mask hid keep their value through the step; False: momentum and weight decay move them.
         calibrator: the kind of head fitted at the end.
     """
 
@@ -73,10 +63,12 @@ class Method:
     initial_density: float | None = None
     topology: Callable[[int], Topology] | None = None
     rewinding: Callable[[int], Rewinding] | None = None
-    correction: Correction | None = None
+    correction: Callable[[int], Correction] | None = None
     objective: Callable[[int], Objective] | None = None
+    attack: Attack | None = None
     averaging: Callable[[int], Averaging] | None = None
     passes: tuple[Pass, ...] = ()
+    holds_hidden: bool = True
     calibrator: str = "temperature"
 
     def __post_init__(self) -> None:

@@ -17,7 +17,12 @@ def widened(base: Method, *, score: str = "known") -> Method:
         base: any method.
         score: what the output ``ood_score`` is: ``known``, the highest probability of a class in the softmax over K + 1 (the published
             code), or ``odds``, the log-odds of known against unknown.
+
+    Raises:
+        RecipeError: If ``base`` has an unknown class already.
     """
+    if any(isinstance(step, WidenClassifier) for step in base.passes):
+        raise RecipeError(f"method {base.name!r} has an unknown class already.")
     return dataclasses.replace(base, name=f"widened({base.name})", passes=(WidenClassifier(score=score), *base.passes))
 
 

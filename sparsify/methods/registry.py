@@ -1,25 +1,32 @@
-"""Methods by name, for recipes and the command."""
+"""Methods by name, for recipes and the command. A wrapper is written around its base: ``cigl(agent(rigl))``."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sparsify.errors import RecipeError
+from sparsify.methods.adversarial import adversarial
+from sparsify.methods.agent import agent
+from sparsify.methods.averaged import averaged
 from sparsify.methods.base import Method
+from sparsify.methods.cigl import cigl
 from sparsify.methods.dense import dense
 from sparsify.methods.dst_ee import dst_ee
 from sparsify.methods.gradual_magnitude import gmp
 from sparsify.methods.granet import granet
 from sparsify.methods.iterative_magnitude import imp
 from sparsify.methods.itop import itop
+from sparsify.methods.moon import moon, widened
 from sparsify.methods.one_shot import one_shot
 from sparsify.methods.rigl import rigl
 from sparsify.methods.sparse_evolutionary import set as sparse_evolutionary
 from sparsify.methods.srigl import srigl
 from sparsify.methods.static_random import static_random
+from sparsify.methods.weight_dropout import weight_dropout
 from sparsify.parts.allocation import ALLOCATIONS
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -35,37 +42,125 @@ METHODS: dict[str, Callable[..., Method]] = {
     "granet": granet,
     "imp": imp,
 }
+WRAPPERS: dict[str, Callable[..., Method]] = {
+    "averaged": averaged,
+    "weight-dropout": weight_dropout,
+    "cigl": cigl,
+    "agent": agent,
+    "moon": moon,
+    "widened": widened,
+    "adversarial": adversarial,
+}
+"""Functions from a method, their first argument, to a method."""
+
+
+def layers(text: str) -> tuple[str, ...]:
+    """The names in a method's spelling, outermost first: ``cigl(agent(rigl))`` is cigl, agent, rigl.
+
+    Raises:
+        RecipeError: If it is not wrappers around one method, or a name is unknown or of the other kind.
+    """
+    names = re.split(r"\s*\(\s*", text.strip().rstrip(") "))
+    closed = re.sub(r"[^)]", "", text)
+    if not re.fullmatch(r"[^()]*(\([^()]*)*[)\s]*", text) or len(closed) != len(names) - 1:
+        raise RecipeError(f"cannot read the method {text!r}. Write a name, or wrappers around one: cigl(agent(rigl)).")
+    *wrappers, base = names
+    for name in wrappers:
+        if name in METHODS:
+            raise RecipeError(f"{name!r} in {text!r} is no wrapper. Wrappers: {', '.join(WRAPPERS)}.")
+        if name not in WRAPPERS:
+            raise RecipeError(f"there is no wrapper {name!r}.{_near(name, WRAPPERS)}")
+    if base in WRAPPERS:
+        raise RecipeError(
+            f"{base!r} wraps another method: write {base}(rigl), or around another of {', '.join(METHODS)}."
+        )
+    if base not in METHODS:
+        raise RecipeError(f"there is no method {base!r}.{_near(base, METHODS)}")
+    for name in wrappers:
+        if wrappers.count(name) > 1:
+            raise RecipeError(f"{text!r} has {name!r} twice. Write each wrapper once.")
+    return tuple(names)
+
+
+def inner(text: str) -> str | None:
+    """What the outermost wrapper is written around: ``agent(rigl)`` of ``cigl(agent(rigl))``; None of a method without one.
+
+    Raises:
+        RecipeError: As for `layers`.
+    """
+    _, *names = layers(text)
+    return "(".join(names) + ")" * (len(names) - 1) if names else None
 
 
 def options(name: str) -> dict[str, Any]:
-    """Option names of a method with their defaults (`inspect.Parameter.empty` where required)."""
-    return {p.name: p.default for p in inspect.signature(METHODS[name]).parameters.values()}
+    """Option names of a method or a wrapper with their defaults (`inspect.Parameter.empty` where required)."""
+    if name in METHODS:
+        return {p.name: p.default for p in inspect.signature(METHODS[name]).parameters.values()}
+    return {p.name: p.default for p in list(inspect.signature(WRAPPERS[name]).parameters.values())[1:]}
 
 
 def build(name: str, given: Mapping[str, Any]) -> Method:
-    """A method from its name and options; an allocation may be a name.
+    """A method from its spelling and options.
+
+    Args:
+        name: ``rigl``, or with wrappers, ``cigl(agent(rigl))``.
+        given: options of the innermost method by name, and those of a layer as a mapping under its name:
+            ``{"density": 0.1, "agent": {"gamma": 0.2}}``. ``allocation`` may be a name.
 
     Raises:
-        RecipeError: If the method or an option is unknown, or a required option is missing.
+        RecipeError: If a method or an option is unknown, a required option is missing, or two wrappers exclude each other.
     """
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=3)
-        raise RecipeError(
-            f"there is no method {name!r}. Nearest: {', '.join(near) or 'none'}. All: {', '.join(METHODS)}."
-        )
-    known, values = options(name), dict(given)
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=3)
-            raise RecipeError(
-                f"method {name!r} has no option {key!r}. Nearest: {', '.join(near) or 'none'}. "
-                f"All: {', '.join(known) or 'none'}."
-            )
-    missing = [key for key, default in known.items() if default is inspect.Parameter.empty and key not in values]
+    *wrappers, base = layers(name)
+    tables = _tables(name, (*wrappers, base), given)
+    method = METHODS[base](**_checked(base, tables[base]))
+    for wrapper in reversed(wrappers):
+        method = WRAPPERS[wrapper](method, **_checked(wrapper, tables[wrapper]))
+    return method
+
+
+def _tables(text: str, names: tuple[str, ...], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options of each layer."""
+    base = names[-1]
+    tables: dict[str, dict[str, Any]] = {name: {} for name in names}
+    known = [*options(base), *(f"{name}.{key}" for name in names for key in options(name))]
+    for key, value in given.items():
+        if isinstance(value, Mapping):
+            if key not in tables:
+                raise RecipeError(
+                    f"method {text!r} has no layer {key!r} to give options to. It has {', '.join(names)}."
+                )
+            table, pairs = key, dict(value)
+        else:
+            table, pairs = base, {key: value}
+        for option, content in pairs.items():
+            spelt = option if table == base else f"{table}.{option}"
+            if option not in options(table):
+                owners = [f"{name}.{option}" for name in names if option in options(name)]
+                near = owners or difflib.get_close_matches(spelt, known, n=3)
+                raise RecipeError(
+                    f"method {table!r} has no option {option!r}. Nearest: {', '.join(near) or 'none'}. "
+                    f"All: {', '.join(options(table)) or 'none'}."
+                )
+            if option in tables[table]:
+                raise RecipeError(f"option {option!r} of {table!r} is given twice, with and without its layer's name.")
+            tables[table][option] = content
+    return tables
+
+
+def _checked(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    values = dict(given)
+    missing = [
+        key for key, default in options(name).items() if default is inspect.Parameter.empty and key not in values
+    ]
     if missing:
         raise RecipeError(f"method {name!r} needs {', '.join(missing)}.")
     for key in [key for key in ("allocation", "initial_allocation") if isinstance(values.get(key), str)]:
         if values[key] not in ALLOCATIONS:
             raise RecipeError(f"there is no {key} {values[key]!r}; choose one of {', '.join(ALLOCATIONS)}.")
         values[key] = ALLOCATIONS[values[key]]
-    return METHODS[name](**values)
+    return values
+
+
+def _near(name: str, among: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, [*METHODS, *WRAPPERS], n=3)
+    return f" Nearest: {', '.join(near) or 'none'}. All: {', '.join(among)}."

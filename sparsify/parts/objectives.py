@@ -27,8 +27,8 @@ class Objective(Protocol):
         """A scalar. Evaluated again, with the same state, by the probes of a correction."""
         ...
 
-    def measures(self, state: Any) -> Mapping[str, float]:
-        """What goes into a row of ``history.jsonl``."""
+    def readings(self, state: Any) -> Mapping[str, float]:
+        """Figures of a state for the history of a run, by name."""
         ...
 
 
@@ -117,6 +117,6 @@ class UnknownAware:
         """A scalar; cross-entropy where alpha is 0."""
         return unknown_aware(logits, labels, state["alpha"])
 
-    def measures(self, state: State) -> Mapping[str, float]:
+    def readings(self, state: State) -> Mapping[str, float]:
         """``alpha``, and ``unknown_mass``, the running mean of u over training batches."""
         return {"alpha": state["alpha"], "unknown_mass": max(state["unknown"], 0.0)}

@@ -26,6 +26,7 @@ from sparsify.passes.fold_batch_norm import FoldBatchNorm as FoldBatchNorm
 from sparsify.passes.fold_masks import FoldMasks as FoldMasks
 from sparsify.passes.insert_gradient_taps import InsertGradientTaps as InsertGradientTaps
 from sparsify.passes.insert_masks import InsertMasks as InsertMasks
+from sparsify.passes.insert_random_masks import InsertRandomMasks as InsertRandomMasks
 from sparsify.passes.instruments import (
     dump_to as dump_to,
 )
@@ -41,7 +42,9 @@ from sparsify.passes.instruments import (
 from sparsify.passes.lower_grouped import LowerGroupedConv as LowerGroupedConv
 from sparsify.passes.lower_grouped import LowerGroupedLinear as LowerGroupedLinear
 from sparsify.passes.lower_masks import LowerMasks as LowerMasks
+from sparsify.passes.record_randomness import RecordRandomness as RecordRandomness
 from sparsify.passes.registry import PASSES as PASSES
 from sparsify.passes.registry import Pipeline as Pipeline
 from sparsify.passes.registry import register as register
+from sparsify.passes.remove_random_masks import RemoveRandomMasks as RemoveRandomMasks
 from sparsify.passes.widen_classifier import WidenClassifier as WidenClassifier

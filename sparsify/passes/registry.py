@@ -17,9 +17,12 @@ from sparsify.passes.fold_batch_norm import FoldBatchNorm
 from sparsify.passes.fold_masks import FoldMasks
 from sparsify.passes.insert_gradient_taps import InsertGradientTaps
 from sparsify.passes.insert_masks import InsertMasks
+from sparsify.passes.insert_random_masks import InsertRandomMasks
 from sparsify.passes.instruments import Instrument, note
 from sparsify.passes.lower_grouped import LowerGroupedConv, LowerGroupedLinear
 from sparsify.passes.lower_masks import LowerMasks
+from sparsify.passes.record_randomness import RecordRandomness
+from sparsify.passes.remove_random_masks import RemoveRandomMasks
 from sparsify.passes.widen_classifier import WidenClassifier
 
 PASSES: dict[str, type[Pass]] = {
@@ -27,6 +30,9 @@ PASSES: dict[str, type[Pass]] = {
     for cls in (
         InsertMasks,
         InsertGradientTaps,
+        InsertRandomMasks,
+        RemoveRandomMasks,
+        RecordRandomness,
         LowerMasks,
         WidenClassifier,
         AttachCalibrationHead,

@@ -51,6 +51,7 @@ def _page(run: RunFolder) -> str:
         "<h2>Training</h2>",
         _wide(plots.curves(run.histories, titles)),
         _table(("counted", *columns), sections.compute(report)),
+        *_method(run),
         "<h2>Calibration</h2>",
         _wide(plots.reliability(diagrams, titles)),
         _table(("", *columns), sections.calibration(report)),
@@ -121,6 +122,12 @@ def _int8(run: RunFolder) -> str:
         body += _folded("Layers", _table(("weight", "form in the file", "each form, alone"), layers, kind="text"))
         body += _folded("Files that were timed", _table(("form", "ms a call"), integers.int8_trials(run.latency)))
     return body
+
+
+def _method(run: RunFolder) -> list[str]:
+    """What the method measured of itself while it trained, where it did."""
+    plot = plots.readings(run.histories["model"])
+    return ["<h2>What the method did</h2>", _wide(plot)] if plot else []
 
 
 def _classes(run: RunFolder) -> str:

@@ -35,7 +35,9 @@ STYLE = {
 }
 WIDTH = 8.4
 MOST_NAMES = 12
-"""Lines with a name in a legend; of more, the first, the middle and the last are named."""
+"""Lines of a plot that are named in it; of more, some."""
+OF_THE_UNKNOWN = ("unknown_mass", "alpha")
+"""Readings that `unknown` draws."""
 History = Sequence[Mapping[str, Any]]
 Bins = Sequence[Mapping[str, Any]]
 
@@ -64,6 +66,27 @@ def curves(histories: Mapping[str, History], titles: Mapping[str, str]) -> str:
         return svg(
             figure, f"Loss and validation accuracy by optimizer step. Validation accuracy: {'; '.join(ends)}.", "c"
         )
+
+
+def readings(history: History) -> str:
+    """Figures of the method's own by step, one line each, less those that `unknown` draws; empty where it has none."""
+    found = dict.fromkeys(name for row in history for name in row.get("readings", {}))
+    names = [name for name in found if name not in OF_THE_UNKNOWN]
+    if not names:
+        return ""
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+        axis, ends = figure.subplots(), []
+        for index, name in enumerate(names):
+            points = [(row["step"], row["readings"][name]) for row in history if name in row.get("readings", {})]
+            colour = COLOURS["model"] if len(names) == 1 else mpl.colormaps["viridis"](0.15 + 0.7 * index / len(names))
+            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "", color=colour, label=name)
+            ends.append(f"{name} ends at {points[-1][1]:.4f}")
+        axis.set(xlabel="step", ylabel=names[0] if len(names) == 1 else "")
+        if 1 < len(names) <= MOST_NAMES:
+            axis.legend(fontsize=8)
+        shown = "; ".join(ends[:MOST_NAMES])
+        return svg(figure, f"What the method did, by optimizer step: {shown}.", "w")
 
 
 def densities(layers: Sequence[Mapping[str, Any]]) -> str:
@@ -176,19 +199,20 @@ def unknown(rows: History) -> str:
     """Probability of the unknown, a mean over training batches and over validation samples, and alpha where there is one, by step."""
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
-        drawn = [key for key in ("unknown_mass", "val_unknown", "alpha") if key in rows[-1]]
+        found = [{**row, **row.get("readings", {})} for row in rows]
+        drawn = [key for key in ("unknown_mass", "val_unknown", "alpha") if key in found[-1]]
         axes = figure.subplots(1, 1 + ("alpha" in drawn), squeeze=False)[0]
         steps = [row["step"] for row in rows]
         looks = {"unknown_mass": ("training", "-"), "val_unknown": ("validation", ":"), "alpha": ("alpha", "-")}
         for key in drawn:
             name, style = looks[key]
             axis = axes[1] if key == "alpha" else axes[0]
-            axis.plot(steps, [row[key] for row in rows], label=name, color=COLOURS["model"], linestyle=style)
+            axis.plot(steps, [row[key] for row in found], label=name, color=COLOURS["model"], linestyle=style)
         axes[0].set(xlabel="step", ylabel="probability of the unknown", yscale="log")
         axes[0].legend(fontsize=8)
         if "alpha" in drawn:
             axes[1].set(xlabel="step", ylabel="alpha")
-        ends = ", ".join(f"{looks[key][0]} {rows[-1][key]:.3g}" for key in drawn)
+        ends = ", ".join(f"{looks[key][0]} {found[-1][key]:.3g}" for key in drawn)
         return svg(figure, f"Probability of the unknown class by optimizer step. At the end: {ends}.", "u")
 
 

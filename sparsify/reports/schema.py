@@ -257,7 +257,7 @@ class LatencyFile(_Form):
 
 
 class Epoch(_Form):
-    """A row of ``history.jsonl``; coverage and turnover by weight, where there are masks."""
+    """A row of ``history.jsonl``; coverage and turnover by weight, where there are masks; ``readings`` are figures of the method's own."""
 
     step: int
     loss: float
@@ -265,6 +265,7 @@ class Epoch(_Form):
     val_accuracy: float
     coverage: dict[str, float] | None = None
     turnover: dict[str, float] | None = None
+    readings: dict[str, float] = {}
 
 
 def check(form: type[_Form], value: Any, path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sparsify.parts import compute
 from sparsify.parts.intervals import Difference, Spread, paired_difference, spread
 from sparsify.reports.headline import Headline
 
@@ -185,11 +186,13 @@ class Summary:
 def figures(model: Mapping[str, Any]) -> dict[str, float]:
     """Every figure of a model of ``metrics.json``, nested ones by dotted key, and what its training cost.
 
-    ``evaluations`` counts forward and backward passes of a batch: one a step, and the probes.
+    ``evaluations`` are those of `sparsify.parts.compute.evaluations`; runs that did not count passes have one a step and one a probe.
     """
     found = dict(_leaves({key: value for key, value in model.items() if key not in NOT_MEASURES}))
     counts = {key: float(value) for key, value in model["counts"].items()}
-    return {**found, **counts, "evaluations": counts["steps"] + counts.get("probes", 0.0)}
+    pairs = counts["steps"] + counts.get("probes", 0.0)
+    spent = compute.evaluations(counts.get("forwards", pairs), counts.get("backwards", pairs))
+    return {**found, **counts, "evaluations": spent}
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
@@ -282,7 +285,7 @@ def _reach(pairs: Sequence[tuple[CellResult, CellResult]]) -> Reach | None:
 
 
 def evaluations(row: Mapping[str, Any]) -> float:
-    """Forward and backward passes up to a row of ``history.jsonl``."""
+    """Evaluations up to a row of ``history.jsonl``."""
     return float(row.get("evaluations", row["step"]))
 
 

@@ -78,8 +78,8 @@ def against_steps(cells: Sequence[CellResult]) -> str:
 
 
 def against_evaluations(cells: Sequence[CellResult]) -> str:
-    """Validation accuracy by forward and backward passes, as the trainer counted them, a panel a sparsity, means over seeds."""
-    return _curves(cells, evaluations, "forward and backward passes", "e")
+    """Validation accuracy by evaluations, as the trainer counted passes, a panel a sparsity, means over seeds."""
+    return _curves(cells, evaluations, "evaluations", "e")
 
 
 def _curves(cells: Sequence[CellResult], x: Callable[[Mapping[str, Any]], float], label: str, prefix: str) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from sparsify.errors import CheckpointError
 from sparsify.ir.serialization import write_atomically
@@ -39,3 +41,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not known:
         raise CheckpointError(f"{path} is not a checkpoint of this version. Run again with --overwrite.")
     return content
+
+
+def placed(content: Any, device: torch.device) -> Any:
+    """Saved content with its tensors, in whatever dicts, lists and tuples, on ``device``; a checkpoint is read to the CPU."""
+    return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, content)

@@ -58,9 +58,9 @@ class RunningLoss:
         """The step is done; the next call begins another."""
         self._observed = False
 
-    def measures(self) -> Mapping[str, float]:
-        """What the objective has to say of itself now."""
-        return self._objective.measures(self._state) if self._objective else {}
+    def readings(self) -> Mapping[str, float]:
+        """Figures of the objective, by name."""
+        return self._objective.readings(self._state) if self._objective else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Loads with ``weights_only=True`` where the objective's state does."""

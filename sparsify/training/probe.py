@@ -1,43 +1,147 @@
-"""A probe: the loss and gradients of the current batch at other parameter values. It leaves no trace but its count."""
+"""A probe: one batch evaluated again, at other parameter values. It leaves no trace but its counts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
-from sparsify.ir import Program
+from sparsify.ir import Program, RandomnessRecord
+from sparsify.ir.nodes import random_state, set_random_state
+from sparsify.parts.corrections import Evaluation, Tensors
 
 Closure = Callable[[], Tensor]
-"""The loss of the current batch, a scalar, by a forward pass of the program in train mode; no backward pass."""
+"""The loss of a batch, a scalar, by a forward pass of the program in train mode; no backward pass."""
+Sweep = Callable[[], Iterable[Closure]]
+"""The losses of the training batches, one after another, in an order drawn anew; each is asked for before the next is made."""
 
 
-def probe(program: Program, closure: Closure, at: Mapping[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Evaluate ``closure`` at parameter values ``at``, then put parameters, buffers and gradients back, bit for bit.
+class ProbedBatch:
+    """A batch that can be evaluated at any parameter values; see `sparsify.parts.corrections.Batch`.
 
     Args:
-        program: in train mode.
-        closure: see `Closure`.
-        at: values by parameter name; missing ones stay as they are. Read as 0 where a mask is off.
-
-    Returns:
-        The loss, and the gradient of every trainable parameter that has one.
+        program: in train mode. Lowered masks read values as they are given: an old snapshot keeps the support it had.
+        closure: the batch's loss.
+        counts: ``probes``, ``forwards`` and ``backwards`` are counted up.
+        of_step: the batch of the current step, whose dropout is replayed; another draws new random numbers, once.
+        dense: record gradients of inactive positions, by the program's taps.
     """
-    parameters = {name: p for name, p in program.named_parameters() if p.requires_grad}
-    values = {name: parameters[name].detach().clone() for name in at or {}}
-    buffers = {name: buffer.detach().clone() for name, buffer in program.named_buffers()}
-    masks = program.masks()
+
+    def __init__(
+        self, program: Program, closure: Closure, counts: dict[str, int], *, of_step: bool, dense: bool
+    ) -> None:
+        self._program, self._closure, self._counts = program, closure, counts
+        self._of_step, self._dense = of_step, dense
+        self._start: tuple[Tensor, ...] | None = None
+
+    def loss(self, at: Tensors | None = None) -> Tensor:
+        """The loss at ``at``: one forward pass."""
+        with torch.no_grad(), self._elsewhere(at, armed=False):
+            loss = self._closure()
+        self._counts["probes"] += 1
+        self._counts["forwards"] += 1
+        return loss.detach()
+
+    def evaluate(self, at: Tensors | None = None) -> Evaluation:
+        """Loss and gradients at ``at``: one forward and one backward pass."""
+        parameters = {name: p for name, p in self._program.named_parameters() if p.requires_grad}
+        with self._elsewhere(at, armed=self._dense):
+            loss = self._closure()
+            found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            gradients = {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
+            dense = self._densened(gradients) if self._dense else {}
+        for key in ("probes", "forwards", "backwards"):
+            self._counts[key] += 1
+        return Evaluation(loss.detach(), gradients, dense)
+
+    def _densened(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        masks, dense = self._program.masks(), dict(gradients)
+        taps = {name: tap.gradient for name, tap in self._program.taps().items() if tap.gradient is not None}
+        dense.update(taps)
+        for site in self._program.random_mask_sites():
+            name, chance = site.weight, 1.0 - site.rate
+            if name in taps:
+                seen = taps[name] * self._program.get_buffer(site.visible) / chance
+                dense[name] = torch.where(masks[name], seen, taps[name]) * site.scale
+            elif name in dense:
+                dense[name] = gradients[name] / chance
+        return dense
+
+    @contextmanager
+    def _elsewhere(self, at: Tensors | None, *, armed: bool) -> Generator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(_random_numbers(self._program, self))
+            stack.enter_context(_parameters(self._program, at or {}))
+            stack.enter_context(_buffers(self._program))
+            stack.enter_context(_taps(self._program, armed=armed))
+            yield
+
+
+@contextmanager
+def _parameters(program: Program, at: Tensors) -> Generator[None]:
+    parameters = dict(program.named_parameters())
+    kept = {name: parameters[name].data for name in at}
     try:
-        with torch.no_grad():
-            for name, value in (at or {}).items():
-                parameters[name].copy_(value * masks[name] if name in masks else value)
-        loss = closure()
-        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        for name, value in at.items():
+            parameters[name].data = value
+        yield
+    finally:
+        for name, value in kept.items():
+            parameters[name].data = value
+
+
+@contextmanager
+def _buffers(program: Program) -> Generator[None]:
+    """Put running statistics and counters back; masks do not change in a forward pass."""
+    buffers = {name: buffer for name, buffer in program.named_buffers() if buffer.dtype is not torch.bool}
+    kept = {name: buffer.detach().clone() for name, buffer in buffers.items()}
+    try:
+        yield
     finally:
         with torch.no_grad():
-            for name, value in values.items():
-                parameters[name].copy_(value)
-            for name, buffer in program.named_buffers():
-                buffer.copy_(buffers[name])
-    return loss.detach(), {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
+            for name, buffer in buffers.items():
+                buffer.copy_(kept[name])
+
+
+@contextmanager
+def _taps(program: Program, *, armed: bool) -> Generator[None]:
+    """Arm every tap, or none; what the step itself recorded is put back."""
+    taps = list(program.taps().values())
+    kept = [(tap.armed, tap.in_grad, tap.gradient) for tap in taps]
+    try:
+        for tap in taps:
+            tap.armed, tap.in_grad, tap.gradient = armed, False, None
+        yield
+    finally:
+        for tap, (was_armed, in_grad, gradient) in zip(taps, kept, strict=True):
+            tap.armed, tap.in_grad, tap.gradient = was_armed, in_grad, gradient
+
+
+@contextmanager
+def _random_numbers(program: Program, batch: ProbedBatch) -> Generator[None]:
+    """The random numbers of the step, or of the batch's first evaluation; the stream goes on as if only that had drawn."""
+    records = [hook for hook in program.hooks().values() if isinstance(hook, RandomnessRecord)]
+    devices = {torch.device("cpu"), next(program.parameters()).device}
+    before = tuple(random_state(device) for device in devices)
+    kept, first = [record.state for record in records], not batch._of_step and batch._start is None
+    if first:
+        batch._start = before
+    elif batch._start is not None:
+        _restore(devices, batch._start)
+    try:
+        for record in records:
+            record.replaying = True
+            record.state = record.state if batch._of_step else None
+        yield
+    finally:
+        for record, state in zip(records, kept, strict=True):
+            record.replaying, record.state = False, state
+        if not first:
+            _restore(devices, before)
+
+
+def _restore(devices: Iterable[torch.device], states: Iterable[Tensor]) -> None:
+    for device, state in zip(devices, states, strict=True):
+        set_random_state(state, device)

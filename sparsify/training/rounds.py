@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from sparsify.errors import TrainingError
 from sparsify.ir import Program
 from sparsify.parts import coverage
 from sparsify.parts.allocation import Layer
-from sparsify.parts.patterns import Pattern
+from sparsify.parts.patterns import Pattern, parse_pattern
 from sparsify.parts.scores import Score, View
 from sparsify.parts.topology import DropAndGrow, InTurn, Move, Prune, Topology, update
+from sparsify.training.checkpoint import placed
 
 
 class Rounds:
@@ -32,23 +33,25 @@ class Rounds:
         topology: Topology | None,
         program: Program,
         optimizer: torch.optim.Optimizer,
-        patterns: Mapping[str, Pattern],
         generator: torch.Generator,
     ) -> None:
-        self._program, self._optimizer, self._patterns, self._generator = program, optimizer, patterns, generator
+        self._program, self._optimizer, self._generator = program, optimizer, generator
         self._topology = topology
         self._moves: tuple[Move, ...] = (
             topology.moves if isinstance(topology, InTurn) else tuple(filter(None, [topology]))
         )
         self.needs_gradient = any(score.needs_gradient for move in self._moves for score in _scores(move).values())
         self.replaces_step = any(isinstance(move, DropAndGrow) and move.replaces_step for move in self._moves)
+        self._patterns: dict[str, Pattern] = {}
+        self._hidden: Container[str] = ()
         self._states: dict[str, dict[str, Any]] = {}
         self.visited: dict[str, Tensor] = {}
         self.grown: dict[str, int] = {}
 
     def start(self) -> None:
         """First states of the scores, from the weights and masks as they are."""
-        masks = self._program.masks()
+        masks, self._patterns = self._program.masks(), patterns_of(self._program)
+        self._hidden = {site.weight for site in self._program.random_mask_sites()}
         for index, move in enumerate(self._moves):
             for slot, score in _scores(move).items():
                 self._states[f"{index}.{slot}"] = {
@@ -69,9 +72,10 @@ class Rounds:
         """Let the taps give the dense gradient of this step, where a round of it will read one."""
         due = any(m.when(step) and any(x.needs_gradient for x in _scores(m).values()) for m in self._moves)
         alone = len(self._moves) == 1  # a move before would clear the gradient where it prunes
-        for tap in self._program.taps().values():
+        for name, tap in self._program.taps().items():
             tap.clear()
-            tap.armed, tap.in_grad = due, alone and self.replaces(step)
+            # Behind a random mask, .grad is not dense.
+            tap.armed, tap.in_grad = due, alone and self.replaces(step) and name not in self._hidden
 
     def update(self, step: int) -> bool:
         """Make the moves that are due.
@@ -168,11 +172,13 @@ class Rounds:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
-        self._states = {
-            slot: {name: placed(value, self._program.weight(name).device) for name, value in states.items()}
-            for slot, states in state["scores"].items()
-        }
+        self._states = placed(state["scores"], next(self._program.parameters()).device)
         self.visited, self.grown = dict(state["visited"]), dict(state["grown"])
+
+
+def patterns_of(program: Program) -> dict[str, Pattern]:
+    """The pattern of every masked weight."""
+    return {site.weight: parse_pattern(site.pattern) for site in program.mask_sites()}
 
 
 def layers(
@@ -202,17 +208,6 @@ def clear_inactive(
         for value in optimizer.state.get(weight, {}).values():
             if isinstance(value, Tensor) and value.shape == weight.shape:
                 value.masked_fill_(inactive, 0.0)
-
-
-def placed(value: Any, device: torch.device) -> Any:
-    """The tensors of a saved state on the device of the weight they belong to."""
-    match value:
-        case Tensor():
-            return value.to(device)
-        case tuple():
-            return tuple(placed(item, device) for item in value)
-        case _:
-            return value
 
 
 def _scores(move: Move) -> dict[str, Score]:

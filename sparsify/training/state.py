@@ -6,7 +6,8 @@ adds nothing of its own leaves them at 0; one that does is found on its first st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,14 +16,18 @@ from torch import Tensor
 from sparsify.errors import TrainingError
 from sparsify.ir import Program
 from sparsify.ir.verifier import count_stray
-from sparsify.methods import Correction, Method
-from sparsify.parts.averaging import running_mean
-from sparsify.parts.patterns import Pattern, parse_pattern
-from sparsify.passes import InsertGradientTaps, InsertMasks, LowerMasks, Pass, Pipeline
+from sparsify.methods import Method
+from sparsify.passes import Pipeline, RemoveRandomMasks
+from sparsify.training.averaging import WeightAverage, check_averaging, reestimate_batch_norm
+from sparsify.training.checkpoint import placed
+from sparsify.training.correction import Corrector
 from sparsify.training.groups import adopt
+from sparsify.training.initial_masks import insert_masks
 from sparsify.training.loss import RunningLoss
-from sparsify.training.probe import Closure, probe
-from sparsify.training.rounds import Rounds, clear_inactive, layers
+from sparsify.training.probe import Closure, Sweep
+from sparsify.training.random_masks import RandomMasks
+from sparsify.training.rewinding import Rewinder
+from sparsify.training.rounds import Rounds
 
 SALT = 0x9E3779B97F4A7C15
 """Added to the seed of masks: weights initialised with the same seed come from the same stream, and masks drawn from it again would
@@ -30,7 +35,14 @@ keep the weights with the highest values, all of one sign."""
 
 
 def attach(
-    method: Method, program: Program, optimizer: torch.optim.Optimizer, *, total_steps: int, seed: int = 0
+    method: Method,
+    program: Program,
+    optimizer: torch.optim.Optimizer,
+    *,
+    total_steps: int,
+    seed: int = 0,
+    epoch_steps: int | None = None,
+    sweep: Sweep | None = None,
 ) -> SparseTrainer:
     """Make ``program`` sparse in place and return the trainer whose ``step()`` replaces ``optimizer.step()``.
 
@@ -40,6 +52,9 @@ def attach(
         optimizer: over ``program.parameters()`` or the traced model's, which are the same objects.
         total_steps: optimizer steps of the whole run; schedules given as fractions are of this.
         seed: of random masks and random growth.
+        epoch_steps: optimizer steps of an epoch, for methods that do something once an epoch.
+        sweep: for methods that look at more of the training data than the batch of a step: a function that returns the losses of
+            the training batches, in an order drawn anew, each as a function without arguments.
 
     Raises:
         TrainingError: If the optimizer does not hold the weights, or ``total_steps`` is not positive.
@@ -55,7 +70,9 @@ def attach(
             f"the optimizer does not hold {len(lost)} parameters of {program.name!r} ({', '.join(lost[:4])}); they would "
             f"never change. Build it over program.parameters() after tracing, and move the program first."
         )
-    return SparseTrainer(method, program, optimizer, total_steps=total_steps, seed=seed)
+    return SparseTrainer(
+        method, program, optimizer, total_steps=total_steps, seed=seed, epoch_steps=epoch_steps, sweep=sweep
+    )
 
 
 class SparseTrainer:
@@ -63,79 +80,55 @@ class SparseTrainer:
 
     Attributes:
         steps: optimizer steps taken, rounds that replaced one included.
-        counts: ``{"rounds", "skipped_rounds", "probes"}``.
+        counts: rounds, skipped rounds, probes (evaluations of a batch beside the step's own), and forward and backward passes,
+            each of one batch, those of the steps included.
     """
 
     def __init__(
-        self, method: Method, program: Program, optimizer: torch.optim.Optimizer, *, total_steps: int, seed: int
+        self,
+        method: Method,
+        program: Program,
+        optimizer: torch.optim.Optimizer,
+        *,
+        total_steps: int,
+        seed: int,
+        epoch_steps: int | None = None,
+        sweep: Sweep | None = None,
     ) -> None:
         self.method, self.program, self.optimizer = method, program, optimizer
         self.total_steps, self.steps = total_steps, 0
-        self.counts = {"rounds": 0, "skipped_rounds": 0, "probes": 0}
+        self.counts: dict[str, int] = dict.fromkeys(("rounds", "skipped_rounds", "probes", "forwards", "backwards"), 0)
+        self._remask, self._corrected = False, False
         self._generator = torch.Generator().manual_seed((seed + SALT) % 2**63)
-        self._topology = method.topology(total_steps) if method.topology else None
-        self._patterns: dict[str, Pattern] = {}
-        self._rounds = Rounds(self._topology, program, optimizer, self._patterns, self._generator)
-        self._remask = False
-        self._rewinding = method.rewinding(total_steps) if method.rewinding else None
-        self._early: dict[str, Tensor] = {}
-        self._averaging = method.averaging(total_steps) if method.averaging else None
-        self._averages: dict[str, Tensor] = {}
-        self._check_averaging()
+        topology = method.topology(total_steps) if method.topology else None
+        self._rounds = Rounds(topology, program, optimizer, self._generator)
+        self._rewinder = Rewinder(method.rewinding(total_steps), program, optimizer) if method.rewinding else None
+        self._average = WeightAverage(method.averaging(total_steps)) if method.averaging else None
+        if self._average:
+            check_averaging(method, self._average.plan, self._masks_change, total_steps)
         self._loss = RunningLoss(method, total_steps)
-        if method.initial != "dense" or self._topology is not None:
-            self._insert()
+        correction = method.correction(total_steps) if method.correction else None
+        if method.initial != "dense" or topology is not None:
+            tapped = self._rounds.needs_gradient or (correction is not None and correction.dense)
+            insert_masks(method, program, optimizer, self._generator, tapped=tapped)
         Pipeline(method.passes).apply(program)
         adopt(program, optimizer)
-        self._correction_state: Any = method.correction.init(self._parameters()) if method.correction else None
-        self._keep_early()
+        self._random = RandomMasks(program, seed=(seed + 2 * SALT) % 2**63)
+        self._corrector = None
+        if correction is not None:
+            self._corrector = Corrector(
+                correction, method.name, program, self._random, self.counts, epoch_steps=epoch_steps, sweep=sweep
+            )
+        self._rounds.start()
+        if self._rewinder:
+            self._rewinder.keep(0)
+        self._random.draw()
         self._rounds.arm(1)
 
-    # --- set-up
+    def _masks_change(self, step: int) -> bool:
+        return self._rounds.due(step) or (self._rewinder is not None and step in self._rewinder.plan.at)
 
-    def _check_averaging(self) -> None:
-        if self._averaging is None:
-            return
-        again = self._rewinding.at if self._rewinding else ()
-        late = [s for s in range(self._averaging.start_at, self.total_steps + 1) if self._rounds.due(s) or s in again]
-        if late:
-            raise TrainingError(
-                f"method {self.method.name!r} averages weights from step {self._averaging.start_at}, but the topology still changes on "
-                f"step {late[-1]}; an average over different masks is not sparse. Start averaging later, or lower stop_at."
-            )
-
-    def _parameters(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self.program.named_parameters() if p.requires_grad}
-
-    def _insert(self) -> None:
-        steps: list[Pass] = [InsertMasks(pattern=self.method.pattern, keep_dense=self.method.keep_dense)]
-        Pipeline(tuple(steps)).apply(self.program)
-        self._patterns.update({site.weight: parse_pattern(site.pattern) for site in self.program.mask_sites()})
-        if self.method.initial != "dense":
-            density = self.method.density if self.method.initial_density is None else self.method.initial_density
-            budgets = self.method.allocation(layers(self.program, self._patterns), density)
-            for name, mask in self.program.masks().items():
-                weight = self.program.weight(name).detach()
-                noise = torch.rand(weight.shape, generator=self._generator)
-                scores = weight.abs() if self.method.initial == "magnitude" else noise.to(weight.device)
-                mask.copy_(self._patterns[name].select(scores, budgets[name]))
-        for name in self.program.masks():
-            clear_inactive(self.program, self.optimizer, name)
-            if self.method.initial_scale == "fan-in":
-                self._scale_to_fan_in(name)
-        taps: tuple[Pass, ...] = (InsertGradientTaps(),) if self._rounds.needs_gradient else ()
-        Pipeline((*taps, LowerMasks())).apply(self.program)
-        self._rounds.start()
-
-    def _scale_to_fan_in(self, name: str) -> None:
-        """Give each output [I, *K] of a weight [O, I, *K] the sum of squares it would have if all its inputs were active."""
-        mask = self.program.mask(name).flatten(1)
-        factor = (mask.shape[1] / mask.sum(dim=1).clamp_min(1)).sqrt()
-        with torch.no_grad():
-            weight = self.program.weight(name)
-            weight.mul_(factor.to(weight.dtype).view(-1, *(1,) * (weight.ndim - 1)))
-
-    # --- the loop
+    # --- what it tells
 
     @property
     def density(self) -> float:
@@ -155,7 +148,13 @@ class SparseTrainer:
     def position(self, step: int) -> tuple[int, int]:
         """Where the learning rate's schedule stands after ``step`` steps, and its length: they differ from ``step`` and
         ``total_steps`` where the method rewinds."""
-        return self._rewinding.position(step, self.total_steps) if self._rewinding else (step, self.total_steps)
+        return self._rewinder.plan.position(step, self.total_steps) if self._rewinder else (step, self.total_steps)
+
+    def readings(self) -> dict[str, float]:
+        """Figures of the method's own at this step, by name, for the history of a run."""
+        return {**(self._corrector.readings() if self._corrector else {}), **self._loss.readings()}
+
+    # --- the loop
 
     def loss(self, output: Any, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """The method's loss of a batch: cross-entropy, unless the method has its own. Needed for those that do, and good for all.
@@ -174,77 +173,67 @@ class SparseTrainer:
             )
         return self._loss(self.program.logits(output).float(), labels, self.steps + 1, label_smoothing=label_smoothing)
 
-    def measures(self) -> dict[str, float]:
-        """What the method has to say of itself now, by name; a row of ``history.jsonl`` holds it."""
-        return dict(self._loss.measures())
+    def correct(self, closure: Closure | None = None) -> None:
+        """Correct the gradients of the coming step now, for loops that clip gradients between; `step` does it otherwise.
+
+        Args:
+            closure: as for `step`.
+
+        Raises:
+            TrainingError: If the method needs a closure, a sweep or its own loss.
+        """
+        self._loss.check_used()
+        step = self.steps + 1
+        if self._corrector and not self._corrected and not self._rounds.replaces(step):
+            self._corrector.apply(step, closure)
+            self._corrected = True
 
     def step(self, closure: Closure | None = None) -> None:
         """Optimizer step, then a topology update when one is due. Call it after ``loss.backward()``.
 
         Args:
-            closure: the loss of the current batch by another forward pass, without backward; methods with a correction need it.
+            closure: the loss of the current batch by another forward pass, without backward; for corrections that evaluate it again.
 
         Raises:
-            TrainingError: If the method needs a closure or its own loss, or the dense gradient of a due round did not arrive.
+            TrainingError: If the method needs a closure, a sweep or its own loss, or the dense gradient of a due round did not arrive.
         """
-        self._loss.check_used()
-        self.steps += 1
+        self.correct(closure)
+        self.steps, self._corrected = self.steps + 1, False
+        for key in ("forwards", "backwards"):
+            self.counts[key] += 1
         if not self._rounds.replaces(self.steps):
-            if self.method.correction is not None:
-                self._correct(self.method.correction, closure)
-            self.optimizer.step()
+            with self._random.hidden_still() if self.method.holds_hidden else contextlib.nullcontext():
+                self.optimizer.step()
             self._keep_zeros()
         if self._rounds.due(self.steps):
             self.counts["rounds" if self._rounds.update(self.steps) else "skipped_rounds"] += 1
-        self._keep_early()
         self._rewind()
-        self._average()
-        self._rounds.arm(self.steps + 1)
+        if self._average:
+            self._average.take(self.program, self.steps)
         self._loss.end_step()
+        self._random.draw()
+        self._rounds.arm(self.steps + 1)
 
-    def finish(self, batches: Iterable[Tensor] = ()) -> None:
-        """End the run: with averaging, load the averaged weights and re-estimate batch-norm statistics.
+    def finish(self, batches: Iterable[Any] = ()) -> None:
+        """End the run: remove random masks, load averaged weights, and take batch-norm statistics for what is left.
 
         Args:
-            batches: training inputs [N, ...]; one forward pass in train mode each.
+            batches: training inputs [N, ...], tuples where the program has several; one forward pass in train mode each. Needed
+                where the program has batch norms and the method averages weights or has random masks.
+
+        Raises:
+            TrainingError: If batches are needed and there are none.
         """
-        if not self._averages:
+        averaged = self._average is not None and bool(self._average.means)
+        if not averaged and not self._random.sites:
             return
-        with torch.no_grad():
-            for name, parameter in self.program.named_parameters():
-                if name in self._averages:
-                    parameter.copy_(self._averages[name])
-            mode = self.program.training
-            self.program.train()
-            for batch in batches:
-                self.program(batch)
-            self.program.train(mode)
+        if self._random.sites:
+            Pipeline((RemoveRandomMasks(),)).apply(self.program)
+            self._random.sites = ()
+        if self._average:
+            self._average.load(self.program)
+        self.counts["forwards"] += reestimate_batch_norm(self.program, batches)
         self.program.verify()
-
-    def _correct(self, correction: Correction, closure: Closure | None) -> None:
-        if closure is None:
-            raise TrainingError(
-                f"method {self.method.name!r} corrects gradients and needs the loss of the batch again: call "
-                f"trainer.step(lambda: criterion(program(x), y))."
-            )
-
-        def counted(at: Mapping[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
-            self.counts["probes"] += 1
-            return probe(self.program, closure, at)
-
-        parameters, masks = dict(self.program.named_parameters()), self.program.masks()
-        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-        corrected, self._correction_state = correction.correct(gradients, self._correction_state, counted, self.steps)
-        for name, value in corrected.items():
-            parameters[name].grad = value * masks[name] if name in masks else value
-
-    def _average(self) -> None:
-        plan = self._averaging
-        if plan is None or self.steps < plan.start_at or (self.steps - plan.start_at) % plan.every:
-            return
-        count = (self.steps - plan.start_at) // plan.every + 1
-        for name, value in self._parameters().items():
-            self._averages[name] = running_mean(self._averages.get(name), value, count)
 
     def _keep_zeros(self) -> None:
         masks = self.program.masks() if self._remask or self.steps == 1 else {}
@@ -255,32 +244,12 @@ class SparseTrainer:
                 for name, mask in masks.items():
                     self.program.weight(name).masked_fill_(~mask, 0.0)
 
-    # --- rewinding
-
-    def _state_of_model(self) -> dict[str, Tensor]:
-        masks = {f"{name}_mask" for name in self.program.masks()}
-        tensors = {**dict(self.program.named_parameters()), **dict(self.program.named_buffers())}
-        return {name: value.detach() for name, value in tensors.items() if name not in masks}
-
-    def _keep_early(self) -> None:
-        plan = self._rewinding
-        if plan is not None and plan.weights and self.steps == plan.save_at:
-            self._early = {name: value.clone() for name, value in self._state_of_model().items()}
-
     def _rewind(self) -> None:
-        plan = self._rewinding
-        if plan is None or self.steps not in plan.at:
+        if self._rewinder is None:
             return
-        with torch.no_grad():
-            for name, value in self._state_of_model().items():
-                if name in self._early:
-                    value.copy_(self._early[name])
-        self.optimizer.state.clear()
-        for name in self.program.masks():
-            clear_inactive(self.program, self.optimizer, name)
-        if self.steps == plan.at[-1]:
-            self._early = {}
-        self.program.verify()
+        self._rewinder.keep(self.steps)
+        if self._rewinder.rewind(self.steps) and self._corrector:
+            self._corrector.start()  # what it remembers is of the training that ended, as the optimizer's state is
 
     # --- state
 
@@ -293,11 +262,12 @@ class SparseTrainer:
             "counts": dict(self.counts),
             "remask": self._remask,
             "generator": self._generator.get_state(),
+            "draws": self._random.generator.get_state(),
             "rounds": self._rounds.state_dict(),
-            "early": self._early,
-            "correction": self._correction_state,
+            "early": self._rewinder.early if self._rewinder else {},
+            "correction": self._corrector.state if self._corrector else None,
             "loss": self._loss.state_dict(),
-            "averages": self._averages,
+            "averages": self._average.means if self._average else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -311,12 +281,17 @@ class SparseTrainer:
                 raise TrainingError(
                     f"the saved state has {key} {state[key]!r}, this trainer {have!r}. Attach what was saved."
                 )
-        device = next(self.program.parameters()).device
         self.steps, self._remask = int(state["steps"]), bool(state["remask"])
-        self.counts = dict(state["counts"])
+        self.counts.update(state["counts"])
         self._generator.set_state(state["generator"])
+        self._random.generator.set_state(state["draws"])
         self._rounds.load_state_dict(state["rounds"])
-        self._early = {name: value.to(device) for name, value in state["early"].items()}
-        self._loss.load_state_dict(state["loss"])
-        self._correction_state, self._averages = state["correction"], state["averages"]
+        device = next(self.program.parameters()).device
+        self._loss.load_state_dict(placed(state["loss"], device))
+        if self._rewinder:
+            self._rewinder.early = placed(state["early"], device)
+        if self._corrector:
+            self._corrector.state = placed(state["correction"], device)
+        if self._average:
+            self._average.means = placed(state["averages"], device)
         self._rounds.arm(self.steps + 1)

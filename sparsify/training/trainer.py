@@ -20,12 +20,17 @@ from sparsify.ir import Program, surgery
 from sparsify.ir.serialization import write_atomically
 from sparsify.methods import Method
 from sparsify.parts.samples import Samples
+from sparsify.training.batch_loss import BatchLoss
 from sparsify.training.checkpoint import load_checkpoint, save_checkpoint
 from sparsify.training.fetching import fetch
+from sparsify.training.history import epoch_row
+from sparsify.training.probe import Closure
 from sparsify.training.state import SparseTrainer, attach
 
 REESTIMATED = 100
 """Batches from which batch-norm statistics are taken again after weights were averaged."""
+SWEEP = 2**40
+"""Added to the seed of orders that a method's sweeps over the training data draw."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +79,9 @@ class Trained:
     """What training leaves beside the program.
 
     Attributes:
-        history: one row an epoch: step, loss, accuracy, val_loss, val_accuracy, density, lr, evaluations (forward and
-            backward passes so far, probes included); by masked weight ``coverage``, the share of
-            its positions that have been active so far, and ``turnover``, how many rounds activated since the row before over those active;
-            the mean over validation samples of what each head gives a sample (``val_ood_score``), and what the method measures of itself.
-        counts: steps, samples, rounds (topology updates), skipped_rounds, probes (extra forward and backward passes).
+        history: one row an epoch, see `sparsify.training.history`.
+        counts: steps, samples, rounds (topology updates), skipped_rounds, probes (evaluations of a batch beside the step's own),
+            forwards and backwards (passes of a batch, all of them).
         coverage: of each masked weight at the end.
     """
 
@@ -134,7 +137,23 @@ def train(
     surgery.move(program, device)
     torch.manual_seed(settings.seed)
     optimizer = build_optimizer(program, settings)
-    trainer = attach(method, program, optimizer, total_steps=total, seed=settings.seed)
+    if settings.early_stop and method.averaging:
+        raise TrainingError(
+            f"method {method.name!r} ends with an average of the last part of the run; early-stop would go back to one epoch of it. "
+            f"Leave early-stop out."
+        )
+
+    def sweep() -> Iterator[Closure]:
+        """Losses of an epoch of training batches in an order of its own."""
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + trainer.steps + SWEEP)
+        rows = torch.randperm(len(data), generator=generator).split(settings.batch_size)[:per_epoch]
+        seeds = torch.randint(2**31, (per_epoch,), generator=generator).tolist()
+        for x, y in fetch(data, rows, seeds, workers=settings.workers):
+            yield _loss(trainer, augmented(x, settings).to(device), y.to(device), settings)
+
+    trainer = attach(
+        method, program, optimizer, total_steps=total, seed=settings.seed, epoch_steps=per_epoch, sweep=sweep
+    )
 
     def factor(step: int) -> float:
         return lr_factor(*trainer.position(step), settings)
@@ -198,7 +217,7 @@ def train(
             fetched = fetch(data, rows, seeds, workers=settings.workers)
             for start, (x, y) in zip(left, fetched, strict=True):
                 x, y = augmented(x, settings).to(device), y.to(device)
-                loss, hits = _step(program, trainer, optimizer, x, y, settings)
+                loss, hits = _step(trainer, x, y, settings)
                 scheduler.step()
                 sums = [sums[0] + loss, sums[1] + hits]
                 if on_step:
@@ -214,9 +233,8 @@ def train(
                     }
                     on_step(row)
                 if start + 1 == per_epoch:
-                    row = _row(trainer, sums, per_epoch, validation, settings)
-                    evaluations = trainer.steps + trainer.counts["probes"]
-                    history.append({**row, "evaluations": evaluations, **_masks_row(program, trainer, grown)})
+                    means = {"loss": sums[0] / per_epoch, "accuracy": sums[1] / (per_epoch * settings.batch_size)}
+                    history.append(epoch_row(trainer, means, validation, grown))
                     sums, grown = [0.0, 0.0], trainer.grown
                     if settings.early_stop and program.costs().active <= budget:
                         better = not best or history[-1]["val_loss"] < best["val_loss"]
@@ -259,8 +277,9 @@ def _copied(program: Program) -> dict[str, Tensor]:
 
 
 def _inputs(data: Samples, settings: Settings, device: torch.device) -> Iterator[Tensor]:
-    """Inputs of up to `REESTIMATED` training batches, in order."""
-    for rows in torch.arange(len(data)).split(settings.batch_size)[:REESTIMATED]:
+    """Inputs of up to `REESTIMATED` training batches, in an order drawn by the seed: data may be sorted by class."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(settings.seed))
+    for rows in order.split(settings.batch_size)[:REESTIMATED]:
         if len(rows) == settings.batch_size:
             yield data.batch(rows)[0].to(device)
 
@@ -307,15 +326,9 @@ def augmented(x: Tensor, settings: Settings) -> Tensor:
     return torch.where((torch.rand(n) < 0.5)[:, None, None, None], cropped.flip(3), cropped)
 
 
-def _step(
-    program: Program, trainer: SparseTrainer, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, settings: Settings
-) -> tuple[float, int]:
-    def evaluated() -> tuple[Tensor, Tensor]:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            output = program(x)
-        return trainer.loss(output, y, label_smoothing=settings.label_smoothing), program.logits(output)
-
-    loss, logits = evaluated()
+def _step(trainer: SparseTrainer, x: Tensor, y: Tensor, settings: Settings) -> tuple[float, int]:
+    batch = _loss(trainer, x, y, settings)
+    loss = batch()
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(
@@ -323,47 +336,17 @@ def _step(
             f"check the data for NaN."
         )
     loss.backward()
+    trainer.correct(batch)
     if settings.clip_gradient_norm is not None:
-        nn.utils.clip_grad_norm_(program.parameters(), settings.clip_gradient_norm)
-    trainer.step(lambda: evaluated()[0])
-    optimizer.zero_grad()
-    return value, int((logits.detach().argmax(1) == y).sum())
+        nn.utils.clip_grad_norm_(trainer.program.parameters(), settings.clip_gradient_norm)
+    trainer.step(batch)
+    trainer.optimizer.zero_grad()
+    assert batch.logits is not None
+    return value, int((batch.logits.argmax(1) == y).sum())
 
 
-def _row(
-    trainer: SparseTrainer, sums: list[float], per_epoch: int, validation: Samples, settings: Settings
-) -> dict[str, Any]:
-    program = trainer.program.eval()
-    found = dict[str, list[Tensor]]()
-    heads = program.output_names("eval")[program.out_specs["eval"].num_leaves :]
-    with torch.no_grad():
-        device = next(program.parameters()).device
-        for rows in torch.arange(len(validation)).split(256):
-            outputs = program.outputs(validation.batch(rows)[0].to(device))
-            for name in ("logits", *(head for head in heads if outputs[head].ndim == 1)):
-                found.setdefault(name, []).append(outputs[name].cpu())
-    program.train()
-    y, logits = validation.labels, torch.cat(found.pop("logits"))
-    return {
-        "step": trainer.steps,
-        "loss": sums[0] / per_epoch,
-        "accuracy": sums[1] / (per_epoch * settings.batch_size),
-        "val_loss": float(nn.functional.cross_entropy(logits, y)),
-        "val_accuracy": float((logits.argmax(1) == y).double().mean()),
-        **{f"val_{name}": float(torch.cat(values).double().mean()) for name, values in found.items()},
-        "density": program.costs().density,
-        "lr": trainer.optimizer.param_groups[0]["lr"],
-        **trainer.measures(),
-    }
-
-
-def _masks_row(program: Program, trainer: SparseTrainer, grown: dict[str, int]) -> dict[str, dict[str, float]]:
-    """Coverage and turnover by weight; ``grown`` is what rounds had activated at the row before."""
-    if not program.masks():
-        return {}
-    active = {name: max(int(mask.count_nonzero()), 1) for name, mask in program.masks().items()}
-    turnover = {name: (count - grown.get(name, 0)) / active[name] for name, count in trainer.grown.items()}
-    return {"coverage": trainer.coverage, "turnover": turnover}
+def _loss(trainer: SparseTrainer, x: Tensor, y: Tensor, settings: Settings) -> BatchLoss:
+    return BatchLoss(trainer, x, y, smoothing=settings.label_smoothing, bf16=settings.precision == "bf16")
 
 
 @contextmanager

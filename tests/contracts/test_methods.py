@@ -11,13 +11,13 @@ from torch import nn
 
 import sparsify as sp
 from sparsify.methods import METHODS
-from sparsify.methods.registry import options as method_options
+from sparsify.methods.registry import layers
+from sparsify.methods.registry import options as known_options
 from sparsify.parts.patterns import parse_pattern
 from tests.cases import digits
 
-SPARSE = [name for name in METHODS if name != "dense"]
-SHRINKING = ("gmp", "one-shot", "granet", "imp")
 ROUNDS = {"static": 0, "one-shot": 1, "gmp": 6, "set": 5, "rigl": 5, "itop": 7, "dst-ee": 5, "srigl": 5, "granet": 8}
+SHRINKING = ("gmp", "one-shot", "granet", "imp")
 PATTERNS = {
     "unstructured": 0.2,
     "nm:2:4": 0.5,
@@ -26,17 +26,33 @@ PATTERNS = {
     "grouped:2x4:l2": 0.25,
     "fan-in": 0.25,
 }
-KEEP = {
-    "unstructured": (),
-    "nm:2:4": ("0.weight",),
-    "block:2x1": (),
-    "grouped:5": (),
-    "grouped:2x4:l2": (),
-    "fan-in": (),
-}
-TRAINED = [(name, pattern) for name in SPARSE for pattern in PATTERNS if name != "srigl" or pattern == "fan-in"]
-USUAL = {"srigl": "fan-in"}
+KEEP = {"nm:2:4": ("0.weight",)}
+USUAL = {"srigl": "fan-in", "cigl(srigl)": "fan-in"}
 """The pattern of what is shown for one pattern, where it is not unstructured."""
+NESTED = {
+    "averaged(set)": ("unstructured",),
+    "weight-dropout(gmp)": ("unstructured",),
+    "cigl(rigl)": ("nm:2:4", "grouped:5"),
+    "cigl(srigl)": ("fan-in",),
+    "agent(set)": ("unstructured",),
+    "agent(imp)": ("unstructured",),
+    "agent(cigl(set))": ("unstructured",),
+    "cigl(agent(rigl))": ("unstructured", "nm:2:4"),
+    "moon(cigl(dst-ee))": ("unstructured", "grouped:5"),
+}
+"""What wrappers are tried with: random masks, averages, corrections and objectives, each with rounds of another kind."""
+ALONE = [name for name in METHODS if name != "dense"]
+SPARSE = [*ALONE, *NESTED]
+TRAINED = [
+    *((name, pattern) for name in ALONE for pattern in PATTERNS if name != "srigl" or pattern == "fan-in"),
+    *((name, pattern) for name, patterns in NESTED.items() for pattern in patterns),
+]
+TRIED = [
+    (*tried, optimizer)
+    for tried in TRAINED
+    for optimizer in ("sgd", "adamw")
+    if tried[0] in ALONE or optimizer == "sgd"
+]
 STEPS = 40
 
 
@@ -53,18 +69,30 @@ def attached(name, pattern, optimizer="sgd"):
         opt = torch.optim.SGD(program.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
     else:
         opt = torch.optim.AdamW(program.parameters(), lr=1e-3)
-    options = {"density": PATTERNS[pattern], "pattern": pattern, "keep_dense": KEEP[pattern]}
-    if "update_every" in method_options(name):
+    options = {"density": PATTERNS[pattern], "pattern": pattern, "keep_dense": KEEP.get(pattern, ())}
+    if "update_every" in known_options(layers(name)[-1]):
         options["update_every"] = 5
-    return program, opt, sp.attach(sp.methods.build(name, options), program, opt, total_steps=STEPS, seed=7)
+    method = sp.methods.build(name, options)
+
+    def sweep():
+        generator = torch.Generator().manual_seed(trainer.steps)
+        return (loss(trainer, index) for index in torch.randperm(4, generator=generator).tolist())
+
+    trainer = sp.attach(method, program, opt, total_steps=STEPS, seed=7, epoch_steps=6, sweep=sweep)
+    return program, opt, trainer
+
+
+def loss(trainer, index):
+    x, y = digits(64)
+    batch = slice(16 * index, 16 * index + 16)
+    return lambda: trainer.loss(trainer.program(x[batch]), y[batch])
 
 
 def run(program, opt, trainer, steps):
-    x, y = digits(64)
     for _ in range(steps):
-        batch = slice(16 * (trainer.steps % 4), 16 * (trainer.steps % 4) + 16)
-        nn.functional.cross_entropy(program(x[batch]), y[batch]).backward()
-        trainer.step()
+        again = loss(trainer, trainer.steps % 4)
+        again().backward()
+        trainer.step(again)
         opt.zero_grad()
         yield trainer.steps
 
@@ -73,8 +101,7 @@ def everything(program):
     return {name: value.clone() for name, value in program.state_dict().items()}
 
 
-@pytest.mark.parametrize(("name", "pattern"), TRAINED)
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("name", "pattern", "optimizer"), TRIED)
 def test_exact_density_zeros_and_pattern_at_every_step(name, optimizer, pattern):
     program, opt, trainer = attached(name, pattern, optimizer)
     kind, before, rounds = parse_pattern(pattern), program.costs().active, 0
@@ -86,14 +113,14 @@ def test_exact_density_zeros_and_pattern_at_every_step(name, optimizer, pattern)
                 assert value.shape != mask.shape or not value[~mask].any()
             assert bool(mask.all()) or kind.holds(mask)
         active = program.costs().active
-        assert name in SHRINKING or active == before
+        assert layers(name)[-1] in SHRINKING or active == before
         assert active <= before
         before, rounds = active, trainer.counts["rounds"]
     total = program.costs().maskable
     sizes = [kind.unit_size(tuple(mask.shape)) for mask in program.masks().values()]
     assert abs(before - round(PATTERNS[pattern] * total)) < max(sizes)
     prunings = 1 if pattern.startswith("nm") else math.ceil(math.log(PATTERNS[pattern]) / math.log(0.8))
-    assert rounds == {**ROUNDS, "imp": prunings}[name]
+    assert rounds == {**ROUNDS, "imp": prunings}[layers(name)[-1]]
 
 
 @pytest.mark.parametrize("name", SPARSE)
@@ -122,6 +149,9 @@ def test_same_seed_same_bits_and_resume_in_the_middle(name, pattern):
     opt_resumed.load_state_dict(moments)
     trainer_resumed.load_state_dict(state)
     list(run(resumed, opt_resumed, trainer_resumed, STEPS - 13))
+    for end in (trainer, trainer_again, trainer_resumed):
+        end.finish(digits(64)[0].split(16))
+    assert trainer.counts == trainer_again.counts == trainer_resumed.counts
     want = everything(program)
     for other in (again, resumed):
         assert all(torch.equal(value, want[key]) for key, value in everything(other).items())
@@ -131,6 +161,9 @@ def test_same_seed_same_bits_and_resume_in_the_middle(name, pattern):
 def test_inactive_weights_never_move_the_output_and_folding_preserves_it(name):
     program, opt, trainer = attached(name, USUAL.get(name, "unstructured"))
     list(run(program, opt, trainer, STEPS))
+    before = program.costs().active
+    trainer.finish(digits(64)[0].split(16))
+    assert program.costs().active == before and not program.random_mask_sites()
     x, _ = digits(64)
     program.eval()
     want = program(x)
@@ -140,6 +173,21 @@ def test_inactive_weights_never_move_the_output_and_folding_preserves_it(name):
     program.train()(x).sum().backward()
     for weight, mask in program.masks().items():
         assert not program.weight(weight).grad[~mask].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "refreshes"), [("agent(set)", 7), ("agent(cigl(set))", 7), ("cigl(agent(rigl))", 6), ("agent(imp)", 9)]
+)
+def test_probes_are_counted(name, refreshes):
+    """A refresh looks at 4 batches, 6 steps or more after the one before. The 9 trainings of IMP have 5 steps or fewer each."""
+    program, opt, trainer = attached(name, "unstructured")
+    list(run(program, opt, trainer, STEPS))
+    corrected = STEPS - (trainer.counts["rounds"] if "rigl" in name else 0)  # RigL's rounds take the place of a step
+    evaluated = corrected + 4 * refreshes
+    losses = 0 if "imp" in name else 4 * (refreshes - 1)  # the first of a training has nothing to compare with
+    assert trainer.counts["probes"] == evaluated + losses
+    assert trainer.counts["forwards"] == STEPS + evaluated + losses
+    assert trainer.counts["backwards"] == STEPS + evaluated
 
 
 def test_dense_is_ordinary_training_bit_for_bit():

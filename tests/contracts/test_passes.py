@@ -13,11 +13,14 @@ from tests.cases import CASES
 PREFIX = {
     "insert-masks": "",
     "insert-gradient-taps": "insert-masks | ",
+    "insert-random-masks": "insert-masks{density=0.3} | insert-gradient-taps | ",
+    "remove-random-masks": "insert-masks{density=0.3} | insert-random-masks | ",
+    "record-randomness": "insert-masks | ",
     "lower-masks": "insert-masks | ",
     "widen-classifier": "",
     "attach-calibration-head": "",
-    "fold-batch-norm": "",
-    "fold-masks": "insert-masks{density=0.3} | insert-gradient-taps | ",
+    "fold-batch-norm": "insert-masks | insert-random-masks | record-randomness | ",
+    "fold-masks": "insert-masks{density=0.3} | insert-gradient-taps | insert-random-masks | record-randomness | ",
     "eliminate-dead-code": "insert-masks | ",
     "absorb-biases": "insert-masks{density=0.3} | fold-masks | ",
     "arrange-channels": "insert-masks{density=0.3} | fold-masks | ",
@@ -81,11 +84,14 @@ def test_the_callers_program_is_untouched(name):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_program_with_masks_and_taps_survives_the_file(case, tmp_path):
     program = trace(case.build(), case.args)
-    program = Pipeline.parse("insert-masks{density=0.3} | insert-gradient-taps | attach-calibration-head")(program)
+    pipeline = "insert-masks{density=0.3} | insert-gradient-taps | insert-random-masks | record-randomness"
+    program = Pipeline.parse(f"{pipeline} | attach-calibration-head")(program)
     program.save(tmp_path / "p.sparsify")
     loaded = type(program).load(tmp_path / "p.sparsify")
     assert loaded.text() == program.text()
     assert loaded.taps().keys() == program.taps().keys()
+    assert loaded.hooks().keys() == program.hooks().keys()
+    assert loaded.random_mask_sites() == program.random_mask_sites()
     assert loaded.stage is Stage.MASKED
 
 
@@ -117,6 +123,10 @@ def test_parse_and_str_are_inverse(text):
         ("insert-masks | insert-masks", "already has masks"),
         ("insert-masks | fold-masks | lower-masks", "Masks are gone"),
         ("insert-masks | insert-gradient-taps | insert-gradient-taps", "already has gradient taps"),
+        ("insert-masks | insert-random-masks | insert-random-masks", "already has random masks"),
+        ("insert-random-masks{rate=1.0}", r"in \[0, 1\)"),
+        ("insert-random-masks{weights=nothing.*}", "matches none of"),
+        ("insert-masks | fold-masks | insert-random-masks", "Masks are gone"),
         ("attach-calibration-head | attach-calibration-head", "already has an output"),
         ("attach-calibration-head{kind=magic}", "no kind"),
         ("insert-masks{density=0.5} | lower-masks", "not 0"),

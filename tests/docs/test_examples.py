@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import sparsify.cli as cli
 from sparsify.grid import parse_grid
-from sparsify.methods.registry import METHODS, options
+from sparsify.methods.registry import METHODS, WRAPPERS, options
 from sparsify.parts.patterns import SPELLINGS, parse_pattern
 from sparsify.passes import PASSES, Pipeline
 from sparsify.recipe import Recipe, parse_pairs, parse_recipe
@@ -99,7 +99,7 @@ def parsed(line: str) -> tuple[str, dict[str, Any]]:
 @pytest.fixture
 def registries():
     """What a page registers is forgotten after it."""
-    with patch.dict(PASSES), patch.dict(METHODS):
+    with patch.dict(PASSES), patch.dict(METHODS), patch.dict(WRAPPERS):
         yield
 
 
@@ -305,12 +305,15 @@ def _keys() -> str:
 
 def _methods() -> str:
     rows = []
-    for name, factory in METHODS.items():
+    for name, factory in {**METHODS, **WRAPPERS}.items():
+        spelt = f"{name}(...)" if name in WRAPPERS else name
         shown = [
             f"`{key}` (required)" if value is inspect.Parameter.empty else f"`{key}` {_spelt(value)}".strip()
             for key, value in options(name).items()
         ]
-        rows.append((f"`{name}`", (inspect.getdoc(factory) or "").splitlines()[0].replace("``", "`"), ", ".join(shown)))
+        rows.append(
+            (f"`{spelt}`", (inspect.getdoc(factory) or "").splitlines()[0].replace("``", "`"), ", ".join(shown))
+        )
     return _table(("method", "what it does", "options, with defaults"), rows)
 
 

@@ -61,6 +61,11 @@ def break_inactive_nonzero(program):
         program.weight("0.weight").fill_(1.0)
 
 
+def break_random_mask_malformed(program):
+    program.adopt(Pipeline.parse("insert-random-masks")(program))
+    surgery.add_state(program, "0.weight_visible", torch.ones(5, 6))
+
+
 def break_masks_absent(program):
     program.stage = Stage.FOLDED
 
@@ -73,6 +78,7 @@ BREAKERS = {
     "mask_bypassed": break_mask_bypassed,
     "mask_malformed": break_mask_malformed,
     "inactive_nonzero": break_inactive_nonzero,
+    "random_mask_malformed": break_random_mask_malformed,
     "masks_absent": break_masks_absent,
 }
 

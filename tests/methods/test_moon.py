@@ -105,7 +105,7 @@ def test_same_seed_same_bits_and_resume(name, pattern, cut):
     trainer.finish([digits(64)[0]])
     for other in (again, resumed):
         assert all(torch.equal(value, want[key]) for key, value in other.state_dict().items())
-    assert trainer.measures()["alpha"] == 1.0
+    assert trainer.readings()["alpha"] == 1.0
 
 
 def test_a_state_without_its_alpha_would_not_do():
@@ -148,7 +148,7 @@ def test_alpha_follows_the_running_loss_of_this_run():
         trainer.loss(logits, y[batch]).backward()
         trainer.step()
         optimizer.zero_grad()
-        seen.append((running, trainer.measures()["alpha"]))
+        seen.append((running, trainer.readings()["alpha"]))
     first = seen[6][0] / 64  # step 7, the first after the warm-up of 6
     steps = [0.0] * 6 + [first + (1 - first) * (i // 4) / 8 for i in range(34)]  # ceil(34 / 4) = 9 intervals
     assert [alpha for _, alpha in seen] == pytest.approx(steps, abs=1e-6)

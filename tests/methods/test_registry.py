@@ -7,8 +7,8 @@ import inspect
 import pytest
 
 from sparsify.errors import RecipeError
-from sparsify.methods import METHODS, build
-from sparsify.methods.registry import options
+from sparsify.methods import METHODS, WRAPPERS, build
+from sparsify.methods.registry import inner, layers, options
 from sparsify.parts.allocation import lamp
 
 
@@ -24,9 +24,61 @@ def test_an_allocation_may_be_a_name():
     assert build("gmp", {"density": 0.5, "allocation": "lamp"}).allocation is lamp
 
 
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_every_wrapper_is_built_around_a_method_and_says_so(name):
+    assert build(f"{name}(rigl)", {"density": 0.25}).name == f"{name}(rigl)"
+
+
+def test_layers_are_read_outermost_first():
+    assert layers("rigl") == ("rigl",)
+    assert layers(" cigl( averaged (rigl) ) ") == ("cigl", "averaged", "rigl")
+
+
+@pytest.mark.parametrize(
+    ("text", "within"),
+    [
+        ("rigl", None),
+        ("agent(rigl)", "rigl"),
+        ("cigl(agent(rigl))", "agent(rigl)"),
+        (" cigl( moon (rigl) ) ", "moon(rigl)"),
+    ],
+)
+def test_what_the_outermost_wrapper_is_around(text, within):
+    assert inner(text) == within
+
+
+def test_options_reach_their_layer():
+    given = {"density": 0.25, "update_every": 7, "weight-dropout": {"rate": 0.3}, "averaged": {"start_at": 0.9}}
+    method = build("averaged(weight-dropout(rigl))", given)
+    assert method.passes[0].rate == 0.3
+    assert method.averaging(100).start_at == 90
+    assert method.topology(100).when(7) and not method.topology(100).when(8)
+    again = build("weight-dropout(rigl)", {"rigl": {"density": 0.25, "update_every": 7}})
+    assert again.topology(100).when(7)
+
+
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
+        ("cgil(rigl)", {}, "no wrapper 'cgil'. Nearest: cigl"),
+        ("cigl(rgl)", {}, "no method 'rgl'. Nearest: rigl"),
+        ("cigl", {}, r"write cigl\(rigl\)"),
+        ("rigl(set)", {}, "'rigl' in 'rigl\\(set\\)' is no wrapper"),
+        ("cigl(rigl", {}, "cannot read the method"),
+        ("cigl(rigl))", {}, "cannot read the method"),
+        ("cigl)rigl(", {}, "cannot read the method"),
+        ("cigl(set, rigl)", {}, "no method 'set, rigl'"),
+        ("", {}, "no method ''"),
+        ("averaged(averaged(rigl))", {}, "has 'averaged' twice"),
+        ("averaged(cigl(rigl))", {"density": 0.1}, "averages weights already"),
+        ("cigl(moon(rigl))", {"density": 0.1}, "averages weights already"),
+        ("moon(widened(rigl))", {"density": 0.1}, "has an unknown class already"),
+        ("cigl(rigl)", {"density": 0.1, "rate": 0.2}, "'rigl' has no option 'rate'. Nearest: cigl.rate"),
+        ("cigl(rigl)", {"density": 0.1, "cigl": {"raet": 0.2}}, "'cigl' has no option 'raet'. Nearest: cigl.rate"),
+        ("cigl(rigl)", {"density": 0.1, "cigl": {"update_every": 2}}, "Nearest: rigl.update_every"),
+        ("cigl(rigl)", {"density": 0.1, "averaged": {"start_at": 2}}, "no layer 'averaged' to give options to"),
+        ("cigl(rigl)", {"density": 0.1, "rigl": {"density": 0.2}}, "'density' of 'rigl' is given twice"),
+        ("cigl(rigl)", {}, "'rigl' needs density"),
         ("rgl", {}, "Nearest: rigl"),
         ("rigl", {}, "needs density"),
         ("rigl", {"density": 0.1, "updat_every": 3}, "Nearest: update_every"),

@@ -95,7 +95,7 @@ def test_alpha_by_hand():
     assert first == pytest.approx(0.159855, abs=1e-6)
     middle = first + (1 - first) / 2
     assert alphas == pytest.approx([first, first, middle, middle, 1.0], abs=1e-6)
-    assert tuned.measures(state) == {"alpha": 1.0, "unknown_mass": state["unknown"]}
+    assert tuned.readings(state) == {"alpha": 1.0, "unknown_mass": state["unknown"]}
 
 
 def test_alpha_against_the_published_order_of_things():

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsify.ir import Program, trace
-from sparsify.methods import METHODS
+from sparsify.methods import METHODS, WRAPPERS
 from sparsify.methods.registry import options
 from sparsify.parts.allocation import ALLOCATIONS
 from sparsify.passes import PASSES, Pipeline
@@ -70,6 +70,19 @@ FIELDS = {
 @steady
 @given(st.fixed_dictionaries({}, optional=FIELDS), st.sampled_from([*METHODS]), st.data())
 def test_recipes(tmp_path_factory, values, method, data):
+    given_options = _options(method, data)
+    wrapper = data.draw(st.sampled_from([None, *WRAPPERS]))
+    if wrapper:
+        method, given_options = f"{wrapper}({method})", {**given_options, wrapper: _options(wrapper, data)}
+    recipe = parse_recipe(None, {**values, "method": method, "method_options": given_options})
+    path: Path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    path.write_text(recipe.to_toml())
+    again = parse_recipe(path, {})
+    assert again.to_toml() == recipe.to_toml() and again.hash() == recipe.hash()
+    assert again == recipe or not given_options.get(wrapper, True)
+
+
+def _options(method, data):
     given_options = {}
     for name, default in options(method).items():
         if name in ("density", "pattern", "keep_dense") or not data.draw(st.booleans()):
@@ -78,18 +91,13 @@ def test_recipes(tmp_path_factory, values, method, data):
             given_options[name] = data.draw(st.sampled_from([*ALLOCATIONS]))
         elif isinstance(default, bool):
             given_options[name] = data.draw(st.booleans())
-        elif name in ("start_at", "stop_at", "prune_at"):
+        elif name in ("start_at", "stop_at", "prune_at", "average_every"):
             given_options[name] = data.draw(st.one_of(st.integers(1, 999), st.floats(0.01, 1.0)))
         elif isinstance(default, float):
             given_options[name] = data.draw(st.floats(0.0, 1.0))
         elif isinstance(default, int):
             given_options[name] = data.draw(st.integers(1, 999))
-    recipe = parse_recipe(None, {**values, "method": method, "method_options": given_options})
-    path: Path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
-    path.write_text(recipe.to_toml())
-    again = parse_recipe(path, {})
-    assert again == recipe
-    assert (again.to_toml(), again.hash()) == (recipe.to_toml(), recipe.hash())
+    return given_options
 
 
 def test_every_recipe_key_is_drawn_or_a_choice_of_its_own():

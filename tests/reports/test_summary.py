@@ -81,11 +81,15 @@ def test_a_verdict_knows_which_way_is_better():
 def test_every_figure_of_a_run_is_taken():
     model = {
         "method": "moon(rigl)", "accuracy": 0.9, "bytes": 5, "ood": {"svhn": {"auroc": 0.8, "ok": True}}, "layers": [1],
-        "class_accuracy": [0.5], "calibration": {"temperature": 2.0}, "counts": {"steps": 30, "probes": 12, "rounds": 2},
+        "class_accuracy": [0.5], "calibration": {"temperature": 2.0},
+        "counts": {"steps": 30, "probes": 12, "rounds": 2, "forwards": 42, "backwards": 36},
     }  # fmt: skip
     assert figures(model) == {
-        "accuracy": 0.9, "bytes": 5.0, "ood.svhn.auroc": 0.8, "steps": 30.0, "probes": 12.0, "rounds": 2.0, "evaluations": 42.0,
+        "accuracy": 0.9, "bytes": 5.0, "ood.svhn.auroc": 0.8, "steps": 30.0, "probes": 12.0, "rounds": 2.0,
+        "forwards": 42.0, "backwards": 36.0, "evaluations": 39.0,
     }  # fmt: skip
+    older = {**model, "counts": {"steps": 30, "probes": 12}}
+    assert figures(older)["evaluations"] == 42.0
     assert unknown("ood.svhn.auroc") and not unknown("accuracy") and measure("ood.svhn.auroc").label == "ood.svhn.AUROC"
 
 

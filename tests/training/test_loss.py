@@ -28,7 +28,7 @@ class Scaled:
     def loss(self, logits, labels, state):
         return state * nn.functional.cross_entropy(logits, labels)
 
-    def measures(self, state):
+    def readings(self, state):
         return {"scale": float(state)}
 
 
@@ -42,7 +42,7 @@ def test_without_an_objective_it_is_cross_entropy():
     smoothed = nn.functional.cross_entropy(LOGITS, LABELS, label_smoothing=0.1)
     assert torch.equal(loss(LOGITS, LABELS, 1, label_smoothing=0.1), smoothed)
     loss.check_used()
-    assert loss.measures() == {}
+    assert loss.readings() == {}
 
 
 def test_a_step_is_observed_once():
@@ -53,7 +53,7 @@ def test_a_step_is_observed_once():
     assert torch.equal(loss(LOGITS, LABELS, 1), plain), "a probe"
     loss.check_used()
     loss.end_step()
-    assert torch.equal(loss(LOGITS, LABELS, 2), 2 * plain) and loss.measures() == {"scale": 2.0}
+    assert torch.equal(loss(LOGITS, LABELS, 2), 2 * plain) and loss.readings() == {"scale": 2.0}
     other = RunningLoss(with_objective(sp.methods.dense()), 10)
     other.load_state_dict(loss.state_dict())
     assert torch.equal(other(LOGITS, LABELS, 2), 2 * plain), "saved between loss and step"
@@ -76,7 +76,7 @@ def test_in_the_user_s_own_loop():
         loss.backward()
         trainer.step()
         optimizer.zero_grad()
-    assert trainer.measures() == {"scale": 2.0}
+    assert trainer.readings() == {"scale": 2.0}
     nn.functional.cross_entropy(program(x), y).backward()
     with pytest.raises(TrainingError, match=r"trainer\.loss\(program\(x\), y\)\.backward"):
         trainer.step()

@@ -11,7 +11,7 @@ from torch import nn
 import sparsify as sp
 from sparsify.errors import RecipeError, TrainingError
 from sparsify.loading import digits_cnn
-from sparsify.methods import Averaging
+from sparsify.methods import Averaging, Correction
 from sparsify.methods import dense as dense_method
 from tests.cases import digits
 
@@ -58,23 +58,24 @@ def test_fan_in_scaling_by_hand_and_in_variance():
 class Doubled:
     """A correction that replaces the gradient by the mean of it and of one at halved weights; its state counts its calls."""
 
-    def init(self, weights):
-        return 0
+    def __init__(self):
+        self.losses = []
 
-    def correct(self, gradients, state, probe, step):
-        halved = {name: value / 2 for name, value in self.weights.items()}
-        loss, other = probe(halved)
-        self.losses.append(float(loss))
-        return {name: (value + other[name]) / 2 for name, value in gradients.items()}, state + 1
+    def correct(self, view, state):
+        other = view.batch.evaluate({name: value / 2 for name, value in view.weights.items()})
+        self.losses.append(float(other.loss))
+        return {name: (value + other.gradients[name]) / 2 for name, value in view.gradients.items()}, state + 1
 
 
 def corrected(density=0.2):
-    correction = Doubled()
-    method = dataclasses.replace(sp.methods.static_random(density=density), name="doubled", correction=correction)
+    doubled = Doubled()
+    correction = Correction(
+        init=lambda weights: 0, correct=doubled.correct, readings=lambda state: {"calls": float(state)}
+    )
+    base = sp.methods.static_random(density=density)
+    method = dataclasses.replace(base, name="doubled", correction=lambda total: correction)
     program, optimizer, trainer = started(method, lr=0.1)
-    correction.weights = {n: p.detach() for n, p in program.named_parameters()}
-    correction.losses = []
-    return program, optimizer, trainer, correction
+    return program, optimizer, trainer, doubled
 
 
 def test_a_probe_leaves_nothing_behind_and_is_counted():
@@ -150,7 +151,6 @@ def test_an_averaging_and_correcting_run_resumes_to_the_same_bits():
     second = made()
     for part, state in zip(second[:3], states, strict=True):
         part.load_state_dict(state)
-    second[3].weights = {n: p.detach() for n, p in second[0].named_parameters()}
     for _ in range(3):
         one_step(*second[:3], closure=True)
     for name, value in whole[0].state_dict().items():

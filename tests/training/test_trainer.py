@@ -119,7 +119,7 @@ def test_a_method_s_objective_and_averaging_are_used(data, tmp_path):
             calls.append(state)
             return nn.functional.cross_entropy(logits, labels)
 
-        def measures(self, state):
+        def readings(self, state):
             return {"seen": state}
 
     base = sp.methods.rigl(density=0.2, update_every=10, stop_at=0.5)
@@ -129,7 +129,7 @@ def test_a_method_s_objective_and_averaging_are_used(data, tmp_path):
     averaged, result = trained(data, tmp_path / "a", method=method)
     plain, _ = trained(data, tmp_path / "b", method=base)
     assert calls == list(range(1, 4 * (1221 // 64) + 1)) and len(calls) == result.counts["steps"]
-    assert [row["seen"] for row in result.history] == [row["step"] for row in result.history]
+    assert [row["readings"]["seen"] for row in result.history] == [row["step"] for row in result.history]
     assert torch.equal(averaged.mask("8.weight"), plain.mask("8.weight")), "the same run until the average is taken"
     assert not torch.equal(averaged.weight("8.weight"), plain.weight("8.weight"))
     assert not averaged.weight("8.weight")[~averaged.mask("8.weight")].any()

@@ -1,0 +1,46 @@
+"""CigL: calibrating the rigged lottery, by random masks and an average of masked weights."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sparsify.errors import RecipeError
+from sparsify.methods.averaged import averaged
+from sparsify.methods.base import Method
+from sparsify.methods.weight_dropout import weight_dropout
+
+
+def cigl(
+    base: Method,
+    *,
+    rate: float = 0.1,
+    start_at: float = 0.8,
+    average_every: float = 0.004,
+    rescale: bool = False,
+    holds_hidden: bool = True,
+    average_masks: bool = True,
+) -> Method:
+    """CigL: random masks while training, one average of masked weights at the end (Lei et al. 2023, ICLR).
+
+    Every step sees ``Z * M * W``, with M the mask of ``base`` and Z drawn anew, and changes visible weights only. From
+    ``start_at`` on, when M is frozen, the mean of ``Z * W`` is taken along the run; it is the network the run ends with.
+
+    Args:
+        base: any method without random masks and averaging; the paper's is RigL.
+        rate: share of hidden weights, in [0, 1). 0.1 is the paper's text; the repository's default is 0.01.
+        start_at: of the average, as step or fraction of the run. 0.8 is epoch 200 of 250 of the repository.
+        average_every: steps, or fraction of the run. 0.004 is one epoch of 250.
+        rescale: divide visible weights by 1 - rate, in training and in the average alike. The paper does not; the two cancel.
+        holds_hidden: a hidden weight keeps its value through the step (Algorithm 1); False lets momentum and decay move it.
+        average_masks: average masked weights (the paper); False averages the weights alone, at the scale of ``rescale``.
+
+    Raises:
+        RecipeError: If ``base`` averages weights or has random masks already.
+    """
+    if base.averaging is not None:
+        raise RecipeError(
+            f"method {base.name!r} averages weights already, and cigl does; put cigl inside: other(cigl(...))."
+        )
+    hidden = weight_dropout(base, rate=rate, rescale=rescale, holds_hidden=holds_hidden)
+    method = averaged(hidden, start_at=start_at, average_every=average_every, random_masks=average_masks)
+    return dataclasses.replace(method, name=f"cigl({base.name})")

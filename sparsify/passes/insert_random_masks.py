@@ -1,0 +1,68 @@
+"""``insert-random-masks``: training reads each weight through a mask that is drawn anew each step."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sparsify.errors import PassError
+from sparsify.ir import Program, Stage, surgery
+from sparsify.ir.nodes import MASK_OPERATORS, apply_random_mask
+from sparsify.ir.sites import parameter_nodes
+from sparsify.passes.base import Effect, Pass, PassLog, Preserves, option
+
+
+@dataclass(frozen=True)
+class InsertRandomMasks(Pass):
+    """Let training read each weight through a random mask: a bool buffer ``<weight>_visible``, True until a trainer draws it.
+
+    It stands behind the weight's own mask and in front of its tap, so that the tap records the gradient of what the model read.
+    Of a program without masks, every weight that could have one is taken.
+
+    Raises:
+        PassError: If there are random masks already, the rate is not in [0, 1), or a glob matches nothing.
+    """
+
+    name: ClassVar = "insert-random-masks"
+    requires: ClassVar = (Stage.TRACED, Stage.MASKED)
+    effects: ClassVar = Effect.GRAPH | Effect.NAMES
+    preserves: ClassVar = Preserves.OUTPUTS_EXACTLY
+    phases: ClassVar = ("train",)
+
+    rate: float = option(0.1, "share of the weights that a step does not see, in [0, 1)")
+    rescale: bool = option(False, "divide what is left by 1 - rate")
+    weights: tuple[str, ...] = option((), "globs of weights; all that have a mask by default")
+
+    def run(self, program: Program) -> PassLog:
+        log = PassLog(self.name)
+        if program.random_mask_sites():
+            raise PassError(f"{self.name}: {program.name!r} already has random masks.")
+        if not 0.0 <= self.rate < 1.0:
+            raise PassError(f"{self.name}: rate should be in [0, 1), found {self.rate}.")
+        masked = [site.weight for site in program.mask_sites()]
+        known = masked or [site.name for site in program.maskable() if not site.skip]
+        for glob in self.weights:
+            if not any(fnmatch.fnmatchcase(name, glob) for name in known):
+                raise PassError(f"{self.name}: weights={glob!r} matches none of {', '.join(known)}.")
+        for name in known:
+            if self.weights and not any(fnmatch.fnmatchcase(name, glob) for glob in self.weights):
+                log.skip(name, "not among the weights asked for")
+                continue
+            surgery.add_state(program, f"{name}_visible", torch.ones_like(program.weight(name), dtype=torch.bool))
+            log.change(name)
+        for node, name in list(parameter_nodes(program, "train")):
+            if name in log.changed:
+                masks = [user for user in node.users if user.target in MASK_OPERATORS]
+                for value in masks or [node]:
+                    anchor = value.next
+                    visible = surgery.state_node(program, "train", f"{name}_visible", before=anchor)
+                    behind = visible if visible.prev is value else value
+                    arguments = (value, visible, self.rate, self.rescale)
+                    hidden = surgery.call_after(
+                        program, "train", behind, apply_random_mask, arguments, spec=value.meta["spec"]
+                    )
+                    surgery.reroute(value, hidden)
+        return log

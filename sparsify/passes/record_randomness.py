@@ -1,0 +1,57 @@
+"""``record-randomness``: a node that lets probes see the dropout of the step they belong to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from sparsify.errors import PassError
+from sparsify.ir import Program, RandomnessRecord, Stage, surgery
+from sparsify.passes.base import Effect, Pass, PassLog, Preserves
+
+RECORD = "randomness_record"
+
+
+@dataclass(frozen=True)
+class RecordRandomness(Pass):
+    """Let the first input of the train phase flow through a `RandomnessRecord`, where the phase draws random numbers.
+
+    A probe evaluates the batch of a step again, at other weights. With the record it draws the same dropout masks, and two
+    gradients of one batch differ by their weights alone.
+
+    Raises:
+        PassError: If there is a record already.
+    """
+
+    name: ClassVar = "record-randomness"
+    requires: ClassVar = (Stage.TRACED, Stage.MASKED)
+    effects: ClassVar = Effect.GRAPH | Effect.NAMES
+    preserves: ClassVar = Preserves.OUTPUTS_EXACTLY
+    phases: ClassVar = ("train",)
+
+    def run(self, program: Program) -> PassLog:
+        log = PassLog(self.name)
+        if any(isinstance(hook, RandomnessRecord) for hook in program.hooks().values()):
+            raise PassError(f"{self.name}: {program.name!r} already has a record of its randomness.")
+        nodes = list(program.phases["train"].graph.nodes)
+        if not any(map(_draws, nodes)):
+            log.skip("train", "it draws no random numbers")
+            return log
+        value = next(node for node in nodes if node.op == "placeholder")
+        surgery.add_state(program, RECORD, RandomnessRecord())
+        last = [node for node in nodes if node.op == "placeholder"][-1]
+        record = surgery.call_after(program, "train", last, RECORD, (value,), spec=value.meta["spec"])
+        surgery.reroute(value, record)
+        log.change(value.name)
+        return log
+
+
+def _draws(node: fx.Node) -> bool:
+    """Whether the node draws random numbers; dropouts of rate 0 and idle ones count where torch says that they may."""
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.nondeterministic_seeded in tags and not (
+        node.target is torch.ops.aten.dropout.default and node.args[2] is False
+    )

@@ -1,0 +1,32 @@
+"""``remove-random-masks``: training reads weights directly again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sparsify.ir import Program, Stage, surgery
+from sparsify.ir.nodes import apply_random_mask
+from sparsify.passes.base import Effect, Pass, PassLog, Preserves
+
+
+@dataclass(frozen=True)
+class RemoveRandomMasks(Pass):
+    """Take random masks and their buffers out of the train phase; the eval phase has none."""
+
+    name: ClassVar = "remove-random-masks"
+    requires: ClassVar = (Stage.TRACED, Stage.MASKED)
+    effects: ClassVar = Effect.GRAPH | Effect.NAMES
+    preserves: ClassVar = Preserves.OUTPUTS_EXACTLY
+    phases: ClassVar = ("train",)
+
+    def run(self, program: Program) -> PassLog:
+        log, sites = PassLog(self.name), program.random_mask_sites()
+        for node in list(program.phases["train"].graph.nodes):
+            if node.target is apply_random_mask:
+                surgery.bypass(program, "train", node, node.args[0])
+        surgery.erase_dead(program, "train")
+        for site in sites:
+            surgery.remove_state(program, site.visible)
+            log.change(site.weight)
+        return log

@@ -1,0 +1,109 @@
+"""The average of weights along the run, and batch-norm statistics taken again for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsify.errors import TrainingError
+from sparsify.ir import Program
+from sparsify.methods import Averaging, Method
+from sparsify.parts.averaging import running_mean
+
+
+class WeightAverage:
+    """The running mean of the parameters as the training graph reads them.
+
+    Attributes:
+        means: by parameter name; empty before the first is taken.
+    """
+
+    def __init__(self, plan: Averaging) -> None:
+        self.plan = plan
+        self.means: dict[str, Tensor] = {}
+
+    def take(self, program: Program, step: int) -> None:
+        """Take the weights after ``step`` into the mean, where the plan says so."""
+        if step < self.plan.start_at or (step - self.plan.start_at) % self.plan.every:
+            return
+        count = (step - self.plan.start_at) // self.plan.every + 1
+        sites = program.random_mask_sites() if self.plan.random_masks else ()
+        hidden = {site.weight: program.get_buffer(site.visible) * site.scale for site in sites}
+        for name, parameter in program.named_parameters():
+            if parameter.requires_grad:
+                value = parameter.detach()
+                value = value * hidden[name] if name in hidden else value
+                self.means[name] = running_mean(self.means.get(name), value, count)
+
+    def load(self, program: Program) -> None:
+        """Give the program the averaged weights."""
+        with torch.no_grad():
+            for name, value in self.means.items():
+                program.weight(name).copy_(value)
+
+
+def check_averaging(method: Method, plan: Averaging, changes: Callable[[int], bool], total_steps: int) -> None:
+    """Refuse an average over changing masks, or over several trainings, and one that never begins.
+
+    Args:
+        method: for its name.
+        plan: what is asked for.
+        changes: whether a round ends a step, or training goes back after it.
+        total_steps: of the run.
+
+    Raises:
+        TrainingError: Naming the step.
+    """
+    if plan.start_at > total_steps:
+        raise TrainingError(
+            f"method {method.name!r} averages weights from step {plan.start_at}, but the run has {total_steps}. Start earlier."
+        )
+    late = [step for step in range(plan.start_at, total_steps + 1) if changes(step)]
+    if late:
+        raise TrainingError(
+            f"method {method.name!r} averages weights from step {plan.start_at}, but the topology still changes on "
+            f"step {late[-1]}; an average over different masks is not sparse. Start averaging later, or lower stop_at."
+        )
+
+
+def reestimate_batch_norm(program: Program, batches: Iterable[Any]) -> int:
+    """Replace running statistics by the means over ``batches`` of the batches' own (Izmailov et al. 2018, section 3.2).
+
+    Args:
+        program: its train phase runs once a batch, without gradients.
+        batches: inputs; a tuple is several inputs.
+
+    Returns:
+        How many batches there were.
+
+    Raises:
+        TrainingError: If there are statistics and no batches.
+    """
+    sites = program.batch_norm_sites()
+    if not sites:
+        return 0
+    statistics = {
+        name: (program.get_buffer(name), site.momentum) for site in sites for name in (site.mean, site.variance)
+    }
+    means: dict[str, Tensor] = {}
+    count, mode = 0, program.training
+    program.train()
+    with torch.no_grad():
+        for count, batch in enumerate(batches, 1):
+            for buffer, _ in statistics.values():
+                buffer.zero_()  # the new value is then momentum times the batch's own
+            program(*batch) if isinstance(batch, (tuple, list)) else program(batch)
+            for name, (buffer, momentum) in statistics.items():
+                means[name] = running_mean(means.get(name), buffer / momentum, count)
+        for name, value in means.items():
+            statistics[name][0].copy_(value)
+    program.train(mode)
+    if not count:
+        raise TrainingError(
+            "the weights at the end of this method are not those of the last step, and batch-norm statistics have to be taken "
+            "for them: call trainer.finish(batches) with inputs of some training batches."
+        )
+    return count

@@ -1,0 +1,100 @@
+"""A method's correction at work: what it may see of a step, and what of its gradients reaches the optimizer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from sparsify.errors import TrainingError
+from sparsify.ir import Program
+from sparsify.parts.corrections import Batch, Correction, GradientView
+from sparsify.training.probe import Closure, ProbedBatch, Sweep
+from sparsify.training.random_masks import RandomMasks
+
+
+class Corrector:
+    """Applies a correction to the gradients of a program.
+
+    Args:
+        correction: the method's.
+        method: its name, for messages.
+        program: with its masks and taps.
+        random: its random masks.
+        counts: of the trainer; probes are counted there.
+        epoch_steps, sweep: as for `sparsify.attach`.
+
+    Attributes:
+        state: of the correction.
+    """
+
+    def __init__(
+        self,
+        correction: Correction,
+        method: str,
+        program: Program,
+        random: RandomMasks,
+        counts: dict[str, int],
+        *,
+        epoch_steps: int | None,
+        sweep: Sweep | None,
+    ) -> None:
+        self._correction, self._method, self._program, self._random = correction, method, program, random
+        self._counts, self._epoch_steps, self._sweep = counts, epoch_steps, sweep
+        self.state: Any = None
+        self.start()
+
+    def start(self) -> None:
+        """Begin, or begin again, from the weights as they are."""
+        self.state = self._correction.init(
+            {name: p.detach() for name, p in self._program.named_parameters() if p.requires_grad}
+        )
+
+    def apply(self, step: int, closure: Closure | None) -> None:
+        """Replace the gradients of ``step``; they stay 0 where a weight is inactive or hidden.
+
+        Raises:
+            TrainingError: If the correction evaluates the batch again and there is no closure, or has no sweep.
+        """
+        parameters, masks = dict(self._program.named_parameters()), self._program.masks()
+        view = GradientView(
+            step=step,
+            epoch_steps=self._epoch_steps,
+            weights={name: p.detach() for name, p in parameters.items() if p.requires_grad},
+            masks=masks,
+            gradients={name: p.grad for name, p in parameters.items() if p.grad is not None},
+            batch=self._batch(closure or self._absent, of_step=True),
+            sweep=self._swept,
+        )
+        with self._random.kept():
+            corrected, self.state = self._correction.correct(view, self.state)
+        visible = self._random.visible()
+        for name, value in corrected.items():
+            value = value * masks[name] if name in masks else value
+            parameters[name].grad = value * visible[name] if name in visible else value
+
+    def _absent(self) -> Tensor:
+        raise TrainingError(
+            f"method {self._method!r} corrects gradients and needs the loss of the batch again: call "
+            f"trainer.step(lambda: criterion(program(x), y))."
+        )
+
+    def readings(self) -> dict[str, float]:
+        """Figures of the correction, by name."""
+        return dict(self._correction.readings(self.state))
+
+    def _batch(self, closure: Closure, *, of_step: bool) -> Batch:
+        return ProbedBatch(self._program, closure, self._counts, of_step=of_step, dense=self._correction.dense)
+
+    def _swept(self, limit: int | None) -> Iterator[Batch]:
+        """Batches of the user's sweep, each under random masks of its own."""
+        if self._sweep is None:
+            raise TrainingError(
+                f"method {self._method!r} looks at more of the training data than the batch of a step: give sparsify.attach a sweep, "
+                f"a function that returns the losses of training batches."
+            )
+        for closure in itertools.islice(self._sweep(), limit):
+            self._random.draw()
+            yield self._batch(closure, of_step=False)

@@ -1,0 +1,53 @@
+"""Masks at the start of a run."""
+
+from __future__ import annotations
+
+import torch
+
+from sparsify.ir import Program
+from sparsify.methods import Method
+from sparsify.passes import InsertGradientTaps, InsertMasks, LowerMasks, Pass, Pipeline
+from sparsify.training.rounds import clear_inactive, layers, patterns_of
+
+
+def insert_masks(
+    method: Method, program: Program, optimizer: torch.optim.Optimizer, generator: torch.Generator, *, tapped: bool
+) -> None:
+    """Mask a program as the method begins, and lower its masks.
+
+    Args:
+        method: gives pattern, allocation, density and scale.
+        program: of stage TRACED.
+        optimizer: its state is cleared where weights are inactive.
+        generator: of random masks, on the CPU.
+        tapped: insert gradient taps too.
+
+    Raises:
+        PatternError: If the pattern does not fit a weight.
+        AllocationError: If the density cannot be met.
+    """
+    Pipeline((InsertMasks(pattern=method.pattern, keep_dense=method.keep_dense),)).apply(program)
+    if method.initial != "dense":
+        kinds = patterns_of(program)
+        density = method.density if method.initial_density is None else method.initial_density
+        budgets = method.allocation(layers(program, kinds), density)
+        for name, mask in program.masks().items():
+            weight = program.weight(name).detach()
+            noise = torch.rand(weight.shape, generator=generator)
+            scores = weight.abs() if method.initial == "magnitude" else noise.to(weight.device)
+            mask.copy_(kinds[name].select(scores, budgets[name]))
+    for name in program.masks():
+        clear_inactive(program, optimizer, name)
+        if method.initial_scale == "fan-in":
+            _scale_to_fan_in(program, name)
+    taps: tuple[Pass, ...] = (InsertGradientTaps(),) if tapped else ()
+    Pipeline((*taps, LowerMasks())).apply(program)
+
+
+def _scale_to_fan_in(program: Program, name: str) -> None:
+    """Give each output [I, *K] of a weight [O, I, *K] the sum of squares it would have if all its inputs were active."""
+    mask = program.mask(name).flatten(1)
+    factor = (mask.shape[1] / mask.sum(dim=1).clamp_min(1)).sqrt()
+    with torch.no_grad():
+        weight = program.weight(name)
+        weight.mul_(factor.to(weight.dtype).view(-1, *(1,) * (weight.ndim - 1)))

@@ -1,0 +1,59 @@
+"""Random masks of the training graph: drawn anew each step from a generator of their own, held apart from the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from sparsify.ir import Program, RandomMaskSite
+
+
+class RandomMasks:
+    """The random masks of a program, all visible until they are drawn.
+
+    Attributes:
+        sites: those of the train phase.
+        generator: on the program's device; its state belongs into a checkpoint. The masks themselves are buffers of the program.
+    """
+
+    def __init__(self, program: Program, *, seed: int) -> None:
+        self.sites: tuple[RandomMaskSite, ...] = program.random_mask_sites()
+        self.generator = torch.Generator(device=next(program.parameters()).device).manual_seed(seed)
+        self._program = program
+
+    def __contains__(self, weight: str) -> bool:
+        return any(site.weight == weight for site in self.sites)
+
+    def visible(self) -> dict[str, Tensor]:
+        """The buffers by weight name; True where the step sees the weight."""
+        return {site.weight: self._program.get_buffer(site.visible) for site in self.sites}
+
+    def draw(self) -> None:
+        """Draw every mask anew, in place."""
+        for site in self.sites:
+            self._program.get_buffer(site.visible).bernoulli_(1.0 - site.rate, generator=self.generator)
+
+    @contextmanager
+    def kept(self) -> Generator[None]:
+        """What is drawn inside is forgotten; the generator goes on."""
+        before = {name: value.clone() for name, value in self.visible().items()}
+        try:
+            yield
+        finally:
+            for name, value in self.visible().items():
+                value.copy_(before[name])
+
+    @contextmanager
+    def hidden_still(self) -> Generator[None]:
+        """Hidden weights keep their values, whatever changes weights inside."""
+        hidden = {name: ~value for name, value in self.visible().items()}
+        values = {name: self._program.weight(name).detach().masked_select(where) for name, where in hidden.items()}
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, where in hidden.items():
+                    self._program.weight(name).masked_scatter_(where, values[name])

@@ -1,0 +1,53 @@
+"""Rewinding: the early state of a run is kept, and training goes back to it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparsify.ir import Program
+from sparsify.parts.topology import Rewinding
+from sparsify.training.rounds import clear_inactive
+
+
+class Rewinder:
+    """A plan at work on a program; masks are not rewound.
+
+    Attributes:
+        early: parameters and buffers by name, as they were after ``plan.save_at`` steps; empty before, and when no longer needed.
+    """
+
+    def __init__(self, plan: Rewinding, program: Program, optimizer: torch.optim.Optimizer) -> None:
+        self.plan, self.early = plan, dict[str, Tensor]()
+        self._program, self._optimizer = program, optimizer
+
+    def keep(self, step: int) -> None:
+        """Keep the state after ``step``, where the plan says so."""
+        if self.plan.weights and step == self.plan.save_at:
+            self.early = {name: value.clone() for name, value in self._state().items()}
+
+    def rewind(self, step: int) -> bool:
+        """Go back after ``step``, where the plan says so; the optimizer's state starts over.
+
+        Returns:
+            Whether it went back.
+        """
+        if step not in self.plan.at:
+            return False
+        with torch.no_grad():
+            for name, value in self._state().items():
+                if name in self.early:
+                    value.copy_(self.early[name])
+        self._optimizer.state.clear()
+        for name in self._program.masks():
+            clear_inactive(self._program, self._optimizer, name)
+        if step == self.plan.at[-1]:
+            self.early = {}
+        self._program.verify()
+        return True
+
+    def _state(self) -> dict[str, Tensor]:
+        masks = {f"{name}_mask" for name in self._program.masks()}
+        masks |= {site.visible for site in self._program.random_mask_sites()}
+        tensors = {**dict(self._program.named_parameters()), **dict(self._program.named_buffers())}
+        return {name: value.detach() for name, value in tensors.items() if name not in masks}
