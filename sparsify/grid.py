@@ -158,8 +158,8 @@ class Grid:
 
 def inner(method: str) -> str | None:
     """What a wrapper wraps: ``agent(rigl)`` of ``cigl(agent(rigl))``; None of a method that wraps nothing."""
-    match = re.fullmatch(r"[^()]+\((.+)\)", method)
-    return match[1] if match else None
+    match = re.fullmatch(r"[^()]+\((.+)\)", method.strip())
+    return match[1].strip() if match else None
 
 
 def layers(method: str) -> list[str]:
@@ -198,7 +198,7 @@ def parse_grid(path: Path, pairs: Sequence[str] = ()) -> Grid:
     lists |= _list_pairs([pair for pair in pairs if pair.startswith("grid.")])
     given = parse_pairs([pair for pair in pairs if not pair.startswith("grid.")])
     _check_table(values, "method_options", "[method_options]")
-    given["method_options"] = {**values.get("method_options", {}), **given.get("method_options", {})}
+    given["method_options"] = _merged(values.get("method_options", {}), given.get("method_options", {}))
     values = {"threads": 1, **values, **given}
     for key, where in LISTED.items():
         if key in values:
@@ -209,6 +209,13 @@ def parse_grid(path: Path, pairs: Sequence[str] = ()) -> Grid:
     grid.cells()
     _check_options(grid)
     return grid
+
+
+def _merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with others over them; tables key by key."""
+    found = {**values, **over}
+    both = (key for key in over if isinstance(values.get(key), Mapping) and isinstance(over[key], Mapping))
+    return {**found, **{key: _merged(values[key], over[key]) for key in both}}
 
 
 def _check_table(owner: Mapping[str, Any], key: str, name: str) -> None:

@@ -12,9 +12,10 @@ from sparsify.reports.headline import Headline
 
 CONFIDENCE = 0.95
 NOT_MEASURES = frozenset(
-    ("layers", "reliability", "class_accuracy", "passes", "forms", "calibration", "parity", "counts")
+    ("layers", "reliability", "class_accuracy", "passes", "forms", "calibration", "parity", "counts", "histogram")
 )
 """Keys of a model in ``metrics.json`` that are no figures of quality or cost."""
+OWN_SCORE = "ood_score"
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Summary:
         """The figures that fit a terminal."""
         counts = {row.spreads["evaluations"].mean for row in self.rows if "evaluations" in row.spreads}
         costs = ["evaluations"] if len(counts) > 1 else []
-        return [key for key in self.shown() if key in SHORT or "auroc" in key.lower() or key in costs]
+        return [key for key in self.shown() if key in SHORT or key.startswith("auroc") or key in costs]
 
     def brief(self) -> Headline:
         """The terminal's table, in three decimals: below a mean, the difference to the base and, if clear, its verdict."""
@@ -185,15 +186,21 @@ class Summary:
 def figures(model: Mapping[str, Any]) -> dict[str, float]:
     """Every figure of a model of ``metrics.json``, nested ones by dotted key, and what its training cost.
 
-    ``evaluations`` counts forward and backward passes of a batch: one a step, and the probes.
+    Of each set of unknown inputs, AUROC and FPR also stand under ``auroc.<set>`` and ``fpr.<set>``, by the score the model is judged by:
+    its method's own ``ood_score`` where it has one, else the first.
     """
-    found = dict(_leaves({key: value for key, value in model.items() if key not in NOT_MEASURES}))
+    found = dict(_leaves(model))
+    for name, row in (model.get("ood") or {}).items():
+        judged = row["scores"].get(OWN_SCORE) or next(iter(row["scores"].values()))
+        found |= {f"auroc.{name}": judged["auroc"], f"fpr.{name}": judged["fpr_at_95_tpr"]}
     counts = {key: float(value) for key, value in model["counts"].items()}
-    return {**found, **counts, "evaluations": counts["steps"] + counts.get("probes", 0.0)}
+    return {**found, **counts, "evaluations": evaluations(counts["steps"], counts)}
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
     for key, value in values.items():
+        if key in NOT_MEASURES:
+            continue
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -201,14 +208,15 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 
 def unknown(key: str) -> bool:
-    """Whether a figure measures how well the unknown is told apart."""
-    return any(word in key.lower() for word in UNKNOWN)
+    """Whether a figure measures how well the unknown is told apart, by the score the model is judged by."""
+    return key.startswith(("auroc", "fpr"))
 
 
 def measure(key: str) -> Measure:
     """How a figure is shown."""
     better = next((way for word, way in UNKNOWN.items() if word in key.lower()), 0)
-    return MEASURES.get(key) or Measure(key.replace("auroc", "AUROC").replace("_", " "), better=better)
+    label = key.replace("auroc", "AUROC").replace("fpr.", "FPR at 95 % TPR.").replace(".", " ").replace("_", " ")
+    return MEASURES.get(key) or Measure(label, better=better)
 
 
 def verdict(key: str, difference: Difference) -> str:
@@ -276,14 +284,22 @@ def _reach(pairs: Sequence[tuple[CellResult, CellResult]]) -> Reach | None:
         own, others = (next((r for r in c.history if r["val_accuracy"] >= target), None) for c in (cell, base))
         if own is not None and others is not None:
             shares["steps"].append(own["step"] / others["step"])
-            shares["evaluations"].append(evaluations(own) / evaluations(others))
+            shares["evaluations"].append(evaluated(own) / evaluated(others))
     spreads = [spread(values) if values else None for values in shares.values()]
     return Reach(len(shares["steps"]), len(pairs), *spreads)
 
 
-def evaluations(row: Mapping[str, Any]) -> float:
-    """Forward and backward passes up to a row of ``history.jsonl``."""
-    return float(row.get("evaluations", row["step"]))
+def evaluations(steps: float, counts: Mapping[str, float]) -> float:
+    """Evaluations of a batch, each a forward and a backward pass: half of all passes where the trainer counted them one by one, else
+    one a step and one a probe."""
+    if "forwards" in counts and "backwards" in counts:
+        return (counts["forwards"] + counts["backwards"]) / 2
+    return steps + counts.get("probes", 0)
+
+
+def evaluated(row: Mapping[str, Any]) -> float:
+    """Evaluations up to a row of ``history.jsonl``."""
+    return float(evaluations(row["step"], row.get("counts", {})))
 
 
 def mean_curve(

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparsify.reports.plots import COLOURS, STYLE, WIDTH, svg
-from sparsify.reports.summary import COSTS, CellResult, Summary, evaluations, mean_curve, measure
+from sparsify.reports.summary import COSTS, CellResult, Summary, evaluated, mean_curve, measure
 
 PALETTE = ("#d9762b", "#3a9d6e", "#b5569b", "#b8941f", "#7b6bd6", "#d1495b", "#2f9bb0", "#8c7a5b")
 """Apart from each other and from the dense blue, and clear of both a white and a near-black page."""
@@ -78,8 +78,8 @@ def against_steps(cells: Sequence[CellResult]) -> str:
 
 
 def against_evaluations(cells: Sequence[CellResult]) -> str:
-    """Validation accuracy by forward and backward passes, as the trainer counted them, a panel a sparsity, means over seeds."""
-    return _curves(cells, evaluations, "forward and backward passes", "e")
+    """Validation accuracy by evaluations, as the trainer counted them, a panel a sparsity, means over seeds."""
+    return _curves(cells, evaluated, "evaluations (a forward and a backward pass each)", "e")
 
 
 def _curves(cells: Sequence[CellResult], x: Callable[[Mapping[str, Any]], float], label: str, prefix: str) -> str:

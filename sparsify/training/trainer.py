@@ -74,8 +74,7 @@ class Trained:
     """What training leaves beside the program.
 
     Attributes:
-        history: one row an epoch: step, loss, accuracy, val_loss, val_accuracy, density, lr, and evaluations (forward and backward
-            passes so far, probes included).
+        history: one row an epoch: step, loss, accuracy, val_loss, val_accuracy, density, lr, and counts so far.
         counts: steps, samples, rounds (topology updates), skipped_rounds, probes (extra forward and backward passes).
     """
 
@@ -206,7 +205,7 @@ def train(
                     on_step(row)
                 if start + 1 == per_epoch:
                     row = _row(program, trainer.steps, sums, per_epoch, validation, optimizer, settings)
-                    history.append({**row, "evaluations": trainer.steps + trainer.counts["probes"]})
+                    history.append({**row, "counts": dict(trainer.counts)})
                     sums = [0.0, 0.0]
                     if settings.early_stop and program.costs().active <= budget:
                         better = not best or history[-1]["val_loss"] < best["val_loss"]
