@@ -210,6 +210,13 @@ def parse_grid(path: Path, pairs: Sequence[str] = ()) -> Grid:
     return grid
 
 
+def _merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with others over them; tables key by key."""
+    found = {**values, **over}
+    both = (key for key in over if isinstance(values.get(key), Mapping) and isinstance(over[key], Mapping))
+    return {**found, **{key: _merged(values[key], over[key]) for key in both}}
+
+
 def _check_table(owner: Mapping[str, Any], key: str, name: str) -> None:
     if not isinstance(owner.get(key, {}), Mapping):
         raise RecipeError(f"{name} should be a table of options, found {owner[key]!r}.")

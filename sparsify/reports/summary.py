@@ -13,9 +13,10 @@ from sparsify.reports.headline import Headline
 
 CONFIDENCE = 0.95
 NOT_MEASURES = frozenset(
-    ("layers", "reliability", "class_accuracy", "passes", "forms", "calibration", "parity", "counts")
+    ("layers", "reliability", "class_accuracy", "passes", "forms", "calibration", "parity", "counts", "histogram")
 )
 """Keys of a model in ``metrics.json`` that are no figures of quality or cost."""
+OWN_SCORE = "ood_score"
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Summary:
         """The figures that fit a terminal."""
         counts = {row.spreads["evaluations"].mean for row in self.rows if "evaluations" in row.spreads}
         costs = ["evaluations"] if len(counts) > 1 else []
-        return [key for key in self.shown() if key in SHORT or "auroc" in key.lower() or key in costs]
+        return [key for key in self.shown() if key in SHORT or key.startswith("auroc") or key in costs]
 
     def brief(self) -> Headline:
         """The terminal's table, in three decimals: below a mean, the difference to the base and, if clear, its verdict."""
@@ -187,8 +188,13 @@ def figures(model: Mapping[str, Any]) -> dict[str, float]:
     """Every figure of a model of ``metrics.json``, nested ones by dotted key, and what its training cost.
 
     ``evaluations`` are those of `sparsify.parts.compute.evaluations`; runs that did not count passes have one a step and one a probe.
+    Of each set of unknown inputs, AUROC and FPR also stand under ``auroc.<set>`` and ``fpr.<set>``, by the score the model is judged by:
+    its method's own ``ood_score`` where it has one, else the first.
     """
-    found = dict(_leaves({key: value for key, value in model.items() if key not in NOT_MEASURES}))
+    found = dict(_leaves(model))
+    for name, row in (model.get("ood") or {}).items():
+        judged = row["scores"].get(OWN_SCORE) or next(iter(row["scores"].values()))
+        found |= {f"auroc.{name}": judged["auroc"], f"fpr.{name}": judged["fpr_at_95_tpr"]}
     counts = {key: float(value) for key, value in model["counts"].items()}
     pairs = counts["steps"] + counts.get("probes", 0.0)
     spent = compute.evaluations(counts.get("forwards", pairs), counts.get("backwards", pairs))
@@ -197,6 +203,8 @@ def figures(model: Mapping[str, Any]) -> dict[str, float]:
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
     for key, value in values.items():
+        if key in NOT_MEASURES:
+            continue
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -204,14 +212,15 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 
 def unknown(key: str) -> bool:
-    """Whether a figure measures how well the unknown is told apart."""
-    return any(word in key.lower() for word in UNKNOWN)
+    """Whether a figure measures how well the unknown is told apart, by the score the model is judged by."""
+    return key.startswith(("auroc", "fpr"))
 
 
 def measure(key: str) -> Measure:
     """How a figure is shown."""
     better = next((way for word, way in UNKNOWN.items() if word in key.lower()), 0)
-    return MEASURES.get(key) or Measure(key.replace("auroc", "AUROC").replace("_", " "), better=better)
+    label = key.replace("auroc", "AUROC").replace("fpr.", "FPR at 95 % TPR.").replace(".", " ").replace("_", " ")
+    return MEASURES.get(key) or Measure(label, better=better)
 
 
 def verdict(key: str, difference: Difference) -> str:

@@ -12,13 +12,14 @@ from sparsify.reports.summary import CellResult, figures, mean_curve, measure, s
 
 def cell(name, seed, accuracy, *, base="dense", sparsity: float | None = 0.9, evaluations=100.0, accuracies=(), **more):
     history = [
-        {"step": 10 * (index + 1), "evaluations": 20 * (index + 1), "val_accuracy": value, "val_loss": 1 - value}
+        {"step": 10 * (index + 1), "counts": {"probes": 10 * (index + 1)}, "val_accuracy": value, "val_loss": 1 - value}
         for index, value in enumerate(accuracies)
     ]
     found = {"accuracy": accuracy, "evaluations": evaluations, "steps": 100.0, **more}
     return CellResult(name, base, sparsity, seed, found, history)
 
 
+SCORE = {"auroc": 0.6, "fpr_at_95_tpr": 0.5, "histogram": {"low": 0.0, "high": 1.0, "inside": [1]}}
 DENSE = [cell("dense", seed, value, base=None, sparsity=None) for seed, value in enumerate((0.90, 0.91, 0.95))]
 RIGL = [cell("rigl", seed, value) for seed, value in enumerate((0.88, 0.90, 0.94))]
 CIGL = [
@@ -69,7 +70,7 @@ def test_cells_of_equal_sparsity_are_paired_and_a_base_without_masks_stands_for_
 
 def test_a_verdict_knows_which_way_is_better():
     up, down = Difference(0.1, 0.01, 3, (0.05, 0.15)), Difference(-0.1, 0.01, 3, (-0.15, -0.05))
-    for key in ("accuracy", "ood.svhn.auroc", "aupr_in"):
+    for key in ("accuracy", "auroc.svhn", "ood.svhn.scores.plain.aupr_in"):
         assert (verdict(key, up), verdict(key, down)) == ("better", "worse"), key
     for key in ("nll_after", "ece_before", "fpr_at_95_tpr"):
         assert (verdict(key, up), verdict(key, down)) == ("worse", "better"), key
@@ -80,17 +81,27 @@ def test_a_verdict_knows_which_way_is_better():
 
 def test_every_figure_of_a_run_is_taken():
     model = {
-        "method": "moon(rigl)", "accuracy": 0.9, "bytes": 5, "ood": {"svhn": {"auroc": 0.8, "ok": True}}, "layers": [1],
-        "class_accuracy": [0.5], "calibration": {"temperature": 2.0},
-        "counts": {"steps": 30, "probes": 12, "rounds": 2, "forwards": 42, "backwards": 36},
+        "method": "moon(rigl)", "accuracy": 0.9, "bytes": 5, 
+        "ood": {"svhn": {"samples": 7, "scores": {"plain": SCORE, "ood_score": {**SCORE, "auroc": 0.8}}}}, "layers": [1], "flag": True,
+        "class_accuracy": [0.5], "calibration": {"temperature": 2.0}, "counts": {"steps": 30, "probes": 12, "rounds": 2},
     }  # fmt: skip
     assert figures(model) == {
-        "accuracy": 0.9, "bytes": 5.0, "ood.svhn.auroc": 0.8, "steps": 30.0, "probes": 12.0, "rounds": 2.0,
-        "forwards": 42.0, "backwards": 36.0, "evaluations": 39.0,
+        "accuracy": 0.9, "bytes": 5.0, "ood.svhn.samples": 7.0,
+        "ood.svhn.scores.plain.auroc": 0.6, "ood.svhn.scores.plain.fpr_at_95_tpr": 0.5,
+        "ood.svhn.scores.ood_score.auroc": 0.8, "ood.svhn.scores.ood_score.fpr_at_95_tpr": 0.5,
+        "auroc.svhn": 0.8, "fpr.svhn": 0.5,  # by the method's own score
+        "steps": 30.0, "probes": 12.0, "rounds": 2.0, "evaluations": 42.0,
     }  # fmt: skip
-    older = {**model, "counts": {"steps": 30, "probes": 12}}
-    assert figures(older)["evaluations"] == 42.0
-    assert unknown("ood.svhn.auroc") and not unknown("accuracy") and measure("ood.svhn.auroc").label == "ood.svhn.AUROC"
+    del model["ood"]["svhn"]["scores"]["ood_score"]
+    assert figures(model)["auroc.svhn"] == 0.6
+    assert unknown("auroc.svhn") and not unknown("accuracy") and not unknown("ood.svhn.scores.plain.auroc")
+    assert measure("auroc.svhn").label == "AUROC svhn"
+
+
+def test_passes_that_were_counted_one_by_one_go_before_steps_and_probes():
+    counts = {"steps": 30, "probes": 12}
+    assert figures({"counts": counts})["evaluations"] == 42 and figures({"counts": {"steps": 30}})["evaluations"] == 30
+    assert figures({"counts": {**counts, "forwards": 62, "backwards": 42}})["evaluations"] == 52
 
 
 def test_figures_of_the_unknown_are_shown_before_the_costs():

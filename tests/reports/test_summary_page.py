@@ -17,14 +17,19 @@ def cells(*, masked=True, seeds=(0, 1, 2)):
         for sparsity in (0.9, 0.98) if base and masked else (None,):
             for seed in seeds:
                 history = [
-                    {"step": 10 * i, "evaluations": 12 * i, "val_accuracy": 0.9 - 1 / (i + seed + 2), "val_loss": 1 / i}
+                    {
+                        "step": 10 * i,
+                        "counts": {"probes": 2 * i},
+                        "val_accuracy": 0.9 - 1 / (i + seed + 2),
+                        "val_loss": 1 / i,
+                    }
                     for i in range(1, 7)
                 ]
                 score = 0.9 + 0.01 * seed - (sparsity or 0.9) ** 9 / 10
                 kept = {
                     "accuracy": score,
                     "ece_after": 0.1 * score,
-                    "ood.auroc": score / 2,
+                    "auroc.svhn": score / 2,
                     "evaluations": 60.0,
                     "steps": 60.0,
                 }
@@ -43,7 +48,14 @@ def test_the_page_is_whole_and_refers_to_nothing_outside(masked, seeds):
     assert text.count("<svg") == 3 and text.count("aria-label=") == 3
     assert {used for used in re.findall(r"url\(#([^)]*)\)", text)} <= set(page.ids)
     words = " ".join(page.words)
-    for expected in ("a < b", "too <sparse>", "cigl(rigl)", "ood.AUROC", "epochs = 2", "forward and backward passes"):
+    for expected in (
+        "a < b",
+        "too <sparse>",
+        "cigl(rigl)",
+        "AUROC svhn",
+        "epochs = 2",
+        "a forward and a backward pass each",
+    ):
         assert expected in words, expected
     shown = summarise(results).table(summarise(results).shown())
     assert page.cells[: 1 + len(shown.columns)] == ["method", *shown.columns]
