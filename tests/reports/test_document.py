@@ -211,3 +211,17 @@ def test_decisions_that_changed_add_up(finished):
     assert sum(flips["class_samples"]) == samples
     difference = report["model"]["accuracy"] - report["dense"]["accuracy"]
     assert (flips["gained"] - flips["lost"]) / samples == pytest.approx(difference)
+
+
+def test_what_a_method_measured_of_itself_is_drawn(finished, tmp_path):
+    folder, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    assert "What the method did" not in (folder / "report.html").read_text()
+    rows = [json.loads(line) for line in (copy / "history.jsonl").read_text().splitlines()]
+    for index, row in enumerate(rows):
+        row["readings"] = {"coefficient": 0.1 + 0.25 * index}
+    (copy / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = write_report(copy).read_text()
+    assert "What the method did" in text and "coefficient ends at 0.3500" in text
+    Page(text)

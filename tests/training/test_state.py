@@ -1,4 +1,4 @@
-"""`attach` and `SparseTrainer`: masks independent of the weights, scaling, corrections with counted probes, averaging."""
+"""`attach` and `SparseTrainer`: corrections with counted probes, averaging."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import sparsify as sp
-from sparsify.errors import RecipeError, TrainingError
+from sparsify.errors import TrainingError
 from sparsify.loading import digits_cnn
 from sparsify.methods import Averaging, Correction
 from sparsify.methods import dense as dense_method
@@ -29,30 +29,6 @@ def one_step(program, optimizer, trainer, *, closure=False):
     nn.functional.cross_entropy(program(X), Y).backward()
     trainer.step(*([lambda: nn.functional.cross_entropy(program(X), Y)] if closure else []))
     optimizer.zero_grad()
-
-
-@pytest.mark.parametrize("seed", [0, 1, 7])
-def test_random_masks_are_independent_of_weights_made_with_the_same_seed(seed):
-    program, _, _ = started(sp.methods.static_random(density=0.1), seed=seed)
-    weight, mask = program.weight("8.weight"), program.mask("8.weight")
-    active = weight.detach()[mask]
-    # Independent: the mean of n uniform values in [-b, b] is within 4 standard errors, b / sqrt(3 n), of 0.
-    bound = (1 / 1024) ** 0.5
-    assert abs(float(active.mean())) < 4 * bound / (3 * len(active)) ** 0.5
-
-
-def test_fan_in_scaling_by_hand_and_in_variance():
-    plain, _, _ = started(sp.methods.static_random(density=0.1))
-    scaled, _, _ = started(sp.methods.static_random(density=0.1, initial_scale="fan-in"))
-    for name, mask in plain.masks().items():
-        inputs = mask.flatten(1)
-        factor = (inputs.shape[1] / inputs.sum(1).clamp_min(1)).sqrt()
-        expected = plain.weight(name).flatten(1) * factor[:, None]
-        torch.testing.assert_close(scaled.weight(name).flatten(1), expected)
-    norm = float(scaled.weight("8.weight").detach().square().sum(1).mean())
-    assert norm == pytest.approx(1 / 3, rel=0.1)  # dense: 1024 inputs of variance 1 / (3 * 1024)
-    with pytest.raises(RecipeError, match="initial_scale should be fan-in or none"):
-        sp.methods.rigl(density=0.1, initial_scale="fanin")
 
 
 class Doubled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from sparsify.loading import digits_cnn, load_data
 from sparsify.methods import Averaging
 from sparsify.parts.samples import TensorSamples
 from sparsify.training import Settings, train
-from sparsify.training.trainer import find_device, lr_factor
+from sparsify.training.trainer import _inputs, find_device, lr_factor
 
 SETTINGS = Settings(epochs=4, lr=0.05, warmup=5, checkpoint_every=1000)
 
@@ -157,3 +158,51 @@ def test_tensors_made_by_the_graph_move_with_the_program():
     surgery.move(program, torch.device("meta"))
     with torch.no_grad():
         assert program.eval()(torch.randn(2, 4, device="meta")).device.type == "meta"
+
+
+def test_a_correction_sweeps_is_clipped_after_and_leaves_its_readings(data, tmp_path):
+    method = sp.methods.agent(sp.methods.rigl(density=0.2, update_every=10))
+    _, result = trained(data, tmp_path, method=method, clip_gradient_norm=1.0, epochs=3)
+    assert [list(row["readings"]) for row in result.history] == [["coefficient"]] * 3
+    assert result.history[0]["readings"]["coefficient"] == 0.1 != result.history[-1]["readings"]["coefficient"]
+    # 57 steps of which 4 are rounds; refreshes on steps 1, 21 (20 is a round) and 41 (40 is one) look at 19 batches each.
+    evaluated = 53 + 3 * 19
+    assert result.counts["probes"] == evaluated + 2 * 19
+    assert result.counts["backwards"] == 57 + evaluated
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert rows == result.history
+
+
+def test_an_interrupted_run_of_nested_wrappers_resumes_to_the_same_bits(data, tmp_path):
+    base = sp.methods.rigl(density=0.2, update_every=10, stop_at=0.5)
+    method = sp.methods.cigl(sp.methods.agent(base, coefficient="layer"), start_at=0.6)
+    whole, result = trained(data, tmp_path / "a", method=method, epochs=3, checkpoint_every=10)
+
+    def stop(row):
+        if row["step"] == 44:
+            raise KeyboardInterrupt
+
+    settings = dataclasses.replace(SETTINGS, epochs=3, checkpoint_every=10)
+    arguments = (data.train, data.validation, settings)
+    torch.manual_seed(0)
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            method, sp.trace(digits_cnn(), (data.example(),)), *arguments, folder=tmp_path / "b", key="k", on_step=stop
+        )
+    again = sp.trace(digits_cnn(), (data.example(),))
+    resumed = train(method, again, *arguments, folder=tmp_path / "b", key="k", resume=True)
+    assert resumed == result
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_averaging_and_early_stop_exclude_each_other(data, tmp_path):
+    method = sp.methods.averaged(sp.methods.rigl(density=0.2, update_every=10))
+    with pytest.raises(TrainingError, match="Leave early-stop out"):
+        trained(data, tmp_path, method=method, early_stop=2)
+
+
+def test_batches_for_batch_norm_come_in_mixed_order(data):
+    rows = TensorSamples(torch.arange(640.0).view(640, 1), torch.arange(640) // 64)
+    batches = list(_inputs(rows, SETTINGS, torch.device("cpu")))
+    assert len(batches) == 10 and all(float(batch.std()) > 100 for batch in batches)
