@@ -106,6 +106,18 @@ def as_steps(value: float, total_steps: int, option: str) -> int:
     raise RecipeError(f"{option} should be a number of steps >= 1 or a fraction of the run in (0, 1], found {value}.")
 
 
+def dense_steps(value: float, total_steps: int) -> int:
+    """`as_steps` of a dense start shorter than the run, where 0 is none.
+
+    Raises:
+        RecipeError: If the value is neither, or leaves no step for the sparse part.
+    """
+    steps = as_steps(value, total_steps, "dense_until") if value else 0
+    if steps >= total_steps:
+        raise RecipeError(f"dense_until should leave steps for the sparse part; found {value} of a run of {total_steps} steps.")
+    return steps
+
+
 def in_range(value: float, low: float, high: float, option: str) -> float:
     """The value itself.
 

@@ -28,6 +28,8 @@ class DropAndGrow:
         when: which steps end with a round.
         replaces_step: skip the optimizer step on a round (RigL's published code does, its paper's algorithm too).
         regrow_dropped: whether a position dropped in this round may be grown in it; it then keeps its value.
+        dense_until: step up to which every position is active; masks then start from the largest magnitudes. 0: from the first step, as
+            the method's ``initial`` says.
     """
 
     drop_by: Score
@@ -36,6 +38,7 @@ class DropAndGrow:
     when: Trigger
     replaces_step: bool = False
     regrow_dropped: bool = True
+    dense_until: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ def update(
     Returns:
         A new bool mask with as many active positions.
     """
+    pattern = pattern.bound(mask)
     if isinstance(pattern, Balanced):
         return _update_groups(mask, drop_score, grow_score, fraction, pattern, regrow_dropped=regrow_dropped)
     active = int(pattern.reduce(mask).count_nonzero())

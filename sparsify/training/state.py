@@ -107,15 +107,12 @@ class SparseTrainer:
         Pipeline(tuple(steps)).apply(self.program)
         self._patterns = {site.weight: parse_pattern(site.pattern) for site in self.program.mask_sites()}
         if self.method.initial != "dense":
-            budgets = self.method.allocation(self._layers(), self.method.density)
-            for name, mask in self.program.masks().items():
-                weight = self.program.weight(name).detach()
-                noise = torch.rand(weight.shape, generator=self._generator)
-                scores = weight.abs() if self.method.initial == "magnitude" else noise.to(weight.device)
-                mask.copy_(self._patterns[name].select(scores, budgets[name]))
+            budgets = self.method.allocation(self._layers(), self.method.density)  # raises now where it cannot be met
+            if not self._dense_until():
+                self._choose(budgets, by_magnitude=self.method.initial == "magnitude")
         for name in self.program.masks():
             self._clear_inactive(name)
-            if self.method.initial_scale == "fan-in":
+            if self.method.initial_scale == "fan-in" and not self._dense_until():
                 self._scale_to_fan_in(name)
         taps: tuple[Pass, ...] = (InsertGradientTaps(),) if self._needs_gradient() else ()
         Pipeline((*taps, LowerMasks(), *self.method.passes)).apply(self.program)
@@ -123,6 +120,17 @@ class SparseTrainer:
             self._score_states[slot] = {
                 name: score.init(self.program.weight(name).detach()) for name in self.program.masks()
             }
+
+    def _choose(self, budgets: Mapping[str, int], *, by_magnitude: bool) -> None:
+        """Masks of the whole budgets, by magnitude or at random."""
+        for name in self.program.masks():
+            weight = self.program.weight(name).detach()
+            noise = torch.rand(weight.shape, generator=self._generator)
+            scores = weight.abs() if by_magnitude else noise.to(weight.device)
+            self._set_mask(name, self._patterns[name].select(scores, budgets[name]))
+
+    def _dense_until(self) -> int:
+        return self._topology.dense_until if isinstance(self._topology, DropAndGrow) else 0
 
     def _scale_to_fan_in(self, name: str) -> None:
         """Give each output [I, *K] of a weight [O, I, *K] the sum of squares it would have if all its inputs were active."""
@@ -180,6 +188,10 @@ class SparseTrainer:
             self._keep_zeros()
         if due:
             self._round()
+        elif self.steps == self._dense_until():
+            self._choose(self.method.allocation(self._layers(), self.method.density), by_magnitude=True)
+            self.counts["rounds"] += 1
+            self.program.verify()
         self._average()
         self._arm()
 
