@@ -23,7 +23,7 @@ from sparsify.errors import ExportError
 from sparsify.exporters.measure import measure_layers
 from sparsify.ir import Program, Stage
 from sparsify.ir.serialization import write_atomically
-from sparsify.passes import LowerGroupedConv, LowerGroupedLinear, Pipeline
+from sparsify.passes import LowerGroupedConv, LowerGroupedLinear, OrderOutputs, Pipeline
 
 OPSETS = range(18, 24)
 STORAGES = ("dense", "sparse")
@@ -128,6 +128,7 @@ def _lowered(folded: Program, form: str) -> tuple[Program, dict[str, str]]:
     """The program with grouped layers in their own form, and what became of each weight."""
     if form == "dense" or folded.stage is not Stage.FOLDED:
         return folded, {}
+    folded = Pipeline((OrderOutputs(),))(folded)
     trials = measure_layers(folded) if form == "auto:measure" else {}
     slower = tuple(name for name, trial in trials.items() if trial.grouped >= trial.dense)
     rule = "grouped" if form == "auto:measure" else form

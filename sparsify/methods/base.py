@@ -114,7 +114,9 @@ def dense_steps(value: float, total_steps: int) -> int:
     """
     steps = as_steps(value, total_steps, "dense_until") if value else 0
     if steps >= total_steps:
-        raise RecipeError(f"dense_until should leave steps for the sparse part; found {value} of a run of {total_steps} steps.")
+        raise RecipeError(
+            f"dense_until should leave steps for the sparse part; found {value} of a run of {total_steps} steps."
+        )
     return steps
 
 

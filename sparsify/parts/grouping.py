@@ -7,6 +7,8 @@ outputs of one group have the same active inputs, so that a mask shows its own (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,22 +27,42 @@ def order_by_inputs(used: Tensor, rows: int) -> Tensor | None:
     Returns:
         int64 [O], a permutation; ascending within each group, groups by their first output.
     """
-    used = used.cpu()
-    outputs = len(used)
-    distinct, of_output = used.unique(dim=0, return_inverse=True)
+    return _filled(_fits(used), rows)
+
+
+def shared_inputs(used: Tensor) -> tuple[int, Tensor] | None:
+    """The largest groups of two or more outputs that read the same inputs, and `order_by_inputs` of them.
+
+    None where there are no such groups, or all outputs make one.
+    """
+    fits = _fits(used)
+    outputs, classes = fits.shape
+    for rows in range(outputs // max(classes, 1), 1, -1):
+        if classes > 1 and outputs % rows == 0 and (order := _filled(fits, rows)) is not None:
+            return rows, order
+    return None
+
+
+def _fits(used: Tensor) -> Tensor:
+    """Bool [O, classes]: whether the inputs of an output are among those of a class; classes are the sets that are in no other."""
+    distinct, of_output = used.cpu().unique(dim=0, return_inverse=True)
     values = distinct.float()
     within = values @ (1 - values).T == 0  # [a, b]: every input of a is one of b
     largest = (within & ~within.T).sum(dim=1) == 0
-    if int(largest.sum()) * rows > outputs:
+    return within[:, largest][of_output]
+
+
+def _filled(fits: Tensor, rows: int) -> Tensor | None:
+    outputs, classes = fits.shape
+    if classes * rows > outputs:
         return None
-    fits = within[:, largest][of_output]  # [O, classes]
     owners = torch.full((outputs,), -1)
     clear = fits.sum(dim=1) == 1
     owners[clear] = fits[clear].int().argmax(dim=1)
     for output in (~clear).nonzero()[:, 0].tolist():
-        lacking = (-torch.bincount(owners[owners >= 0], minlength=fits.shape[1])) % rows
+        lacking = (-torch.bincount(owners[owners >= 0], minlength=classes)) % rows
         owners[output] = (lacking + 1).masked_fill(~fits[output], 0).argmax()
-    if bool((torch.bincount(owners, minlength=fits.shape[1]) % rows).any()):
+    if bool((torch.bincount(owners, minlength=classes) % rows).any()):
         return None
     return _order(_split(owners, rows))
 
@@ -51,13 +73,14 @@ def kept_score(scores: Tensor, order: Tensor, *, rows: int, kept: int) -> float:
     return float(totals.topk(kept, dim=1).values.sum())
 
 
-def group_outputs(scores: Tensor, *, rows: int, kept: int) -> Tensor:
+def group_outputs(scores: Sequence[Tensor], *, rows: int, kept: Sequence[int]) -> Tensor:
     """An order of the outputs in which every ``rows`` consecutive ones make a good group; never worse than the order they come in.
 
     Args:
-        scores: nonnegative, [O, I]; for convolutions summed over the kernel, for chunks of inputs over the chunk.
+        scores: of one layer, or of several that share their groups of outputs; each nonnegative, [O, I]; for convolutions summed over the
+            kernel, for chunks of inputs over the chunk.
         rows: outputs a group, a divisor of O.
-        kept: inputs a group keeps, 1 to I.
+        kept: inputs a group keeps, 1 to I, of each layer.
 
     Returns:
         int64 [O], a permutation; ascending within each group, groups by their first output.
@@ -65,21 +88,22 @@ def group_outputs(scores: Tensor, *, rows: int, kept: int) -> Tensor:
     Raises:
         ValueError: If the sizes do not fit, or a score is not finite.
     """
-    outputs, inputs = scores.shape
-    if outputs % rows or not 1 <= kept <= inputs:
-        raise ValueError(f"scores [{outputs}, {inputs}] cannot be grouped {rows} at a time with {kept} inputs each")
-    values = scores.detach().double().cpu()
-    if not bool(torch.isfinite(values).all()):
+    outputs = len(scores[0])
+    for table, count in zip(scores, kept, strict=True):
+        if outputs % rows or len(table) != outputs or not 1 <= count <= table.shape[1]:
+            raise ValueError(f"scores {list(table.shape)} cannot be grouped {rows} at a time with {count} inputs each")
+    values = [table.detach().double().cpu() for table in scores]
+    if not all(bool(torch.isfinite(table).all()) for table in values):
         raise ValueError("the scores hold NaN or infinity")
     given = torch.arange(outputs)
-    if rows == outputs or kept == inputs or rows == 1:
+    free = [(table, count) for table, count in zip(values, kept, strict=True) if count < table.shape[1]]
+    if rows == outputs or not free or rows == 1:
         return given
-    starts = [given, _by_favourite(values)]
-    present = order_by_inputs(values > 0, rows)
+    starts = [given, _by_favourite(torch.cat([table for table, _ in free], dim=1))]
+    present = order_by_inputs(torch.cat([table > 0 for table, _ in free], dim=1), rows)
     starts += [] if present is None else [present]
-    found = [_improved(values, _owners(start, rows), kept) for start in starts]
-    best = max(found, key=lambda owners: kept_score(values, _order(owners), rows=rows, kept=kept))
-    return _order(best)
+    found = [_order(_improved(free, _owners(start, rows))) for start in starts]
+    return max(found, key=lambda order: sum(kept_score(t, order, rows=rows, kept=k) for t, k in free))
 
 
 def _split(classes: Tensor, rows: int) -> Tensor:
@@ -116,13 +140,16 @@ def _by_favourite(values: Tensor) -> Tensor:
     return vectors[:, 0].argsort(stable=True)
 
 
-def _improved(values: Tensor, owners: Tensor, kept: int) -> Tensor:
+def _improved(layers: Sequence[tuple[Tensor, int]], owners: Tensor) -> Tensor:
     """Inputs and owners in turn, until nothing changes."""
     owners = owners.clone()
     for _ in range(ROUNDS):
-        totals = _totals(values, owners)
-        chosen = torch.zeros_like(totals).scatter_(1, totals.topk(kept, dim=1).indices, 1.0)
-        if not _exchange(values @ chosen.T, owners):
+        worth = torch.zeros(len(owners), int(owners.max()) + 1, dtype=torch.float64)
+        for values, kept in layers:
+            totals = _totals(values, owners)
+            chosen = torch.zeros_like(totals).scatter_(1, totals.topk(kept, dim=1).indices, 1.0)
+            worth += values @ chosen.T
+        if not _exchange(worth, owners):
             break
     return owners
 
@@ -133,7 +160,9 @@ def _exchange(worth: Tensor, owners: Tensor) -> bool:
     smallest = 1e-9 * float(worth.abs().max())
     gains = worth - worth.gather(1, owners[:, None])
     best = torch.full((groups, groups), -torch.inf, dtype=worth.dtype)
-    best.scatter_reduce_(0, owners[:, None].expand(-1, groups), gains, "amax")  # [a, b]: of an output of a, for moving to b
+    best.scatter_reduce_(
+        0, owners[:, None].expand(-1, groups), gains, "amax"
+    )  # [a, b]: of an output of a, for moving to b
     for a, b in (best + best.T > smallest).triu(1).nonzero().tolist():
         of_a, of_b = (owners == a).nonzero()[:, 0], (owners == b).nonzero()[:, 0]
         gain_a, gain_b = worth[of_a, b] - worth[of_a, a], worth[of_b, a] - worth[of_b, b]

@@ -41,8 +41,13 @@ class Pattern(abc.ABC):
         del shape
         return self
 
+    @property
+    def is_learned(self) -> bool:
+        """Whether a selection chooses, beside positions, which outputs belong together."""
+        return False
+
     def bound(self, mask: Tensor) -> Pattern:
-        """The pattern with what it reads off a mask that obeys it; itself, unless positions share units by their mask."""
+        """The pattern with what it reads off a mask that obeys it; itself, unless outputs belong together by their mask."""
         del mask
         return self
 

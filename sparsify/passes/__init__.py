@@ -39,6 +39,7 @@ from sparsify.passes.instruments import (
 from sparsify.passes.lower_grouped import LowerGroupedConv as LowerGroupedConv
 from sparsify.passes.lower_grouped import LowerGroupedLinear as LowerGroupedLinear
 from sparsify.passes.lower_masks import LowerMasks as LowerMasks
+from sparsify.passes.order_outputs import OrderOutputs as OrderOutputs
 from sparsify.passes.registry import PASSES as PASSES
 from sparsify.passes.registry import Pipeline as Pipeline
 from sparsify.passes.registry import register as register

@@ -18,6 +18,7 @@ from sparsify.passes.insert_masks import InsertMasks
 from sparsify.passes.instruments import Instrument, note
 from sparsify.passes.lower_grouped import LowerGroupedConv, LowerGroupedLinear
 from sparsify.passes.lower_masks import LowerMasks
+from sparsify.passes.order_outputs import OrderOutputs
 
 PASSES: dict[str, type[Pass]] = {
     cls.name: cls
@@ -29,6 +30,7 @@ PASSES: dict[str, type[Pass]] = {
         FoldBatchNorm,
         FoldMasks,
         EliminateDeadCode,
+        OrderOutputs,
         LowerGroupedConv,
         LowerGroupedLinear,
     )

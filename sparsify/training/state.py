@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from sparsify.errors import TrainingError
 from sparsify.ir import Program
+from sparsify.ir.channels import written_together
 from sparsify.ir.verifier import count_stray
 from sparsify.methods import Correction, Method
 from sparsify.parts.allocation import Layer
 from sparsify.parts.averaging import running_mean
+from sparsify.parts.grouped import bound_together, select_together
 from sparsify.parts.patterns import Pattern, parse_pattern
 from sparsify.parts.scores import Score, View
 from sparsify.parts.topology import DropAndGrow, Prune, update
@@ -77,6 +79,7 @@ class SparseTrainer:
         self._generator = torch.Generator().manual_seed((seed + SALT) % 2**63)
         self._topology = method.topology(total_steps) if method.topology else None
         self._patterns: dict[str, Pattern] = {}
+        self._together: list[tuple[str, ...]] = []
         self._remask = False
         self._score_states: dict[str, dict[str, Any]] = {}
         self._averaging = method.averaging(total_steps) if method.averaging else None
@@ -106,6 +109,9 @@ class SparseTrainer:
         steps: list[Pass] = [InsertMasks(pattern=self.method.pattern, keep_dense=self.method.keep_dense)]
         Pipeline(tuple(steps)).apply(self.program)
         self._patterns = {site.weight: parse_pattern(site.pattern) for site in self.program.mask_sites()}
+        learned = [name for name, pattern in self._patterns.items() if pattern.is_learned]
+        sets = {name: names for names in written_together(self.program, learned) for name in names}
+        self._together = list(dict.fromkeys(sets.get(name, (name,)) for name in self._patterns))
         if self.method.initial != "dense":
             budgets = self.method.allocation(self._layers(), self.method.density)  # raises now where it cannot be met
             if not self._dense_until():
@@ -123,11 +129,20 @@ class SparseTrainer:
 
     def _choose(self, budgets: Mapping[str, int], *, by_magnitude: bool) -> None:
         """Masks of the whole budgets, by magnitude or at random."""
-        for name in self.program.masks():
+
+        def scores(name: str) -> Tensor:
             weight = self.program.weight(name).detach()
             noise = torch.rand(weight.shape, generator=self._generator)
-            scores = weight.abs() if by_magnitude else noise.to(weight.device)
-            self._set_mask(name, self._patterns[name].select(scores, budgets[name]))
+            return weight.abs() if by_magnitude else noise.to(weight.device)
+
+        self._select(scores, budgets)
+
+    def _select(self, scores: Callable[[str], Tensor], budgets: Mapping[str, int]) -> None:
+        """Set the masks of highest score; those of weights whose outputs have one order together."""
+        for names in self._together:
+            patterns = {name: self._patterns[name] for name in names}
+            for name, mask in select_together(patterns, {name: scores(name) for name in names}, budgets).items():
+                self._set_mask(name, mask)
 
     def _dense_until(self) -> int:
         return self._topology.dense_until if isinstance(self._topology, DropAndGrow) else 0
@@ -294,14 +309,16 @@ class SparseTrainer:
 
     def _drop_and_grow(self, topology: DropAndGrow, gradients: dict[str, Tensor | None]) -> None:
         fraction = topology.fraction(self.steps)
-        masks = self.program.masks()
+        masks, patterns = self.program.masks(), dict[str, Pattern]()
+        for names in self._together:
+            patterns |= bound_together({name: self._patterns[name] for name in names}, masks)
         for name in sorted(masks, key=lambda name: masks[name].numel()):
             new = update(
                 masks[name],
                 functools.partial(self._rate, "drop", topology.drop_by, name, gradients),
                 functools.partial(self._rate, "grow", topology.grow_by, name, gradients),
                 fraction,
-                pattern=self._patterns[name],
+                pattern=patterns[name],
                 regrow_dropped=topology.regrow_dropped,
             )
             gradients.pop(name, None)
@@ -317,9 +334,11 @@ class SparseTrainer:
         if fixed is not None and density > fixed:
             return
         budgets = topology.allocation(layers, density)
-        for name, mask in self.program.masks().items():
-            scores = self._rate("prune", topology.by, name, gradients).masked_fill(~mask, -1.0)
-            self._set_mask(name, self._patterns[name].select(scores, min(budgets[name], int(mask.count_nonzero()))))
+        masks = self.program.masks()
+        self._select(
+            lambda name: self._rate("prune", topology.by, name, gradients).masked_fill(~masks[name], -1.0),
+            {name: min(budgets[name], int(mask.count_nonzero())) for name, mask in masks.items()},
+        )
 
     def _set_mask(self, name: str, new: Tensor) -> None:
         mask = self.program.mask(name)

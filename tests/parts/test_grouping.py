@@ -14,7 +14,7 @@ from sparsify.parts.grouping import group_outputs, kept_score
 
 def test_outputs_that_read_the_same_inputs_are_put_together():
     scores = torch.tensor([[9.0, 9, 0, 0], [0, 0, 9, 9], [8, 9, 1, 0], [0, 1, 9, 8]])
-    assert group_outputs(scores, rows=2, kept=2).tolist() == [0, 2, 1, 3]
+    assert group_outputs([scores], rows=2, kept=[2]).tolist() == [0, 2, 1, 3]
     assert kept_score(scores, torch.arange(4), rows=2, kept=2) == pytest.approx(18 + 20)
     assert kept_score(scores, torch.tensor([0, 2, 1, 3]), rows=2, kept=2) == pytest.approx(35 + 35)
 
@@ -31,7 +31,7 @@ def best_of_all(scores, rows, kept):
 def test_two_groups_come_close_to_the_best_partition(seed):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(8, 6, generator=generator) ** 3
-    order = group_outputs(scores, rows=4, kept=2)
+    order = group_outputs([scores], rows=4, kept=[2])
     found, best = kept_score(scores, order, rows=4, kept=2), best_of_all(scores, 4, 2)
     assert found >= 0.88 * best
     assert found >= kept_score(scores, torch.arange(8), rows=4, kept=2)
@@ -43,11 +43,11 @@ def test_hidden_clusters_are_found_again():
     owner = torch.arange(256) % 8
     scores = torch.rand(256, 128, generator=generator) * (0.2 + centres[owner])
     shuffled = torch.randperm(256, generator=generator)
-    order = group_outputs(scores[shuffled], rows=32, kept=20)
+    order = group_outputs([scores[shuffled]], rows=32, kept=[20])
     truth = kept_score(scores, owner.argsort(stable=True), rows=32, kept=20)
     assert kept_score(scores[shuffled], order, rows=32, kept=20) > 0.97 * truth
     assert sorted(order.tolist()) == list(range(256))
-    assert torch.equal(order, group_outputs(scores[shuffled], rows=32, kept=20))
+    assert torch.equal(order, group_outputs([scores[shuffled]], rows=32, kept=[20]))
 
 
 def test_a_trained_layer_keeps_more_of_its_magnitude():
@@ -56,14 +56,14 @@ def test_a_trained_layer_keeps_more_of_its_magnitude():
     network.fit(data.data / 16, data.target)
     scores = torch.tensor(network.coefs_[0].T).abs()
     given = kept_score(scores, torch.arange(128), rows=16, kept=8)
-    assert kept_score(scores, group_outputs(scores, rows=16, kept=8), rows=16, kept=8) > 1.05 * given
+    assert kept_score(scores, group_outputs([scores], rows=16, kept=[8]), rows=16, kept=8) > 1.05 * given
 
 
 def test_sizes_that_do_not_fit_and_nan_are_refused():
     with pytest.raises(ValueError, match="cannot be grouped 3 at a time"):
-        group_outputs(torch.ones(8, 4), rows=3, kept=1)
+        group_outputs([torch.ones(8, 4)], rows=3, kept=[1])
     with pytest.raises(ValueError, match="cannot be grouped"):
-        group_outputs(torch.ones(8, 4), rows=4, kept=5)
+        group_outputs([torch.ones(8, 4)], rows=4, kept=[5])
     with pytest.raises(ValueError, match="NaN"):
-        group_outputs(torch.full((8, 4), torch.nan), rows=4, kept=2)
-    assert group_outputs(torch.ones(8, 4), rows=8, kept=2).tolist() == list(range(8))
+        group_outputs([torch.full((8, 4), torch.nan)], rows=4, kept=[2])
+    assert group_outputs([torch.ones(8, 4)], rows=8, kept=[2]).tolist() == list(range(8))
