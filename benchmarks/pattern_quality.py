@@ -1,10 +1,10 @@
 """What a pattern costs in accuracy and calibration, and what it brings in latency, against unstructured RigL and narrower dense networks.
 
 A row is a pattern, a method and its options, as text: ``"unstructured rigl"``, ``"grouped:32:learned gmp stop_at=0.5"``, or
-``"dense width=0.5"``, the narrower network. Every row x sparsity x seed is one run of equal training budget: trained, calibrated on held-out
-data, exported (form auto), measured on the whole test set. A finished run is one line of ``results.jsonl`` and is not done again; one that
-was stopped goes on from its checkpoint. Runs share nothing and go in parallel processes. Latency is taken at the end, all files of the
-lowest seed in turn in one process; a figure is the median over rounds of the ratio to the dense file of the same round.
+``"dense width=0.5"``, the narrower network. Every row x sparsity x seed is one run of equal training budget: trained, calibrated on
+held-out data, exported (form auto), measured on the whole test set. A finished run is one line of ``results.jsonl`` and is not done again;
+one that was stopped goes on from its checkpoint. Runs share nothing and go in parallel processes. Latency is taken at the end, all files of
+the lowest seed in turn in one process; a figure is the median over rounds of the ratio to the dense file of the same round.
 
 The rival at equal latency is the line through the narrower dense networks: its accuracy at the time of a row's file.
 

@@ -246,10 +246,10 @@ class _Walk:
                 before = len(_shape(node)) - len(shape)  # dimensions a smaller value does not have
                 if first.axis >= before and shape[first.axis - before] != 1:
                     return False
-            elif len(shape) != len(_shape(node)) or (place.axis, place.run) != (first.axis, first.run):
-                return False
-            elif shape[place.axis] != _shape(node)[place.axis]:
-                return False
+            else:
+                alike = len(shape) == len(_shape(node)) and (place.axis, place.run) == (first.axis, first.run)
+                if not alike or shape[place.axis] != _shape(node)[place.axis]:
+                    return False
         for value in placed[1:]:
             self._join(first.channels, self.places[value].channels)
         self.places[node] = first

@@ -15,7 +15,8 @@ from tests.cases import digits
 
 SPARSE = [name for name in METHODS if name != "dense"]
 PATTERNS = {"unstructured": 0.2, "nm:2:4": 0.5, "block:2x1": 0.25, "grouped:5": 0.25, "grouped:2x4:l2": 0.25}
-KEEP = {"unstructured": (), "nm:2:4": ("0.weight",), "block:2x1": (), "grouped:5": (), "grouped:2x4:l2": ()}
+PATTERNS["grouped:4:learned"] = 0.25
+KEEP = {pattern: ("0.weight",) if pattern == "nm:2:4" else () for pattern in PATTERNS}
 STEPS = 40
 
 

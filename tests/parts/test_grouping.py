@@ -9,7 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
-from sparsify.parts.grouping import group_outputs, kept_score
+from sparsify.parts.grouping import group_outputs, kept_score, order_by_inputs, shared_inputs
 
 
 def test_outputs_that_read_the_same_inputs_are_put_together():
@@ -67,3 +67,36 @@ def test_sizes_that_do_not_fit_and_nan_are_refused():
     with pytest.raises(ValueError, match="NaN"):
         group_outputs([torch.full((8, 4), torch.nan)], rows=4, kept=[2])
     assert group_outputs([torch.ones(8, 4)], rows=8, kept=[2]).tolist() == list(range(8))
+
+
+def test_layers_that_share_their_groups_are_weighed_together():
+    first = torch.tensor([[5.0, 0], [5, 0], [0, 5], [0, 5]])
+    second = torch.tensor([[9.0, 0], [0, 9], [9, 0], [0, 9]])
+    assert group_outputs([first], rows=2, kept=[1]).tolist() == [0, 1, 2, 3]
+    assert group_outputs([first, second], rows=2, kept=[1, 1]).tolist() == [0, 2, 1, 3]
+    assert group_outputs([first, second / 9], rows=2, kept=[1, 1]).tolist() == [0, 1, 2, 3]
+
+
+def used(*rows):
+    return torch.tensor([[int(c) for c in row] for row in rows]).bool()
+
+
+def test_an_order_by_the_inputs_that_are_read():
+    assert order_by_inputs(used("110", "011", "110", "011"), 2).tolist() == [0, 2, 1, 3]
+    assert order_by_inputs(used("110", "011", "110", "011"), 4) is None
+    assert order_by_inputs(used("110", "011", "110", "101"), 2) is None
+    assert order_by_inputs(used("110", "110", "110", "110"), 2).tolist() == [0, 1, 2, 3]
+
+
+def test_outputs_that_read_less_go_where_they_are_needed():
+    # Output 0 reads nothing and fits both; output 3 fits 110 alone.
+    assert order_by_inputs(used("000", "110", "011", "100", "011", "011"), 2).tolist() == [0, 2, 1, 3, 4, 5]
+
+
+def test_the_largest_groups_are_found_without_being_told():
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    reads = used(*["1100"] * 4, *["0110"] * 4, *["0011"] * 4)[order]
+    rows, found = shared_inputs(reads)
+    assert rows == 4 and all(len(reads[found][i : i + 4].unique(dim=0)) == 1 for i in (0, 4, 8))
+    assert shared_inputs(used("10", "10")) is None  # one group
+    assert shared_inputs(torch.eye(6).bool()) is None
