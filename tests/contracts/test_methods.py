@@ -15,7 +15,7 @@ from tests.cases import digits
 
 SPARSE = [name for name in METHODS if name != "dense"]
 PATTERNS = {"unstructured": 0.2, "nm:2:4": 0.5, "block:2x1": 0.25, "grouped:5": 0.25, "grouped:2x4:l2": 0.25}
-PATTERNS["grouped:4:learned"] = 0.25
+PATTERNS["grouped:8:learned"] = 0.25
 KEEP = {pattern: ("0.weight",) if pattern == "nm:2:4" else () for pattern in PATTERNS}
 STEPS = 40
 
@@ -27,8 +27,15 @@ def model() -> nn.Module:
     )
 
 
+def hidden() -> nn.Module:
+    """Two layers whose order of outputs is free."""
+    torch.manual_seed(1)
+    layers = [nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 10)]
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
 def attached(name, pattern, optimizer="sgd"):
-    program = sp.trace(model(), (digits()[0],)).train()
+    program = sp.trace(hidden() if "learned" in pattern else model(), (digits()[0],)).train()
     if optimizer == "sgd":
         opt = torch.optim.SGD(program.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
     else:
