@@ -8,3 +8,4 @@ from sparsify.methods import Method as Method
 from sparsify.passes import Pipeline as Pipeline
 from sparsify.training import SparseTrainer as SparseTrainer
 from sparsify.training import attach as attach
+from sparsify.version import __version__ as __version__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import sys
 from pathlib import Path
@@ -13,18 +12,16 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
+from sparsify import tables
 from sparsify.errors import RecipeError, SparsifyError
 from sparsify.ir import Program
 from sparsify.ir.serialization import write_atomically
-from sparsify.methods.registry import METHODS, options
-from sparsify.parts.patterns import SPELLINGS
-from sparsify.passes import PASSES, Pipeline, dump_to, print_after, print_diff
+from sparsify.passes import Pipeline, dump_to, print_after, print_diff
 from sparsify.recipe import Recipe, parse_pairs, parse_recipe
-from sparsify.reports import Headline, compare, headline, parse_shapes, write_report
+from sparsify.reports import compare, headline, parse_shapes, write_report
 from sparsify.training import Interrupted
-from sparsify.workflow import ARTEFACTS, recipe_data, traced
+from sparsify.workflow import ARTEFACTS, recipe_data, traced, traced_without_data, versions
 from sparsify.workflow import export_saved as export_workflow
 from sparsify.workflow import run as run_workflow
 
@@ -61,6 +58,23 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
+
+
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        typer.echo(" ".join(f"{name} {number}" for name, number in versions().items()))
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the versions and exit", is_eager=True, callback=_print_versions)
+    ] = False,
+) -> None:
+    """Train sparse, calibrated networks and export them as verified ONNX."""
+
+
 console = Console()
 
 
@@ -163,7 +177,7 @@ def run(
         def on_step(part: str, row: dict[str, Any]) -> None:
             if part not in tasks:
                 tasks[part] = bars.add_task(part, total=row["total"], state="")
-            state = f"loss {row['loss']:.3f} accuracy {row['accuracy']:.3f}"
+            state = f"loss {row['loss']:.3f} accuracy {row['accuracy']:.3f} density {row['density']:.3f}"
             bars.update(tasks[part], completed=row["step"], state=state)
 
         def on_decode(done: int, total: int) -> None:
@@ -178,29 +192,41 @@ def run(
         except Interrupted as stop:
             console.print(f"{stop} Go on with the same command and --resume.")
             raise typer.Exit(130) from stop
-    _print_table("", headline(report, report["latency"]))
+    console.print(tables.figures("", headline(report, report["latency"])))
     console.print(f"in {out}: {', '.join(ARTEFACTS)}", soft_wrap=True)
 
 
 @app.command(
     "trace",
     rich_help_panel="Programs",
-    epilog=_examples("sparsify trace", "sparsify trace model.py:build --data data.npz --out model.sparsify"),
+    epilog=_examples(
+        "sparsify trace",
+        "sparsify trace model.py:build --data data.npz --out model.sparsify",
+        "sparsify trace bert.py:build --input input_ids=2x16:int64 --input attention_mask=2x16:int64",
+    ),
 )
 def trace_command(
     model: Annotated[str, typer.Argument(help="file.py:factory, package.module:factory or model.pt2")] = Recipe().model,
     data: Annotated[str, typer.Option(help="gives the shape of the inputs")] = "digits",
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="instead of data: 2x3x32x32 or ids=2x16:int64, batch first; repeatable"),
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="safetensors or a state dict")] = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="let files of model and weights run the code they may contain")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="save the program here, e.g. model.sparsify")] = None,
 ) -> None:
     """Print the traced program, what each weight costs, and which can be sparse."""
-    recipe = parse_recipe(None, {"model": model, "data": data})
-    program = traced(recipe, recipe_data(recipe))
+    if inputs:
+        program = traced_without_data(model, inputs, weights=weights, trust_pickle=trust_pickle)
+    else:
+        given = {"model": model, "data": data, "weights": weights and str(weights), "trust_pickle": trust_pickle}
+        recipe = parse_recipe(None, given)
+        program = traced(recipe, recipe_data(recipe))
     typer.echo(program.text())
-    table = Table("weight", "kind", "shape", "MACs", "uses", "sparse?")
-    for site in program.maskable():
-        shape = " x ".join(map(str, site.shape))
-        table.add_row(site.name, site.kind, shape, f"{site.macs:,}", str(site.uses), site.skip or "yes")
-    console.print(table)
+    console.print(tables.weights(program), crop=False, soft_wrap=True)
     if out:
         program.save(out)
 
@@ -315,7 +341,7 @@ def bench(
         threads=threads,
         rounds=rounds,
     )
-    _print_table("file", result.table())
+    console.print(tables.figures("file", result.table()))
     console.print(result.conditions())
     if json_:
         write_atomically(json_, (json.dumps(result.to_dict(), indent=1) + "\n").encode())
@@ -330,30 +356,19 @@ def report(folder: Annotated[Path, typer.Argument(help="of a finished run")]) ->
 @app.command(rich_help_panel="Lists")
 def methods() -> None:
     """List the methods with their options."""
-    table = Table("method", "what it does", "options (default)")
-    for name, factory in METHODS.items():
-        shown = [f"{k} ({'required' if v is inspect.Parameter.empty else _short(v)})" for k, v in options(name).items()]
-        table.add_row(name, (inspect.getdoc(factory) or "").splitlines()[0], "\n".join(shown))
-    console.print(table)
+    console.print(tables.methods())
 
 
 @app.command(rich_help_panel="Lists")
 def passes() -> None:
     """List the passes with their options."""
-    table = Table("pass", "what it does", "options (default): meaning")
-    for name, cls in PASSES.items():
-        shown = [f"{o.name} ({_short(o.default)}): {o.help}" for o in cls.options()]
-        table.add_row(name, (inspect.getdoc(cls) or "").splitlines()[0], "\n".join(shown))
-    console.print(table)
+    console.print(tables.passes())
 
 
 @app.command(rich_help_panel="Lists")
 def patterns() -> None:
     """List the patterns."""
-    table = Table("pattern", "which positions may be active together")
-    for spelling, meaning in SPELLINGS.items():
-        table.add_row(spelling, meaning)
-    console.print(table)
+    console.print(tables.patterns())
 
 
 def main() -> None:
@@ -366,17 +381,6 @@ def main() -> None:
     except OSError as error:
         print(f"sparsify: cannot write or read {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
         sys.exit(2)
-
-
-def _short(value: Any) -> str:
-    return getattr(value, "__name__", None) or (str(value) if value not in ((), None) else "none")
-
-
-def _print_table(corner: str, shown: Headline) -> None:
-    table = Table(corner, *shown.columns)
-    for label, cells in shown.rows:
-        table.add_row(label, *cells)
-    console.print(table)
 
 
 if __name__ == "__main__":

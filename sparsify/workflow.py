@@ -7,7 +7,7 @@ import fcntl
 import json
 import platform
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from sparsify.exporters import ExportResult, export
 from sparsify.ir import Program, trace
 from sparsify.ir.serialization import UNFINISHED, write_atomically
 from sparsify.loading import Data, load_data, load_model
+from sparsify.loading.inputs import example_inputs
 from sparsify.methods import Method, dense
 from sparsify.parts import metrics
 from sparsify.passes import AttachCalibrationHead, Pipeline, recording
 from sparsify.recipe import Recipe
 from sparsify.reports import compare, layers, pass_rows, quality, sizes, write_report
 from sparsify.training import train
+from sparsify.version import __version__
 
 ARTEFACTS = ("model.onnx", "metrics.json", "latency.json", "report.html", "recipe.toml", "program.sparsify")
 Progress = Callable[[str, dict[str, Any]], None]
@@ -82,12 +84,7 @@ def run(
             "recipe_hash": recipe.hash(),
             "seed": recipe.seed,
             "storage": recipe.storage,
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "onnx": onnx.__version__,
-                "onnxruntime": onnxruntime.__version__,
-            },
+            "versions": versions(),
             "data": {
                 "name": recipe.data,
                 "classes": data.classes,
@@ -232,6 +229,17 @@ def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = N
     )
 
 
+def versions() -> dict[str, str]:
+    """Of sparsify and of what a run's figures depend on."""
+    return {
+        "sparsify": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
 def traced(recipe: Recipe, data: Data) -> Program:
     """The recipe's model, seeded and traced on real inputs.
 
@@ -253,6 +261,20 @@ def traced(recipe: Recipe, data: Data) -> Program:
             f"{recipe.model} has {shape[1]} outputs, the data have {data.classes} classes. Widen the last layer."
         )
     return program
+
+
+def traced_without_data(
+    model: str, inputs: Sequence[str], *, weights: Path | None = None, trust_pickle: bool = False
+) -> Program:
+    """A model traced on inputs made from text (`sparsify.loading.inputs.example_inputs`).
+
+    Raises:
+        LoadError: If the model cannot be made, or an input is misspelt.
+        TraceError: If it cannot be traced on these inputs.
+    """
+    torch.manual_seed(0)
+    args, kwargs = example_inputs(inputs)
+    return trace(load_model(model, weights=weights, trust_pickle=trust_pickle), args, kwargs)
 
 
 @contextmanager

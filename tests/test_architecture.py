@@ -13,14 +13,14 @@ import sparsify
 
 ROOT = Path(__file__).parents[1]
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors"}),
+    frozenset({"errors", "version"}),
     frozenset({"parts"}),
     frozenset({"ir"}),
     frozenset({"passes"}),
     frozenset({"methods"}),
     frozenset({"loading", "training", "calibration", "exporters", "reports"}),
     frozenset({"recipe"}),
-    frozenset({"workflow"}),
+    frozenset({"workflow", "tables"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )
@@ -40,7 +40,7 @@ NODE_FIELDS = {"args", "kwargs", "target", "op"}
 TRUSTED = {"sparsify/loading/models.py": "loads pickled weights where the user says --trust-pickle"}
 SPANNING = {"tests/passes/test_masks.py": "masks, lowering, taps and folding agree with each other"}
 ACROSS = {"contracts", "properties", "end_to_end", "golden", "docs"}
-PUBLIC = {
+PUBLIC = {"__version__", 
     "Method", "Pipeline", "Program", "SparseTrainer", "attach", "export", "methods", "trace",
 }  # fmt: skip
 LONGEST = 400

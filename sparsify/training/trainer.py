@@ -174,6 +174,7 @@ def train(
         if device.type == "cuda":
             torch.cuda.set_rng_state(content["cuda_rng"], device)
 
+    rounds, density = trainer.counts["rounds"], trainer.density
     with _stop_flag() as stopped:
         program.train()
         while trainer.steps < total and not (settings.early_stop and waited >= settings.early_stop):
@@ -191,7 +192,17 @@ def train(
                 scheduler.step()
                 sums = [sums[0] + loss, sums[1] + hits]
                 if on_step:
-                    on_step({"step": trainer.steps, "total": total, "loss": loss, "accuracy": hits / len(y)})
+                    if trainer.counts["rounds"] != rounds:
+                        rounds, density = trainer.counts["rounds"], trainer.density
+                    accuracy = hits / len(y)
+                    row = {
+                        "step": trainer.steps,
+                        "total": total,
+                        "loss": loss,
+                        "accuracy": accuracy,
+                        "density": density,
+                    }
+                    on_step(row)
                 if start + 1 == per_epoch:
                     history.append(_row(program, trainer.steps, sums, per_epoch, validation, optimizer, settings))
                     sums = [0.0, 0.0]

@@ -64,6 +64,17 @@ def test_resuming_on_a_round_that_replaces_the_step_warns_of_nothing(data, tmp_p
     assert result.counts["steps"] == 76 and result.history[0]["step"] == 19
 
 
+def test_every_step_is_told_with_its_density(data, tmp_path):
+    rows = []
+    program = sp.trace(digits_cnn(), (data.example(),))
+    method = sp.methods.gmp(density=0.2, start_at=10, stop_at=50, update_every=10)
+    train(method, program, data.train, data.validation, SETTINGS, folder=tmp_path, key="k", on_step=rows.append)
+    assert [row["step"] for row in rows] == list(range(1, 77)) and {row["total"] for row in rows} == {76}
+    densities = [row["density"] for row in rows]
+    assert densities[0] == 1.0 and densities[-1] == program.costs().density == pytest.approx(0.2, abs=1e-5)
+    assert len(set(densities)) > 3 and densities == sorted(densities, reverse=True)
+
+
 def test_early_stop_goes_back_to_the_best_epoch(data, tmp_path):
     x, y = data.validation.batch(torch.arange(len(data.validation)))
     wrong = TensorSamples(x, (y + 1) % 10)  # learning the true labels makes this loss rise from the first epoch on

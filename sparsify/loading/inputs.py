@@ -1,0 +1,54 @@
+"""Example inputs from text, for looking at a model without its data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparsify.errors import LoadError
+
+FORM = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "bool": torch.bool,
+}
+
+
+def example_inputs(items: Sequence[str]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Positional and keyword inputs of ``forward`` from ``2x3x32x32`` or ``input_ids=2x16:int64``.
+
+    Floats are normal noise; integers and booleans are 0 or 1, which token ids, types and attention masks all allow.
+
+    Raises:
+        LoadError: If an item is not of that form, a size is 0, a name comes twice, or an unnamed input follows a named one.
+    """
+    generator = torch.Generator().manual_seed(0)
+    args: list[Tensor] = []
+    kwargs: dict[str, Tensor] = {}
+    for item in items:
+        match = FORM.fullmatch(item.strip())
+        dtype = DTYPES.get((match["dtype"] or "float32") if match else "")
+        shape = [int(size) for size in match["shape"].split("x")] if match else []
+        if match is None or dtype is None or 0 in shape:
+            raise LoadError(
+                f"--input {item!r} should be SHAPE, NAME=SHAPE or NAME=SHAPE:TYPE, e.g. 2x3x32x32 or input_ids=2x16:int64, with sizes "
+                f"from 1, the batch first; types are {', '.join(DTYPES)}."
+            )
+        whole = torch.randint(2, shape, generator=generator).to(dtype)
+        value = torch.randn(shape, generator=generator, dtype=dtype) if dtype.is_floating_point else whole
+        name = match["name"]
+        if name is None and kwargs:
+            raise LoadError(f"--input {item!r} has no name, but stands behind a named one. Put unnamed inputs first.")
+        if name in kwargs:
+            raise LoadError(f"--input names {name!r} twice. Give each input once.")
+        if name is None:
+            args.append(value)
+        else:
+            kwargs[name] = value
+    return tuple(args), kwargs
