@@ -58,7 +58,7 @@ CHOSEN = ("images", "epochs", "batch", "lr", "weight_decay")
 def all_rows(sparsity: float) -> list[str]:
     """What the issue of patterns is about; N:M is the nearest of 16."""
     groups = [f"grouped:{o}{kind} gmp" for o in (8, 16, 32, 64) for kind in ("", ":learned")]
-    fixed = [f"nm:{max(1, round(16 * (1 - sparsity)))}:16 rigl", "block:4x1 rigl"]
+    fixed = [f"nm:{max(1, round(16 * (1 - sparsity)))}:16 rigl keep_dense=stem.weight", "block:4x1 rigl"]
     return [BASELINE, "unstructured gmp", *fixed, *groups, *(f"dense width={width}" for width in WIDTHS)]
 
 
@@ -83,9 +83,7 @@ def method_of(row: str, sparsity: float) -> Method:
     if pattern == "dense":
         return dense()
     given: dict[str, Any] = {key: number(value) for key, value in options.items()}
-    given["keep_dense"] = (
-        ("head.weight", *options.get("keep_dense", "").split(",")) if "keep_dense" in options else ("head.weight",)
-    )
+    given["keep_dense"] = ("head.weight", *filter(None, options.get("keep_dense", "").split(",")))
     density = round(1 - sparsity, 6)
     if pattern.startswith("nm:"):
         _, n, m = pattern.split(":")

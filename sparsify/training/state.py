@@ -112,10 +112,10 @@ class SparseTrainer:
         learned = [name for name, pattern in self._patterns.items() if pattern.is_learned]
         sets = {name: names for names in written_together(self.program, learned) for name in names}
         self._together = list(dict.fromkeys(sets.get(name, (name,)) for name in self._patterns))
-        if self.method.initial != "dense":
-            budgets = self.method.allocation(self._layers(), self.method.density)  # raises now where it cannot be met
-            if not self._dense_until():
-                self._choose(budgets, by_magnitude=self.method.initial == "magnitude")
+        planned = self._topology.allocation if isinstance(self._topology, Prune) else self.method.allocation
+        budgets = planned(self._layers(), self.method.density)  # raises now, not in a round, where it cannot be met
+        if self.method.initial != "dense" and not self._dense_until():
+            self._choose(budgets, by_magnitude=self.method.initial == "magnitude")
         for name in self.program.masks():
             self._clear_inactive(name)
             if self.method.initial_scale == "fan-in" and not self._dense_until():

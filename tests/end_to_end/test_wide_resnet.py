@@ -41,10 +41,10 @@ def test_the_files_of_a_run_show_the_speed(capsys, tmp_path, images):
     assert sparse["speedup"] > 1.5  # between 4 and 5 on a quiet core with AVX-512
 
 
-def test_a_density_below_the_floors_names_layers_and_what_would_work(capsys, tmp_path, images):
-    code, _, err = sparsify(
-        capsys, "run", MODEL, "--data", images, "--pattern", "grouped:32", "--sparsity", "0.97", "--out", tmp_path / "a"
-    )
+@pytest.mark.parametrize("method", ["rigl", "gmp"])
+def test_a_density_below_the_floors_is_refused_before_training(capsys, tmp_path, images, method):
+    asked = ["--pattern", "grouped:32", "--sparsity", "0.97", "--method", method]
+    code, _, err = sparsify(capsys, "run", MODEL, "--data", images, *asked, "--out", tmp_path / "a")
     text = " ".join(err.split())
-    assert code == 2 and "Traceback" not in text
+    assert code == 2 and "Traceback" not in text and "loss" not in text
     assert "blocks.2.conv1.weight" in text and "The lowest density that works is 0.08" in text and "keep-dense" in text
