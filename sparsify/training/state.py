@@ -22,7 +22,7 @@ from sparsify.passes import InsertGradientTaps, InsertMasks, LowerMasks, Pass, P
 from sparsify.training.groups import adopt
 from sparsify.training.loss import RunningLoss
 from sparsify.training.probe import Closure, probe
-from sparsify.training.rounds import Rounds, clear_inactive, layers
+from sparsify.training.rounds import Rounds, clear_inactive, layers, select_masks
 
 SALT = 0x9E3779B97F4A7C15
 """Added to the seed of masks: weights initialised with the same seed come from the same stream, and masks drawn from it again would
@@ -111,14 +111,12 @@ class SparseTrainer:
         steps: list[Pass] = [InsertMasks(pattern=self.method.pattern, keep_dense=self.method.keep_dense)]
         Pipeline(tuple(steps)).apply(self.program)
         self._patterns.update({site.weight: parse_pattern(site.pattern) for site in self.program.mask_sites()})
+        self._rounds.check(self.method.density)
         if self.method.initial != "dense":
             density = self.method.density if self.method.initial_density is None else self.method.initial_density
             budgets = self.method.allocation(layers(self.program, self._patterns), density)
-            for name, mask in self.program.masks().items():
-                weight = self.program.weight(name).detach()
-                noise = torch.rand(weight.shape, generator=self._generator)
-                scores = weight.abs() if self.method.initial == "magnitude" else noise.to(weight.device)
-                mask.copy_(self._patterns[name].select(scores, budgets[name]))
+            for name, mask in select_masks(self.program, self._patterns, self._first_scores, budgets):
+                self.program.mask(name).copy_(mask)
         for name in self.program.masks():
             clear_inactive(self.program, self.optimizer, name)
             if self.method.initial_scale == "fan-in":
@@ -126,6 +124,11 @@ class SparseTrainer:
         taps: tuple[Pass, ...] = (InsertGradientTaps(),) if self._rounds.needs_gradient else ()
         Pipeline((*taps, LowerMasks())).apply(self.program)
         self._rounds.start()
+
+    def _first_scores(self, name: str) -> Tensor:
+        weight = self.program.weight(name).detach()
+        noise = torch.rand(weight.shape, generator=self._generator)
+        return weight.abs() if self.method.initial == "magnitude" else noise.to(weight.device)
 
     def _scale_to_fan_in(self, name: str) -> None:
         """Give each output [I, *K] of a weight [O, I, *K] the sum of squares it would have if all its inputs were active."""

@@ -24,16 +24,10 @@ PATTERNS = {
     "block:2x1": 0.25,
     "grouped:5": 0.25,
     "grouped:2x4:l2": 0.25,
+    "grouped:8:learned": 0.25,
     "fan-in": 0.25,
 }
-KEEP = {
-    "unstructured": (),
-    "nm:2:4": ("0.weight",),
-    "block:2x1": (),
-    "grouped:5": (),
-    "grouped:2x4:l2": (),
-    "fan-in": (),
-}
+KEEP = {pattern: ("0.weight",) if pattern == "nm:2:4" else () for pattern in PATTERNS}
 TRAINED = [(name, pattern) for name in SPARSE for pattern in PATTERNS if name != "srigl" or pattern == "fan-in"]
 USUAL = {"srigl": "fan-in"}
 """The pattern of what is shown for one pattern, where it is not unstructured."""
@@ -47,8 +41,15 @@ def model() -> nn.Module:
     )
 
 
+def hidden() -> nn.Module:
+    """Two layers whose order of outputs is free."""
+    torch.manual_seed(1)
+    layers = [nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 10)]
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
 def attached(name, pattern, optimizer="sgd"):
-    program = sp.trace(model(), (digits()[0],)).train()
+    program = sp.trace(hidden() if "learned" in pattern else model(), (digits()[0],)).train()
     if optimizer == "sgd":
         opt = torch.optim.SGD(program.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
     else:

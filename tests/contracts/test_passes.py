@@ -19,8 +19,9 @@ PREFIX = {
     "fold-batch-norm": "",
     "fold-masks": "insert-masks{density=0.3} | insert-gradient-taps | ",
     "eliminate-dead-code": "insert-masks | ",
+    "order-outputs": "insert-masks{density=0.3} | fold-masks | ",
+    "eliminate-unread-outputs": "insert-masks{density=0.3} | fold-masks | ",
     "absorb-biases": "insert-masks{density=0.3} | fold-masks | ",
-    "arrange-channels": "insert-masks{density=0.3} | fold-masks | ",
     "lower-grouped-conv": "insert-masks{density=0.3} | fold-masks | ",
     "lower-grouped-linear": "insert-masks{density=0.3} | fold-masks | ",
 }
