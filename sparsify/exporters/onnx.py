@@ -25,7 +25,14 @@ from sparsify.exporters.initializers import check_budgets, name_weights, store_s
 from sparsify.exporters.measure import measure_layers
 from sparsify.ir import Program, Stage
 from sparsify.ir.serialization import write_atomically
-from sparsify.passes import AbsorbBiases, ArrangeChannels, LowerGroupedConv, LowerGroupedLinear, Pipeline
+from sparsify.passes import (
+    AbsorbBiases,
+    EliminateUnreadOutputs,
+    LowerGroupedConv,
+    LowerGroupedLinear,
+    OrderOutputs,
+    Pipeline,
+)
 
 OPSETS = range(18, 24)
 STORAGES = ("dense", "sparse")
@@ -190,10 +197,10 @@ def _folded(program: Program) -> Program:
 
 
 def _arranged(folded: Program, form: str) -> Program:
-    """The program without outputs that nothing reads, those of a learned group side by side."""
+    """The program with outputs of a group side by side, and without those that nothing reads."""
     if form == "dense" or folded.stage is not Stage.FOLDED:
         return folded
-    return Pipeline((ArrangeChannels(),))(folded)
+    return Pipeline((OrderOutputs(), EliminateUnreadOutputs()))(folded)
 
 
 def _lowered(folded: Program, form: str) -> tuple[Program, dict[str, str]]:

@@ -126,6 +126,20 @@ def one_of(value: str, choices: Sequence[str], option: str) -> str:
     return value
 
 
+def dense_steps(value: float, total_steps: int) -> int:
+    """`as_steps` of a dense start shorter than the run, where 0 is none.
+
+    Raises:
+        RecipeError: If the value is neither, or leaves no step for the sparse part.
+    """
+    steps = as_steps(value, total_steps, "dense_until") if value else 0
+    if steps >= total_steps:
+        raise RecipeError(
+            f"dense_until should leave steps for the sparse part; found {value} of a run of {total_steps} steps."
+        )
+    return steps
+
+
 def in_range(value: float, low: float, high: float, option: str) -> float:
     """The value itself.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sparsify.methods.base import Method, as_steps, in_range
+from sparsify.methods.base import Method, as_steps, dense_steps, in_range
 from sparsify.parts.allocation import Allocation, erk
 from sparsify.parts.schedules import cosine, every
 from sparsify.parts.scores import gradient, magnitude
-from sparsify.parts.topology import DropAndGrow
+from sparsify.parts.topology import DropAndGrow, Topology, after_dense
 
 
 def rigl(
@@ -15,6 +15,7 @@ def rigl(
     update_every: float = 100,
     stop_at: float = 0.75,
     drop_fraction: float = 0.3,
+    dense_until: float = 0,
     replaces_step: bool = True,
     regrow_dropped: bool = True,
     initial_scale: str = "none",
@@ -29,6 +30,8 @@ def rigl(
         update_every: steps between rounds, or a fraction of the run.
         stop_at: step, or fraction of the run, from which masks stay.
         drop_fraction: of the active positions, in [0, 1], decayed by half a cosine.
+        dense_until: step, or fraction of the run, up to which every position is active; masks then start from the largest magnitudes, which
+            lets a learned grouping look at trained weights. 0, the published algorithm, starts from random masks.
         replaces_step: a round takes the place of the optimizer step (the published algorithm and code).
         regrow_dropped: a position just dropped may be grown at once and keeps its value (the authors' answer in issue 5 of
             their repository).
@@ -39,21 +42,23 @@ def rigl(
     """
     in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
 
-    def topology(total: int) -> DropAndGrow:
-        stop = as_steps(stop_at, total, "stop_at")
-        return DropAndGrow(
+    def topology(total: int) -> Topology:
+        stop, first = as_steps(stop_at, total, "stop_at"), dense_steps(dense_until, total)
+        update = as_steps(update_every, total, "update_every")
+        move = DropAndGrow(
             drop_by=magnitude(),
             grow_by=gradient(),
             fraction=cosine(drop_fraction, stop),
-            when=every(as_steps(update_every, total, "update_every"), stop=stop),
+            when=every(update, start=max(first + 1, update), stop=stop),
             replaces_step=replaces_step,
             regrow_dropped=regrow_dropped,
         )
+        return after_dense(move, first, density=density, allocation=allocation)
 
     return Method(
         name="rigl",
         density=density,
-        initial="random",
+        initial="dense" if dense_until else "random",
         initial_scale=initial_scale,
         allocation=allocation,
         pattern=pattern,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import PatternError
-from sparsify.parts.patterns import Balanced, Shape
+from sparsify.parts.grouping import group_outputs, order_by_inputs
+from sparsify.parts.patterns import Balanced, Pattern, Shape
 
 LANES = 16
 """Channels of one block of ONNX Runtime's blocked convolutions on AVX-512; kept channels come in multiples of it."""
@@ -23,7 +25,10 @@ LANES = 16
 
 @dataclass(frozen=True)
 class Grouped(Balanced):
-    """``grouped:O`` or ``grouped:OxC``: every O consecutive outputs keep the same inputs, and every group of a layer as many.
+    """``grouped:O`` or ``grouped:OxC``: O outputs at a time keep the same inputs, and every group of a layer as many.
+
+    Outputs of a group are consecutive, or, ``:learned``, any: a selection then puts outputs together whose scores agree on the inputs
+    worth keeping (`group_outputs`), and a mask shows its own groups, so that nothing is stored beside it (`bound`).
 
     Inputs of linear layers come in chunks of C; convolutions keep single input channels, whole kernels of them. The sizes adapt to the
     weight (`fitted`): O becomes the largest divisor of the outputs that is not above it (for convolutions a multiple of 16), or all
@@ -34,19 +39,35 @@ class Grouped(Balanced):
         rows: O.
         columns: C.
         norm: how the scores of a chunk are joined: ``l1``, their sum, or ``l2``, which ranks as the root of the sum of squares.
+        grouping: ``contiguous`` or ``learned``.
+        order: of the outputs, groups being consecutive in it; empty: the order they come in.
     """
 
     rows: int
     columns: int = 1
     norm: Literal["l1", "l2"] = "l1"
+    grouping: Literal["contiguous", "learned"] = "contiguous"
+    order: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         chunks = f"x{self.columns}" if self.columns > 1 else ""
-        return f"grouped:{self.rows}{chunks}{':l2' if self.norm == 'l2' else ''}"
+        norm, learned = ":l2" if self.norm == "l2" else "", ":learned" if self.grouping == "learned" else ""
+        return f"grouped:{self.rows}{chunks}{norm}{learned}"
 
     def fitted(self, shape: Shape) -> Grouped:
         columns = 1 if len(shape) > 2 else max(c for c in range(1, self.columns + 1) if math.prod(shape[1:]) % c == 0)
         return dataclasses.replace(self, rows=self._divisor(shape) or self.rows, columns=columns)
+
+    @property
+    def is_learned(self) -> bool:
+        return self.grouping == "learned" and not self.order
+
+    def bound(self, mask: Tensor) -> Grouped:
+        return _ordered({"": self}, {"": mask})[""] if self.is_learned else self
+
+    def contiguous(self) -> Grouped:
+        """The same with groups of consecutive outputs."""
+        return dataclasses.replace(self, grouping="contiguous", order=())
 
     def _divisor(self, shape: Shape) -> int:
         """Outputs a group, or 0 where the outputs do not split."""
@@ -82,22 +103,35 @@ class Grouped(Balanced):
     def unit_size(self, shape: Shape) -> int:
         return shape[0] * self.step(shape) * math.prod(shape[2:])
 
+    def chunks(self, values: Tensor) -> Tensor:
+        """[O, I, *K] -> [O, I / columns, columns * prod(K)]."""
+        outputs, inputs = values.shape[:2]
+        return values.reshape(outputs, inputs // self.columns, -1)
+
     def _split(self, values: Tensor) -> Tensor:
         """[O, I, *K] -> [groups, rows, I / columns, columns * prod(K)]."""
-        outputs, inputs = values.shape[:2]
-        return values.reshape(outputs // self.rows, self.rows, inputs // self.columns, -1)
+        chunks = self.chunks(values)
+        if self.order:
+            chunks = chunks[torch.tensor(self.order, device=values.device)]
+        return chunks.reshape(-1, self.rows, *chunks.shape[1:])
 
     def groups(self, values: Tensor) -> Tensor:
         return self._split(values)[:, 0, :, 0]
 
+    def joined(self, chunks: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+        """Scores summed, or their squares with the sign of the scores."""
+        return (chunks * chunks.abs() if self.norm == "l2" else chunks).sum(dim=dim)
+
     def group_scores(self, scores: Tensor) -> Tensor:
-        joined = self._split(scores)
-        return (joined * joined.abs() if self.norm == "l2" else joined).sum(dim=(1, 3))
+        return self.joined(self._split(scores), (1, 3))
 
     def ungroup(self, groups: Tensor, shape: Shape) -> Tensor:
         count, chunks = groups.shape
         size = math.prod(shape) // (count * self.rows * chunks)
-        return groups.reshape(count, 1, chunks, 1).expand(count, self.rows, chunks, size).reshape(shape)
+        values = groups.reshape(count, 1, chunks, 1).expand(count, self.rows, chunks, size).reshape(shape)
+        if not self.order:
+            return values
+        return torch.empty_like(values).index_copy_(0, torch.tensor(self.order, device=values.device), values)
 
     def pool(self, values: Tensor) -> Tensor:
         return self.group_scores(values).reshape(-1)
@@ -109,6 +143,9 @@ class Grouped(Balanced):
         return self.groups(mask).reshape(-1)
 
     def holds(self, mask: Tensor) -> bool:
+        if self.is_learned:
+            bound = self.bound(mask)
+            return bool(bound.order) and bound.holds(mask)
         shape, chosen = tuple(mask.shape), self.groups(mask)
         counts = chosen.sum(dim=1)
         kept = int(counts[0]) * self.columns
@@ -120,9 +157,52 @@ class Grouped(Balanced):
         unit = self.unit_size(shape)
         if not 0 <= budget <= scores.numel() or (budget % unit and budget != scores.numel()):
             raise ValueError(f"budget {budget} must be a multiple of {unit} between 0 and {scores.numel()}")
+        if self.is_learned:
+            return select_together({"": self}, {"": scores}, {"": budget})[""]
         units = self.group_scores(scores.float())
         if units.isnan().any():
             raise ValueError("the scores hold NaN")
         kept = budget * units.shape[1] // scores.numel()
         order = units.sort(dim=1, descending=True, stable=True).indices
         return self.ungroup(torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, :kept], True), shape)
+
+
+def bound_together(patterns: Mapping[str, Pattern], masks: Mapping[str, Tensor]) -> dict[str, Pattern]:
+    """`Pattern.bound` for weights whose outputs have one order: learned groups are read off all their masks."""
+    learned = {n: pattern for n, pattern in patterns.items() if isinstance(pattern, Grouped) and pattern.is_learned}
+    return {**patterns, **_ordered(learned, masks)}
+
+
+def select_together(
+    patterns: Mapping[str, Pattern], scores: Mapping[str, Tensor], budgets: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """`Pattern.select` for weights whose outputs have one order: learned groups are the same in all, scores below 0 count as 0.
+
+    Args:
+        patterns: by weight; learned ones of the same group size and number of outputs.
+        scores: float, [O, I, *K].
+        budgets: active positions, whole units.
+
+    Raises:
+        ValueError: If a budget does not fit, or a score is not finite.
+    """
+    learned = {n: pattern for n, pattern in patterns.items() if isinstance(pattern, Grouped) and pattern.is_learned}
+    scores = {name: value.float().clamp_min(0) if name in learned else value for name, value in scores.items()}
+    bound = dict(patterns)
+    if learned:
+        profiles = {n: p.joined(p.chunks(scores[n]), 2) for n, p in learned.items()}
+        kept = [max(budgets[n] * table.shape[1] // scores[n].numel(), 1) for n, table in profiles.items()]
+        rows = next(iter(learned.values())).rows
+        order = tuple(group_outputs([*profiles.values()], rows=rows, kept=kept).tolist())
+        bound |= {n: dataclasses.replace(p, order=order) for n, p in learned.items()}
+    return {name: pattern.select(scores[name], budgets[name]) for name, pattern in bound.items()}
+
+
+def _ordered(patterns: Mapping[str, Grouped], masks: Mapping[str, Tensor]) -> dict[str, Grouped]:
+    """Learned patterns with the order in which all the masks have their groups; without one where there is none."""
+    if not patterns:
+        return {}
+    used = torch.cat([p.chunks(masks[name])[:, :, 0] for name, p in patterns.items()], dim=1)
+    order = order_by_inputs(used, next(iter(patterns.values())).rows)
+    chosen = () if order is None else tuple(order.tolist())
+    return {name: dataclasses.replace(p, order=chosen) for name, p in patterns.items()}

@@ -41,6 +41,16 @@ class Pattern(abc.ABC):
         del shape
         return self
 
+    @property
+    def is_learned(self) -> bool:
+        """Whether a selection chooses, beside positions, which outputs belong together."""
+        return False
+
+    def bound(self, mask: Tensor) -> Pattern:
+        """The pattern with what it reads off a mask that obeys it; itself, unless outputs belong together by their mask."""
+        del mask
+        return self
+
     def unsuited(self, shape: Shape) -> str | None:
         """Why a weight of this shape is left dense, for patterns that pass over weights; None: apply it, or let `check` raise."""
         del shape
@@ -207,6 +217,7 @@ SPELLINGS = {
     "fan-in": "every output keeps as many inputs of its own choice, or none at all (SRigL's constant fan-in)",
     "grouped:O": "groups of O outputs read the same inputs, as many in every group, e.g. grouped:64; fast in stock ONNX Runtime",
     "grouped:OxC": "the same, with the inputs of linear layers kept in chunks of C, e.g. grouped:64x4; append :l2 to rank by L2 norm",
+    "grouped:O:learned": "the same, with outputs that want the same inputs put into one group; as fast, where their order is free",
 }
 
 
@@ -232,12 +243,12 @@ def parse_pattern(text: str) -> Pattern:
         if rows > 0 and columns > 0:
             return Block(rows, columns)
         raise PatternError(f"{text!r}: a block needs at least one row and one column, e.g. block:4x1.")
-    if match := re.fullmatch(r"grouped:(\d+)(?:x(\d+))?(:l2)?", text):
+    if match := re.fullmatch(r"grouped:(\d+)(?:x(\d+))?(:l2)?(:learned)?", text):
         from sparsify.parts.grouped import Grouped
 
         rows, columns = int(match[1]), int(match[2] or 1)
         if rows > 0 and columns > 0:
-            return Grouped(rows, columns, "l2" if match[3] else "l1")
+            return Grouped(rows, columns, "l2" if match[3] else "l1", "learned" if match[4] else "contiguous")
         raise PatternError(f"{text!r}: a group needs at least one output and a chunk one input, e.g. grouped:64x4.")
     raise PatternError(f"there is no pattern {text!r}. Write one of: {', '.join(SPELLINGS)}.")
 

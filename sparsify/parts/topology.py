@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sparsify.parts.allocation import Allocation
 from sparsify.parts.patterns import Balanced, Pattern, Unstructured, top
-from sparsify.parts.schedules import Schedule, Trigger
-from sparsify.parts.scores import Score
+from sparsify.parts.schedules import Schedule, Trigger, at, constant
+from sparsify.parts.scores import Score, magnitude
 
 UNSTRUCTURED = Unstructured()
 LazyTensor = Tensor | Callable[[], Tensor]
@@ -73,6 +73,13 @@ class InTurn:
 
 Move = DropAndGrow | Prune
 Topology = Move | InTurn
+
+
+def after_dense(move: DropAndGrow, until: int, *, density: float, allocation: Allocation) -> Topology:
+    """``move`` behind a dense start: after step ``until`` masks keep the largest magnitudes; 0: there is none, and ``move`` is all."""
+    if not until:
+        return move
+    return InTurn((Prune(magnitude(), constant(density), at(until), allocation), move))
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,7 @@ def update(
     Returns:
         A new bool mask with as many active positions.
     """
+    pattern = pattern.bound(mask)
     if isinstance(pattern, Balanced):
         return _update_groups(mask, drop_score, grow_score, fraction, pattern, regrow_dropped=regrow_dropped)
     active = int(pattern.reduce(mask).count_nonzero())

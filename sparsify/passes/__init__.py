@@ -1,7 +1,6 @@
 """Passes: frozen dataclasses that rewrite a program's graphs through `sparsify.ir.surgery`."""
 
 from sparsify.passes.absorb_biases import AbsorbBiases as AbsorbBiases
-from sparsify.passes.arrange_channels import ArrangeChannels as ArrangeChannels
 from sparsify.passes.attach_calibration_head import AttachCalibrationHead as AttachCalibrationHead
 from sparsify.passes.base import (
     Effect as Effect,
@@ -22,6 +21,7 @@ from sparsify.passes.base import (
     option as option,
 )
 from sparsify.passes.eliminate_dead_code import EliminateDeadCode as EliminateDeadCode
+from sparsify.passes.eliminate_unread_outputs import EliminateUnreadOutputs as EliminateUnreadOutputs
 from sparsify.passes.fold_batch_norm import FoldBatchNorm as FoldBatchNorm
 from sparsify.passes.fold_masks import FoldMasks as FoldMasks
 from sparsify.passes.insert_gradient_taps import InsertGradientTaps as InsertGradientTaps
@@ -42,6 +42,7 @@ from sparsify.passes.instruments import (
 from sparsify.passes.lower_grouped import LowerGroupedConv as LowerGroupedConv
 from sparsify.passes.lower_grouped import LowerGroupedLinear as LowerGroupedLinear
 from sparsify.passes.lower_masks import LowerMasks as LowerMasks
+from sparsify.passes.order_outputs import OrderOutputs as OrderOutputs
 from sparsify.passes.record_randomness import RecordRandomness as RecordRandomness
 from sparsify.passes.registry import PASSES as PASSES
 from sparsify.passes.registry import Pipeline as Pipeline

@@ -10,8 +10,8 @@ from torch import Tensor, fx
 
 from sparsify.ir import Program, Stage, surgery
 from sparsify.parts.packing import best_packing
-from sparsify.passes.arrange_channels import Flow, follow, own_parameter, reads_of, set_parameter
 from sparsify.passes.base import Effect, Pass, PassLog, Preserves
+from sparsify.passes.eliminate_unread_outputs import Flow, follow, own_parameter, reads_of, set_parameter
 
 aten = torch.ops.aten
 

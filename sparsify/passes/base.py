@@ -33,11 +33,12 @@ class Preserves(enum.Enum):
 
 @dataclass
 class PassLog:
-    """What a pass did: changes made, and what was left alone and why."""
+    """What a pass did: changes made, what was left alone and why, and what it decided about a change."""
 
     name: str
     changed: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
     def change(self, where: str) -> None:
         """Note that ``where`` was rewritten."""
@@ -47,9 +48,14 @@ class PassLog:
         """Note that ``where`` was left alone, and why."""
         self.skipped.append((where, reason))
 
+    def note(self, where: str, what: str) -> None:
+        """Note what was decided about ``where``, which was rewritten."""
+        self.notes.append((where, what))
+
     def __str__(self) -> str:
         lines = [f"{self.name}: {len(self.changed)} changed, {len(self.skipped)} left alone"]
         lines += [f"  {where}: left alone, {reason}" for where, reason in self.skipped]
+        lines += [f"  {where}: {what}" for where, what in self.notes]
         return "\n".join(lines)
 
 

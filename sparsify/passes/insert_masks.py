@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from sparsify.errors import PassError
 from sparsify.ir import PHASES, Program, Stage, WeightSite, surgery
+from sparsify.ir.channels import channel_sets, written_together
 from sparsify.ir.nodes import apply_mask
 from sparsify.ir.sites import parameter_nodes
 from sparsify.parts.allocation import ALLOCATIONS, Layer
-from sparsify.parts.grouped import Grouped
+from sparsify.parts.grouped import Grouped, select_together
 from sparsify.parts.patterns import Pattern, parse_pattern
 from sparsify.passes.base import Effect, Pass, PassLog, Preserves, option
 
@@ -52,7 +54,10 @@ class InsertMasks(Pass):
         sites = self._matched(program, log, pattern)
         for site in sites:
             pattern.check(site.shape, site.name)
-        patterns = {site.name: pattern.fitted(site.shape) for site in sites}
+        patterns: dict[str, Pattern] = {site.name: pattern.fitted(site.shape) for site in sites}
+        for name, reason in _order_is_fixed(program, patterns).items():
+            patterns[name] = cast(Grouped, patterns[name]).contiguous()
+            log.note(name, f"groups are of consecutive outputs: {reason}")
         masks = self._masks(program, patterns)
         for site in sites:
             surgery.add_state(program, f"{site.name}_mask", masks[site.name])
@@ -119,13 +124,36 @@ class InsertMasks(Pass):
         }
         budgets = ALLOCATIONS[self.allocation](layers, self.density)
         generator = torch.Generator().manual_seed(0)
-        return {
-            name: patterns[name].select(
-                weight.abs() if self.score == "magnitude" else torch.rand(weight.shape, generator=generator),
-                budgets[name],
-            )
+        scores = {
+            name: weight.abs() if self.score == "magnitude" else torch.rand(weight.shape, generator=generator)
             for name, weight in weights.items()
         }
+        masks: dict[str, Tensor] = {}
+        for names in written_together(program, tuple(patterns)):
+            masks |= select_together({n: patterns[n] for n in names}, {n: scores[n] for n in names}, budgets)
+        return {name: masks[name] for name in patterns}
+
+
+def _order_is_fixed(program: Program, patterns: Mapping[str, Pattern]) -> dict[str, str]:
+    """Weights with a learned grouping whose outputs cannot be put in another order at no cost, and why."""
+    learned = {name: p for name, p in patterns.items() if isinstance(p, Grouped) and p.is_learned}
+    if not learned:
+        return {}
+    reasons = dict.fromkeys(learned, "what reads its outputs is not known")
+    for channels in channel_sets(program):
+        members = [name for name in channels.writers if name in learned]
+        chunked = [n for n, _ in channels.readers if isinstance(p := patterns.get(n), Grouped) and p.columns > 1]
+        reason = channels.pinned
+        if reason is None and len({learned[name].rows for name in members}) > 1:
+            reason = "they are added to those of a layer with groups of another size"
+        if reason is None and chunked:
+            reason = f"{chunked[0]} keeps them in chunks"
+        for name in members:
+            if reason is None:
+                del reasons[name]
+            else:
+                reasons[name] = reason
+    return reasons
 
 
 def _unsuited(site: WeightSite, pattern: Pattern) -> str | None:

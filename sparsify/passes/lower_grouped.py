@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from sparsify.errors import PassError
 from sparsify.ir import Program, Stage, TensorSpec, surgery
 from sparsify.parts.packing import Packing, best_packing
-from sparsify.passes.arrange_channels import groups_of, reads_of
 from sparsify.passes.base import Effect, Pass, PassLog, Preserves, option
+from sparsify.passes.eliminate_unread_outputs import groups_of, reads_of
 from sparsify.passes.feature_major import FeatureMajor, can_turn, feature_shape, sizes
 
 aten = torch.ops.aten

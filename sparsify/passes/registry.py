@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from sparsify.errors import PassError
 from sparsify.ir import Program
 from sparsify.passes.absorb_biases import AbsorbBiases
-from sparsify.passes.arrange_channels import ArrangeChannels
 from sparsify.passes.attach_calibration_head import AttachCalibrationHead
 from sparsify.passes.base import Pass, PassLog, split_pipeline
 from sparsify.passes.eliminate_dead_code import EliminateDeadCode
+from sparsify.passes.eliminate_unread_outputs import EliminateUnreadOutputs
 from sparsify.passes.fold_batch_norm import FoldBatchNorm
 from sparsify.passes.fold_masks import FoldMasks
 from sparsify.passes.insert_gradient_taps import InsertGradientTaps
@@ -21,6 +21,7 @@ from sparsify.passes.insert_random_masks import InsertRandomMasks
 from sparsify.passes.instruments import Instrument, note
 from sparsify.passes.lower_grouped import LowerGroupedConv, LowerGroupedLinear
 from sparsify.passes.lower_masks import LowerMasks
+from sparsify.passes.order_outputs import OrderOutputs
 from sparsify.passes.record_randomness import RecordRandomness
 from sparsify.passes.remove_random_masks import RemoveRandomMasks
 from sparsify.passes.widen_classifier import WidenClassifier
@@ -39,7 +40,8 @@ PASSES: dict[str, type[Pass]] = {
         FoldBatchNorm,
         FoldMasks,
         EliminateDeadCode,
-        ArrangeChannels,
+        OrderOutputs,
+        EliminateUnreadOutputs,
         AbsorbBiases,
         LowerGroupedConv,
         LowerGroupedLinear,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from sparsify.ir import Program
 from sparsify.methods import Method
 from sparsify.passes import InsertGradientTaps, InsertMasks, LowerMasks, Pass, Pipeline
-from sparsify.training.rounds import clear_inactive, layers, patterns_of
+from sparsify.training.rounds import clear_inactive, layers, patterns_of, select_masks
 
 
 def insert_masks(
@@ -31,11 +32,14 @@ def insert_masks(
         kinds = patterns_of(program)
         density = method.density if method.initial_density is None else method.initial_density
         budgets = method.allocation(layers(program, kinds), density)
-        for name, mask in program.masks().items():
+
+        def scores(name: str) -> Tensor:
             weight = program.weight(name).detach()
             noise = torch.rand(weight.shape, generator=generator)
-            scores = weight.abs() if method.initial == "magnitude" else noise.to(weight.device)
-            mask.copy_(kinds[name].select(scores, budgets[name]))
+            return weight.abs() if method.initial == "magnitude" else noise.to(weight.device)
+
+        for name, mask in select_masks(program, kinds, scores, budgets):
+            program.mask(name).copy_(mask)
     for name in program.masks():
         clear_inactive(program, optimizer, name)
         if method.initial_scale == "fan-in":

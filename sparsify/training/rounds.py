@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from sparsify.errors import TrainingError
 from sparsify.ir import Program
+from sparsify.ir.channels import written_together
 from sparsify.parts import coverage
 from sparsify.parts.allocation import Layer
+from sparsify.parts.grouped import bound_together, select_together
 from sparsify.parts.patterns import Pattern, parse_pattern
 from sparsify.parts.scores import Score, View
 from sparsify.parts.topology import DropAndGrow, InTurn, Move, Prune, Topology, update
@@ -48,6 +50,16 @@ class Rounds:
         self.visited: dict[str, Tensor] = {}
         self.grown: dict[str, int] = {}
 
+    def check(self, density: float) -> None:
+        """Find out before the first step, not in a round, whether prunings can end at this density.
+
+        Raises:
+            AllocationError: If it cannot be met.
+        """
+        for move in self._moves:
+            if isinstance(move, Prune):
+                move.allocation(layers(self._program, patterns_of(self._program)), density)
+
     def start(self) -> None:
         """First states of the scores, from the weights and masks as they are."""
         masks, self._patterns = self._program.masks(), patterns_of(self._program)
@@ -71,7 +83,7 @@ class Rounds:
     def arm(self, step: int) -> None:
         """Let the taps give the dense gradient of this step, where a round of it will read one."""
         due = any(m.when(step) and any(x.needs_gradient for x in _scores(m).values()) for m in self._moves)
-        alone = len(self._moves) == 1  # a move before would clear the gradient where it prunes
+        alone = sum(m.when(step) for m in self._moves) == 1  # a move before would clear the gradient where it prunes
         for name, tap in self._program.taps().items():
             tap.clear()
             # Behind a random mask, .grad is not dense.
@@ -126,13 +138,16 @@ class Rounds:
     ) -> None:
         fraction = move.fraction(step)
         masks, sites = self._program.masks(), self._program.mask_sites()
+        patterns = dict[str, Pattern]()
+        for names in _together(self._program, self._patterns):
+            patterns |= bound_together({name: self._patterns[name] for name in names}, masks)
         for name in sorted(masks, key=lambda name: masks[name].numel()):
             drop_score = functools.partial(self._rate, f"{index}.drop", move.drop_by, name, step, gradients)
             grow_score = functools.partial(self._rate, f"{index}.grow", move.grow_by, name, step, gradients)
             if move.exchange is not None:
                 new = move.exchange(masks[name], drop_score, grow_score, fraction, last=name == sites[-1].weight)
             else:
-                rule = {"pattern": self._patterns[name], "regrow_dropped": move.regrow_dropped}
+                rule = {"pattern": patterns[name], "regrow_dropped": move.regrow_dropped}
                 new = update(masks[name], drop_score, grow_score, fraction, **rule)
             if last:
                 gradients.pop(name, None)
@@ -147,10 +162,13 @@ class Rounds:
         fixed = next(iter(table.values())).fixed_density
         if fixed is not None and density > fixed:
             return
-        budgets = move.allocation(table, density)
-        for name, mask in masks.items():
-            scores = self._rate(f"{index}.prune", move.by, name, step, gradients).masked_fill(~mask, -1.0)
-            self._set_mask(name, self._patterns[name].select(scores, min(budgets[name], table[name].most)))
+        budgets = {name: min(budget, table[name].most) for name, budget in move.allocation(table, density).items()}
+
+        def scores(name: str) -> Tensor:
+            return self._rate(f"{index}.prune", move.by, name, step, gradients).masked_fill(~masks[name], -1.0)
+
+        for name, mask in select_masks(self._program, self._patterns, scores, budgets):
+            self._set_mask(name, mask)
 
     def _set_mask(self, name: str, new: Tensor) -> None:
         mask = self._program.mask(name)
@@ -192,6 +210,23 @@ def layers(
         mask = None if masks is None else masks[name]
         found[name] = Layer(shape, pattern.unit_size(shape), pattern.fixed_density(shape), weight, mask)
     return found
+
+
+def select_masks(
+    program: Program, patterns: Mapping[str, Pattern], scores: Callable[[str], Tensor], budgets: Mapping[str, int]
+) -> Iterator[tuple[str, Tensor]]:
+    """By weight, the mask of highest score; weights whose outputs have one order and learn their groups choose them together."""
+    for names in _together(program, patterns):
+        yield from select_together(
+            {name: patterns[name] for name in names}, {name: scores(name) for name in names}, budgets
+        ).items()
+
+
+def _together(program: Program, patterns: Mapping[str, Pattern]) -> list[tuple[str, ...]]:
+    """The weights in tuples: those that share their learned groups, and each other alone."""
+    learned = [name for name, pattern in patterns.items() if pattern.is_learned]
+    sets = {name: names for names in written_together(program, learned) for name in names} if learned else {}
+    return list(dict.fromkeys(sets.get(name, (name,)) for name in patterns))
 
 
 def clear_inactive(

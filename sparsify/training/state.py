@@ -111,6 +111,7 @@ class SparseTrainer:
         if method.initial != "dense" or topology is not None:
             tapped = self._rounds.needs_gradient or (correction is not None and correction.dense)
             insert_masks(method, program, optimizer, self._generator, tapped=tapped)
+            self._rounds.check(method.density)
         Pipeline(method.passes).apply(program)
         adopt(program, optimizer)
         self._random = RandomMasks(program, seed=(seed + 2 * SALT) % 2**63)

@@ -24,6 +24,7 @@ PATTERNS = {
     "block:2x1": 0.25,
     "grouped:5": 0.25,
     "grouped:2x4:l2": 0.25,
+    "grouped:8:learned": 0.25,
     "fan-in": 0.25,
 }
 KEEP = {"nm:2:4": ("0.weight",)}
@@ -64,8 +65,15 @@ def model() -> nn.Module:
     )
 
 
+def hidden() -> nn.Module:
+    """Two layers whose order of outputs is free."""
+    torch.manual_seed(1)
+    layers = [nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 10)]
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
 def attached(name, pattern, optimizer="sgd"):
-    program = sp.trace(model(), (X[:16],)).train()
+    program = sp.trace(hidden() if "learned" in pattern else model(), (X[:16],)).train()
     if optimizer == "sgd":
         opt = torch.optim.SGD(program.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
     else:

@@ -22,8 +22,9 @@ PREFIX = {
     "fold-batch-norm": "insert-masks | insert-random-masks | record-randomness | ",
     "fold-masks": "insert-masks{density=0.3} | insert-gradient-taps | insert-random-masks | record-randomness | ",
     "eliminate-dead-code": "insert-masks | ",
+    "order-outputs": "insert-masks{density=0.3} | fold-masks | ",
+    "eliminate-unread-outputs": "insert-masks{density=0.3} | fold-masks | ",
     "absorb-biases": "insert-masks{density=0.3} | fold-masks | ",
-    "arrange-channels": "insert-masks{density=0.3} | fold-masks | ",
     "lower-grouped-conv": "insert-masks{density=0.3} | fold-masks | ",
     "lower-grouped-linear": "insert-masks{density=0.3} | fold-masks | ",
 }

@@ -20,14 +20,15 @@ PREFIX = "// RUN: "
 
 
 def made(command: str) -> str:
-    """The command line, the log of what was left alone, and the program's text."""
+    """The command line, the log of what was left alone or decided, and the program's text."""
     name, _, passes = command.partition(" | ")
     found = case(name)
     program, logs = trace(found.build(), found.args, name=name), ()
     if passes:
         program, logs = Pipeline.parse(passes).run(program)
     left_alone = [f"// {step.name}: {where}: {reason}" for step in logs for where, reason in step.skipped]
-    return "\n".join([f"{PREFIX}{command}", *left_alone, program.text()])
+    notes = [f"// {step.name}: {where}: {what}" for step in logs for where, what in step.notes]
+    return "\n".join([f"{PREFIX}{command}", *left_alone, *notes, program.text()])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import sparsify as sp
+from sparsify.errors import RecipeError
 from tests.methods.one_layer import OneLayer
 
 WEIGHTS = [[0.1, -0.2, 0.3, -0.4], [0.5, -0.6, 0.7, -0.8]]
@@ -48,3 +50,21 @@ def test_only_active_weights_move_between_rounds():
     layer.step([[1.0] * 4] * 2)
     moved = (layer.weight != after_a_round().weight).int().tolist()
     assert moved == [[0, 1, 1, 1], [0, 1, 0, 0]]
+
+
+def test_a_dense_start_ends_with_the_largest_magnitudes():
+    method = sp.methods.rigl(density=0.5, update_every=2, stop_at=8, dense_until=3)
+    layer = OneLayer(method, WEIGHTS, total_steps=10)
+    for _ in range(2):
+        layer.step(GRADIENT)
+        assert layer.mask.all() and torch.equal(layer.weight, torch.tensor(WEIGHTS))
+    layer.step()
+    assert layer.mask.int().tolist() == [[0, 0, 0, 0], [1, 1, 1, 1]]  # 0.5 to 0.8
+    assert layer.trainer.counts["rounds"] == 1
+    layer.step(GRADIENT)  # the first round: 0.3 * (1 + cos(pi / 2)) / 2 of four, none
+    assert layer.trainer.counts["rounds"] == 2 and layer.trainer.density == 0.5
+
+
+def test_a_dense_start_leaves_steps_for_the_rest():
+    with pytest.raises(RecipeError, match="should leave steps"):
+        OneLayer(sp.methods.rigl(density=0.5, dense_until=1.0), WEIGHTS, total_steps=10)

@@ -47,3 +47,11 @@ def test_masks_stay_from_the_stop_on():
         masks.append(layer.mask.clone())
     assert layer.trainer.counts["rounds"] == 2  # steps 2 and 4; 6 is the stop
     assert all(torch.equal(masks[1], mask) for mask in masks[1:])
+
+
+def test_a_dense_start_ends_with_the_largest_magnitudes():
+    layer = OneLayer(sp.methods.set(density=0.5, dense_until=0.2), [[1.0, -4.0], [3.0, 2.0]], total_steps=10)
+    layer.step()
+    assert layer.mask.all()
+    layer.step()
+    assert layer.mask.int().tolist() == [[0, 1], [1, 0]]

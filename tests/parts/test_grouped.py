@@ -10,7 +10,7 @@ import torch
 
 from sparsify.errors import AllocationError, PatternError
 from sparsify.parts.allocation import ALLOCATIONS, Layer, uniform
-from sparsify.parts.grouped import Grouped
+from sparsify.parts.grouped import Grouped, bound_together, select_together
 from sparsify.parts.patterns import parse_pattern
 from sparsify.parts.topology import update
 
@@ -37,7 +37,10 @@ def test_an_update_by_hand_exchanges_inside_each_group():
     assert new.int().tolist() == [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
 
 
-@pytest.mark.parametrize("text", ["grouped:16", "grouped:32:l2", "grouped:4x2", "grouped:64x4"])
+@pytest.mark.parametrize(
+    "text",
+    ["grouped:16", "grouped:32:l2", "grouped:4x2", "grouped:64x4", "grouped:16:learned", "grouped:8x2:l2:learned"],
+)
 @pytest.mark.parametrize("seed", range(12))
 def test_selections_and_rounds_keep_count_and_pattern(text, seed):
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
@@ -48,7 +51,8 @@ def test_selections_and_rounds_keep_count_and_pattern(text, seed):
     budget = rng.randint(1, torch.Size(shape).numel() // unit) * unit
     mask = pattern.select(torch.randn(shape, generator=generator), budget)
     assert int(mask.sum()) == budget and pattern.holds(mask)
-    assert torch.equal(pattern.expand(pattern.reduce(mask), shape), mask)
+    bound = pattern.bound(mask)
+    assert torch.equal(bound.expand(bound.reduce(mask), shape), mask)
     for regrow in (True, False):
         noise = [torch.rand(shape, generator=generator) for _ in range(2)]
         new = update(mask, *noise, rng.uniform(0, 0.9), pattern=pattern, regrow_dropped=regrow)
@@ -129,3 +133,45 @@ def test_a_density_below_the_floors_names_the_layers_and_the_lowest_that_works()
         uniform(layers, 0.05)
     assert sum(ALLOCATIONS["erk"](layers, 0.1786).values()) == sum(layer.unit for layer in layers.values())
     assert "keep-dense" in str(error.value)
+
+
+def test_learned_groups_by_hand():
+    scores = torch.tensor([[9.0, 9, 0, 0], [0, 0, 9, 9], [8, 9, 1, 0], [0, 1, 9, 8]])
+    pattern = parse_pattern("grouped:2:learned")
+    mask = pattern.select(scores, 8)
+    assert mask.int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1]]
+    assert pattern.holds(mask) and not Grouped(2).holds(mask)
+    bound = pattern.bound(mask)
+    assert bound.order == (0, 2, 1, 3) and torch.equal(bound.expand(bound.reduce(mask), (4, 4)), mask)
+    assert bound.groups(mask).int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+    assert bound.contiguous() == Grouped(2)
+
+
+def test_an_update_keeps_learned_groups():
+    mask = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1]]).bool()
+    weight = torch.tensor([[1.0, 9, 0, 0], [0, 0, 8, 7], [1, 9, 0, 0], [0, 0, 8, 7]])
+    gradient = torch.tensor([[0.0, 0, 1, 5], [0, 9, 0, 0], [0, 0, 5, 0], [9, 9, 0, 0]])
+    new = update(mask, weight, gradient, 0.25, pattern=parse_pattern("grouped:2:learned"))
+    assert new.int().tolist() == [[0, 1, 1, 0], [0, 0, 1, 1], [0, 1, 1, 0], [0, 0, 1, 1]]
+
+
+def test_layers_with_one_order_of_outputs_get_the_same_groups():
+    generator = torch.Generator().manual_seed(0)
+    patterns = {name: parse_pattern("grouped:8:learned") for name in "ab"}
+    scores = {"a": torch.rand(32, 24, generator=generator), "b": torch.rand(32, 40, generator=generator)}
+    masks = select_together(patterns, scores, {"a": 32 * 6, "b": 32 * 10})
+    orders = [pattern.order for pattern in bound_together(patterns, masks).values()]
+    assert orders[0] == orders[1] and sorted(orders[0]) == list(range(32)) != list(orders[0])
+    assert all(patterns[name].holds(masks[name]) for name in "ab")
+    # One layer alone may choose better for itself; together is best for both.
+    kept = {name: float(scores[name][masks[name]].sum()) for name in "ab"}
+    contiguous = {
+        name: float(scores[name][Grouped(8).select(scores[name], int(masks[name].sum()))].sum()) for name in "ab"
+    }
+    assert sum(kept.values()) > sum(contiguous.values())
+
+
+def test_a_mask_without_groups_does_not_hold():
+    pattern = parse_pattern("grouped:2:learned")
+    assert not pattern.holds(torch.eye(4).bool())
+    assert pattern.holds(torch.ones(4, 4).bool())

@@ -1,15 +1,12 @@
-"""Channels arranged: what nothing reads is gone, groups lie together, outputs are the same."""
+"""What nothing reads is gone, groups stay equal, outputs are the same."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
 import sparsify as sp
 from tests.cases import digits
-
-aten = torch.ops.aten
 
 
 def zero_inputs(weight, inputs):
@@ -17,9 +14,9 @@ def zero_inputs(weight, inputs):
         weight[:, inputs] = 0.0
 
 
-def arranged(model, x):
+def eliminated(model, x):
     program = sp.Pipeline.parse("insert-masks | fold-masks")(sp.trace(model, (x[:4],)).eval())
-    after, logs = sp.Pipeline.parse("arrange-channels").run(program)
+    after, logs = sp.Pipeline.parse("eliminate-unread-outputs").run(program)
     torch.testing.assert_close(after(x), program(x), rtol=0, atol=1e-6)
     return after, logs[0]
 
@@ -33,7 +30,7 @@ def test_outputs_that_nothing_reads_are_dropped_by_hand():
     with torch.no_grad():
         model[2].weight.copy_(torch.tensor([[1.0, 0.0, 2.0, 0.0], [0.0, 0.0, 3.0, 0.0]]))
     kept = model[0].weight[[0, 2]].clone()
-    after, log = arranged(model, torch.randn(6, 3))
+    after, log = eliminated(model, torch.randn(6, 3))
     assert shapes(after) == {"0.weight": (2, 3), "2.weight": (2, 2)}
     assert torch.equal(after.get_parameter("0.weight"), kept)
     assert after.get_parameter("2.weight").tolist() == [[1.0, 2.0], [0.0, 3.0]]
@@ -45,7 +42,7 @@ def test_a_chain_gets_shorter_from_its_end():
     with torch.no_grad():
         model[2].weight.copy_(torch.eye(8))
     zero_inputs(model[4].weight, [0, 1, 2, 5])
-    after, _ = arranged(model, torch.randn(6, 3))
+    after, _ = eliminated(model, torch.randn(6, 3))
     assert shapes(after) == {"0.weight": (4, 3), "2.weight": (4, 4), "4.weight": (2, 4)}
 
 
@@ -53,7 +50,7 @@ def test_convolutions_keep_multiples_of_sixteen_through_depthwise_ones_and_pooli
     layers = (nn.Conv2d(1, 64, 3, padding=1), nn.ReLU6(), nn.Conv2d(64, 64, 3, groups=64), nn.ReLU(), nn.MaxPool2d(2))
     model = nn.Sequential(*layers, nn.Conv2d(64, 8, 1), nn.Flatten(1), nn.Linear(72, 10))
     zero_inputs(model[5].weight, range(20, 64))  # 20 are read: 32 are kept
-    after, log = arranged(model, digits(6)[0])
+    after, log = eliminated(model, digits(6)[0])
     assert shapes(after) == {
         "0.weight": (32, 1, 3, 3),
         "2.weight": (32, 1, 3, 3),
@@ -76,28 +73,8 @@ def test_what_a_residual_addition_reads_stays():
 
     model = Block()
     zero_inputs(model.b.weight, range(32))
-    after, log = arranged(model, digits(6)[0])
+    after, log = eliminated(model, digits(6)[0])
     assert shapes(after)["a.weight"] == (64, 64) and ("a.weight", "%add reads them") in log.skipped
-
-
-@pytest.mark.parametrize("inside", [True, False])
-def test_outputs_of_one_group_come_to_lie_together(inside):
-    """Rows of two groups, mixed: sorted, and followed by the reader; undone by a selection where the order is seen."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), *((nn.ReLU(), nn.Linear(64, 10)) if inside else ()))
-    group = torch.randperm(64, generator=torch.Generator().manual_seed(0)) % 2
-    with torch.no_grad():
-        for one in (0, 1):
-            model[1].weight[group == one, 32 * one : 32 * (one + 1)] = 0.0
-    after, log = arranged(model, digits(6)[0])
-    rows = (after.get_parameter("1.weight") != 0).any(dim=0), after.get_parameter("1.weight") != 0
-    assert torch.equal(rows[1][:32], rows[1][:1].expand(32, 64)) and torch.equal(
-        rows[1][32:], rows[1][32:33].expand(32, 64)
-    )
-    targets = [node.target for node in after.phases["eval"].graph.nodes]
-    assert targets.count(aten.index_select.default) == (0 if inside else 1)
-    assert "order of their groups" in log.changed[0]
-    lowered = sp.Pipeline.parse("lower-grouped-linear{form=grouped}")(after)
-    assert lowered.get_parameter("1.weight").shape == (2, 32, 32)
 
 
 def test_groups_stay_equal_and_chunks_whole():
@@ -107,7 +84,7 @@ def test_groups_stay_equal_and_chunks_whole():
     program = sp.trace(model, (digits()[0],)).eval()
     pattern = "insert-masks{pattern=grouped:64x4 density=0.25 keep-dense=5.weight} | fold-masks"
     program = sp.Pipeline.parse(pattern)(program)
-    after = sp.Pipeline.parse("arrange-channels")(program)
+    after = sp.Pipeline.parse("eliminate-unread-outputs")(program)
     first, second = after.get_parameter("1.weight"), after.get_parameter("3.weight")
     assert first.shape[0] % 8 == 0 and first.shape[0] < 128 and second.shape == (128, first.shape[0])
     runs = (second.detach() != 0).reshape(128, -1, 4)

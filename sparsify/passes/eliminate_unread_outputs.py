@@ -1,4 +1,4 @@
-"""``arrange-channels``: outputs that nothing reads are dropped, and outputs that read the same inputs come to lie side by side."""
+"""``eliminate-unread-outputs``: a layer no longer makes the outputs for which every reader has only zeros."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from sparsify.ir import Program, Stage, TensorSpec, surgery
 from sparsify.parts.grouped import LANES
-from sparsify.parts.packing import best_packing, order_of_outputs, predicted_gain
+from sparsify.parts.packing import best_packing
 from sparsify.passes.base import Effect, Pass, PassLog, Preserves
 from sparsify.passes.feature_major import UNARY
 
@@ -20,16 +20,15 @@ POOLS = (aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_poo
 
 
 @dataclass(frozen=True)
-class ArrangeChannels(Pass):
-    """Drop the outputs of a layer whose every reader has only zeros for them, and order outputs in groups that read the same inputs.
+class EliminateUnreadOutputs(Pass):
+    """Remove the outputs of a layer whose every reader has only zeros for them.
 
-    Both follow the outputs through elementwise operators, pooling and depthwise convolutions to the layers that read them, whose inputs
-    are dropped and ordered alike; so neither leaves anything to run. Where something else reads the outputs, a residual addition say, all
-    of them stay, and a new order is undone by a selection. Groups stay of equal size, for convolutions a multiple of 16. For deployment:
-    the train phase becomes a copy of the eval phase.
+    Outputs are followed through elementwise operators, pooling and depthwise convolutions to the layers that read them, whose inputs go as
+    well, so that nothing is left to run. Where something else reads the outputs, a residual addition say, all of them stay. Groups stay of
+    equal size, for convolutions a multiple of 16. For deployment: the train phase becomes a copy of the eval phase.
     """
 
-    name: ClassVar = "arrange-channels"
+    name: ClassVar = "eliminate-unread-outputs"
     requires: ClassVar = (Stage.FOLDED,)
     effects: ClassVar = Effect.GRAPH | Effect.NAMES | Effect.WEIGHTS
     preserves: ClassVar = Preserves.OUTPUTS_NUMERICALLY
@@ -42,10 +41,10 @@ class ArrangeChannels(Pass):
             if node.target not in (*CONVOLUTIONS, aten.linear.default):
                 continue
             weight = own_parameter(program, node, 1, reads)
-            if weight is None or groups_of(node) != 1 or not _channels(node, weight):
+            if weight is None or groups_of(node) != 1 or not has_outputs(node, weight):
                 continue
             flow = follow(program, node, weight, reads)
-            _arrange(program, node, weight, flow, log)
+            _eliminate(program, node, weight, flow, log)
         surgery.erase_dead(program, "eval")
         surgery.copy_phase(program, "eval", "train")
         return log
@@ -93,7 +92,7 @@ def groups_of(node: fx.Node) -> int:
     return int(node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1))  # type: ignore[arg-type]
 
 
-def _channels(node: fx.Node, weight: Tensor) -> bool:
+def has_outputs(node: fx.Node, weight: Tensor) -> bool:
     """Whether the value of a layer has its outputs where they are looked for."""
     spec = node.meta.get("spec")
     if not isinstance(spec, TensorSpec) or node.kwargs:
@@ -117,7 +116,7 @@ def follow(program: Program, layer: fx.Node, weight: Tensor, reads: dict[str, in
                 pending.append(user)
             elif inside and user.target in (CONVOLUTIONS if convolves else (aten.linear.default,)):
                 read = own_parameter(program, user, 1, reads)
-                if read is None or not _channels(user, read):
+                if read is None or not has_outputs(user, read):
                     flow.reason = f"%{user.name} shares its weight"
                 elif groups_of(user) == 1:
                     flow.readers.append(user)
@@ -137,41 +136,24 @@ def _has_bias(node: fx.Node) -> bool:
     return len(node.args) > 2 and node.args[2] is not None
 
 
-def _arrange(program: Program, layer: fx.Node, weight: Tensor, flow: Flow, log: PassLog) -> None:
+def _eliminate(program: Program, layer: fx.Node, weight: Tensor, flow: Flow, log: PassLog) -> None:
     name = str(layer.args[1].target)  # type: ignore[union-attr]
     readers = [program.get_parameter(str(reader.args[1].target)) for reader in flow.readers]  # type: ignore[union-attr]
+    if flow.reason or not readers:
+        log.skip(name, flow.reason or "nothing reads its outputs in the graph")
+        return
     packings = [best_packing(reader)[0] for reader in readers]
     chunk = min((packing.chunk for packing in packings if packing), default=1)
-    order = _order(weight.detach())
-    moved = not torch.equal(order, torch.arange(len(order)))
-    if flow.reason or not readers or (moved and chunk > 1):
-        if moved:
-            _take(program, layer, [layer], order)
-            _undo(program, layer, order, 1 if weight.ndim > 2 else -1)
-            log.change(f"{name}: outputs in order of their groups, undone by a selection")
-        else:
-            log.skip(name, flow.reason or "nothing reads its outputs in the graph")
-        return
     live = torch.stack([(reader.detach() != 0).movedim(1, 0).flatten(1).any(dim=1) for reader in readers]).any(dim=0)
-    kept = _kept(weight.detach()[order], live[order], max(chunk, LANES if weight.ndim > 2 else 1))
-    index = order[kept]
-    if not moved and len(index) == len(order):
+    kept = _kept(weight.detach(), live, max(chunk, LANES if weight.ndim > 2 else 1))
+    if len(kept) == len(weight):
         log.skip(name, "all its groups have outputs that are read")
         return
-    _take(program, layer, flow.values, index, flow.depthwise)
+    count = f"{len(kept)} of {len(weight)} outputs"
+    take_outputs(program, layer, flow.values, kept, flow.depthwise)
     for reader, values in zip(flow.readers, readers, strict=True):
-        set_parameter(program, reader.args[1], values.detach()[:, index])
-    log.change(f"{name}: {len(index)} of {len(order)} outputs" + (", in order of their groups" if moved else ""))
-
-
-def _order(weight: Tensor) -> Tensor:
-    """Order of outputs in which groups read fewest inputs; the one they are in unless another is predicted faster."""
-    order, plain = order_of_outputs(weight), torch.arange(len(weight))
-    if torch.equal(order, plain):
-        return plain
-    before, after = best_packing(weight)[0], best_packing(weight[order])[0]
-    better = after is not None and (before is None or predicted_gain(weight, after) > predicted_gain(weight, before))
-    return order if better else plain
+        set_parameter(program, reader.args[1], values.detach()[:, kept])
+    log.change(f"{name}: {count}")
 
 
 def _kept(weight: Tensor, live: Tensor, step: int) -> Tensor:
@@ -184,7 +166,7 @@ def _kept(weight: Tensor, live: Tensor, step: int) -> Tensor:
     return (places + torch.arange(len(alive))[:, None] * rows).flatten()
 
 
-def _take(
+def take_outputs(
     program: Program, layer: fx.Node, values: list[fx.Node], index: Tensor, depthwise: list[fx.Node] | None = None
 ) -> None:
     """Let ``layer`` and the depthwise convolutions behind it make outputs ``index`` alone, in that order."""
@@ -199,15 +181,6 @@ def _take(
         spec = node.meta.get("spec")
         if isinstance(spec, TensorSpec):
             node.meta["spec"] = surgery.respec(node, dimension % len(spec.shape), len(index))
-
-
-def _undo(program: Program, layer: fx.Node, order: Tensor, dimension: int) -> None:
-    name = f"{layer.args[1].target}_outputs"  # type: ignore[union-attr]
-    surgery.add_state(program, name, order.argsort())
-    users = list(layer.users)
-    index = surgery.state_node(program, "eval", name, before=layer)
-    rows = surgery.call_after(program, "eval", layer, aten.index_select.default, (layer, dimension, index))
-    surgery.reroute(layer, rows, users=users)
 
 
 def set_parameter(program: Program, node: Any, values: Tensor) -> None:

@@ -1,0 +1,150 @@
+"""``order-outputs``: outputs that read the same inputs next to each other, at no cost where their order is free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from sparsify.ir import Program, Stage, surgery
+from sparsify.ir.channels import Channels, channel_sets
+from sparsify.parts.grouping import order_by_inputs, shared_inputs
+from sparsify.parts.packing import best_packing, order_of_outputs, predicted_gain
+from sparsify.passes.base import Effect, Pass, PassLog, Preserves
+from sparsify.passes.eliminate_unread_outputs import (
+    CONVOLUTIONS,
+    groups_of,
+    has_outputs,
+    own_parameter,
+    reads_of,
+    take_outputs,
+)
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class OrderOutputs(Pass):
+    """Reorder the outputs of layers so that those which read the same inputs stand together, as a grouped form needs them.
+
+    Groups are found in the zeros of the weights, whatever pattern made them. Only weights change: rows of the layers that write the
+    values, columns of those that read them, and what has one value a channel in between. Where the order of outputs is not free (they are
+    outputs of the program, are read by something that does not follow, or in chunks), a layer is reordered if a cost model predicts a gain
+    for it: a selection then undoes the order, and the train phase becomes a copy of the eval phase. Otherwise it stays as it is.
+    """
+
+    name: ClassVar = "order-outputs"
+    requires: ClassVar = (Stage.FOLDED,)
+    effects: ClassVar = Effect.GRAPH | Effect.NAMES | Effect.WEIGHTS
+    preserves: ClassVar = Preserves.OUTPUTS_NUMERICALLY
+
+    def run(self, program: Program) -> PassLog:
+        log, training, layers = PassLog(self.name), channel_sets(program, "train"), _layers(program)
+        undone = False
+        for channels in channel_sets(program):
+            order, grouped = _common_order(program, channels)
+            reason = channels.pinned or (None if order is None else _chunked(program, channels))
+            reason = reason or (None if channels in training else "the train phase reads them in another way")
+            together = list[str]()
+            if order is not None and reason is None:
+                _reorder(program, channels, order)
+                log.change(", ".join(grouped))
+                together = grouped
+            for name in dict.fromkeys(channels.writers):
+                if name in together:
+                    continue
+                if name in layers and _order_and_undo(program, name, layers[name]):
+                    log.change(f"{name}: undone by a selection")
+                    undone = True
+                elif name in grouped:
+                    log.skip(name, f"the order of its outputs is not free: {reason}")
+        if undone:
+            surgery.copy_phase(program, "eval", "train")
+        return log
+
+
+def _layers(program: Program) -> dict[str, fx.Node]:
+    """By weight, the layer that alone reads it and its bias."""
+    reads, found = reads_of(program), dict[str, fx.Node]()
+    for node in program.phases["eval"].graph.nodes:
+        weight = own_parameter(program, node, 1, reads) if node.target in (*CONVOLUTIONS, aten.linear.default) else None
+        if weight is None or groups_of(node) != 1 or not has_outputs(node, weight):
+            continue
+        if len(node.args) < 3 or node.args[2] is None or own_parameter(program, node, 2, reads) is not None:
+            found[str(node.args[1].target)] = node
+    return found
+
+
+def _common_order(program: Program, channels: Channels) -> tuple[Tensor | None, list[str]]:
+    """An order in which the writers that have groups have them together, where it is not the present one, and those writers."""
+    weights = {name: program.get_parameter(name).detach() for name in dict.fromkeys(channels.writers)}
+    used = {name: _used(weight).cpu() for name, weight in weights.items() if weight.ndim > 1}
+    exact = {name: found[0] for name, reads in used.items() if (found := shared_inputs(reads))}
+    if exact and all(count % min(exact.values()) == 0 for count in exact.values()):
+        order = order_by_inputs(torch.cat([used[name] for name in exact], dim=1), min(exact.values()))
+        if order is not None:
+            return (None, []) if _is_plain(order) else (order, list(exact))
+    if not used:
+        return None, []
+    order = order_of_outputs(torch.cat([*used.values()], dim=1))
+    gains = {} if _is_plain(order) else {name: _gains(weights[name], order) for name in used}
+    if any(after < before for before, after in gains.values()):
+        return None, []
+    faster = [name for name, (before, after) in gains.items() if after > before]
+    return (order, faster) if faster else (None, [])
+
+
+def _used(weight: Tensor) -> Tensor:
+    """Bool [O, I], the inputs each output reads."""
+    return (weight != 0).flatten(2).any(dim=2) if weight.ndim > 2 else weight != 0
+
+
+def _is_plain(order: Tensor) -> bool:
+    return torch.equal(order, torch.arange(len(order)))
+
+
+def _gains(weight: Tensor, order: Tensor) -> tuple[float, float]:
+    """Predicted times as fast as dense, as the outputs are and in the order; 1 where a dense layer is as fast."""
+    tables = (weight, weight[order.to(weight.device)])
+    packings = [best_packing(table)[0] for table in tables]
+    before, after = (1.0 if p is None else predicted_gain(t, p) for t, p in zip(tables, packings, strict=True))
+    return before, after
+
+
+def _chunked(program: Program, channels: Channels) -> str | None:
+    """Which layer keeps the inputs that they are in chunks that a new order would break, if one does."""
+    for name, run in channels.readers:
+        packing = best_packing(program.get_parameter(name).detach())[0]
+        if packing is not None and run % packing.chunk:
+            return f"{name} keeps them in chunks"
+    return None
+
+
+def _reorder(program: Program, channels: Channels, order: Tensor) -> None:
+    with torch.no_grad():
+        for name in dict.fromkeys((*channels.writers, *channels.vectors)):
+            value = program.tensor(name)
+            value.copy_(value[order.to(value.device)])
+        for name, run in channels.readers:
+            weight = program.get_parameter(name)
+            columns = (order[:, None] * run + torch.arange(run)).reshape(-1).to(weight.device)
+            weight.copy_(weight[:, columns])
+
+
+def _order_and_undo(program: Program, name: str, layer: fx.Node) -> bool:
+    """Order the outputs of one layer and select them back, where that is predicted faster; whether it was."""
+    weight = program.get_parameter(name).detach()
+    found = shared_inputs(_used(weight))
+    order = order_of_outputs(weight) if found is None else found[1]
+    before, after = (1.0, 1.0) if _is_plain(order) else _gains(weight, order)
+    if after <= before:
+        return False
+    take_outputs(program, layer, [layer], order)
+    surgery.add_state(program, f"{name}_outputs", order.argsort())
+    users, dimension = list(layer.users), 1 if weight.ndim > 2 else -1
+    index = surgery.state_node(program, "eval", f"{name}_outputs", before=layer)
+    rows = surgery.call_after(program, "eval", layer, aten.index_select.default, (layer, dimension, index))
+    surgery.reroute(layer, rows, users=users)
+    return True
