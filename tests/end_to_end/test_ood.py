@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -88,3 +90,43 @@ def test_sets_in_a_recipe_and_their_names(tmp_path):
     assert list(parse_recipe(None, {"ood": tuple(both)}).ood_names()) == both, "one name for two files would hide one"
     with pytest.raises(RecipeError, match="names a set twice"):
         parse_recipe(None, {"ood": ("photos", "photos")})
+
+
+def test_moon_from_the_command_to_the_file(capsys, tmp_path, turned):
+    out = tmp_path / "m"
+    options = ("--method", "moon(rigl)", "--set", "method_options.moon.alpha_every=5", "--ood", turned, "--baseline")
+    code, shown, err = sparsify(capsys, "run", "--out", out, *SHORT, *options)
+    assert code == 0, err
+    report = json.loads((out / "metrics.json").read_text())
+    model = report["model"]
+    assert model["method"] == "moon(rigl)" and "ood_score" in shown
+    assert {"ood_score", "unknown"} <= model["ood"]["turned"]["scores"].keys()
+    assert not {"ood_score", "unknown"} & report["dense"]["ood"]["turned"]["scores"].keys()
+    assert model["nonzeros"] == round(0.1 * model["maskable"]), (
+        "the row of the unknown is dense, and not counted as maskable"
+    )
+
+    file = onnx.load(out / "model.onnx")
+    assert {p.key: p.value for p in file.metadata_props}["ood_threshold"] == repr(model["ood_threshold"])
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"))
+    names = [output.name for output in session.get_outputs()]
+    data = load_data("digits", seed=0)
+    x = data.validation.batch(torch.arange(len(data.validation)))[0].numpy()
+    have = dict(zip(names, session.run(None, {session.get_inputs()[0].name: x}), strict=True))
+    assert have["logits"].shape == have["probabilities"].shape == (len(x), 10)
+    assert abs(float((have["ood_score"] >= model["ood_threshold"]).mean()) - 0.95) < 0.02
+    kept = have["logits"] - have["logits"].max(1, keepdims=True)
+    shares = np.exp(kept) / np.exp(kept).sum(1, keepdims=True)
+    np.testing.assert_allclose(have["ood_score"], shares.max(1) * (1 - have["unknown"]), atol=1e-5)
+
+    rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert rows[-1]["readings"]["alpha"] == 1.0 and 0 < rows[-1]["readings"]["unknown_mass"] < 1
+    assert 0 <= rows[-1]["val_unknown"] < 1 and 0 < rows[-1]["val_ood_score"] <= 1
+    page = (out / "report.html").read_text()
+    assert "The unknown class" in page and "What the method did" in page and "AUROC against turned, ood_score" in page
+
+
+def test_smoothed_labels_beside_moon_are_refused(capsys, tmp_path):
+    options = ("--method", "moon(rigl)", "--set", "label_smoothing=0.1")
+    code, _, err = sparsify(capsys, "run", "--out", tmp_path / "m", *SHORT, *options)
+    assert code == 2 and "label-smoothing 0.1 would not enter" in err
