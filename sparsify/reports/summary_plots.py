@@ -79,7 +79,7 @@ def against_steps(cells: Sequence[CellResult]) -> str:
 
 def against_evaluations(cells: Sequence[CellResult]) -> str:
     """Validation accuracy by evaluations, as the trainer counted passes, a panel a sparsity, means over seeds."""
-    return _curves(cells, evaluations, "evaluations", "e")
+    return _curves(cells, evaluations, "evaluations (a forward and a backward pass each)", "e")
 
 
 def _curves(cells: Sequence[CellResult], x: Callable[[Mapping[str, Any]], float], label: str, prefix: str) -> str:

@@ -71,6 +71,8 @@ FIELDS = {
 @given(st.fixed_dictionaries({}, optional=FIELDS), st.sampled_from([*METHODS]), st.data())
 def test_recipes(tmp_path_factory, values, method, data):
     given_options = _options(method, data)
+    if method == "srigl":
+        values = {**values, "pattern": "fan-in"}  # it trains no other
     wrapper = data.draw(st.sampled_from([None, *WRAPPERS]))
     if wrapper:
         method, given_options = f"{wrapper}({method})", {**given_options, wrapper: _options(wrapper, data)}

@@ -12,7 +12,7 @@ from sparsify.reports.summary import CellResult, figures, mean_curve, measure, s
 
 def cell(name, seed, accuracy, *, base="dense", sparsity: float | None = 0.9, evaluations=100.0, accuracies=(), **more):
     history = [
-        {"step": 10 * (index + 1), "counts": {"probes": 10 * (index + 1)}, "val_accuracy": value, "val_loss": 1 - value}
+        {"step": 10 * (index + 1), "evaluations": 20.0 * (index + 1), "val_accuracy": value, "val_loss": 1 - value}
         for index, value in enumerate(accuracies)
     ]
     found = {"accuracy": accuracy, "evaluations": evaluations, "steps": 100.0, **more}
