@@ -31,7 +31,7 @@ from sparsify.workflow import hold_folder, run, traced, write_json
 RECORD = "grid.toml"
 FAILED = "failed.json"
 COMPARISON = ("compare.html", "compare.md", "compare.json")
-DATA_KEYS = ("data", "holdout", "test_holdout", "image_size", "normalise")
+DATA_KEYS = ("data", "holdout", "test_holdout", "train_samples", "image_size", "normalise")
 TELL_EVERY = 0.25
 """Seconds between two words of a cell on where it is."""
 Event = Callable[[str, Cell, Mapping[str, Any]], None]
@@ -145,7 +145,7 @@ def write_comparison(out: Path) -> Comparison:
         **summary.to_dict(),
         "grid": {**grid.common, **dataclasses.asdict(grid.lists)},  # type: ignore[arg-type]
         "cells": [
-            {"name": c.name, "base": c.base, "sparsity": c.sparsity, "seed": c.seed, "figures": dict(c.figures)}
+            {"name": c.name, "bases": c.bases, "sparsity": c.sparsity, "seed": c.seed, "figures": dict(c.figures)}
             for c in results
         ],
         "missing": [{"cell": cell, "error": error} for cell, error in missing],
@@ -173,7 +173,7 @@ def _results(cells: Sequence[Cell], out: Path) -> list[CellResult]:
                 f"the data changed between two cells: {first} and {cell} were trained on different samples. Delete the folder of the "
                 f"one with the old data under {out / 'cells'}, and go on with --resume."
             )
-        found.append(CellResult(cell.name, cell.base, cell.sparsity, cell.seed, figures(report["model"]), history))
+        found.append(CellResult(cell.name, cell.bases, cell.sparsity, cell.seed, figures(report["model"]), history))
     return found
 
 

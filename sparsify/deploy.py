@@ -198,6 +198,7 @@ def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = N
         seed=recipe.seed,
         holdout=recipe.holdout,
         test_holdout=recipe.test_holdout,
+        train_samples=recipe.train_samples,
         image_size=recipe.image_size,
         normalise=recipe.normalise == "auto",
         on_progress=on_decode,

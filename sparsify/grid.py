@@ -33,13 +33,13 @@ class Cell:
 
     Attributes:
         name: of the method or variant; a row of the table.
-        base: the name it is compared with; None for the dense baseline.
+        bases: the names it is compared with; none for the dense baseline.
         sparsity: None where the method has no masks, and one cell stands for all sparsities.
         recipe: of the run, resolved.
     """
 
     name: str
-    base: str | None
+    bases: tuple[str, ...]
     sparsity: float | None
     seed: int
     recipe: Recipe
@@ -61,15 +61,15 @@ class Lists:
         methods: rows of the table: methods as in `sparsify methods`, wrappers as ``wrapper(base)``, or names of variants.
         sparsities: inactive fractions, each in (0, 1).
         seeds: of data order, masks and growth; every cell is trained with each.
-        bases: by name, the row it is compared with, where that is not what stands in the parentheses of a wrapper, the method of a
-            variant, or the dense baseline.
+        bases: by name, the row or rows it is compared with, where that is not what stands in the parentheses of a wrapper, the
+            method of a variant, or the dense baseline.
         variants: by name, recipe keys of its own, ``method`` among them.
     """
 
     methods: Annotated[list[str], Field(min_length=1)]
     sparsities: Annotated[list[Fraction], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
-    bases: dict[str, str] = Field(default_factory=dict)
+    bases: dict[str, str | Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
@@ -101,24 +101,24 @@ class Grid:
             raise RecipeError(f"grid.bases goes round in a circle: {' < '.join((*above, name))}.")
         if name in order:
             return
-        base = self.base(name)
-        if base is not None:
+        for base in self.bases(name):
             self._place(base, order, (*above, name))
         order.append(name)
 
-    def base(self, name: str) -> str | None:
-        """The row a row is compared with; None for the dense baseline.
+    def bases(self, name: str) -> tuple[str, ...]:
+        """The rows a row is compared with; none for the dense baseline.
 
         Raises:
             RecipeError: If there is no such row.
         """
         if name == DENSE:
-            return None
+            return ()
         if name in self.lists.bases:
-            return self.lists.bases[name]
+            given = self.lists.bases[name]
+            return (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
         method = self.method(name)
         try:
-            return method if method != name else inner(method) or DENSE
+            return (method if method != name else inner(method) or DENSE,)
         except RecipeError as error:
             raise RecipeError(f"grid row {name!r}: {error}") from error
 
@@ -140,13 +140,13 @@ class Grid:
         return found
 
     def _row(self, name: str, seed: int) -> Iterator[Cell]:
-        base = self.base(name)
+        bases = self.bases(name)
         for sparsity in self.lists.sparsities:
             recipe = self._recipe(name, sparsity, seed)
             if recipe.build_method().density >= 1.0:
-                yield Cell(name, base, None, seed, dataclasses.replace(recipe, sparsity=Recipe().sparsity))  # type: ignore[type-var]
+                yield Cell(name, bases, None, seed, dataclasses.replace(recipe, sparsity=Recipe().sparsity))  # type: ignore[type-var]
                 return
-            yield Cell(name, base, sparsity, seed, recipe)
+            yield Cell(name, bases, sparsity, seed, recipe)
 
     def method(self, name: str) -> str:
         """The method of a row, as a recipe writes it."""

@@ -37,6 +37,7 @@ class Recipe:
         data: ``digits``, ``file.npz``, a folder of images, or ``file.py:factory``.
         holdout: fraction of the training data kept for validation and calibration, where the data bring none.
         test_holdout: fraction of the training data kept for testing, where the data bring no test part.
+        train_samples: how many samples of the training data are used, the held-out part among them, drawn by ``seed``; None: all.
         image_size: side in pixels to which a folder's images, or encoded images, are resized.
         normalise: ``auto`` brings images to mean 0 and deviation 1 per channel; ``none`` leaves bytes as [0, 1] and floats as they are.
         ood: out-of-distribution inputs to be told from the test part: ``file.npz``, a folder of images, ``file.py:factory``, ``photos``.
@@ -61,6 +62,7 @@ class Recipe:
     data: str = "digits"
     holdout: Fraction = 0.15
     test_holdout: Fraction | None = None
+    train_samples: Positive | None = None
     image_size: Positive | None = None
     normalise: Literal["auto", "none"] = "auto"
     ood: tuple[str, ...] = ()
@@ -76,7 +78,7 @@ class Recipe:
     lr: Annotated[float, Field(gt=0.0)] = 0.05
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
-    schedule: Literal["cosine", "step", "one-cycle", "constant"] = "cosine"
+    schedule: Literal["cosine", "cosine-tail", "step", "one-cycle", "constant"] = "cosine"
     warmup: Annotated[int, Field(ge=0)] = 20
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     clip_gradient_norm: Annotated[float, Field(gt=0.0)] | None = None

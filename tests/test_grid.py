@@ -26,7 +26,7 @@ def test_the_cells_are_the_product_and_the_dense_baseline_once_a_seed(tmp_path):
         "dense seed 0", "set 0.9 seed 0", "set 0.95 seed 0", "rigl 0.9 seed 0", "rigl 0.95 seed 0",
         "dense seed 1", "set 0.9 seed 1", "set 0.95 seed 1", "rigl 0.9 seed 1", "rigl 0.95 seed 1",
     ]  # fmt: skip
-    assert [cell.base for cell in cells[:5]] == [None, "dense", "dense", "dense", "dense"]
+    assert [cell.bases for cell in cells[:5]] == [(), *[("dense",)] * 4]
     last = cells[-1].recipe
     assert (last.method, last.sparsity, last.seed, last.epochs, last.threads) == ("rigl", 0.95, 1, 2, 1)
     assert cells[0].sparsity is None and cells[0].recipe.method == "dense"
@@ -37,13 +37,15 @@ def test_what_a_wrapper_wraps_is_in_the_grid_in_front_of_it():
     lists = Lists(methods=["cigl(agent(rigl))", "moon(set)", "rigl"], sparsities=[0.9], seeds=[0])
     found = Grid({}, lists)
     assert found.names() == ["dense", "rigl", "agent(rigl)", "cigl(agent(rigl))", "set", "moon(set)"]
-    assert [found.base(name) for name in found.names()] == [None, "dense", "rigl", "agent(rigl)", "dense", "set"]
+    assert [found.bases(name) for name in found.names()] == [
+        (), ("dense",), ("rigl",), ("agent(rigl)",), ("dense",), ("set",)
+    ]  # fmt: skip
 
 
 def test_a_variant_has_keys_of_its_own_and_is_compared_with_its_method(tmp_path):
     text = '[grid.variants.fan-in]\nmethod = "rigl"\nlr = 0.01\nmethod_options = { initial_scale = "fan-in" }\n'
     found = grid(tmp_path, text, "grid.methods=fan-in", head="[method_options]\nupdate_every = 7\n")
-    assert found.names() == ["dense", "rigl", "fan-in"] and found.base("fan-in") == "rigl"
+    assert found.names() == ["dense", "rigl", "fan-in"] and found.bases("fan-in") == ("rigl",)
     rows = {cell.name: cell.recipe for cell in found.cells()}
     assert rows["fan-in"].method == "rigl" and (rows["fan-in"].lr, rows["rigl"].lr) == (0.01, Recipe().lr)
     assert rows["fan-in"].method_options == {"update_every": 7, "initial_scale": "fan-in"}
@@ -51,7 +53,17 @@ def test_a_variant_has_keys_of_its_own_and_is_compared_with_its_method(tmp_path)
 
 def test_bases_say_what_to_compare_with(tmp_path):
     found = grid(tmp_path, '[grid.bases]\nrigl = "static"\n')
-    assert found.names() == ["dense", "set", "static", "rigl"] and found.base("rigl") == "static"
+    assert found.names() == ["dense", "set", "static", "rigl"] and found.bases("rigl") == ("static",)
+
+
+def test_a_row_may_have_several_bases_and_each_is_in_the_grid(tmp_path):
+    text = '[grid.bases]\n"cigl(rigl)" = ["rigl", "averaged(rigl)"]\n'
+    found = grid(tmp_path, text, "grid.methods=cigl(rigl)")
+    assert found.names() == ["dense", "rigl", "averaged(rigl)", "cigl(rigl)"]
+    assert found.bases("cigl(rigl)") == ("rigl", "averaged(rigl)")
+    assert parse_grid(written(tmp_path, found.to_toml())) == found
+    with pytest.raises(RecipeError, match=r"grid\.bases\.rigl.*at least 1"):
+        grid(tmp_path, "[grid.bases]\nrigl = []\n")
 
 
 def test_options_go_to_the_methods_that_have_them(tmp_path):

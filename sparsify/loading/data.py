@@ -62,6 +62,7 @@ def load_data(
     seed: int,
     holdout: float = 0.15,
     test_holdout: float | None = None,
+    train_samples: int | None = None,
     image_size: int | None = None,
     normalise: bool = True,
     on_progress: Progress | None = None,
@@ -84,6 +85,7 @@ def load_data(
         seed: of the hold-out, which is stratified unless it is smaller than the number of classes.
         holdout: fraction of the training part kept for validation and calibration where the data bring none, in (0, 1).
         test_holdout: fraction of the training part kept for testing, always the same samples, where the data bring no test part.
+        train_samples: how many of the training part are used, stratified, drawn by ``seed``, before some are held out; None: all.
         image_size: side in pixels to which the images of a folder, or encoded images, are resized.
         normalise: whether images are normalised.
         on_progress: called while encoded images are decoded.
@@ -130,6 +132,8 @@ def load_data(
         )
     if test_holdout is not None:
         parts["train"], parts["test"] = _held_out(text, parts["train"], seed=0, fraction=test_holdout)
+    if train_samples is not None:
+        parts["train"] = _drawn(text, parts["train"], train_samples, seed=seed)
     if "validation" not in parts:
         parts["train"], parts["validation"] = _held_out(text, parts["train"], seed=seed, fraction=holdout)
     return Data(
@@ -150,6 +154,21 @@ def digits_arrays() -> Arrays:
     pixels = (np.asarray(images).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     kept, held = train_test_split(np.arange(len(labels)), test_size=360, random_state=0, stratify=labels)
     return {"x_train": pixels[kept], "y_train": labels[kept], "x_test": pixels[held], "y_test": labels[held]}
+
+
+def _drawn(text: str, train: Samples, count: int, *, seed: int) -> Samples:
+    labels = train.labels.numpy()
+    classes = int((np.bincount(labels) > 0).sum())
+    if count >= len(labels):
+        raise DataError(
+            f"{text} has {len(labels)} training samples, and train_samples is {count}. Lower it, or leave it out."
+        )
+    if count < 2 * classes or len(labels) - count < classes:
+        raise DataError(
+            f"{text}: train_samples should be between {2 * classes}, two of each class, and {len(labels) - classes}, found {count}."
+        )
+    kept, _ = train_test_split(np.arange(len(labels)), train_size=count, random_state=seed, stratify=labels)
+    return Subset(train, torch.from_numpy(np.sort(kept)))
 
 
 def _held_out(text: str, train: Samples, *, seed: int, fraction: float) -> tuple[Samples, Samples]:

@@ -51,14 +51,14 @@ class CellResult:
     """What one finished cell left.
 
     Attributes:
-        base: name of the row it is compared with; None for the dense baseline.
+        bases: names of the rows it is compared with; none for the dense baseline.
         sparsity: None where the method has no masks.
         figures: from `figures`.
         history: rows of ``history.jsonl``.
     """
 
     name: str
-    base: str | None
+    bases: Sequence[str]
     sparsity: float | None
     seed: int
     figures: Mapping[str, float]
@@ -83,7 +83,7 @@ class Reach:
 
 @dataclass(frozen=True)
 class Row:
-    """A method at a sparsity, over its seeds: by figure, the spread and the paired difference to the base (None without pairs)."""
+    """A method at a sparsity and one of its bases, over its seeds: by figure, the spread and the paired difference to the base."""
 
     name: str
     base: str | None
@@ -239,7 +239,7 @@ def verdict(key: str, difference: Difference) -> str:
 def summarise(results: Sequence[CellResult]) -> Summary:
     """The rows of a grid from its finished cells, in the order of their names; pairs are cells of equal sparsity and seed.
 
-    A base without masks stands for all sparsities.
+    A base without masks stands for all sparsities. A method of several bases has a row for each.
     """
     cells = {(cell.name, cell.sparsity, cell.seed): cell for cell in results}
     groups: dict[tuple[str, float | None], list[CellResult]] = {}
@@ -247,24 +247,33 @@ def summarise(results: Sequence[CellResult]) -> Summary:
         groups.setdefault((cell.name, cell.sparsity), []).append(cell)
     names = list(dict.fromkeys(cell.name for cell in results))
     order = sorted(groups, key=lambda group: (group[1] is not None, group[1] or 0.0, names.index(group[0])))
-    return Summary(tuple(_row(sorted(groups[group], key=lambda cell: cell.seed), cells) for group in order))
+    rows = (
+        (sorted(groups[group], key=lambda cell: cell.seed), base) for group in order for base in _bases(groups[group])
+    )
+    return Summary(tuple(_row(group, base, cells) for group, base in rows))
 
 
-def _row(group: Sequence[CellResult], cells: Mapping[tuple[str, float | None, int], CellResult]) -> Row:
+def _bases(group: Sequence[CellResult]) -> Sequence[str | None]:
+    return group[0].bases or (None,)
+
+
+def _row(
+    group: Sequence[CellResult], base: str | None, cells: Mapping[tuple[str, float | None, int], CellResult]
+) -> Row:
     first = group[0]
-    pairs = [(cell, base) for cell in group if (base := _base(cell, cells)) is not None]
+    pairs = [(cell, other) for cell in group if (other := _paired(cell, base, cells)) is not None]
     keys = [key for key in first.figures if all(key in cell.figures for cell in group)]
-    shared = [key for key in keys if pairs and all(key in base.figures for _, base in pairs)]
+    shared = [key for key in keys if pairs and all(key in other.figures for _, other in pairs)]
     return Row(
         first.name,
-        first.base,
+        base,
         first.sparsity,
         len(group),
         {key: spread([cell.figures[key] for cell in group]) for key in keys},
         {
             key: paired_difference(
                 [cell.figures[key] for cell, _ in pairs],
-                [base.figures[key] for _, base in pairs],
+                [other.figures[key] for _, other in pairs],
                 confidence=CONFIDENCE,
             )
             for key in shared
@@ -273,10 +282,12 @@ def _row(group: Sequence[CellResult], cells: Mapping[tuple[str, float | None, in
     )
 
 
-def _base(cell: CellResult, cells: Mapping[tuple[str, float | None, int], CellResult]) -> CellResult | None:
-    if cell.base is None:
+def _paired(
+    cell: CellResult, base: str | None, cells: Mapping[tuple[str, float | None, int], CellResult]
+) -> CellResult | None:
+    if base is None:
         return None
-    return cells.get((cell.base, cell.sparsity, cell.seed)) or cells.get((cell.base, None, cell.seed))
+    return cells.get((base, cell.sparsity, cell.seed)) or cells.get((base, None, cell.seed))
 
 
 def _reach(pairs: Sequence[tuple[CellResult, CellResult]]) -> Reach | None:

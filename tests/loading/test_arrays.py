@@ -91,6 +91,22 @@ def test_a_test_part_is_held_out_only_where_asked_for(tmp_path):
         load_data(write_npz(tmp_path / "e.npz"), seed=0, test_holdout=0.2)
 
 
+def test_fewer_training_samples_are_drawn_of_each_class_by_the_seed(tmp_path):
+    path = write_npz(tmp_path / "d.npz")
+    first, again, other = (load_data(path, seed=seed, train_samples=100, holdout=0.2) for seed in (0, 0, 1))
+    assert (len(first.train), len(first.validation)) == (80, 20)
+    assert len(first.test) == len(load_data(path, seed=0).test)
+    assert first.fingerprint() == again.fingerprint() != other.fingerprint()
+    counts = [int((part.labels == 3).sum()) for part in (first.train, first.validation)]
+    whole = load_data(path, seed=0)
+    everything = len(whole.train) + len(whole.validation)
+    of_class = sum(int((part.labels == 3).sum()) for part in (whole.train, whole.validation))
+    assert abs(sum(counts) - 100 * of_class / everything) <= 1
+    for count, message in ((everything, "has 200 training samples"), (10, "between 20"), (195, "between 20")):
+        with pytest.raises(DataError, match=message):
+            load_data(path, seed=0, train_samples=count)
+
+
 def test_names_of_classes_are_kept(tmp_path):
     names = np.array(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
     assert load_data(write_npz(tmp_path / "d.npz", class_names=names), seed=0).class_names == tuple(names)

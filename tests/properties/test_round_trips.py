@@ -61,7 +61,7 @@ FIELDS = {
     "lr": st.floats(1e-30, 1e6),
     "momentum": st.floats(0, 0.999),
     "weight_decay": st.floats(0, 1),
-    "schedule": st.sampled_from(["cosine", "step", "one-cycle", "constant"]),
+    "schedule": st.sampled_from(["cosine", "cosine-tail", "step", "one-cycle", "constant"]),
     "clip_gradient_norm": st.one_of(st.none(), st.floats(1e-3, 1e3)),
     "seed": st.integers(0, 2**40),
 }

@@ -16,7 +16,8 @@ def cell(name, seed, accuracy, *, base="dense", sparsity: float | None = 0.9, ev
         for index, value in enumerate(accuracies)
     ]
     found = {"accuracy": accuracy, "evaluations": evaluations, "steps": 100.0, **more}
-    return CellResult(name, base, sparsity, seed, found, history)
+    bases = () if base is None else tuple(base.split(" + "))
+    return CellResult(name, bases, sparsity, seed, found, history)
 
 
 SCORE = {"auroc": 0.6, "fpr_at_95_tpr": 0.5, "histogram": {"low": 0.0, "high": 1.0, "inside": [1]}}
@@ -48,6 +49,14 @@ def test_rows_hold_mean_deviation_and_paired_difference():
         cigl.differences["evaluations"].mean == 100
         and verdict("evaluations", cigl.differences["evaluations"]) == "higher"
     )
+
+
+def test_a_row_of_two_bases_is_compared_with_each():
+    both = [cell("cigl(rigl)", seed, 0.9 + seed / 100, base="rigl + dense") for seed in (0, 1, 2)]
+    rows = [row for row in summarise([*DENSE, *RIGL, *both]).rows if row.name == "cigl(rigl)"]
+    assert [row.base for row in rows] == ["rigl", "dense"] and rows[0].spreads == rows[1].spreads
+    # 0.90, 0.91, 0.92 less 0.88, 0.90, 0.94, and less 0.90, 0.91, 0.95.
+    assert [row.differences["accuracy"].mean for row in rows] == pytest.approx([0.01 / 3, -0.01])
 
 
 def test_pairs_are_of_equal_seeds_and_the_others_count_for_the_mean_alone():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ def trained(data, folder, *, method=None, validation=None, **changes):
     ("schedule", "expected"),
     [
         ("cosine", [1 / 3, 2 / 3, 1.0, 0.5, 0.0]),
+        ("cosine-tail", [1 / 3, 2 / 3, 1.0, 0.1 + 0.9 * (1 + math.cos(0.625 * math.pi)) / 2, 0.1]),
         ("step", [1 / 3, 2 / 3, 1.0, 0.1, 0.01]),
         ("constant", [1 / 3, 2 / 3, 1.0, 1.0, 1.0]),
         ("one-cycle", [1 / 3, 2 / 3, 0.04, 0.04 + 0.96 * 0.5 / 0.7, 0.04]),
