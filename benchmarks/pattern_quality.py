@@ -33,7 +33,6 @@ import torch
 
 import sparsify as sp
 from sparsify.calibration import evaluate, fit
-from sparsify.errors import SparsifyError
 from sparsify.ir.serialization import write_atomically
 from sparsify.loading import load_data
 from sparsify.methods import Method, dense
@@ -149,8 +148,8 @@ def train_all(jobs: Sequence[dict[str, Any]], options: argparse.Namespace) -> No
             job = running[future]
             try:
                 line = future.result()
-            except SparsifyError as error:
-                print(f"{job['row']} at {job['sparsity']:.0%}: {error}", flush=True)
+            except Exception as error:  # a run that fails costs the others nothing
+                print(f"{job['row']} at {job['sparsity']:.0%}: {type(error).__name__}: {error}", flush=True)
                 continue
             with (options.folder / "results.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
