@@ -20,6 +20,7 @@ LEAST = 256
 """Indices from which a selection is worth two nodes more: 1.5 ns a number against 9.4 (ONNX Runtime 1.31, AVX2)."""
 LEAST_OPEN = 512
 """Indices of a file from which they are worth its `If` as well."""
+MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "MaxPool")
 TOLERANCE = 1e-4
 Nodes = Sequence[onnx.NodeProto]
 
@@ -137,20 +138,34 @@ def _regions(nodes: Nodes, selections: Nodes, tables: Mapping[str, TensorProto])
 
     Convolutions and products by a constant on the right are rewritten or packed when a file is loaded, in its main graph best of all.
     """
-    chosen, behind, before = {id(node) for node in selections}, set[str](), set[str]()
-    after, ahead = set[int](), set[int]()
-    for node in nodes:
-        if id(node) in chosen or behind.intersection(node.input):
-            behind.update(node.output)
-            after.add(id(node))
-    for node in reversed(nodes):
-        if id(node) in chosen or before.intersection(node.output):
-            before.update(node.input)
-            ahead.add(id(node))
-    region = [node for node in nodes if id(node) in after & ahead]
-    if any(_prepared(node, tables) for node in region):
-        return [[node] for node in selections]
-    return [region] if region else []
+    whole = _between(nodes, selections)
+    if any(_prepared(node, tables) for node in whole):
+        return [_between(nodes, [node]) for node in selections]
+    return [whole] if whole else []
+
+
+def _between(nodes: Nodes, ends: Nodes) -> list[onnx.NodeProto]:
+    """The nodes on any path from one of ``ends`` to another, and those that move what enters.
+
+    ONNX Runtime 1.31 aborts where a `DequantizeLinear` reaches a branch through an operator of `MOVES` outside of it.
+    """
+    chosen, producer = {id(node) for node in ends}, {name: node for node in nodes for name in node.output}
+    while True:
+        behind, ahead, after, before = set[str](), set[str](), set[int](), set[int]()
+        for node in nodes:
+            if id(node) in chosen or behind.intersection(node.input):
+                behind.update(node.output)
+                after.add(id(node))
+        for node in reversed(nodes):
+            if id(node) in chosen or ahead.intersection(node.output):
+                ahead.update(node.input)
+                before.add(id(node))
+        region = [node for node in nodes if id(node) in after & before]
+        entering = (producer[name] for node in region for name in node.input if name in producer)
+        moved = {id(node) for node in entering if node.op_type in MOVES and id(node) not in after & before}
+        if not moved:
+            return region
+        chosen |= moved
 
 
 def _prepared(node: onnx.NodeProto, tables: Mapping[str, TensorProto]) -> bool:

@@ -68,10 +68,10 @@ def test_both_branches_compute_the_same_from_weights_stored_once():
             assert have.shape == want.shape and np.allclose(have, want, atol=1e-4)
     whole = next(node for node in written.graph.node if node.op_type == "If")
     assert branches(whole) == {
-        "then_branch": [*PICKED, "MatMul", "Reshape", *PICKED],
-        "else_branch": ["Gather", "MatMul", "Reshape", "Gather"],
+        "then_branch": ["Transpose", *PICKED, "MatMul", "Reshape", *PICKED],
+        "else_branch": ["Transpose", "Gather", "MatMul", "Reshape", "Gather"],
     }
-    assert kinds(written.graph.node) == ["Shape", "Equal", "Reshape", "Reshape", "Transpose", "If", "MatMul"]
+    assert kinds(written.graph.node) == ["Shape", "Equal", "Reshape", "Reshape", "If", "MatMul"]
     assert list(whole.output) == ["h", "g1"]
     before = {item.name for item in model.graph.initializer}
     assert all(np.prod(item.dims) <= 3 for item in written.graph.initializer if item.name not in before)
@@ -84,7 +84,7 @@ def test_the_runtime_keeps_the_operators_and_folds_the_tables(tmp_path):
     options.log_severity_level = 3
     onnxruntime.InferenceSession(single_samples(two_layers()).SerializeToString(), options)
     nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
-    assert sorted(kinds(nodes)) == ["Equal", "If", "MatMul", "Shape", "Transpose"]
+    assert sorted(kinds(nodes)) == ["Equal", "If", "MatMul", "Shape"]
     whole = next(node for node in nodes if node.op_type == "If")
     assert branches(whole)["then_branch"].count("GatherElements") == 2
     assert branches(whole)["else_branch"].count("Gather") == 2
@@ -131,6 +131,35 @@ def test_layers_that_a_runtime_prepares_stay_outside_of_branches():
     for batch in (1, 3):
         x = RNG.standard_normal((batch, 64)).astype(np.float32)
         assert np.allclose(run(written, x, "y")[0], expected(x)[0], atol=1e-4)
+
+
+def test_integers_are_selected_too_and_what_moves_them_is_inside():
+    x = RNG.standard_normal((3, 64)).astype(np.float32)
+    constants = {"i": TABLES[0].repeat(2, 0), "scale": np.float32(0.02), "zero": np.uint8(128)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        helper.make_node("Transpose", ["d"], ["columns"], perm=[1, 0]),
+        helper.make_node("Gather", ["columns", "i"], ["y"], axis=0),
+        helper.make_node("Transpose", ["q"], ["z0"], perm=[1, 0]),
+        helper.make_node("Gather", ["z0", "i"], ["z"], axis=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "integers",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, [32, 24, "batch"]),
+            helper.make_tensor_value_info("z", TensorProto.UINT8, [32, 24, "batch"]),
+        ],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    written = single_samples(model)
+    assert kinds(written.graph.node).count("If") == 1 and "Transpose" not in kinds(written.graph.node)
+    for batch in (1, 3):
+        for have, want in zip(run(written, x[:batch]), run(model, x[:batch]), strict=True):
+            assert have.dtype == want.dtype and np.array_equal(have, want)
 
 
 def test_a_branch_that_differs_is_refused():
