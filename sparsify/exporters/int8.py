@@ -206,8 +206,8 @@ def _add(
     grouped = (
         [layer for layer in find_grouped_linears(model) if kinds.get(layer.name) == "int8"] if form == "grouped" else []
     )
-    dense = {node for node, weight in dense_layers(model).items() if kinds.get(weight) == "int8"}
-    for weight in (*(layer.name for layer in grouped), *(dense_layers(model)[node] for node in dense)):
+    dense = {node: weight for node, weight in dense_layers(model).items() if kinds.get(weight) == "int8"}
+    for weight in (*(layer.name for layer in grouped), *dense.values()):
         shown[weight] = shown[weight].replace("fp32", "int8")
     if any(shown == other for _, other in made.values()):
         return
