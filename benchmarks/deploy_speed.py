@@ -5,7 +5,7 @@ ratio to the dense file of the same round, with its 95 % interval; the dense fil
 batch norms get the statistics of a batch, so that values stay in the range of a trained network's, and every file is proved against its
 program before it is timed. Files and measured settings are kept, so that a run goes on where it stopped.
 
-python benchmarks/deploy_speed.py --quick                       # 90 %, batch 1, one thread
+python benchmarks/deploy_speed.py --quick                       # 90 %, fp32 and int8, batch 1 (MLP 64 too), one thread: 10 minutes
 python benchmarks/deploy_speed.py --networks mlp resnet50 --sparsity 0.9 --batch 1 32 --threads 1 4
 python benchmarks/deploy_speed.py --show                        # the table and plot of what has been measured
 """
@@ -40,9 +40,12 @@ from rivals import openvino_rows, processor, quantised
 GROUPED = ("grouped:32", "grouped:64", "grouped:128", "one group", "block-diagonal")
 PATTERNS = {name: GROUPED for name in NETWORKS} | {"mlp": (*GROUPED, "grouped:64x4", "grouped:64x8")}
 QUICK = {name: ("grouped:64",) for name in NETWORKS} | {"mlp": ("grouped:64", "grouped:64x8")}
+QUICK_BATCHES = {name: (1,) for name in NETWORKS} | {"mlp": (1, 64)}
 RIVALS = ("int8", "narrower dense", "openvino")
-PRECISIONS = ("fp32",)
-"""Precisions `export` offers for sparse files; a row of another than fp32 is exported with ``precision=...`` and calibration inputs."""
+PRECISIONS = ("fp32", "int8")
+"""Of sparse files; int8 is the fastest of its fp32 and int8 forms by timed trials at the batch and threads of the setting."""
+CALIBRATION = 16
+"""Inputs at least on which int8 ranges are observed, and as many others on which predictions are compared."""
 ONE_GROUP = "grouped:65536"
 
 
@@ -99,14 +102,13 @@ def diagonal(mask: torch.Tensor, density: float) -> torch.Tensor:
     return same.reshape(outputs, columns, *[1] * (mask.ndim - 2)).expand(mask.shape)
 
 
-def make(
-    path: Path, program: Callable[[], sp.Program], name: str, precision: str = "fp32", **options: Any
-) -> dict[str, Any]:
+def make(path: Path, program: Callable[[], sp.Program], name: str, **options: Any) -> dict[str, Any]:
     """Export unless the file is there; what is known of it is kept beside it."""
     notes = path.with_suffix(".json")
     if not (path.exists() and notes.exists()):
-        if precision != "fp32":
-            options |= {"precision": precision, "calibration": [inputs(name, 32, seed=1)]}
+        if options.get("precision") == "int8":
+            count = max(CALIBRATION, options["batch"])
+            options |= {"calibration": [inputs(name, count, seed=1)], "held_out": [inputs(name, count, seed=2)]}
         made = program()
         result = export(made, path, inputs=[inputs(name, 2)], **options)
         costs = made.costs()
@@ -116,6 +118,9 @@ def make(
             "parity": result.parity.largest_error,
         }
         known["grouped"] = sum(text.startswith("grouped") for text in result.forms.values())
+        if result.int8:
+            known["form"], known["agreed"] = result.int8.chosen.name, result.int8.agreed / result.int8.decisions
+            known["trials"] = {trial.name: trial.milliseconds for trial in result.int8.trials}
         write_atomically(notes, json.dumps(known, indent=1).encode())
     return json.loads(notes.read_text())
 
@@ -135,10 +140,13 @@ def files(setting: Setting, options: argparse.Namespace) -> dict[str, tuple[Path
         made["int8"] = path, {}
     for pattern in options.patterns or (QUICK if options.quick else PATTERNS)[name]:
         for precision in options.precision:
-            row = pattern if precision == "fp32" else f"{pattern} {precision}"
-            path = folder / f"{row.replace(':', '-').replace(' ', '-')}-{sparsity}.onnx"
+            row, place, given = pattern, f"{pattern}-{sparsity}", dict[str, Any]()
+            if precision == "int8":  # a file for this batch and these threads
+                row, place = f"{pattern} int8", f"{place}-int8-{setting.batch}-{setting.threads}"
+                given = {"precision": precision, "batch": setting.batch, "threads": setting.threads}
+            path = folder / f"{place.replace(':', '-').replace(' ', '-')}.onnx"
             try:
-                known = make(path, lambda p=pattern: sparse(of_width(), name, p, sparsity), name, precision)
+                known = make(path, lambda p=pattern: sparse(of_width(), name, p, sparsity), name, **given)
             except sp.errors.AllocationError as error:
                 print(f"{name} {pattern} at {sparsity:.0%}: {error}")
                 continue
@@ -184,7 +192,7 @@ def line(row: Mapping[str, Any]) -> str:
     low, high = row["interval"]
     return (
         f"{row['network']:10} {row['sparsity']:4.0%}  batch {row['batch']:2}  threads {row['threads']}  {row['row']:22} "
-        f"{row['milliseconds']:9.3f} ms  {row['times_as_fast']:5.2f}  ({low:.2f} to {high:.2f})"
+        f"{row['milliseconds']:9.3f} ms  {row['times_as_fast']:5.2f}  ({low:.2f} to {high:.2f})  {row.get('form', '')}".rstrip()
     )
 
 
@@ -222,21 +230,23 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--sparsity", nargs="+", type=float, help="default 0.5 0.75 0.9 0.95")
     parser.add_argument("--patterns", nargs="+", help=f"default {', '.join(PATTERNS['mlp'])}, chunks for the mlp alone")
-    parser.add_argument("--batch", nargs="+", type=int, help="default 1 32")
+    parser.add_argument("--batch", nargs="+", type=int, help="default 1 32, quick 1 and for the mlp 64")
     parser.add_argument("--threads", nargs="+", type=int, help="default 1 and all")
     parser.add_argument(
         "--rivals", nargs="*", choices=RIVALS, default=list(RIVALS), help="openvino where it is installed"
     )
-    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help="of the sparse files")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, help="of the sparse files, default fp32")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--folder", type=Path, default=Path("runs/deploy_speed"), help="of the ONNX files")
     parser.add_argument("--json", type=Path, help="default deploy_speed.json in the folder")
     parser.add_argument("--again", action="store_true", help="measure settings anew that the report holds")
     parser.add_argument("--show", action="store_true", help="print and plot the report, and measure nothing")
-    parser.add_argument("--quick", action="store_true", help="90 %%, few patterns, batch 1, one thread")
+    parser.add_argument(
+        "--quick", action="store_true", help="90 %%, few patterns, both precisions, batch 1, MLP 64 too, one thread"
+    )
     options = parser.parse_args()
     options.sparsity = options.sparsity or ([0.9] if options.quick else [0.5, 0.75, 0.9, 0.95])
-    options.batch = options.batch or ([1] if options.quick else [1, 32])
+    options.precision = options.precision or (list(PRECISIONS) if options.quick else ["fp32"])
     options.threads = options.threads or ([1] if options.quick else sorted({1, every}))
     options.json = options.json or options.folder / "deploy_speed.json"
     return options
@@ -249,7 +259,8 @@ def main() -> None:
     rows = measured(options.json, here)
     wanted = [] if options.show else [
         Setting(name, sparsity, batch, threads)
-        for name in options.networks for sparsity in options.sparsity for batch in options.batch for threads in options.threads
+        for name in options.networks for sparsity in options.sparsity
+        for batch in options.batch or (QUICK_BATCHES[name] if options.quick else (1, 32)) for threads in options.threads
     ]  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

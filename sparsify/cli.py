@@ -27,6 +27,8 @@ from sparsify.workflow import ARTEFACTS, traced, traced_without_data, versions
 from sparsify.workflow import run as run_workflow
 
 DEFAULT = Recipe()
+FORM = "of layers whose groups of outputs read few inputs: grouped, dense, auto (a cost model chooses), or auto:measure"
+SELECTION = "of their inputs: by-batch (own operators for one sample, behind an If), or gather, for runtimes without If"
 WHAT, SPARSE, TRAINING, FOLDER, MEASURE = (
     "What to train",
     "Sparsity",
@@ -141,6 +143,12 @@ def run(
             rich_help_panel=TRAINING,
         ),
     ] = None,
+    export_form: Annotated[
+        str | None, typer.Option(help=FORM, show_default=DEFAULT.form, rich_help_panel=FOLDER)
+    ] = None,
+    export_selection: Annotated[
+        str | None, typer.Option(help=SELECTION, show_default=DEFAULT.selection, rich_help_panel=FOLDER)
+    ] = None,
     export_precision: Annotated[
         str | None,
         typer.Option(
@@ -180,6 +188,8 @@ def run(
         "epochs": epochs,
         "baseline": baseline,
         "ood": tuple(ood) if ood else None,
+        "form": export_form,
+        "selection": export_selection,
         "export_precision": export_precision,
         **parse_pairs(set_ or []),
     }
@@ -340,12 +350,8 @@ def export(
     storage: Annotated[
         str, typer.Option(help="dense; or sparse: only non-zeros, where that is smaller (disk, not speed)")
     ] = "dense",
-    form: Annotated[
-        str,
-        typer.Option(
-            help="of layers whose groups of outputs read few inputs: grouped, dense, auto (a cost model chooses), or auto:measure"
-        ),
-    ] = "auto",
+    form: Annotated[str, typer.Option(help=FORM)] = "auto",
+    selection: Annotated[str, typer.Option(help=SELECTION)] = "by-batch",
     precision: Annotated[
         str, typer.Option(help="fp32; or int8: the fastest of the int8 and fp32 forms on this machine that agrees")
     ] = "fp32",
@@ -360,7 +366,7 @@ def export(
     """
     result, measured = export_saved(
         program, out, data=data, recipe=recipe, image_size=image_size, opset=opset, storage=storage, form=form,
-        precision=precision, batch=batch, threads=threads, overwrite=overwrite,
+        selection=selection, precision=precision, batch=batch, threads=threads, overwrite=overwrite,
     )  # fmt: skip
     batches = " and ".join(map(str, result.parity.batches))
     console.print(

@@ -36,6 +36,7 @@ def write_int8(
     *,
     opset: int = 20,
     form: str = "auto",
+    selection: str = "by-batch",
     batch: int = 1,
     threads: int = 1,
     metadata: Mapping[str, str] | None = None,
@@ -46,7 +47,7 @@ def write_int8(
         program: with a calibration head.
         path: of the file.
         data: split as they were when the program was trained.
-        opset, form, batch, threads, metadata: as for `sparsify.export`.
+        opset, form, selection, batch, threads, metadata: as for `sparsify.export`.
 
     Returns:
         The result, and what the file does on the test samples, for ``metrics.json``; no timings.
@@ -62,6 +63,7 @@ def write_int8(
         inputs=[data.example(64)],
         opset=opset,
         form=form,
+        selection=selection,
         precision="int8",
         calibration=[data.train.batch(spread * (len(data.train) // len(spread)))[0]],
         held_out=[data.validation.batch(validation)[0]],
@@ -143,6 +145,7 @@ def export_saved(
     opset: int = 20,
     storage: str = "dense",
     form: str = "auto",
+    selection: str = "by-batch",
     precision: str = "fp32",
     batch: int = 1,
     threads: int = 1,
@@ -156,7 +159,7 @@ def export_saved(
         data: as for `load_data`, split by seed 0; its inputs must be those the program was traced with. None: ``digits``.
         recipe: of the run the program is from, in place of ``data``: its data, split and normalised as they were there.
         image_size: side in pixels to which a folder's images are resized.
-        opset, storage, form, precision, batch, threads: as for `sparsify.export`.
+        opset, storage, form, selection, precision, batch, threads: as for `sparsify.export`.
         overwrite: replace ``out``.
 
     Returns:
@@ -187,8 +190,11 @@ def export_saved(
     inputs = found.test.batch(torch.arange(min(64, len(found.test))))[0]
     loaded.outputs(inputs)  # raises where the data are not the program's
     if precision == "int8" and storage == "dense":
-        return write_int8(loaded, out, found, opset=opset, form=form, batch=batch, threads=threads)
-    return export(loaded, out, inputs=[inputs], opset=opset, storage=storage, form=form, precision=precision), None
+        return write_int8(loaded, out, found, opset=opset, form=form, selection=selection, batch=batch, threads=threads)
+    result = export(
+        loaded, out, inputs=[inputs], opset=opset, storage=storage, form=form, selection=selection, precision=precision
+    )
+    return result, None
 
 
 def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = None) -> Data:

@@ -49,6 +49,7 @@ class Recipe:
         baseline: train the dense model too, same budget.
         calibrator: ``temperature`` or ``vector``.
         form: how layers whose groups of outputs read few inputs are exported: ``grouped``, ``dense``, ``auto``, ``auto:measure``.
+        selection: of the inputs of grouped linear layers: ``by-batch``, with operators of their own for one sample, or ``gather``.
         export_precision: ``int8`` also writes ``model-int8.onnx`` (and ``dense-int8.onnx``), the fastest of their int8 and fp32 forms by
             timed trials; ``precision`` is that of training.
         export_batch: batch size of these trials, and of ``latency.json``.
@@ -90,6 +91,7 @@ class Recipe:
     opset: int = 20
     storage: Literal["dense", "sparse"] = "dense"
     form: Literal["auto", "dense", "grouped", "auto:measure"] = "auto"
+    selection: Literal["by-batch", "gather"] = "by-batch"
     export_precision: Literal["fp32", "int8"] = "fp32"
     export_batch: Positive = 1
     seed: Annotated[int, Field(ge=0)] = 0

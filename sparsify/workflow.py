@@ -162,6 +162,7 @@ def _part(
         opset=recipe.opset,
         storage=recipe.storage,
         form=recipe.form,
+        selection=recipe.selection,
         metadata=_metadata(program, method, recipe) | threshold_text,
     )
     size, table = sizes(program), layers(program, trained.coverage)
@@ -193,6 +194,7 @@ def _int8(
         data,
         opset=recipe.opset,
         form=recipe.form,
+        selection=recipe.selection,
         batch=recipe.export_batch,
         metadata=_metadata(program, method, recipe),
     )

@@ -57,6 +57,9 @@ class View:
         self._initializers = {item.name: item for item in model.graph.initializer}
         values = [*graph.value_info, *graph.input, *graph.output]
         self._shapes = {v.name: [d.dim_value or None for d in v.type.tensor_type.shape.dim] for v in values}
+        self.sizes = {
+            v.name: [d.dim_value or d.dim_param or None for d in v.type.tensor_type.shape.dim] for v in values
+        }
 
     def constant(self, name: str) -> Array | None:
         """A constant, looked up through nodes that only add dimensions of size 1."""

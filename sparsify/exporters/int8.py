@@ -19,7 +19,7 @@ from sparsify.errors import ExportError
 from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
 from sparsify.exporters.int8_dense import dense_int8, dense_layers, in_groups
 from sparsify.exporters.int8_grouped import write_grouped_int8
-from sparsify.exporters.int8_layers import time_layers
+from sparsify.exporters.int8_layers import Written, time_layers
 from sparsify.exporters.trials import Array, Feeds, batches, fixed_batch, session_of, times, values_of
 from sparsify.parts import metrics
 from sparsify.parts.calibrators import fit_temperature, fit_vector_scaling
@@ -96,6 +96,7 @@ def int8_file(
     samples: Samples,
     *,
     lower: Lower | None = None,
+    written: Written = lambda model: model,
     batch: int = 1,
     threads: int = 1,
 ) -> tuple[onnx.ModelProto, Int8]:
@@ -105,12 +106,13 @@ def int8_file(
         models: fp32 files by form: ``dense``, and ``grouped`` where that differs.
         samples: to observe ranges on, to compare with, and to fit on.
         lower: see `Lower`; needed where there is a ``grouped`` file.
+        written: what a file becomes before it is written; so it is timed, but not returned.
         batch, threads: of the trials.
 
     Raises:
         ExportError: If there are too few calibration samples, a file cannot be quantized, or no form agrees.
     """
-    found, layers = quantize(models, samples.calibration, lower=lower, batch=batch, threads=threads)
+    found, layers = quantize(models, samples.calibration, lower=lower, written=written, batch=batch, threads=threads)
     trials = tuple(trial for trial, _ in found)
     for chosen, model in found:
         have = values_of(model, "logits", samples.held_out).astype(np.float64)
@@ -134,13 +136,14 @@ def quantize(
     calibration: Feeds,
     *,
     lower: Lower | None = None,
+    written: Written = lambda model: model,
     batch: int = 1,
     threads: int = 1,
 ) -> tuple[tuple[tuple[Trial, onnx.ModelProto], ...], dict[str, dict[str, float]]]:
     """The given fp32 files and their int8 forms, timed in turn, the fastest first; and the times of single layers.
 
     Args:
-        models, lower, batch, threads: as for `int8_file`.
+        models, lower, written, batch, threads: as for `int8_file`.
         calibration: training inputs by input name, each [N, ...].
 
     Raises:
@@ -162,7 +165,7 @@ def quantize(
         for integers in ({"dense"}, {"grouped"}, {"dense", "grouped"}):
             kinds = {name: ("int8" if f.split()[1] in integers else "fp32") for name, f in forms(model, form).items()}
             _add(made, f"{form}, {' and '.join(sorted(integers))} layers int8", model, form, kinds, calibration)
-    layers = time_layers(models, calibration, batch=batch, threads=threads)
+    layers = time_layers(models, calibration, written=written, batch=batch, threads=threads)
     best = {weight: min(timed, key=lambda key: timed[key]) for weight, timed in layers.items()}
     dense = tuple(
         weight
@@ -174,7 +177,7 @@ def quantize(
     kinds = {weight: best.get(weight, "fp32").split()[0] for weight in forms(base, form)}
     _add(made, "mixed, by layer", base, form, kinds, calibration)
     feeds = {name: values[:batch] for name, values in calibration.items()}
-    measured = times({name: (model, feeds) for name, (model, _) in made.items()}, threads=threads)
+    measured = times({name: (written(model), feeds) for name, (model, _) in made.items()}, threads=threads)
     trials = [(Trial(name, measured[name], shown), model) for name, (model, shown) in made.items()]
     return tuple(sorted(trials, key=lambda pair: pair[0].milliseconds)), layers
 
@@ -203,8 +206,8 @@ def _add(
     grouped = (
         [layer for layer in find_grouped_linears(model) if kinds.get(layer.name) == "int8"] if form == "grouped" else []
     )
-    dense = {node for node, weight in dense_layers(model).items() if kinds.get(weight) == "int8"}
-    for weight in (*(layer.name for layer in grouped), *(dense_layers(model)[node] for node in dense)):
+    dense = {node: weight for node, weight in dense_layers(model).items() if kinds.get(weight) == "int8"}
+    for weight in (*(layer.name for layer in grouped), *dense.values()):
         shown[weight] = shown[weight].replace("fp32", "int8")
     if any(shown == other for _, other in made.values()):
         return

@@ -101,6 +101,7 @@ class Writer:
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
+        self.values: list[onnx.ValueInfoProto] = []
 
     def constant(self, name: str, value: Array) -> str:
         self.constants.setdefault(name, numpy_helper.from_array(value, name))
@@ -163,6 +164,7 @@ def write_grouped_int8(
     del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
     result.graph.node.extend(nodes)
     result.graph.initializer.extend(item for item in constants if item.name in read)
+    result.graph.value_info.extend(writer.values)
     return result
 
 
@@ -249,6 +251,9 @@ def _gather(writer: Writer, view: View, layer: GroupedLinear, whole: Quantized, 
         shape = writer.constant(f"{result}_chunks", np.array([count // chunk + whole.extra, -1], np.int64))
         data = writer.call("Reshape", [data, shape], f"{result}_chunked")
     if index is not None:
+        if chunk == 1:  # shapes are not inferred through integer operators; `single_samples` looks for the batch
+            shape = [count + whole.extra, (view.sizes.get(layer.source) or [None])[-1]]
+            writer.values.append(helper.make_tensor_value_info(data, onnx.TensorProto.UINT8, shape))
         places = writer.constant(f"{result}_index", index.astype(np.int64))
         data = writer.call("Gather", [data, places], f"{result}_gathered", axis=0)
     if chunk > 1 or index is None:

@@ -6,7 +6,7 @@ changing between integers and floating point costs is seen where whole files are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
@@ -22,23 +22,31 @@ ROUNDS = 9
 Cut = tuple[str, str]
 """First and last tensor of a layer."""
 Timed = tuple[onnx.ModelProto, Feeds]
+Written = Callable[[onnx.ModelProto], onnx.ModelProto]
+"""What a file becomes before it is written."""
 
 
 def time_layers(
-    models: Mapping[str, onnx.ModelProto], calibration: Feeds, *, batch: int, threads: int
+    models: Mapping[str, onnx.ModelProto],
+    calibration: Feeds,
+    *,
+    written: Written = lambda model: model,
+    batch: int,
+    threads: int,
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of every layer by form: ``fp32 dense``, ``int8 dense``, ``fp32 grouped``, ``int8 grouped``; those that it has.
 
     Args:
         models: fp32 files of one program: ``dense``, and ``grouped`` where that differs.
         calibration: inputs of the files by name; the first ``batch`` of them are run.
+        written: what a file becomes before it is written.
         batch, threads: of the trial.
     """
     forms: dict[str, dict[str, Timed]] = {}
     for kind, model in models.items():
-        integers = {name: node for node, name in dense_layers(model).items()}
+        quantized = {name: node for node, name in dense_layers(model).items()}
         view, linear, found = View(model), {layer.name: layer for layer in find_grouped_linears(model)}, _layers(model)
-        kept = {w: cut for w, cut in found.items() if kind == "dense" or w in linear or w not in integers}
+        kept = {w: cut for w, cut in found.items() if kind == "dense" or w in linear or w not in quantized}
         first = {name: values[:batch] for name, values in calibration.items()}
         values, extractor = (
             _values(model, [start for start, _ in kept.values()], first),
@@ -52,11 +60,29 @@ def time_layers(
             if kind == "grouped" and weight in linear:
                 observed = {start: [values[start]], end: [_values(part, [end], given)[end]]}
                 exact = {end} if view.leaves(end) else set[str]()
-                written = write_grouped_int8(part, find_grouped_linears(part), observed, exact=exact)
-                timed["int8 grouped"] = _inside(written, given)
-            elif kind == "dense" and weight in integers:
-                timed["int8 dense"] = _inside(dense_int8(part, {start: values[start]}, {integers[weight]}), given)
-    return {weight: times(timed, threads=threads, rounds=ROUNDS) for weight, timed in forms.items() if len(timed) > 1}
+                integers = write_grouped_int8(part, find_grouped_linears(part), observed, exact=exact)
+                timed["int8 grouped"] = _inside(integers, given)
+            elif kind == "dense" and weight in quantized:
+                timed["int8 dense"] = _inside(dense_int8(part, {start: values[start]}, {quantized[weight]}), given)
+    parts = {
+        weight: {form: (written(_of_size(part, given)), given) for form, (part, given) in timed.items()}
+        for weight, timed in forms.items()
+        if len(timed) > 1
+    }
+    return {weight: times(timed, threads=threads, rounds=ROUNDS) for weight, timed in parts.items()}
+
+
+def _of_size(model: onnx.ModelProto, given: Feeds) -> onnx.ModelProto:
+    """The part with the sizes of what it is given, so that it is written for this batch alone."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for value in result.graph.input:
+        for place, size in zip(value.type.tensor_type.shape.dim, given[value.name].shape, strict=True):
+            place.dim_value = size
+    for value in result.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del result.graph.value_info[:]
+    return result
 
 
 def _layers(model: onnx.ModelProto) -> dict[str, Cut]:

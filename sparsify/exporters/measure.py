@@ -15,6 +15,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import fx
 
+from sparsify.exporters.int8_layers import Written
 from sparsify.ir import Program, TensorSpec
 from sparsify.parts.packing import Packing, best_packing
 
@@ -35,7 +36,7 @@ class Trial:
         return f"{self.grouped:.0f} µs grouped, {self.dense:.0f} µs dense, measured"
 
 
-def measure_layers(program: Program) -> dict[str, Trial]:
+def measure_layers(program: Program, written: Written = lambda model: model) -> dict[str, Trial]:
     """Time every convolution and linear layer of the eval phase that leaves out inputs.
 
     A convolution is timed behind a depthwise one, so that leaving and re-entering the blocked layout is paid for as in a network; a linear
@@ -43,6 +44,7 @@ def measure_layers(program: Program) -> dict[str, Trial]:
 
     Args:
         program: of stage FOLDED, not lowered.
+        written: what a file becomes before it is written.
     """
     found: dict[str, Trial] = {}
     for node in program.phases["eval"].graph.nodes:
@@ -59,7 +61,7 @@ def measure_layers(program: Program) -> dict[str, Trial]:
         ):
             continue
         models = (_convolutions if values.ndim == 4 else _products)(node, values, packing, spec)
-        dense, grouped = _medians([_caller(*model) for model in models])
+        dense, grouped = _medians([_caller(written(model), shape) for model, shape in models])
         found[str(weight.target)] = Trial(1e6 * dense, 1e6 * grouped)
     return found
 

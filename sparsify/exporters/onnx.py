@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from sparsify.errors import ExportError
 from sparsify.exporters import int8
 from sparsify.exporters.initializers import check_budgets, name_weights, store_sparse
+from sparsify.exporters.int8_layers import Written
 from sparsify.exporters.measure import measure_layers
+from sparsify.exporters.single_samples import SELECTIONS, check_same, single_samples
 from sparsify.ir import Program, Stage
 from sparsify.ir.serialization import write_atomically
 from sparsify.passes import (
@@ -39,6 +41,8 @@ STORAGES = ("dense", "sparse")
 FORMS = ("auto", "dense", "grouped", "auto:measure")
 PRECISIONS = ("fp32", "int8")
 RELATIVE_TOLERANCE = 1e-4
+BRANCH_SAMPLES = 32
+"""Held-out samples on which an int8 file is run with and without operators of its own for one sample."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ def export(
     opset: int = 20,
     storage: str = "dense",
     form: str = "auto",
+    selection: str = "by-batch",
     precision: str = "fp32",
     calibration: Sequence[Tensor] = (),
     held_out: Sequence[Tensor] = (),
@@ -106,6 +111,8 @@ def export(
         form: of layers whose groups of outputs read few inputs: ``grouped`` as small dense layers behind a selection of inputs, ``dense``
             as they are, ``auto``, grouped where a cost model predicts a gain, or ``auto:measure``, where timing both in ONNX Runtime on
             this machine shows one.
+        selection: how grouped linear layers select their inputs: ``by-batch``, with operators of their own for one sample, behind an ``If``
+            where the batch is open; or ``gather``, for runtimes without ``If``: `Gather` at every batch, far slower for one sample.
         precision: ``fp32``, or ``int8`` for the fastest of the fp32 file and its int8 forms, timed in ONNX Runtime on this machine.
         calibration: for int8, training inputs like ``inputs``, on which ranges are observed.
         held_out: for int8, inputs that neither training nor a test set holds: predictions are compared on them. Empty: ``inputs``.
@@ -122,19 +129,23 @@ def export(
         raise ExportError(f"storage should be one of {', '.join(STORAGES)}, found {storage!r}.")
     if form not in FORMS:
         raise ExportError(f"form should be one of {', '.join(FORMS)}, found {form!r}.")
+    if selection not in SELECTIONS:
+        raise ExportError(f"selection should be one of {', '.join(SELECTIONS)}, found {selection!r}.")
     if precision not in PRECISIONS:
         raise ExportError(f"precision should be one of {', '.join(PRECISIONS)}, found {precision!r}.")
     if precision == "int8" and storage != "dense":
         raise ExportError("int8 files have storage 'dense'; 'sparse' holds float32 values. Choose one of the two.")
+    written = single_samples if selection == "by-batch" else _as_it_is
     masks = {name: mask.clone() for name, mask in program.masks().items()}
     folded = _folded(program)
     arranged = _arranged(folded, form)
-    lowered, forms = _lowered(arranged, form)
+    lowered, forms = _lowered(arranged, form, written)
     model = _convert(lowered, inputs, opset)
     nonzeros, positions = check_budgets(model, folded, lowered, masks)
+    final = written(model)
     if storage == "sparse":
-        store_sparse(model)
-    data = _finished(model, metadata or {})
+        store_sparse(final)
+    data = _finished(final, metadata or {})
     parity = _prove(data, folded, inputs)
     integers = None
     if precision == "int8":
@@ -148,8 +159,10 @@ def export(
         def lower(kept: tuple[str, ...]) -> onnx.ModelProto:
             return name_weights(convert(_grouped(arranged, "grouped", (*dense, *kept))[0]), arranged)
 
-        integer, integers = int8.int8_file(models, samples, lower=lower, batch=batch, threads=threads)
-        data = _finished(_clean(integer), {**(metadata or {}), "precision": integers.chosen.name})
+        integer, integers = int8.int8_file(models, samples, lower=lower, written=written, batch=batch, threads=threads)
+        final = written(_clean(integer))
+        check_same(integer, final, {name: x[:BRANCH_SAMPLES] for name, x in samples.held_out.items()})
+        data = _finished(final, {**(metadata or {}), "precision": integers.chosen.name})
     try:
         write_atomically(Path(path), data)
     except OSError as error:
@@ -157,6 +170,10 @@ def export(
             f"cannot write {path}: {error.strerror}. Choose a writable folder with enough space."
         ) from error
     return ExportResult(Path(path), len(data), nonzeros, positions, parity, forms, integers)
+
+
+def _as_it_is(model: onnx.ModelProto) -> onnx.ModelProto:
+    return model
 
 
 def _finished(model: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
@@ -203,11 +220,11 @@ def _arranged(folded: Program, form: str) -> Program:
     return Pipeline((OrderOutputs(), EliminateUnreadOutputs()))(folded)
 
 
-def _lowered(folded: Program, form: str) -> tuple[Program, dict[str, str]]:
+def _lowered(folded: Program, form: str, written: Written) -> tuple[Program, dict[str, str]]:
     """The program with grouped layers in their own form, and what became of each weight."""
     if form == "dense" or folded.stage is not Stage.FOLDED:
         return folded, {}
-    trials = measure_layers(folded) if form == "auto:measure" else {}
+    trials = measure_layers(folded, written) if form == "auto:measure" else {}
     slower = tuple(name for name, trial in trials.items() if trial.grouped >= trial.dense)
     lowered, forms = _grouped(folded, "grouped" if form == "auto:measure" else form, slower)
     return lowered, forms | {name: f"{forms[name]}: {trial}" for name, trial in trials.items()}
