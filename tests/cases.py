@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+
+from sparsify.ir import Program, trace
 
 
 def digits(count: int = 16) -> tuple[Tensor, Tensor]:
@@ -209,6 +212,12 @@ class Case:
         torch.manual_seed(1)
         return self.model()
 
+    def trace(self) -> Program:
+        """The program of ``build()`` with ``args``, of the caller's own: a copy of one that is traced once."""
+        program = _traced(self.name).clone()
+        torch.manual_seed(1)
+        return program
+
 
 def _images() -> tuple[Any, ...]:
     return (digits()[0],)
@@ -238,6 +247,12 @@ CASES: tuple[Case, ...] = (
     Case("embedded", Embedded, _tokens()),
     Case("wide", wide, _images()),
 )
+
+
+@functools.cache
+def _traced(name: str) -> Program:
+    found = case(name)
+    return trace(found.build(), found.args, name=name)
 
 
 def case(name: str) -> Case:

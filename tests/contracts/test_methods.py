@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 
@@ -72,8 +73,15 @@ def hidden() -> nn.Module:
     return nn.Sequential(nn.Flatten(), *layers)
 
 
+@functools.cache
+def traced(build):
+    """Traced once; every test takes a copy."""
+    return sp.trace(build(), (X[:16],))
+
+
 def attached(name, pattern, optimizer="sgd"):
-    program = sp.trace(hidden() if "learned" in pattern else model(), (X[:16],)).train()
+    program = traced(hidden if "learned" in pattern else model).clone().train()
+    torch.manual_seed(1)
     if optimizer == "sgd":
         opt = torch.optim.SGD(program.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
     else:
