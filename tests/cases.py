@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from sparsify.ir import Program, trace
+from sparsify.loading import digits_cnn
 
 
 def digits(count: int = 16) -> tuple[Tensor, Tensor]:
@@ -253,6 +254,21 @@ CASES: tuple[Case, ...] = (
 def _traced(name: str) -> Program:
     found = case(name)
     return trace(found.build(), found.args, name=name)
+
+
+def cnn(seed: int = 0) -> Program:
+    """The program of the digits job's CNN with weights of that seed, of the caller's own; it is traced once."""
+    program, state = _cnn(seed)
+    torch.set_rng_state(state)
+    return program.clone()
+
+
+@functools.cache
+def _cnn(seed: int) -> tuple[Program, Tensor]:
+    torch.manual_seed(seed)
+    model = digits_cnn()
+    state = torch.get_rng_state()
+    return trace(model, (digits(2)[0],)), state
 
 
 def case(name: str) -> Case:
