@@ -17,8 +17,14 @@ from sparsify.loading import digits_cnn
 
 def digits(count: int = 16) -> tuple[Tensor, Tensor]:
     """Real images [count, 1, 8, 8] in [0, 1] and their labels."""
+    images, target = _digits()
+    return torch.tensor(images[:count], dtype=torch.float32)[:, None] / 16, torch.tensor(target[:count])
+
+
+@functools.cache
+def _digits() -> tuple[Any, Any]:
     data = load_digits()
-    return torch.tensor(data.images[:count], dtype=torch.float32)[:, None] / 16, torch.tensor(data.target[:count])
+    return data.images, data.target
 
 
 class ConvBn(nn.Module):
