@@ -120,7 +120,10 @@ def run(
         typer.Option(help="let files of model and weights run the code they may contain", rich_help_panel=WHAT),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="see `sparsify methods`", show_default=DEFAULT.method, rich_help_panel=SPARSE)
+        str | None,
+        typer.Option(
+            help="see `sparsify methods`, or file.py:function", show_default=DEFAULT.method, rich_help_panel=SPARSE
+        ),
     ] = None,
     sparsity: Annotated[
         float | None,
@@ -438,7 +441,10 @@ def report(folder: Annotated[Path, typer.Argument(help="of a finished run, or of
 
 @app.command(rich_help_panel="Lists")
 def methods() -> None:
-    """List the methods with their options, and the wrappers to be written around one: cigl(agent(rigl))."""
+    """List the methods with their options, and the wrappers to be written around one: cigl(agent(rigl)).
+
+    Your own are written file.py:function: cigl(my.py:mest).
+    """
     console.print(tables.methods())
 
 

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from sparsify.errors import RecipeError
+from sparsify.methods.own import label
 from sparsify.methods.registry import inner, layers, options
 from sparsify.recipe import Fraction, Recipe, check_keys, merged, parse_pairs, parse_recipe, read_toml, to_toml
 
@@ -58,7 +59,8 @@ class Lists:
     """The ``[grid]`` table.
 
     Attributes:
-        methods: rows of the table: methods as in `sparsify methods`, wrappers as ``wrapper(base)``, or names of variants.
+        methods: rows of the table: methods as a recipe names them, ``file.py:function`` among them, wrappers as ``wrapper(base)``, or
+            names of variants.
         sparsities: inactive fractions, each in (0, 1).
         seeds: of data order, masks and growth; every cell is trained with each.
         bases: by name, the row or rows it is compared with, where that is not what stands in the parentheses of a wrapper, the
@@ -129,13 +131,13 @@ class Grid:
             RecipeError: If a cell's recipe does not hold, or two cells are the same run.
         """
         found = [cell for seed in self.lists.seeds for name in self.names() for cell in self._row(name, seed)]
-        for label, key in (("the same run", lambda cell: cell.recipe.hash()), ("one folder", lambda cell: cell.folder)):
+        for what, key in (("the same run", lambda cell: cell.recipe.hash()), ("one folder", lambda cell: cell.folder)):
             first: dict[str, Cell] = {}
             for cell in found:
                 other = first.setdefault(key(cell), cell)
                 if other is not cell:
                     raise RecipeError(
-                        f"two cells of the grid are {label}: {other} and {cell}. Leave one out, or rename it."
+                        f"two cells of the grid are {what}: {other} and {cell}. Leave one out, or rename it."
                     )
         return found
 
@@ -157,7 +159,7 @@ class Grid:
         values = {**self.common, **own, "method": method, "sparsity": sparsity, "seed": seed}
         try:
             shared = shared_options(self.common["method_options"], method)
-            values["method_options"] = merged(shared, _flat(own.get("method_options", {}), layers(method)[-1]))
+            values["method_options"] = merged(shared, _flat(own.get("method_options", {}), label(layers(method)[-1])))
             return parse_recipe(None, values)
         except RecipeError as error:
             raise RecipeError(f"grid row {name!r} at sparsity {sparsity:g}: {error}") from error
@@ -168,10 +170,11 @@ def shared_options(given: Mapping[str, Any], method: str) -> dict[str, Any]:
 
     A table of the innermost method goes before plain options.
     """
-    *wrappers, core = layers(method)
+    names = layers(method)
+    *wrappers, core = map(label, names)
     for name in (*wrappers, core):
         _check_table(given, name, f"[method_options.{name}]")
-    plain = {key: value for key, value in given.items() if key in options(core)}
+    plain = {key: value for key, value in given.items() if key in options(names[-1])}
     return {**plain, **given.get(core, {}), **{name: given[name] for name in wrappers if name in given}}
 
 
@@ -252,7 +255,7 @@ def _check_options(grid: Grid) -> None:
     rows = grid.names()
     given = grid.common["method_options"]
     parts = [layers(grid.method(name)) for name in rows]
-    tables = {name for names in parts for name in names}
+    tables = {label(name) for names in parts for name in names}
     plain = {key for names in parts for key in options(names[-1])}
     check_keys("[method_options], of all methods of the grid together,", given, sorted(plain | tables))
     for table, named in (("variants", grid.lists.variants), ("bases", grid.lists.bases)):

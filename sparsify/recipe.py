@@ -41,11 +41,11 @@ class Recipe:
         image_size: side in pixels to which a folder's images, or encoded images, are resized.
         normalise: ``auto`` brings images to mean 0 and deviation 1 per channel; ``none`` leaves bytes as [0, 1] and floats as they are.
         ood: out-of-distribution inputs to be told from the test part: ``file.npz``, a folder of images, ``file.py:factory``, ``photos``.
-        method: see `sparsify methods`; wrappers are written around it, ``cigl(agent(rigl))``.
+        method: see `sparsify methods`, or ``file.py:function``; wrappers are written around it, ``cigl(agent(rigl))``.
         sparsity: inactive fraction of the maskable weights; density is 1 - sparsity.
         pattern: see `sparsify patterns`.
         keep_dense: globs of weights without a mask.
-        method_options: further options of the method; those of a wrapper in a table of its name.
+        method_options: further options of the method; those of a wrapper in a table of its name, of a function's in that of the function.
         baseline: train the dense model too, same budget.
         calibrator: ``temperature`` or ``vector``.
         form: how layers whose groups of outputs read few inputs are exported: ``grouped``, ``dense``, ``auto``, ``auto:measure``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,20 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from sparsify.ir import Program, trace
+from sparsify.loading import digits_cnn
+
 
 def digits(count: int = 16) -> tuple[Tensor, Tensor]:
     """Real images [count, 1, 8, 8] in [0, 1] and their labels."""
+    images, target = _digits()
+    return torch.tensor(images[:count], dtype=torch.float32)[:, None] / 16, torch.tensor(target[:count])
+
+
+@functools.cache
+def _digits() -> tuple[Any, Any]:
     data = load_digits()
-    return torch.tensor(data.images[:count], dtype=torch.float32)[:, None] / 16, torch.tensor(data.target[:count])
+    return data.images, data.target
 
 
 class ConvBn(nn.Module):
@@ -209,6 +219,12 @@ class Case:
         torch.manual_seed(1)
         return self.model()
 
+    def trace(self) -> Program:
+        """The program of ``build()`` with ``args``, of the caller's own: a copy of one that is traced once."""
+        program = _traced(self.name).clone()
+        torch.manual_seed(1)
+        return program
+
 
 def _images() -> tuple[Any, ...]:
     return (digits()[0],)
@@ -238,6 +254,27 @@ CASES: tuple[Case, ...] = (
     Case("embedded", Embedded, _tokens()),
     Case("wide", wide, _images()),
 )
+
+
+@functools.cache
+def _traced(name: str) -> Program:
+    found = case(name)
+    return trace(found.build(), found.args, name=name)
+
+
+def cnn(seed: int = 0) -> Program:
+    """The program of the digits job's CNN with weights of that seed, of the caller's own; it is traced once."""
+    program, state = _cnn(seed)
+    torch.set_rng_state(state)
+    return program.clone()
+
+
+@functools.cache
+def _cnn(seed: int) -> tuple[Program, Tensor]:
+    torch.manual_seed(seed)
+    model = digits_cnn()
+    state = torch.get_rng_state()
+    return trace(model, (digits(2)[0],)), state
 
 
 def case(name: str) -> Case:

@@ -1,4 +1,7 @@
-"""The rules that keep the rooms apart, read from the source. Each rule has a small tree that breaks it."""
+"""The rules that keep the rooms apart, read from the source. Each rule has a small tree that breaks it.
+
+One file because a rule, its exceptions and what breaks it are read together.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,12 @@ from pathlib import Path
 import pytest
 
 import sparsify
+from sparsify.methods import METHODS, WRAPPERS, base
 
 ROOT = Path(__file__).parents[1]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "version"}),
+    frozenset({"references"}),
     frozenset({"parts"}),
     frozenset({"ir"}),
     frozenset({"passes"}),
@@ -47,6 +52,11 @@ PUBLIC = {"__version__",
     "Method", "Pipeline", "Program", "SparseTrainer", "attach", "export", "methods", "trace",
 }  # fmt: skip
 LONGEST = 400
+LONGEST_METHOD = 150
+NO_METHODS = {"__init__", "base", "registry", "own"}
+"""Files of `sparsify/methods` that implement none."""
+ALSO_WORDS = {"dense", "set", "static", "averaged"}
+"""Names of methods that are words of training as well."""
 
 Rule = Callable[[Path], Iterator[str]]
 
@@ -261,6 +271,46 @@ def folders_of_tests(root: Path) -> Iterator[str]:
             yield f"{folder.relative_to(root).as_posix()}: has no __init__.py"
 
 
+def methods_are_short(root: Path) -> Iterator[str]:
+    """A method is a composition in one file; what makes it longer is a part."""
+    for path, _ in sources(root, "sparsify/methods"):
+        lines = len((root / path).read_text().splitlines())
+        if Path(path).stem not in NO_METHODS and lines > LONGEST_METHOD:
+            yield f"{path}: {lines} lines; move a part of it to sparsify/parts"
+
+
+def methods_are_values(root: Path) -> Iterator[str]:
+    """No method subclasses another: nothing derives from `Method`, or from a class of a method's file."""
+    trees = list(sources(root, "sparsify/methods"))
+    classes = {"Method", *(n.name for _, tree in trees for n in ast.walk(tree) if isinstance(n, ast.ClassDef))}
+    for path, tree in sources(root):
+        for node in ast.walk(tree):
+            parents = map(dotted, node.bases) if isinstance(node, ast.ClassDef) else ()
+            for name in parents:
+                if name.split(".")[-1] in classes and (path.startswith("sparsify/methods/") or name.endswith("Method")):
+                    yield f"{path}:{node.lineno}: subclasses {name}"
+
+
+def training_knows_no_method(root: Path) -> Iterator[str]:
+    """Training reads the slots of a `Method`: it imports no method, names none, and does not ask for a name."""
+    stems = {path.stem for path in (root / "sparsify/methods").glob("*.py")} - NO_METHODS
+    names = {name for stem in stems for name in (stem, stem.replace("_", "-"))} | {*METHODS, *WRAPPERS}
+    words = re.compile(rf"(?<![\w-])(?:{'|'.join(sorted(map(re.escape, names - ALSO_WORDS)))})(?![\w-])", re.IGNORECASE)
+    for path, tree in sources(root, "sparsify/training"):
+        for name, line in imported(tree):
+            room = name.removeprefix("sparsify.methods.").split(".")[0]
+            if name.startswith("sparsify.methods.") and room != "base" and not hasattr(base, room):
+                yield f"{path}:{line}: imports {name}"
+        for number, line in enumerate((root / path).read_text().splitlines(), 1):
+            if match := words.search(line):
+                yield f"{path}:{number}: names {match[0]!r}"
+        for node in ast.walk(tree):
+            asked = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            asked += [node.func.value] if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else []
+            if any(re.search(r"(?:^|[._])method\.name$", dotted(part)) for part in asked):
+                yield f"{path}:{node.lineno}: asks for a method's name"
+
+
 RULES: tuple[Rule, ...] = (
     import_order,
     parts_are_pure,
@@ -274,6 +324,9 @@ RULES: tuple[Rule, ...] = (
     errors_speak,
     files_say_what_they_are,
     folders_of_tests,
+    methods_are_short,
+    methods_are_values,
+    training_knows_no_method,
 )
 
 BREAKERS: dict[str, list[tuple[str, str]]] = {
@@ -319,6 +372,20 @@ BREAKERS: dict[str, list[tuple[str, str]]] = {
     ],
     "files_say_what_they_are": [("sparsify/ir/a.py", "x = 1"), ("sparsify/ir/utils.py", '"""Things."""')],
     "folders_of_tests": [("tests/parts/test_a.py", "")],
+    "methods_are_short": [("sparsify/methods/a.py", "x = 1\n" * (LONGEST_METHOD + 1))],
+    "methods_are_values": [
+        ("sparsify/methods/a.py", "from sparsify.methods.base import Method\nclass A(Method): ..."),
+        ("sparsify/methods/a.py", "class A: ...\nclass B(A): ..."),
+        ("sparsify/training/a.py", "import sparsify.methods.base as base\nclass A(base.Method): ..."),
+    ],
+    "training_knows_no_method": [
+        ("sparsify/training/a.py", "from sparsify.methods.rigl import rigl"),
+        ("sparsify/training/a.py", "from sparsify.methods import METHODS"),
+        ("sparsify/training/a.py", "def f(kind): return kind == 'dst-ee'"),
+        ("sparsify/training/a.py", "# AGENT corrects here"),
+        ("sparsify/training/a.py", "def f(self): return self.method.name == x"),
+        ("sparsify/training/a.py", "def f(method): return method.name.startswith(x)"),
+    ],
 }
 
 

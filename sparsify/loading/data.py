@@ -10,8 +10,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from sparsify.errors import DataError
@@ -149,10 +147,12 @@ def load_data(
 
 def digits_arrays() -> Arrays:
     """Scikit-learn's digits as bytes, split once and for all."""
+    from sklearn.datasets import load_digits  # takes a second, which a command without data should not wait
+
     images, target = load_digits(return_X_y=True)
     labels = np.asarray(target)
     pixels = (np.asarray(images).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    kept, held = train_test_split(np.arange(len(labels)), test_size=360, random_state=0, stratify=labels)
+    kept, held = _split(labels, held=360, seed=0, stratified=True)
     return {"x_train": pixels[kept], "y_train": labels[kept], "x_test": pixels[held], "y_test": labels[held]}
 
 
@@ -167,8 +167,17 @@ def _drawn(text: str, train: Samples, count: int, *, seed: int) -> Samples:
         raise DataError(
             f"{text}: train_samples should be between {2 * classes}, two of each class, and {len(labels) - classes}, found {count}."
         )
-    kept, _ = train_test_split(np.arange(len(labels)), train_size=count, random_state=seed, stratify=labels)
+    kept, _ = _split(labels, held=len(labels) - count, seed=seed, stratified=True)
     return Subset(train, torch.from_numpy(np.sort(kept)))
+
+
+def _split(labels: np.ndarray, *, held: int, seed: int, stratified: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that are kept and rows that are held out."""
+    from sklearn.model_selection import train_test_split
+
+    rows = np.arange(len(labels))
+    kept, out = train_test_split(rows, test_size=held, random_state=seed, stratify=labels if stratified else None)
+    return np.asarray(kept), np.asarray(out)
 
 
 def _held_out(text: str, train: Samples, *, seed: int, fraction: float) -> tuple[Samples, Samples]:
@@ -185,10 +194,5 @@ def _held_out(text: str, train: Samples, *, seed: int, fraction: float) -> tuple
         raise DataError(
             f"{text}: keeping {held_count} of {len(labels)} training samples leaves fewer than the {classes} classes. Lower holdout."
         )
-    kept, held = train_test_split(
-        np.arange(len(labels)),
-        test_size=held_count,
-        random_state=seed,
-        stratify=labels if held_count >= classes else None,
-    )
+    kept, held = _split(labels, held=held_count, seed=seed, stratified=held_count >= classes)
     return Subset(train, torch.from_numpy(np.sort(kept))), Subset(train, torch.from_numpy(np.sort(held)))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from sparsify.errors import DataError
@@ -130,6 +129,8 @@ def _grey(pixels: np.ndarray) -> np.ndarray:
 
 def _photos(channels: int, height: int, width: int) -> np.ndarray:
     """Patches [1000, C, H, W] from a grid of places, overlapping where they are large."""
+    from sklearn.datasets import load_sample_images
+
     images = [np.asarray(image) for image in load_sample_images().images]
     if height > images[0].shape[0] or width > images[0].shape[1]:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Methods by name, for recipes and the command. A wrapper is written around its base: ``cigl(agent(rigl))``."""
+"""Methods by name or by ``file.py:function``, for recipes and the command. A wrapper is written around its base: ``cigl(agent(rigl))``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from sparsify.methods.iterative_magnitude import imp
 from sparsify.methods.itop import itop
 from sparsify.methods.moon import moon, widened
 from sparsify.methods.one_shot import one_shot
+from sparsify.methods.own import is_own, label, own, parameters, wraps
 from sparsify.methods.rigl import rigl
 from sparsify.methods.sparse_evolutionary import set as sparse_evolutionary
 from sparsify.methods.srigl import srigl
@@ -66,20 +67,35 @@ def layers(text: str) -> tuple[str, ...]:
         raise RecipeError(f"cannot read the method {text!r}. Write a name, or wrappers around one: cigl(agent(rigl)).")
     *wrappers, base = names
     for name in wrappers:
-        if name in METHODS:
-            raise RecipeError(f"{name!r} in {text!r} is no wrapper. Wrappers: {', '.join(WRAPPERS)}.")
-        if name not in WRAPPERS:
-            raise RecipeError(f"there is no wrapper {name!r}.{_near(name, WRAPPERS)}")
-    if base in WRAPPERS:
-        raise RecipeError(
-            f"{base!r} wraps another method: write {base}(rigl), or around another of {', '.join(METHODS)}."
-        )
-    if base not in METHODS:
-        raise RecipeError(f"there is no method {base!r}.{_near(base, METHODS)}")
-    for name in wrappers:
-        if wrappers.count(name) > 1:
-            raise RecipeError(f"{text!r} has {name!r} twice. Write each wrapper once.")
+        _check_wrapper(name, text)
+    _check_base(base)
+    labels = [label(name) for name in names]
+    for name in labels:
+        if labels.count(name) > 1:
+            other = ", or give one of the functions another name" if any(map(is_own, names)) else ""
+            raise RecipeError(f"{text!r} has {name!r} twice. Write each wrapper once{other}.")
     return tuple(names)
+
+
+def _check_wrapper(name: str, text: str) -> None:
+    if is_own(name):
+        if not wraps(own(name)):
+            raise RecipeError(
+                f"{name!r} in {text!r} is no wrapper: its function does not take ``base`` first. Wrappers: {', '.join(WRAPPERS)}."
+            )
+    elif name in METHODS:
+        raise RecipeError(f"{name!r} in {text!r} is no wrapper. Wrappers: {', '.join(WRAPPERS)}.")
+    elif name not in WRAPPERS:
+        raise RecipeError(f"there is no wrapper {name!r}.{_near(name, WRAPPERS)}")
+
+
+def _check_base(name: str) -> None:
+    if wraps(own(name)) if is_own(name) else name in WRAPPERS:
+        raise RecipeError(
+            f"{name!r} wraps another method: write {name}(rigl), or around another of {', '.join(METHODS)}."
+        )
+    if not is_own(name) and name not in METHODS:
+        raise RecipeError(f"there is no method {name!r}.{_near(name, METHODS)}")
 
 
 def inner(text: str) -> str | None:
@@ -93,53 +109,64 @@ def inner(text: str) -> str | None:
 
 
 def options(name: str) -> dict[str, Any]:
-    """Option names of a method or a wrapper with their defaults (`inspect.Parameter.empty` where required)."""
-    if name in METHODS:
-        return {p.name: p.default for p in inspect.signature(METHODS[name]).parameters.values()}
-    return {p.name: p.default for p in list(inspect.signature(WRAPPERS[name]).parameters.values())[1:]}
+    """Option names of a method or a wrapper with their defaults (`inspect.Parameter.empty` where required).
+
+    Raises:
+        RecipeError: If a function of the user's own cannot be had.
+    """
+    function = _function(name)
+    return {p.name: p.default for p in parameters(function)[1 if wraps(function) else 0 :]}
+
+
+def _function(name: str) -> Callable[..., Method]:
+    if is_own(name):
+        return own(name)
+    return METHODS[name] if name in METHODS else WRAPPERS[name]
 
 
 def build(name: str, given: Mapping[str, Any]) -> Method:
     """A method from its spelling and options.
 
     Args:
-        name: ``rigl``, or with wrappers, ``cigl(agent(rigl))``.
-        given: options of the innermost method by name, and those of a layer as a mapping under its name:
-            ``{"density": 0.1, "agent": {"gamma": 0.2}}``. ``allocation`` may be a name.
+        name: ``rigl``, or with wrappers, ``cigl(agent(rigl))``; each may be a function of the user's own, ``cigl(my.py:mest)``.
+        given: options of the innermost method by name, and those of a layer as a mapping under its name, of a function under that of
+            the function: ``{"density": 0.1, "agent": {"gamma": 0.2}}``. ``allocation`` may be a name.
 
     Raises:
-        RecipeError: If a method or an option is unknown, a required option is missing, or two wrappers exclude each other.
+        RecipeError: If a method or an option is unknown, a required option is missing, two wrappers exclude each other, or a function
+            of the user's own fails or returns something else.
     """
     *wrappers, base = layers(name)
     tables = _tables(name, (*wrappers, base), given)
-    method = METHODS[base](**_checked(base, tables[base]))
+    method = _function(base)(**_checked(base, tables[label(base)]))
     for wrapper in reversed(wrappers):
-        method = WRAPPERS[wrapper](method, **_checked(wrapper, tables[wrapper]))
+        method = _function(wrapper)(method, **_checked(wrapper, tables[label(wrapper)]))
     return method
 
 
 def _tables(text: str, names: tuple[str, ...], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The options of each layer."""
-    base = names[-1]
-    tables: dict[str, dict[str, Any]] = {name: {} for name in names}
-    known = [*options(base), *(f"{name}.{key}" for name in names for key in options(name))]
+    """The options of each layer, by its label."""
+    layered = {label(name): options(name) for name in names}
+    base = label(names[-1])
+    tables: dict[str, dict[str, Any]] = {name: {} for name in layered}
+    known = [*layered[base], *(f"{name}.{key}" for name, keys in layered.items() for key in keys)]
     for key, value in given.items():
         if isinstance(value, Mapping):
             if key not in tables:
                 raise RecipeError(
-                    f"method {text!r} has no layer {key!r} to give options to. It has {', '.join(names)}."
+                    f"method {text!r} has no layer {key!r} to give options to. It has {', '.join(layered)}."
                 )
             table, pairs = key, dict(value)
         else:
             table, pairs = base, {key: value}
         for option, content in pairs.items():
             spelt = option if table == base else f"{table}.{option}"
-            if option not in options(table):
-                owners = [f"{name}.{option}" for name in names if option in options(name)]
+            if option not in layered[table]:
+                owners = [f"{name}.{option}" for name, keys in layered.items() if option in keys]
                 near = owners or difflib.get_close_matches(spelt, known, n=3)
                 raise RecipeError(
                     f"method {table!r} has no option {option!r}. Nearest: {', '.join(near) or 'none'}. "
-                    f"All: {', '.join(options(table)) or 'none'}."
+                    f"All: {', '.join(layered[table]) or 'none'}."
                 )
             if option in tables[table]:
                 raise RecipeError(f"option {option!r} of {table!r} is given twice, with and without its layer's name.")
@@ -163,4 +190,4 @@ def _checked(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _near(name: str, among: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, [*METHODS, *WRAPPERS], n=3)
-    return f" Nearest: {', '.join(near) or 'none'}. All: {', '.join(among)}."
+    return f" Nearest: {', '.join(near) or 'none'}. All: {', '.join(among)}; or write file.py:function."

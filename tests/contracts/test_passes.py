@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparsify.errors import PassError
-from sparsify.ir import Stage, trace
+from sparsify.ir import Stage
 from sparsify.passes import PASSES, Effect, Pipeline, Preserves
 from tests.cases import CASES
 
@@ -31,7 +31,7 @@ PREFIX = {
 
 
 def before_and_after(case, name):
-    program = trace(case.build(), case.args).eval()
+    program = case.trace().eval()
     with torch.no_grad():  # fresh statistics would make folding trivial
         for key, buffer in program.named_buffers():
             if key.endswith(("running_mean", "running_var")):
@@ -43,9 +43,9 @@ def before_and_after(case, name):
 
 @pytest.mark.parametrize("name", PASSES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_preserved_outputs(case, name):
+def test_preserved_outputs_and_declared_effects(case, name):
     before, after = before_and_after(case, name)
-    kept = PASSES[name].preserves
+    kept, effects = PASSES[name].preserves, PASSES[name].effects
     for key, want in before.outputs(*case.args).items():
         have = after.outputs(*case.args)[key]
         if kept is Preserves.OUTPUTS_EXACTLY:
@@ -54,26 +54,18 @@ def test_preserved_outputs(case, name):
             torch.testing.assert_close(have, want, rtol=0, atol=1e-5 * float(want.detach().abs().max()))
     if PASSES[name].ensures:
         assert after.stage is PASSES[name].ensures
-
-
-@pytest.mark.parametrize("name", PASSES)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_declared_effects(case, name):
-    before, after = before_and_after(case, name)
-    effects = PASSES[name].effects
-    names = {n for p in (before, after) for n, _ in (*p.named_parameters(), *p.named_buffers())}
     state = [dict((*p.named_parameters(), *p.named_buffers())) for p in (before, after)]
     if not effects & Effect.NAMES:
         assert state[0].keys() == state[1].keys()
     if not effects & Effect.WEIGHTS:
-        for key in names & state[0].keys() & state[1].keys():
+        for key in state[0].keys() & state[1].keys():
             assert torch.equal(state[0][key], state[1][key]), key
 
 
 @pytest.mark.parametrize("name", PASSES)
 def test_the_callers_program_is_untouched(name):
     case = CASES[1]
-    program = trace(case.build(), case.args)
+    program = case.trace()
     prefix = PREFIX[name].rstrip(" |")
     before = Pipeline.parse(prefix)(program) if prefix else program
     text, state = before.text(), {k: v.clone() for k, v in before.state_dict().items()}
@@ -84,7 +76,7 @@ def test_the_callers_program_is_untouched(name):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_program_with_masks_and_taps_survives_the_file(case, tmp_path):
-    program = trace(case.build(), case.args)
+    program = case.trace()
     pipeline = "insert-masks{density=0.3} | insert-gradient-taps | insert-random-masks | record-randomness"
     program = Pipeline.parse(f"{pipeline} | attach-calibration-head")(program)
     program.save(tmp_path / "p.sparsify")
@@ -134,6 +126,6 @@ def test_parse_and_str_are_inverse(text):
     ],
 )
 def test_misuse_says_what_to_do(text, message):
-    program = trace(CASES[1].build(), CASES[1].args)
+    program = CASES[1].trace()
     with pytest.raises(PassError, match=message):
         Pipeline.parse(text)(program)

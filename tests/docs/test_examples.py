@@ -132,9 +132,19 @@ def test_python_blocks_run_and_print_what_is_shown(page, tmp_path, monkeypatch, 
         page.write_text("".join(lines), encoding="utf-8")
 
 
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """The repository as the working folder, and in it ``my.py`` with the method and the wrapper that a page writes."""
+    for path in ROOT.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    written = blocks((ROOT / "docs" / "writing_a_method.md").read_text(encoding="utf-8"))
+    (tmp_path / "my.py").write_text("\n".join([block.text for block in written if block.language == "python"][:2]))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("beside")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_parse(page, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_commands_parse(page):
     for line in commands(page.read_text(encoding="utf-8")):
         check(line)
 
@@ -175,6 +185,7 @@ def check(line: str) -> None:
         parse_grid(given["recipe"], given["set_"] or [])
 
 
+@pytest.mark.usefixtures("beside")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_recipes_hold(page, tmp_path):
     for block in blocks(page.read_text(encoding="utf-8")):

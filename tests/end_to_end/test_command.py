@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-import sparsify.cli as cli
 from sparsify.loading import digits_cnn
+from tests.end_to_end.commands import command
 
 SHORT = [
     "--epochs",
@@ -32,21 +33,15 @@ SHORT = [
     "threads=1",
 ]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+SECONDS = 120
+"""More than any machine needs: a command that hangs ends its test."""
 
 
 def sparsify(capsys, *arguments):
-    """(exit code, standard output, standard error) of the command, in this process."""
-    before = sys.argv
-    sys.argv = ["sparsify", *map(str, arguments)]
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    finally:
-        sys.argv = before
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    """(exit code, standard output, standard error) of the command, in this process; nothing is written beside them."""
+    code, out, err = command(*arguments)
+    beside = capsys.readouterr()
+    return code, out + beside.out, err + beside.err
 
 
 def test_run_leaves_a_file_with_exactly_the_budget(capsys, tmp_path):
@@ -63,19 +58,28 @@ def test_run_leaves_a_file_with_exactly_the_budget(capsys, tmp_path):
     assert (tmp_path / "a" / "recipe.toml").exists() and (tmp_path / "a" / "dense.onnx").exists()
 
 
-def test_the_written_recipe_reproduces_the_run(capsys, tmp_path):
-    assert sparsify(capsys, "run", "--out", tmp_path / "a", *SHORT)[0] == 0
-    assert sparsify(capsys, "run", "--out", tmp_path / "b", "--recipe", tmp_path / "a" / "recipe.toml")[0] == 0
-    assert (tmp_path / "a" / "model.onnx").read_bytes() == (tmp_path / "b" / "model.onnx").read_bytes()
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a short run, to be read; a test that changes it takes a copy."""
+    out = tmp_path_factory.mktemp("finished") / "a"
+    assert command("run", "--out", out, *SHORT)[0] == 0
+    return out
+
+
+def test_the_written_recipe_reproduces_the_run(capsys, tmp_path, finished):
+    assert sparsify(capsys, "run", "--out", tmp_path / "b", "--recipe", finished / "recipe.toml")[0] == 0
+    assert (finished / "model.onnx").read_bytes() == (tmp_path / "b" / "model.onnx").read_bytes()
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
-    command = [sys.executable, "-m", "sparsify", "run", "--out", str(tmp_path / "a"), *SHORT, "--set", "epochs=200"]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    words = [sys.executable, "-m", "sparsify", "run", "--out", str(tmp_path / "a"), *SHORT, "--set", "epochs=2000"]
+    process = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    end = time.monotonic() + SECONDS
     while not (tmp_path / "a" / "checkpoint.pt").exists():
+        assert process.poll() is None and time.monotonic() < end
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 130
     assert "--resume" in " ".join(out.split())
 
@@ -275,30 +279,26 @@ def test_a_folder_that_cannot_be_made(capsys, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-LIMITED = """
-import resource, sys
-import sparsify.cli
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-sys.argv = ["sparsify", *sys.argv[1:]]
-sparsify.cli.main()
-"""
+@pytest.fixture
+def full_disk():
+    """A limit on the size of a file stands for the full disk: the write itself fails, at different artefacts by the limit."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("limit", [1_000, 500_000, 1_000_000])
-def test_a_full_disk_ends_with_a_message_and_nothing_half_written(tmp_path, limit):
-    # A limit on the size of a file stands for the full disk: the write itself fails, at different artefacts by the limit.
-    command = [sys.executable, "-c", LIMITED.format(limit=limit), "run", "--out", str(tmp_path / "a"), *SHORT]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr and "sparsify: " in done.stderr
+def test_a_full_disk_ends_with_a_message_and_nothing_half_written(full_disk, tmp_path, limit):
+    full_disk(limit)
+    code, _, err = command("run", "--out", tmp_path / "a", *SHORT)
+    full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    assert code == 2, err
+    assert "Traceback" not in err and "sparsify: " in err
     assert not list((tmp_path / "a").rglob("*.unfinished"))
     for path in (tmp_path / "a").rglob("*.onnx"):
         onnx.checker.check_model(onnx.load(path))
-    again = subprocess.run(
-        [sys.executable, "-m", "sparsify", "run", "--out", str(tmp_path / "a"), *SHORT, "--resume"],
-        env=ENVIRONMENT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert again.returncode == 0, again.stderr
+    code, _, err = command("run", "--out", tmp_path / "a", *SHORT, "--resume")
+    assert code == 0, err
 
 
 def test_a_read_only_folder(tmp_path):
@@ -309,8 +309,8 @@ def test_a_read_only_folder(tmp_path):
     else:
         prefix = []
     (tmp_path / "a").mkdir(mode=0o555)
-    command = [*prefix, sys.executable, "-m", "sparsify", "run", "--out", str(tmp_path / "a" / "b"), *SHORT]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    words = [*prefix, sys.executable, "-m", "sparsify", "run", "--out", str(tmp_path / "a" / "b"), *SHORT]
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 2 and "cannot write into" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and list((tmp_path / "a").iterdir()) == []
 
@@ -324,8 +324,8 @@ def test_a_folder_with_something_else_is_left_alone(capsys, tmp_path):
     assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
 
 
-def test_a_damaged_checkpoint_and_another_recipe_are_refused(capsys, tmp_path):
-    assert sparsify(capsys, "run", "--out", tmp_path / "a", *SHORT)[0] == 0
+def test_a_damaged_checkpoint_and_another_recipe_are_refused(capsys, tmp_path, finished):
+    shutil.copytree(finished, tmp_path / "a")
     code, _, err = sparsify(capsys, "run", "--out", tmp_path / "a", *SHORT, "--set", "seed=5", "--resume")
     assert code == 2 and "another recipe" in err
     (tmp_path / "a" / "checkpoint.pt").write_bytes(b"torn")
@@ -339,9 +339,8 @@ def test_a_damaged_program_is_refused(capsys, tmp_path):
     assert code == 2 and "damaged" in err
 
 
-def test_export_bench_and_report_of_a_saved_program(capsys, tmp_path):
-    run = tmp_path / "a"
-    assert sparsify(capsys, "run", "--out", run, *SHORT)[0] == 0
+def test_export_bench_and_report_of_a_saved_program(capsys, tmp_path, finished):
+    run = shutil.copytree(finished, tmp_path / "a")
     again = tmp_path / "again.onnx"
     code, out, err = sparsify(capsys, "export", run / "program.sparsify", "--out", again, "--storage", "sparse")
     assert code == 0 and "agrees with" in out, err
@@ -381,8 +380,7 @@ assert session.get_modelmeta().custom_metadata_map["method"] == "rigl"
 """
 
 
-def test_the_file_runs_where_there_is_neither_torch_nor_sparsify(capsys, tmp_path):
-    assert sparsify(capsys, "run", "--out", tmp_path / "a", *SHORT)[0] == 0
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "a" / "model.onnx")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+def test_the_file_runs_where_there_is_neither_torch_nor_sparsify(tmp_path, finished):
+    words = [sys.executable, "-c", WITHOUT_TORCH, str(finished / "model.onnx")]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.commands import command
 from tests.end_to_end.test_command import sparsify
 
 MODEL = """
@@ -53,9 +54,8 @@ def start(recipe, out, *more):
 @pytest.fixture(scope="module")
 def whole(recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "out"
-    process = start(recipe, out)
-    shown, err = process.communicate()
-    assert process.returncode == 0, err
+    code, shown, err = command("compare", recipe, "--out", out, "--cores", "2")
+    assert code == 0, err
     return out, shown
 
 
@@ -123,9 +123,8 @@ def test_stopped_killed_and_resumed_gives_the_same_bytes(recipe, whole, tmp_path
     kept = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/report.html")}
     assert 0 < len(kept) < 4
 
-    process = start(recipe, out, "--resume")
-    shown, err = process.communicate()
-    assert process.returncode == 0, err
+    code, _, err = command("compare", recipe, "--out", out, "--cores", "2", "--resume")
+    assert code == 0, err
     assert all(path.stat().st_mtime_ns == before for path, before in kept.items())  # finished cells were left alone
     for name in ("compare.json", "compare.md", "compare.html", "grid.toml"):
         assert (out / name).read_bytes() == (whole[0] / name).read_bytes(), name
@@ -153,25 +152,29 @@ def build():
 
 
 def test_cells_that_fail_cost_the_others_nothing_and_are_tried_again(capsys, recipe, tmp_path):
+    another_grid(tmp_path / "out")  # which --overwrite replaces
     (tmp_path / "crash.py").write_text(FAILING)
-    text = recipe.read_text().replace("[0, 1]", "[0]").replace('["rigl"]', '["rigl", "crash", "absent"]')
-    text += f'\n[grid.variants.crash]\nmethod = "rigl"\nmodel = "{tmp_path}/crash.py:build"\n'
-    text += f'\n[grid.variants.absent]\nmethod = "rigl"\nmodel = "{tmp_path}/absent.py:build"\n'
+    text = recipe.read_text().replace("[0, 1]", "[0]").replace('["rigl"]', '["crash", "absent"]')
+    for name in ("crash", "absent"):
+        text += f'\n[grid.variants.{name}]\nmethod = "rigl"\nmodel = "{tmp_path}/{name}.py:build"\n'
+    text += '\n[grid.bases]\ncrash = "dense"\nabsent = "dense"\n'
     (tmp_path / "grid.toml").write_text(text)
-    options = ("--out", tmp_path / "out", "--set", "epochs=1", "--set", "grid.methods=rigl,crash,absent")
-    code, shown, err = sparsify(capsys, "compare", tmp_path / "grid.toml", *options, "--cores", "4")
+    options = ("--out", tmp_path / "out", "--set", "epochs=1", "--cores", "4")
+    code, shown, err = sparsify(capsys, "compare", tmp_path / "grid.toml", *options, "--overwrite")
     err = " ".join(err.split())
     assert code == 1, err  # a process that died is nobody's mistake
     assert "crash 0.8 seed 0 failed: its process was ended by signal 9" in err
     assert "absent 0.8 seed 0 failed: there is no file" in err and "Traceback" not in err
+    assert "epochs = 1" in (tmp_path / "out" / "grid.toml").read_text()
+    assert "One seed" in (tmp_path / "out" / "compare.md").read_text()
     content = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert [row["name"] for row in content["rows"]] == ["dense", "rigl"] and "rigl" in shown
+    assert [row["name"] for row in content["rows"]] == ["dense"] and "dense" in shown
     assert [missing["cell"] for missing in content["missing"]] == ["crash 0.8 seed 0", "absent 0.8 seed 0"]
     (tmp_path / "crash.py").write_text(MODEL)
-    code, _, err = sparsify(capsys, "compare", tmp_path / "grid.toml", *options, "--cores", "4", "--resume")
+    code, _, err = sparsify(capsys, "compare", tmp_path / "grid.toml", *options, "--resume")
     assert code == 2 and "crash 0.8 seed 0 failed" not in err and "absent 0.8 seed 0 failed" in err
     content = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert "crash" in [row["name"] for row in content["rows"]] and len(content["missing"]) == 1
+    assert [row["name"] for row in content["rows"]] == ["dense", "crash"] and len(content["missing"]) == 1
 
 
 def another_grid(out: Path) -> None:
@@ -260,12 +263,3 @@ def test_cells_that_do_not_fit_the_grid_are_refused(capsys, recipe, whole, tmp_p
     damage(tmp_path / "out")
     code, _, err = sparsify(capsys, "compare", recipe, "--out", tmp_path / "out", "--resume")
     assert code == 2 and message in " ".join(err.split()) and "Traceback" not in err, err
-
-
-def test_overwrite_starts_anew(capsys, recipe, tmp_path):
-    another_grid(tmp_path / "out")
-    options = ("--out", tmp_path / "out", "--overwrite", "--cores", "2", "--set", "epochs=1", "--set", "grid.seeds=0")
-    code, _, err = sparsify(capsys, "compare", recipe, *options)
-    assert code == 0, err
-    assert "epochs = 1" in (tmp_path / "out" / "grid.toml").read_text()
-    assert "One seed" in (tmp_path / "out" / "compare.md").read_text()

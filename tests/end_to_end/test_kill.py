@@ -1,5 +1,7 @@
-"""kill -9 at random moments of a run, from the first import to the last file, then resume: the same bytes as an unbroken run.
+"""kill -9 at random moments of a run, from the first import to the last files, then resume: the same bytes as an unbroken run.
 
+A moment is a file of the run that has just appeared, and a short time after it, so that it does not depend on the speed of the machine.
+What is killed is a process of its own; the unbroken run and those that go on are commands in this one.
 ``pytest tests/end_to_end/test_kill.py --kills 20`` tries more moments than the default three.
 """
 
@@ -11,11 +13,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from sparsify.training import load_checkpoint
+from tests.end_to_end.commands import command
 
 OPTIONS = ["--epochs", "3", "--baseline", "--set", "method_options.update_every=10"]
 OPTIONS += ["--set", "checkpoint_every=5", "--set", "threads=1"]
@@ -30,42 +32,46 @@ SAME = (
 )
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "sparsify", "run", "--out", str(folder), *OPTIONS, *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+ORDER = ("", "recipe.toml", "dense/checkpoint.pt", "dense.onnx", "checkpoint.pt", "program.sparsify", "model.onnx")
+"""What appears in the folder, in this order; the first stands for the start of the process."""
+SECONDS = 120
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """(folder, seconds) of a run that nobody disturbed."""
+    """The folder of a run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    begin = time.monotonic()
-    process = start(folder)
-    _, err = process.communicate()
-    assert process.returncode == 0, err.decode()
-    return folder, time.monotonic() - begin
+    assert command("run", "--out", folder, *OPTIONS)[0] == 0
+    return folder
 
 
 def pytest_generate_tests(metafunc):
-    if "moment" in metafunc.fixturenames:
-        rng = random.Random(0)
+    if "after" in metafunc.fixturenames:
+        rng = random.Random(23)
         count = metafunc.config.getoption("--kills")
-        moments = [(index + rng.random()) / count for index in range(count)]
-        metafunc.parametrize("moment", moments, ids=[f"{moment:.2f}" for moment in moments])
+        places = [ORDER[int(len(ORDER) * (index + rng.random()) / count)] for index in range(count)]
+        cases = [(after, rng.uniform(0.0, 0.2)) for after in places]
+        ids = [f"{after or 'start'}+{delay:.2f}" for after, delay in cases]
+        metafunc.parametrize(("after", "delay"), cases, ids=ids)
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(whole, tmp_path, moment):
-    reference, seconds = whole
-    process = start(tmp_path / "run")
-    time.sleep(moment * seconds)
+def test_a_killed_run_resumes_to_the_same_bytes(whole, tmp_path, after, delay):
+    folder = tmp_path / "run"
+    words = [sys.executable, "-m", "sparsify", "run", "--out", str(folder), *OPTIONS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    end = time.monotonic() + SECONDS
+    while after and not (folder / after).exists():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.002)
+    time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it was still at work"
     for checkpoint in tmp_path.rglob("checkpoint.pt"):
         assert load_checkpoint(checkpoint)["trainer"]["steps"] > 0
-    again = start(tmp_path / "run", "--resume")
-    _, err = again.communicate()
-    assert again.returncode == 0, err.decode()
+    code, _, err = command("run", "--out", folder, *OPTIONS, "--resume")
+    assert code == 0, err
     for name in SAME:
-        assert (tmp_path / "run" / name).read_bytes() == (reference / name).read_bytes(), name
-    assert (tmp_path / "run" / "report.html").exists() and not list(tmp_path.rglob("*.unfinished"))
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    assert (folder / "report.html").exists() and not list(tmp_path.rglob("*.unfinished"))

@@ -20,7 +20,7 @@ def images(tmp_path):
     digits = load_digits()
     pixels = (digits.images * (255 / 16)).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)
     x, y = np.stack([pixels] * 3, axis=3), digits.target
-    np.savez(tmp_path / "d.npz", x_train=x[:500], y_train=y[:500], x_test=x[500:580], y_test=y[500:580])
+    np.savez(tmp_path / "d.npz", x_train=x[:160], y_train=y[:160], x_test=x[160:200], y_test=y[160:200])
     return tmp_path / "d.npz"
 
 

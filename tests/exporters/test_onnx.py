@@ -23,7 +23,7 @@ from tests.cases import CASES, digits
 
 
 def sparse(case, pipeline="insert-masks{density=0.25} | attach-calibration-head"):
-    return Pipeline.parse(pipeline)(sp.trace(case.build(), case.args).eval())
+    return Pipeline.parse(pipeline)(case.trace().eval())
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from sparsify.ir import trace
 from sparsify.ir.serialization import write_atomically
 from sparsify.passes import PASSES, Pipeline
 from tests.cases import case
@@ -23,7 +22,7 @@ def made(command: str) -> str:
     """The command line, the log of what was left alone or decided, and the program's text."""
     name, _, passes = command.partition(" | ")
     found = case(name)
-    program, logs = trace(found.build(), found.args, name=name), ()
+    program, logs = found.trace(), ()
     if passes:
         program, logs = Pipeline.parse(passes).run(program)
     left_alone = [f"// {step.name}: {where}: {reason}" for step in logs for where, reason in step.skipped]

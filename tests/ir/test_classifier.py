@@ -53,13 +53,13 @@ def test_found_behind(name, phase):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_has_its_last_layer_found(case):
-    found = classifier(sp.trace(case.build(), case.args), "eval")
+    found = classifier(case.trace(), "eval")
     assert found.weight == {"mlp": "5.weight", "conv_bn": "fc.weight", "wide": "6.weight"}.get(case.name, "head.weight")
 
 
 def test_found_through_masks_taps_and_lowering():
     text = "insert-masks{density=0.5} | insert-gradient-taps"
-    program = sp.Pipeline.parse(text)(sp.trace(CASES[1].build(), CASES[1].args))
+    program = sp.Pipeline.parse(text)(CASES[1].trace())
     assert {classifier(program, phase).weight for phase in ("train", "eval")} == {"fc.weight"}
 
 

@@ -60,7 +60,7 @@ def test_a_raw_matmul_parameter():
 
 def test_macs_where_the_batch_is_not_the_first_dimension():
     found = case("attention")
-    program = trace(found.build(), found.args)
+    program = found.trace()
     # 8 rows an image: [8, N, 16] goes into the projections and [8*N, 16] out of the attention.
     assert {site.name: site.macs for site in program.maskable()} == {
         "embed.weight": 8 * 16 * 8,

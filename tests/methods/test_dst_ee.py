@@ -10,8 +10,7 @@ from torch import nn
 
 import sparsify as sp
 from sparsify.errors import RecipeError
-from sparsify.loading import digits_cnn
-from tests.cases import digits
+from tests.cases import cnn, digits
 from tests.methods.one_layer import OneLayer
 
 WEIGHTS = [[0.1, -0.2, 0.3, -0.4], [0.5, -0.6, 0.7, -0.8]]
@@ -111,8 +110,7 @@ def test_without_exploration_it_is_rigl_bit_for_bit(options):
     x, y = digits(64)
     results = []
     for method in (sp.methods.rigl, lambda **given: sp.methods.dst_ee(c=0.0, **given)):
-        torch.manual_seed(1)
-        program = sp.trace(digits_cnn(), (x[:2],)).train()
+        program = cnn(1).train()
         optimizer = torch.optim.SGD(program.parameters(), lr=0.05, momentum=0.9)
         made = method(density=0.3, update_every=4, **options)
         trainer = sp.attach(made, program, optimizer, total_steps=30, seed=5)
@@ -127,11 +125,10 @@ def test_without_exploration_it_is_rigl_bit_for_bit(options):
 
 
 def test_more_exploration_covers_more():
-    x, y = digits(256)
+    x, y = digits(64)
     found = []
     for c in (0.0, 0.01, 1.0):
-        torch.manual_seed(1)
-        program = sp.trace(digits_cnn(), (x[:2],)).train()
+        program = cnn(1).train()
         optimizer = torch.optim.SGD(program.parameters(), lr=0.05, momentum=0.9)
         method = sp.methods.dst_ee(density=0.1, update_every=4, c=c)
         trainer = sp.attach(method, program, optimizer, total_steps=60)

@@ -8,8 +8,7 @@ from torch import nn
 
 import sparsify as sp
 from sparsify.errors import RecipeError
-from sparsify.loading import digits_cnn
-from tests.cases import digits
+from tests.cases import cnn, digits
 from tests.methods.one_layer import OneLayer
 
 WEIGHTS = [[0.1, -0.2, 0.3, -0.4, 0.5], [-0.6, 0.7, -0.8, 0.9, -1.0]]
@@ -73,8 +72,7 @@ def test_sparse_to_sparse_starts_at_the_density_asked_for():
 def test_the_budget_is_exact_where_active_weights_are_zero():
     """Grown weights that never moved tie with what is inactive; ranking over all layers must not give a layer more than it has."""
     x, y = digits(64)
-    torch.manual_seed(1)
-    program = sp.trace(digits_cnn(), (x[:2],)).train()
+    program = cnn(1).train()
     optimizer = torch.optim.SGD(program.parameters(), lr=0.0)
     method = sp.methods.granet(
         density=0.05, update_every=2, drop_fraction=0.9, drop_fraction_end=0.9, initial_density=0.3

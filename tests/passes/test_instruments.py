@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sparsify as sp
 from sparsify.passes import Pipeline, recording
 from tests.cases import CASES
 
 
 def test_a_block_records_its_passes_in_order_and_nothing_else():
-    program = sp.trace(CASES[0].build(), CASES[0].args)
+    program = CASES[0].trace()
     Pipeline.parse("attach-calibration-head")(program)
     with recording() as outer:
         masked = Pipeline.parse("insert-masks{density=0.5} | attach-calibration-head")(program)

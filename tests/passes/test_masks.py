@@ -25,7 +25,7 @@ def gradients(program, args):
 
 
 def sparse(case):
-    program = Pipeline.parse("insert-masks{density=0.3}")(trace(case.build(), case.args))
+    program = Pipeline.parse("insert-masks{density=0.3}")(case.trace())
     with torch.no_grad():
         for name, mask in program.masks().items():
             program.weight(name).mul_(mask)
@@ -74,7 +74,7 @@ def test_a_tap_records_the_dense_gradient_against_finite_differences():
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("pattern", ["unstructured", "block:2x1"])
 def test_one_shot_masks_have_the_exact_budget_and_survive_folding(case, pattern):
-    program = trace(case.build(), case.args)
+    program = case.trace()
     masked = Pipeline.parse(f"insert-masks{{density=0.25 pattern={pattern}}}")(program)
     costs = masked.costs()
     assert abs(costs.active - round(0.25 * costs.maskable)) < parse_pattern(pattern).unit_size((2, 2))
@@ -84,28 +84,28 @@ def test_one_shot_masks_have_the_exact_budget_and_survive_folding(case, pattern)
 
 
 def test_two_of_four_along_the_inputs():
-    program = trace(CASES[0].build(), CASES[0].args)
+    program = CASES[0].trace()
     masked = Pipeline.parse("insert-masks{density=0.5 pattern=nm:2:4}")(program)
     for mask in masked.masks().values():
         assert (mask.reshape(mask.shape[0], -1, 4).sum(-1) == 2).all()
 
 
 def test_a_pattern_that_does_not_divide_names_the_weight():
-    program = trace(CASES[1].build(), CASES[1].args)
+    program = CASES[1].trace()
     with pytest.raises(PatternError, match=r"'conv.weight'.*keep-dense"):
         Pipeline.parse("insert-masks{pattern=nm:2:4}")(program)
 
 
 @pytest.mark.parametrize("density", ["0", "1.2", "-0.1", "nan"])
 def test_an_impossible_density_is_refused(density):
-    program = trace(CASES[0].build(), CASES[0].args)
+    program = CASES[0].trace()
     with pytest.raises(AllocationError, match=r"\(0, 1\]"):
         Pipeline.parse(f"insert-masks{{density={density}}}")(program)
 
 
 def test_tied_weights_have_one_mask():
     case = next(c for c in CASES if c.name == "tied")
-    program = Pipeline.parse("insert-masks{density=0.5}")(trace(case.build(), case.args))
+    program = Pipeline.parse("insert-masks{density=0.5}")(case.trace())
     assert list(program.masks()) == ["first.weight", "head.weight"]
     assert program.costs().maskable == 64 * 64 + 64 * 10
 
@@ -125,7 +125,7 @@ def test_temperature_and_vector_heads_by_hand():
 
 def test_instruments(tmp_path):
     lines: list[str] = []
-    program = trace(CASES[0].build(), CASES[0].args)
+    program = CASES[0].trace()
     Pipeline.parse("insert-masks | fold-masks").run(program, [print_diff(lines.append), dump_to(tmp_path / "dump")])
     assert "+    %apply_mask = apply_mask(%_1_weight" in lines[0]
     assert {p.name for p in (tmp_path / "dump").iterdir()} == {

@@ -113,7 +113,7 @@ def test_other_readers_of_the_logits_are_left_alone():
 @pytest.mark.parametrize("score", ["known", "odds"])
 def test_every_case_is_exported_with_its_outputs(name, score, tmp_path):
     found = case(name)
-    program = sp.trace(found.build(), found.args)
+    program = found.trace()
     program = sp.Pipeline.parse(f"widen-classifier{{score={score}}} | attach-calibration-head")(program).eval()
     sp.export(program, tmp_path / "m.onnx", inputs=list(found.args))
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))

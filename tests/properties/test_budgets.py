@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsify.errors import AllocationError
-from sparsify.ir import trace
 from sparsify.parts.allocation import ALLOCATIONS, Layer
 from sparsify.passes import Pipeline
 from tests.cases import case
@@ -98,7 +97,7 @@ def test_the_global_ranking_keeps_the_largest(layers, density):
 def test_inserted_masks_have_the_budget(allocation, pattern, unit):
     found = case("mlp")
     keep = "5.weight"  # ten outputs
-    program = trace(found.build(), found.args)
+    program = found.trace()
     for density in (0.02, 0.1, 1 / 3, 0.5, 0.77, 1.0):
         options = f"pattern={pattern} density={density} allocation={allocation} keep-dense={keep}"
         masked = Pipeline.parse(f"insert-masks{{{options}}}")(program)

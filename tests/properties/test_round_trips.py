@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsify.ir import Program, trace
+from sparsify.ir import Program
 from sparsify.methods import METHODS, WRAPPERS
 from sparsify.methods.registry import options
 from sparsify.parts.allocation import ALLOCATIONS
@@ -119,7 +119,7 @@ STEPS = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_programs_after_every_pass_and_passes_after_every_file(case, tmp_path):
-    program = trace(case.build(), case.args).eval()
+    program = case.trace().eval()
     for index, step in enumerate(STEPS):
         program = Pipeline.parse(step)(program)
         file = tmp_path / f"{index}.sparsify"

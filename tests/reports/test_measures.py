@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-import sparsify as sp
 from sparsify.passes import Pipeline, recording
 from sparsify.reports import covered, layers, ood_quality, pass_rows, quality, sizes
 from tests.cases import CASES
@@ -23,7 +22,7 @@ def test_the_quality_of_two_samples():
 
 
 def test_sizes_and_layers_of_a_masked_program():
-    program = sp.trace(CASES[0].build(), CASES[0].args)
+    program = CASES[0].trace()
     weights = {site.name: site for site in program.maskable()}
     assert sizes(program)["active"] == sizes(program)["maskable"] and sizes(program)["density"] == 1
     kept = list(weights)[-1]

@@ -7,18 +7,16 @@ import torch
 from torch import nn
 
 import sparsify as sp
-from sparsify.loading import digits_cnn
 from sparsify.parts.samples import TensorSamples
 from sparsify.training.history import BATCH, epoch_row
-from tests.cases import digits
+from tests.cases import cnn, digits
 
 X, Y = digits(300)
 MEANS = {"loss": 0.5, "accuracy": 0.75}
 
 
 def after(method, steps):
-    torch.manual_seed(0)
-    program = sp.trace(digits_cnn(), (X[:2],)).train()
+    program = cnn().train()
     optimizer = torch.optim.SGD(program.parameters(), lr=0.05)
     trainer = sp.attach(method, program, optimizer, total_steps=100, epoch_steps=100)
     for _ in range(steps):

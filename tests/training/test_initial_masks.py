@@ -7,16 +7,14 @@ import torch
 
 import sparsify as sp
 from sparsify.errors import RecipeError
-from sparsify.loading import digits_cnn
 from sparsify.training.initial_masks import insert_masks
-from tests.cases import digits
+from tests.cases import cnn, digits
 
 X, _ = digits(64)
 
 
 def started(method, *, seed=0, tapped=False):
-    torch.manual_seed(seed)
-    program = sp.trace(digits_cnn(), (X[:2],)).train()
+    program = cnn(seed).train()
     optimizer = torch.optim.SGD(program.parameters(), lr=0.05, momentum=0.9)
     if tapped:
         insert_masks(method, program, optimizer, torch.Generator().manual_seed(seed), tapped=True)

@@ -9,13 +9,14 @@ import torch
 
 import sparsify as sp
 from sparsify.errors import TrainingError
-from sparsify.loading import digits_cnn, load_data
+from sparsify.loading import load_data
 from sparsify.methods import Averaging, Method
 from sparsify.parts.allocation import global_magnitude
 from sparsify.parts.schedules import at, constant
 from sparsify.parts.scores import gradient, magnitude
 from sparsify.parts.topology import DropAndGrow, InTurn, Prune
 from sparsify.training import Settings, train
+from tests.cases import cnn
 from tests.methods.one_layer import OneLayer
 
 WEIGHTS = [[0.1, -0.2, 0.3, -0.4], [0.5, -0.6, 0.7, -0.8]]
@@ -81,8 +82,7 @@ def test_the_command_s_run_resumes_to_the_same_bits_and_history(name, tmp_path):
     settings = Settings(epochs=3, lr=0.05, checkpoint_every=7)
 
     def trained(folder, **more):
-        torch.manual_seed(0)
-        program = sp.trace(digits_cnn(), (data.example(),))
+        program = cnn()
         method = sp.methods.build(name, {"density": 0.3, **options})
         return program, train(method, program, data.train, data.validation, settings, folder=folder, key="k", **more)
 

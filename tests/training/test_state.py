@@ -10,17 +10,15 @@ from torch import nn
 
 import sparsify as sp
 from sparsify.errors import TrainingError
-from sparsify.loading import digits_cnn
 from sparsify.methods import Averaging, Correction
 from sparsify.methods import dense as dense_method
-from tests.cases import digits
+from tests.cases import cnn, digits
 
 X, Y = digits(64)
 
 
 def started(method, *, total=40, seed=0, lr=0.05):
-    torch.manual_seed(seed)
-    program = sp.trace(digits_cnn(), (X[:2],)).train()
+    program = cnn(seed).train()
     optimizer = torch.optim.SGD(program.parameters(), lr=lr, momentum=0.9)
     return program, optimizer, sp.attach(method, program, optimizer, total_steps=total, seed=seed)
 

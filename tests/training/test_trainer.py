@@ -13,11 +13,12 @@ from torch import nn
 import sparsify as sp
 from sparsify.errors import TrainingError
 from sparsify.ir import surgery
-from sparsify.loading import digits_cnn, load_data
+from sparsify.loading import load_data
 from sparsify.methods import Averaging
-from sparsify.parts.samples import TensorSamples
+from sparsify.parts.samples import Subset, TensorSamples
 from sparsify.training import Settings, train
 from sparsify.training.trainer import _inputs, find_device, lr_factor
+from tests.cases import cnn
 
 SETTINGS = Settings(epochs=4, lr=0.05, warmup=5, checkpoint_every=1000)
 
@@ -28,8 +29,7 @@ def data():
 
 
 def trained(data, folder, *, method=None, validation=None, **changes):
-    torch.manual_seed(0)
-    program = sp.trace(digits_cnn(), (data.example(),))
+    program = cnn()
     settings = dataclasses.replace(SETTINGS, **changes)
     method = method or sp.methods.rigl(density=0.2, update_every=10)
     result = train(method, program, data.train, validation or data.validation, settings, folder=folder, key="k")
@@ -62,14 +62,14 @@ def test_resuming_on_a_round_that_replaces_the_step_warns_of_nothing(data, tmp_p
     method = sp.methods.rigl(density=0.2, update_every=10)
     arguments = (data.train, data.validation, SETTINGS)
     with pytest.raises(KeyboardInterrupt):
-        train(method, sp.trace(digits_cnn(), (data.example(),)), *arguments, **options, on_step=stop)
-    result = train(method, sp.trace(digits_cnn(), (data.example(),)), *arguments, **options, resume=True)
+        train(method, cnn(), *arguments, **options, on_step=stop)
+    result = train(method, cnn(), *arguments, **options, resume=True)
     assert result.counts["steps"] == 76 and result.history[0]["step"] == 19
 
 
 def test_every_step_is_told_with_its_density(data, tmp_path):
     rows = []
-    program = sp.trace(digits_cnn(), (data.example(),))
+    program = cnn()
     method = sp.methods.gmp(density=0.2, start_at=10, stop_at=50, update_every=10)
     train(method, program, data.train, data.validation, SETTINGS, folder=tmp_path, key="k", on_step=rows.append)
     assert [row["step"] for row in rows] == list(range(1, 77)) and {row["total"] for row in rows} == {76}
@@ -100,10 +100,10 @@ def test_early_stop_waits_for_the_final_density(data, tmp_path):
 
 
 def test_bf16_keeps_parameters_in_float32_and_learns(data, tmp_path):
-    program, result = trained(data, tmp_path, precision="bf16")
+    program, result = trained(data, tmp_path, precision="bf16", epochs=2)
     assert {p.dtype for p in program.parameters()} == {torch.float32}
     assert result.history[-1]["val_accuracy"] > 0.9
-    _, full = trained(data, tmp_path / "full")
+    _, full = trained(data, tmp_path / "full", epochs=2)
     assert full.history[-1]["loss"] != result.history[-1]["loss"], "mixed precision changes the arithmetic"
 
 
@@ -176,22 +176,21 @@ def test_a_correction_sweeps_is_clipped_after_and_leaves_its_readings(data, tmp_
 
 
 def test_an_interrupted_run_of_nested_wrappers_resumes_to_the_same_bits(data, tmp_path):
-    base = sp.methods.rigl(density=0.2, update_every=10, stop_at=0.5)
+    data = dataclasses.replace(data, train=Subset(data.train, torch.arange(640)))  # 10 steps an epoch
+    base = sp.methods.rigl(density=0.2, update_every=5, stop_at=0.5)
     method = sp.methods.cigl(sp.methods.agent(base, coefficient="layer"), start_at=0.6)
-    whole, result = trained(data, tmp_path / "a", method=method, epochs=3, checkpoint_every=10)
+    whole, result = trained(data, tmp_path / "a", method=method, epochs=3, checkpoint_every=5)
 
     def stop(row):
-        if row["step"] == 44:
+        if row["step"] == 23:
             raise KeyboardInterrupt
 
-    settings = dataclasses.replace(SETTINGS, epochs=3, checkpoint_every=10)
+    settings = dataclasses.replace(SETTINGS, epochs=3, checkpoint_every=5)
     arguments = (data.train, data.validation, settings)
     torch.manual_seed(0)
     with pytest.raises(KeyboardInterrupt):
-        train(
-            method, sp.trace(digits_cnn(), (data.example(),)), *arguments, folder=tmp_path / "b", key="k", on_step=stop
-        )
-    again = sp.trace(digits_cnn(), (data.example(),))
+        train(method, cnn(), *arguments, folder=tmp_path / "b", key="k", on_step=stop)
+    again = cnn()
     resumed = train(method, again, *arguments, folder=tmp_path / "b", key="k", resume=True)
     assert resumed == result
     for name, value in whole.state_dict().items():

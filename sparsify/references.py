@@ -1,0 +1,83 @@
+"""``file.py:name`` and ``package.module:name``: the user's own code, found and given its neighbours."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sparsify.errors import LoadError
+
+
+def split(text: str, *, gives: str) -> tuple[str, str]:
+    """The file or module of a reference, and the name in it.
+
+    Args:
+        text: the reference.
+        gives: what it stands for, for messages.
+
+    Raises:
+        LoadError: If the text is of another form.
+    """
+    where, colon, name = text.rpartition(":")
+    if not colon or not where or not name:
+        raise LoadError(f"the {gives} {text!r} should be written file.py:factory or package.module:factory.")
+    return where, name
+
+
+def find(where: str, name: str) -> Callable[..., Any]:
+    """What can be called under that name; call it `within` the same place.
+
+    Args:
+        where: ``file.py``, which is executed anew, or ``package.module``.
+        name: of a function or another callable there.
+
+    Raises:
+        LoadError: If the file, the module or the name is missing (naming the nearest), or the import fails.
+    """
+    try:
+        with within(where):
+            module = _executed(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+    except LoadError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise LoadError(f"importing {where} failed: {type(error).__name__}: {error}.") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        names = sorted(k for k, v in vars(module).items() if callable(v) and not k.startswith("_"))
+        near = difflib.get_close_matches(name, names, n=3)
+        nearest = f" Nearest: {', '.join(near)}." if near else ""
+        raise LoadError(f"{where} has no callable {name!r}; it has {', '.join(names) or 'none'}.{nearest}")
+    return found
+
+
+@contextmanager
+def within(where: str) -> Generator[None]:
+    """Let what lies beside a file, or in the working folder, be imported, after what is installed."""
+    before = list(sys.path)
+    sys.path.append(str(Path(where).resolve().parent if where.endswith(".py") else Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _executed(path: Path) -> Any:
+    if not path.is_file():
+        raise LoadError(f"there is no file {path}. Check the path.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    known = sys.modules.setdefault(path.stem, module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if known is module:
+            del sys.modules[path.stem]
+        raise
+    return module
