@@ -105,7 +105,7 @@ def export(
     Args:
         program: of any stage.
         path: of the file; it appears whole and proved, or not at all.
-        inputs: real held-out inputs, one tensor [N, ...] per program input, N >= 2 where the batch is dynamic.
+        inputs: real held-out inputs, one tensor [N, ...] per program input; a single sample is repeated where the batch is dynamic.
         opset: 18 to 23.
         storage: ``dense``, or ``sparse`` for ONNX sparse initializers where they are smaller (disk only, not speed).
         form: of layers whose groups of outputs read few inputs: ``grouped`` as small dense layers behind a selection of inputs, ``dense``
@@ -135,6 +135,8 @@ def export(
         raise ExportError(f"precision should be one of {', '.join(PRECISIONS)}, found {precision!r}.")
     if precision == "int8" and storage != "dense":
         raise ExportError("int8 files have storage 'dense'; 'sparse' holds float32 values. Choose one of the two.")
+    if program.dynamic_batch and len(inputs[0]) == 1:
+        inputs = [torch.cat([x, x]) for x in inputs]  # files may compute one sample in a way of its own
     written = single_samples if selection == "by-batch" else _as_it_is
     masks = {name: mask.clone() for name, mask in program.masks().items()}
     folded = _folded(program)
