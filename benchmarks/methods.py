@@ -11,14 +11,19 @@ python benchmarks/methods.py cifar10 --data cifar10.npz --set epochs=10 --set gr
 from __future__ import annotations
 
 import argparse
-import shutil
+import json
 import sys
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from sparsify.comparison import Comparison, available, run_grid
 from sparsify.errors import SparsifyError
 from sparsify.grid import parse_grid
+from sparsify.ir.serialization import write_atomically
 from sparsify.progress import grid_bars
+from sparsify.reports.latency import machine
 from sparsify.training import Interrupted
 
 ROOT = Path(__file__).parents[1]
@@ -38,8 +43,27 @@ def main() -> int:
         return 2
     print((arguments.out / "compare.md").read_text())
     if arguments.json:
-        shutil.copyfile(arguments.out / "compare.json", arguments.json)
+        write_atomically(arguments.json, shortened(json.loads((arguments.out / "compare.json").read_text()), found))
     return 1 if found.failures else 0
+
+
+def shortened(content: dict[str, Any], found: Comparison) -> bytes:
+    """The figures of the table alone, a row or cell a line, with the machine; files by name."""
+    keys = found.summary.shown()
+    for part in ("rows", "cells"):
+        for entry in content[part]:
+            entry["figures"] = {key: entry["figures"][key] for key in keys if key in entry["figures"]}
+    grid = content["grid"]
+    grid |= {"data": Path(grid["data"]).name, "ood": [Path(text).name for text in grid["ood"]]}
+    grid["model"] = "/".join(Path(grid["model"]).parts[-2:])
+    parts = {"machine": dict(machine()), "torch": torch.__version__, **content}
+    lines = (
+        f'"{key}": [\n ' + ",\n ".join(map(json.dumps, value)) + "\n]"
+        if key in ("rows", "cells")
+        else f'"{key}": {json.dumps(value)}'
+        for key, value in parts.items()
+    )
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def measure(arguments: argparse.Namespace) -> Comparison:

@@ -42,7 +42,14 @@ def test_the_table_of_a_grid_fits_80_columns():
     figures = {"accuracy": 0.9, "nll_after": 0.2, "ece_before": 0.1, "ece_after": 0.05, "rounds": 10.0}
     rows = (("dense", None, None), ("agent(rigl)", "dense", 0.95))
     cells = [
-        CellResult(name, base, sparsity, seed, {k: v + 0.01 * seed * (base is None) for k, v in figures.items()}, [])
+        CellResult(
+            name,
+            (base,) if base else (),
+            sparsity,
+            seed,
+            {k: v + 0.01 * seed * (base is None) for k, v in figures.items()},
+            [],
+        )
         for name, base, sparsity in rows
         for seed in (0, 1, 2)
     ]

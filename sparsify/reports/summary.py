@@ -34,6 +34,7 @@ MEASURES = {
     "nll_after": Measure("NLL after", better=-1),
     "ece_before": Measure("ECE before", better=-1),
     "ece_after": Measure("ECE after", better=-1),
+    "coverage": Measure("coverage", ".3f"),
     "evaluations": Measure("evaluations", ",.0f"),
     "steps": Measure("steps", ",.0f"),
 }
@@ -165,7 +166,7 @@ class Summary:
             (row, key, row.differences[key])
             for row in self.rows
             for key in self.shown()
-            if key not in COSTS and key in row.differences and row.differences[key].interval
+            if measure(key).better and key in row.differences and row.differences[key].interval
         ]
         clear = [_difference_sentence(*item) for item in judged if verdict(*item[1:]) in JUDGED]
         if not judged:

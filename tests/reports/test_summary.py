@@ -59,6 +59,17 @@ def test_a_row_of_two_bases_is_compared_with_each():
     assert [row.differences["accuracy"].mean for row in rows] == pytest.approx([0.01 / 3, -0.01])
 
 
+def test_coverage_is_shown_and_not_judged():
+    rigl, dst_ee = (
+        [cell(name, seed, 0.9, base=base, coverage=value + seed / 1000) for seed in (0, 1)]
+        for name, base, value in (("rigl", None, 0.2), ("dst-ee", "rigl", 0.3))
+    )
+    found = summarise([*rigl, *dst_ee])
+    assert "coverage" in found.shown()
+    assert verdict("coverage", found.rows[1].differences["coverage"]) == "higher"
+    assert not any("coverage" in sentence for sentence in found.sentences())
+
+
 def test_pairs_are_of_equal_seeds_and_the_others_count_for_the_mean_alone():
     rows = summarise([DENSE[0], DENSE[2], *RIGL]).rows
     difference = rows[1].differences["accuracy"]

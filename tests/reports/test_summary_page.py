@@ -33,7 +33,7 @@ def cells(*, masked=True, seeds=(0, 1, 2)):
                     "evaluations": 60.0,
                     "steps": 60.0,
                 }
-                found.append(CellResult(name, base, sparsity, seed, kept, history))
+                found.append(CellResult(name, (base,) if base else (), sparsity, seed, kept, history))
     return found
 
 
