@@ -295,11 +295,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wanted = [line for line in finished(options.folder) if options.no_training or line["key"] in jobs]
     if not wanted:
         sys.exit("no run is finished")
+    if any(line[name] != wanted[0][name] for line in wanted for name in CHOSEN):
+        sys.exit(
+            f"the folder holds runs of other budgets ({', '.join(CHOSEN)}); give their options, without --no-training"
+        )
     table = summed(wanted)
     timed(table, options)
     print("\n".join(report(table)))
     rows = [{"row": row, "sparsity": sparsity, **figures} for (row, sparsity), figures in table.items()]
-    content = {"machine": dict(machine()), **{name: getattr(options, name) for name in CHOSEN}, "rows": rows}
+    rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]  # NaN is no JSON
+    content = {"machine": dict(machine()), **{name: wanted[0][name] for name in CHOSEN}, "rows": rows}
     write_atomically(options.folder / "pattern_quality.json", (json.dumps(content, indent=1) + "\n").encode())
     plot(table, options.folder / "pattern_quality.png")
 
