@@ -14,19 +14,20 @@ from typing import Any
 from sparsify.errors import LoadError
 
 
-def split(text: str, *, gives: str) -> tuple[str, str]:
+def split(text: str, *, gives: str, called: str = "factory") -> tuple[str, str]:
     """The file or module of a reference, and the name in it.
 
     Args:
         text: the reference.
         gives: what it stands for, for messages.
+        called: what the name in it is called there.
 
     Raises:
         LoadError: If the text is of another form.
     """
     where, colon, name = text.rpartition(":")
     if not colon or not where or not name:
-        raise LoadError(f"the {gives} {text!r} should be written file.py:factory or package.module:factory.")
+        raise LoadError(f"the {gives} {text!r} should be written file.py:{called} or package.module:{called}.")
     return where, name
 
 

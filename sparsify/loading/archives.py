@@ -64,7 +64,14 @@ def sanitised(path: Path) -> bytes:
                 copy.writestr(zipfile.ZipInfo(entry.filename), _part(path, name, archive.read(entry)))
     except FileNotFoundError as error:
         raise LoadError(f"there is no file {path}. Check the path.") from error
-    except (OSError, zipfile.BadZipFile, ValueError, RecursionError, NotImplementedError, EOFError) as error:
+    except OSError as error:
+        raise LoadError(f"cannot read {path}: {error.strerror or error}.") from error
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        EOFError,
+        RuntimeError,
+    ) as error:  # RuntimeError: encrypted, too deep, unknown to zipfile
         text = (str(error).splitlines() or [type(error).__name__])[0]
         raise LoadError(f"{path} is no .pt2 archive ({text}). Save the model with torch.export.save.") from error
     return buffer.getvalue()

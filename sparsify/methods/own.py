@@ -33,13 +33,12 @@ def own(name: str) -> Callable[..., Method]:
         RecipeError: If there is no such file, module or function (naming the nearest), or it fails on import.
     """
     try:
-        where, function = split(name, gives="method")
+        where, function = split(name, gives="method", called="function")
         path = Path(where)
         changed = path.stat().st_mtime_ns if where.endswith(".py") and path.is_file() else None
         found = _found(where, function, Path.cwd(), changed)
     except LoadError as error:
-        text = str(error).replace("factory", "function")
-        raise RecipeError(f"the method {name!r} cannot be had: {text}") from error
+        raise RecipeError(f"the method {name!r} cannot be had: {error}") from error
 
     @functools.wraps(found)
     def called(*base: Method, **given: Any) -> Method:

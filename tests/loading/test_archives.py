@@ -114,6 +114,23 @@ def test_a_part_that_is_there_twice_or_compressed_is_refused(archive, tmp_path):
             load_exported(tmp_path / "m.pt2")
 
 
+def test_an_encrypted_part_and_a_folder_are_no_archives(archive, tmp_path):
+    content = bytearray(archive[0].read_bytes())
+    for mark, flags in (
+        (b"PK\x03\x04", 6),
+        (b"PK\x01\x02", 8),
+    ):  # local headers and the directory: bit 0 says encrypted
+        place = content.find(mark)
+        while place >= 0:
+            content[place + flags] |= 1
+            place = content.find(mark, place + 4)
+    (tmp_path / "m.pt2").write_bytes(content)
+    with pytest.raises(LoadError, match=r"is no .pt2 archive .*encrypted"):
+        load_exported(tmp_path / "m.pt2")
+    with pytest.raises(LoadError, match=r"cannot read .*directory"):
+        load_exported(tmp_path)
+
+
 def test_pickled_sample_inputs_are_never_read(archive, tmp_path):
     class Bomb:
         def __reduce__(self):
