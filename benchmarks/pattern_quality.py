@@ -33,6 +33,7 @@ import torch
 
 import sparsify as sp
 from sparsify.calibration import evaluate, fit
+from sparsify.comparison import end_with_parent
 from sparsify.ir.serialization import write_atomically
 from sparsify.loading import load_data
 from sparsify.methods import Method, dense
@@ -136,13 +137,14 @@ def finished(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def train_all(jobs: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
-    """The jobs that no line tells of, seeds outermost, so that early lines are of all rows."""
+def train_all(jobs: Sequence[dict[str, Any]], options: argparse.Namespace) -> int:
+    """The jobs that no line tells of, seeds outermost, so that early lines are of all rows; how many failed."""
+    failed = 0
     done = {line["key"] for line in finished(options.folder)}
     left = [job for job in jobs if key_of(job) not in done]
     print(f"{len(jobs) - len(left)} runs are there, {len(left)} to do", flush=True)
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(options.processes, mp_context=spawn) as pool:
+    with concurrent.futures.ProcessPoolExecutor(options.processes, spawn, end_with_parent) as pool:
         running = {pool.submit(run, job, options.data, str(options.folder), options.threads): job for job in left}
         for future in concurrent.futures.as_completed(running):
             job = running[future]
@@ -150,6 +152,7 @@ def train_all(jobs: Sequence[dict[str, Any]], options: argparse.Namespace) -> No
                 line = future.result()
             except Exception as error:  # a run that fails costs the others nothing
                 print(f"{job['row']} at {job['sparsity']:.0%}: {type(error).__name__}: {error}", flush=True)
+                failed += 1
                 continue
             with (options.folder / "results.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -157,6 +160,7 @@ def train_all(jobs: Sequence[dict[str, Any]], options: argparse.Namespace) -> No
                 f"{line['row']:44} {line['sparsity']:.0%} seed {line['seed']} {line['accuracy']:.4f} {line['seconds']:.0f} s",
                 flush=True,
             )
+    return failed
 
 
 def summed(lines: Sequence[dict[str, Any]]) -> dict[tuple[str, float], dict[str, Any]]:
@@ -290,8 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             share = 0.0 if row.startswith("dense") else sparsity
             job = {"row": row, "sparsity": share, "seed": seed, **chosen}
             jobs.setdefault(key_of(job), job)
-    if not options.no_training:
-        train_all(list(jobs.values()), options)
+    failed = 0 if options.no_training else train_all(list(jobs.values()), options)
     wanted = [line for line in finished(options.folder) if options.no_training or line["key"] in jobs]
     if not wanted:
         sys.exit("no run is finished")
@@ -307,6 +310,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     content = {"machine": dict(machine()), **{name: wanted[0][name] for name in CHOSEN}, "rows": rows}
     write_atomically(options.folder / "pattern_quality.json", (json.dumps(content, indent=1) + "\n").encode())
     plot(table, options.folder / "pattern_quality.png")
+    if failed:
+        sys.exit(f"{failed} runs failed and are not in the table; the same command tries them again")
 
 
 if __name__ == "__main__":

@@ -306,7 +306,7 @@ class _Pool:
 
 def work(cell: Cell, folder: Path, updates: Connection) -> None:
     """What the process of a cell does. What libraries write goes to ``output.log`` of the run's folder."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     folder.mkdir(parents=True, exist_ok=True)
     log = os.open(folder / "output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, sys.stdout.fileno())
@@ -335,9 +335,13 @@ def work(cell: Cell, folder: Path, updates: Connection) -> None:
         write_json(folder / FAILED, {"error": said, "defect": True})
 
 
-def _end_with_parent() -> None:
-    """Wait for the process that started this one, which may be killed, and end with it; the cell's checkpoint is what is kept."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
+def end_with_parent() -> None:
+    """From now on end this process with the one that started it, even where that one is killed; what is saved is what is kept."""
+    if (parent := multiprocessing.parent_process()) is None:
+        return
+
+    def wait() -> None:
         parent.join()
         os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -19,8 +19,8 @@ from sparsify.errors import ExportError
 from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
 from sparsify.exporters.int8_dense import dense_int8, dense_layers, in_groups
 from sparsify.exporters.int8_grouped import write_grouped_int8
-from sparsify.exporters.int8_layers import Written, time_layers
-from sparsify.exporters.trials import Array, Feeds, batches, fixed_batch, session_of, times, values_of
+from sparsify.exporters.int8_layers import time_layers
+from sparsify.exporters.trials import Array, Feeds, Written, batches, fixed_batch, session_of, times, values_of
 from sparsify.parts import metrics
 from sparsify.parts.calibrators import fit_temperature, fit_vector_scaling
 

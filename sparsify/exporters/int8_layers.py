@@ -6,7 +6,7 @@ changing between integers and floating point costs is seen where whole files are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -16,14 +16,12 @@ from onnx.utils import Extractor
 from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
 from sparsify.exporters.int8_dense import dense_int8, dense_layers, in_groups
 from sparsify.exporters.int8_grouped import write_grouped_int8
-from sparsify.exporters.trials import Array, Feeds, session_of, times
+from sparsify.exporters.trials import Array, Feeds, Written, session_of, times
 
 ROUNDS = 9
 Cut = tuple[str, str]
 """First and last tensor of a layer."""
 Timed = tuple[onnx.ModelProto, Feeds]
-Written = Callable[[onnx.ModelProto], onnx.ModelProto]
-"""What a file becomes before it is written."""
 
 
 def time_layers(

@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import fx
 
-from sparsify.exporters.int8_layers import Written
+from sparsify.exporters.trials import Written
 from sparsify.ir import Program, TensorSpec
 from sparsify.parts.packing import Packing, best_packing
 

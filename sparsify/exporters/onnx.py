@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from sparsify.errors import ExportError
 from sparsify.exporters import int8
 from sparsify.exporters.initializers import check_budgets, name_weights, store_sparse
-from sparsify.exporters.int8_layers import Written
 from sparsify.exporters.measure import measure_layers
 from sparsify.exporters.single_samples import SELECTIONS, check_same, single_samples
+from sparsify.exporters.trials import Written
 from sparsify.ir import Program, Stage
 from sparsify.ir.serialization import write_atomically
 from sparsify.passes import (

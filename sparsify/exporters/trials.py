@@ -14,6 +14,8 @@ import onnxruntime
 Array = np.ndarray
 Feeds = Mapping[str, Array]
 """Values by input name, [N, ...]."""
+Written = Callable[[onnx.ModelProto], onnx.ModelProto]
+"""What a file becomes before it is written; trials time that."""
 BATCH = 32
 """Samples run at a time, where a file leaves the batch open."""
 ROUNDS = 15
