@@ -1,7 +1,8 @@
 """What a pattern costs in accuracy and calibration, and what it brings in latency, against unstructured RigL and narrower dense networks.
 
 A row is a pattern, a method and its options, as text: ``"unstructured rigl"``, ``"grouped:32:learned gmp stop_at=0.5"``, or
-``"dense width=0.5"``, the narrower network. Every row x sparsity x seed is one run of equal training budget: trained, calibrated on
+``"dense width=0.5"``, the narrower network. A row of ``distilled(...)`` learns from the dense network of its seed, which is trained first.
+Every row x sparsity x seed is one run of equal training budget: trained, calibrated on
 held-out data, exported (form auto), measured on the whole test set. A finished run is one line of ``results.jsonl`` and is not done again;
 one that was stopped goes on from its checkpoint. Runs share nothing and go in parallel processes. Latency is taken at the end, all files of
 the lowest seed in turn in one process; a figure is the median over rounds of the ratio to the dense file of the same round.
@@ -36,7 +37,7 @@ from sparsify.calibration import evaluate, fit
 from sparsify.comparison import end_with_parent
 from sparsify.ir.serialization import write_atomically
 from sparsify.loading import load_data
-from sparsify.methods import Method, dense
+from sparsify.methods import Method
 from sparsify.parts.samples import Subset
 from sparsify.passes import AttachCalibrationHead, Pipeline
 from sparsify.reports import compare, quality
@@ -47,6 +48,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from cifar import wide_resnet
 
 BASELINE = "unstructured rigl"
+TEACHER = "dense width=1.0"
 WIDTHS = (0.25, 0.375, 0.5, 0.625, 0.75, 1.0)
 """Of the narrower dense networks; 1.0 is the dense network itself."""
 VALIDATION = 2000
@@ -59,7 +61,8 @@ def all_rows(sparsity: float) -> list[str]:
     """What the issue of patterns is about; N:M is the nearest of 16."""
     groups = [f"grouped:{o}{kind} gmp" for o in (8, 16, 32, 64) for kind in ("", ":learned")]
     fixed = [f"nm:{max(1, round(16 * (1 - sparsity)))}:16 rigl keep_dense=stem.weight", "block:4x1 rigl"]
-    return [BASELINE, "unstructured gmp", *fixed, *groups, *(f"dense width={width}" for width in WIDTHS)]
+    taught = ["grouped:32 distilled(gmp)", *(f"dense distilled(dense) width={width}" for width in (0.375, 0.5))]
+    return [BASELINE, "unstructured gmp", *fixed, *groups, *taught, *(f"dense width={width}" for width in WIDTHS)]
 
 
 def parsed(row: str) -> tuple[str, str, dict[str, str]]:
@@ -81,7 +84,7 @@ def number(text: str) -> Any:
 def method_of(row: str, sparsity: float) -> Method:
     pattern, name, options = parsed(row)
     if pattern == "dense":
-        return dense()
+        return sp.methods.build(name, {})
     given: dict[str, Any] = {key: number(value) for key, value in options.items()}
     given["keep_dense"] = ("head.weight", *filter(None, options.get("keep_dense", "").split(",")))
     density = round(1 - sparsity, 6)
@@ -93,6 +96,11 @@ def method_of(row: str, sparsity: float) -> Method:
 
 def key_of(job: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(dict(job), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def taught_by(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The job whose network is the teacher of another's."""
+    return {**job, "row": TEACHER, "sparsity": 0.0}
 
 
 def run(job: dict[str, Any], data_path: str, folder: str, threads: int) -> dict[str, Any]:
@@ -113,14 +121,27 @@ def run(job: dict[str, Any], data_path: str, folder: str, threads: int) -> dict[
     )  # fmt: skip
     place = Path(folder) / "runs" / key_of(job)
     method = method_of(job["row"], job["sparsity"])
+    teacher = None
+    if method.distillation:
+        teacher = sp.Program.load(Path(folder) / "runs" / key_of(taught_by(job)) / "program.sparsify")
     trained = train(
-        method, program, Subset(data.train, rows), held, settings, folder=place, key=key_of(job), resume=True
+        method,
+        program,
+        Subset(data.train, rows),
+        held,
+        settings,
+        folder=place,
+        key=key_of(job),
+        teacher=teacher,
+        resume=True,
     )
+    if job["row"] == TEACHER:
+        program.save(place / "program.sparsify")
     Pipeline((AttachCalibrationHead(),)).apply(program)
     fit(program, held)
     outputs = evaluate(program, data.test)
     found = quality(outputs["logits"].softmax(1), outputs["probabilities"], data.test.labels)
-    form = "dense" if method.name == "dense" else "auto"
+    form = "auto" if program.masks() else "dense"
     result = sp.export(program, place / "model.onnx", inputs=[data.example(8)], form=form)
     (place / "checkpoint.pt").unlink(missing_ok=True)
     costs = program.costs()
@@ -139,10 +160,16 @@ def finished(folder: Path) -> list[dict[str, Any]]:
 
 def train_all(jobs: Sequence[dict[str, Any]], options: argparse.Namespace) -> int:
     """The jobs that no line tells of, seeds outermost, so that early lines are of all rows; how many failed."""
-    failed = 0
     done = {line["key"] for line in finished(options.folder)}
     left = [job for job in jobs if key_of(job) not in done]
     print(f"{len(jobs) - len(left)} runs are there, {len(left)} to do", flush=True)
+    teachers = [job for job in left if job["row"] == TEACHER]
+    return sum(_train(part, options) for part in (teachers, [job for job in left if job not in teachers]) if part)
+
+
+def _train(left: Sequence[dict[str, Any]], options: argparse.Namespace) -> int:
+    """Train in parallel; how many failed."""
+    failed = 0
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(options.processes, spawn, end_with_parent) as pool:
         running = {pool.submit(run, job, options.data, str(options.folder), options.threads): job for job in left}
@@ -196,12 +223,15 @@ def timed(table: dict[tuple[str, float], dict[str, Any]], options: argparse.Name
     print(result.conditions())
 
 
+def is_rival(row: str) -> bool:
+    """A narrower dense network, without a teacher."""
+    return parsed(row)[:2] == ("dense", "dense")
+
+
 def rival(table: Mapping[tuple[str, float], Mapping[str, Any]], milliseconds: float) -> float | None:
     """Accuracy of the narrower dense network of that latency, on the line between the two nearest."""
     points = sorted(
-        (f["milliseconds"], f["accuracy"])
-        for (row, _), f in table.items()
-        if row.startswith("dense") and "milliseconds" in f
+        (f["milliseconds"], f["accuracy"]) for (row, _), f in table.items() if is_rival(row) and "milliseconds" in f
     )
     for (low, at_low), (high, at_high) in itertools.pairwise(points):
         if low <= milliseconds <= high:
@@ -229,7 +259,7 @@ def report(table: Mapping[tuple[str, float], dict[str, Any]]) -> list[str]:
     for (row, sparsity), f in sorted(table.items(), key=lambda item: (item[0][1], -item[1]["accuracy"])):
         base = table.get((BASELINE, sparsity))
         against = f"{100 * (f['accuracy'] - base['accuracy']):+.2f}" if base and row != BASELINE else ""
-        narrow = rival(table, f["milliseconds"]) if "milliseconds" in f and not row.startswith("dense") else None
+        narrow = rival(table, f["milliseconds"]) if "milliseconds" in f and not is_rival(row) else None
         f["rival"] = narrow
         cells = (
             row, f"{sparsity:.0%}" if not row.startswith("dense") else "", str(f["seeds"]),
@@ -251,7 +281,7 @@ def plot(table: Mapping[tuple[str, float], Mapping[str, Any]], path: Path) -> No
 
     figure, axis = pyplot.subplots(figsize=(9, 5.5))
     shown = {place: f for place, f in table.items() if "milliseconds" in f}
-    line = sorted((f["milliseconds"], 100 * f["accuracy"]) for (row, _), f in shown.items() if row.startswith("dense"))
+    line = sorted((f["milliseconds"], 100 * f["accuracy"]) for (row, _), f in shown.items() if is_rival(row))
     axis.plot([x for x, _ in line], [y for _, y in line], color="black", linewidth=0.8, zorder=0)
     for (row, sparsity), f in shown.items():
         error = 0 if math.isnan(f["accuracy_sd"]) else 100 * f["accuracy_sd"]
@@ -293,7 +323,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             chosen = {name: getattr(options, name) for name in CHOSEN}
             share = 0.0 if row.startswith("dense") else sparsity
             job = {"row": row, "sparsity": share, "seed": seed, **chosen}
-            jobs.setdefault(key_of(job), job)
+            needed = [taught_by(job)] if "distilled(" in row else []
+            jobs |= {key_of(one): one for one in (*needed, job)}
     failed = 0 if options.no_training else train_all(list(jobs.values()), options)
     wanted = [line for line in finished(options.folder) if options.no_training or line["key"] in jobs]
     if not wanted:

@@ -47,6 +47,7 @@ class Recipe:
         keep_dense: globs of weights without a mask.
         method_options: further options of the method; those of a wrapper in a table of its name, of a function's in that of the function.
         baseline: train the dense model too, same budget.
+        teacher: saved program that `distilled` methods learn from; None: the baseline.
         calibrator: ``temperature`` or ``vector``.
         form: how layers whose groups of outputs read few inputs are exported: ``grouped``, ``dense``, ``auto``, ``auto:measure``.
         selection: of the inputs of grouped linear layers: ``by-batch``, with operators of their own for one sample, or ``gather``.
@@ -73,6 +74,7 @@ class Recipe:
     keep_dense: tuple[str, ...] = ()
     method_options: dict[str, Value | dict[str, Value]] = Field(default_factory=dict)
     baseline: bool = False
+    teacher: str | None = None
     epochs: Positive = 20
     batch_size: Positive = 64
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -147,7 +149,16 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
         raise RecipeError("the recipe does not hold: " + "; ".join(problems) + ".") from error
     if len({*recipe.ood}) < len(recipe.ood):
         raise RecipeError(f"ood names a set twice: {', '.join(recipe.ood)}. Name each once.")
-    recipe.build_method()
+    method = recipe.build_method()
+    if method.distillation is None and recipe.teacher is not None:
+        raise RecipeError(
+            f"method {method.name!r} has no use for the teacher {recipe.teacher}. Wrap it: distilled({recipe.method})."
+        )
+    if method.distillation is not None and recipe.teacher is None and not recipe.baseline:
+        raise RecipeError(
+            f"method {method.name!r} learns from a teacher. Train one in this run with baseline = true (--baseline), or name one with "
+            f"teacher = the program.sparsify of another run."
+        )
     return recipe
 
 

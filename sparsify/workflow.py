@@ -30,6 +30,7 @@ from sparsify.parts import metrics
 from sparsify.passes import AttachCalibrationHead, Pipeline, recording
 from sparsify.recipe import Recipe
 from sparsify.reports import covered, layers, ood_quality, pass_rows, quality, sizes, write_report
+from sparsify.teachers import Teacher, load_teacher
 from sparsify.training import train
 from sparsify.version import __version__
 
@@ -85,10 +86,14 @@ def run(
         write_atomically(earlier, recipe.to_toml().encode())
         fingerprint, rows = data.fingerprint(), dict[str, Any]()
         logits, chosen_by = dict[str, Tensor](), dict[str, Any]()
+        teacher = load_teacher(recipe.teacher, traced(recipe, data), data) if recipe.teacher else None
         models = {"dense": dense()} if recipe.baseline and recipe.method != "dense" else {}
         for name, method in {**models, "model": recipe.build_method()}.items():
             with recording() as record:
-                row, logits[name], program = _part(name, method, recipe, data, fingerprint, out, resume, on_step)
+                row, logits[name], program = _part(
+                    name, method, recipe, data, fingerprint, out, resume, on_step, teacher
+                )
+            teacher = teacher or Teacher(program, "dense baseline", "")
             rows[name] = {**row, "passes": pass_rows(record)}
             if recipe.export_precision == "int8":
                 rows[name]["int8"], chosen_by[name] = _int8(name, program, method, recipe, data, out)
@@ -132,10 +137,12 @@ def _part(
     out: Path,
     resume: bool,
     on_step: Progress | None,
+    teacher: Teacher | None,
 ) -> tuple[dict[str, Any], Tensor, Program]:
     """Train, calibrate and export one model of the run: its row of ``metrics.json``, its logits on the test set, and itself."""
     folder = out if name == "model" else out / name
     program = traced(recipe, data)
+    taught = teacher if method.distillation else None
     trained = train(
         method,
         program,
@@ -143,7 +150,8 @@ def _part(
         data.validation,
         recipe.settings(),
         folder=folder,
-        key=f"{recipe.hash()}-{fingerprint}-{name}",
+        key=f"{recipe.hash()}-{fingerprint}-{name}{taught.fingerprint if taught else ''}",
+        teacher=taught.program if taught else None,
         resume=resume,
         on_step=(lambda row: on_step(name, row)) if on_step else None,
     )
@@ -178,6 +186,7 @@ def _part(
         "forms": dict(result.forms),
         "parity": {"ok": True, **dataclasses.asdict(result.parity)},
         "counts": trained.counts,
+        **({"teacher": taught.row(data)} if taught else {}),
         "ood": {name: ood_quality(outputs, evaluate(program, samples)) for name, samples in data.ood.items()},
         "ood_threshold": threshold,
     }

@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"methods"}),
     frozenset({"loading", "training", "calibration", "exporters", "reports"}),
     frozenset({"recipe"}),
-    frozenset({"grid", "deploy"}),
+    frozenset({"grid", "deploy", "teachers"}),
     frozenset({"workflow", "tables", "epilogs"}),
     frozenset({"comparison"}),
     frozenset({"progress"}),

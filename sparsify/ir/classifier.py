@@ -51,14 +51,22 @@ class Classifier:
     logits: fx.Node
 
 
+def classes(program: Program) -> int:
+    """K of the logits [N, K, ...] of the eval phase, which have no unknown class."""
+    return int(_logits(program, "eval").meta["spec"].shape[1])
+
+
+def _logits(program: Program, phase: str) -> Any:
+    return program.output_node(phase).args[0][program.output_names(phase).index("logits")]  # type: ignore[index]
+
+
 def classifier(program: Program, phase: str) -> Classifier:
     """Find the classifier of a phase.
 
     Raises:
         PassError: If the logits are not [N, K], or something on the way to a layer mixes classes; naming the node.
     """
-    names = program.output_names(phase)
-    logits: Any = program.output_node(phase).args[0][names.index("logits")]  # type: ignore[index]
+    logits = _logits(program, phase)
     spec = logits.meta.get("spec")
     if not isinstance(spec, TensorSpec) or len(spec.shape) != 2 or not isinstance(spec.shape[1], int):
         raise PassError(

@@ -7,6 +7,7 @@ from sparsify.methods.base import Averaging as Averaging
 from sparsify.methods.base import Method as Method
 from sparsify.methods.cigl import cigl as cigl
 from sparsify.methods.dense import dense as dense
+from sparsify.methods.distilled import distilled as distilled
 from sparsify.methods.dst_ee import dst_ee as dst_ee
 from sparsify.methods.gradual_magnitude import gmp as gmp
 from sparsify.methods.granet import granet as granet

@@ -10,6 +10,7 @@ from sparsify.errors import RecipeError
 from sparsify.parts.allocation import FIXED_TOLERANCE, Allocation, erk
 from sparsify.parts.attacks import Attack
 from sparsify.parts.corrections import Correction
+from sparsify.parts.distillation import Distillation
 from sparsify.parts.objectives import Objective
 from sparsify.parts.patterns import NM, parse_pattern
 from sparsify.parts.topology import Rewinding, Topology
@@ -46,6 +47,7 @@ class Method:
         rewinding: when training starts over from an early state, given the total number of steps.
         correction: of gradients, with counted probes, given the total number of optimizer steps.
         objective: the loss, given the total number of optimizer steps; None: cross-entropy.
+        distillation: joins the loss with the answers of a teacher, which the run provides.
         attack: of the inputs of training batches.
         averaging: of weights, once the topology is frozen.
         passes: of the method's own, after masks and taps. Parameters they add join the optimizer.
@@ -65,6 +67,7 @@ class Method:
     rewinding: Callable[[int], Rewinding] | None = None
     correction: Callable[[int], Correction] | None = None
     objective: Callable[[int], Objective] | None = None
+    distillation: Distillation | None = None
     attack: Attack | None = None
     averaging: Callable[[int], Averaging] | None = None
     passes: tuple[Pass, ...] = ()

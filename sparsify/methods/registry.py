@@ -15,6 +15,7 @@ from sparsify.methods.averaged import averaged
 from sparsify.methods.base import Method
 from sparsify.methods.cigl import cigl
 from sparsify.methods.dense import dense
+from sparsify.methods.distilled import distilled
 from sparsify.methods.dst_ee import dst_ee
 from sparsify.methods.gradual_magnitude import gmp
 from sparsify.methods.granet import granet
@@ -51,6 +52,7 @@ WRAPPERS: dict[str, Callable[..., Method]] = {
     "moon": moon,
     "widened": widened,
     "adversarial": adversarial,
+    "distilled": distilled,
 }
 """Functions from a method, their first argument, to a method."""
 

@@ -99,6 +99,10 @@ def sentences(report: Report, latency: Report | None) -> list[str]:
         f"{model['nonzeros']:,} of {model['maskable']:,} maskable weights are not zero (density {model['density']:.4f}); "
         f"{model['macs']:,} multiply-accumulates an example are left."
     ]
+    if model.get("teacher"):
+        found.append(
+            f"It learned from a teacher, {model['teacher']['name']}, of accuracy {model['teacher']['accuracy']:.4f}."
+        )
     if "dense" in parts(report):
         found += [_accuracy(report), *_better_and_worse(report), _size(report)]
     found += [_calibrated(report), *_told_apart(report), _agreement(model["parity"])]

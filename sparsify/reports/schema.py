@@ -146,6 +146,13 @@ class Int8(_Form):
     head: str
 
 
+class Teacher(_Form):
+    """Who a model learned from, and its accuracy on the test samples."""
+
+    name: str
+    accuracy: float
+
+
 class Part(_Form):
     """One model of the run; ``ood`` where such inputs were given.
 
@@ -182,6 +189,7 @@ class Part(_Form):
     ood: dict[str, Ood] = Field(default_factory=dict)
     ood_threshold: float | None = None
     int8: Int8 | None = None
+    teacher: Teacher | None = None
 
 
 class Flips(_Form):

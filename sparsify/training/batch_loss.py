@@ -41,7 +41,7 @@ class BatchLoss:
             output = program(x)
         if self.logits is None:
             self.logits = program.logits(output).detach()
-        return self._trainer.loss(output, self._y, label_smoothing=self._smoothing)
+        return self._trainer.loss(output, self._y, inputs=x, label_smoothing=self._smoothing)
 
     def _attacked(self) -> Tensor:
         attack = self._trainer.method.attack

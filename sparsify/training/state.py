@@ -28,6 +28,7 @@ from sparsify.training.probe import Closure, Sweep
 from sparsify.training.random_masks import RandomMasks
 from sparsify.training.rewinding import Rewinder
 from sparsify.training.rounds import Rounds
+from sparsify.training.teaching import Teacher, Teaching
 
 SALT = 0x9E3779B97F4A7C15
 """Added to the seed of masks: weights initialised with the same seed come from the same stream, and masks drawn from it again would
@@ -43,6 +44,7 @@ def attach(
     seed: int = 0,
     epoch_steps: int | None = None,
     sweep: Sweep | None = None,
+    teacher: Teacher | None = None,
 ) -> SparseTrainer:
     """Make ``program`` sparse in place and return the trainer whose ``step()`` replaces ``optimizer.step()``.
 
@@ -55,9 +57,11 @@ def attach(
         epoch_steps: optimizer steps of an epoch, for methods that do something once an epoch.
         sweep: for methods that look at more of the training data than the batch of a step: a function that returns the losses of
             the training batches, in an order drawn anew, each as a function without arguments.
+        teacher: for methods that learn from one: a function from the inputs of a batch to logits [N, K],
+            such as a trained module in eval mode, on the device of the inputs.
 
     Raises:
-        TrainingError: If the optimizer does not hold the weights, or ``total_steps`` is not positive.
+        TrainingError: If the optimizer does not hold the weights, ``total_steps`` is not positive, or the method needs a teacher.
         PatternError: If the pattern does not fit a weight.
         AllocationError: If the density cannot be met.
     """
@@ -71,7 +75,14 @@ def attach(
             f"never change. Build it over program.parameters() after tracing, and move the program first."
         )
     return SparseTrainer(
-        method, program, optimizer, total_steps=total_steps, seed=seed, epoch_steps=epoch_steps, sweep=sweep
+        method,
+        program,
+        optimizer,
+        total_steps=total_steps,
+        seed=seed,
+        epoch_steps=epoch_steps,
+        sweep=sweep,
+        teacher=teacher,
     )
 
 
@@ -94,6 +105,7 @@ class SparseTrainer:
         seed: int,
         epoch_steps: int | None = None,
         sweep: Sweep | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.method, self.program, self.optimizer = method, program, optimizer
         self.total_steps, self.steps = total_steps, 0
@@ -107,6 +119,7 @@ class SparseTrainer:
         if self._average:
             check_averaging(method, self._average.plan, self._masks_change, total_steps)
         self._loss = RunningLoss(method, total_steps)
+        self._teaching = Teaching(method, teacher, program, self.counts)
         correction = method.correction(total_steps) if method.correction else None
         if method.initial != "dense" or topology is not None:
             tapped = self._rounds.needs_gradient or (correction is not None and correction.dense)
@@ -157,22 +170,26 @@ class SparseTrainer:
 
     # --- the loop
 
-    def loss(self, output: Any, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-        """The method's loss of a batch: cross-entropy, unless the method has its own. Needed for those that do, and good for all.
+    def loss(self, output: Any, labels: Tensor, *, inputs: Any = None, label_smoothing: float = 0.0) -> Tensor:
+        """The method's loss of a batch: cross-entropy, unless the method has its own or a teacher. Needed for those, and good for all.
 
         Args:
             output: what calling the program in train mode returned.
             labels: int64 [N].
+            inputs: what the program was called with, for a method that has a teacher.
             label_smoothing: of cross-entropy, in [0, 1).
 
         Raises:
-            TrainingError: If the program is in eval mode, or labels should be smoothed where the method has a loss of its own.
+            TrainingError: If the program is in eval mode, labels should be smoothed where the method has a loss of its own, or the
+                teacher cannot be asked.
         """
         if not self.program.training:
             raise TrainingError(
                 "trainer.loss is for training steps. Call program.train() first, or measure with a criterion of your own."
             )
-        return self._loss(self.program.logits(output).float(), labels, self.steps + 1, label_smoothing=label_smoothing)
+        logits = self.program.logits(output).float()
+        loss = self._loss(logits, labels, self.steps + 1, label_smoothing=label_smoothing)
+        return self._teaching.joined(loss, logits, inputs)
 
     def correct(self, closure: Closure | None = None) -> None:
         """Correct the gradients of the coming step now, for loops that clip gradients between; `step` does it otherwise.

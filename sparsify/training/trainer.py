@@ -26,6 +26,7 @@ from sparsify.training.fetching import fetch
 from sparsify.training.history import epoch_row
 from sparsify.training.probe import Closure
 from sparsify.training.state import SparseTrainer, attach
+from sparsify.training.teaching import Teacher
 
 REESTIMATED = 100
 """Batches from which batch-norm statistics are taken again after weights were averaged."""
@@ -107,6 +108,7 @@ def train(
     *,
     folder: Path,
     key: str,
+    teacher: Program | None = None,
     resume: bool = False,
     on_step: Progress | None = None,
 ) -> Trained:
@@ -119,7 +121,8 @@ def train(
         validation: measured after each epoch; nothing is chosen by it.
         settings: see `Settings`.
         folder: of the run; made if missing.
-        key: identifies recipe and data; a checkpoint of another key is refused.
+        key: identifies recipe, data and teacher; a checkpoint of another key is refused.
+        teacher: for methods that learn from one; left as it is.
         resume: go on from the checkpoint, to the same bits as an uninterrupted run.
         on_step: called after each step with step, total, loss, accuracy, density.
 
@@ -153,7 +156,14 @@ def train(
             yield _loss(trainer, augmented(x, settings).to(device), y.to(device), settings)
 
     trainer = attach(
-        method, program, optimizer, total_steps=total, seed=settings.seed, epoch_steps=per_epoch, sweep=sweep
+        method,
+        program,
+        optimizer,
+        total_steps=total,
+        seed=settings.seed,
+        epoch_steps=per_epoch,
+        sweep=sweep,
+        teacher=None if teacher is None else _answering(teacher, device),
     )
 
     def factor(step: int) -> float:
@@ -271,6 +281,13 @@ def find_device(text: str) -> torch.device:
     if (device.index or 0) >= there:
         raise TrainingError(f"there is no device {text!r} here. Use device = auto, or cpu.")
     return device
+
+
+def _answering(teacher: Program, device: torch.device) -> Teacher:
+    """The logits of a copy of the program."""
+    copy = teacher.clone().eval()
+    surgery.move(copy, device)
+    return lambda x: copy.outputs(x)["logits"]
 
 
 def _copied(program: Program) -> dict[str, Tensor]:

@@ -45,8 +45,10 @@ NESTED = {
     "agent(cigl(set))": ("unstructured",),
     "cigl(agent(rigl))": ("unstructured", "nm:2:4", "grouped:5"),
     "moon(cigl(dst-ee))": ("unstructured", "nm:2:4", "grouped:5"),
+    "distilled(rigl)": ("unstructured", "nm:2:4", "grouped:5"),
+    "moon(agent(distilled(set)))": ("unstructured",),
 }
-"""What wrappers are tried with: random masks, averages, corrections and objectives, each with rounds of another kind."""
+"""What wrappers are tried with: random masks, averages, corrections, objectives and teachers, each with rounds of another kind."""
 ALONE = [name for name in METHODS if name != "dense"]
 SPARSE = [*ALONE, *NESTED]
 TRAINED = [
@@ -63,6 +65,7 @@ TRIED = [
 ]
 STEPS = 40
 X, Y = digits(64)
+TEACHER = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
 
 
 def model() -> nn.Module:
@@ -101,13 +104,14 @@ def attached(name, pattern, optimizer="sgd"):
         generator = torch.Generator().manual_seed(trainer.steps)
         return (loss(trainer, index) for index in torch.randperm(4, generator=generator).tolist())
 
-    trainer = sp.attach(method, program, opt, total_steps=STEPS, seed=7, epoch_steps=6, sweep=sweep)
+    given = {"teacher": TEACHER} if method.distillation else {}
+    trainer = sp.attach(method, program, opt, total_steps=STEPS, seed=7, epoch_steps=6, sweep=sweep, **given)
     return program, opt, trainer
 
 
 def loss(trainer, index):
     batch = slice(16 * index, 16 * index + 16)
-    return lambda: trainer.loss(trainer.program(X[batch]), Y[batch])
+    return lambda: trainer.loss(trainer.program(X[batch]), Y[batch], inputs=X[batch])
 
 
 def run(program, opt, trainer, steps):
@@ -207,7 +211,8 @@ def test_probes_are_counted(name):
         refreshes, compared = 7, 6  # 6 steps apart, the first at the start; one that falls on a round waits a step
     evaluated, losses = corrected + 4 * refreshes, 4 * compared
     assert trainer.counts["probes"] == evaluated + losses
-    assert trainer.counts["forwards"] == STEPS + evaluated + losses
+    answers = STEPS + evaluated + losses if "distilled" in name else 0  # the teacher answers with every pass
+    assert trainer.counts["forwards"] == STEPS + evaluated + losses + answers
     assert trainer.counts["backwards"] == STEPS + evaluated
 
 

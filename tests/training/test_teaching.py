@@ -1,0 +1,87 @@
+"""A teacher in a loop: what it adds to the loss, what is counted, and what is refused with what to do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import sparsify as sp
+from sparsify.errors import TrainingError
+from sparsify.parts.distillation import distillation_loss
+from tests.cases import digits
+
+X, Y = digits(32)
+
+
+def linear(seed=1, classes=10):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+
+def attached(method, teacher):
+    program = sp.trace(linear(), (X,)).train()
+    optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
+    return program, sp.attach(method, program, optimizer, total_steps=4, teacher=teacher)
+
+
+@pytest.mark.parametrize("name", ["distilled(dense)", "distilled(widened(dense))"])
+def test_the_loss_is_joined_with_the_teacher_s_and_its_pass_counted(name):
+    teacher = linear(seed=2).eval()
+    program, trainer = attached(sp.methods.build(name, {"distilled": {"weight": 0.25, "temperature": 2.0}}), teacher)
+    logits = program(X)
+    own = nn.functional.cross_entropy(logits, Y)
+    wanted = 0.75 * own + 0.25 * distillation_loss(logits[:, :10], teacher(X), 2.0)
+    loss = trainer.loss(logits, Y, inputs=X)
+    assert logits.shape[1] == (11 if "widened" in name else 10)
+    assert torch.allclose(loss, wanted) and trainer.counts["forwards"] == 1
+    loss.backward()
+    trainer.step()
+    assert trainer.counts["forwards"] == 2 and trainer.counts["backwards"] == 1
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_a_student_of_weight_1_becomes_its_teacher():
+    teacher = linear(seed=2).eval()
+    program = sp.trace(linear(), (X,)).train()
+    optimizer = torch.optim.SGD(program.parameters(), lr=0.5)
+    method = sp.methods.distilled(sp.methods.dense(), weight=1.0, temperature=1.0)
+    trainer = sp.attach(method, program, optimizer, total_steps=300, teacher=teacher)
+    first = trainer.loss(program(X), Y, inputs=X).item()
+    for _ in range(300):
+        loss = trainer.loss(program(X), Y, inputs=X)
+        loss.backward()
+        trainer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.02 * first
+    assert torch.allclose(program(X).softmax(1), teacher(X).softmax(1), atol=0.03)
+
+
+DISTILLED = sp.methods.distilled(sp.methods.dense())
+
+
+@pytest.mark.parametrize(
+    ("method", "teacher", "message"),
+    [
+        (DISTILLED, None, "give sparsify.attach a teacher"),
+        (sp.methods.dense(), linear(), "no use for a teacher. Leave it out"),
+    ],
+)
+def test_a_teacher_is_given_where_it_is_needed(method, teacher, message):
+    with pytest.raises(TrainingError, match=message):
+        attached(method, teacher)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "inputs", "message"),
+    [
+        (linear().eval(), None, r"call trainer.loss\(program\(x\), y, inputs=x\)"),
+        (linear().train(), X, r"Call teacher.eval\(\) first"),
+        (linear(classes=7).eval(), X, r"shape \[32, 10\], found \[32, 7\]"),
+        (lambda x: {"logits": x}, X, "found dict"),
+    ],
+)
+def test_what_a_teacher_cannot_be_asked_is_said(teacher, inputs, message):
+    program, trainer = attached(DISTILLED, teacher)
+    with pytest.raises(TrainingError, match=message):
+        trainer.loss(program(X), Y, inputs=inputs)
