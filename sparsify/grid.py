@@ -23,8 +23,9 @@ LISTED = {
     "sparsity": "sparsities: grid.sparsities",
     "seed": "seeds: grid.seeds",
     "baseline": "baseline: the dense model is always in a grid",
+    "teacher": "teacher: a key of the variants that learn from one",
 }
-"""Recipe keys that a grid decides, and where."""
+"""Recipe keys that the cells of a grid do not share, and where they are decided."""
 OVERRIDES = sorted({"method", *(f.name for f in dataclasses.fields(Recipe))} - {"sparsity", "seed", "baseline"})  # type: ignore[arg-type]
 
 

@@ -109,11 +109,23 @@ def test_the_resolved_grid_is_read_back_unchanged(tmp_path):
     assert [cell.recipe.hash() for cell in again.cells()] == [cell.recipe.hash() for cell in found.cells()]
 
 
+def test_a_variant_learns_from_a_teacher_of_its_own(tmp_path):
+    text = '[grid.bases]\ntaught = "set"\n[grid.variants.taught]\nmethod = "distilled(set)"\nteacher = "t.sparsify"\n'
+    lists = '[grid]\nmethods = ["taught"]\nsparsities = [0.9]\nseeds = [0]\n'
+    cells = parse_grid(written(tmp_path, lists + text)).cells()
+    assert [(cell.name, cell.recipe.teacher) for cell in cells] == [
+        ("dense", None),
+        ("set", None),
+        ("taught", "t.sparsify"),
+    ]
+
+
 MISTAKES = {
     "no grid": ("epochs = 2\n", "has no [grid]. It names methods, sparsities and seeds"),
     "grid is no table": ("grid = 3\n", "has no [grid]"),
     "unknown key": ("epoch = 2\n[grid]\n", "has no key 'epoch'. Nearest: epochs"),
     "unknown key of the grid": ("[grid]\nmethod = ['rigl']\n", "[grid] has no key 'method'. Nearest: methods"),
+    "a teacher of all rows": ("teacher = 't.sparsify'\n[grid]\n", "no key 'teacher', but teacher: a key of the variants"),
     "the grid decides": ("seed = 3\n[grid]\n", "has no key 'seed', but seeds: grid.seeds"),
     "a baseline": ("baseline = true\n[grid]\n", "the dense model is always in a grid"),
     "lists missing": ("[grid]\nmethods = ['rigl']\n", "grid.sparsities: Field required"),
