@@ -18,7 +18,7 @@ from sparsify.parts import metrics
 
 
 @dataclass(frozen=True)
-class Teacher:
+class TeacherProgram:
     """A teacher, and what a run tells of it.
 
     Attributes:
@@ -38,7 +38,7 @@ class Teacher:
         return {"name": self.name, "fingerprint": self.fingerprint, "accuracy": accuracy}
 
 
-def load_teacher(file: str, program: Program, data: Data) -> Teacher:
+def load_teacher(file: str, program: Program, data: Data) -> TeacherProgram:
     """The teacher in a file.
 
     Args:
@@ -61,4 +61,4 @@ def load_teacher(file: str, program: Program, data: Data) -> Teacher:
         raise DataError(
             f"the teacher {file} returns logits of shape {list(answer.shape)}, the model {wanted}. Give a teacher of the same classes."
         )
-    return Teacher(teacher, file, hashlib.sha256(Path(file).read_bytes()).hexdigest())
+    return TeacherProgram(teacher, file, hashlib.sha256(Path(file).read_bytes()).hexdigest())

@@ -30,7 +30,7 @@ from sparsify.parts import metrics
 from sparsify.passes import AttachCalibrationHead, Pipeline, recording
 from sparsify.recipe import Recipe
 from sparsify.reports import covered, layers, ood_quality, pass_rows, quality, sizes, write_report
-from sparsify.teachers import Teacher, load_teacher
+from sparsify.teachers import TeacherProgram, load_teacher
 from sparsify.training import train
 from sparsify.version import __version__
 
@@ -93,7 +93,7 @@ def run(
                 row, logits[name], program = _part(
                     name, method, recipe, data, fingerprint, out, resume, on_step, teacher
                 )
-            teacher = teacher or Teacher(program, "dense baseline", "")
+            teacher = teacher or TeacherProgram(program, "dense baseline", "")
             rows[name] = {**row, "passes": pass_rows(record)}
             if recipe.export_precision == "int8":
                 rows[name]["int8"], chosen_by[name] = _int8(name, program, method, recipe, data, out)
@@ -137,7 +137,7 @@ def _part(
     out: Path,
     resume: bool,
     on_step: Progress | None,
-    teacher: Teacher | None,
+    teacher: TeacherProgram | None,
 ) -> tuple[dict[str, Any], Tensor, Program]:
     """Train, calibrate and export one model of the run: its row of ``metrics.json``, its logits on the test set, and itself."""
     folder = out if name == "model" else out / name
