@@ -161,9 +161,10 @@ class Grid:
         try:
             shared = shared_options(self.common["method_options"], method)
             values["method_options"] = merged(shared, _flat(own.get("method_options", {}), label(layers(method)[-1])))
-            return parse_recipe(None, values)
+            recipe = parse_recipe(None, {**values, "baseline": True})
         except RecipeError as error:
             raise RecipeError(f"grid row {name!r} at sparsity {sparsity:g}: {error}") from error
+        return dataclasses.replace(recipe, baseline=recipe.taught_by_baseline())  # type: ignore[type-var]
 
 
 def shared_options(given: Mapping[str, Any], method: str) -> dict[str, Any]:

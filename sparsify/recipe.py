@@ -118,6 +118,10 @@ class Recipe:
         common = {"density": self.density, "pattern": self.pattern, "keep_dense": self.keep_dense}
         return build(self.method, {**{k: v for k, v in common.items() if k in known}, **self.method_options})
 
+    def taught_by_baseline(self) -> bool:
+        """Whether the method learns from the dense baseline of the run."""
+        return self.teacher is None and self.build_method().distillation is not None
+
     def settings(self) -> Settings:
         """The training part."""
         return Settings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Settings)})
@@ -154,7 +158,7 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
         raise RecipeError(
             f"method {method.name!r} has no use for the teacher {recipe.teacher}. Wrap it: distilled({recipe.method})."
         )
-    if method.distillation is not None and recipe.teacher is None and not recipe.baseline:
+    if recipe.taught_by_baseline() and not recipe.baseline:
         raise RecipeError(
             f"method {method.name!r} learns from a teacher. Train one in this run with baseline = true (--baseline), or name one with "
             f"teacher = the program.sparsify of another run."

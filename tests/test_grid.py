@@ -109,15 +109,14 @@ def test_the_resolved_grid_is_read_back_unchanged(tmp_path):
     assert [cell.recipe.hash() for cell in again.cells()] == [cell.recipe.hash() for cell in found.cells()]
 
 
-def test_a_variant_learns_from_a_teacher_of_its_own(tmp_path):
+def test_who_teaches_in_a_grid(tmp_path):
     text = '[grid.bases]\ntaught = "set"\n[grid.variants.taught]\nmethod = "distilled(set)"\nteacher = "t.sparsify"\n'
-    lists = '[grid]\nmethods = ["taught"]\nsparsities = [0.9]\nseeds = [0]\n'
+    lists = '[grid]\nmethods = ["taught", "distilled(set)"]\nsparsities = [0.9]\nseeds = [0]\n'
     cells = parse_grid(written(tmp_path, lists + text)).cells()
-    assert [(cell.name, cell.recipe.teacher) for cell in cells] == [
-        ("dense", None),
-        ("set", None),
-        ("taught", "t.sparsify"),
-    ]
+    found = {cell.name: (cell.recipe.teacher, cell.recipe.baseline) for cell in cells}
+    assert found == {
+        "dense": (None, False), "set": (None, False), "taught": ("t.sparsify", False), "distilled(set)": (None, True)
+    }  # fmt: skip
 
 
 MISTAKES = {
