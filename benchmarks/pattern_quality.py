@@ -7,7 +7,8 @@ held-out data, exported (form auto), measured on the whole test set. A finished 
 one that was stopped goes on from its checkpoint. Runs share nothing and go in parallel processes. Latency is taken at the end, all files of
 the lowest seed in turn in one process; a figure is the median over rounds of the ratio to the dense file of the same round.
 
-The rival at equal latency is the line through the narrower dense networks: its accuracy at the time of a row's file.
+The rival at equal latency is the line through the narrower dense networks of a seed: its accuracy at the time of a row's file. A second
+line goes through those that learned from the dense network too.
 
 python benchmarks/pattern_quality.py --data cifar10.npz --images 10000 --epochs 6 --seeds 0 1 2 --processes 2
 python benchmarks/pattern_quality.py --data cifar10.npz --images 10000 --epochs 6 --rows "grouped:32 gmp" "grouped:32:learned gmp"
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -38,6 +40,7 @@ from sparsify.comparison import end_with_parent
 from sparsify.ir.serialization import write_atomically
 from sparsify.loading import load_data
 from sparsify.methods import Method
+from sparsify.parts.intervals import Difference, paired_difference
 from sparsify.parts.samples import Subset
 from sparsify.passes import AttachCalibrationHead, Pipeline
 from sparsify.reports import compare, quality
@@ -53,6 +56,10 @@ WIDTHS = (0.25, 0.375, 0.5, 0.625, 0.75, 1.0)
 """Of the narrower dense networks; 1.0 is the dense network itself."""
 VALIDATION = 2000
 """Held-out images, for the calibration head."""
+RIVALS = {"vs dense of equal latency": "dense", "vs taught dense of equal latency": "distilled(dense)"}
+"""Methods of the narrower dense networks that a row is set against."""
+Table = dict[tuple[str, float], dict[str, Any]]
+"""(row, sparsity) -> figures."""
 CHOSEN = ("images", "epochs", "batch", "lr", "weight_decay")
 """Options of the command that make another run."""
 
@@ -61,7 +68,10 @@ def all_rows(sparsity: float) -> list[str]:
     """What the issue of patterns is about; N:M is the nearest of 16."""
     groups = [f"grouped:{o}{kind} gmp" for o in (8, 16, 32, 64) for kind in ("", ":learned")]
     fixed = [f"nm:{max(1, round(16 * (1 - sparsity)))}:16 rigl keep_dense=stem.weight", "block:4x1 rigl"]
-    taught = ["grouped:32 distilled(gmp)", *(f"dense distilled(dense) width={width}" for width in (0.375, 0.5))]
+    taught = [
+        "grouped:32 distilled(gmp) stop_at=0.5",
+        *(f"dense distilled(dense) width={width}" for width in (0.375, 0.5)),
+    ]
     return [BASELINE, "unstructured gmp", *fixed, *groups, *taught, *(f"dense width={width}" for width in WIDTHS)]
 
 
@@ -190,9 +200,9 @@ def _train(left: Sequence[dict[str, Any]], options: argparse.Namespace) -> int:
     return failed
 
 
-def summed(lines: Sequence[dict[str, Any]]) -> dict[tuple[str, float], dict[str, Any]]:
+def summed(lines: Sequence[dict[str, Any]]) -> Table:
     """(row, sparsity) -> means and standard deviations over seeds."""
-    table: dict[tuple[str, float], dict[str, Any]] = {}
+    table: Table = {}
     for place, group in itertools.groupby(sorted(lines, key=_place), key=_place):
         runs = list(group)
         figures: dict[str, Any] = {"seeds": len(runs), "density": runs[0]["density"], "macs": runs[0]["macs"]}
@@ -201,6 +211,7 @@ def summed(lines: Sequence[dict[str, Any]]) -> dict[tuple[str, float], dict[str,
             values = [line[name] for line in runs]
             figures[name] = statistics.mean(values)
             figures[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else math.nan
+        figures["by_seed"] = {line["seed"]: line["accuracy"] for line in runs}
         table[place] = figures
     return table
 
@@ -209,7 +220,7 @@ def _place(line: Mapping[str, Any]) -> tuple[str, float]:
     return line["row"], line["sparsity"]
 
 
-def timed(table: dict[tuple[str, float], dict[str, Any]], options: argparse.Namespace) -> None:
+def timed(table: Table, options: argparse.Namespace) -> None:
     """Add the latency of every row's file."""
     places = sorted(table, key=lambda place: place[0] != "dense width=1.0")
     names = {f"{row} {sparsity}": (row, sparsity) for row, sparsity in places}
@@ -223,15 +234,17 @@ def timed(table: dict[tuple[str, float], dict[str, Any]], options: argparse.Name
     print(result.conditions())
 
 
-def is_rival(row: str) -> bool:
-    """A narrower dense network, without a teacher."""
-    return parsed(row)[:2] == ("dense", "dense")
+def is_rival(row: str, method: str = "dense") -> bool:
+    """A narrower dense network, trained by that method."""
+    return parsed(row)[:2] == ("dense", method)
 
 
-def rival(table: Mapping[tuple[str, float], Mapping[str, Any]], milliseconds: float) -> float | None:
-    """Accuracy of the narrower dense network of that latency, on the line between the two nearest."""
+def rival(table: Table, milliseconds: float, seed: int, method: str) -> float | None:
+    """Accuracy of the narrower dense network of that latency and seed, on the line between the two nearest."""
     points = sorted(
-        (f["milliseconds"], f["accuracy"]) for (row, _), f in table.items() if is_rival(row) and "milliseconds" in f
+        (f["milliseconds"], f["by_seed"][seed])
+        for (row, _), f in table.items()
+        if is_rival(row, method) and "milliseconds" in f and seed in f["by_seed"]
     )
     for (low, at_low), (high, at_high) in itertools.pairwise(points):
         if low <= milliseconds <= high:
@@ -239,40 +252,53 @@ def rival(table: Mapping[tuple[str, float], Mapping[str, Any]], milliseconds: fl
     return None
 
 
-def report(table: Mapping[tuple[str, float], dict[str, Any]]) -> list[str]:
-    """A Markdown table: points are of accuracy."""
-    heads = (
-        "row",
-        "sparsity",
-        "seeds",
-        "accuracy",
-        "ECE",
-        "ECE calibrated",
-        "density",
-        "MMACs",
-        "ms",
-        "times as fast",
-        "vs RigL",
-        "vs equal latency",
+def differences(table: Table, row: str, sparsity: float) -> dict[str, Difference | None]:
+    """What a row's accuracy is above others', seed by seed; None where there is nothing to compare with."""
+    figures = table[row, sparsity]
+    own: Mapping[int, float] = figures["by_seed"]
+    base = {} if row == BASELINE else table.get((BASELINE, sparsity), {}).get("by_seed", {})
+    others = {"vs RigL": dict(base)}
+    for name, method in RIVALS.items():
+        compared = "milliseconds" in figures and parsed(row)[0] != "dense"
+        lines = {seed: rival(table, figures["milliseconds"], seed, method) for seed in own} if compared else {}
+        others[name] = {seed: value for seed, value in lines.items() if value is not None}
+    found: dict[str, Difference | None] = {}
+    for name, other in others.items():
+        seeds = sorted({*own} & {*other})
+        found[name] = paired_difference([own[s] for s in seeds], [other[s] for s in seeds]) if seeds else None
+    return found
+
+
+def points(difference: Difference | None) -> str:
+    """A difference of accuracies in points, with its 95 % interval; ``*`` where that leaves 0 out."""
+    if difference is None:
+        return ""
+    limits = (
+        "" if difference.interval is None else " [{:+.2f}, {:+.2f}]".format(*(100 * x for x in difference.interval))
     )
+    return f"{100 * difference.mean:+.2f}{limits}{' *' if difference.clear else ''}"
+
+
+def report(table: Table) -> list[str]:
+    """A Markdown table; differences are in points of accuracy, paired by seed, with Student's 95 % interval."""
+    heads = (
+        "row", "sparsity", "seeds", "accuracy", "ECE", "ECE calibrated", "density", "MMACs", "ms", "times as fast", "vs RigL", *RIVALS
+    )  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for (row, sparsity), f in sorted(table.items(), key=lambda item: (item[0][1], -item[1]["accuracy"])):
-        base = table.get((BASELINE, sparsity))
-        against = f"{100 * (f['accuracy'] - base['accuracy']):+.2f}" if base and row != BASELINE else ""
-        narrow = rival(table, f["milliseconds"]) if "milliseconds" in f and not is_rival(row) else None
-        f["rival"] = narrow
+        found = differences(table, row, sparsity)
+        f["differences"] = {name: None if one is None else dataclasses.asdict(one) for name, one in found.items()}
         cells = (
-            row, f"{sparsity:.0%}" if not row.startswith("dense") else "", str(f["seeds"]),
+            row, f"{sparsity:.0%}" if sparsity else "", str(f["seeds"]),
             f"{100 * f['accuracy']:.2f} ± {100 * f['accuracy_sd']:.2f}", f"{f['ece_before']:.4f}", f"{f['ece_after']:.4f}",
             f"{f['density']:.4f}", f"{f['macs'] / 1e6:.1f}", f"{f.get('milliseconds', math.nan):.3f}",
-            f"{f.get('times_as_fast', math.nan):.2f}", against,
-            "" if narrow is None else f"{100 * (f['accuracy'] - narrow):+.2f}",
+            f"{f.get('times_as_fast', math.nan):.2f}", *map(points, found.values()),
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def plot(table: Mapping[tuple[str, float], Mapping[str, Any]], path: Path) -> None:
+def plot(table: Table, path: Path) -> None:
     """Accuracy against measured latency; the line joins the narrower dense networks."""
     import matplotlib
 
