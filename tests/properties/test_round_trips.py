@@ -76,6 +76,8 @@ def test_recipes(tmp_path_factory, values, method, data):
     wrapper = data.draw(st.sampled_from([None, *WRAPPERS]))
     if wrapper:
         method, given_options = f"{wrapper}({method})", {**given_options, wrapper: _options(wrapper, data)}
+    if wrapper == "distilled":
+        values = {**values, **data.draw(st.sampled_from([{"baseline": True}, {"teacher": "dense.sparsify"}]))}
     recipe = parse_recipe(None, {**values, "method": method, "method_options": given_options})
     path: Path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
     path.write_text(recipe.to_toml())
