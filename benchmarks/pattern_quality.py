@@ -52,6 +52,7 @@ from cifar import wide_resnet
 
 BASELINE = "unstructured rigl"
 TEACHER = "dense width=1.0"
+"""The dense network itself: what others are timed against and learn from."""
 WIDTHS = (0.25, 0.375, 0.5, 0.625, 0.75, 1.0)
 """Of the narrower dense networks; 1.0 is the dense network itself."""
 VALIDATION = 2000
@@ -222,7 +223,7 @@ def _place(line: Mapping[str, Any]) -> tuple[str, float]:
 
 def timed(table: Table, options: argparse.Namespace) -> None:
     """Add the latency of every row's file."""
-    places = sorted(table, key=lambda place: place[0] != "dense width=1.0")
+    places = sorted(table, key=lambda place: place[0] != TEACHER)
     names = {f"{row} {sparsity}": (row, sparsity) for row, sparsity in places}
     files = {name: options.folder / "runs" / table[place]["key"] / "model.onnx" for name, place in names.items()}
     files = {name: path for name, path in files.items() if path.exists()}
@@ -241,12 +242,12 @@ def is_rival(row: str, method: str = "dense") -> bool:
 
 def rival(table: Table, milliseconds: float, seed: int, method: str) -> float | None:
     """Accuracy of the narrower dense network of that latency and seed, on the line between the two nearest."""
-    points = sorted(
+    line = sorted(
         (f["milliseconds"], f["by_seed"][seed])
         for (row, _), f in table.items()
         if is_rival(row, method) and "milliseconds" in f and seed in f["by_seed"]
     )
-    for (low, at_low), (high, at_high) in itertools.pairwise(points):
+    for (low, at_low), (high, at_high) in itertools.pairwise(line):
         if low <= milliseconds <= high:
             return at_low + (at_high - at_low) * (milliseconds - low) / (high - low)
     return None

@@ -15,7 +15,7 @@ class RunningLoss:
     """Called with logits and labels. The first call of a step shows the batch to the objective; later ones read its state alone."""
 
     def __init__(self, method: Method, total_steps: int) -> None:
-        self._name = method.name
+        self._name, self._taught = method.name, method.distillation is not None
         self._objective = method.objective(total_steps) if method.objective else None
         self._state: Any = self._objective.init() if self._objective else None
         self._observed = False
@@ -33,6 +33,7 @@ class RunningLoss:
             TrainingError: If labels should be smoothed, but the method has a loss of its own.
         """
         if self._objective is None:
+            self._observed = True
             return nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         if label_smoothing:
             raise TrainingError(
@@ -46,12 +47,13 @@ class RunningLoss:
         """To be called before the optimizer steps.
 
         Raises:
-            TrainingError: If the method has a loss of its own that nobody asked for since the step before.
+            TrainingError: If the method has a loss of its own, or a teacher, that nobody asked for since the step before.
         """
-        if self._objective is not None and not self._observed:
+        if (self._objective is not None or self._taught) and not self._observed:
+            inputs = ", inputs=x" if self._taught else ""
             raise TrainingError(
                 f"method {self._name!r} has a loss of its own, which this step did not use. Train with "
-                f"trainer.loss(program(x), y).backward() in place of your criterion."
+                f"trainer.loss(program(x), y{inputs}).backward() in place of your criterion."
             )
 
     def end_step(self) -> None:

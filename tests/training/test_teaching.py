@@ -85,3 +85,10 @@ def test_what_a_teacher_cannot_be_asked_is_said(teacher, inputs, message):
     program, trainer = attached(DISTILLED, teacher)
     with pytest.raises(TrainingError, match=message):
         trainer.loss(program(X), Y, inputs=inputs)
+
+
+def test_a_step_that_did_not_ask_the_teacher_is_refused():
+    program, trainer = attached(DISTILLED, linear().eval())
+    nn.functional.cross_entropy(program(X), Y).backward()
+    with pytest.raises(TrainingError, match=r"Train with trainer.loss\(program\(x\), y, inputs=x\).backward\(\)"):
+        trainer.step()
