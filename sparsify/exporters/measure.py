@@ -103,6 +103,17 @@ def _products(node: fx.Node, weight: torch.Tensor, packing: Packing, spec: Tenso
     groups, kept = packing.inputs.shape
     inputs, outputs, chunk = weight.shape[1], weight.shape[0], packing.chunk
     dense = _model([helper.make_node("MatMul", ["w", "x"], ["y"])], {"w": weight.numpy()}, (inputs, columns))
+    if len(spec.shape) > 2:  # tokens: a convolution of width 1
+        packed = packing.values(weight).flatten(0, 1)[..., None].numpy()
+        nodes = [
+            helper.make_node("Gather", ["x", "i"], ["g"], axis=1),
+            helper.make_node("Conv", ["g", "w"], ["y"], group=groups),
+        ]
+        whole = (1, inputs, columns)
+        return (dense, (inputs, columns)), (
+            _model(nodes, {"w": packed, "i": packing.inputs.flatten().numpy()}, whole),
+            whole,
+        )
     tensors = {
         "w": packing.values(weight).numpy(),
         "i": (packing.inputs.reshape(-1, chunk)[:, 0] // chunk).contiguous().numpy(),

@@ -30,6 +30,7 @@ from sparsify.ir.serialization import write_atomically
 from sparsify.passes import (
     AbsorbBiases,
     EliminateUnreadOutputs,
+    FoldLayerNorm,
     LowerGroupedConv,
     LowerGroupedLinear,
     OrderOutputs,
@@ -216,10 +217,10 @@ def _folded(program: Program) -> Program:
 
 
 def _arranged(folded: Program, form: str) -> Program:
-    """The program with outputs of a group side by side, and without those that nothing reads."""
+    """The program with outputs of a group side by side, without those that nothing reads, and without what layer norms can leave to it."""
     if form == "dense" or folded.stage is not Stage.FOLDED:
         return folded
-    return Pipeline((OrderOutputs(), EliminateUnreadOutputs()))(folded)
+    return Pipeline((OrderOutputs(), EliminateUnreadOutputs(), FoldLayerNorm()))(folded)
 
 
 def _lowered(folded: Program, form: str, written: Written) -> tuple[Program, dict[str, str]]:

@@ -23,6 +23,7 @@ from sparsify.passes.base import (
 from sparsify.passes.eliminate_dead_code import EliminateDeadCode as EliminateDeadCode
 from sparsify.passes.eliminate_unread_outputs import EliminateUnreadOutputs as EliminateUnreadOutputs
 from sparsify.passes.fold_batch_norm import FoldBatchNorm as FoldBatchNorm
+from sparsify.passes.fold_layer_norm import FoldLayerNorm as FoldLayerNorm
 from sparsify.passes.fold_masks import FoldMasks as FoldMasks
 from sparsify.passes.insert_gradient_taps import InsertGradientTaps as InsertGradientTaps
 from sparsify.passes.insert_masks import InsertMasks as InsertMasks

@@ -82,8 +82,9 @@ class LowerGroupedConv(Pass):
 class LowerGroupedLinear(Pass):
     """Linear layer -> selection of rows of feature-major values and one product of small matrices, a group each.
 
-    Chains of layers stay feature-major: through elementwise operators, residual additions and layer norms, with dense layers between
-    lowered ones turned too, so that transposes remain at the ends alone. The train phase becomes a copy of the eval phase.
+    Over tokens the product is a convolution of width 1 in groups. Chains of layers stay feature-major: through elementwise operators,
+    residual additions and layer norms, with dense layers between lowered ones turned too, so that transposes remain at the ends alone. The
+    train phase becomes a copy of the eval phase.
 
     Raises:
         PassError: If the form is unknown or a glob matches no weight.
@@ -117,37 +118,15 @@ class LowerGroupedLinear(Pass):
         return log
 
     def _lower(self, program: Program, node: fx.Node, weight: fx.Node, packing: Packing, columns: FeatureMajor) -> None:
-        source = columns.of(node.args[0])  # type: ignore[arg-type]
-        dense = program.get_parameter(str(weight.target))
-        *lead, features, width = feature_shape(node.args[0])  # type: ignore[arg-type]
-        groups, kept, chunk = *packing.inputs.shape, packing.chunk
-        values = packing.values(dense)
-        _replace(program, weight, values[0] if groups == 1 else values)
-        last, split = node, (kept,) if groups == 1 else (groups, kept)
-        if not packing.is_identity(int(features)):
-            chunks = packing.inputs.reshape(groups, -1, chunk)[:, :, 0] // chunk
-            index = _index(program, weight, node, chunks.flatten() if lead or groups == 1 else chunks)
-            line = width if chunk == 1 else chunk * width if isinstance(width, int) else f"{chunk}*{width}"
-            if chunk > 1:  # rows of a chunk lie side by side, so that a chunk is one line to copy
-                shape = (*lead, int(features) // chunk, line)
-                source = last = columns.emit(last, aten.reshape.default, (source, sizes(shape)), shape)
-            if lead or groups == 1:
-                shape = (*lead, groups * kept // chunk, line)
-                source = last = columns.emit(last, aten.index_select.default, (source, len(lead), index), shape)
-            else:  # a table of indices gives the groups their dimension at once
-                shape = (groups, kept // chunk, line)
-                source = last = columns.emit(last, aten.embedding.default, (source, index), shape)
-        if last is node and groups == 1:
-            pass  # neither selected nor to be split
-        elif last is node or chunk > 1 or (lead and groups > 1):
-            shape = (*lead, *split, width)
-            source = last = columns.emit(last, aten.reshape.default, (source, sizes(shape)), shape)
-        shape = (*lead, *split[:-1], packing.rows, width)
-        product = columns.emit(last, aten.matmul.default, (weight, source), shape)
-        if groups > 1:
-            shape = feature_shape(node)
-            product = columns.emit(product, aten.reshape.default, (product, sizes(shape)), shape)
-        columns.lowered(node, _with_bias(node, product, columns))
+        values, tokens = packing.values(program.get_parameter(str(weight.target))), len(feature_shape(node)) > 2
+        source, last = _selected(program, node, weight, packing, columns)
+        if tokens:
+            _replace(program, weight, values.flatten(0, 1).unsqueeze(-1))
+            made = _convolution(node, weight, source, packing.groups, columns, last)
+        else:
+            _replace(program, weight, values[0] if packing.groups == 1 else values)
+            made = _product(node, weight, source, packing, columns, last)
+        columns.lowered(node, made)
 
     def _follow_dense(self, node: fx.Node, columns: FeatureMajor) -> None:
         """A dense layer that reads a feature-major value computes in that form as well."""
@@ -170,6 +149,54 @@ def _every_step(program: Program, node: fx.Node, source: fx.Node, weight: Tensor
     taken = surgery.call_after(program, "eval", anchor, aten.max_pool2d.default, (source, [1, 1], stride), spec=shape)
     surgery.replace_argument(node, 3, [1, 1])
     return taken
+
+
+def _selected(
+    program: Program, node: fx.Node, weight: fx.Node, packing: Packing, columns: FeatureMajor
+) -> tuple[fx.Node, fx.Node]:
+    """What the groups read, feature-major: [N, G * K, S] of tokens, else [G, K, N], or [K, N] of one group; and what comes behind it."""
+    source, last = columns.of(node.args[0]), node  # type: ignore[arg-type]
+    *lead, features, width = feature_shape(node.args[0])  # type: ignore[arg-type]
+    groups, kept, chunk = *packing.inputs.shape, packing.chunk
+    whole = packing.is_identity(int(features))
+    if not whole:
+        index = packing.inputs.reshape(groups, -1, chunk)[:, :, 0] // chunk
+        table = not lead and groups > 1  # of indices: it gives the groups their dimension at once
+        places = _index(program, weight, node, index if table else index.flatten())
+        line = width if chunk == 1 else chunk * width if isinstance(width, int) else f"{chunk}*{width}"
+        if chunk > 1:  # rows of a chunk lie side by side, so that a chunk is one line to copy
+            shape = (*lead, int(features) // chunk, line)
+            source = last = columns.emit(last, aten.reshape.default, (source, sizes(shape)), shape)
+        if table:
+            shape = (*index.shape, line)
+            source = last = columns.emit(last, aten.embedding.default, (source, places), shape)
+        else:
+            shape = (*lead, index.numel(), line)
+            source = last = columns.emit(last, aten.index_select.default, (source, len(lead), places), shape)
+    shape = (*lead, groups * kept, width) if lead or groups == 1 else (groups, kept, width)
+    if (chunk > 1 and not whole) or (whole and len(shape) > len(feature_shape(node))):
+        source = last = columns.emit(last, aten.reshape.default, (source, sizes(shape)), shape)
+    return source, last
+
+
+def _convolution(
+    node: fx.Node, weight: fx.Node, source: fx.Node, groups: int, columns: FeatureMajor, last: fx.Node
+) -> fx.Node:
+    """Of width 1 over tokens, in groups: runtimes add the bias to the product of a group while it is at hand."""
+    bias = node.args[2] if len(node.args) > 2 else None
+    return columns.emit(last, aten.conv1d.default, (source, weight, bias, [1], [0], [1], groups), feature_shape(node))
+
+
+def _product(
+    node: fx.Node, weight: fx.Node, source: fx.Node, packing: Packing, columns: FeatureMajor, last: fx.Node
+) -> fx.Node:
+    """Of small matrices, a group each, flattened to [O, N]."""
+    groups, shape = packing.groups, feature_shape(node)
+    whole = shape if groups == 1 else (groups, packing.rows, shape[-1])
+    product = columns.emit(last, aten.matmul.default, (weight, source), whole)
+    if groups > 1:
+        product = columns.emit(product, aten.reshape.default, (product, sizes(shape)), shape)
+    return _with_bias(node, product, columns)
 
 
 def _with_bias(node: fx.Node, product: fx.Node, columns: FeatureMajor) -> fx.Node:

@@ -14,6 +14,7 @@ from sparsify.passes.base import Pass, PassLog, split_pipeline
 from sparsify.passes.eliminate_dead_code import EliminateDeadCode
 from sparsify.passes.eliminate_unread_outputs import EliminateUnreadOutputs
 from sparsify.passes.fold_batch_norm import FoldBatchNorm
+from sparsify.passes.fold_layer_norm import FoldLayerNorm
 from sparsify.passes.fold_masks import FoldMasks
 from sparsify.passes.insert_gradient_taps import InsertGradientTaps
 from sparsify.passes.insert_masks import InsertMasks
@@ -42,6 +43,7 @@ PASSES: dict[str, type[Pass]] = {
         EliminateDeadCode,
         OrderOutputs,
         EliminateUnreadOutputs,
+        FoldLayerNorm,
         AbsorbBiases,
         LowerGroupedConv,
         LowerGroupedLinear,

@@ -24,6 +24,7 @@ PREFIX = {
     "eliminate-dead-code": "insert-masks | ",
     "order-outputs": "insert-masks{density=0.3} | fold-masks | ",
     "eliminate-unread-outputs": "insert-masks{density=0.3} | fold-masks | ",
+    "fold-layer-norm": "insert-masks{density=0.3} | fold-masks | ",
     "absorb-biases": "insert-masks{density=0.3} | fold-masks | ",
     "lower-grouped-conv": "insert-masks{density=0.3} | fold-masks | ",
     "lower-grouped-linear": "insert-masks{density=0.3} | fold-masks | ",

@@ -235,7 +235,7 @@ def test_misuse_says_what_to_do(tmp_path):
         sp.export(program, tmp_path / "m.onnx", inputs=[digits(4)[0]], form="fast")
 
 
-@pytest.mark.parametrize("name", ["mlp", "residual"])
+@pytest.mark.parametrize("name", MODELS)
 def test_measuring_says_the_times_and_keeps_parity(name, tmp_path):
     result = sp.export(masked(name), tmp_path / "m.onnx", inputs=[digits(4)[0]], form="auto:measure")
     measured = {weight: text for weight, text in result.forms.items() if "measured" in text}
