@@ -140,10 +140,12 @@ def files(setting: Setting, options: argparse.Namespace) -> dict[str, tuple[Path
         made["int8"] = path, {}
     for pattern in options.patterns or (QUICK if options.quick else PATTERNS)[name]:
         for precision in options.precision:
-            row, place, given = pattern, f"{pattern}-{sparsity}", dict[str, Any]()
+            row, place, given = pattern, f"{pattern}-{sparsity}", {"batch": setting.batch}
+            if setting.batch > 1:
+                place = f"{place}-{setting.batch}"
             if precision == "int8":  # a file for this batch and these threads
-                row, place = f"{pattern} int8", f"{place}-int8-{setting.batch}-{setting.threads}"
-                given = {"precision": precision, "batch": setting.batch, "threads": setting.threads}
+                row, place = f"{pattern} int8", f"{place}-int8-{setting.threads}"
+                given |= {"precision": precision, "threads": setting.threads}
             path = folder / f"{place.replace(':', '-').replace(' ', '-')}.onnx"
             try:
                 known = make(path, lambda p=pattern: sparse(of_width(), name, p, sparsity), name, **given)

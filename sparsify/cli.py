@@ -358,8 +358,10 @@ def export(
     precision: Annotated[
         str, typer.Option(help="fp32; or int8: the fastest of the int8 and fp32 forms on this machine that agrees")
     ] = "fp32",
-    batch: Annotated[int, typer.Option(help="of the trials of int8", min=1)] = 1,
-    threads: Annotated[int, typer.Option(help="of the trials of int8", min=1)] = 1,
+    batch: Annotated[
+        int, typer.Option(help="samples of a call, mostly: of trials, and above 1 of selections", min=1)
+    ] = 1,
+    threads: Annotated[int, typer.Option(help="of trials, those of int8 and auto:measure", min=1)] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file")] = False,
 ) -> None:
     """Export a saved program to ONNX and prove the file in ONNX Runtime: same outputs at two batch sizes, exactly the zeros of the masks.

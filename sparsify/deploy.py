@@ -192,8 +192,9 @@ def export_saved(
     if precision == "int8" and storage == "dense":
         return write_int8(loaded, out, found, opset=opset, form=form, selection=selection, batch=batch, threads=threads)
     result = export(
-        loaded, out, inputs=[inputs], opset=opset, storage=storage, form=form, selection=selection, precision=precision
-    )
+        loaded, out, inputs=[inputs], opset=opset, storage=storage, form=form, selection=selection, precision=precision,
+        batch=batch, threads=threads,
+    )  # fmt: skip
     return result, None
 
 

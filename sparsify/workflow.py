@@ -171,6 +171,7 @@ def _part(
         storage=recipe.storage,
         form=recipe.form,
         selection=recipe.selection,
+        batch=recipe.export_batch,
         metadata=_metadata(program, method, recipe) | threshold_text,
     )
     size, table = sizes(program), layers(program, trained.coverage)

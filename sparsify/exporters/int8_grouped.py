@@ -191,16 +191,17 @@ def _write(
     whole = quantize_layer(layer, given)
     groups, rows, _ = whole.weight.shape
     data = _gather(writer, view, layer, whole, _as_integers(writer, view, source, given, integers))
-    weight = writer.constant(f"{result}_weight", whole.weight)
+    weight = writer.constant(f"{result}_weight", _plain(whole.weight))
     step = writer.constant(f"{result}_weight_scale", np.float32(whole.scale))  # type: ignore[arg-type]
     middle = writer.constant("weight_zero", np.uint8(128))  # type: ignore[arg-type]
     product = writer.call(
         "QLinearMatMul",
         [weight, step, middle, data, *writer.scale(source, given), *writer.scale(result, made)],
-        f"{result}_product",
+        f"{result}_product" if groups > 1 else f"{result}_integers",
     )
-    flat = writer.constant(f"{result}_rows", np.array([groups * rows, -1], np.int64))
-    writer.call("Reshape", [product, flat], f"{result}_integers")
+    if groups > 1:
+        flat = writer.constant(f"{result}_rows", np.array([groups * rows, -1], np.int64))
+        writer.call("Reshape", [product, flat], f"{result}_integers")
     integers.add(result)
     readers = [
         node for node in view.readers.get(result, []) if not any(node is n for x in by_result.values() for n in x.nodes)
@@ -220,10 +221,11 @@ def _write_exact(
     whole = Quantized(weight, 0.0, 0, 0)
     data = _gather(writer, view, layer, whole, _as_integers(writer, view, source, given, integers))
     middle = writer.constant("weight_zero", np.uint8(128))  # type: ignore[arg-type]
-    inputs = [writer.constant(f"{result}_weight", weight), data, middle, writer.scale(source, given)[1]]
+    inputs = [writer.constant(f"{result}_weight", _plain(weight)), data, middle, writer.scale(source, given)[1]]
     sums = writer.call("MatMulInteger", inputs, f"{result}_sums")
-    flat = writer.constant(f"{result}_rows", np.array([groups * rows, -1], np.int64))
-    sums = writer.call("Reshape", [sums, flat], f"{result}_flat")
+    if groups > 1:
+        flat = writer.constant(f"{result}_rows", np.array([groups * rows, -1], np.int64))
+        sums = writer.call("Reshape", [sums, flat], f"{result}_flat")
     value = writer.call("Cast", [sums], f"{result}_float", to=onnx.TensorProto.FLOAT)
     scale = writer.constant(f"{result}_step", (given.scale * steps).reshape(-1, 1).astype(np.float32))
     last = layer.bias is None and not layer.rectified
@@ -235,8 +237,13 @@ def _write_exact(
         writer.call("Relu", [value], result)
 
 
+def _plain(values: Array) -> Array:
+    """Of one group without the dimension for groups: [O, K] in place of [G, O, K]."""
+    return values if len(values) > 1 else values[0]
+
+
 def _gather(writer: Writer, view: View, layer: GroupedLinear, whole: Quantized, data: str) -> str:
-    """The integers [G, K', M] a layer reads, constants for its bias among them."""
+    """The integers [G, K', M] a layer reads, of one group [K', M], constants for its bias among them."""
     groups, _, width = whole.weight.shape
     count, chunk, index = (view.shape(layer.source) or [0])[0] or 0, layer.chunk, layer.index
     result = layer.result
@@ -254,10 +261,11 @@ def _gather(writer: Writer, view: View, layer: GroupedLinear, whole: Quantized, 
         if chunk == 1:  # shapes are not inferred through integer operators; `single_samples` looks for the batch
             shape = [count + whole.extra, (view.sizes.get(layer.source) or [None])[-1]]
             writer.values.append(helper.make_tensor_value_info(data, onnx.TensorProto.UINT8, shape))
-        places = writer.constant(f"{result}_index", index.astype(np.int64))
+        places = writer.constant(f"{result}_index", _plain(index).astype(np.int64))
         data = writer.call("Gather", [data, places], f"{result}_gathered", axis=0)
-    if chunk > 1 or index is None:
-        shape = writer.constant(f"{result}_groups", np.array([groups, width, -1], np.int64))
+    if chunk > 1:
+        sizes = (groups, width, -1) if groups > 1 else (width, -1)
+        shape = writer.constant(f"{result}_groups", np.array(sizes, np.int64))
         data = writer.call("Reshape", [data, shape], f"{result}_inputs")
     return data
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ SECONDS = 0.002
 
 @dataclass(frozen=True)
 class Trial:
-    """Microseconds a call of one layer in both forms, medians of interleaved rounds, at batch 1 and one thread."""
+    """Microseconds a call of one layer in both forms, medians of interleaved rounds."""
 
     dense: float
     grouped: float
@@ -36,7 +37,9 @@ class Trial:
         return f"{self.grouped:.0f} µs grouped, {self.dense:.0f} µs dense, measured"
 
 
-def measure_layers(program: Program, written: Written = lambda model: model) -> dict[str, Trial]:
+def measure_layers(
+    program: Program, *, written: Written = lambda model: model, batch: int = 1, threads: int = 1
+) -> dict[str, Trial]:
     """Time every convolution and linear layer of the eval phase that leaves out inputs.
 
     A convolution is timed behind a depthwise one, so that leaving and re-entering the blocked layout is paid for as in a network; a linear
@@ -45,6 +48,8 @@ def measure_layers(program: Program, written: Written = lambda model: model) -> 
     Args:
         program: of stage FOLDED, not lowered.
         written: what a file becomes before it is written.
+        batch: samples of a call, where the program leaves it open.
+        threads: of a session.
     """
     found: dict[str, Trial] = {}
     for node in program.phases["eval"].graph.nodes:
@@ -60,10 +65,14 @@ def measure_layers(program: Program, written: Written = lambda model: model) -> 
             or (node.target is aten.conv2d.default and _groups(node) > 1)
         ):
             continue
-        models = (_convolutions if values.ndim == 4 else _products)(node, values, packing, spec)
-        dense, grouped = _medians([_caller(written(model), shape) for model, shape in models])
+        models = (_convolutions if values.ndim == 4 else _products)(node, values, packing, _sized(spec, batch))
+        dense, grouped = _medians([_caller(written(model), shape, threads) for model, shape in models])
         found[str(weight.target)] = Trial(1e6 * dense, 1e6 * grouped)
     return found
+
+
+def _sized(spec: TensorSpec, batch: int) -> tuple[int, ...]:
+    return tuple(size if isinstance(size, int) else batch for size in spec.shape)
 
 
 def _groups(node: fx.Node) -> int:
@@ -73,8 +82,7 @@ def _groups(node: fx.Node) -> int:
 Model = tuple[onnx.ModelProto, tuple[int, ...]]
 
 
-def _convolutions(node: fx.Node, weight: torch.Tensor, packing: Packing, spec: TensorSpec) -> tuple[Model, Model]:
-    shape = (1, *(size if isinstance(size, int) else 1 for size in spec.shape[1:]))
+def _convolutions(node: fx.Node, weight: torch.Tensor, packing: Packing, shape: tuple[int, ...]) -> tuple[Model, Model]:
     stride, padding, dilation = (
         list(node.args[i]) if len(node.args) > i else [default] * 2  # type: ignore[arg-type]
         for i, default in ((3, 1), (4, 0), (5, 1))
@@ -97,23 +105,22 @@ def _convolutions(node: fx.Node, weight: torch.Tensor, packing: Packing, spec: T
     )
 
 
-def _products(node: fx.Node, weight: torch.Tensor, packing: Packing, spec: TensorSpec) -> tuple[Model, Model]:
+def _products(node: fx.Node, weight: torch.Tensor, packing: Packing, given: tuple[int, ...]) -> tuple[Model, Model]:
+    """Feature-major: [F, N], or [N, F, S] of tokens."""
     del node
-    columns = int(np.prod([size for size in spec.shape[1:-1] if isinstance(size, int)], initial=1))
+    lead: tuple[int, ...] = given[: len(given) - 2][:1]
+    columns = math.prod(given[len(lead) : -1])
     groups, kept = packing.inputs.shape
     inputs, outputs, chunk = weight.shape[1], weight.shape[0], packing.chunk
-    dense = _model([helper.make_node("MatMul", ["w", "x"], ["y"])], {"w": weight.numpy()}, (inputs, columns))
-    if len(spec.shape) > 2:  # tokens: a convolution of width 1
+    shape = (*lead, inputs, columns)
+    dense = _model([helper.make_node("MatMul", ["w", "x"], ["y"])], {"w": weight.numpy()}, shape)
+    if lead:
         packed = packing.values(weight).flatten(0, 1)[..., None].numpy()
         nodes = [
             helper.make_node("Gather", ["x", "i"], ["g"], axis=1),
             helper.make_node("Conv", ["g", "w"], ["y"], group=groups),
         ]
-        whole = (1, inputs, columns)
-        return (dense, (inputs, columns)), (
-            _model(nodes, {"w": packed, "i": packing.inputs.flatten().numpy()}, whole),
-            whole,
-        )
+        return (dense, shape), (_model(nodes, {"w": packed, "i": packing.inputs.flatten().numpy()}, shape), shape)
     tensors = {
         "w": packing.values(weight).numpy(),
         "i": (packing.inputs.reshape(-1, chunk)[:, 0] // chunk).contiguous().numpy(),
@@ -128,7 +135,7 @@ def _products(node: fx.Node, weight: torch.Tensor, packing: Packing, spec: Tenso
         helper.make_node("MatMul", ["w", "p"], ["m"]),
         helper.make_node("Reshape", ["m", "flat"], ["y"]),
     ]
-    return (dense, (inputs, columns)), (_model(nodes, tensors, (inputs, columns)), (inputs, columns))
+    return (dense, shape), (_model(nodes, tensors, shape), shape)
 
 
 def _model(nodes: list[onnx.NodeProto], tensors: dict[str, np.ndarray], shape: tuple[int, ...]) -> onnx.ModelProto:
@@ -139,9 +146,9 @@ def _model(nodes: list[onnx.NodeProto], tensors: dict[str, np.ndarray], shape: t
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
-def _caller(model: onnx.ModelProto, shape: tuple[int, ...]) -> Callable[[], Any]:
+def _caller(model: onnx.ModelProto, shape: tuple[int, ...], threads: int) -> Callable[[], Any]:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feeds = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
     return lambda: session.run(None, feeds)

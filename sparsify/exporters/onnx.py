@@ -9,7 +9,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from sparsify.errors import ExportError
 from sparsify.exporters import int8
 from sparsify.exporters.initializers import check_budgets, name_weights, store_sparse
-from sparsify.exporters.measure import measure_layers
+from sparsify.exporters.measure import Trial, measure_layers
 from sparsify.exporters.single_samples import SELECTIONS, check_same, single_samples
-from sparsify.exporters.trials import Written
 from sparsify.ir import Program, Stage
 from sparsify.ir.serialization import write_atomically
 from sparsify.passes import (
@@ -113,12 +112,15 @@ def export(
             as they are, ``auto``, grouped where a cost model predicts a gain, or ``auto:measure``, where timing both in ONNX Runtime on
             this machine shows one.
         selection: how grouped linear layers select their inputs: ``by-batch``, with operators of their own for one sample, behind an ``If``
-            where the batch is open; or ``gather``, for runtimes without ``If``: `Gather` at every batch, far slower for one sample.
+            where the batch is open and ``batch`` is 1; or ``gather``, for runtimes without ``If``: `Gather` at every batch, far slower for
+            one sample.
         precision: ``fp32``, or ``int8`` for the fastest of the fp32 file and its int8 forms, timed in ONNX Runtime on this machine.
         calibration: for int8, training inputs like ``inputs``, on which ranges are observed.
         held_out: for int8, inputs that neither training nor a test set holds: predictions are compared on them. Empty: ``inputs``.
         labels: int64 [N] of ``held_out``; the calibration head is fitted again on them where layers compute in int8. None: it stays.
-        batch, threads: at which int8 and fp32 forms are timed.
+        batch: samples the file will mostly be called with, where its batch is open. Forms are timed at it (int8, ``auto:measure``), and
+            above 1 nothing is written for one sample alone: the file takes one as well, but is slower at it.
+        threads: at which forms are timed.
         metadata: text put into ``metadata_props``.
 
     Raises:
@@ -138,11 +140,14 @@ def export(
         raise ExportError("int8 files have storage 'dense'; 'sparse' holds float32 values. Choose one of the two.")
     if program.dynamic_batch and len(inputs[0]) == 1:
         inputs = [torch.cat([x, x]) for x in inputs]  # files may compute one sample in a way of its own
-    written = single_samples if selection == "by-batch" else _as_it_is
+    several = program.dynamic_batch and batch > 1
+    written = _as_it_is if selection == "gather" or several else single_samples
     masks = {name: mask.clone() for name, mask in program.masks().items()}
     folded = _folded(program)
     arranged = _arranged(folded, form)
-    lowered, forms = _lowered(arranged, form, written)
+    lowered, forms = _lowered(
+        arranged, form, functools.partial(measure_layers, written=written, batch=batch, threads=threads)
+    )
     model = _convert(lowered, inputs, opset)
     nonzeros, positions = check_budgets(model, folded, lowered, masks)
     final = written(model)
@@ -223,11 +228,13 @@ def _arranged(folded: Program, form: str) -> Program:
     return Pipeline((OrderOutputs(), EliminateUnreadOutputs(), FoldLayerNorm()))(folded)
 
 
-def _lowered(folded: Program, form: str, written: Written) -> tuple[Program, dict[str, str]]:
+def _lowered(
+    folded: Program, form: str, measured: Callable[[Program], Mapping[str, Trial]]
+) -> tuple[Program, dict[str, str]]:
     """The program with grouped layers in their own form, and what became of each weight."""
     if form == "dense" or folded.stage is not Stage.FOLDED:
         return folded, {}
-    trials = measure_layers(folded, written) if form == "auto:measure" else {}
+    trials = measured(folded) if form == "auto:measure" else {}
     slower = tuple(name for name, trial in trials.items() if trial.grouped >= trial.dense)
     lowered, forms = _grouped(folded, "grouped" if form == "auto:measure" else form, slower)
     return lowered, forms | {name: f"{forms[name]}: {trial}" for name, trial in trials.items()}

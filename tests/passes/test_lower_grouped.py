@@ -235,9 +235,20 @@ def test_misuse_says_what_to_do(tmp_path):
         sp.export(program, tmp_path / "m.onnx", inputs=[digits(4)[0]], form="fast")
 
 
+def test_a_file_for_several_samples_has_no_branch_and_still_takes_one(tmp_path):
+    program, x = masked("mlp"), digits(20)[0]
+    one = sp.export(program, tmp_path / "one.onnx", inputs=[x], form="grouped")
+    several = sp.export(program, tmp_path / "several.onnx", inputs=[x], form="grouped", batch=20)
+    assert "If" in kinds(onnx.load(one.path).graph.node)
+    found = kinds(onnx.load(several.path).graph.node)
+    assert "If" not in found and "GatherElements" not in found and found["Gather"] == 2
+    assert several.parity.batches == (1, 20) and several.parity.largest_error <= 1e-4
+
+
+@pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("name", MODELS)
-def test_measuring_says_the_times_and_keeps_parity(name, tmp_path):
-    result = sp.export(masked(name), tmp_path / "m.onnx", inputs=[digits(4)[0]], form="auto:measure")
+def test_measuring_says_the_times_and_keeps_parity(name, batch, tmp_path):
+    result = sp.export(masked(name), tmp_path / "m.onnx", inputs=[digits(4)[0]], form="auto:measure", batch=batch)
     measured = {weight: text for weight, text in result.forms.items() if "measured" in text}
     assert len(measured) >= 2
     assert all(text.startswith(("grouped: ", "dense: ")) and "µs dense" in text for text in measured.values())
