@@ -28,6 +28,8 @@ LEAST_AGREEMENT = 0.95
 """Share of held-out predictions a form must have in common with the program to be taken."""
 MOST_VALUES = 65_536
 """Values of a tensor that are kept of a batch, and its extremes, to choose a range by."""
+REDUCED = "7-bit weights"
+"""Grouped layers against activations in int8, see `sparsify.exporters.int8_grouped`."""
 Lower = Callable[[tuple[str, ...]], onnx.ModelProto]
 """The fp32 file with grouped layers, but for the given weights, which stay dense."""
 
@@ -164,7 +166,9 @@ def quantize(
         made[f"{form}, fp32"] = model, forms(model, form)
         for integers in ({"dense"}, {"grouped"}, {"dense", "grouped"}):
             kinds = {name: ("int8" if f.split()[1] in integers else "fp32") for name, f in forms(model, form).items()}
-            _add(made, f"{form}, {' and '.join(sorted(integers))} layers int8", model, form, kinds, calibration)
+            name = f"{form}, {' and '.join(sorted(integers))} layers int8"
+            for reduce_range in (False, True):
+                _add(made, name, model, form, kinds, calibration, reduce_range=reduce_range)
     layers = time_layers(models, calibration, written=written, batch=batch, threads=threads)
     best = {weight: min(timed, key=lambda key: timed[key]) for weight, timed in layers.items()}
     dense = tuple(
@@ -175,7 +179,8 @@ def quantize(
     form = "grouped" if "grouped" in models else "dense"
     base = lower(dense) if lower and dense else models[form]
     kinds = {weight: best.get(weight, "fp32").split()[0] for weight in forms(base, form)}
-    _add(made, "mixed, by layer", base, form, kinds, calibration)
+    for reduce_range in (False, True):
+        _add(made, "mixed, by layer", base, form, kinds, calibration, reduce_range=reduce_range)
     feeds = {name: values[:batch] for name, values in calibration.items()}
     measured = times({name: (written(model), feeds) for name, (model, _) in made.items()}, threads=threads)
     trials = [(Trial(name, measured[name], shown), model) for name, (model, shown) in made.items()]
@@ -200,6 +205,8 @@ def _add(
     form: str,
     kinds: Mapping[str, str],
     calibration: Feeds,
+    *,
+    reduce_range: bool,
 ) -> None:
     """Make the file with the layers of kind ``int8`` in integers, unless there is one with these forms."""
     shown = forms(model, form)
@@ -209,11 +216,14 @@ def _add(
     dense = {node: weight for node, weight in dense_layers(model).items() if kinds.get(weight) == "int8"}
     for weight in (*(layer.name for layer in grouped), *dense.values()):
         shown[weight] = shown[weight].replace("fp32", "int8")
+    if grouped and reduce_range:
+        name = f"{name}, {REDUCED}"
+        shown |= {layer.name: f"{shown[layer.name]}, {REDUCED}" for layer in grouped}
     if any(shown == other for _, other in made.values()):
         return
     if grouped:
         names = sorted({tensor for layer in grouped for tensor in (layer.source, layer.result)})
-        model = write_grouped_int8(model, grouped, observe(model, names, calibration))
+        model = write_grouped_int8(model, grouped, observe(model, names, calibration), reduce_range=reduce_range)
     made[name] = dense_int8(model, calibration, dense) if dense else model, shown
 
 

@@ -86,11 +86,11 @@ def images(count=1797):
     return x.numpy(), y.numpy()
 
 
-def grouped_int8(model, calibration):
+def grouped_int8(model, calibration, **options):
     """The file with every grouped layer in integers."""
     layers = find_grouped_linears(model)
     names = sorted({name for layer in layers for name in (layer.source, layer.result)})
-    return write_grouped_int8(model, layers, int8.observe(model, names, calibration))
+    return write_grouped_int8(model, layers, int8.observe(model, names, calibration), **options)
 
 
 def with_dense_layer():

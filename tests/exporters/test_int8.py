@@ -20,16 +20,19 @@ def timed(monkeypatch, *milliseconds, layers=None):
 
 
 def test_the_fastest_of_the_trials_comes_first(monkeypatch):
-    timed(monkeypatch, 5.0, 4.0, 3.0, 2.0)
+    timed(monkeypatch, 6.0, 5.0, 3.0, 4.0, 2.0, 1.0)
     found, _ = int8.quantize({"grouped": with_dense_layer()}, {"x": images(64)[0]})
     assert [trial.name for trial, _ in found] == [
-        "grouped, dense and grouped layers int8", "grouped, grouped layers int8", "grouped, dense layers int8", "grouped, fp32",
+        "grouped, dense and grouped layers int8, 7-bit weights", "grouped, dense and grouped layers int8",
+        "grouped, grouped layers int8", "grouped, grouped layers int8, 7-bit weights", "grouped, dense layers int8", "grouped, fp32",
     ]  # fmt: skip
-    assert [trial.integers for trial, _ in found] == [3, 2, 1, 0]
+    assert [trial.integers for trial, _ in found] == [3, 3, 2, 2, 1, 0]
     assert any(node.op_type == "QLinearMatMul" for node in found[0][1].graph.node)
-    assert dict(found[0][0].layers) == {
+    assert dict(found[1][0].layers) == {
         "first.weight": "int8 grouped", "second.weight": "int8 grouped", "eye": "int8 dense", "head.weight": "fp32 dense",
     }  # fmt: skip
+    reduced = dict.fromkeys(("first.weight", "second.weight"), "int8 grouped, 7-bit weights")
+    assert found[0][0].layers == {**found[1][0].layers, **reduced}
 
 
 def test_trials_of_single_layers_propose_a_mixed_file(monkeypatch):
@@ -37,9 +40,9 @@ def test_trials_of_single_layers_propose_a_mixed_file(monkeypatch):
         "first.weight": {"fp32 grouped": 2.0, "int8 grouped": 1.0},
         "second.weight": {"fp32 grouped": 1.0, "int8 grouped": 2.0},
     }
-    timed(monkeypatch, 5.0, 4.0, 3.0, 2.0, 1.0, layers=layers)
-    (first, model), *_ = int8.quantize({"grouped": with_dense_layer()}, {"x": images(64)[0]})[0]
-    assert first.name == "mixed, by layer"
+    timed(monkeypatch, 6.0, 5.0, 4.0, 4.0, 3.0, 3.0, 1.0, 2.0, layers=layers)
+    (first, model), (second, _), *_ = int8.quantize({"grouped": with_dense_layer()}, {"x": images(64)[0]})[0]
+    assert (first.name, second.name) == ("mixed, by layer", "mixed, by layer, 7-bit weights")
     assert [first.layers[name] for name in ("first.weight", "second.weight", "eye")] == [
         "int8 grouped", "fp32 grouped", "fp32 dense",
     ]  # fmt: skip
@@ -48,7 +51,7 @@ def test_trials_of_single_layers_propose_a_mixed_file(monkeypatch):
 
 def test_layers_that_are_faster_dense_in_int8_are_lowered_again_without_them(monkeypatch):
     layers = {"second.weight": {"fp32 grouped": 2.0, "int8 dense": 1.0}}
-    timed(monkeypatch, *range(9), layers=layers)
+    timed(monkeypatch, *range(12), layers=layers)
     asked = []
     int8.quantize({"grouped": load(1)}, {"x": images(64)[0]}, lower=lambda kept: asked.append(kept) or load(1))
     assert asked == [("second.weight",)]
@@ -59,17 +62,17 @@ def samples(model, x, labels=None):
 
 
 def test_a_fast_form_that_disagrees_is_passed_over(monkeypatch):
-    timed(monkeypatch, 5.0, 4.0, 3.0, 2.0)
+    timed(monkeypatch, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0)
     model, (x, _) = with_dense_layer(), images(64)
-    monkeypatch.setattr(int8, "write_grouped_int8", lambda given, *_: broken(given))
+    monkeypatch.setattr(int8, "write_grouped_int8", lambda given, *_, **__: broken(given))
     _, result = int8.int8_file({"grouped": model}, samples(model, x))
-    assert result.chosen.name == "grouped, dense layers int8" and len(result.trials) == 4
+    assert result.chosen.name == "grouped, dense layers int8" and len(result.trials) == 6
     assert result.agreed > 0.95 * result.decisions and result.largest_error < 0.1
     assert result.head == "kept: no labels to fit it on" and not result.figures
 
 
 def test_a_file_whose_fastest_form_is_fp32_keeps_its_head(monkeypatch):
-    timed(monkeypatch, 1.0, 4.0, 3.0, 2.0)
+    timed(monkeypatch, 1.0, 6.0, 5.0, 4.0, 3.0, 2.0)
     model, (x, y) = with_dense_layer(), images(64)
     _, result = int8.int8_file({"grouped": model}, samples(model, x, y))
     assert result.chosen.integers == 0 and result.head == "kept: the file computes in fp32"
@@ -77,7 +80,7 @@ def test_a_file_whose_fastest_form_is_fp32_keeps_its_head(monkeypatch):
 
 
 def test_where_no_form_agrees_there_is_no_file(monkeypatch):
-    timed(monkeypatch, 1.0, 4.0, 3.0, 2.0)
+    timed(monkeypatch, 1.0, 6.0, 5.0, 4.0, 3.0, 2.0)
     model, (x, _) = with_dense_layer(), images(64)
     given = samples(model, x)
     with pytest.raises(ExportError, match="no form of the file agrees"):
@@ -95,7 +98,7 @@ def broken(model):
 
 def test_a_real_trial_measures_every_form_and_every_layer():
     found, layers = int8.quantize({"grouped": with_dense_layer()}, {"x": images(64)[0]}, batch=16)
-    assert len(found) >= 4 and all(trial.milliseconds > 0 for trial, _ in found)
+    assert len(found) >= 6 and all(trial.milliseconds > 0 for trial, _ in found)
     assert [trial.milliseconds for trial, _ in found] == sorted(trial.milliseconds for trial, _ in found)
     assert {name: set(timed) for name, timed in layers.items()} == {
         "first.weight": {"fp32 grouped", "int8 grouped"}, "second.weight": {"fp32 grouped", "int8 grouped"},

@@ -39,7 +39,27 @@ def test_weights_and_bias_by_hand():
     whole = quantize_layer(layer([[[1.27, -0.5], [0.0, 0.02]]], [0.1, -0.02]), Scale(0.5, 0))
     assert whole.scale == pytest.approx(0.01)
     assert (whole.constant, whole.extra) == (1, 4)
+    assert whole.zero == 128
     assert (whole.weight.astype(int) - 128).tolist() == [[[127, -50, 5, 5, 5, 5], [0, 2, -1, -1, -1, -1]]]
+
+
+def test_weights_and_bias_of_a_reduced_range_by_hand():
+    # Scale 1.26 / 63 = 0.02. The unit of the sum is 0.5 * 0.02: bias 0.1 and -0.02 are 10 and -2 units of four constants of 1.
+    whole = quantize_layer(layer([[[1.26, -0.5], [0.0, 0.02]]], [0.1, -0.02]), Scale(0.5, 0), reduce_range=True)
+    assert whole.scale == pytest.approx(0.02)
+    assert (whole.zero, whole.constant, whole.extra) == (64, 1, 4)
+    assert (whole.weight.astype(int) - 64).tolist() == [[[63, -25, 3, 3, 2, 2], [0, 1, 0, 0, -1, -1]]]
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 300.0])
+def test_sums_of_two_products_of_a_reduced_range_fit_16_bits(size):
+    """Where a processor adds two products in 16 bits before it widens them: uint8 weights, int8 activations."""
+    rng = np.random.default_rng(0)
+    whole = quantize_layer(
+        layer(rng.normal(size=(2, 12, 16)), rng.normal(scale=size, size=24)), Scale(0.02, 100), reduce_range=True
+    )
+    most = int(whole.weight.max())
+    assert most <= 127 and 2 * most * -128 >= -(2**15) and 2 * most * 127 < 2**15
 
 
 @pytest.mark.parametrize("zero", [0, 100, 250])
@@ -57,29 +77,37 @@ def test_the_bias_is_right_to_half_a_constant(zero, chunk, size):
     assert abs(whole.constant - zero) <= max(1.0, math.ceil(np.abs(bias).max() / unit / 127 / columns))
 
 
+@pytest.mark.parametrize("reduce_range", [False, True])
 @pytest.mark.parametrize("chunk", [1, 4])
-def test_the_file_computes_what_a_loop_over_integers_gives(chunk):
+def test_the_file_computes_what_a_loop_over_integers_gives(chunk, reduce_range):
     model, (x, _) = load(chunk), images(40)
     layers = find_grouped_linears(model)
     names = [name for part in layers for name in (part.source, part.result)]
     seen = int8.observe(model, names, {"x": x})
-    written = write_grouped_int8(model, layers, seen)
+    written = write_grouped_int8(model, layers, seen, reduce_range=reduce_range)
     onnx.checker.check_model(written)
-    stages = [f"{name}_integers" for name in (layers[0].source, layers[0].result, layers[1].result)]
+    first = f"{layers[0].source}_{'signed' if reduce_range else 'integers'}"
+    stages = [first, *(f"{part.result}_integers" for part in layers[:2])]
+    stages += [f"{layers[0].result}_signed"] * reduce_range
     written.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in stages)
     found = [values.astype(np.int64) for values in run(written, x, *stages)]
+    if reduce_range:
+        assert (
+            np.array_equal(found.pop(), found[1] - 128) and len(np.unique(found[1])) > 200
+        )  # both halves of the range
+        found[0] += 128
     source = best_scale(seen[layers[0].source], rectified=False)
     given = source.quantize(np.concatenate(seen[layers[0].source], axis=1))
     assert np.abs(found[0] - given).max() <= 1  # pixels are multiples of 1/16: many lie halfway
     for part, values, have in zip(layers, found[:-1], found[1:], strict=True):
         made = best_scale(seen[part.result], rectified=True)
-        whole = quantize_layer(part, source)
+        whole = quantize_layer(part, source, reduce_range=reduce_range)
         want = np.empty_like(have)
         for row in range(len(want)):
             group, place = divmod(row, part.weight.shape[1])
             read = (part.index[group][:, None] * part.chunk + np.arange(part.chunk)).reshape(-1)
             constant = np.full((whole.extra * part.chunk, values.shape[1]), whole.constant)
-            sums = (whole.weight[group, place].astype(int) - 128) @ (
+            sums = (whole.weight[group, place].astype(int) - whole.zero) @ (
                 np.concatenate([values[read], constant]) - source.zero
             )
             want[row] = np.clip(np.rint(sums * (source.scale * whole.scale / made.scale)), 0, 255)
@@ -87,10 +115,11 @@ def test_the_file_computes_what_a_loop_over_integers_gives(chunk):
         source = made
 
 
+@pytest.mark.parametrize("reduce_range", [False, True])
 @pytest.mark.parametrize("chunk", [1, 4])
-def test_digits_survive_and_activations_stay_integers(chunk):
+def test_digits_survive_and_activations_stay_integers(chunk, reduce_range):
     model, (x, y) = load(chunk), images()
-    written = grouped_int8(model, {"x": x[:200]})
+    written = grouped_int8(model, {"x": x[:200]}, reduce_range=reduce_range)
     kinds = [node.op_type for node in written.graph.node]
     assert kinds.count("QLinearMatMul") == 2
     assert kinds.count("QuantizeLinear") == kinds.count("DequantizeLinear") == 1
