@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sparsify.errors import ExportError
 from sparsify.exporters import int8
+from sparsify.exporters.fused_products import fused_products
 from sparsify.exporters.initializers import check_budgets, name_weights, store_sparse
 from sparsify.exporters.measure import Trial, measure_layers
 from sparsify.exporters.single_samples import SELECTIONS, check_same, single_samples
@@ -141,7 +142,7 @@ def export(
     if program.dynamic_batch and len(inputs[0]) == 1:
         inputs = [torch.cat([x, x]) for x in inputs]  # files may compute one sample in a way of its own
     several = program.dynamic_batch and batch > 1
-    written = _as_it_is if selection == "gather" or several else single_samples
+    written = fused_products if selection == "gather" or several else _by_batch
     masks = {name: mask.clone() for name, mask in program.masks().items()}
     folded = _folded(program)
     arranged = _arranged(folded, form)
@@ -180,8 +181,8 @@ def export(
     return ExportResult(Path(path), len(data), nonzeros, positions, parity, forms, integers)
 
 
-def _as_it_is(model: onnx.ModelProto) -> onnx.ModelProto:
-    return model
+def _by_batch(model: onnx.ModelProto) -> onnx.ModelProto:
+    return single_samples(fused_products(model))
 
 
 def _finished(model: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:

@@ -171,6 +171,8 @@ def _between(nodes: Nodes, ends: Nodes) -> list[onnx.NodeProto]:
 def _prepared(node: onnx.NodeProto, tables: Mapping[str, TensorProto]) -> bool:
     if node.op_type in ("MatMul", "MatMulInteger", "DequantizeLinear"):
         return node.input[0 if node.op_type == "DequantizeLinear" else 1] in tables
+    if node.op_type == "Conv" and node.input[1] in tables and len(tables[node.input[1]].dims) == 3:
+        return False  # of width 1: runtimes read its weights as they are
     return "Conv" in node.op_type or node.op_type == "Gemm"
 
 
