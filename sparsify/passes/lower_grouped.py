@@ -154,7 +154,10 @@ def _every_step(program: Program, node: fx.Node, source: fx.Node, weight: Tensor
 def _selected(
     program: Program, node: fx.Node, weight: fx.Node, packing: Packing, columns: FeatureMajor
 ) -> tuple[fx.Node, fx.Node]:
-    """What the groups read, feature-major: [N, G * K, S] of tokens, else [G, K, N], or [K, N] of one group; and what comes behind it."""
+    """What the groups read, feature-major, and the node behind which its readers go.
+
+    [N, G * K, S] of tokens, else [G, K, N], or [K, N] of one group.
+    """
     source, last = columns.of(node.args[0]), node  # type: ignore[arg-type]
     *lead, features, width = feature_shape(node.args[0])  # type: ignore[arg-type]
     groups, kept, chunk = *packing.inputs.shape, packing.chunk
