@@ -12,6 +12,7 @@ import sparsify as sp
 from sparsify import tables
 from sparsify.methods.registry import METHODS, WRAPPERS
 from sparsify.passes import PASSES
+from sparsify.reports.headline import Headline
 from sparsify.reports.summary import CellResult, summarise
 from tests.cases import case
 
@@ -58,3 +59,20 @@ def test_the_table_of_a_grid_fits_80_columns():
     text = console.file.getvalue()
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "0.910 ± 0.010" in text and "-0.010" in text and "…" not in text
+
+
+def test_a_comparison_of_files_loses_nothing_in_80_columns():
+    names = ("ms (quartiles)", "times as fast (95 %)", "verdict", "bytes", "non-zeros")
+    cells = (
+        "2.190 (2.135 to 2.281)",
+        "6.50 (6.17 to 6.63)",
+        "no difference beyond noise",
+        "9,632,735",
+        "213,291 of 217,387",
+    )
+    console = Console(file=io.StringIO(), width=80)
+    console.print(tables.figures("file", Headline(names, (("runs/wide/dense.onnx", cells),))))
+    text = console.file.getvalue()
+    assert all(len(line) <= 80 for line in text.splitlines()) and "…" not in text
+    written = sorted(char for char in text if char not in " ─\n")
+    assert written == sorted("".join(["file", "runs/wide/dense.onnx", *names, *cells]).replace(" ", ""))

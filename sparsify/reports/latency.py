@@ -119,14 +119,19 @@ class Latency:
 
     def table(self) -> Headline:
         """The rows `sparsify bench` prints."""
-        columns = ("ms", "quartiles", "times as fast", "95 % interval", "verdict", "bytes", "non-zeros", "of")
+        columns = ("ms (quartiles)", "times as fast (95 %)", "verdict", "bytes", "non-zeros")
         return Headline(columns, tuple((row.name, self._cells(row, first=not i)) for i, row in enumerate(self.timings)))
 
     def _cells(self, row: Timing, *, first: bool) -> tuple[str, ...]:
         low, high = row.quartiles
-        figures = (f"{row.milliseconds:.3f}", f"{low:.3f} to {high:.3f}", f"{row.speedup:.2f}")
-        against = ("", "reference") if first else (f"{row.interval[0]:.2f} to {row.interval[1]:.2f}", self.verdict(row))
-        return (*figures, *against, f"{row.bytes:,}", f"{row.nonzeros:,}", f"{row.values:,}")
+        ratio = f"{row.speedup:.2f}" if first else f"{row.speedup:.2f} ({row.interval[0]:.2f} to {row.interval[1]:.2f})"
+        return (
+            f"{row.milliseconds:.3f} ({low:.3f} to {high:.3f})",
+            ratio,
+            "reference" if first else self.verdict(row),
+            f"{row.bytes:,}",
+            f"{row.nonzeros:,} of {row.values:,}",
+        )
 
     def conditions(self) -> str:
         """One sentence: the noise, the machine, and how it was measured."""
