@@ -17,9 +17,6 @@ from sparsify.passes import PASSES
 from sparsify.reports import Headline
 from sparsify.reports.summary import Summary
 
-LABEL = 16
-"""Columns a label of figures has before it goes on in the next line."""
-
 
 def weights(program: Program) -> Table:
     """What each weight costs, and which can be sparse; names in full, as options take them."""
@@ -61,10 +58,8 @@ def patterns() -> Table:
 
 def figures(corner: str, shown: Headline) -> Table:
     """The figures of a report, a line each; in a narrow terminal cells go on in the next line, and lose nothing."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    longest = max((len(label) for label, _ in shown.rows), default=0)
-    table.add_column(corner, overflow="fold", min_width=min(longest, LABEL))
-    for column in shown.columns:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for column in (corner, *shown.columns):
         table.add_column(column, overflow="fold")
     for label, cells in shown.rows:
         table.add_row(label, *cells)
