@@ -1,6 +1,7 @@
 """Grouped linear layers as convolutions of width 1 over the batch: bias and ReLU are computed with the product of a group.
 
-A batched `MatMul` leaves both to operators that read and write every activation once more; with a `Conv` runtimes fuse them.
+A batched `MatMul` leaves both to operators that read and write every activation once more; with a `Conv` runtimes fuse them. It is done to
+the graph last, and not by a pass, because int8 forms are written from the products.
 """
 
 from __future__ import annotations

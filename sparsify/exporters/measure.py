@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import fx
 
-from sparsify.exporters.trials import Written
+from sparsify.exporters.trials import Feeds, Written, times
 from sparsify.ir import Program, TensorSpec
 from sparsify.parts.packing import Packing, best_packing
 
 aten = torch.ops.aten
-ROUNDS = 15
-SECONDS = 0.002
-"""A timing repeats the call until about this long."""
+FORMS = ("dense", "grouped")
+SECONDS = 0.001
+"""Of a timing of the faster form: there are many layers."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +62,9 @@ def measure_layers(
         ):
             continue
         models = (_convolutions if values.ndim == 4 else _products)(node, values, packing, _sized(spec, batch))
-        dense, grouped = _medians([_caller(written(model), shape, threads) for model, shape in models])
-        found[str(weight.target)] = Trial(1e6 * dense, 1e6 * grouped)
+        timed = {form: (written(model), _feeds(shape)) for form, (model, shape) in zip(FORMS, models, strict=True)}
+        taken = times(timed, threads=threads, seconds=SECONDS)
+        found[str(weight.target)] = Trial(*(1000 * taken[form] for form in FORMS))
     return found
 
 
@@ -146,23 +143,5 @@ def _model(nodes: list[onnx.NodeProto], tensors: dict[str, np.ndarray], shape: t
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
-def _caller(model: onnx.ModelProto, shape: tuple[int, ...], threads: int) -> Callable[[], Any]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    feeds = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
-    return lambda: session.run(None, feeds)
-
-
-def _medians(calls: list[Callable[[], Any]]) -> list[float]:
-    """Median seconds of each call, timed in turn."""
-    repeats = [max(1, round(SECONDS / max(min(_timed(call, 1) for _ in range(4)), 1e-7))) for call in calls]
-    rows = [[_timed(call, count) for call, count in zip(calls, repeats, strict=True)] for _ in range(ROUNDS)]
-    return [statistics.median(column) for column in zip(*rows, strict=True)]
-
-
-def _timed(call: Callable[[], Any], repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
+def _feeds(shape: tuple[int, ...]) -> Feeds:
+    return {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}

@@ -20,7 +20,7 @@ BATCH = 32
 """Samples run at a time, where a file leaves the batch open."""
 ROUNDS = 15
 SECONDS = 0.01
-"""A timing repeats the call until about this long."""
+"""A timing repeats the call until about this long, unless it is said otherwise."""
 
 
 def session_of(model: onnx.ModelProto, *, threads: int) -> onnxruntime.InferenceSession:
@@ -51,16 +51,16 @@ def values_of(model: onnx.ModelProto, name: str, feeds: Feeds, *, threads: int =
 
 
 def times(
-    models: Mapping[str, tuple[onnx.ModelProto, Feeds]], *, threads: int, rounds: int = ROUNDS
+    models: Mapping[str, tuple[onnx.ModelProto, Feeds]], *, threads: int, rounds: int = ROUNDS, seconds: float = SECONDS
 ) -> dict[str, float]:
-    """Median milliseconds a call of each file on its feeds, the files taking turns."""
+    """Median milliseconds a call of each file on its feeds, the files taking turns; a timing of the fastest takes about ``seconds``."""
     calls = {name: _call(session_of(model, threads=threads), feeds) for name, (model, feeds) in models.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    repeats = max(1, round(SECONDS / max(min((_seconds(call, 2) for call in calls.values()), default=1.0), 1e-6)))
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    repeats = max(1, round(seconds / max(min((_seconds(call, 2) for call in calls.values()), default=1.0), 1e-6)))
     for _ in range(rounds):
         for name, call in calls.items():
-            seconds[name].append(_seconds(call, repeats))
-    return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+            taken[name].append(_seconds(call, repeats))
+    return {name: 1000 * statistics.median(values) for name, values in taken.items()}
 
 
 def _call(session: onnxruntime.InferenceSession, feeds: Feeds) -> Callable[[], Any]:
