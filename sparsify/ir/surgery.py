@@ -166,6 +166,19 @@ def set_bias(layer: fx.Node, bias: fx.Node) -> None:
     layer.args = tuple(arguments)
 
 
+def add_bias(program: Program, phase: str, layer: fx.Node, values: Tensor) -> None:
+    """Give a convolution or linear node that has none a bias [O], a parameter named after its weight's."""
+    weight = layer.args[1]
+    while isinstance(weight, fx.Node) and weight.op != "get_attr":  # behind its mask
+        weight = weight.args[0]
+    assert isinstance(weight, fx.Node)
+    name = f"{str(weight.target).rpartition('.')[0]}.bias".removeprefix(".")
+    taken = {n for n, _ in (*program.named_parameters(), *program.named_buffers())}
+    name = name if name not in taken else f"{name}_folded"
+    add_state(program, name, nn.Parameter(values))
+    set_bias(layer, state_node(program, phase, name, before=layer))
+
+
 def copy_phase(program: Program, source: str, destination: str) -> None:
     """Let ``destination`` run a copy of ``source``, restricted to the outputs both name."""
     graph, hidden = copy_graph(program.phases[source].graph), program.random_mask_sites()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from sparsify.ir import Program, Stage, surgery
 from sparsify.ir.nodes import MASK_OPERATORS
@@ -70,12 +70,7 @@ class FoldBatchNorm(Pass):
             if bias is not None:
                 program.get_parameter(str(bias.target)).copy_(new_bias.to(parameter.dtype))
         if bias is None:
-            name = str(weight.target).rpartition(".")[0]
-            name = f"{name}.bias" if name else "bias"
-            taken = {n for n, _ in (*program.named_parameters(), *program.named_buffers())}
-            name = name if name not in taken else f"{name}_folded"
-            surgery.add_state(program, name, nn.Parameter(new_bias.to(parameter.dtype)))
-            surgery.set_bias(layer, surgery.state_node(program, "eval", name, before=layer))
+            surgery.add_bias(program, "eval", layer, new_bias.to(parameter.dtype))
         surgery.bypass(program, "eval", norm, layer)
         return None
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from sparsify.ir import Program, Stage, surgery
 from sparsify.parts.packing import best_packing
@@ -73,24 +73,15 @@ def _affine(program: Program, norm: fx.Node) -> tuple[Tensor | None, Tensor | No
 def _fold(program: Program, norm: fx.Node) -> None:
     scale, shift = _affine(program, norm)
     for reader in list(norm.users):
-        source = reader.args[1]
+        source, bias = reader.args[1], reader.args[2] if len(reader.args) > 2 else None
         assert isinstance(source, fx.Node)
         weight = program.get_parameter(str(source.target)).detach()
         if shift is not None:
-            _add_to_bias(program, reader, source, (weight.double() @ shift).to(weight.dtype))
+            made = (weight.double() @ shift).to(weight.dtype)
+            if isinstance(bias, fx.Node):
+                set_parameter(program, bias, program.get_parameter(str(bias.target)).detach() + made)
+            else:
+                surgery.add_bias(program, "eval", reader, made)
         if scale is not None:
             set_parameter(program, source, (weight.double() * scale).to(weight.dtype))
     surgery.set_arguments(norm, (*norm.args[:2], None, None, *norm.args[4:]))
-
-
-def _add_to_bias(program: Program, layer: fx.Node, weight: fx.Node, made: Tensor) -> None:
-    """To the bias of a layer, which gets one where it has none."""
-    bias = layer.args[2] if len(layer.args) > 2 else None
-    if isinstance(bias, fx.Node):
-        set_parameter(program, bias, program.get_parameter(str(bias.target)).detach() + made)
-        return
-    name = f"{str(weight.target).rpartition('.')[0]}.bias".removeprefix(".")
-    taken = {n for n, _ in (*program.named_parameters(), *program.named_buffers())}
-    name = name if name not in taken else f"{name}_folded"
-    surgery.add_state(program, name, nn.Parameter(made))
-    surgery.set_bias(layer, surgery.state_node(program, "eval", name, before=layer))
