@@ -359,7 +359,7 @@ def export(
         str, typer.Option(help="fp32; or int8: the fastest of the int8 and fp32 forms on this machine that agrees")
     ] = "fp32",
     batch: Annotated[
-        int, typer.Option(help="samples of a call, mostly: of trials, and above 1 of selections", min=1)
+        int, typer.Option(help="samples most calls will have: trials run so many; above 1 no If is written", min=1)
     ] = 1,
     threads: Annotated[int, typer.Option(help="of trials, those of int8 and auto:measure", min=1)] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file")] = False,

@@ -53,7 +53,7 @@ class Recipe:
         selection: of the inputs of grouped linear layers: ``by-batch``, with operators of their own for one sample, or ``gather``.
         export_precision: ``int8`` also writes ``model-int8.onnx`` (and ``dense-int8.onnx``), the fastest of their int8 and fp32 forms by
             timed trials; ``precision`` is that of training.
-        export_batch: samples the files will mostly be called with: of trials, of ``latency.json``, and above 1 of selections.
+        export_batch: samples most calls will have: trials and ``latency.json`` run so many, and above 1 no ``If`` is written.
         threads: torch threads.
         The others are those of `sparsify.training.Settings` and `sparsify.export`.
     """
