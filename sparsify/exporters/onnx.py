@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import io
-import logging
 import os
-import warnings
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
-import onnxruntime
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsify.errors import ExportError
 from sparsify.exporters import int8
+from sparsify.exporters.conversion import clean, convert
 from sparsify.exporters.fused_products import fused_products
 from sparsify.exporters.initializers import check_budgets, name_weights, store_sparse
 from sparsify.exporters.measure import Trial, measure_layers
+from sparsify.exporters.proof import Parity, prove
 from sparsify.exporters.single_samples import SELECTIONS, check_same, single_samples
 from sparsify.ir import Program, Stage
 from sparsify.ir.serialization import write_atomically
@@ -41,26 +37,8 @@ OPSETS = range(18, 24)
 STORAGES = ("dense", "sparse")
 FORMS = ("auto", "dense", "grouped", "auto:measure")
 PRECISIONS = ("fp32", "int8")
-RELATIVE_TOLERANCE = 1e-4
 BRANCH_SAMPLES = 32
 """Held-out samples on which an int8 file is run with and without operators of its own for one sample."""
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How the file agrees with the program, over all outputs and batch sizes.
-
-    Attributes:
-        batches: the batch sizes compared.
-        largest_error: |file - program| relative to the largest magnitude of the output.
-        tolerance: what it had to stay below.
-        decisions: samples whose argmax was compared; all agreed, unless the program's two best logits are a tie.
-    """
-
-    batches: tuple[int, ...]
-    largest_error: float
-    tolerance: float
-    decisions: int
 
 
 @dataclass(frozen=True)
@@ -149,27 +127,27 @@ def export(
     lowered, forms = _lowered(
         arranged, form, functools.partial(measure_layers, written=written, batch=batch, threads=threads)
     )
-    model = _convert(lowered, inputs, opset)
+    model = convert(lowered, inputs, opset)
     nonzeros, positions = check_budgets(model, folded, lowered, masks)
     final = written(model)
     if storage == "sparse":
         store_sparse(final)
     data = _finished(final, metadata or {})
-    parity = _prove(data, folded, inputs)
+    parity = prove(data, folded, inputs)
     integers = None
     if precision == "int8":
         samples = _samples(folded, calibration, held_out or inputs, labels)
-        convert = functools.partial(_convert, inputs=inputs, opset=opset)
+        converted = functools.partial(convert, inputs=inputs, opset=opset)
         grouped = any(text.startswith("grouped") for text in forms.values())
-        models = {"dense": convert(folded), "grouped": model} if grouped else {"dense": model}
+        models = {"dense": converted(folded), "grouped": model} if grouped else {"dense": model}
         models = {kind: name_weights(file, arranged if kind == "grouped" else folded) for kind, file in models.items()}
         dense = tuple(name for name, text in forms.items() if not text.startswith("grouped"))
 
         def lower(kept: tuple[str, ...]) -> onnx.ModelProto:
-            return name_weights(convert(_grouped(arranged, "grouped", (*dense, *kept))[0]), arranged)
+            return name_weights(converted(_grouped(arranged, "grouped", (*dense, *kept))[0]), arranged)
 
         integer, integers = int8.int8_file(models, samples, lower=lower, written=written, batch=batch, threads=threads)
-        final = written(_clean(integer))
+        final = written(clean(integer))
         check_same(integer, final, {name: x[:BRANCH_SAMPLES] for name, x in samples.held_out.items()})
         data = _finished(final, {**(metadata or {}), "precision": integers.chosen.name})
     try:
@@ -252,109 +230,3 @@ def _grouped(folded: Program, rule: str, dense: Collection[str]) -> tuple[Progra
     forms = {name: "grouped" for log in logs[1:] for name in log.changed}
     forms |= {name: "dense" if name in dense else reason for log in logs[1:] for name, reason in log.skipped}
     return lowered.eval(), forms
-
-
-class _NamedOutputs(nn.Module):
-    """The eval phase with flat inputs and all its outputs, heads included."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__()
-        self.phase = program.phases["eval"]
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.phase(*inputs))
-
-
-def _convert(program: Program, inputs: Sequence[Tensor], opset: int) -> onnx.ModelProto:
-    dynamic = [{0: torch.export.Dim("batch", min=1)} for _ in inputs] if program.dynamic_batch else None
-    with _quiet():
-        try:
-            exported = torch.onnx.export(
-                _NamedOutputs(program).eval(),
-                tuple(x[:2] if program.dynamic_batch else x for x in inputs),
-                dynamo=True,
-                opset_version=opset,
-                input_names=[spec.name for spec in program.input_specs],
-                output_names=list(program.output_names("eval")),
-                dynamic_shapes=(tuple(dynamic),) if dynamic else None,
-                verbose=False,
-            )
-        except Exception as error:
-            raise ExportError(
-                f"torch.onnx.export cannot convert {program.name!r} at opset {opset}: {str(error).splitlines()[0]}. "
-                f"Try another opset, or load transformers models with set_attn_implementation('eager')."
-            ) from error
-    assert exported is not None
-    model = exported.model_proto
-    return _clean(model)
-
-
-def _clean(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop what names the machine that wrote the file: stack traces and paths in node metadata."""
-    for group in (
-        model.graph.node,
-        model.graph.value_info,
-        model.graph.input,
-        model.graph.output,
-        model.graph.initializer,
-    ):
-        for item in group:
-            del item.metadata_props[:]
-            item.doc_string = ""
-    del model.metadata_props[:]
-    del model.graph.metadata_props[:]
-    foreign = [entry for entry in model.opset_import if entry.domain not in {node.domain for node in model.graph.node}]
-    for entry in foreign:
-        model.opset_import.remove(entry)
-    model.doc_string = model.graph.doc_string = ""
-    return model
-
-
-def _prove(data: bytes, program: Program, inputs: Sequence[Tensor]) -> Parity:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    names = [spec.name for spec in program.input_specs]
-    total = len(inputs[0])
-    batches = tuple(sorted({1, total})) if program.dynamic_batch else (total,)
-    largest, decisions = 0.0, 0
-    for batch in batches:
-        given = [x[:batch].cpu() for x in inputs]
-        with torch.no_grad():
-            expected = [x for x in program.phases["eval"](*given) if isinstance(x, Tensor)]
-        results = session.run(None, {n: x.numpy() for n, x in zip(names, given, strict=True)})
-        for name, want, have in zip(program.output_names("eval"), expected, results, strict=True):
-            reference, produced = want.double().numpy(), np.asarray(have, dtype=np.float64)
-            if reference.shape != produced.shape:
-                raise ExportError(
-                    f"output {name!r} has shape {produced.shape} in the file, {reference.shape} in the program."
-                )
-            scale = max(float(np.abs(reference).max()), np.finfo(np.float32).tiny)
-            error = float(np.abs(reference - produced).max()) / scale
-            largest = max(largest, float(error))
-            if not error <= RELATIVE_TOLERANCE:
-                raise ExportError(
-                    f"output {name!r} of the ONNX file differs from the program by {error:.2e} of its range at batch {batch} "
-                    f"(tolerance {RELATIVE_TOLERANCE:.0e}). Nothing was written."
-                )
-            if name == "logits":
-                best = np.sort(reference, axis=1)
-                clear = best[:, -1] - best[:, -2] > 2 * RELATIVE_TOLERANCE * scale
-                wrong = (reference.argmax(1) != produced.argmax(1)) & clear
-                if wrong.any():
-                    raise ExportError(f"{int(wrong.sum())} predictions differ at batch {batch}. Nothing was written.")
-                decisions += len(reference)
-    return Parity(batches, float(largest), RELATIVE_TOLERANCE, decisions)
-
-
-@contextlib.contextmanager
-def _quiet() -> Generator[None]:
-    """Keep the exporter's progress and warnings from the terminal."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -13,9 +13,9 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from sparsify.exporters import int8
+from sparsify.exporters.conversion import quiet as quiet
 from sparsify.exporters.grouped_linears import find_grouped_linears
 from sparsify.exporters.int8_grouped import write_grouped_int8
-from sparsify.exporters.onnx import _quiet as quiet
 from tests.cases import digits
 
 

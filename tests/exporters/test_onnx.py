@@ -90,7 +90,7 @@ def test_misuse_leaves_no_file(tmp_path):
 
 
 def test_a_file_that_disagrees_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("sparsify.exporters.onnx.RELATIVE_TOLERANCE", -1.0)
+    monkeypatch.setattr("sparsify.exporters.proof.RELATIVE_TOLERANCE", -1.0)
     with pytest.raises(ExportError, match="Nothing was written"):
         export(sparse(CASES[0]), tmp_path / "m.onnx", inputs=CASES[0].args)
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,85 @@
+"""A program's eval phase as an ONNX graph, by torch.onnx: nothing in it names the machine that wrote it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Generator, Sequence
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from sparsify.errors import ExportError
+from sparsify.ir import Program
+
+
+class _NamedOutputs(nn.Module):
+    """The eval phase with flat inputs and all its outputs, heads included."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.phase = program.phases["eval"]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.phase(*inputs))
+
+
+def convert(program: Program, inputs: Sequence[Tensor], opset: int) -> onnx.ModelProto:
+    dynamic = [{0: torch.export.Dim("batch", min=1)} for _ in inputs] if program.dynamic_batch else None
+    with quiet():
+        try:
+            exported = torch.onnx.export(
+                _NamedOutputs(program).eval(),
+                tuple(x[:2] if program.dynamic_batch else x for x in inputs),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[spec.name for spec in program.input_specs],
+                output_names=list(program.output_names("eval")),
+                dynamic_shapes=(tuple(dynamic),) if dynamic else None,
+                verbose=False,
+            )
+        except Exception as error:
+            raise ExportError(
+                f"torch.onnx.export cannot convert {program.name!r} at opset {opset}: {str(error).splitlines()[0]}. "
+                f"Try another opset, or load transformers models with set_attn_implementation('eager')."
+            ) from error
+    assert exported is not None
+    model = exported.model_proto
+    return clean(model)
+
+
+def clean(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop what names the machine that wrote the file: stack traces and paths in node metadata."""
+    for group in (
+        model.graph.node,
+        model.graph.value_info,
+        model.graph.input,
+        model.graph.output,
+        model.graph.initializer,
+    ):
+        for item in group:
+            del item.metadata_props[:]
+            item.doc_string = ""
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    foreign = [entry for entry in model.opset_import if entry.domain not in {node.domain for node in model.graph.node}]
+    for entry in foreign:
+        model.opset_import.remove(entry)
+    model.doc_string = model.graph.doc_string = ""
+    return model
+
+
+@contextlib.contextmanager
+def quiet() -> Generator[None]:
+    """Keep the exporter's progress and warnings from the terminal."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
