@@ -17,7 +17,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from sparsify.calibration import evaluate, fit
+from sparsify.calibration import CalibrationLog, evaluate, fit
 from sparsify.deploy import measure_latency, recipe_data, trials, write_int8
 from sparsify.errors import CheckpointError, DataError, RecipeError, TraceError
 from sparsify.exporters import export
@@ -172,7 +172,7 @@ def _part(
         form=recipe.form,
         selection=recipe.selection,
         batch=recipe.export_batch,
-        metadata=_metadata(program, method, recipe) | threshold_text,
+        metadata=_metadata(program, method, recipe) | threshold_text | _noted(log),
     )
     size, table = sizes(program), layers(program, trained.coverage)
     row = {
@@ -221,6 +221,10 @@ def _metadata(program: Program, method: Method, recipe: Recipe) -> dict[str, str
         "calibration": recipe.calibrator,
         "recipe_hash": recipe.hash(),
     }
+
+
+def _noted(log: CalibrationLog) -> dict[str, str]:
+    return {"calibration_note": log.note} if log.note else {}
 
 
 def versions() -> dict[str, str]:

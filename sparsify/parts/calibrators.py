@@ -5,56 +5,72 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_LOWEST, _HIGHEST = 1e-3, 1e3
+_SMALLEST, _LARGEST = 1e-30, 1e30
+"""Bounds of 1/T, so wide that only the exact conditions of `fit_temperature` decide whether there is an optimum."""
+_FLOAT32 = 1e37
+"""Largest |z / T| that the file, which computes in float32, may meet."""
+
+
+class NotIdentifiableError(ValueError):
+    """The held-out data do not determine the parameter: its optimum is 0 or infinite."""
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The T > 0 that minimises the NLL of softmax(z / T) (Guo et al. 2017, section 4.2).
 
-    In b = 1/T the NLL is convex, with derivative mean(sum_k p_k(b) z_k - z_y); its root is found by bisection in log b.
+    In b = 1/T the NLL is convex, with derivative mean(sum_k p_k(b) z_k - z_y); its root is found by bisection in log b. The fit does not
+    depend on the scale of the logits: those multiplied by s have a T multiplied by s.
 
     Args:
-        logits: [N, K].
+        logits: [N, K], finite, or -inf for a class that is ruled out.
         labels: int64, [N].
 
     Returns:
-        T within [1e-3, 1e3], to a relative 1e-12.
+        T, to a relative 1e-12.
 
     Raises:
-        ValueError: If the data are empty or not finite, or the optimum is not finite: the logits separate the labels
-            perfectly (T -> 0), or are worse than chance (T -> infinity).
+        NotIdentifiableError: If the optimum is not finite: the logits classify all data correctly (T -> 0), are no better than chance
+            (T -> infinity), do not differ between classes, or give the true class no probability at any T.
+        ValueError: If the data are empty, or hold NaN or +inf.
     """
     z = _checked(logits, labels)
+    if (z.gather(1, labels[:, None]) == -torch.inf).any():
+        raise NotIdentifiableError("a held-out sample has the logit -inf for its own class, whatever the temperature")
+    z = z - z.max(1, keepdim=True).values  # shifts nothing but the scores of a sample together, and keeps exp finite
     target = z.gather(1, labels[:, None]).squeeze(1)
+    finite = z.where(z > -torch.inf, 0.0)
+    if not finite.any():
+        raise NotIdentifiableError("the logits of every held-out sample are equal for all classes")
+    if not target.any():
+        raise NotIdentifiableError("the logits classify all held-out data correctly")
 
     def slope(inverse: float) -> float:
-        probabilities = torch.softmax(z * inverse, dim=1)
-        return float(((probabilities * z).sum(1) - target).mean())
+        return float(((torch.softmax(z * inverse, dim=1) * finite).sum(1) - target).mean())
 
-    low, high = 1 / _HIGHEST, 1 / _LOWEST
-    if slope(low) >= 0:
-        raise ValueError(
-            "the temperature is not identifiable: the logits are no better than chance on the held-out data"
-        )
-    if slope(high) <= 0:
-        raise ValueError("the temperature is not identifiable: the logits classify all held-out data correctly")
+    if slope(_SMALLEST) >= 0:
+        raise NotIdentifiableError("the logits are no better than chance on the held-out data")
+    low, high = _SMALLEST, _LARGEST
     while high / low > 1 + 1e-12:
         middle = (low * high) ** 0.5
         if middle in (low, high):
             break
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return 1 / (low * high) ** 0.5
+    inverse = (low * high) ** 0.5
+    if inverse * float(logits.detach().double().where(logits > -torch.inf, 0.0).abs().max()) > _FLOAT32:
+        raise NotIdentifiableError("the best temperature is too close to 0 for single precision")
+    return 1 / inverse
 
 
 def fit_vector_scaling(logits: Tensor, labels: Tensor, *, l2: float = 1e-4) -> tuple[Tensor, Tensor]:
     """Scale a and bias b [K] that minimise the NLL of softmax(a * z + b), by Newton's method with line search.
 
-    Convex; ``l2`` pulls (a, b) to (1, 0), which makes the optimum finite and unique.
+    Convex. ``l2`` pulls (a, b) to temperature scaling, (1/T, 0), where the data determine T, and to (1, 0) where they do not; this makes
+    the optimum finite and unique.
 
     Args:
         logits: [N, K].
         labels: int64, [N].
-        l2: weight of the pull, >= 0.
+        l2: weight of the pull, >= 0; that on ``a`` is measured in units of 1/T.
 
     Returns:
         (a [K], b [K]), float64.
@@ -63,7 +79,13 @@ def fit_vector_scaling(logits: Tensor, labels: Tensor, *, l2: float = 1e-4) -> t
         ValueError: If the data are empty or not finite, or the optimum was not reached.
     """
     z = _checked(logits, labels)
-    classes = z.shape[1]
+    if not torch.isfinite(z).all():
+        raise ValueError("the held-out logits hold infinity")
+    try:
+        temperature = fit_temperature(logits, labels)
+    except NotIdentifiableError:
+        temperature = 1.0
+    z, classes = z / temperature, z.shape[1]
     start = torch.cat([torch.ones(classes), torch.zeros(classes)]).double()
     truth = torch.nn.functional.one_hot(labels, classes).double()
 
@@ -79,8 +101,11 @@ def fit_vector_scaling(logits: Tensor, labels: Tensor, *, l2: float = 1e-4) -> t
     loss, gradient, probabilities = objective(x)
     for _ in range(200):
         if float(gradient.abs().max()) < 1e-9:
-            return x[:classes], x[classes:]
-        step = torch.linalg.solve(_hessian(z, probabilities) + (l2 + 1e-12) * torch.eye(2 * classes).double(), gradient)
+            break
+        curvature = _hessian(z, probabilities) + (l2 + 1e-12) * torch.eye(2 * classes).double()
+        step, singular = torch.linalg.solve_ex(curvature, gradient)
+        if int(singular):
+            raise ValueError("vector scaling met a singular system; use temperature scaling")
         size = 1.0
         while size > 1e-10:
             trial = objective(x - size * step)
@@ -92,7 +117,7 @@ def fit_vector_scaling(logits: Tensor, labels: Tensor, *, l2: float = 1e-4) -> t
         x = x - size * step
         loss, gradient, probabilities = trial
     if float(gradient.abs().max()) < 1e-6:
-        return x[:classes], x[classes:]
+        return x[:classes] / temperature, x[classes:]
     raise ValueError(
         f"vector scaling stopped at a gradient of {float(gradient.abs().max()):.1e}; use temperature scaling"
     )
@@ -116,6 +141,6 @@ def _checked(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
         raise ValueError(f"logits [N, K] and labels [N] expected, found {list(logits.shape)} and {list(labels.shape)}")
     z = logits.detach().cpu().double()
-    if not torch.isfinite(z).all():
+    if (z.isnan() | (z == torch.inf)).any() or (z == -torch.inf).all(1).any():
         raise ValueError("the held-out logits hold NaN or infinity")
     return z

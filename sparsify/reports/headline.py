@@ -235,6 +235,8 @@ def _calibrated(report: Report) -> str:
         f"{fitted['kind'].capitalize()} scaling, fitted on {fitted['samples']:,} held-out samples, {change} the test ECE "
         f"({before} before, {after} after); confidence is then {100 * abs(model['signed_gap_after']):.2f} points off on average, {lean}."
     )
+    if fitted.get("note"):
+        text += f" The calibration is {fitted['note']}."
     if model["accuracy_after"] != model["accuracy"]:
         by_head, by_logits = model["accuracy_after"], model["accuracy"]
         text += (

@@ -49,11 +49,12 @@ class Layer(_Form):
 
 
 class Calibration(_Form):
-    """How the head was fitted, and its effect on the samples it was fitted on."""
+    """How the head was fitted, and its effect on the samples it was fitted on; ``note``: why it was not, or is a rough one."""
 
     kind: str
     samples: int
     temperature: float | None
+    note: str | None = None
     nll_before: float
     nll_after: float
     ece_before: float

@@ -22,6 +22,8 @@ def calibration(report: Report) -> Rows:
         ("temperature", *(_number(entry["temperature"]) for entry in fitted)),
         ("held-out samples", *(f"{entry['samples']:,}" for entry in fitted)),
     ]
+    if any(entry.get("note") for entry in fitted):
+        rows.append(("note", *(entry.get("note") or "" for entry in fitted)))
     for label, key in (("NLL", "nll"), ("ECE", "ece")):
         for when in ("before", "after"):
             rows.append((f"held-out {label}, {when}", *(_number(entry[f"{key}_{when}"]) for entry in fitted)))

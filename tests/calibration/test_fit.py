@@ -59,10 +59,57 @@ def test_evaluation_in_batches_is_evaluation_at_once():
     torch.testing.assert_close(whole["logits"], parts["logits"])
 
 
-def test_no_head_and_no_optimum_are_said():
+def test_no_head_and_nan_are_refused():
     program, samples = overconfident(n=50)
     with pytest.raises(TrainingError, match="Apply attach-calibration-head first"):
         fit(program, samples)
-    right = TensorSamples(samples.inputs, samples.inputs.argmax(1))
-    with pytest.raises(TrainingError, match=r"on 50 held-out samples: .*Hold out more"):
-        fit(sp.Pipeline.parse("attach-calibration-head")(program), right)
+    with torch.no_grad():
+        program.weight("weight").fill_(float("nan"))
+    with pytest.raises(TrainingError, match="NaN or infinite logits"):
+        fit(sp.Pipeline.parse("attach-calibration-head")(program), samples)
+
+
+RIGHT = torch.tensor([0, 1, 2, 3]).repeat(5)
+LABELS = {
+    "all right": (RIGHT, "classify all held-out data correctly"),
+    "all wrong": ((RIGHT + 1) % 4, "no better than chance"),
+    "one sample": (RIGHT[:1], "classify all held-out data correctly"),
+    "one wrong sample": (RIGHT[:1] + 1, "no better than chance"),
+    "a class missing": (RIGHT[RIGHT != 3], "classify all held-out data correctly"),
+}
+
+
+@pytest.mark.parametrize("kind", ["temperature", "vector"])
+@pytest.mark.parametrize("name", LABELS)
+def test_held_out_samples_that_say_nothing_leave_a_usable_head_and_a_note(name, kind):
+    labels, reason = LABELS[name]
+    program, _ = overconfident()
+    program = sp.Pipeline.parse(f"attach-calibration-head{{kind={kind}}}")(program).eval()
+    rows = RIGHT[RIGHT != 3] if name == "a class missing" else RIGHT[: len(labels)]
+    samples = TensorSamples(torch.eye(4)[rows], labels)
+    log = fit(program, samples)
+    assert log.note is not None and reason in log.note
+    outputs = evaluate(program, samples)
+    assert torch.isfinite(outputs["probabilities"]).all() and log.samples == len(labels)
+    if kind == "temperature":
+        assert log.temperature == 1.0 and log.nll_after == log.nll_before
+        torch.testing.assert_close(outputs["probabilities"], outputs["logits"].softmax(1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["temperature", "vector"])
+def test_constant_logits_leave_a_head_that_is_finite(kind):
+    program, samples = overconfident(n=40)
+    with torch.no_grad():
+        program.weight("weight").zero_()
+    program = sp.Pipeline.parse(f"attach-calibration-head{{kind={kind}}}")(program).eval()
+    log = fit(program, samples)
+    assert log.note is not None and "equal for all classes" in log.note
+    assert log.nll_after <= log.nll_before
+
+
+def test_few_samples_are_called_rough_and_many_are_not():
+    program, samples = overconfident(n=600)
+    program = sp.Pipeline.parse("attach-calibration-head")(program).eval()
+    assert fit(program, samples).note is None
+    few = fit(program, TensorSamples(samples.inputs[:12], samples.labels[:12]))
+    assert few.note is not None and "rough estimate, from 12 held-out samples of 4 classes" in few.note

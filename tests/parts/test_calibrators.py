@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsify.parts.calibrators import fit_temperature, fit_vector_scaling
+from sparsify.parts.calibrators import NotIdentifiableError, fit_temperature, fit_vector_scaling
 
 
 def sample(scale: float, bias: torch.Tensor | float = 0.0, n: int = 5000):
@@ -34,8 +34,30 @@ def test_degenerate_temperatures_are_named():
         fit_temperature(logits, labels)
     with pytest.raises(ValueError, match="no better than chance"):
         fit_temperature(-logits, labels)
+    with pytest.raises(NotIdentifiableError, match="equal for all classes"):
+        fit_temperature(torch.full((12, 3), 5.0), labels)
+    ruled_out = logits.index_fill(1, torch.tensor([1]), -torch.inf)
+    with pytest.raises(NotIdentifiableError, match="its own class"):
+        fit_temperature(ruled_out, labels)
     with pytest.raises(ValueError, match="NaN"):
         fit_temperature(logits * float("nan"), labels)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-4, 3000.0, 1e9])
+def test_the_fit_does_not_depend_on_the_scale_of_the_logits(scale):
+    logits, labels = sample(2.0, n=500)
+    assert fit_temperature(logits * scale, labels) == pytest.approx(scale * fit_temperature(logits, labels), rel=1e-9)
+    a, b = fit_vector_scaling(logits, labels)
+    found, bias = fit_vector_scaling(logits * scale, labels)
+    torch.testing.assert_close(found * scale, a, rtol=1e-5, atol=0)
+    torch.testing.assert_close(bias, b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("low", [-1e4, -1e9, -torch.inf])
+def test_a_class_that_is_ruled_out_does_not_move_the_temperature(low):
+    logits, labels = sample(2.0, n=500)
+    wide = torch.cat([logits, torch.full((500, 1), low, dtype=torch.float64)], 1)
+    assert fit_temperature(wide, labels) == pytest.approx(fit_temperature(logits, labels), rel=1e-9)
 
 
 def test_vector_scaling_recovers_scale_and_bias():
