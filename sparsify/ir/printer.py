@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from torch import fx
@@ -17,15 +18,16 @@ def program_text(program: Program) -> str:
     if program.stage.value == "masked":
         head += f" maskable={costs.maskable} active={costs.active} density={costs.density:.4f}"
     lines = [head]
+    parameters = {name for name, _ in program.named_parameters(remove_duplicate=False)}
     for phase in PHASES:
         lines.append(f"  {phase}:")
-        rows = [_row(program, node) for node in program.phases[phase].graph.nodes]
+        rows = [_row(program, node, parameters) for node in program.phases[phase].graph.nodes]
         width = min(max((len(left) for left, _ in rows), default=0), 72)
         lines.extend(f"    {left:<{width}}  {right}".rstrip() for left, right in rows)
     return "\n".join(lines) + "\n"
 
 
-def _row(program: Program, node: fx.Node) -> tuple[str, str]:
+def _row(program: Program, node: fx.Node, parameters: Container[str]) -> tuple[str, str]:
     spec = node.meta.get("spec")
     right = f": {spec}" if spec is not None else ""
     if node.op == "placeholder":
@@ -39,15 +41,7 @@ def _row(program: Program, node: fx.Node) -> tuple[str, str]:
             value = program.get_buffer(str(node.target))
             right += f"  {int(value.count_nonzero())}/{value.numel()} active"
         hidden = any(user.target is apply_random_mask and user.args[1] is node for user in node.users)
-        kind = (
-            "mask"
-            if mask
-            else "random mask"
-            if hidden
-            else "param"
-            if node.target in dict(program.named_parameters(remove_duplicate=False))
-            else "buffer"
-        )
+        kind = "mask" if mask else "random mask" if hidden else "param" if str(node.target) in parameters else "buffer"
         return f'%{node.name} = {kind} "{node.target}"', right
     name = node.target if isinstance(node.target, str) else target_name(node.target)
     if node.op == "call_module":

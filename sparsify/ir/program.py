@@ -166,7 +166,9 @@ class Program(nn.Module):
 
     def masks(self) -> dict[str, Tensor]:
         """Masks by weight name, in graph order."""
-        return {site.weight: self.get_buffer(site.mask) for site in self.mask_sites()}
+        from sparsify.ir.sites import mask_names
+
+        return {weight: self.get_buffer(mask) for weight, mask in mask_names(self).items()}
 
     def taps(self) -> dict[str, GradientTap]:
         """Gradient taps by weight name (after `insert-gradient-taps`)."""

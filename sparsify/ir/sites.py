@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from sparsify.ir.nodes import (
     MASK_OPERATORS,
@@ -56,13 +56,27 @@ def is_tap(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(graph_module.get_submodule(str(node.target)), GradientTap)
 
 
+def first_names(parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    """The first name of each parameter, by each of its names: tied tensors have several.
+
+    Args:
+        parameters: every parameter by each of its names, in the order of ``named_parameters(remove_duplicate=False)``.
+    """
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(parameter), name) for name, parameter in parameters.items()}
+
+
+def parameter_names(program: Program) -> dict[str, str]:
+    """`first_names` of a program."""
+    return first_names(dict(program.named_parameters(remove_duplicate=False)))
+
+
 def parameter_nodes(program: Program, phase: str) -> Iterator[tuple[fx.Node, str]]:
     """Every ``get_attr`` node of a parameter, with the parameter's canonical name (its first one where tied)."""
-    names = {id(parameter): name for name, parameter in program.named_parameters()}
-    tensors = dict(program.named_parameters(remove_duplicate=False))
+    names = parameter_names(program)
     for node in program.phases[phase].graph.nodes:
-        if node.op == "get_attr" and node.target in tensors:
-            yield node, names[id(tensors[str(node.target)])]
+        if node.op == "get_attr" and node.target in names:
+            yield node, names[node.target]
 
 
 def consumers(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
@@ -94,24 +108,36 @@ def weight_sites(program: Program) -> tuple[WeightSite, ...]:
 
 def mask_sites(program: Program) -> tuple[MaskSite, ...]:
     """All masked weights, in the order of the train graph; one for a tied or shared weight."""
-    macs = {site.name: site.macs for site in weight_sites(program)}
-    names = {id(parameter): name for name, parameter in program.named_parameters()}
-    sites: dict[str, MaskSite] = {}
+    return _masked(program, weight_sites(program))
+
+
+def mask_names(program: Program) -> dict[str, str]:
+    """Names of the masks by weight, in the order of the train graph."""
+    names, found = parameter_names(program), dict[str, str]()
     for node in program.phases["train"].graph.nodes:
         if node.target in MASK_OPERATORS:
-            weight = names[id(program.get_parameter(node.args[0].target))]
-            sites.setdefault(weight, MaskSite(weight, node.args[1].target, node.args[2], macs.get(weight, 0)))
-    return tuple(sites.values())
+            found.setdefault(names[node.args[0].target], node.args[1].target)
+    return found
+
+
+def _masked(program: Program, sites: Iterable[WeightSite]) -> tuple[MaskSite, ...]:
+    macs, names = {site.name: site.macs for site in sites}, parameter_names(program)
+    found: dict[str, MaskSite] = {}
+    for node in program.phases["train"].graph.nodes:
+        if node.target in MASK_OPERATORS:
+            weight = names[node.args[0].target]
+            found.setdefault(weight, MaskSite(weight, node.args[1].target, node.args[2], macs.get(weight, 0)))
+    return tuple(found.values())
 
 
 def random_mask_sites(program: Program) -> tuple[RandomMaskSite, ...]:
     """All weights that the train phase reads through a random mask, in graph order; one for a tied or shared weight."""
-    names = {id(parameter): name for name, parameter in program.named_parameters()}
+    names = parameter_names(program)
     sites: dict[str, RandomMaskSite] = {}
     for node in program.phases["train"].graph.nodes:
         if node.target is apply_random_mask:
             visible, rate, rescale = str(node.args[1].target), float(node.args[2]), bool(node.args[3])
-            weight = names[id(program.get_parameter(visible.removesuffix("_visible")))]
+            weight = names[visible.removesuffix("_visible")]
             sites.setdefault(weight, RandomMaskSite(weight, visible, rate, rescale))
     return tuple(sites.values())
 
@@ -128,8 +154,9 @@ def batch_norm_sites(program: Program) -> tuple[BatchNormSite, ...]:
 
 def costs(program: Program) -> Costs:
     """Parameters (each tied tensor once), maskable and active weights, MACs per example."""
-    macs_dense = sum(site.macs for site in weight_sites(program))
-    masks = [(site, program.get_buffer(site.mask)) for site in mask_sites(program)]
+    sites = weight_sites(program)
+    macs_dense = sum(site.macs for site in sites)
+    masks = [(site, program.get_buffer(site.mask)) for site in _masked(program, sites)]
     active = [(site, int(mask.count_nonzero()), mask.numel()) for site, mask in masks]
     return Costs(
         params=sum(parameter.numel() for parameter in program.parameters()),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, fx, nn
 
 from sparsify.ir.nodes import TensorSpec
 from sparsify.ir.program import Program, copy_graph, place
+
+_HELD = "_recompilation_held"
 
 
 def add_state(program: Program, name: str, value: Tensor | nn.Module) -> None:
@@ -41,6 +44,12 @@ def state_node(program: Program, phase: str, name: str, *, before: fx.Node) -> f
             break
         if node.op == "get_attr" and node.target == name:
             return node
+    return new_state_node(program, phase, name, before=before)
+
+
+def new_state_node(program: Program, phase: str, name: str, *, before: fx.Node) -> fx.Node:
+    """Read a parameter or buffer that the phase has not read before ``before``, in front of it."""
+    graph = program.phases[phase].graph
     with graph.inserting_before(before):
         node = graph.create_node("get_attr", name, name=name.replace(".", "_"))
     node.meta["spec"] = spec_of(program.tensor(name), node.name)
@@ -156,7 +165,20 @@ def finish(program: Program) -> None:
     """Check and recompile every phase after editing."""
     for module in program.phases.values():
         module.graph.lint()
-        module.recompile()
+        if not program.__dict__.get(_HELD):
+            module.recompile()
+
+
+@contextlib.contextmanager
+def compiled_once(program: Program) -> Generator[None]:
+    """Recompile the phases once, at the end of the block, however many passes run in it. No phase may run within the block."""
+    program.__dict__[_HELD] = True
+    try:
+        yield
+    finally:
+        del program.__dict__[_HELD]
+        for module in program.phases.values():
+            module.recompile()
 
 
 def set_bias(layer: fx.Node, bias: fx.Node) -> None:

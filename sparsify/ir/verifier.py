@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsify.errors import VerificationError
 from sparsify.ir.nodes import MASK_OPERATORS, Stage, apply_random_mask
 from sparsify.ir.program import PHASES, Program
+from sparsify.ir.sites import first_names
 
 
 @dataclass(frozen=True)
@@ -25,18 +27,47 @@ class Violation:
         return f"{self.rule}: {self.where}: {self.found}"
 
 
-Rule = Callable[[Program], Iterator[Violation]]
+class Tables:
+    """What the rules look up, computed once per `violations` call, so that each rule is linear in the nodes.
+
+    Attributes:
+        program: the program that is checked.
+        nodes: the nodes of each phase, in graph order.
+        parameters: every parameter by each of its names.
+        buffers: every buffer by each of its names.
+        first: the first name of each parameter, by each of its names.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.nodes: dict[str, list[Any]] = {phase: list(program.phases[phase].graph.nodes) for phase in PHASES}
+        self.parameters = dict(program.named_parameters(remove_duplicate=False))
+        self.buffers = dict(program.named_buffers(remove_duplicate=False))
+        self.first = first_names(self.parameters)
+
+    def masks(self, phase: str) -> dict[str, tuple[str, str]]:
+        """Mask and pattern of each weight that the phase masks, by the weight's first name."""
+        return {
+            self.first[str(node.args[0].target)]: (str(node.args[1].target), str(node.args[2]))
+            for node in self.nodes[phase]
+            if node.target in MASK_OPERATORS
+        }
+
+    def read(self, phase: str) -> set[str]:
+        """First names of the parameters that the phase reads."""
+        targets = (str(node.target) for node in self.nodes[phase] if node.op == "get_attr")
+        return {self.first[target] for target in targets if target in self.first}
 
 
-def state_missing(program: Program) -> Iterator[Violation]:
+Rule = Callable[[Tables], Iterator[Violation]]
+
+
+def state_missing(tables: Tables) -> Iterator[Violation]:
     """Every ``get_attr`` and ``call_module`` node names existing state."""
-    tensors = {
-        n
-        for n, _ in (*program.named_parameters(remove_duplicate=False), *program.named_buffers(remove_duplicate=False))
-    }
-    modules = {name for name, _ in program.named_modules(remove_duplicate=False)}
+    tensors = tables.parameters.keys() | tables.buffers.keys()
+    modules = {name for name, _ in tables.program.named_modules(remove_duplicate=False)}
     for phase in PHASES:
-        for node in program.phases[phase].graph.nodes:
+        for node in tables.nodes[phase]:
             if node.op == "get_attr" and node.target not in tensors:
                 yield Violation(
                     "state-missing", str(node.target), f"%{node.name} of {phase} reads state that does not exist"
@@ -47,11 +78,11 @@ def state_missing(program: Program) -> Iterator[Violation]:
                 )
 
 
-def spec_missing(program: Program) -> Iterator[Violation]:
+def spec_missing(tables: Tables) -> Iterator[Violation]:
     """Every parameter node has a spec that agrees with the parameter's shape."""
-    shapes = {name: tuple(p.shape) for name, p in program.named_parameters(remove_duplicate=False)}
+    shapes = {name: tuple(p.shape) for name, p in tables.parameters.items()}
     for phase in PHASES:
-        for node in program.phases[phase].graph.nodes:
+        for node in tables.nodes[phase]:
             if node.op == "get_attr" and node.target in shapes:
                 spec = node.meta.get("spec")
                 if spec is None or spec.shape != shapes[node.target]:
@@ -62,93 +93,84 @@ def spec_missing(program: Program) -> Iterator[Violation]:
                     )
 
 
-def phases_disagree(program: Program) -> Iterator[Violation]:
+def phases_disagree(tables: Tables) -> Iterator[Violation]:
     """Both phases take the same inputs and mask the same weights with the same masks and patterns."""
-    tables = {phase: _mask_table(program, phase) for phase in PHASES}
-    for weight in sorted(tables["train"].keys() | tables["eval"].keys()):
-        train, evaluation = tables["train"].get(weight), tables["eval"].get(weight)
-        used = all(_reads(program, phase, weight) for phase in PHASES)
-        if train != evaluation and used:
+    masks = {phase: tables.masks(phase) for phase in PHASES}
+    used = tables.read("train") & tables.read("eval")
+    for weight in sorted(masks["train"].keys() | masks["eval"].keys()):
+        train, evaluation = masks["train"].get(weight), masks["eval"].get(weight)
+        if train != evaluation and weight in used:
             yield Violation("phases-disagree", weight, f"train has mask {train}, eval has {evaluation}")
-    inputs = {phase: [n.name for n in program.phases[phase].graph.nodes if n.op == "placeholder"] for phase in PHASES}
-    if len(inputs["train"]) != len(inputs["eval"]) or len(inputs["train"]) != len(program.input_specs):
+    inputs = {phase: [n.name for n in tables.nodes[phase] if n.op == "placeholder"] for phase in PHASES}
+    if len(inputs["train"]) != len(inputs["eval"]) or len(inputs["train"]) != len(tables.program.input_specs):
         yield Violation("phases-disagree", "inputs", f"train takes {inputs['train']}, eval {inputs['eval']}")
 
 
-def outputs_named(program: Program) -> Iterator[Violation]:
+def outputs_named(tables: Tables) -> Iterator[Violation]:
     """Every flat output has a unique name, and one of them is ``logits``."""
     for phase in PHASES:
-        node = program.output_node(phase)
+        node = tables.nodes[phase][-1]
         names = node.meta.get("names", ())
         if len(names) != len(node.args[0]) or len(set(names)) != len(names):  # type: ignore[arg-type]
             yield Violation("outputs-named", phase, f"outputs {node.args[0]} are named {names}")
 
 
-def mask_bypassed(program: Program) -> Iterator[Violation]:
+def mask_bypassed(tables: Tables) -> Iterator[Violation]:
     """Every use of a masked weight goes through its mask."""
-    masked = {id(program.get_parameter(weight)) for phase in PHASES for weight in _mask_table(program, phase)}
-    tensors = dict(program.named_parameters(remove_duplicate=False))
+    masked = {weight for phase in PHASES for weight in tables.masks(phase)}
     for phase in PHASES:
-        for node in program.phases[phase].graph.nodes:
-            if node.op == "get_attr" and node.target in tensors and id(tensors[node.target]) in masked:
+        for node in tables.nodes[phase]:
+            if node.op == "get_attr" and tables.first.get(str(node.target)) in masked:
                 for user in node.users:
                     if user.target not in MASK_OPERATORS:
                         yield Violation("mask-bypassed", str(node.target), f"also read by %{user.name} of {phase}")
 
 
-def mask_malformed(program: Program) -> Iterator[Violation]:
+def mask_malformed(tables: Tables) -> Iterator[Violation]:
     """A mask is a bool buffer ``<weight>_mask`` of its weight's shape."""
-    for weight, (mask, _) in _mask_table(program, "train").items():
-        value = program.get_buffer(mask)
-        if (
-            mask != f"{weight}_mask"
-            or value.dtype is not torch.bool
-            or value.shape != program.get_parameter(weight).shape
-        ):
+    for weight, (mask, _) in tables.masks("train").items():
+        value = tables.program.get_buffer(mask)
+        if mask != f"{weight}_mask" or value.dtype is not torch.bool or value.shape != tables.parameters[weight].shape:
             yield Violation("mask-malformed", weight, f"mask {mask!r} is {value.dtype} {tuple(value.shape)}")
 
 
-def inactive_nonzero(program: Program) -> Iterator[Violation]:
+def inactive_nonzero(tables: Tables) -> Iterator[Violation]:
     """Where masks are lowered, inactive weights are exactly 0 (the lowering reads them unmasked)."""
     lowered = {
         str(node.args[0].target): str(node.args[1].target)
         for phase in PHASES
-        for node in program.phases[phase].graph.nodes
+        for node in tables.nodes[phase]
         if node.target is MASK_OPERATORS[1]
     }
     for weight, mask in lowered.items():
-        stray = count_stray(program.get_parameter(weight), program.get_buffer(mask))
+        stray = count_stray(tables.parameters[weight], tables.program.get_buffer(mask))
         if stray:
             yield Violation("inactive-nonzero", weight, f"{stray} inactive weights are not 0 under a lowered mask")
 
 
-def random_mask_malformed(program: Program) -> Iterator[Violation]:
+def random_mask_malformed(tables: Tables) -> Iterator[Violation]:
     """A random mask stands in the train phase alone; it is a bool buffer ``<weight>_visible`` of its weight's shape."""
-    names = dict(program.named_parameters(remove_duplicate=False))
     for phase in PHASES:
-        for node in program.phases[phase].graph.nodes:
+        for node in tables.nodes[phase]:
             if node.target is not apply_random_mask:
                 continue
             visible = str(node.args[1].target)
-            value, weight = program.get_buffer(visible), names.get(visible.removesuffix("_visible"))
+            value = tables.program.get_buffer(visible)
+            weight = tables.parameters.get(visible.removesuffix("_visible"))
             if phase != "train":
                 yield Violation("random-mask-malformed", node.name, f"a random mask in {phase}")
             elif weight is None or value.dtype is not torch.bool or value.shape != weight.shape:
                 yield Violation("random-mask-malformed", visible, f"is {value.dtype} {tuple(value.shape)}")
 
 
-def masks_absent(program: Program) -> Iterator[Violation]:
+def masks_absent(tables: Tables) -> Iterator[Violation]:
     """A folded program has no mask, tap or mask buffer left."""
     for phase in PHASES:
-        for node in program.phases[phase].graph.nodes:
+        for node in tables.nodes[phase]:
             if node.target in (*MASK_OPERATORS, apply_random_mask) or node.op == "call_module":
                 yield Violation("masks-absent", node.name, f"left in {phase} of a folded program")
-    for name, _ in program.named_buffers():
-        if (
-            name.endswith("_mask")
-            and program.get_buffer(name).dtype is torch.bool
-            and _is_parameter(program, name[:-5])
-        ):
+    for name, value in tables.buffers.items():
+        if name.endswith("_mask") and value.dtype is torch.bool and name[:-5] in tables.parameters:
             yield Violation("masks-absent", name, "buffer left in a folded program")
 
 
@@ -162,8 +184,9 @@ RULES: dict[Stage, tuple[Rule, ...]] = {
 
 def violations(program: Program) -> list[Violation]:
     """All violations of the rules of the program's stage."""
-    missing = list(state_missing(program))
-    return missing or [violation for rule in RULES[program.stage] for violation in rule(program)]
+    tables = Tables(program)
+    missing = list(state_missing(tables))
+    return missing or [violation for rule in RULES[program.stage] for violation in rule(tables)]
 
 
 def count_stray(weight: Tensor, mask: Tensor) -> int:
@@ -186,23 +209,3 @@ def verify(program: Program) -> None:
         if not any(violation.rule == "state-missing" for violation in found):
             error.add_note(program.text())
         raise error
-
-
-def _mask_table(program: Program, phase: str) -> dict[str, tuple[str, str]]:
-    names = {id(parameter): name for name, parameter in program.named_parameters()}
-    table: dict[str, tuple[str, str]] = {}
-    for node in program.phases[phase].graph.nodes:
-        if node.target in MASK_OPERATORS:
-            table[names[id(program.get_parameter(node.args[0].target))]] = (node.args[1].target, node.args[2])
-    return table
-
-
-def _reads(program: Program, phase: str, weight: str) -> bool:
-    value: nn.Parameter | Tensor = program.get_parameter(weight)
-    tensors = dict(program.named_parameters(remove_duplicate=False))
-    nodes = program.phases[phase].graph.nodes
-    return any(node.op == "get_attr" and tensors.get(str(node.target)) is value for node in nodes)
-
-
-def _is_parameter(program: Program, name: str) -> bool:
-    return name in dict(program.named_parameters(remove_duplicate=False))

@@ -10,6 +10,7 @@ other layers in proportion to their shares.
 from __future__ import annotations
 
 import functools
+import heapq
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -222,14 +223,24 @@ def _even(layers: Layers, shares: Mapping[str, float], units: dict[str, int], sp
 
 def _settle(layers: Mapping[str, Layer], shares: Mapping[str, float], units: dict[str, int], spare: int) -> int:
     """Give (or take) single units, each no larger than what is spare, by largest remainder; returns what is left."""
-    while spare:
-        step = 1 if spare > 0 else -1
-        candidates = [n for n, x in layers.items() if x.unit <= abs(spare) and _may_move(x, units[n], step)]
-        if not candidates:
-            break
-        name = max(candidates, key=lambda n: step * (shares[n] / layers[n].unit - units[n]))
+    step = 1 if spare > 0 else -1
+    names = list(layers)
+
+    def urgency(index: int) -> tuple[float, int]:  # ties go to the first layer
+        name = names[index]
+        return -step * (shares[name] / layers[name].unit - units[name]), index
+
+    queue = [urgency(index) for index in range(len(names))]
+    heapq.heapify(queue)
+    while spare and queue:
+        _, index = queue[0]
+        name = names[index]
+        if layers[name].unit > abs(spare) or not _may_move(layers[name], units[name], step):
+            heapq.heappop(queue)  # for good: what is spare only shrinks, and units only move one way
+            continue
         units[name] += step
         spare -= step * layers[name].unit
+        heapq.heapreplace(queue, urgency(index))
     return spare
 
 

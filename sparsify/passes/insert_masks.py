@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from sparsify.errors import PassError
 from sparsify.ir import PHASES, Program, Stage, WeightSite, surgery
@@ -63,10 +63,13 @@ class InsertMasks(Pass):
             surgery.add_state(program, f"{site.name}_mask", masks[site.name])
             log.change(site.name)
         for phase in PHASES:
+            read: dict[str, fx.Node] = {}
             for node, weight in list(parameter_nodes(program, phase)):
                 if weight in patterns:
                     anchor = node.next
-                    mask = surgery.state_node(program, phase, f"{weight}_mask", before=anchor)
+                    if weight not in read:
+                        read[weight] = surgery.new_state_node(program, phase, f"{weight}_mask", before=anchor)
+                    mask = read[weight]
                     masked = surgery.call_after(
                         program, phase, mask if mask.prev is node else anchor.prev, apply_mask,
                         (node, mask, str(patterns[weight])), spec=node.meta["spec"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsify.ir import Program
+from sparsify.ir import Program, surgery
 from sparsify.methods import Method
 from sparsify.passes import InsertGradientTaps, InsertMasks, LowerMasks, Pass, Pipeline
 from sparsify.training.rounds import clear_inactive, layers, patterns_of, select_masks
@@ -27,25 +27,26 @@ def insert_masks(
         PatternError: If the pattern does not fit a weight.
         AllocationError: If the density cannot be met.
     """
-    Pipeline((InsertMasks(pattern=method.pattern, keep_dense=method.keep_dense),)).apply(program)
-    if method.initial != "dense":
-        kinds = patterns_of(program)
-        density = method.density if method.initial_density is None else method.initial_density
-        budgets = method.allocation(layers(program, kinds), density)
+    with surgery.compiled_once(program):
+        Pipeline((InsertMasks(pattern=method.pattern, keep_dense=method.keep_dense),)).apply(program)
+        if method.initial != "dense":
+            kinds = patterns_of(program)
+            density = method.density if method.initial_density is None else method.initial_density
+            budgets = method.allocation(layers(program, kinds), density)
 
-        def scores(name: str) -> Tensor:
-            weight = program.weight(name).detach()
-            noise = torch.rand(weight.shape, generator=generator)
-            return weight.abs() if method.initial == "magnitude" else noise.to(weight.device)
+            def scores(name: str) -> Tensor:
+                weight = program.weight(name).detach()
+                noise = torch.rand(weight.shape, generator=generator)
+                return weight.abs() if method.initial == "magnitude" else noise.to(weight.device)
 
-        for name, mask in select_masks(program, kinds, scores, budgets):
-            program.mask(name).copy_(mask)
-    for name in program.masks():
-        clear_inactive(program, optimizer, name)
-        if method.initial_scale == "fan-in":
-            _scale_to_fan_in(program, name)
-    taps: tuple[Pass, ...] = (InsertGradientTaps(),) if tapped else ()
-    Pipeline((*taps, LowerMasks())).apply(program)
+            for name, mask in select_masks(program, kinds, scores, budgets):
+                program.mask(name).copy_(mask)
+        for name in program.masks():
+            clear_inactive(program, optimizer, name)
+            if method.initial_scale == "fan-in":
+                _scale_to_fan_in(program, name)
+        taps: tuple[Pass, ...] = (InsertGradientTaps(),) if tapped else ()
+        Pipeline((*taps, LowerMasks())).apply(program)
 
 
 def _scale_to_fan_in(program: Program, name: str) -> None:
