@@ -1,6 +1,7 @@
 """Train networks that are sparse, reliable and fast, with torch.fx passes, and export them as verified ONNX."""
 
 from sparsify import methods as methods
+from sparsify.exporters import Preprocessing as Preprocessing
 from sparsify.exporters import export as export
 from sparsify.ir import Program as Program
 from sparsify.ir import trace as trace

@@ -28,6 +28,7 @@ from sparsify.workflow import run as run_workflow
 
 DEFAULT = Recipe()
 FORM = "of layers whose groups of outputs read few inputs: grouped, dense, auto (a cost model chooses), or auto:measure"
+INPUT = "what the file takes: float, or uint8: images as bytes [N, H, W, C], normalised inside the file"
 SELECTION = "of their inputs: by-batch (own operators for one sample, behind an If), or gather, for runtimes without If"
 WHAT, SPARSE, TRAINING, FOLDER, MEASURE = (
     "What to train",
@@ -89,6 +90,7 @@ console = Console()
             "epochs",
             "baseline",
             "export_precision",
+            "export_input",
         ),
     ),
 )
@@ -160,6 +162,9 @@ def run(
             rich_help_panel=FOLDER,
         ),
     ] = None,
+    export_input: Annotated[
+        str | None, typer.Option(help=INPUT, show_default=DEFAULT.export_input, rich_help_panel=FOLDER)
+    ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(help="TOML file of keys; options given here override them", rich_help_panel=TRAINING),
@@ -194,6 +199,7 @@ def run(
         "form": export_form,
         "selection": export_selection,
         "export_precision": export_precision,
+        "export_input": export_input,
         **parse_pairs(set_ or []),
     }
     resolved = parse_recipe(recipe, given)
@@ -362,6 +368,7 @@ def export(
         int, typer.Option(help="samples most calls will have: trials run so many; above 1 no If is written", min=1)
     ] = 1,
     threads: Annotated[int, typer.Option(help="of trials, those of int8 and auto:measure", min=1)] = 1,
+    input_type: Annotated[str, typer.Option("--input", "--export-input", help=INPUT)] = "float",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file")] = False,
 ) -> None:
     """Export a saved program to ONNX and prove the file in ONNX Runtime: same outputs at two batch sizes, exactly the zeros of the masks.
@@ -371,7 +378,7 @@ def export(
     """
     result, measured = export_saved(
         program, out, data=data, recipe=recipe, image_size=image_size, opset=opset, storage=storage, form=form,
-        selection=selection, precision=precision, batch=batch, threads=threads, overwrite=overwrite,
+        selection=selection, precision=precision, batch=batch, threads=threads, input_type=input_type, overwrite=overwrite,
     )  # fmt: skip
     batches = " and ".join(map(str, result.parity.batches))
     console.print(

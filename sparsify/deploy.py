@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparsify.calibration import evaluate
 from sparsify.errors import ExportError, RecipeError
-from sparsify.exporters import ExportResult, export
+from sparsify.exporters import ExportResult, Preprocessing, export
 from sparsify.exporters.int8 import Int8
 from sparsify.ir import Program
 from sparsify.loading import Data, load_data, load_ood
@@ -29,6 +29,31 @@ MOST_BYTES = 256 * 2**20
 """Of the samples of either kind."""
 
 
+def feeding(data: Data, input_type: str = "float") -> dict[str, Any]:
+    """The arguments of `sparsify.export` that say how a file for these data is fed and read.
+
+    Args:
+        data: as the program was trained on.
+        input_type: ``float``, or ``uint8``, for a file that takes images as bytes [N, H, W, C], as image libraries store them.
+
+    Raises:
+        ExportError: If ``uint8`` is asked for and the data were not given as bytes.
+    """
+    if input_type == "uint8" and data.given_as != "bytes":
+        raise ExportError(
+            f"a file that takes uint8 needs data given as bytes, found {data.given_as}: how bytes become inputs is not known. "
+            f"Export with input float, or from Python with sparsify.Preprocessing."
+        )
+    names = data.class_names or tuple(map(str, range(data.classes)))
+    found: dict[str, Any] = {"classes": names, "task": "classification", "input_type": input_type}
+    if data.given_as == "prepared" or (data.given_as == "numbers" and data.statistics is None):
+        return found
+    mean, std = (tuple(value.tolist()) for value in data.statistics) if data.statistics else ((0.0,), (1.0,))
+    layout = "NHWC" if input_type == "uint8" and data.example(1).ndim == 4 else "NCHW"
+    scale = 255.0 if data.given_as == "bytes" else 1.0
+    return found | {"preprocessing": Preprocessing(mean=mean, std=std, scale=scale, layout=layout)}
+
+
 def write_int8(
     program: Program,
     path: Path,
@@ -39,6 +64,7 @@ def write_int8(
     selection: str = "by-batch",
     batch: int = 1,
     threads: int = 1,
+    input_type: str = "float",
     metadata: Mapping[str, str] | None = None,
 ) -> tuple[ExportResult, dict[str, Any]]:
     """Export ``program`` in int8: ranges from training samples, the head fitted again on validation samples, measured on the test samples.
@@ -47,7 +73,7 @@ def write_int8(
         program: with a calibration head.
         path: of the file.
         data: split as they were when the program was trained.
-        opset, form, selection, batch, threads, metadata: as for `sparsify.export`.
+        opset, form, selection, batch, threads, input_type, metadata: as for `sparsify.export`.
 
     Returns:
         The result, and what the file does on the test samples, for ``metrics.json``; no timings.
@@ -56,7 +82,7 @@ def write_int8(
         ExportError: As `sparsify.export`.
     """
     validation = _first(data.validation, HELD_OUT)
-    spread = _first(data.train, max(CALIBRATION, batch))
+    spread, fed = _first(data.train, max(CALIBRATION, batch)), feeding(data, input_type)
     result = export(
         program,
         path,
@@ -71,9 +97,10 @@ def write_int8(
         batch=batch,
         threads=threads,
         metadata=metadata,
+        **fed,
     )
     assert result.int8 is not None
-    outputs, wanted = run_file(path, data.test), evaluate(program, data.test)
+    outputs, wanted = run_file(path, data.test, fed.get("preprocessing")), evaluate(program, data.test)
     figures = _quality(wanted, data.test.labels)
     row = {
         **_quality(outputs, data.test.labels),
@@ -108,14 +135,23 @@ def trials(found: Int8) -> dict[str, Any]:
     return {"batch": found.batch, "threads": found.threads, "files": files, "layers": layers}
 
 
-def run_file(path: Path, samples: Samples, *, batch_size: int = 256) -> dict[str, Tensor]:
-    """Outputs of an ONNX file of one input over all ``samples``, in batches, float64."""
+def run_file(
+    path: Path, samples: Samples, preprocessing: Preprocessing | None = None, *, batch_size: int = 256
+) -> dict[str, Tensor]:
+    """Outputs of an ONNX file of one input over all ``samples``, in batches, float64; ``preprocessing`` is for a file that takes bytes."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     name, outputs = session.get_inputs()[0].name, [output.name for output in session.get_outputs()]
     rows = torch.arange(len(samples)).split(batch_size)
-    parts = [session.run(outputs, {name: samples.batch(part)[0].numpy()}) for part in rows]
+    parts = [session.run(outputs, {name: _fed(session, samples.batch(part)[0], preprocessing)}) for part in rows]
     columns = zip(outputs, zip(*parts, strict=True), strict=True)
     return {key: torch.cat([torch.from_numpy(value) for value in values]).double() for key, values in columns}
+
+
+def _fed(session: onnxruntime.InferenceSession, inputs: Tensor, preprocessing: Preprocessing | None) -> Any:
+    """Inputs of a program as the file takes them."""
+    if preprocessing is not None and session.get_inputs()[0].type == "tensor(uint8)":
+        inputs = preprocessing.stored(inputs)
+    return inputs.numpy()
 
 
 def _first(samples: Samples, most: int) -> Tensor:
@@ -129,8 +165,10 @@ def measure_latency(out: Path, data: Data, *, threads: int, batch: int = 1) -> d
     """The files of a run against each other on held-out inputs, with the verdict on the model."""
     names = [name for name in ("dense", "model", "dense-int8", "model-int8") if (out / f"{name}.onnx").exists()]
     files = {name: out / f"{name}.onnx" for name in names}
-    session_input = onnxruntime.InferenceSession(str(out / "model.onnx")).get_inputs()[0].name
-    result = compare(files, inputs={session_input: data.example(batch).numpy()}, threads=threads)
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"))
+    takes_bytes = session.get_inputs()[0].type == "tensor(uint8)"
+    given = _fed(session, data.example(batch), feeding(data, "uint8")["preprocessing"] if takes_bytes else None)
+    result = compare(files, inputs={session.get_inputs()[0].name: given}, threads=threads)
     model = next(row for row in result.timings if row.name == "model")
     return {**result.to_dict(), "verdict": result.verdict(model) if "dense" in files else None}
 
@@ -149,6 +187,7 @@ def export_saved(
     precision: str = "fp32",
     batch: int = 1,
     threads: int = 1,
+    input_type: str = "float",
     overwrite: bool = False,
 ) -> tuple[ExportResult, dict[str, Any] | None]:
     """Export a saved program, proved on test inputs of the data, which no training has seen.
@@ -159,7 +198,7 @@ def export_saved(
         data: as for `load_data`, split by seed 0; its inputs must be those the program was traced with. None: ``digits``.
         recipe: of the run the program is from, in place of ``data``: its data, split and normalised as they were there.
         image_size: side in pixels to which a folder's images are resized.
-        opset, storage, form, selection, precision, batch, threads: as for `sparsify.export`.
+        opset, storage, form, selection, precision, batch, threads, input_type: as for `sparsify.export`.
         overwrite: replace ``out``.
 
     Returns:
@@ -190,10 +229,12 @@ def export_saved(
     inputs = found.test.batch(torch.arange(min(64, len(found.test))))[0]
     loaded.outputs(inputs)  # raises where the data are not the program's
     if precision == "int8" and storage == "dense":
-        return write_int8(loaded, out, found, opset=opset, form=form, selection=selection, batch=batch, threads=threads)
+        return write_int8(
+            loaded, out, found, opset=opset, form=form, selection=selection, batch=batch, threads=threads, input_type=input_type
+        )  # fmt: skip
     result = export(
         loaded, out, inputs=[inputs], opset=opset, storage=storage, form=form, selection=selection, precision=precision,
-        batch=batch, threads=threads,
+        batch=batch, threads=threads, **feeding(found, input_type),
     )  # fmt: skip
     return result, None
 

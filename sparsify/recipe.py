@@ -53,6 +53,7 @@ class Recipe:
         selection: of the inputs of grouped linear layers: ``by-batch``, with operators of their own for one sample, or ``gather``.
         export_precision: ``int8`` also writes ``model-int8.onnx`` (and ``dense-int8.onnx``), the fastest of their int8 and fp32 forms by
             timed trials; ``precision`` is that of training.
+        export_input: ``float``, or ``uint8`` for files that take images as bytes and normalise them in their graph.
         export_batch: samples most calls will have: trials and ``latency.json`` run so many, and above 1 no ``If`` is written.
         threads: torch threads.
         The others are those of `sparsify.training.Settings` and `sparsify.export`.
@@ -95,6 +96,7 @@ class Recipe:
     form: Literal["auto", "dense", "grouped", "auto:measure"] = "auto"
     selection: Literal["by-batch", "gather"] = "by-batch"
     export_precision: Literal["fp32", "int8"] = "fp32"
+    export_input: Literal["float", "uint8"] = "float"
     export_batch: Positive = 1
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Positive = 2

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.calibration import CalibrationLog, evaluate, fit
-from sparsify.deploy import measure_latency, recipe_data, trials, write_int8
+from sparsify.deploy import feeding, measure_latency, recipe_data, trials, write_int8
 from sparsify.errors import CheckpointError, DataError, RecipeError, TraceError
 from sparsify.exporters import export
 from sparsify.ir import Program, trace
@@ -77,6 +77,7 @@ def run(
             f"export_batch is {recipe.export_batch}, but the training and validation parts hold {len(data.train)} and "
             f"{len(data.validation)} samples. Lower it."
         )
+    feeding(data, recipe.export_input)  # raises before anything is trained
     with hold_folder(out, "recipe.toml", resume=resume, overwrite=overwrite):
         earlier = out / "recipe.toml"
         if resume and earlier.exists() and earlier.read_text() != recipe.to_toml():
@@ -173,6 +174,7 @@ def _part(
         selection=recipe.selection,
         batch=recipe.export_batch,
         metadata=_metadata(program, method, recipe) | threshold_text | _noted(log),
+        **feeding(data, recipe.export_input),
     )
     size, table = sizes(program), layers(program, trained.coverage)
     row = {
@@ -206,6 +208,7 @@ def _int8(
         form=recipe.form,
         selection=recipe.selection,
         batch=recipe.export_batch,
+        input_type=recipe.export_input,
         metadata=_metadata(program, method, recipe),
     )
     assert result.int8 is not None

@@ -49,7 +49,7 @@ TRUSTED = {"sparsify/loading/models.py": "loads pickled weights where the user s
 SPANNING = {"tests/passes/test_masks.py": "masks, lowering, taps and folding agree with each other"}
 ACROSS = {"contracts", "properties", "end_to_end", "golden", "docs"}
 PUBLIC = {"__version__", 
-    "Method", "Pipeline", "Program", "SparseTrainer", "attach", "export", "methods", "trace",
+    "Method", "Pipeline", "Preprocessing", "Program", "SparseTrainer", "attach", "export", "methods", "trace",
 }  # fmt: skip
 LONGEST = 400
 LONGEST_METHOD = 150

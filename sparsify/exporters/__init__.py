@@ -2,3 +2,4 @@
 
 from sparsify.exporters.onnx import ExportResult as ExportResult
 from sparsify.exporters.onnx import export as export
+from sparsify.exporters.preprocessing import Preprocessing as Preprocessing

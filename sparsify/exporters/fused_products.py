@@ -33,14 +33,16 @@ def fused_products(model: onnx.ModelProto) -> onnx.ModelProto:
             nodes.extend(_written(last[id(node)], constants))
         elif id(node) not in replaced:
             nodes.append(node)
-    read, made = {name for node in nodes for name in node.input}, {name for node in nodes for name in node.output}
+    read = {name for node in nodes for name in node.input}
+    same = {name for node in model.graph.node if id(node) not in replaced for name in node.output}
+    same |= {layer.result for layer in layers}
     result = onnx.ModelProto()
     result.CopyFrom(model)
     del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
     result.graph.node.extend(nodes)
     result.graph.initializer.extend(i for i in model.graph.initializer if i.name in read and i.name not in constants)
     result.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
-    result.graph.value_info.extend(value for value in model.graph.value_info if value.name in made)
+    result.graph.value_info.extend(value for value in model.graph.value_info if value.name in same)
     return result
 
 

@@ -19,6 +19,7 @@ from sparsify.exporters.conversion import clean, convert
 from sparsify.exporters.fused_products import fused_products
 from sparsify.exporters.initializers import check_budgets, name_weights, store_sparse
 from sparsify.exporters.measure import Trial, measure_layers
+from sparsify.exporters.preprocessing import Preprocessing, described
 from sparsify.exporters.proof import Parity, prove
 from sparsify.exporters.single_samples import SELECTIONS, check_same, single_samples
 from sparsify.ir import Program, Stage
@@ -77,6 +78,10 @@ def export(
     labels: Tensor | None = None,
     batch: int = 1,
     threads: int = 1,
+    preprocessing: Preprocessing | None = None,
+    input_type: str = "float",
+    classes: Sequence[str] = (),
+    task: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> ExportResult:
     """Write ``program`` as one ONNX file of standard operators; the live program is not touched.
@@ -100,7 +105,13 @@ def export(
         batch: samples the file will mostly be called with, where its batch is open. Forms are timed at it (int8, ``auto:measure``), and
             above 1 nothing is written for one sample alone: the file takes one as well, but is slower at it.
         threads: at which forms are timed.
-        metadata: text put into ``metadata_props``.
+        preprocessing: how stored values become ``inputs``; written into ``metadata_props``, so that the file can be fed without the code
+            that trained the program.
+        input_type: ``float``: the file takes what the program takes. ``uint8``: the file takes bytes and computes ``preprocessing`` itself;
+            it is proved on the bytes nearest to ``inputs``.
+        classes: names of the classes, in the order of the outputs; written into ``metadata_props``.
+        task: name of the task, such as ``classification``; written into ``metadata_props``.
+        metadata: further text put into ``metadata_props``.
 
     Raises:
         ExportError: If an option is out of range, export fails, or the file does not agree with the program.
@@ -117,8 +128,15 @@ def export(
         raise ExportError(f"precision should be one of {', '.join(PRECISIONS)}, found {precision!r}.")
     if precision == "int8" and storage != "dense":
         raise ExportError("int8 files have storage 'dense'; 'sparse' holds float32 values. Choose one of the two.")
+    told = described(program, preprocessing=preprocessing, input_type=input_type, classes=classes, task=task)
+    metadata = {**told, **(metadata or {})}
+    baked, fed = None, None
+    if input_type == "uint8" and preprocessing is not None:
+        baked, fed = preprocessing, [preprocessing.stored(x.cpu()) for x in inputs]
+        inputs = [preprocessing.inputs(x) for x in fed]
     if program.dynamic_batch and len(inputs[0]) == 1:
         inputs = [torch.cat([x, x]) for x in inputs]  # files may compute one sample in a way of its own
+        fed = fed and [torch.cat([x, x]) for x in fed]
     several = program.dynamic_batch and batch > 1
     written = fused_products if selection == "gather" or several else _by_batch
     masks = {name: mask.clone() for name, mask in program.masks().items()}
@@ -132,8 +150,8 @@ def export(
     final = written(model)
     if storage == "sparse":
         store_sparse(final)
-    data = _finished(final, metadata or {})
-    parity = prove(data, folded, inputs)
+    data = _finished(final, metadata, baked)
+    parity = prove(data, folded, inputs, fed=fed)
     integers = None
     if precision == "int8":
         samples = _samples(folded, calibration, held_out or inputs, labels)
@@ -149,7 +167,7 @@ def export(
         integer, integers = int8.int8_file(models, samples, lower=lower, written=written, batch=batch, threads=threads)
         final = written(clean(integer))
         check_same(integer, final, {name: x[:BRANCH_SAMPLES] for name, x in samples.held_out.items()})
-        data = _finished(final, {**(metadata or {}), "precision": integers.chosen.name})
+        data = _finished(final, {**metadata, "precision": integers.chosen.name}, baked)
     try:
         write_atomically(Path(path), data)
     except OSError as error:
@@ -163,7 +181,9 @@ def _by_batch(model: onnx.ModelProto) -> onnx.ModelProto:
     return single_samples(fused_products(model))
 
 
-def _finished(model: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
+def _finished(model: onnx.ModelProto, metadata: Mapping[str, str], baked: Preprocessing | None) -> bytes:
+    if baked is not None:
+        baked.bake(model)
     for key, value in sorted(metadata.items()):
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model)

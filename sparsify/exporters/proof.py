@@ -33,7 +33,8 @@ class Parity:
     decisions: int
 
 
-def prove(data: bytes, program: Program, inputs: Sequence[Tensor]) -> Parity:
+def prove(data: bytes, program: Program, inputs: Sequence[Tensor], *, fed: Sequence[Tensor] | None = None) -> Parity:
+    """Run the file and the program on ``inputs``; ``fed`` is what the file takes in their place, where it prepares them itself."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
@@ -45,7 +46,8 @@ def prove(data: bytes, program: Program, inputs: Sequence[Tensor]) -> Parity:
         given = [x[:batch].cpu() for x in inputs]
         with torch.no_grad():
             expected = [x for x in program.phases["eval"](*given) if isinstance(x, Tensor)]
-        results = session.run(None, {n: x.numpy() for n, x in zip(names, given, strict=True)})
+        feeds = given if fed is None else [x[:batch] for x in fed]
+        results = session.run(None, {n: x.numpy() for n, x in zip(names, feeds, strict=True)})
         for name, want, have in zip(program.output_names("eval"), expected, results, strict=True):
             reference, produced = want.double().numpy(), np.asarray(have, dtype=np.float64)
             if reference.shape != produced.shape:
