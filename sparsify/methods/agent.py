@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from sparsify.errors import RecipeError, TrainingError
-from sparsify.methods.base import Method, as_steps, in_range
+from sparsify.methods.base import Method, in_range
+from sparsify.methods.durations import Duration, as_steps, check_durations
 from sparsify.parts.averaging import running_mean
 from sparsify.parts.corrections import (
     COMPARISONS,
@@ -31,7 +32,7 @@ def agent(
     coefficient: str = "loss",
     snapshot: str = "full",
     snapshot_batches: int = 8,
-    refresh_every: float = 0,
+    refresh_every: Duration = 0,
 ) -> Method:
     """AGENT: adaptive gradient correction (Lei et al. 2023, arXiv:2301.03573).
 
@@ -52,7 +53,7 @@ def agent(
             ``subset``: ``snapshot_batches`` of them; ``running``: the old gradients of the steps since the refresh, at no cost beyond
             g_old. A mean of k batches has noise of its own; the last two multiply the coefficient by k / (k + 1), which is optimal.
         snapshot_batches: of ``subset``.
-        refresh_every: steps, or fraction of the run, between snapshots; 0 is an epoch (the authors' code).
+        refresh_every: steps, or share of the run, between snapshots; 0 is an epoch (the authors' code).
 
     Raises:
         RecipeError: If ``base`` corrects gradients already, or an option is out of range.
@@ -69,6 +70,7 @@ def agent(
     in_range(gamma, 0.0, float("inf"), "gamma")
     in_range(bound, 0.0, float("inf"), "bound")
     in_range(snapshot_batches, 1, 10**9, "snapshot_batches")
+    check_durations(0, refresh_every=refresh_every)
     limit, compare = snapshot_batches if snapshot == "subset" else None, COMPARISONS.get(coefficient)
 
     def first(weights: Tensors) -> State:
@@ -94,7 +96,7 @@ def agent(
         return found if snapshot != "running" else {**found, **_EMPTY}
 
     def correct(view: GradientView, state: State, total: int) -> tuple[Tensors, State]:
-        period = as_steps(refresh_every, total, "refresh_every") if refresh_every else view.epoch_steps
+        period = as_steps(refresh_every, total, "refresh_every", least=0) or view.epoch_steps
         if period is None:
             raise TrainingError(
                 "agent takes a snapshot once an epoch: give sparsify.attach epoch_steps=len(loader), or agent refresh_every."

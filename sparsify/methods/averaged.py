@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Averaging, Method, as_steps
+from sparsify.methods.base import Averaging, Method
+from sparsify.methods.durations import Duration, as_steps, check_durations
 
 
-def averaged(base: Method, *, start_at: float = 0.8, average_every: float = 0.004, random_masks: bool = True) -> Method:
+def averaged(
+    base: Method, *, start_at: Duration = "80%", average_every: Duration = "0.4%", random_masks: bool = True
+) -> Method:
     """Average the weights of the last part of the run (Izmailov et al. 2018, arXiv:1803.05407).
 
     The run ends with the running mean of every parameter, taken each ``average_every`` steps from ``start_at`` on, and with
@@ -17,8 +20,8 @@ def averaged(base: Method, *, start_at: float = 0.8, average_every: float = 0.00
 
     Args:
         base: any method that does not average yet.
-        start_at: step, or fraction of the run. 0.8 is epoch 200 of 250 of the CigL repository.
-        average_every: steps, or fraction of the run. 0.004 is one epoch of 250, of the same source.
+        start_at: step, or share of the run. 80 % is epoch 200 of 250 of the CigL repository.
+        average_every: steps, or share of the run. 0.4 % is one epoch of 250, of the same source.
         random_masks: where the training graph reads weights through random masks (`weight_dropout`), average what it reads,
             mask and weight together (CigL); False averages the weights alone, as plain averaging does.
 
@@ -27,6 +30,7 @@ def averaged(base: Method, *, start_at: float = 0.8, average_every: float = 0.00
     """
     if base.averaging is not None:
         raise RecipeError(f"method {base.name!r} averages weights already; averaged() around it has nothing to add.")
+    check_durations(start_at=start_at, average_every=average_every)
     return dataclasses.replace(
         base,
         name=f"averaged({base.name})",

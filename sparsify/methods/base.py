@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparsify.errors import RecipeError
+from sparsify.methods.durations import as_steps as as_steps
 from sparsify.parts.allocation import FIXED_TOLERANCE, Allocation, erk
 from sparsify.parts.attacks import Attack
 from sparsify.parts.corrections import Correction
@@ -105,19 +106,6 @@ class Method:
             )
 
 
-def as_steps(value: float, total_steps: int, option: str) -> int:
-    """A step count: whole numbers are steps, fractions in (0, 1] are of the total.
-
-    Raises:
-        RecipeError: If the value is neither.
-    """
-    if isinstance(value, int) and value >= 1:
-        return value
-    if isinstance(value, float) and 0.0 < value <= 1.0:
-        return max(1, round(value * total_steps))
-    raise RecipeError(f"{option} should be a number of steps >= 1 or a fraction of the run in (0, 1], found {value}.")
-
-
 def one_of(value: str, choices: Sequence[str], option: str) -> str:
     """The value itself.
 
@@ -127,20 +115,6 @@ def one_of(value: str, choices: Sequence[str], option: str) -> str:
     if value not in choices:
         raise RecipeError(f"{option} should be {' or '.join(choices)}, found {value!r}.")
     return value
-
-
-def dense_steps(value: float, total_steps: int) -> int:
-    """`as_steps` of a dense start shorter than the run, where 0 is none.
-
-    Raises:
-        RecipeError: If the value is neither, or leaves no step for the sparse part.
-    """
-    steps = as_steps(value, total_steps, "dense_until") if value else 0
-    if steps >= total_steps:
-        raise RecipeError(
-            f"dense_until should leave steps for the sparse part; found {value} of a run of {total_steps} steps."
-        )
-    return steps
 
 
 def in_range(value: float, low: float, high: float, option: str) -> float:

@@ -7,6 +7,7 @@ import dataclasses
 from sparsify.errors import RecipeError
 from sparsify.methods.averaged import averaged
 from sparsify.methods.base import Method
+from sparsify.methods.durations import Duration
 from sparsify.methods.weight_dropout import weight_dropout
 
 
@@ -14,8 +15,8 @@ def cigl(
     base: Method,
     *,
     rate: float = 0.1,
-    start_at: float = 0.8,
-    average_every: float = 0.004,
+    start_at: Duration = "80%",
+    average_every: Duration = "0.4%",
     rescale: bool = False,
     holds_hidden: bool = True,
     average_masks: bool = True,
@@ -28,8 +29,8 @@ def cigl(
     Args:
         base: any method without random masks and averaging; the paper's is RigL.
         rate: share of hidden weights, in [0, 1). 0.1 is the paper's text; the repository's default is 0.01.
-        start_at: of the average, as step or fraction of the run. 0.8 is epoch 200 of 250 of the repository.
-        average_every: steps, or fraction of the run. 0.004 is one epoch of 250.
+        start_at: of the average, as step or share of the run. 80 % is epoch 200 of 250 of the repository.
+        average_every: steps, or share of the run. 0.4 % is one epoch of 250.
         rescale: divide visible weights by 1 - rate, in training and in the average alike. The paper does not; the two cancel.
         holds_hidden: a hidden weight keeps its value through the step (Algorithm 1); False lets momentum and decay move it.
         average_masks: average masked weights (the paper); False averages the weights alone, at the scale of ``rescale``.

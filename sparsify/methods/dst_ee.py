@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sparsify.methods.base import Method, as_steps, in_range, one_of
+from sparsify.methods.base import Method, in_range, one_of
+from sparsify.methods.durations import UPDATE_EVERY, Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, erk
 from sparsify.parts.schedules import cosine, every, geometric
 from sparsify.parts.scores import absolute, added, exploration, gradient, magnitude, normalised, signed_gradient
@@ -23,8 +24,8 @@ def dst_ee(
     visits: str = "rounds",
     clock: str = "steps",
     signed: bool = False,
-    update_every: float = 100,
-    stop_at: float = 0.75,
+    update_every: Duration = UPDATE_EVERY,
+    stop_at: Duration = "75%",
     drop_fraction: float = 0.3,
     drop_fraction_end: float = 0.0,
     replaces_step: bool = True,
@@ -49,8 +50,8 @@ def dst_ee(
         visits: N counts the masks of ``rounds`` or of ``steps``.
         clock: t counts ``steps`` or ``rounds``.
         signed: |dL/dw + c ln(t) / (N + eps)|, as a related code has it; the bonus then counts against negative gradients.
-        update_every: steps between rounds, or a fraction of the run.
-        stop_at: step, or fraction of the run, from which masks stay.
+        update_every: steps between rounds, or a share of the run.
+        stop_at: step, or share of the run, from which masks stay.
         drop_fraction, drop_fraction_end: of the active positions, in [0, 1], along half a cosine from the first to the second.
         replaces_step: a round takes the place of the optimizer step.
         regrow_dropped: a position just dropped may be grown at once and keeps its value.
@@ -65,6 +66,7 @@ def dst_ee(
     in_range(eps, 1e-12, 1e30, "eps")
     in_range(c_decay, 0.0, 1.0, "c_decay")
     in_range(c_decay_every, 1, 2**62, "c_decay_every")
+    check_durations(update_every=update_every, stop_at=stop_at)
     one_of(normalise, SCALES, "normalise")
     one_of(visits, COUNTS, "visits")
     one_of(clock, COUNTS, "clock")

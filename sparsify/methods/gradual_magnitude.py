@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sparsify.methods.base import Method, as_steps
+from sparsify.methods.base import Method
+from sparsify.methods.durations import UPDATE_EVERY, Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, global_magnitude
 from sparsify.parts.schedules import cubic
 from sparsify.parts.scores import magnitude
@@ -12,9 +13,9 @@ from sparsify.parts.topology import Prune
 def gmp(
     *,
     density: float,
-    start_at: float = 0.05,
-    stop_at: float = 0.75,
-    update_every: float = 100,
+    start_at: Duration = "5%",
+    stop_at: Duration = "75%",
+    update_every: Duration = UPDATE_EVERY,
     allocation: Allocation = global_magnitude,
     pattern: str = "unstructured",
     keep_dense: tuple[str, ...] = (),
@@ -25,12 +26,14 @@ def gmp(
 
     Args:
         density: final density.
-        start_at, stop_at: steps, or fractions of the run; a quarter is left to train the final masks.
-        update_every: steps between rounds, or a fraction of the run.
+        start_at, stop_at: steps, or shares of the run; a quarter is left to train the final masks.
+        update_every: steps between rounds, or a share of the run.
         allocation: global ranking by default.
         pattern: which positions may be active together. A pattern that fixes its density is reached in one round.
         keep_dense: globs of weights without a mask.
     """
+
+    check_durations(start_at=start_at, stop_at=stop_at, update_every=update_every)
 
     def topology(total: int) -> Prune:
         start, stop = as_steps(start_at, total, "start_at"), as_steps(stop_at, total, "stop_at")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sparsify.methods.base import Method, as_steps, in_range
+from sparsify.methods.base import Method, in_range
+from sparsify.methods.durations import Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, erk, global_magnitude
 from sparsify.parts.schedules import cosine, cubic, every
 from sparsify.parts.scores import gradient, magnitude
@@ -13,10 +14,10 @@ def granet(
     *,
     density: float,
     initial_density: float = 1.0,
-    update_every: float = 0.014,
-    prune_from: float = 0.0,
-    prune_until: float = 0.69,
-    regenerate_until: float = 1.0,
+    update_every: Duration = "1.4%",
+    prune_from: Duration = 0,
+    prune_until: Duration = "69%",
+    regenerate_until: Duration = "100%",
     drop_fraction: float = 0.5,
     drop_fraction_end: float = 0.005,
     regrow_dropped: bool = True,
@@ -34,9 +35,9 @@ def granet(
     Args:
         density: final density.
         initial_density: 1 starts dense; less starts from random masks (the paper's sparse-to-sparse is 0.5).
-        update_every: steps between rounds, or a fraction of the run; the default is 1000 of the steps of the published runs on CIFAR.
-        prune_from, prune_until: where pruning begins and ends, in steps or as fractions of the run; 0 is the start.
-        regenerate_until: step, or fraction of the run, from which masks stay.
+        update_every: steps between rounds, or a share of the run; the default is 1000 of the steps of the published runs on CIFAR.
+        prune_from, prune_until: where pruning begins and ends, in steps or as shares of the run; 0 is the start.
+        regenerate_until: step, or share of the run, from which masks stay.
         drop_fraction, drop_fraction_end: of the active positions, in [0, 1], along half a cosine from the first to the second.
         regrow_dropped: a position dropped for regeneration may be grown at once and keeps its value; one that was pruned starts at 0.
         initial_allocation: of random masks at the start.
@@ -46,10 +47,12 @@ def granet(
     """
     in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
     in_range(drop_fraction_end, 0.0, 1.0, "drop_fraction_end")
+    check_durations(0, prune_from=prune_from)
+    check_durations(update_every=update_every, prune_until=prune_until, regenerate_until=regenerate_until)
 
     def topology(total: int) -> InTurn:
         interval = as_steps(update_every, total, "update_every")
-        start = as_steps(prune_from, total, "prune_from") if prune_from else 0
+        start = as_steps(prune_from, total, "prune_from", least=0)
         end = as_steps(prune_until, total, "prune_until")
         stop = as_steps(regenerate_until, total, "regenerate_until")
         prune = Prune(

@@ -6,6 +6,7 @@ import bisect
 
 from sparsify.errors import RecipeError
 from sparsify.methods.base import Method, in_range, one_of
+from sparsify.methods.durations import Duration, check_durations, read_length
 from sparsify.parts.allocation import Allocation, global_magnitude
 from sparsify.parts.patterns import NM, parse_pattern
 from sparsify.parts.scores import magnitude
@@ -18,7 +19,7 @@ def imp(
     *,
     density: float,
     prune_fraction: float = 0.2,
-    rewind_to: float = 0.05,
+    rewind_to: Duration = "5%",
     rewind: str = "weights",
     allocation: Allocation = global_magnitude,
     pattern: str = "unstructured",
@@ -35,7 +36,7 @@ def imp(
         density: final density.
         prune_fraction: of the active weights, at the end of each training but the last, in (0, 1). With 1 - density or more it is one-shot
             pruning with rewinding.
-        rewind_to: the early state, as a number of steps or a fraction of one training, from 0 (the initial weights: the original tickets).
+        rewind_to: the early state, as a number of steps or a share of one training, from 0 (the initial weights: the original tickets).
         rewind: ``weights`` (with biases and norm statistics), or ``learning-rate`` alone, which goes on with the trained weights.
         allocation: global ranking by default.
         pattern: which positions may be active together. A pattern that fixes its density is reached in one pruning.
@@ -43,6 +44,7 @@ def imp(
     """
     in_range(prune_fraction, 1e-3, 1.0, "prune_fraction")
     one_of(rewind, REWIND, "rewind")
+    check_durations(0, rewind_to=rewind_to)
     densities = [density]
     if not isinstance(parse_pattern(pattern), NM):
         densities = ladder(density, prune_fraction)
@@ -80,21 +82,18 @@ def ladder(density: float, prune_fraction: float) -> list[float]:
     return [*found[:-1], density]
 
 
-def trainings(total: int, prunings: int, rewind_to: float) -> tuple[int, tuple[int, ...]]:
+def trainings(total: int, prunings: int, rewind_to: Duration) -> tuple[int, tuple[int, ...]]:
     """The step of the early state, and those that end each training but the last; all but rounding equally long.
 
     Raises:
-        RecipeError: If ``rewind_to`` is neither steps nor a fraction, or the run is too short.
+        RecipeError: If ``rewind_to`` is neither steps nor a share, or the run is too short.
     """
-    if isinstance(rewind_to, int) and rewind_to >= 0:
-        early = rewind_to
-    elif 0.0 <= rewind_to < 1.0:
-        # A training has T steps, of which those before the early state are made once: T + prunings (1 - rewind_to) T = total.
-        early = round(rewind_to * total / (1 + prunings * (1 - rewind_to)))
+    length = read_length(rewind_to, "rewind_to", 0)
+    if length.share is None:
+        early = length.low
     else:
-        raise RecipeError(
-            f"rewind_to should be a number of steps from 0 or a fraction of one training in [0, 1), found {rewind_to}."
-        )
+        # A training has T steps, of which those before the early state are made once: T + prunings (1 - share) T = total.
+        early = round(length.share * total / (1 + prunings * (1 - length.share)))
     left = total - early
     if left < prunings + 1:
         raise RecipeError(

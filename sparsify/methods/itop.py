@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from sparsify.methods.base import Method, as_steps, in_range, one_of
+from sparsify.methods.base import Method, in_range, one_of
+from sparsify.methods.durations import Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, erk
 from sparsify.parts.schedules import cosine, every
 from sparsify.parts.scores import added, gradient, magnitude, random, unvisited
 from sparsify.parts.topology import DropAndGrow
 
 GROWTH = {
-    "gradient": (gradient, 0.04),
-    "random": (random, 0.015),
-    "unvisited": (lambda: added(random(), unvisited()), 0.015),
+    "gradient": (gradient, "4%"),
+    "random": (random, "1.5%"),
+    "unvisited": (lambda: added(random(), unvisited()), "1.5%"),
 }
 
 
@@ -19,8 +20,8 @@ def itop(
     *,
     density: float,
     growth: str = "gradient",
-    update_every: float | None = None,
-    stop_at: float = 1.0,
+    update_every: Duration | None = None,
+    stop_at: Duration = "100%",
     drop_fraction: float = 0.5,
     drop_fraction_end: float = 0.005,
     replaces_step: bool = False,
@@ -39,9 +40,9 @@ def itop(
         density: of the whole run.
         growth: by ``gradient`` (RigL-ITOP), at ``random`` (SET-ITOP), or at random among positions never active before while there are
             any (``unvisited``).
-        update_every: steps between rounds, or a fraction of the run; None: 0.04 of it for growth by gradient and 0.015 for the others,
+        update_every: steps between rounds, or a share of the run; None: 4 % of it for growth by gradient and 1.5 % for the others,
             which is 4000 and 1500 of the steps of the published runs on CIFAR (250 epochs, batch size 128).
-        stop_at: step, or fraction of the run, from which masks stay.
+        stop_at: step, or share of the run, from which masks stay.
         drop_fraction, drop_fraction_end: of the active positions, in [0, 1], along half a cosine from the first to the second.
         replaces_step: a round takes the place of the optimizer step.
         regrow_dropped: a position just dropped may be grown at once and keeps its value.
@@ -54,6 +55,7 @@ def itop(
     in_range(drop_fraction_end, 0.0, 1.0, "drop_fraction_end")
     score, usual = GROWTH[one_of(growth, tuple(GROWTH), "growth")]
     interval = usual if update_every is None else update_every
+    check_durations(update_every=interval, stop_at=stop_at)
 
     def topology(total: int) -> DropAndGrow:
         stop = as_steps(stop_at, total, "stop_at")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Averaging, Method, as_steps, in_range
+from sparsify.methods.base import Averaging, Method, in_range
+from sparsify.methods.durations import Duration, as_steps, check_durations
 from sparsify.parts.objectives import Objective, UnknownAware
 from sparsify.passes import WidenClassifier
 
@@ -29,30 +30,30 @@ def widened(base: Method, *, score: str = "known") -> Method:
 def moon(
     base: Method,
     *,
-    warmup: float = 0.05,
-    alpha_every: float = 0.01,
+    warmup: Duration = "5%",
+    alpha_every: Duration = "1%",
     alpha_final: float = 1.0,
     alpha_divisor: float = 64.0,
     smoothing: float = 0.05,
     average: bool = True,
-    average_from: float = 0.8,
-    average_every: float = 0.01,
+    average_from: Duration = "80%",
+    average_every: Duration = "1%",
     score: str = "known",
 ) -> Method:
     """MOON: add an unknown class, the unknown-aware loss and tail averaging to ``base`` (Lei et al. 2024, arXiv:2403.20047).
 
-    Formulas and defaults are those of the published code (863f49a), whose runs have 100 epochs; an epoch is 0.01 of the run here.
+    Formulas and defaults are those of the published code (863f49a), whose runs have 100 epochs; an epoch is 1 % of the run here.
 
     Args:
         base: any method without a loss of its own; one that averages keeps its averaging.
-        warmup: steps, or fraction of the run, of plain cross-entropy (``learn_epochs`` 5 of 100).
-        alpha_every: steps, or fraction of the run, between changes of alpha (an epoch of 100).
+        warmup: steps, or share of the run, of plain cross-entropy (``learn_epochs`` 5 of 100).
+        alpha_every: steps, or share of the run, between changes of alpha (an epoch of 100).
         alpha_final: alpha at the end of the run (``w_out`` of its README).
         alpha_divisor: of the running loss that alpha starts from (``w_out2`` of its README).
         smoothing: weight of the newest batch in the running loss, in (0, 1] (the code's constant).
         average: whether weights are averaged; the topology must be frozen by ``average_from``.
-        average_from: step, or fraction of the run, of the first average (``deduct`` 20 of 100).
-        average_every: steps, or fraction of the run, between weights that are averaged. The paper's summary says once an epoch; its code
+        average_from: step, or share of the run, of the first average (``deduct`` 20 of 100).
+        average_every: steps, or share of the run, between weights that are averaged. The paper's summary says once an epoch; its code
             averages every step of the first tenth of an epoch, for an integer division where a remainder was meant.
         score: see `widened`.
 
@@ -64,6 +65,7 @@ def moon(
     in_range(smoothing, 1e-6, 1.0, "smoothing")
     in_range(alpha_final, 1e-9, float("inf"), "alpha_final")
     in_range(alpha_divisor, 1e-9, float("inf"), "alpha_divisor")
+    check_durations(warmup=warmup, alpha_every=alpha_every, average_from=average_from, average_every=average_every)
 
     def objective(total: int) -> Objective:
         steps = as_steps(warmup, total, "warmup")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sparsify.methods.base import Method, as_steps
+from sparsify.methods.base import Method
+from sparsify.methods.durations import Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, global_magnitude
 from sparsify.parts.schedules import at, constant
 from sparsify.parts.scores import magnitude
@@ -12,7 +13,7 @@ from sparsify.parts.topology import Prune
 def one_shot(
     *,
     density: float,
-    prune_at: float = 0.5,
+    prune_at: Duration = "50%",
     allocation: Allocation = global_magnitude,
     pattern: str = "unstructured",
     keep_dense: tuple[str, ...] = (),
@@ -21,11 +22,12 @@ def one_shot(
 
     Args:
         density: final density.
-        prune_at: step, or fraction of the run.
+        prune_at: step, or share of the run.
         allocation: global ranking by default.
         pattern: which positions may be active together.
         keep_dense: globs of weights without a mask.
     """
+    check_durations(prune_at=prune_at)
     return Method(
         name="one-shot",
         density=density,

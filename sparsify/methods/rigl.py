@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sparsify.methods.base import Method, as_steps, dense_steps, in_range
+from sparsify.methods.base import Method, in_range
+from sparsify.methods.durations import UPDATE_EVERY, Duration, as_steps, check_durations, dense_steps, read_length
 from sparsify.parts.allocation import Allocation, erk
 from sparsify.parts.schedules import cosine, every
 from sparsify.parts.scores import gradient, magnitude
@@ -12,10 +13,10 @@ from sparsify.parts.topology import DropAndGrow, Topology, after_dense
 def rigl(
     *,
     density: float,
-    update_every: float = 100,
-    stop_at: float = 0.75,
+    update_every: Duration = UPDATE_EVERY,
+    stop_at: Duration = "75%",
     drop_fraction: float = 0.3,
-    dense_until: float = 0,
+    dense_until: Duration = 0,
     replaces_step: bool = True,
     regrow_dropped: bool = True,
     initial_scale: str = "none",
@@ -27,10 +28,10 @@ def rigl(
 
     Args:
         density: of the whole run.
-        update_every: steps between rounds, or a fraction of the run.
-        stop_at: step, or fraction of the run, from which masks stay.
+        update_every: steps between rounds, or a share of the run.
+        stop_at: step, or share of the run, from which masks stay.
         drop_fraction: of the active positions, in [0, 1], decayed by half a cosine.
-        dense_until: step, or fraction of the run, up to which every position is active; masks then start from the largest magnitudes, which
+        dense_until: step, or share of the run, up to which every position is active; masks then start from the largest magnitudes, which
             lets a learned grouping look at trained weights. 0, the published algorithm, starts from random masks.
         replaces_step: a round takes the place of the optimizer step (the published algorithm and code).
         regrow_dropped: a position just dropped may be grown at once and keeps its value (the authors' answer in issue 5 of
@@ -41,6 +42,8 @@ def rigl(
         keep_dense: globs of weights without a mask.
     """
     in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
+    check_durations(update_every=update_every, stop_at=stop_at)
+    check_durations(0, dense_until=dense_until)
 
     def topology(total: int) -> Topology:
         stop, first = as_steps(stop_at, total, "stop_at"), dense_steps(dense_until, total)
@@ -58,7 +61,7 @@ def rigl(
     return Method(
         name="rigl",
         density=density,
-        initial="dense" if dense_until else "random",
+        initial="random" if read_length(dense_until, "dense_until", 0).is_none else "dense",
         initial_scale=initial_scale,
         allocation=allocation,
         pattern=pattern,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Method, as_steps, in_range
+from sparsify.methods.base import Method, in_range
+from sparsify.methods.durations import UPDATE_EVERY, Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, erk
 from sparsify.parts.fan_in import exchange_inputs
 from sparsify.parts.schedules import cosine, every
@@ -16,8 +17,8 @@ def srigl(
     density: float,
     ablation: bool = True,
     least_salient: float = 0.3,
-    update_every: float = 100,
-    stop_at: float = 0.75,
+    update_every: Duration = UPDATE_EVERY,
+    stop_at: Duration = "75%",
     drop_fraction: float = 0.3,
     replaces_step: bool = True,
     initial_scale: str = "fan-in",
@@ -33,8 +34,8 @@ def srigl(
         density: of the whole run.
         ablation: give up outputs that have few salient inputs, for more inputs of the others; never those of the last weight.
         least_salient: share of the fan-in that has to be salient for an output to stay, from 0.
-        update_every: steps between rounds, or a fraction of the run.
-        stop_at: step, or fraction of the run, from which masks stay.
+        update_every: steps between rounds, or a share of the run.
+        stop_at: step, or share of the run, from which masks stay.
         drop_fraction: of the active positions, in [0, 1], decayed by half a cosine.
         replaces_step: a round takes the place of the optimizer step.
         initial_scale: ``fan-in`` keeps the variance of each output at the start; ``none``.
@@ -46,6 +47,7 @@ def srigl(
         RecipeError: If the pattern is another.
     """
     in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
+    check_durations(update_every=update_every, stop_at=stop_at)
     in_range(least_salient, 0.0, 1e6, "least_salient")
     if pattern != "fan-in":
         raise RecipeError(f"srigl trains pattern fan-in, found {pattern!r}. Ask for --pattern fan-in, or use rigl.")

@@ -81,7 +81,7 @@ def test_rounds_against_an_oracle(c, clock, visits):
     """Masks of a layer of 6 x 10 over rounds with written gradients: sorted lists, Python floats."""
     generator = torch.Generator().manual_seed(3)
     method = sp.methods.dst_ee(
-        density=0.4, update_every=5, stop_at=1.0, drop_fraction=0.4, c=c, eps=0.7, clock=clock, visits=visits
+        density=0.4, update_every=5, stop_at="100%", drop_fraction=0.4, c=c, eps=0.7, clock=clock, visits=visits
     )
     weights = torch.rand((6, 10), generator=generator).tolist()
     layer = OneLayer(method, weights, total_steps=31)

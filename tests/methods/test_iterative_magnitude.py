@@ -108,7 +108,7 @@ def test_the_command_s_learning_rate_starts_over_with_each_training(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rewind_to": 1.0}, r"in \[0, 1\), found 1.0"),
+        ({"rewind_to": 1.0}, r"rewind_to = 1\.0 does not say"),
         ({"rewind_to": -1}, "found -1"),
         ({"rewind_to": 19}, "20 steps do not hold 4 prunings with a rewinding to step 19"),
         ({"prune_fraction": 0.01}, "20 steps do not hold 69 prunings"),

@@ -67,4 +67,4 @@ def test_a_dense_start_ends_with_the_largest_magnitudes():
 
 def test_a_dense_start_leaves_steps_for_the_rest():
     with pytest.raises(RecipeError, match="should leave steps"):
-        OneLayer(sp.methods.rigl(density=0.5, dense_until=1.0), WEIGHTS, total_steps=10)
+        OneLayer(sp.methods.rigl(density=0.5, dense_until="100%"), WEIGHTS, total_steps=10)

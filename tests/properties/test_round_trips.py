@@ -99,8 +99,8 @@ def _options(method, data):
             given_options[name] = data.draw(st.sampled_from([*ALLOCATIONS]))
         elif isinstance(default, bool):
             given_options[name] = data.draw(st.booleans())
-        elif name in ("start_at", "stop_at", "prune_at", "average_every"):
-            given_options[name] = data.draw(st.one_of(st.integers(1, 999), st.floats(0.01, 1.0)))
+        elif "%" in str(default):  # a duration
+            given_options[name] = data.draw(st.one_of(st.integers(1, 999), st.floats(0.01, 0.99), st.just("75%")))
         elif isinstance(default, float):
             given_options[name] = data.draw(st.floats(0.0, 1.0))
         elif isinstance(default, int):

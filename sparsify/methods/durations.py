@@ -1,0 +1,113 @@
+"""Durations of a method's schedule, written as steps or as a share of the run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sparsify.errors import RecipeError
+
+Duration = float | str
+"""``100`` is a number of steps; ``"75%"`` and ``0.75`` are a share of the run; ``"3% from 4 to 100"`` is a share with bounds in steps.
+
+The unit never depends on the type of a number: a whole number is a number of steps, and a float lies strictly between 0 and 1.
+"""
+UPDATE_EVERY = "3% from 4 to 100"
+"""The usual interval of rounds: 100 steps, as published, and less in short runs, where it would leave no round or very few."""
+
+_TEXT = re.compile(r"\s*(?P<percent>\d+(\.\d*)?|\.\d+)\s*%(\s+from\s+(?P<low>\d+)\s+to\s+(?P<high>\d+))?\s*")
+
+
+@dataclass(frozen=True)
+class Length:
+    """A duration that was read: ``share`` of the run, in [``low``, ``high``] steps; exactly ``low`` steps where ``share`` is None."""
+
+    share: float | None
+    low: int
+    high: int | None = None
+
+    @property
+    def is_none(self) -> bool:
+        """Whether it is 0 steps in every run."""
+        return self.share is None and self.low == 0
+
+    def steps(self, total: int) -> int:
+        """How many of a run of ``total`` steps."""
+        if self.share is None:
+            return self.low
+        found = max(round(self.share * total), self.low)
+        return found if self.high is None else min(found, self.high)
+
+
+def as_steps(value: Duration, total_steps: int, option: str, *, least: int = 1) -> int:
+    """The number of steps of a duration.
+
+    Args:
+        value: see `Duration`.
+        total_steps: of the run, at least 1.
+        option: its name, for the message.
+        least: the smallest number of steps, 1, or 0 for a start that may be the beginning of the run.
+
+    Raises:
+        RecipeError: If the value is no duration, or is less than ``least``.
+    """
+    return read_length(value, option, least).steps(total_steps)
+
+
+def check_durations(least: int = 1, /, **given: Duration) -> None:
+    """Refuse options that are no durations, before the length of the run is known.
+
+    Args:
+        least: as for `as_steps`.
+        given: values by option name.
+
+    Raises:
+        RecipeError: Naming the first that is none.
+    """
+    for option, value in given.items():
+        read_length(value, option, least)
+
+
+def dense_steps(value: Duration, total_steps: int) -> int:
+    """`as_steps` of a dense start shorter than the run, where 0 is none.
+
+    Raises:
+        RecipeError: If the value is no duration, or leaves no step for the sparse part.
+    """
+    steps = as_steps(value, total_steps, "dense_until", least=0)
+    if steps >= total_steps:
+        raise RecipeError(
+            f"dense_until should leave steps for the sparse part; found {value} of a run of {total_steps} steps."
+        )
+    return steps
+
+
+def read_length(value: object, option: str, least: int = 1) -> Length:
+    """Read a duration; see `as_steps`.
+
+    Raises:
+        RecipeError: If the value is no duration, or is less than ``least``.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        return Length(None, value)
+    if isinstance(value, float):
+        if 0.0 < value < 1.0:
+            return Length(value, max(least, 1))
+        if not value and least == 0:
+            return Length(None, 0)
+        if value >= 1.0 and value.is_integer():
+            whole = "'100%' for the whole run" if value < 2.0 else "'100%' or less for a share of the run"
+            raise RecipeError(
+                f"{option} = {value} does not say whether it is a number of steps. Write {int(value)} for steps, or {whole}."
+            )
+    if isinstance(value, str) and (match := _TEXT.fullmatch(value)):
+        share, low, high = float(match["percent"]) / 100, int(match["low"] or 0), match["high"]
+        ordered = high is None or 1 <= low <= int(high)
+        if not share and least == 0 and high is None:
+            return Length(None, 0)
+        if 0.0 < share <= 1.0 and ordered:
+            return Length(share, max(low, 1), None if high is None else int(high))
+    raise RecipeError(
+        f"{option} should be a number of steps from {least} on (such as 100) or a share of the run (such as '75%' or 0.75), found "
+        f"{value!r}."
+    )
