@@ -1,15 +1,16 @@
 """A program as one file: ``program.json`` (the graphs) and ``state.safetensors`` in a zip. No pickle, no code.
 
-A node's target is stored by name and looked up on load among ATen overloads, a few Python operators and our own mask
-operators; anything else is refused, so a file cannot name a function to be run.
+A file may come from anyone. Its document is checked field by field (`sparsify.ir.document`), an operator is looked up in the one allow
+list (`sparsify.ir.operators`), and the graphs run once without values, which bounds the sizes of what they make (`sparsify.ir.rehearsal`).
+What is saved passes the same checks, so a program that could not be loaded is refused when it is saved.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import operator
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -23,37 +24,25 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from sparsify.errors import LoadError, SparsifyError
-from sparsify.ir.nodes import (
-    GradientTap,
-    RandomnessRecord,
-    Stage,
-    TensorSpec,
-    apply_mask,
-    apply_random_mask,
-    masked_view,
-)
+from sparsify.ir.document import NodeForm, ProgramForm, checked_document
+from sparsify.ir.foreign import INTEGERS, checked_keyword, checked_text, parse_json
+from sparsify.ir.nodes import GradientTap, RandomnessRecord, Stage, TensorSpec
+from sparsify.ir.operators import FUNCTIONS, aten_operator
 from sparsify.ir.program import Program, place
+from sparsify.ir.rehearsal import rehearse
 
 FORMAT = 1
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "sparsify.apply_mask": apply_mask,
-    "sparsify.masked_view": masked_view,
-    "sparsify.apply_random_mask": apply_random_mask,
-    **{f"operator.{f.__name__}": f for f in (
-        operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.neg,
-        operator.pow, operator.getitem, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge,
-        operator.matmul,
-    )},
-    "torch.sym_max": torch.sym_max, "torch.sym_min": torch.sym_min, "torch.sym_not": torch.sym_not,
-    "torch.sym_float": torch.sym_float, "torch.sym_int": torch.sym_int,
-}  # fmt: skip
-_NAMES = {function: name for name, function in _FUNCTIONS.items()}
+_NAMES = {function: name for name, function in FUNCTIONS.items()}
 _VALUES: dict[str, type] = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
 
 
 def save_program(program: Program, path: Path) -> None:
-    """Write ``program`` to ``path``; the file appears whole or not at all. Same program, same bytes."""
+    """Write ``program`` to ``path``; the file appears whole or not at all. Same program, same bytes.
+
+    Raises:
+        LoadError: If the program holds what a file may not, so that it could not be loaded again.
+    """
     parameters = dict(program.named_parameters(remove_duplicate=False))
     buffers = dict(program.named_buffers(remove_duplicate=False))
     tensors, aliases = _unique({**parameters, **buffers})
@@ -74,6 +63,10 @@ def save_program(program: Program, path: Path) -> None:
         "records": sorted(name for name, module in program.named_modules() if isinstance(module, RandomnessRecord)),
         "graphs": {phase: [_encode_node(n) for n in module.graph.nodes] for phase, module in program.phases.items()},
     }
+    try:
+        _graphs(checked_document(document))
+    except LoadError as error:
+        raise LoadError(f"program {program.name!r} cannot be saved: {error}") from error
     data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
@@ -91,27 +84,41 @@ def load_program(path: Path) -> Program:
     if not path.is_file():
         raise LoadError(f"no program at {path}: expected a file written by `sparsify trace --out` or Program.save.")
     try:
-        with zipfile.ZipFile(path) as archive:
-            document = json.loads(archive.read("program.json"))
-            tensors = load_tensors(archive.read("state.safetensors"))
-        if document.get("format") != FORMAT:
-            raise LoadError(
-                f"{path} has program format {document.get('format')}, this version reads {FORMAT}. Trace the model again."
-            )
-        program = _decode_program(document, tensors)
+        document, tensors = _parts(path)
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            found = document.get("format") if isinstance(document, dict) else document
+            raise LoadError(f"it has program format {str(found)[:80]}, this version reads {FORMAT}.")
+        program = _decode_program(checked_document(document), tensors)
         program.verify()
-    except LoadError:
-        raise
+        rehearse(program)
+    except LoadError as error:
+        raise LoadError(
+            f"{path} is refused: {error} Save it again with Program.save, or trace the model again."
+        ) from error
     except SparsifyError as error:
         raise LoadError(
             f"{path} holds a program that does not pass verification: {error} Trace the model again."
         ) from error
     except Exception as error:
         raise LoadError(
-            f"{path} is not a saved program, or it is damaged ({type(error).__name__}: {error}). "
+            f"{path} is not a saved program, or it is damaged ({type(error).__name__}: {str(error)[:500]}). "
             f"Save it again with Program.save, or give a file.py:factory."
         ) from error
     return program
+
+
+def _parts(path: Path) -> tuple[Any, dict[str, Tensor]]:
+    """Document and tensors; both parts as they lie in the file, so that neither is larger than the file."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if sorted(entry.filename for entry in entries) != ["program.json", "state.safetensors"]:
+            raise LoadError(
+                f"it should hold program.json and state.safetensors, found {[e.filename for e in entries[:5]]}."
+            )
+        for entry in entries:
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > path.stat().st_size:
+                raise LoadError(f"its part {entry.filename} is compressed, which Program.save never does.")
+        return parse_json(archive.read("program.json")), load_tensors(archive.read("state.safetensors"))
 
 
 UNFINISHED = ".unfinished"
@@ -200,7 +207,7 @@ def _encode(value: Any) -> Any:
         return {"device": str(value)}
     if isinstance(value, float):
         return {"float": repr(value)}
-    if value is None or isinstance(value, (bool, int, str)):
+    if value is None or isinstance(value, (bool, str)) or (isinstance(value, int) and value in INTEGERS):
         return value
     raise LoadError(f"the graph holds an argument of type {type(value).__name__}, which has no file form.")
 
@@ -208,86 +215,113 @@ def _encode(value: Any) -> Any:
 # --- decoding
 
 
-def _decode_program(document: dict[str, Any], tensors: dict[str, Tensor]) -> Program:
-    state, transient = nn.Module(), set(document["transient"])
+_DEVICE = re.compile(r"(cpu|cuda|mps|meta)(:\d{1,3})?")
+
+
+def _decode_program(document: ProgramForm, tensors: dict[str, Tensor]) -> Program:
+    state, transient = nn.Module(), set(document.transient)
+    expected = {*document.parameters, *(document.buffers if document.buffers is not None else tensors)}
+    if found := expected ^ {*tensors, *document.aliases}:
+        raise LoadError(f"its program.json and its tensors differ: {sorted(found)[0][:80]!r} is in one of them only.")
     made: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        requires_grad = document["parameters"].get(name)
+        requires_grad = document.parameters.get(name)
         made[name] = tensor if requires_grad is None else nn.Parameter(tensor, requires_grad)
-    made.update({alias: made[name] for alias, name in document["aliases"].items()})
-    ordered = dict.fromkeys([*document["parameters"], *document.get("buffers", ()), *made])
-    for name in ordered:
+    made.update({alias: made[name] for alias, name in document.aliases.items()})
+    for name in dict.fromkeys([*document.parameters, *(document.buffers or ()), *made]):
         place(state, name, made[name], persistent=name not in transient)
-    for name in document["taps"]:
+    for name in document.taps:
         place(state, name, GradientTap())
-    for name in document.get("records", ()):
+    for name in document.records:
         place(state, name, RandomnessRecord())
     return Program(
         state,
-        {phase: _decode_graph(nodes) for phase, nodes in document["graphs"].items()},
-        name=document["name"],
-        stage=Stage(document["stage"]),
-        input_specs=tuple(_decode_spec(spec) for spec in document["inputs"]),
-        dynamic_batch=document["dynamic_batch"],
-        in_spec=pytree.treespec_loads(document["in_spec"]),
-        out_specs={phase: pytree.treespec_loads(spec) for phase, spec in document["out_specs"].items()},
-    ).train(document["training"])
+        _graphs(document),
+        name=document.name,
+        stage=Stage(document.stage),
+        input_specs=tuple(_decode_spec(spec) for spec in document.inputs),
+        dynamic_batch=document.dynamic_batch,
+        in_spec=pytree.treespec_loads(document.in_spec),
+        out_specs={phase: pytree.treespec_loads(spec) for phase, spec in document.out_specs.items()},
+    ).train(document.training)
 
 
-def _decode_spec(encoded: list[Any]) -> TensorSpec:
+def _graphs(document: ProgramForm) -> dict[str, fx.Graph]:
+    return {phase: _decode_graph(nodes) for phase, nodes in document.graphs.items()}
+
+
+def _decode_spec(encoded: tuple[str, list[int | str], str]) -> TensorSpec:
     name, shape, dtype = encoded
     return TensorSpec(name, tuple(shape), dtype)
 
 
-def _decode_graph(nodes: list[dict[str, Any]]) -> fx.Graph:
+def _decode_graph(nodes: list[NodeForm]) -> fx.Graph:
     graph, by_name = fx.Graph(), dict[str, fx.Node]()
     for encoded in nodes:
-        node = graph.create_node(
-            encoded["op"],
-            _decode_target(encoded["target"]),
-            _decode(encoded["args"], by_name),
-            _decode(encoded["kwargs"], by_name) if "kwargs" in encoded else {},
-            name=encoded["name"],
-        )
-        node.name = encoded["name"]
-        by_name[encoded["name"]] = node
-        if "spec" in encoded:
-            node.meta["spec"] = _decode_spec(encoded["spec"])
-        if "owner" in encoded:
-            node.meta["owner"] = encoded["owner"]
-        if "names" in encoded:
-            node.meta["names"] = tuple(encoded["names"])
+        args = _decode(encoded.args, by_name)
+        kwargs = {} if encoded.kwargs is None else _decode(encoded.kwargs, by_name)
+        if not isinstance(args, tuple) or not isinstance(kwargs, dict):
+            raise LoadError(f"the arguments of %{encoded.name} are no tuple, or those with names no mapping.")
+        for name in kwargs:
+            _checked(checked_keyword, name)
+        target = _decode_target(encoded.target) if encoded.op == "call_function" else encoded.target
+        node = graph.create_node(encoded.op, target, args, kwargs, name=encoded.name)
+        node.name = encoded.name
+        by_name[encoded.name] = node
+        if encoded.spec is not None:
+            node.meta["spec"] = _decode_spec(encoded.spec)
+        if encoded.owner is not None:
+            node.meta["owner"] = encoded.owner
+        if encoded.names is not None:
+            node.meta["names"] = tuple(encoded.names)
     return graph
 
 
 def _decode_target(text: str) -> Any:
     kind, _, rest = text.partition(":")
-    if kind == "py":
-        return _FUNCTIONS[rest]
     if kind == "op":
-        namespace, name, overload = rest.split(".")
-        return getattr(getattr(getattr(torch.ops, namespace), name), overload)
-    return text
+        return aten_operator(rest)
+    if kind != "py" or rest not in FUNCTIONS:
+        raise LoadError(f"a graph from a file may not call {text[:100]!r}.")
+    return FUNCTIONS[rest]
 
 
 def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
-    if not isinstance(value, dict):
+    if isinstance(value, str):
+        return _checked(checked_text, value)
+    if isinstance(value, (bool, int)) or value is None:
         return value
+    if not isinstance(value, dict) or len(value) != 1:
+        raise LoadError(f"the argument {str(value)[:80]} has no form that a program file knows.")
     ((kind, inner),) = value.items()
-    if kind == "node":
-        return nodes[inner]
-    if kind in ("list", "tuple"):
-        items = [_decode(item, nodes) for item in inner]
-        return items if kind == "list" else tuple(items)
-    if kind == "dict":
-        return {key: _decode(item, nodes) for key, item in inner.items()}
-    if kind == "slice":
-        return slice(*(_decode(item, nodes) for item in inner))
-    if kind == "float":
-        return float(inner)
-    if kind == "device":
-        return torch.device(inner)
-    found = getattr(torch, inner)
-    if not isinstance(found, _VALUES[kind]):
-        raise LoadError(f"the file names torch.{inner} as a {kind}, which it is not.")
-    return found
+    match kind, inner:
+        case "node", str() if inner in nodes:
+            return nodes[inner]
+        case "list", list():
+            return [_decode(item, nodes) for item in inner]
+        case "tuple", list():
+            return tuple(_decode(item, nodes) for item in inner)
+        case "dict", dict():
+            return {_checked(checked_text, key): _decode(item, nodes) for key, item in inner.items()}
+        case "slice", [start, stop, step]:
+            return slice(_decode(start, nodes), _decode(stop, nodes), _decode(step, nodes))
+        case "float", str() if len(inner) < 40:
+            return float(inner)
+        case "device", str() if _DEVICE.fullmatch(inner):
+            return torch.device(inner)
+        case (("dtype" | "layout" | "memory_format"), str()) if inner.isidentifier():
+            found = getattr(torch, inner, None)
+            if isinstance(found, _VALUES[kind]):
+                return found
+        case _:
+            pass
+    raise LoadError(
+        f"the argument {str(value)[:80]} has no form that a program file knows, or names what is not there."
+    )
+
+
+def _checked(rule: Callable[[str], str], text: str) -> str:
+    try:
+        return rule(text)
+    except ValueError as error:
+        raise LoadError(f"{error}.") from error

@@ -20,16 +20,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sparsify.errors import LoadError
+from sparsify.ir.foreign import is_plain_structure, parse_json, regular_size
+from sparsify.ir.operators import aten_operator
 
 PARTS = re.compile(
     r"(models/\w+\.json|data/(weights|constants)/(\w+|\w+_config\.json)|data/sample_inputs/\w+\.pt|archive_format|archive_version"
     r"|byteorder|\.data/\w+|version)"
 )
-OPERATORS = re.compile(
-    r"torch\.ops\.aten\.(?!from_file\b)\w+\.\w+|torch\.sym_(max|min|not|float|int)"
-    r"|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_)"
+ARITHMETIC = re.compile(
+    r"torch\.sym_(max|min|not|float|int)|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_)"
 )
-"""ATen, all of it but the operator that opens files, and arithmetic of sizes."""
+"""Of sizes; the other operators are those of `sparsify.ir.operators`."""
 FUNCTIONS = re.compile(
     r"Symbol|Integer|Rational|Float|Add|Mul|Pow|PowByNatural|Max|Min|Mod|PythonMod|FloorDiv|CeilDiv|"
     r"CleanDiv|ModularIndexing|Where|Eq|Ne|Equality|Unequality|And|Or|Not|StrictLessThan|LessThan|"
@@ -55,10 +56,16 @@ def sanitised(path: Path) -> bytes:
     buffer = io.BytesIO()
     seen: set[str] = set()
     try:
+        size = regular_size(path)
         with zipfile.ZipFile(path) as archive, zipfile.ZipFile(buffer, "w") as copy:
             for entry in archive.infolist():
                 name = entry.filename.partition("/")[2]
-                if not PARTS.fullmatch(name) or name in seen or entry.compress_type != zipfile.ZIP_STORED:
+                if (
+                    not PARTS.fullmatch(name)
+                    or name in seen
+                    or entry.compress_type != zipfile.ZIP_STORED
+                    or entry.file_size > size
+                ):
                     _refuse(path, f"the part {entry.filename[:80]!r}, which torch.export.save does not write so")
                 seen.add(name)
                 copy.writestr(zipfile.ZipInfo(entry.filename), _part(path, name, archive.read(entry)))
@@ -89,7 +96,7 @@ def _part(path: Path, name: str, content: bytes) -> bytes:
         return b""
     if not name.endswith(".json"):
         return content
-    document = _reduced(json.loads(content))
+    document = _reduced(parse_json(content, finite=False))
     for problem in _problems(document):
         _refuse(path, problem)
     return json.dumps(document).encode()
@@ -130,11 +137,11 @@ def _is_allowed(text: str, key: str) -> bool:
         case "expr_str":
             return is_shape_expression(text)
         case "target" | "as_operator":
-            return OPERATORS.fullmatch(text) is not None
+            return ARITHMETIC.fullmatch(text) is not None or _is_operator(text)
         case "path_name":
             return re.fullmatch(r"(weight|tensor)_\d+", text) is not None
         case "in_spec" | "out_spec":
-            return _is_structure(text)
+            return is_plain_structure(text, PLAIN)
         case "as_string" | "as_strings" | "nn_module_stack":
             return TEXT.fullmatch(text) is not None
         case _ if key in NAMES:
@@ -143,24 +150,12 @@ def _is_allowed(text: str, key: str) -> bool:
             return PLAIN.fullmatch(text) is not None
 
 
-def _is_structure(text: str) -> bool:
-    """Whether a text describes nested inputs or outputs whose contexts are plain keys (a context may name a module to import)."""
+def _is_operator(text: str) -> bool:
+    prefix, _, name = text.partition("torch.ops.")
     try:
-        version, tree = json.loads(text)
-        nodes = [tree]
-        while nodes:
-            node = nodes.pop()
-            context = node["context"]
-            keys = json.loads(context) if isinstance(context, str) else context
-            keys = keys if isinstance(keys, list) else [keys]
-            if not all(k is None or isinstance(k, int) or (isinstance(k, str) and PLAIN.fullmatch(k)) for k in keys):
-                return False
-            if not (node["type"] is None or PLAIN.fullmatch(node["type"])):
-                return False
-            nodes.extend(node["children_spec"])
-    except (ValueError, TypeError, KeyError):
+        return not prefix and bool(aten_operator(name))
+    except LoadError:
         return False
-    return version == 1
 
 
 def is_shape_expression(text: str) -> bool:

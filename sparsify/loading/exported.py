@@ -13,7 +13,8 @@ import torch
 from torch import fx, nn
 
 from sparsify.errors import LoadError
-from sparsify.ir import TraceWarning
+from sparsify.ir import TensorSpec, TraceWarning
+from sparsify.ir.rehearsal import rehearse_graph
 from sparsify.loading.archives import sanitised
 
 MODES = {
@@ -57,6 +58,7 @@ def load_exported(path: Path) -> nn.Module:
             f"{path} was exported for inputs of {', '.join(str(size) for first in sizes for size in first)} samples and no other number. "
             f"Export it again with dynamic_shapes, e.g. ({{0: torch.export.Dim('batch')}},)."
         )
+    _rehearse(path, program)
     training, resting = _modes(program.graph)
     if training:
         raise LoadError(
@@ -71,6 +73,30 @@ def load_exported(path: Path) -> nn.Module:
             stacklevel=2,
         )
     return model
+
+
+def _rehearse(path: Path, program: torch.export.ExportedProgram) -> None:
+    signature, state = program.graph_signature, {**program.state_dict, **program.constants}
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+
+    def given(node: fx.Node) -> TensorSpec | torch.Tensor | None:
+        value = state[names[node.name]] if node.name in names else node.meta["val"]
+        if not isinstance(value, torch.Tensor) or node.name in names:
+            return value if isinstance(value, torch.Tensor) else None
+        sizes = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
+        first = next((size for size in sizes if isinstance(size, str)), "")
+        return TensorSpec(
+            node.name, tuple("N" if size == first else size for size in sizes), str(value.dtype).removeprefix("torch.")
+        )
+
+    try:
+        rehearse_graph(program.graph, "of the archive", given, lambda name: state[name])
+    except LoadError as error:
+        raise LoadError(f"{path} is refused: {error} Save it again with torch.export.save.") from error
 
 
 def _modes(graph: fx.Graph) -> tuple[set[str], set[str]]:

@@ -1,0 +1,143 @@
+"""The form of ``program.json`` in a ``.sparsify`` file: every field with its type and its bounds, checked before anything is made of it.
+
+Names reach the source that torch.fx generates, so each kind of name has its rule (`sparsify.ir.foreign`); sizes reach allocations, so
+they are bounded. Nothing that is not declared here is read. Values inside ``args`` are checked where they are decoded.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sparsify.errors import LoadError
+from sparsify.ir.foreign import checked_identifier, checked_path, checked_text, is_plain_structure
+from sparsify.ir.program import PHASES
+
+MOST_NODES = 200_000
+MOST_VALUES = 2**29
+"""Values of one tensor, 2 GiB as float32."""
+_SIZE = re.compile(r"[\w +*/()%,.-]{1,200}", re.ASCII)
+_KEYS = re.compile(r"[^\"'\\{}\x00-\x1f]{0,300}")
+
+Identifier = Annotated[str, AfterValidator(checked_identifier)]
+Path = Annotated[str, AfterValidator(checked_path)]
+Text = Annotated[str, AfterValidator(checked_text)]
+
+
+def _dtype(name: str) -> str:
+    if not isinstance(getattr(torch, name, None) if name.isidentifier() else None, torch.dtype):
+        raise ValueError(f"{name[:80]!r} is no dtype")
+    return name
+
+
+def _structure(text: str) -> str:
+    if not is_plain_structure(text, _KEYS):
+        raise ValueError("it holds more than nested tuples, lists and mappings with plain keys")
+    return text
+
+
+def _shape(sizes: list[int | str]) -> list[int | str]:
+    numbers = [size for size in sizes if isinstance(size, int)]
+    if any(size < 0 for size in numbers) or math.prod(numbers) > MOST_VALUES or len(sizes) > 64:
+        raise ValueError(f"the shape {sizes[:8]} has sizes below 0 or more than {MOST_VALUES:,} values")
+    if not all(_SIZE.fullmatch(size) for size in sizes if isinstance(size, str)):
+        raise ValueError(f"the shape {sizes[:8]} has a size that is no expression of numbers and names")
+    return sizes
+
+
+Structure = Annotated[str, AfterValidator(_structure)]
+Shape = Annotated[list[int | str], AfterValidator(_shape)]
+Spec = Annotated[tuple[Text, Shape, Annotated[str, AfterValidator(_dtype)]], Field(strict=False)]  # JSON has lists
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class NodeForm(_Form):
+    """A node; ``target`` is a name of state, of an input, or of an operator (``op:aten.relu.default``, ``py:operator.add``)."""
+
+    name: Identifier
+    op: Literal["placeholder", "get_attr", "call_function", "call_module", "output"]
+    target: Text
+    args: dict[str, Any]
+    kwargs: dict[str, Any] | None = None
+    spec: Spec | None = None
+    owner: Text | None = None
+    names: list[Text] | None = None
+
+
+Graph = Annotated[list[NodeForm], Field(min_length=1, max_length=MOST_NODES)]
+
+
+class ProgramForm(_Form):
+    """``program.json``."""
+
+    name: Text
+    stage: Literal["traced", "masked", "folded"]
+    training: bool
+    dynamic_batch: bool
+    inputs: list[Spec]
+    in_spec: Structure
+    out_specs: dict[Literal["train", "eval"], Structure]
+    parameters: dict[Path, bool]
+    buffers: list[Path] | None = None
+    transient: list[Path]
+    aliases: dict[Path, Path]
+    taps: list[Path]
+    records: list[Path] = []
+    graphs: dict[Literal["train", "eval"], Graph]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> ProgramForm:
+        if {*self.graphs} != {*PHASES} or {*self.out_specs} != {*PHASES}:
+            raise ValueError(f"there should be graphs and outputs for {' and '.join(PHASES)}")
+        leaves = {*self.parameters, *(self.buffers or ())}
+        hooks = {*self.taps, *self.records}
+        owners = {name.rsplit(".", i)[0] for name in leaves | hooks for i in range(1, name.count(".") + 1)}
+        if clash := sorted((leaves | hooks) & owners | leaves & hooks):
+            raise ValueError(f"{clash[0]!r} is a tensor or a hook, and a module that holds others")
+        for phase, nodes in self.graphs.items():
+            _check_graph(phase, nodes, state=leaves | {*self.aliases}, hooks=hooks)
+        return self
+
+
+def _check_graph(phase: str, nodes: list[NodeForm], *, state: set[str], hooks: set[str]) -> None:
+    if twice := [name for name, count in Counter(node.name for node in nodes).items() if count > 1]:
+        raise ValueError(f"{phase} has two nodes named {twice[0]!r}")
+    operations = [node.op for node in nodes]
+    if operations[-1] != "output" or operations.count("output") > 1:
+        raise ValueError(f"{phase} should end with its only output")
+    for node in nodes:
+        match node.op:
+            case "placeholder":
+                checked_identifier(node.target)
+            case "get_attr" if node.target not in state:
+                raise ValueError(f"%{node.name} of {phase} reads {node.target[:80]!r}, which the file does not hold")
+            case "call_module" if node.target not in hooks:
+                raise ValueError(f"%{node.name} of {phase} calls {node.target[:80]!r}, which is no tap or record")
+            case "output" if not node.names:
+                raise ValueError(f"the outputs of {phase} have no names")
+            case _:
+                pass
+
+
+def checked_document(value: Any) -> ProgramForm:
+    """``program.json`` as what it must be.
+
+    Raises:
+        LoadError: Naming the first fields that do not fit.
+    """
+    try:
+        return ProgramForm.model_validate(value)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        shown = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg'].removeprefix('Value error, ')}"[:300] for e in found[:3]
+        )
+        raise LoadError(f"its program.json does not have the form of a program: {shown}.") from error
