@@ -69,7 +69,7 @@ class Recipe:
     image_size: Positive | None = None
     normalise: Literal["auto", "none"] = "auto"
     ood: tuple[str, ...] = ()
-    method: str = "rigl"
+    method: str = "gmp"
     sparsity: Fraction = 0.9
     pattern: str = "unstructured"
     keep_dense: tuple[str, ...] = ()

@@ -54,7 +54,7 @@ def test_run_leaves_a_file_with_exactly_the_budget(capsys, tmp_path):
     weights = [numpy_helper.to_array(i) for i in onnx.load(tmp_path / "a" / "model.onnx").graph.initializer]
     assert sum(int(np.count_nonzero(w)) for w in weights if w.ndim >= 2) == round(0.1 * maskable)
     assert report["model"]["parity"]["ok"] and report["dense"]["maskable"] == report["dense"]["nonzeros"]
-    assert "accuracy" in out and "rigl" in out
+    assert "accuracy" in out and "gmp" in out
     assert (tmp_path / "a" / "recipe.toml").exists() and (tmp_path / "a" / "dense.onnx").exists()
 
 
@@ -376,7 +376,7 @@ outputs = session.run(None, {session.get_inputs()[0].name: numpy.zeros((3, 1, 8,
 names = [value.name for value in session.get_outputs()]
 assert names == ["logits", "probabilities"], names
 assert all(value.shape == (3, 10) for value in outputs) and numpy.allclose(outputs[1].sum(1), 1, atol=1e-6)
-assert session.get_modelmeta().custom_metadata_map["method"] == "rigl"
+assert session.get_modelmeta().custom_metadata_map["method"] == "gmp"
 """
 
 
