@@ -6,11 +6,21 @@ from sparsify.methods.base import Method, in_range, one_of
 from sparsify.methods.durations import UPDATE_EVERY, Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, erk
 from sparsify.parts.schedules import cosine, every, geometric
-from sparsify.parts.scores import absolute, added, exploration, gradient, magnitude, normalised, signed_gradient
+from sparsify.parts.scores import (
+    SCALES,
+    absolute,
+    added,
+    exploration,
+    gradient,
+    magnitude,
+    normalised,
+    scaled,
+    signed_gradient,
+)
 from sparsify.parts.topology import DropAndGrow
 
 COUNTS = ("rounds", "steps")
-SCALES = ("none", "layer")
+NORMALISATIONS = (*SCALES, "layer")
 
 
 def dst_ee(
@@ -45,8 +55,9 @@ def dst_ee(
         c: weight of exploration, at least 0. Its scale is that of the gradients; see ``normalise``.
         eps: above 0.
         c_decay, c_decay_every: c is multiplied by ``c_decay`` every so many steps.
-        normalise: ``layer`` divides the gradient of each layer by its mean |dL/dw| over inactive positions, so that one c suits layers
-            and models of any scale: an extension of the published rule, ``none``.
+        normalise: ``layer`` divides the gradient of each layer by its mean |dL/dw| over inactive positions; ``outputs``, ``inputs`` and
+            ``both`` divide it by its root mean square over the weights of each output, of each input, or of both. All bring gradients to
+            the order of 1, so that one c suits layers and models of any scale: extensions of the published rule, ``none``.
         visits: N counts the masks of ``rounds`` or of ``steps``.
         clock: t counts ``steps`` or ``rounds``.
         signed: |dL/dw + c ln(t) / (N + eps)|, as a related code has it; the bonus then counts against negative gradients.
@@ -67,7 +78,7 @@ def dst_ee(
     in_range(c_decay, 0.0, 1.0, "c_decay")
     in_range(c_decay_every, 1, 2**62, "c_decay_every")
     check_durations(update_every=update_every, stop_at=stop_at)
-    one_of(normalise, SCALES, "normalise")
+    one_of(normalise, NORMALISATIONS, "normalise")
     one_of(visits, COUNTS, "visits")
     one_of(clock, COUNTS, "clock")
 
@@ -80,7 +91,7 @@ def dst_ee(
             step_unit=interval if clock == "rounds" else 1,
             visit_unit=interval if visits == "steps" else 1,
         )
-        grow_by = added(normalised(exploit) if normalise == "layer" else exploit, explore)
+        grow_by = added(normalised(exploit) if normalise == "layer" else scaled(exploit, normalise), explore)
         return DropAndGrow(
             drop_by=magnitude(),
             grow_by=absolute(grow_by) if signed else grow_by,

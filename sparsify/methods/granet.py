@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sparsify.methods.base import Method, in_range
+from sparsify.methods.base import Method, in_range, one_of
 from sparsify.methods.durations import Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, erk, global_magnitude
 from sparsify.parts.schedules import cosine, cubic, every
-from sparsify.parts.scores import gradient, magnitude
+from sparsify.parts.scores import SCALES, gradient, magnitude, scaled
 from sparsify.parts.topology import DropAndGrow, InTurn, Prune
 
 
@@ -21,6 +21,7 @@ def granet(
     drop_fraction: float = 0.5,
     drop_fraction_end: float = 0.005,
     regrow_dropped: bool = True,
+    normalise: str = "none",
     initial_allocation: Allocation = erk,
     allocation: Allocation = global_magnitude,
     pattern: str = "unstructured",
@@ -40,6 +41,8 @@ def granet(
         regenerate_until: step, or share of the run, from which masks stay.
         drop_fraction, drop_fraction_end: of the active positions, in [0, 1], along half a cosine from the first to the second.
         regrow_dropped: a position dropped for regeneration may be grown at once and keeps its value; one that was pruned starts at 0.
+        normalise: ``outputs``, ``inputs`` or ``both`` divides the gradient by its root mean square over the weights of each output, of each
+            input, or of both, so that growth does not gather on a few of them; ``none`` is the published rule.
         initial_allocation: of random masks at the start.
         allocation: of each pruning; global ranking by default.
         pattern: which positions may be active together. A pattern that fixes its density is reached in one round.
@@ -49,6 +52,7 @@ def granet(
     in_range(drop_fraction_end, 0.0, 1.0, "drop_fraction_end")
     check_durations(0, prune_from=prune_from)
     check_durations(update_every=update_every, prune_until=prune_until, regenerate_until=regenerate_until)
+    one_of(normalise, SCALES, "normalise")
 
     def topology(total: int) -> InTurn:
         interval = as_steps(update_every, total, "update_every")
@@ -63,7 +67,7 @@ def granet(
         )
         regenerate = DropAndGrow(
             drop_by=magnitude(),
-            grow_by=gradient(),
+            grow_by=scaled(gradient(), normalise),
             fraction=cosine(drop_fraction, stop, end=drop_fraction_end),
             when=every(interval, stop=stop),
             regrow_dropped=regrow_dropped,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from sparsify.errors import RecipeError
 from sparsify.methods.base import Method, in_range, one_of
 from sparsify.methods.durations import Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, erk
 from sparsify.parts.schedules import cosine, every
-from sparsify.parts.scores import added, gradient, magnitude, random, unvisited
+from sparsify.parts.scores import SCALES, added, gradient, magnitude, random, scaled, unvisited
 from sparsify.parts.topology import DropAndGrow
 
 GROWTH = {
@@ -26,6 +27,7 @@ def itop(
     drop_fraction_end: float = 0.005,
     replaces_step: bool = False,
     regrow_dropped: bool = True,
+    normalise: str = "none",
     initial_scale: str = "none",
     allocation: Allocation = erk,
     pattern: str = "unstructured",
@@ -46,13 +48,23 @@ def itop(
         drop_fraction, drop_fraction_end: of the active positions, in [0, 1], along half a cosine from the first to the second.
         replaces_step: a round takes the place of the optimizer step.
         regrow_dropped: a position just dropped may be grown at once and keeps its value.
+        normalise: with growth by gradient, ``outputs``, ``inputs`` or ``both`` divides it by its root mean square over the weights of each
+            output, of each input, or of both, so that growth does not gather on a few of them; ``none`` is the published rule.
         initial_scale: ``none`` or ``fan-in``, which keeps the variance of each output at the start.
         allocation: ERK by default.
         pattern: which positions may be active together.
         keep_dense: globs of weights without a mask.
+
+    Raises:
+        RecipeError: If ``normalise`` is given where growth is not by gradient.
     """
     in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
     in_range(drop_fraction_end, 0.0, 1.0, "drop_fraction_end")
+    one_of(normalise, SCALES, "normalise")
+    if normalise != "none" and growth != "gradient":
+        raise RecipeError(
+            f"normalise divides gradients, and growth is {growth!r}; found normalise = {normalise!r}. Leave it out, or grow by gradient."
+        )
     score, usual = GROWTH[one_of(growth, tuple(GROWTH), "growth")]
     interval = usual if update_every is None else update_every
     check_durations(update_every=interval, stop_at=stop_at)
@@ -61,7 +73,7 @@ def itop(
         stop = as_steps(stop_at, total, "stop_at")
         return DropAndGrow(
             drop_by=magnitude(),
-            grow_by=score(),
+            grow_by=scaled(score(), normalise) if growth == "gradient" else score(),
             fraction=cosine(drop_fraction, stop, end=drop_fraction_end),
             when=every(as_steps(interval, total, "update_every"), stop=stop),
             replaces_step=replaces_step,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sparsify.methods.base import Method, in_range
+from sparsify.methods.base import Method, in_range, one_of
 from sparsify.methods.durations import UPDATE_EVERY, Duration, as_steps, check_durations, dense_steps, read_length
 from sparsify.parts.allocation import Allocation, erk
 from sparsify.parts.schedules import cosine, every
-from sparsify.parts.scores import gradient, magnitude
+from sparsify.parts.scores import SCALES, gradient, magnitude, scaled
 from sparsify.parts.topology import DropAndGrow, Topology, after_dense
 
 
@@ -19,6 +19,7 @@ def rigl(
     dense_until: Duration = 0,
     replaces_step: bool = True,
     regrow_dropped: bool = True,
+    normalise: str = "none",
     initial_scale: str = "none",
     allocation: Allocation = erk,
     pattern: str = "unstructured",
@@ -36,6 +37,8 @@ def rigl(
         replaces_step: a round takes the place of the optimizer step (the published algorithm and code).
         regrow_dropped: a position just dropped may be grown at once and keeps its value (the authors' answer in issue 5 of
             their repository).
+        normalise: ``outputs``, ``inputs`` or ``both`` divides the gradient by its root mean square over the weights of each output, of each
+            input, or of both, so that growth does not gather on a few of them; ``none`` is the published rule.
         initial_scale: ``none`` is the published code; ``fan-in`` keeps the variance of each output at the start.
         allocation: ERK by default.
         pattern: which positions may be active together.
@@ -44,13 +47,14 @@ def rigl(
     in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
     check_durations(update_every=update_every, stop_at=stop_at)
     check_durations(0, dense_until=dense_until)
+    one_of(normalise, SCALES, "normalise")
 
     def topology(total: int) -> Topology:
         stop, first = as_steps(stop_at, total, "stop_at"), dense_steps(dense_until, total)
         update = as_steps(update_every, total, "update_every")
         move = DropAndGrow(
             drop_by=magnitude(),
-            grow_by=gradient(),
+            grow_by=scaled(gradient(), normalise),
             fraction=cosine(drop_fraction, stop),
             when=every(update, start=max(first + 1, update), stop=stop),
             replaces_step=replaces_step,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Method, in_range
+from sparsify.methods.base import Method, in_range, one_of
 from sparsify.methods.durations import UPDATE_EVERY, Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, erk
 from sparsify.parts.fan_in import exchange_inputs
 from sparsify.parts.schedules import cosine, every
-from sparsify.parts.scores import gradient, magnitude
+from sparsify.parts.scores import SCALES, gradient, magnitude, scaled
 from sparsify.parts.topology import DropAndGrow
 
 
@@ -21,6 +21,7 @@ def srigl(
     stop_at: Duration = "75%",
     drop_fraction: float = 0.3,
     replaces_step: bool = True,
+    normalise: str = "none",
     initial_scale: str = "fan-in",
     allocation: Allocation = erk,
     pattern: str = "fan-in",
@@ -38,6 +39,8 @@ def srigl(
         stop_at: step, or share of the run, from which masks stay.
         drop_fraction: of the active positions, in [0, 1], decayed by half a cosine.
         replaces_step: a round takes the place of the optimizer step.
+        normalise: ``outputs``, ``inputs`` or ``both`` divides the gradient by its root mean square over the weights of each output, of each
+            input, or of both, so that growth does not gather on a few of them; ``none`` is the published rule.
         initial_scale: ``fan-in`` keeps the variance of each output at the start; ``none``.
         allocation: ERK by default.
         pattern: ``fan-in``, and no other: it is what the method is about.
@@ -48,6 +51,7 @@ def srigl(
     """
     in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
     check_durations(update_every=update_every, stop_at=stop_at)
+    one_of(normalise, SCALES, "normalise")
     in_range(least_salient, 0.0, 1e6, "least_salient")
     if pattern != "fan-in":
         raise RecipeError(f"srigl trains pattern fan-in, found {pattern!r}. Ask for --pattern fan-in, or use rigl.")
@@ -56,7 +60,7 @@ def srigl(
         stop = as_steps(stop_at, total, "stop_at")
         return DropAndGrow(
             drop_by=magnitude(),
-            grow_by=gradient(),
+            grow_by=scaled(gradient(), normalise),
             fraction=cosine(drop_fraction, stop),
             when=every(as_steps(update_every, total, "update_every"), stop=stop),
             replaces_step=replaces_step,

@@ -153,3 +153,42 @@ def normalised(score: Score) -> Score:
         return values / mean if mean > 0 else values, state
 
     return Score(score.init, rate, score.needs_gradient)
+
+
+SCALES = ("none", "outputs", "inputs", "both")
+"""What `scaled` can divide by."""
+
+
+def scaled(score: Score, by: str) -> Score:
+    """A score over its root mean square per output, per input, or both, so that growth by it is spread over all of them.
+
+    The weight is [O, I, *K]; active positions count too. ``both`` divides by the product of the two and multiplies by the root mean
+    square of the whole weight, which takes out the part of the score that is an output's times an input's. An output or input
+    whose scores are all 0 keeps them.
+
+    Args:
+        score: of any kind.
+        by: one of `SCALES`; ``none`` is the score itself.
+    """
+    if by == "none":
+        return score
+
+    def rate(view: View, state: State) -> tuple[Tensor, State]:
+        values, state = score.rate(view, state)
+        squares = values.float().square()
+        rows, columns = [*range(1, squares.ndim)], [0, *range(2, squares.ndim)]
+        factor = torch.ones((), device=values.device)
+        if by in {"outputs", "both"}:
+            factor = factor * _reciprocal(squares.mean(dim=rows, keepdim=True))
+        if by in {"inputs", "both"}:
+            factor = factor * _reciprocal(squares.mean(dim=columns, keepdim=True))
+        if by == "both":
+            factor = factor * squares.mean().sqrt()
+        return values * factor.to(values.dtype), state
+
+    return Score(score.init, rate, score.needs_gradient)
+
+
+def _reciprocal(mean_square: Tensor) -> Tensor:
+    """1 over the root; 1 where it is 0."""
+    return mean_square.masked_fill(mean_square == 0, 1.0).rsqrt()

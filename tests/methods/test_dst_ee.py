@@ -147,7 +147,7 @@ def test_more_exploration_covers_more():
         ({"eps": 0.0}, "eps should be between"),
         ({"c_decay": 1.5}, "c_decay should be between"),
         ({"c_decay_every": 0}, "c_decay_every should be between"),
-        ({"normalise": "model"}, "normalise should be none or layer, found 'model'"),
+        ({"normalise": "model"}, "normalise should be none or outputs or inputs or both or layer, found 'model'"),
         ({"visits": "epochs"}, "visits should be rounds or steps"),
         ({"clock": "epochs"}, "clock should be rounds or steps"),
         ({"drop_fraction_end": 2.0}, "drop_fraction_end"),

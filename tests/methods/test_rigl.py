@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
 import sparsify as sp
 from sparsify.errors import RecipeError
+from sparsify.parts.allocation import uniform
 from tests.methods.one_layer import OneLayer
 
 WEIGHTS = [[0.1, -0.2, 0.3, -0.4], [0.5, -0.6, 0.7, -0.8]]
@@ -50,6 +53,41 @@ def test_only_active_weights_move_between_rounds():
     layer.step([[1.0] * 4] * 2)
     moved = (layer.weight != after_a_round().weight).int().tolist()
     assert moved == [[0, 1, 1, 1], [0, 1, 0, 0]]
+
+
+GROWING = {
+    "rigl": sp.methods.rigl,
+    "granet": functools.partial(sp.methods.granet, initial_density=0.5, initial_allocation=uniform, allocation=uniform),
+    "itop": sp.methods.itop,
+    "dst-ee": functools.partial(sp.methods.dst_ee, c=0.0),
+}
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_normalised_by_outputs_growth_does_not_gather_on_the_loudest(name):
+    # Three outputs read two of four inputs each. The first has a hundred times the gradient of the second; the third's is flat.
+    loud = torch.tensor([[100.0, 200.0, 300.0, 900.0], [1.0, 2.0, 3.0, 9.0], [3.0, 3.0, 3.0, 4.0]])
+    weights, mask = [[1.0, 1.0, 0.1, 0.1]] * 3, [[1, 1, 0, 0]] * 3
+    found = {}
+    for normalise in ("none", "outputs"):
+        options = {"density": 0.5, "update_every": 1, "drop_fraction": 0.5, "normalise": normalise}
+        layer = OneLayer(GROWING[name](**options, regrow_dropped=False), weights, total_steps=100)
+        layer.set_mask(mask)
+        layer.step(loud.tolist())
+        grown = layer.mask & ~torch.tensor(mask, dtype=torch.bool)
+        found[normalise] = grown.sum(dim=1).tolist()
+    assert found == {"none": [2, 0, 0], "outputs": [1, 1, 0]}, found
+
+
+@pytest.mark.parametrize("name", [*GROWING, "srigl"])
+def test_an_unknown_normalisation_is_refused(name):
+    with pytest.raises(RecipeError, match=r"normalise should be none or outputs or inputs or both.*found 'rows'"):
+        sp.methods.build(name, {"density": 0.5, "normalise": "rows"})
+
+
+def test_normalising_growth_that_reads_no_gradient_is_refused():
+    with pytest.raises(RecipeError, match=r"growth is 'random'; found normalise = 'both'"):
+        sp.methods.itop(density=0.5, growth="random", normalise="both")
 
 
 def test_a_dense_start_ends_with_the_largest_magnitudes():

@@ -21,6 +21,7 @@ from sparsify.parts.scores import (
     normalised,
     random,
     saliency,
+    scaled,
     signed_gradient,
     unvisited,
 )
@@ -55,6 +56,40 @@ def test_by_hand(score, expected, needs_gradient):
     if needs_gradient:
         with pytest.raises(ValueError, match="none was recorded"):
             score.rate(dataclasses.replace(VIEW, gradient=None), None)
+
+
+def rated(score, gradient):
+    weight = torch.zeros_like(gradient)
+    view = View(weight=weight, mask=weight != 0, gradient=gradient, step=1, generator=torch.Generator())
+    return score.rate(view, None)[0]
+
+
+def test_scaled_by_hand():
+    # Rows (3, 1) and (0, 4): mean squares 5 and 8; columns (3, 0) and (1, 4): 4.5 and 8.5; all: 26 / 4 = 6.5.
+    found = torch.tensor([[-3.0, 1.0], [0.0, 4.0]])
+    rows = [[3 / 5**0.5, 1 / 5**0.5], [0.0, 4 / 8**0.5]]
+    columns = [[3 / 4.5**0.5, 1 / 8.5**0.5], [0.0, 4 / 8.5**0.5]]
+    both = [[3 * (6.5 / (5 * 4.5)) ** 0.5, (6.5 / (5 * 8.5)) ** 0.5], [0.0, 4 * (6.5 / (8 * 8.5)) ** 0.5]]
+    for by, expected in (("outputs", rows), ("inputs", columns), ("both", both), ("none", found.abs().tolist())):
+        torch.testing.assert_close(rated(scaled(gradient(), by), found), torch.tensor(expected))
+
+
+def test_a_gain_of_each_output_and_input_does_not_change_what_is_scaled_by_it():
+    plain = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    outputs, inputs = (
+        torch.tensor([1e-3, 1.0, 7.0, 100.0]).view(4, 1, 1, 1),
+        torch.tensor([0.1, 5.0, 1.0]).view(3, 1, 1),
+    )
+    for by, gain in (("outputs", outputs), ("inputs", inputs)):
+        torch.testing.assert_close(rated(scaled(gradient(), by), plain * gain), rated(scaled(gradient(), by), plain))
+    layer = torch.ones(4, 3, 2, 2)  # both: what is a gain of an output times one of an input is all the same
+    torch.testing.assert_close(rated(scaled(gradient(), "both"), layer * outputs * inputs), layer)
+
+
+def test_scaled_leaves_signs_and_outputs_without_gradient():
+    found = torch.tensor([[-3.0, 4.0], [0.0, 0.0]])
+    torch.testing.assert_close(rated(scaled(signed_gradient(), "outputs"), found), found / 12.5**0.5)
+    assert rated(scaled(gradient(), "both"), torch.zeros(2, 2)).tolist() == [[0.0, 0.0]] * 2
 
 
 def test_noise_comes_from_the_generator_alone():
