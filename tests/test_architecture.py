@@ -36,7 +36,9 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 EDITORS = {
     "sparsify/ir/surgery.py": "the room's right",
     "sparsify/ir/program.py": "copies whole graphs",
-    "sparsify/ir/tracing.py": "builds graphs from those of torch.export",
+    "sparsify/ir/flattening.py": "builds graphs from those of torch.export",
+    "sparsify/ir/phase.py": "makes the copy of a graph that is compiled",
+    "sparsify/ir/tracing.py": "gives traced graphs their outputs",
     "sparsify/ir/serialization.py": "builds graphs from a file",
 }
 EDITS = {

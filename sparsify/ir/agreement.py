@@ -1,9 +1,10 @@
-"""Guards of tracing: both phases of a program behave like the model at a second batch size, gradients included."""
+"""Checks of a trace: both phases behave like the model, at several batch sizes, gradients included."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,68 +12,146 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sparsify.errors import TraceError
+from sparsify.ir.batches import BatchRange
 from sparsify.ir.program import PHASES, Program
 
 RELATIVE_TOLERANCE = 1e-4
+TRIALS = 4
+"""Sizes below a range that are tried: torch.export assumes that sizes it computes from the batch are not 1."""
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a model."""
+_Run = tuple[list[Tensor], list[Tensor | None]]
 
 
-def compare(model: nn.Module, program: Program, example: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
-    """Outputs of both phases, and gradients of the train phase, against the model at a second batch size."""
-    args, kwargs = _grown(example) if program.dynamic_batch else example
+def compare(model: nn.Module, program: Program, example: Example) -> dict[str, BatchRange]:
+    """Compare both phases with the model, at batch sizes other than the example's where the batch may vary.
+
+    Outputs of the train phase and its gradients are compared at one more sample than the example has, outputs of the eval phase at
+    twice as many, and outputs of both at one sample.
+
+    Args:
+        model: as it was traced; its mode is changed.
+        program: of it.
+        example: the arguments it was traced with.
+
+    Returns:
+        The batch sizes each phase holds for: those of the program, without 1 where the model does something else there.
+
+    Raises:
+        TraceError: If a phase differs from the model.
+    """
+    ranges = dict(program.batch_ranges)
+    batch = batch_of(example)
     for phase in PHASES:
-        training = phase == "train"
-        runs: list[tuple[list[Tensor], list[Tensor | None]]] = []
-        for callee in (model, program):
-            callee.train(training)
-            runs.append(_observe(callee, model, args, kwargs, gradients=training))
-        (eager, eager_grads), (traced, traced_grads) = runs
-        for index, (want, have) in enumerate(zip(eager, traced, strict=True)):
-            if want.shape != have.shape or not _close(want, have):
-                raise TraceError(
-                    f"output {index} of the {phase} phase differs from the model at batch {batch_of((args, kwargs))}: shapes "
-                    f"{list(have.shape)} and {list(want.shape)}, largest difference {_difference(want, have)}. The model "
-                    f"depends on something the trace cannot see (a Python-side batch size, state or randomness)."
-                )
-        if not training:
+        model.train(phase == "train")
+        program.train(phase == "train")
+        if not program.dynamic_batch:
+            _compare_at(model, program, phase, example)
             continue
-        names = [name for name, p in model.named_parameters() if p.requires_grad]
-        lost = [
-            n
-            for n, want, have in zip(names, eager_grads, traced_grads, strict=True)
-            if (want is None) != (have is None)
-        ]
-        if lost:
-            raise TraceError(
-                f"parameters {lost[:8]} receive a gradient in only one of the model and its trace. A custom autograd.Function "
-                f"is lost by torch.export: write it as torch.library.custom_op with register_autograd, or as "
-                f"hard + (soft - soft.detach())."
-            )
-        wrong = [
-            n
-            for n, w, h in zip(names, eager_grads, traced_grads, strict=True)
-            if w is not None and h is not None and not _close(w, h)
-        ]
-        if wrong:
-            raise TraceError(
-                f"gradients of {wrong[:8]} differ between the model and its trace. A custom backward pass is lost by "
-                f"torch.export: write it as torch.library.custom_op with register_autograd."
-            )
+        wanted = ranges[phase].nearest(batch + 1 if phase == "train" else 2 * batch + 1)
+        _compare_at(model, program, phase, resized(example, wanted))
+        ranges[phase] = _lowered(model, program, phase, example, ranges[phase])
+    return ranges
 
 
-def _observe(
-    callee: Callable[..., Any], model: nn.Module, args: Any, kwargs: Any, *, gradients: bool
-) -> tuple[list[Tensor], list[Tensor | None]]:
+def _compare_at(model: nn.Module, program: Program, phase: str, example: Example) -> None:
+    batch, training = batch_of(example), phase == "train"
+    try:
+        eager, eager_grads = _observe(model, model, example, gradients=training)
+        traced, traced_grads = _observe(program, model, example, gradients=training)
+    except Exception as error:
+        if isinstance(error, TraceError):
+            raise
+        raise TraceError(
+            f"the model or its trace fails at batch {batch} in {phase} mode, though it was traced with another one: "
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}. Trace with an example of "
+            f"several samples, or make forward independent of their number."
+        ) from error
+    for index, (want, have) in enumerate(zip(eager, traced, strict=True)):
+        if want.shape != have.shape or not _close(want, have):
+            raise TraceError(
+                f"output {index} of the {phase} phase differs from the model at batch {batch}: shapes {list(have.shape)} and "
+                f"{list(want.shape)}, largest difference {_difference(want, have)}. {_cause(model, example)}"
+            )
+    if training:
+        _compare_gradients(model, eager_grads, traced_grads)
+
+
+def _compare_gradients(model: nn.Module, eager: list[Tensor | None], traced: list[Tensor | None]) -> None:
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    pairs = list(zip(names, eager, traced, strict=True))
+    lost = [name for name, want, have in pairs if (want is None) != (have is None)]
+    if lost:
+        raise TraceError(
+            f"parameters {lost[:8]} receive a gradient in only one of the model and its trace. A custom autograd.Function "
+            f"is lost by torch.export: write it as torch.library.custom_op with register_autograd, or as "
+            f"hard + (soft - soft.detach())."
+        )
+    wrong = [name for name, want, have in pairs if want is not None and have is not None and not _close(want, have)]
+    if wrong:
+        raise TraceError(
+            f"gradients of {wrong[:8]} differ between the model and its trace. A custom backward pass is lost by "
+            f"torch.export: write it as torch.library.custom_op with register_autograd."
+        )
+
+
+def _lowered(model: nn.Module, program: Program, phase: str, example: Example, allowed: BatchRange) -> BatchRange:
+    """The range from the smallest size on at which model and program agree, among those that torch.export left open."""
+    if allowed.low == 1:
+        return allowed if _agree(model, program, phase, resized(example, 1)) else allowed.without_one()
+    for _ in range(TRIALS):
+        size = allowed.low - allowed.step
+        if size < 1 or not _agree(model, program, phase, resized(example, size)):
+            break
+        allowed = replace(allowed, low=size)
+    return allowed
+
+
+def _agree(model: nn.Module, program: Program, phase: str, example: Example) -> bool:
+    """Whether model and program give the same outputs; False where either fails."""
+    open_program = program.batch_ranges[phase]
+    program.batch_ranges[phase] = BatchRange()
+    try:
+        eager, traced = (_observe(f, model, example, gradients=False)[0] for f in (model, program))
+    except Exception:
+        return False  # the range leaves the size out, and a call outside it says so
+    finally:
+        program.batch_ranges[phase] = open_program
+    return len(eager) == len(traced) and all(
+        w.shape == h.shape and _close(w, h) for w, h in zip(eager, traced, strict=True)
+    )
+
+
+def _cause(model: nn.Module, example: Example) -> str:
+    """What makes a model differ from its trace, where it can be told."""
+    nested = [name for name, module in model.named_modules() if getattr(module, "use_nested_tensor", False)]
+    if nested:
+        return (
+            f"{nested[0]!r} is a TransformerEncoder with enable_nested_tensor=True: in eval mode it takes a fast path that drops "
+            f"padded positions. Build it with enable_nested_tensor=False."
+        )
+    first, second = (_observe(model, model, example, gradients=False)[0] for _ in range(2))
+    if not all(w.shape == h.shape and _close(w, h) for w, h in zip(first, second, strict=True)):
+        return (
+            "The model gives other outputs when it is called again with the same inputs and seed, so it keeps state outside its "
+            "buffers or draws random numbers that torch.manual_seed does not reach. Register the state as buffers."
+        )
+    return "The model depends on something the trace cannot see, such as a size or a number computed in Python."
+
+
+def _observe(callee: Callable[..., Any], model: nn.Module, example: Example, *, gradients: bool) -> _Run:
+    args, kwargs = example
     with torch.random.fork_rng(devices=[]), untouched(model), torch.set_grad_enabled(gradients):
         torch.manual_seed(0)
         leaves = [x for x in pytree.tree_leaves(callee(*args, **kwargs)) if isinstance(x, Tensor)]
         parameters = [p for p in model.parameters() if p.requires_grad]
         grads: list[Tensor | None] = []
         if gradients:
-            outputs = [x for x in leaves if x.is_floating_point() and x.requires_grad]
+            outputs = [x for x in leaves if (x.is_floating_point() or x.is_complex()) and x.requires_grad]
             weights = [torch.linspace(-1, 1, x.numel(), device=x.device, dtype=x.dtype).view_as(x) for x in outputs]
             given = (
                 torch.autograd.grad(outputs, parameters, weights, allow_unused=True)
-                if outputs
+                if outputs and parameters
                 else [None] * len(parameters)
             )
             grads = list(given)
@@ -80,31 +159,51 @@ def _observe(
 
 
 def _close(want: Tensor, have: Tensor) -> bool:
-    if not want.is_floating_point():
+    if want.is_sparse or have.is_sparse:
+        want, have = want.to_dense(), have.to_dense()
+    if not (want.is_floating_point() or want.is_complex()):
         return torch.equal(want, have)
-    scale = float(want.abs().max()) if want.numel() else 0.0
-    return torch.allclose(want, have, rtol=0, atol=RELATIVE_TOLERANCE * scale + 1e-12, equal_nan=True)
+    tolerance = max(RELATIVE_TOLERANCE, 4 * torch.finfo(want.dtype).eps)
+    finite = want.abs()[want.isfinite()]
+    scale = float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(want, have, rtol=0, atol=tolerance * scale + 1e-12, equal_nan=True)
 
 
 def _difference(want: Tensor, have: Tensor) -> str:
-    return f"{float((want.float() - have.float()).abs().max()):.3g}" if want.shape == have.shape else "undefined"
+    if want.shape != have.shape:
+        return "undefined"
+    kind = torch.complex128 if want.is_complex() else torch.float64
+    return f"{float((want.to(kind) - have.to(kind)).abs().max()):.3g}"
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Generator[None]:
-    """Put buffers and the RNG back: a training-mode forward moves batch-norm statistics."""
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    """Put buffers and the RNG back: a training-mode forward moves batch-norm statistics, and may put another tensor in place."""
+    places: Mapping[tuple[int, str], Any] = {
+        (id(module), leaf): (module, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for leaf, buffer in module._buffers.items()
+        if buffer is not None
+    }
     rng = torch.random.get_rng_state()
     try:
         yield
     finally:
         torch.random.set_rng_state(rng)
         with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
+            for (_, leaf), (module, buffer, value) in places.items():
+                module._buffers[leaf] = buffer
+                if buffer.shape != value.shape:
+                    buffer.resize_(value.shape)
+                buffer.copy_(value)
 
 
 def batch_of(example: Any) -> int:
+    """The first dimension of the first tensor that has one.
+
+    Raises:
+        TraceError: If there is no such tensor.
+    """
     sizes = [x.shape[0] for x in pytree.tree_leaves(example) if isinstance(x, Tensor) and x.ndim]
     if not sizes:
         raise TraceError(
@@ -114,11 +213,13 @@ def batch_of(example: Any) -> int:
 
 
 def map_batch(example: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The example with ``change`` applied to every tensor that carries the batch."""
     batch = batch_of(example)
     return pytree.tree_map(
         lambda x: change(x) if isinstance(x, Tensor) and x.ndim and x.shape[0] == batch else x, example
     )
 
 
-def _grown(example: Any) -> Any:
-    return map_batch(example, lambda x: torch.cat([x, x[:1]]))
+def resized(example: Any, size: int) -> Any:
+    """The example with ``size`` samples: its first ones, repeated where it has fewer."""
+    return map_batch(example, lambda x: torch.cat([x] * -(-size // len(x)))[:size])

@@ -15,6 +15,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparsify.errors import LoadError
+from sparsify.ir.batches import EXCEPTIONS
 from sparsify.ir.foreign import checked_identifier, checked_path, checked_text, is_plain_structure
 from sparsify.ir.program import PHASES
 
@@ -70,8 +71,28 @@ class NodeForm(_Form):
     spec: Spec | None = None
     owner: Text | None = None
     names: list[Text] | None = None
+    full_precision: bool = False
 
 
+class RangeForm(_Form):
+    """A `sparsify.ir.batches.BatchRange`."""
+
+    low: Annotated[int, Field(ge=1)]
+    high: Annotated[int, Field(ge=1)] | None
+    step: Annotated[int, Field(ge=1)]
+    excluded: Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=EXCEPTIONS)]
+
+
+def _constant(value: Any) -> Any:
+    number = value["float"] if isinstance(value, dict) and set(value) == {"float"} else value
+    if not (number is None or isinstance(number, (bool, int, str))) or len(str(number)) > 300:
+        raise ValueError(f"{str(value)[:80]} is no constant")
+    return value
+
+
+Constants = list[
+    Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[Any, AfterValidator(_constant)]], Field(strict=False)]
+]
 Graph = Annotated[list[NodeForm], Field(min_length=1, max_length=MOST_NODES)]
 
 
@@ -82,6 +103,8 @@ class ProgramForm(_Form):
     stage: Literal["traced", "masked", "folded"]
     training: bool
     dynamic_batch: bool
+    batch_ranges: dict[Literal["train", "eval"], RangeForm] = {}
+    constants: Constants = []
     inputs: list[Spec]
     in_spec: Structure
     out_specs: dict[Literal["train", "eval"], Structure]
@@ -97,6 +120,8 @@ class ProgramForm(_Form):
     def _agrees(self) -> ProgramForm:
         if {*self.graphs} != {*PHASES} or {*self.out_specs} != {*PHASES}:
             raise ValueError(f"there should be graphs and outputs for {' and '.join(PHASES)}")
+        if self.batch_ranges and {*self.batch_ranges} != {*PHASES}:
+            raise ValueError(f"there should be batch sizes for {' and '.join(PHASES)}")
         leaves = {*self.parameters, *(self.buffers or ())}
         hooks = {*self.taps, *self.records}
         owners = {name.rsplit(".", i)[0] for name in leaves | hooks for i in range(1, name.count(".") + 1)}

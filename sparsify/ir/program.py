@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from sparsify.errors import LoadError, TraceError
+from sparsify.ir.batches import BatchRange
+from sparsify.ir.inputs import Constant, tensors_of
 from sparsify.ir.nodes import (
     HOOKS,
     BatchNormSite,
@@ -23,9 +24,10 @@ from sparsify.ir.nodes import (
     TensorSpec,
     WeightSite,
 )
+from sparsify.ir.phase import Phase
+from sparsify.ir.state import clone_state, find
 
 PHASES = ("train", "eval")
-_NOTHING = nn.Module()
 
 
 class Program(nn.Module):
@@ -41,13 +43,17 @@ class Program(nn.Module):
         phases: ``{"train": GraphModule, "eval": GraphModule}``.
         input_specs: name, shape and dtype of every flat input.
         dynamic_batch: whether the first dimension of the inputs may vary.
+        batch_ranges: the batch sizes each phase holds for; a call outside is refused.
+        constants: arguments that are no tensors, by their place among all; a call must repeat them.
     """
 
     name: str
     stage: Stage
-    phases: dict[str, fx.GraphModule]
+    phases: dict[str, Phase]
     input_specs: tuple[TensorSpec, ...]
     dynamic_batch: bool
+    batch_ranges: dict[str, BatchRange]
+    constants: dict[int, Constant]
     in_spec: pytree.TreeSpec
     out_specs: dict[str, pytree.TreeSpec]
 
@@ -62,11 +68,13 @@ class Program(nn.Module):
         dynamic_batch: bool,
         in_spec: pytree.TreeSpec,
         out_specs: Mapping[str, pytree.TreeSpec],
+        batch_ranges: Mapping[str, BatchRange] | None = None,
+        constants: Mapping[int, Constant] | None = None,
     ) -> None:
         super().__init__()
         for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[table] = state.__dict__[table]
-        phases = {phase: self._phase(state, graphs[phase], f"{name}_{phase}") for phase in PHASES}
+        phases = {phase: Phase(state, graphs[phase], f"{name}_{phase}") for phase in PHASES}
         # Plain attributes: the phases own no state, so they must not appear among the program's submodules.
         self.__dict__.update(
             name=name,
@@ -76,13 +84,15 @@ class Program(nn.Module):
             dynamic_batch=dynamic_batch,
             in_spec=in_spec,
             out_specs=dict(out_specs),
+            batch_ranges=dict(batch_ranges or dict.fromkeys(PHASES, BatchRange())),
+            constants=dict(constants or {}),
         )
 
-    def _phase(self, state: nn.Module, graph: fx.Graph, class_name: str) -> fx.GraphModule:
-        module = fx.GraphModule(state, graph, class_name)
-        for table in ("_parameters", "_buffers", "_modules"):
-            module.__dict__[table] = self.__dict__[table]
-        return module
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, (Tensor, nn.Module)):
+            super().__setattr__(name, value)
+        else:  # a user's module may be called like an attribute of the program
+            object.__setattr__(self, name, value)
 
     # --- running
 
@@ -96,7 +106,7 @@ class Program(nn.Module):
         """Run one phase and return its flat outputs, those of heads after the user's own.
 
         Raises:
-            TraceError: If the arguments do not have the structure or shapes the model was traced with.
+            TraceError: If the arguments do not have the structure, constants, shapes or batch size of the trace.
         """
         flat, spec = pytree.tree_flatten((args, kwargs))
         if spec != self.in_spec:
@@ -104,9 +114,7 @@ class Program(nn.Module):
                 f"program {self.name!r} was traced with arguments of structure {self.in_spec}, found {spec}. "
                 f"Call it as the model was called when it was traced."
             )
-        for value, expected in zip(flat, self.input_specs, strict=True):
-            _check_input(value, expected, self.name)
-        return list(self.phases[phase](*flat))
+        return list(self.phases[phase](*tensors_of(self, phase, flat)))
 
     def outputs(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Named outputs of the eval phase, calibration and OOD heads included.
@@ -143,12 +151,8 @@ class Program(nn.Module):
         Raises:
             AttributeError: If there is none.
         """
-        owner: nn.Module = self
-        *path, leaf = name.split(".")
-        for part in path:
-            owner = cast(nn.Module, owner._modules.get(part, _NOTHING))
-        value = owner._parameters.get(leaf, owner._buffers.get(leaf))
-        if value is None:
+        value = find(self, name)
+        if not isinstance(value, Tensor):
             raise AttributeError(f"program {self.name!r} has no parameter or buffer {name!r}")
         return value
 
@@ -159,6 +163,17 @@ class Program(nn.Module):
     def get_buffer(self, target: str) -> Tensor:
         """`tensor`, for a buffer."""
         return self.tensor(target)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The submodule called ``target``, looked up in the state tables; the program itself for an empty name.
+
+        Raises:
+            AttributeError: If there is none.
+        """
+        found = find(self, target) if target else self
+        if not isinstance(found, nn.Module):
+            raise AttributeError(f"program {self.name!r} has no submodule {target!r}")
+        return found
 
     def mask(self, weight: str) -> Tensor:
         """The bool mask of a weight, of its shape; True = active."""
@@ -227,6 +242,8 @@ class Program(nn.Module):
             dynamic_batch=self.dynamic_batch,
             in_spec=self.in_spec,
             out_specs=self.out_specs,
+            batch_ranges=self.batch_ranges,
+            constants=self.constants,
         ).train(self.training)
 
     def module(self) -> nn.Module:
@@ -302,58 +319,6 @@ class StandaloneModule(nn.Module):
         return copy
 
 
-def skeleton(model: nn.Module) -> nn.Module:
-    """A tree of bare modules that holds the very parameters and buffers of ``model`` under the same names."""
-    root = nn.Module()
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        place(root, name, parameter)
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for leaf, buffer in module._buffers.items():
-            if buffer is not None:
-                name = f"{prefix}.{leaf}" if prefix else leaf
-                place(root, name, buffer, persistent=leaf not in module._non_persistent_buffers_set)
-    return root
-
-
-def place(root: nn.Module, name: str, value: Tensor | nn.Module, *, persistent: bool = True) -> None:
-    """Register a parameter, buffer or submodule under a dotted name, making bare modules on the way."""
-    owner = root
-    *path, leaf = name.split(".")
-    for part in path:
-        if part not in owner._modules:
-            owner._modules[part] = nn.Module()
-        owner = cast(nn.Module, owner._modules[part])
-    if isinstance(value, nn.Parameter):
-        owner._parameters[leaf] = value
-    elif isinstance(value, Tensor):
-        owner._buffers[leaf] = value
-        (owner._non_persistent_buffers_set.discard if persistent else owner._non_persistent_buffers_set.add)(leaf)
-    else:
-        owner._modules[leaf] = value
-
-
-def clone_state(model: nn.Module) -> nn.Module:
-    """`skeleton` of a deep copy: tied tensors stay tied, hooks are new."""
-    copies: dict[int, Tensor] = {}
-
-    def copied(value: Tensor) -> Tensor:
-        if id(value) not in copies:
-            fresh = value.detach().clone()
-            copies[id(value)] = nn.Parameter(fresh, value.requires_grad) if isinstance(value, nn.Parameter) else fresh
-        return copies[id(value)]
-
-    source, root = skeleton(model), nn.Module()
-    for prefix, module in source.named_modules(remove_duplicate=False):
-        for leaf, value in (*module._parameters.items(), *module._buffers.items()):
-            if value is not None:
-                name = f"{prefix}.{leaf}" if prefix else leaf
-                place(root, name, copied(value), persistent=leaf not in module._non_persistent_buffers_set)
-    for name, module in model.named_modules():
-        if isinstance(module, HOOKS):
-            place(root, name, type(module)())
-    return root
-
-
 def copy_graph(graph: fx.Graph) -> fx.Graph:
     """A copy of a flat graph, metadata included."""
     fresh = fx.Graph()
@@ -363,21 +328,3 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
         copied.meta = dict(node.meta)
         value_map[node] = copied
     return fresh
-
-
-def _check_input(value: Any, expected: TensorSpec, program: str) -> None:
-    if not isinstance(value, Tensor):
-        return
-    fits = len(value.shape) == len(expected.shape) and all(
-        isinstance(want, str) or want == have for want, have in zip(expected.shape, value.shape, strict=False)
-    )
-    if not fits:
-        raise TraceError(
-            f"input {expected.name!r} of program {program!r} was traced with shape [{', '.join(map(str, expected.shape))}], found "
-            f"{list(value.shape)}. Give inputs of that shape (N may vary), or trace again with an example of the new one."
-        )
-    if str(value.dtype).removeprefix("torch.") != expected.dtype and not torch.is_autocast_enabled(value.device.type):
-        raise TraceError(
-            f"input {expected.name!r} of program {program!r} was traced with dtype {expected.dtype}, found {value.dtype}. "
-            f"Convert it with .to(torch.{expected.dtype})."
-        )

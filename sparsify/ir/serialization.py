@@ -7,6 +7,7 @@ What is saved passes the same checks, so a program that could not be loaded is r
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -24,12 +25,15 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from sparsify.errors import LoadError, SparsifyError
+from sparsify.ir.batches import BatchRange
 from sparsify.ir.document import NodeForm, ProgramForm, checked_document
 from sparsify.ir.foreign import INTEGERS, checked_keyword, checked_text, parse_json
 from sparsify.ir.nodes import GradientTap, RandomnessRecord, Stage, TensorSpec
 from sparsify.ir.operators import FUNCTIONS, aten_operator
-from sparsify.ir.program import Program, place
+from sparsify.ir.phase import FULL_PRECISION
+from sparsify.ir.program import Program
 from sparsify.ir.rehearsal import rehearse
+from sparsify.ir.state import place
 
 FORMAT = 1
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -52,6 +56,7 @@ def save_program(program: Program, path: Path) -> None:
         "stage": program.stage.value,
         "training": program.training,
         "dynamic_batch": program.dynamic_batch,
+        **_encode_limits(program),
         "inputs": [_encode_spec(spec) for spec in program.input_specs],
         "in_spec": _encode_tree(program.in_spec),
         "out_specs": {phase: _encode_tree(spec) for phase, spec in program.out_specs.items()},
@@ -166,6 +171,18 @@ def _encode_spec(spec: TensorSpec) -> list[Any]:
     return [spec.name, list(spec.shape), spec.dtype]
 
 
+def _encode_limits(program: Program) -> dict[str, Any]:
+    """What the calls of a program are limited to; nothing where they are not, as in files of earlier versions."""
+    limits: dict[str, Any] = {}
+    if not all(allowed.everything for allowed in program.batch_ranges.values()):
+        limits["batch_ranges"] = {
+            phase: {**dataclasses.asdict(r), "excluded": list(r.excluded)} for phase, r in program.batch_ranges.items()
+        }
+    if program.constants:
+        limits["constants"] = [[place, _encode(value)] for place, value in program.constants.items()]
+    return limits
+
+
 def _encode_node(node: fx.Node) -> dict[str, Any]:
     encoded: dict[str, Any] = {"name": node.name, "op": node.op, "target": _encode_target(node.target)}
     encoded["args"] = _encode(node.args)
@@ -173,9 +190,9 @@ def _encode_node(node: fx.Node) -> dict[str, Any]:
         encoded["kwargs"] = _encode(dict(node.kwargs))
     if "spec" in node.meta:
         encoded["spec"] = _encode_spec(node.meta["spec"])
-    for key in ("owner", "names"):
+    for key in ("owner", "names", FULL_PRECISION):
         if key in node.meta:
-            encoded[key] = node.meta[key] if key == "owner" else list(node.meta[key])
+            encoded[key] = list(node.meta[key]) if key == "names" else node.meta[key]
     return encoded
 
 
@@ -243,7 +260,16 @@ def _decode_program(document: ProgramForm, tensors: dict[str, Tensor]) -> Progra
         dynamic_batch=document.dynamic_batch,
         in_spec=pytree.treespec_loads(document.in_spec),
         out_specs={phase: pytree.treespec_loads(spec) for phase, spec in document.out_specs.items()},
+        batch_ranges=_decode_ranges(document),
+        constants={place: _decode(value, {}) for place, value in document.constants},
     ).train(document.training)
+
+
+def _decode_ranges(document: ProgramForm) -> dict[str, BatchRange]:
+    return {
+        phase: BatchRange(form.low, form.high, form.step, tuple(form.excluded))
+        for phase, form in document.batch_ranges.items()
+    }
 
 
 def _graphs(document: ProgramForm) -> dict[str, fx.Graph]:
@@ -272,6 +298,8 @@ def _decode_graph(nodes: list[NodeForm]) -> fx.Graph:
             node.meta["spec"] = _decode_spec(encoded.spec)
         if encoded.owner is not None:
             node.meta["owner"] = encoded.owner
+        if encoded.full_precision:
+            node.meta[FULL_PRECISION] = True
         if encoded.names is not None:
             node.meta["names"] = tuple(encoded.names)
     return graph

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
+import random
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from sparsify.errors import TraceError
-from sparsify.ir.agreement import batch_of, compare, map_batch, untouched
-from sparsify.ir.nodes import Stage, TensorSpec
-from sparsify.ir.program import PHASES, Program, place, skeleton
+from sparsify.ir.agreement import Example, batch_of, compare, map_batch, untouched
+from sparsify.ir.capture import Captured, capture, first_line
+from sparsify.ir.effects import changed_buffers, place_of, random_draws
+from sparsify.ir.flattening import flatten
+from sparsify.ir.nodes import Stage
+from sparsify.ir.program import PHASES, Program
+from sparsify.ir.roles import TraceWarning as TraceWarning
+from sparsify.ir.roles import output_names
+from sparsify.ir.state import skeleton
 from sparsify.ir.verifier import verify
-
-
-class TraceWarning(UserWarning):
-    """The trace holds, with a limit the user should know."""
 
 
 def trace(
@@ -29,109 +34,122 @@ def trace(
     kwargs: Mapping[str, Any] | None = None,
     *,
     name: str | None = None,
+    outputs: Mapping[str, int | str] | None = None,
+    classes: int | None = None,
     check: bool = True,
 ) -> Program:
     """Trace ``model`` in training and in eval mode over one set of parameters.
 
     The program's parameters and buffers are the model's own objects: train the program and the model is trained. The model's
-    mode, buffers and gradients and the global RNG are left as they were.
+    mode, buffers and gradients and the global RNG are left as they were; lazy modules are initialised.
 
     Args:
         model: any module that `torch.export` can capture.
-        args: example positional inputs; the first dimension of each tensor is the batch. A batch of 1 is doubled.
+        args: example positional inputs; the first dimension of each tensor is the batch. A batch of 1 is doubled, unless the model
+            takes no other. Other sizes, and arguments that are no tensors, are fixed by the trace.
         kwargs: example keyword inputs.
         name: of the program; the class name in snake case by default.
-        check: compare both phases with the model at a second batch size: outputs, and gradients in train mode.
+        outputs: position (from 0) or key of an output, by the name it gets; ``{"logits": 1}`` where more than one output could be
+            the logits.
+        classes: K of the logits [N, K], which decides where exactly one output has K columns.
+        check: compare both phases with the model at other batch sizes: outputs, and gradients in train mode.
 
     Returns:
-        A verified program of stage ``TRACED``, in the model's mode.
+        A verified program of stage ``TRACED``, in the model's mode. Its ``batch_ranges`` are the batch sizes the trace holds for.
 
     Raises:
-        TraceError: If the model cannot be exported, or a phase does not behave like the model.
+        TraceError: If the model cannot be exported, its logits are ambiguous, or a phase does not behave like the model.
     """
     if isinstance(model, fx.GraphModule) and not list(model.parameters()):
         raise TraceError(
             "the model has no parameters; there is nothing to make sparse. Pass the module that holds the weights."
         )
-    example = _double_single(_as_tuple(args), dict(kwargs or {}))
-    mode = model.training
-    with untouched(model):
-        try:
+    mode, given = model.training, (_as_tuple(args), dict(kwargs or {}))
+    with _mode_kept(model):
+        _initialise(model, given)
+        with untouched(model), _draws_from_torch(model):
             model.train()
-            _dry_run(model, example)
-            exported, dynamic = _export(model, example, "train")
-            model.eval()
-            graphs = {"train": exported, "eval": _export(model, example, "eval", dynamic=dynamic)[0]}
-        finally:
-            model.train(mode)
-    program = _assemble(model, graphs, name=name or _snake(type(model).__name__), dynamic=dynamic)
+            example = _accepted(model, given)
+            captured = _captured(model, example)
+    program = _assemble(
+        model, captured, name=name or _snake(type(model).__name__), chosen=outputs or {}, classes=classes
+    )
     verify(program)
     if check:
-        with untouched(model):
-            try:
-                compare(model, program, example)
-            finally:
-                model.train(mode)
+        with _mode_kept(model), untouched(model):
+            ranges = compare(model, program, example)
+        program.batch_ranges = ranges
+    _say_limits(program, captured)
     return program.train(mode)
 
 
-# --- export
+# --- before the export
 
 
-def _export(
-    model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]], phase: str, *, dynamic: bool = True
-) -> tuple[fx.GraphModule, bool]:
-    args, kwargs = example
-    batch = batch_of(example)
-    flat, spec = pytree.tree_flatten(example)
-    shapes = [
-        {0: torch.export.Dim.DYNAMIC} if dynamic and isinstance(x, Tensor) and x.ndim and x.shape[0] == batch else None
-        for x in flat
-    ]
-    dynamic_args, dynamic_kwargs = pytree.tree_unflatten(shapes, spec)
+@contextmanager
+def _mode_kept(model: nn.Module) -> Generator[None]:
+    """Put the mode of every module back."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exported = torch.export.export(
-                model, args, kwargs, dynamic_shapes=_by_argument(model, dynamic_args, dynamic_kwargs), strict=False
-            )
-            return exported.module(check_guards=False), dynamic  # type: ignore[return-value]
-    except Exception as error:
-        if dynamic and _is_batch_constraint(error):
-            warnings.warn(
-                f"{type(model).__name__} fixes its batch size at {batch} ({_first_line(error)}); traced with that batch only.",
-                TraceWarning,
-                stacklevel=3,
-            )
-            return _export(model, example, phase, dynamic=False)
-        raise TraceError(_export_message(model, phase, error)) from error
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
-def _by_argument(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Dynamic shapes by parameter name of ``forward``; those of ``*args`` and ``**kwargs`` as one tuple and one mapping."""
-    signature = inspect.signature(model.forward)
-    bound = signature.bind(*args, **kwargs)
-    return dict(bound.arguments)
+def _initialise(model: nn.Module, example: Example) -> None:
+    """Run lazy modules once, which gives their parameters shapes and values."""
+    if any(is_lazy(value) for value in (*model.parameters(), *model.buffers())):
+        model.eval()
+        _run(model, example)
 
 
-def _is_batch_constraint(error: Exception) -> bool:
-    text = str(error)
-    return "Constraints violated" in text or "specializ" in text.lower() or "marked" in text
+def _accepted(model: nn.Module, example: Example) -> Example:
+    """The example, a batch of 1 repeated where the model takes two: export specialises a dimension of size 1."""
+    batch = batch_of(example)
+    if batch != 1:
+        _run(model, example)
+        return example
+    doubled = map_batch(example, lambda x: torch.cat([x, x]))
+    try:
+        _run(model, doubled)
+    except TraceError as error:
+        if not isinstance(error.__cause__, Exception):
+            raise
+        _run(model, example)
+        return example
+    return doubled
 
 
-def _export_message(model: nn.Module, phase: str, error: Exception) -> str:
-    text = str(error)
-    where = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
-    site = next(
-        (f" at {f.rsplit('/', 1)[-1]}:{line} in {fn}" for f, line, fn in reversed(where) if "/torch/" not in f), ""
-    )
-    advice = "Replace control flow that depends on tensor values by torch.where or torch.cond, or trace a smaller part."
-    if "scaled_dot_product" in text or "sdpa" in text:
-        advice = "Load the model with set_attn_implementation('eager') before tracing."
-    return f"torch.export cannot capture {type(model).__name__} in {phase} mode{site}: {_first_line(error)}. {advice}"
+@contextmanager
+def _draws_from_torch(model: nn.Module) -> Generator[None]:
+    """Refuse a model that moved the random state of Python or NumPy; put both back.
+
+    Raises:
+        TraceError: If it did: a trace would hold one draw for ever.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+        moved = {
+            "Python's random module": random.getstate() != python,
+            "numpy.random": not _same(np.random.get_state(), numpy),
+        }
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+    if any(moved.values()):
+        raise TraceError(
+            f"{type(model).__name__} draws from {' and '.join(name for name, did in moved.items() if did)} in forward; a trace would "
+            f"hold one draw for ever. Draw with torch (torch.rand, torch.bernoulli) and choose with torch.where."
+        )
 
 
-def _dry_run(model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+def _same(first: Any, second: Any) -> bool:
+    return first[2] == second[2] and bool(np.array_equal(first[1], second[1]))
+
+
+def _run(model: nn.Module, example: Example) -> None:
     args, kwargs = example
     try:
         with torch.no_grad():
@@ -139,159 +157,106 @@ def _dry_run(model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]]) 
     except Exception as error:
         shapes = [list(x.shape) for x in pytree.tree_leaves(example) if isinstance(x, Tensor)]
         raise TraceError(
-            f"{type(model).__name__} fails on example inputs of shapes {shapes}: {type(error).__name__}: {_first_line(error)}. "
+            f"{type(model).__name__} fails on example inputs of shapes {shapes}: {type(error).__name__}: {first_line(error)}. "
             f"Check that the data's shape is what the model expects."
         ) from error
 
 
-# --- assembly
+# --- the export
 
 
-def _assemble(model: nn.Module, modules: Mapping[str, fx.GraphModule], *, name: str, dynamic: bool) -> Program:
-    state = skeleton(model)
-    known = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    graphs: dict[str, fx.Graph] = {}
+def _captured(model: nn.Module, example: Example) -> dict[str, Captured]:
+    """Both modes, each with a batch that may vary, or neither."""
+    found: dict[str, Captured] = {}
+    dynamic = batch_of(example) > 1
+    if not dynamic:
+        warnings.warn(
+            f"{type(model).__name__} takes a batch of 1 only; traced with that batch.", TraceWarning, stacklevel=3
+        )
     for phase in PHASES:
-        constants = _adopt_constants(modules[phase], state, known, phase)
-        graphs[phase] = _flat_graph(modules[phase], phase, constants)
-    inputs = tuple(node.meta["spec"] for node in graphs["train"].nodes if node.op == "placeholder")
+        model.train(phase == "train")
+        found[phase] = capture(model, example, phase, dynamic=dynamic)
+        dynamic = found[phase].dynamic
+    if found["train"].dynamic and not found["eval"].dynamic:
+        model.train()
+        found["train"] = capture(model, example, "train", dynamic=False)
+    return found
+
+
+def _assemble(
+    model: nn.Module,
+    captured: Mapping[str, Captured],
+    *,
+    name: str,
+    chosen: Mapping[str, int | str],
+    classes: int | None,
+) -> Program:
+    state = skeleton(model)
+    graphs = {phase: flatten(captured[phase].exported, state, phase) for phase in PHASES}
+    structures = {phase: captured[phase].exported.call_spec for phase in PHASES}
+    out_specs = {phase: _given(structures[phase].out_spec) for phase in PHASES}
+    for phase, flat in graphs.items():
+        names = output_names(flat.returned, out_specs[phase], phase, chosen=chosen, classes=classes)
+        flat.graph.output(flat.returned).meta = {"names": names}
+    inputs = tuple(node.meta["spec"] for node in graphs["train"].graph.nodes if node.op == "placeholder")
     return Program(
         state,
-        graphs,
+        {phase: flat.graph for phase, flat in graphs.items()},
         name=name,
         stage=Stage.TRACED,
         input_specs=inputs,
-        dynamic_batch=dynamic,
-        in_spec=modules["train"]._in_spec,
-        out_specs={phase: _out_spec(modules[phase]) for phase in PHASES},
+        dynamic_batch=captured["train"].dynamic,
+        in_spec=_given(structures["train"].in_spec),
+        out_specs=out_specs,
+        batch_ranges={phase: captured[phase].batches for phase in PHASES},
+        constants=graphs["train"].constants,
     )
 
 
-def _out_spec(module: fx.GraphModule) -> pytree.TreeSpec:
-    spec = module._out_spec
-    assert spec is not None, "torch.export gives every module the structure of its outputs"
-    return spec
+def _given(structure: pytree.TreeSpec | None) -> pytree.TreeSpec:
+    assert structure is not None, "torch.export gives every program the structure of its inputs and outputs"
+    return structure
 
 
-def _adopt_constants(module: fx.GraphModule, state: nn.Module, known: dict[str, Tensor], phase: str) -> dict[str, str]:
-    """Give tensors that export lifted out of the code a buffer of their own; returns new names by old ones."""
-    renamed: dict[str, str] = {}
-    for node in module.graph.nodes:
-        if node.op == "call_module" or (
-            node.op == "get_attr" and isinstance(_attribute(module, node.target), nn.Module)
-        ):
-            raise TraceError(
-                f"the model uses {node.target!r}, a nested graph (no_grad, autocast or control flow inside forward). "
-                f"Move it out of forward: torch.no_grad parts can be computed with .detach()."
-            )
-        if node.op == "get_attr" and node.target not in known:
-            value = _attribute(module, node.target)
-            new = f"constants.{phase}_{str(node.target).replace('.', '_')}"
-            place(state, new, value.detach().clone(), persistent=True)
-            renamed[str(node.target)] = new
-    return renamed
+# --- after it
 
 
-def _attribute(module: nn.Module, target: Any) -> Any:
-    value: Any = module
-    for part in str(target).split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _flat_graph(module: fx.GraphModule, phase: str, constants: Mapping[str, str]) -> fx.Graph:
-    """The exported graph with flat inputs and outputs and our own metadata in place of export's."""
-    graph = fx.Graph()
-    symbols = _symbols(module.graph)
-    value_map: dict[fx.Node, fx.Node] = {}
-    for node in module.graph.nodes:
-        copied = graph.node_copy(node, lambda n: value_map[n])
-        value_map[node] = copied
-        if copied.op == "get_attr":
-            copied.target = constants.get(str(node.target), node.target)
-        copied.meta = _meta(node, symbols, module)
-        if copied.op == "output":
-            leaves = tuple(copied.args[0])  # type: ignore[arg-type]
-            copied.args = (leaves,)
-            copied.meta = {"names": _output_names(leaves, _out_spec(module), phase)}
-    return graph
-
-
-def _meta(node: fx.Node, symbols: Mapping[str, str], module: fx.GraphModule) -> dict[str, Any]:
-    meta: dict[str, Any] = {}
-    value = _attribute(module, node.target) if node.op == "get_attr" else node.meta.get("val")
-    if isinstance(value, Tensor):
-        shape = tuple(size if isinstance(size, int) else _rename(str(size), symbols) for size in value.shape)
-        meta["spec"] = TensorSpec(node.name, shape, str(value.dtype).removeprefix("torch."))
-    stack = node.meta.get("nn_module_stack")
-    if stack and node.op == "call_function":
-        path = str(list(stack.values())[-1][0])
-        meta["owner"] = re.sub(r"@\d+", "", path)
-    return meta
-
-
-def _symbols(graph: fx.Graph) -> dict[str, str]:
-    """Names of the symbolic sizes, in order of appearance: N for the first, then N1, N2, ..."""
-    names: dict[str, str] = {}
-    for node in graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, Tensor):
-            for size in value.shape:
-                if not isinstance(size, int):
-                    for symbol in re.findall(r"[a-z]\d+", str(size)):
-                        names.setdefault(symbol, "N" if not names else f"N{len(names)}")
-    return names
-
-
-def _rename(text: str, symbols: Mapping[str, str]) -> str:
-    return re.sub(r"[a-z]\d+", lambda match: symbols.get(match[0], match[0]), text)
-
-
-def _output_names(leaves: Sequence[Any], spec: pytree.TreeSpec, phase: str) -> tuple[str, ...]:
-    """``logits`` for the leaf of that key, else for the first 2-d floating-point one; the others by key or position."""
-    keys = [
-        _key_text(path)
-        for path, _ in pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(len(leaves))), spec))[0]
-    ]
-    specs = [leaf.meta.get("spec") if isinstance(leaf, fx.Node) else None for leaf in leaves]
-    floats = [i for i, s in enumerate(specs) if s is not None and "float" in s.dtype]
-    logits = next((i for i, key in enumerate(keys) if key == "logits"), None)
-    if logits is None:
-        flat = [i for i in floats if len(specs[i].shape) == 2]  # type: ignore[union-attr]
-        logits = (flat or floats or [None])[0]
-    if logits is None:
-        raise TraceError(
-            f"the model returns no floating-point tensor in {phase} mode, so there are no logits. Return the class scores."
+def _say_limits(program: Program, captured: Mapping[str, Captured]) -> None:
+    """Warn of batch sizes that a phase does not hold for, and of what an exported file would lose."""
+    ranges, lines = program.batch_ranges["eval"], captured["eval"].conditions
+    guarded = {phase: captured[phase].batches for phase in PHASES}
+    for phase in PHASES:
+        if program.batch_ranges[phase].everything or (phase == "train" and guarded["train"].everything):
+            continue  # a model that fails on one sample in training, as batch norms do, fails there itself
+        if phase == "train" and program.batch_ranges["train"] == ranges:
+            continue
+        where = f" ({'; '.join(lines)})" if lines else ""
+        _warn(
+            f"{program.name!r} holds for batches of {program.batch_ranges[phase]} in {phase} mode: outside, forward takes another "
+            f"branch or fails{where}. The program refuses other batches."
         )
-    names: list[str] = []
-    for i, key in enumerate(keys):
-        label = "logits" if i == logits else key if key and key != "logits" and not key.isdigit() else f"output_{i}"
-        names.append(label if label not in names else f"{label}_{i}")
-    return tuple(names)
+    changed = changed_buffers(program, "eval")
+    if changed:
+        _warn(
+            f"forward changes the buffers {', '.join(map(repr, changed))} in eval mode, too. The program does as well, an exported "
+            f"file cannot: it keeps no state between calls."
+        )
+    draws = random_draws(program, "eval")
+    if draws:
+        _warn(
+            f"forward draws random numbers in eval mode ({place_of(draws[0])}), so two calls differ, and an exported file cannot be "
+            f"compared with the program."
+        )
 
 
-def _key_text(path: Sequence[Any]) -> str:
-    return "_".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
-
-
-def _double_single(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A batch of 1 is repeated: export specialises a dimension of size 1."""
-    example = (args, kwargs)
-    return map_batch(example, lambda x: torch.cat([x, x])) if batch_of(example) == 1 else example
+def _warn(text: str) -> None:
+    warnings.warn(text, TraceWarning, stacklevel=4)
 
 
 def _as_tuple(args: Any) -> tuple[Any, ...]:
     if isinstance(args, Tensor):
         raise TraceError("args is a tensor; give a tuple of inputs: sparsify.trace(model, (x,)).")
     return tuple(args)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def _snake(name: str) -> str:

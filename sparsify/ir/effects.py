@@ -1,0 +1,117 @@
+"""What a phase does beside computing its outputs: buffers that it changes, random numbers that it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+from sparsify.ir.program import Program
+
+aten = torch.ops.aten
+_STATISTICS = {aten.batch_norm.default: ((3, 4), 5), aten.instance_norm.default: ((3, 4), 5)}
+"""Operators that change running statistics though their schema does not say so: places of the statistics, and of the switch."""
+_SWITCHED = {
+    aten.dropout.default: (1, 2), aten.dropout_.default: (1, 2), aten.feature_dropout.default: (1, 2),
+    aten.alpha_dropout.default: (1, 2), aten.feature_alpha_dropout.default: (1, 2), aten.native_dropout.default: (1, 2),
+}  # fmt: skip
+"""Operators that draw only with a rate above 0 and a switch that is on: the places of both."""
+
+
+def changed_buffers(program: Program, phase: str) -> dict[str, bool]:
+    """Buffers that a call of the phase changes, by name; True where an output depends on their value."""
+    read = _ancestors(program.output_node(phase))
+    buffers = {name: id(value) for name, value in program.named_buffers(remove_duplicate=False)}
+    nodes = [n for n in program.phases[phase].graph.nodes if n.op == "get_attr" and n.target in buffers]
+    changed: dict[str, bool] = {}
+    for node in program.phases[phase].graph.nodes:
+        for value in _written(node):
+            source = _source(value)
+            if source.op == "get_attr" and source.target in buffers:
+                name = str(source.target)
+                readers = (n for n in nodes if buffers[str(n.target)] == buffers[name] and n in read)
+                changed[name] = changed.get(name, False) or any(True for _ in readers)
+    return changed
+
+
+def random_draws(program: Program, phase: str) -> list[fx.Node]:
+    """Nodes of the phase that draw random numbers on which an output depends, in graph order."""
+    read = _ancestors(program.output_node(phase))
+    return [node for node in program.phases[phase].graph.nodes if node in read and _draws(node)]
+
+
+def place_of(node: fx.Node) -> str:
+    """Which operator of which module a node is, as a message says it."""
+    owner = node.meta.get("owner")
+    name = str(node.target).removesuffix(".default")
+    return f"{name} in {owner!r}" if owner else name
+
+
+def _draws(node: fx.Node) -> bool:
+    if node.target in _SWITCHED:
+        rate, switch = (node.args[place] for place in _SWITCHED[node.target])  # type: ignore[index]
+        return bool(rate) and switch is not False
+    if node.target is aten.scaled_dot_product_attention.default:
+        return bool(_argument(node, 4, "dropout_p"))
+    if node.target in (aten.rrelu.default, aten.rrelu_.default):
+        return bool(_argument(node, 3, "training"))
+    if "lstm" in str(node.target) or "gru" in str(node.target) or "rnn" in str(node.target):
+        return _recurrent_draws(node)
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _recurrent_draws(node: fx.Node) -> bool:
+    """Whether a recurrent operator (.., dropout, train, ..) is called in training with a rate above 0."""
+    schema = getattr(node.target, "_schema", None)
+    names = [argument.name for argument in schema.arguments] if schema else []
+    if "dropout" not in names or "train" not in names:
+        return False
+    return bool(_argument(node, names.index("dropout"), "dropout")) and bool(
+        _argument(node, names.index("train"), "train")
+    )
+
+
+def _argument(node: fx.Node, place: int, name: str) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
+
+
+def _written(node: fx.Node) -> Iterator[fx.Node]:
+    """The arguments that a node changes in place."""
+    if node.target in _STATISTICS:
+        places, switch = _STATISTICS[node.target]  # type: ignore[index]
+        if node.args[switch]:
+            yield from (value for place in places if isinstance(value := node.args[place], fx.Node))
+        return
+    schema = getattr(node.target, "_schema", None)
+    for place, argument in enumerate(schema.arguments if schema is not None else ()):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = _argument(node, place, argument.name)
+            yield from (v for v in (value if isinstance(value, (list, tuple)) else (value,)) if isinstance(v, fx.Node))
+
+
+def _source(node: fx.Node) -> fx.Node:
+    """The node whose memory a value lies in, seen through views and operators in place."""
+    while node.op == "call_function":
+        schema = getattr(node.target, "_schema", None)
+        aliased = [i for i, a in enumerate(schema.arguments) if a.alias_info is not None] if schema is not None else []
+        value = (
+            _argument(node, aliased[0], schema.arguments[aliased[0]].name) if aliased and schema is not None else None
+        )
+        if not isinstance(value, fx.Node):
+            break
+        node = value
+    return node
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    """The nodes that a node's value depends on, without itself."""
+    found: set[fx.Node] = set()
+    waiting = list(node.all_input_nodes)
+    while waiting:
+        current = waiting.pop()
+        if current not in found:
+            found.add(current)
+            waiting.extend(current.all_input_nodes)
+    return found

@@ -1,0 +1,107 @@
+"""A phase as an executable module: its graph compiled so that it reads state from tables, never as attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsify.ir.state import TABLES, find
+
+FULL_PRECISION = "full_precision"
+"""Metadata of a node that came from ``torch.autocast(enabled=False)``: it computes in its inputs' precision under any autocast."""
+
+
+class Phase(fx.GraphModule):
+    """One phase of a program: flat inputs, flat outputs, and state that it shares with the program."""
+
+    def __init__(self, state: nn.Module, graph: fx.Graph, class_name: str) -> None:
+        super().__init__(nn.Module(), fx.Graph(), class_name)
+        for table in TABLES:
+            self.__dict__[table] = state.__dict__[table]
+        self.graph = graph
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(
+            self, name, value
+        )  # a phase registers no state, and a user's module may be called like any attribute
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The submodule called ``target``, looked up in tables.
+
+        Raises:
+            AttributeError: If there is none.
+        """
+        found = find(self, target) if target else self
+        if not isinstance(found, nn.Module):
+            raise AttributeError(f"the phase has no submodule {target!r}")
+        return found
+
+    def recompile(self) -> Any:
+        """Compile the graph after it was edited."""
+        graph = self._graph
+        self.__dict__["_graph"] = _executable(self, graph)
+        try:
+            return super().recompile()
+        finally:
+            self.__dict__["_graph"] = graph
+
+
+class _Read:
+    """Reads one tensor from the table that holds it."""
+
+    def __init__(self, table: Mapping[str, Any], leaf: str) -> None:
+        self.table, self.leaf = table, leaf
+        self.__name__ = "read"
+        self.__module__ = __name__
+
+    def __call__(self) -> Any:
+        return self.table[self.leaf]
+
+
+class _Call(_Read):
+    """Calls one submodule from the table that holds it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.table[self.leaf](*args, **kwargs)
+
+
+class _InFullPrecision:
+    """Calls an operator outside autocast."""
+
+    def __init__(self, operator: Callable[..., Any]) -> None:
+        self.operator = operator
+        self.__name__ = "in_full_precision"
+        self.__module__ = __name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        kind = next((x.device.type for x in args if isinstance(x, Tensor)), None)
+        if kind is None or not torch.is_autocast_enabled(kind):
+            return self.operator(*args, **kwargs)
+        with torch.autocast(kind, enabled=False):
+            return self.operator(*args, **kwargs)
+
+
+def _executable(state: nn.Module, graph: fx.Graph) -> fx.Graph:
+    """The graph with state read through tables and operators of full precision called as such."""
+    made, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        copied = copies[node] = made.node_copy(node, lambda n: copies[n])
+        if node.op in ("get_attr", "call_module"):
+            copied.op = "call_function"
+            copied.target = (_Read if node.op == "get_attr" else _Call)(*_table(state, str(node.target)))
+        elif node.op == "call_function" and node.meta.get(FULL_PRECISION):
+            copied.target = _InFullPrecision(cast("Callable[..., Any]", node.target))
+    return made
+
+
+def _table(state: nn.Module, name: str) -> tuple[Mapping[str, Any], str]:
+    owner, _, leaf = name.rpartition(".")
+    module = find(state, owner) if owner else state
+    if isinstance(module, nn.Module):
+        for table in TABLES:
+            if leaf in getattr(module, table):
+                return getattr(module, table), leaf
+    return {}, leaf  # the verifier names state that does not exist

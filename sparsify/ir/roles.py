@@ -1,0 +1,125 @@
+"""Names of a model's outputs: which of them are the logits, said by the user, by a key, or by the only one that can be."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from sparsify.errors import TraceError
+from sparsify.ir.nodes import TensorSpec
+
+LOGITS = "logits"
+
+
+class TraceWarning(UserWarning):
+    """The trace holds, with a limit the user should know."""
+
+
+def output_names(
+    leaves: Sequence[Any],
+    spec: pytree.TreeSpec,
+    phase: str,
+    *,
+    chosen: Mapping[str, int | str],
+    classes: int | None = None,
+) -> tuple[str, ...]:
+    """Name the flat outputs of a phase.
+
+    ``logits`` is, in this order: the output chosen for it, one with that key, the only floating-point output [N, K], the only one of
+    ``classes`` columns, the only floating-point output with a batch at all.
+
+    Args:
+        leaves: nodes and constants that the phase returns.
+        spec: their structure.
+        phase: of the program.
+        chosen: position (from 0) or key of an output, by the name it should get.
+        classes: K, where data say it.
+
+    Returns:
+        One name per output: those chosen, ``logits``, and for the others their key or ``output_<position>``.
+
+    Raises:
+        TraceError: If a chosen output does not exist, or several outputs could be the logits.
+    """
+    paths = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(len(leaves))), spec))[0]
+    keys = [_key_text(path) for path, _ in paths]
+    specs = [leaf.meta.get("spec") if isinstance(leaf, fx.Node) else None for leaf in leaves]
+    roles = {name: _place(wanted, keys, specs, phase, name) for name, wanted in chosen.items()}
+    if len(set(roles.values())) < len(roles):
+        raise TraceError(f"outputs={dict(chosen)} gives one output two names. Give each name another output.")
+    if LOGITS not in roles:
+        roles[LOGITS] = _logits(keys, specs, phase, classes, taken=set(roles.values()))
+    by_place = {place: name for name, place in roles.items()}
+    names: list[str] = []
+    for i, key in enumerate(keys):
+        plain = key if key and key not in roles and not key.isdigit() else f"output_{i}"
+        label = by_place.get(i, plain)
+        names.append(label if label not in names else f"{label}_{i}")
+    return tuple(names)
+
+
+def _place(wanted: int | str, keys: Sequence[str], specs: Sequence[TensorSpec | None], phase: str, name: str) -> int:
+    """The position of an output given by position or key."""
+    if isinstance(wanted, str) and wanted in keys:
+        return keys.index(wanted)
+    if isinstance(wanted, str) and wanted.isdigit():
+        wanted = int(wanted)
+    if isinstance(wanted, int) and 0 <= wanted < len(keys):
+        return wanted
+    raise TraceError(
+        f"outputs={{{name!r}: {wanted!r}}} names no output of the model in {phase} mode; it returns {_listed(keys, specs)}. "
+        f"Give a position or a key of these."
+    )
+
+
+def _logits(
+    keys: Sequence[str], specs: Sequence[TensorSpec | None], phase: str, classes: int | None, *, taken: set[int]
+) -> int:
+    if LOGITS in keys and keys.index(LOGITS) not in taken:
+        return keys.index(LOGITS)
+    floats = [
+        i
+        for i, spec in enumerate(specs)
+        if spec is not None and "float" in spec.dtype and spec.shape and i not in taken
+    ]
+    scalars = [i for i, spec in enumerate(specs) if spec is not None and "float" in spec.dtype and not spec.shape]
+    rows = [i for i in floats if len(specs[i].shape) == 2]  # type: ignore[union-attr]
+    for candidates in (rows, floats, scalars):
+        if len(candidates) == 1:
+            return candidates[0]
+        if not candidates:
+            continue
+        fitting = [i for i in candidates if classes is not None and specs[i].shape[1:] == (classes,)]  # type: ignore[union-attr]
+        if len(fitting) == 1:
+            warnings.warn(
+                f"the model returns {_listed(keys, specs)} in {phase} mode; output {keys[fitting[0]] or fitting[0]} is taken as the "
+                f"logits, the only one with {classes} columns.",
+                TraceWarning,
+                stacklevel=5,
+            )
+            return fitting[0]
+        example = keys[candidates[-1]] or "0"
+        raise TraceError(
+            f"the model returns {_listed(keys, specs)} in {phase} mode, and more than one could be the logits. Say which, by "
+            f"position or key: sparsify.trace(model, args, outputs={{'logits': {int(example) if example.isdigit() else example!r}}}), "
+            f"or --set logits={example} for a command."
+        )
+    raise TraceError(
+        f"the model returns no floating-point tensor in {phase} mode ({_listed(keys, specs)}), so there are no logits. Return "
+        f"the class scores."
+    )
+
+
+def _listed(keys: Sequence[str], specs: Sequence[TensorSpec | None]) -> str:
+    """The outputs with their keys and shapes."""
+    return ", ".join(
+        f"{key or i}: {spec or 'no tensor'}" for i, (key, spec) in enumerate(zip(keys, specs, strict=True))
+    )
+
+
+def _key_text(path: Sequence[Any]) -> str:
+    return "_".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)

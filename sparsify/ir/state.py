@@ -1,0 +1,77 @@
+"""Parameters, buffers and hooks of a program: a tree of bare modules under the user's own names."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from sparsify.ir.nodes import HOOKS
+
+TABLES = ("_parameters", "_buffers", "_modules")
+
+
+def find(root: nn.Module, name: str) -> Tensor | nn.Module | None:
+    """The parameter, buffer or submodule called ``name``, or None.
+
+    Looked up in the tables of the modules on the way: a name may be that of any attribute of a module (``graph``, ``train``).
+    """
+    owner: nn.Module | None = root
+    *path, leaf = name.split(".")
+    for part in path:
+        owner = owner._modules.get(part) if owner is not None else None
+    if owner is None:
+        return None
+    return next((value for table in TABLES if (value := getattr(owner, table).get(leaf)) is not None), None)
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A tree of bare modules that holds the very parameters and buffers of ``model`` under the same names."""
+    root = nn.Module()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        place(root, name, parameter)
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for leaf, buffer in module._buffers.items():
+            if buffer is not None:
+                name = f"{prefix}.{leaf}" if prefix else leaf
+                place(root, name, buffer, persistent=leaf not in module._non_persistent_buffers_set)
+    return root
+
+
+def place(root: nn.Module, name: str, value: Tensor | nn.Module, *, persistent: bool = True) -> None:
+    """Register a parameter, buffer or submodule under a dotted name, making bare modules on the way."""
+    owner = root
+    *path, leaf = name.split(".")
+    for part in path:
+        if part not in owner._modules:
+            owner._modules[part] = nn.Module()
+        owner = cast(nn.Module, owner._modules[part])
+    if isinstance(value, nn.Parameter):
+        owner._parameters[leaf] = value
+    elif isinstance(value, Tensor):
+        owner._buffers[leaf] = value
+        (owner._non_persistent_buffers_set.discard if persistent else owner._non_persistent_buffers_set.add)(leaf)
+    else:
+        owner._modules[leaf] = value
+
+
+def clone_state(model: nn.Module) -> nn.Module:
+    """`skeleton` of a deep copy: tied tensors stay tied, hooks are new."""
+    copies: dict[int, Tensor] = {}
+
+    def copied(value: Tensor) -> Tensor:
+        if id(value) not in copies:
+            fresh = value.detach().clone()
+            copies[id(value)] = nn.Parameter(fresh, value.requires_grad) if isinstance(value, nn.Parameter) else fresh
+        return copies[id(value)]
+
+    source, root = skeleton(model), nn.Module()
+    for prefix, module in source.named_modules(remove_duplicate=False):
+        for leaf, value in (*module._parameters.items(), *module._buffers.items()):
+            if value is not None:
+                name = f"{prefix}.{leaf}" if prefix else leaf
+                place(root, name, copied(value), persistent=leaf not in module._non_persistent_buffers_set)
+    for name, module in model.named_modules():
+        if isinstance(module, HOOKS):
+            place(root, name, type(module)())
+    return root
