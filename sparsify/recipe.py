@@ -137,6 +137,24 @@ class Recipe:
         return hashlib.sha256(self.to_toml().encode()).hexdigest()
 
 
+EMBEDDED: Mapping[str, Any] = {
+    "model": "sparsify.loading:digits_wide_cnn",
+    "data": "digits",
+    "method": "gmp",
+    "pattern": "grouped:64",
+    "sparsity": 0.9,
+    "epochs": 15,
+    "baseline": True,
+}
+"""The keys of the embedded job, which `sparsify run` does when it is given no model, no data and no recipe."""
+
+
+def with_embedded(recipe: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options ``given``, over the keys of the embedded job where they name neither a model nor data and there is no recipe."""
+    chosen = {key: value for key, value in given.items() if value is not None}
+    return chosen if recipe is not None or chosen.keys() & {"model", "data"} else {**EMBEDDED, **chosen}
+
+
 def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
     """A recipe from a TOML file and options that override it.
 

@@ -31,6 +31,8 @@ SHORT = [
     "checkpoint_every=5",
     "--set",
     "threads=1",
+    "--data",  # or it would be the embedded job, which is larger
+    "digits",
 ]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SECONDS = 120
@@ -153,7 +155,7 @@ def test_bad_data(capsys, tmp_path, name):
     content, message = DATA[name]
     if content is not None:
         np.savez(tmp_path / "d.npz", **content)
-    refused(capsys, tmp_path, ["--data", str(tmp_path / "d.npz"), *SHORT], message)
+    refused(capsys, tmp_path, [*SHORT, "--data", str(tmp_path / "d.npz")], message)
 
 
 OPTIONS = {
