@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -27,6 +29,8 @@ from sparsify.workflow import ARTEFACTS, traced, traced_without_data, versions
 from sparsify.workflow import run as run_workflow
 
 DEFAULT = Recipe()
+LONGEST_MESSAGE = 3500
+"""Characters of an error that are printed; one may quote what was typed, or a whole file."""
 FORM = "of layers whose groups of outputs read few inputs: grouped, dense, auto (a cost model chooses), or auto:measure"
 INPUT = "what the file takes: float, or uint8: images as bytes [N, H, W, C], normalised inside the file"
 SELECTION = "of their inputs: by-batch (own operators for one sample, behind an If), or gather, for runtimes without If"
@@ -68,7 +72,7 @@ def common(
     """Train sparse, calibrated networks and export them as verified ONNX."""
 
 
-console = Console()
+console = Console(markup=False, emoji=False)  # what is printed is data: a path may hold [/x], a pattern :O:
 
 
 @app.command(
@@ -354,7 +358,9 @@ def export(
     recipe: Annotated[
         Path | None, typer.Option(help="of the run, in place of --data: its data, split as they were there")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(help="side in pixels, for a folder of images", min=1)] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="side in pixels, for a folder of images", min=1, max=8192)
+    ] = None,
     opset: Annotated[int, typer.Option(help="18 to 23")] = 20,
     storage: Annotated[
         str, typer.Option(help="dense; or sparse: only non-zeros, where that is smaller (disk, not speed)")
@@ -365,9 +371,12 @@ def export(
         str, typer.Option(help="fp32; or int8: the fastest of the int8 and fp32 forms on this machine that agrees")
     ] = "fp32",
     batch: Annotated[
-        int, typer.Option(help="samples most calls will have: trials run so many; above 1 no If is written", min=1)
+        int,
+        typer.Option(
+            help="samples most calls will have: trials run so many; above 1 no If is written", min=1, max=2**16
+        ),
     ] = 1,
-    threads: Annotated[int, typer.Option(help="of trials, those of int8 and auto:measure", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="of trials, those of int8 and auto:measure", min=1, max=512)] = 1,
     input_type: Annotated[str, typer.Option("--input", "--export-input", help=INPUT)] = "float",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file")] = False,
 ) -> None:
@@ -475,15 +484,35 @@ def _interrupted(stop: Interrupted) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point: a mistake of the user's ends with its message and exit code 2, never a traceback."""
+    """Entry point: a mistake of the user's ends with one message and exit code 2, never a traceback; a defect says that it is one."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path need not be text
     try:
         app()
     except SparsifyError as error:
-        print(f"sparsify: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(str(error))
     except OSError as error:
-        print(f"sparsify: cannot write or read {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
-        sys.exit(2)
+        name = error.filename if error.filename is not None else "a file"
+        _end(f"cannot write or read {name}: {error.strerror or error}.")
+    except MemoryError as error:
+        _end(
+            f"there is not enough memory for this ({error or 'an allocation failed'}). Lower the batch, the size of images, or workers."
+        )
+    except Exception as error:
+        traceback.print_exc()
+        print(
+            f"sparsify: {type(error).__name__}: {error}\nThis is a defect of sparsify, not a mistake of yours. Report it with the lines "
+            f"above and the command.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
+def _end(message: str) -> NoReturn:
+    shown = message if len(message) <= LONGEST_MESSAGE else f"{message[: LONGEST_MESSAGE - 600]} ... {message[-500:]}"
+    print(f"sparsify: {shown}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import multiprocessing
 import os
 import signal
@@ -21,6 +20,7 @@ from typing import Any
 from sparsify.deploy import recipe_data
 from sparsify.errors import CheckpointError, RecipeError, ReportError, SparsifyError
 from sparsify.grid import Cell, Grid, parse_grid
+from sparsify.ir.foreign import read_json
 from sparsify.ir.serialization import write_atomically
 from sparsify.reports.folder import read_measured
 from sparsify.reports.summary import CellResult, Summary, figures, summarise
@@ -181,13 +181,17 @@ def _failure(cell: Cell, out: Path) -> Failure:
     path = folder_of(cell, out) / FAILED
     if not path.exists():
         return Failure(cell, "not finished; go on with --resume.", defect=False)
-    content = json.loads(path.read_text())
-    return Failure(cell, content["error"], content["defect"])
+    try:
+        content = read_json(path)
+        error, defect = content["error"], content["defect"]
+    except (OSError, ValueError, TypeError, LookupError) as damage:
+        return Failure(cell, f"failed, and {path} does not say why ({damage}).", defect=True)
+    return Failure(cell, str(error), defect=defect is not False)
 
 
 def _check_record(grid: Grid, out: Path) -> None:
     record = out / RECORD
-    if record.exists() and record.read_text() != grid.to_toml():
+    if record.exists() and record.read_text(errors="replace") != grid.to_toml():
         raise CheckpointError(
             f"{out} was started with another grid; see {record}. Resume with it, or use another --out."
         )

@@ -64,8 +64,9 @@ def grid_bars(total: int) -> Generator[tuple[Event, Decode]]:
 
 
 def _bars() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+    description, state = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[state]}"))
+    columns = (description, BarColumn(), state, TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True, markup=False, emoji=False))
 
 
 def _decoding(bars: Progress) -> Decode:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,13 +17,19 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from sparsify.errors import RecipeError
+from sparsify.ir.foreign import INTEGERS, LONGEST_TEXT, read_text
 from sparsify.methods import Method, build
 from sparsify.methods.registry import layers
 from sparsify.methods.registry import options as method_options
 from sparsify.training import Settings
 
+LARGEST_RECIPE = 1 << 20
+"""Bytes."""
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Threads = Annotated[int, Field(ge=1, le=512)]
+"""More than any machine gains by; a system that cannot start them ends the process without a word."""
+Rate = Field(gt=0.0, allow_inf_nan=False)
 Value = int | float | str | bool
 
 
@@ -66,7 +73,7 @@ class Recipe:
     holdout: Fraction = 0.15
     test_holdout: Fraction | None = None
     train_samples: Positive | None = None
-    image_size: Positive | None = None
+    image_size: Annotated[int, Field(ge=1, le=8192)] | None = None
     normalise: Literal["auto", "none"] = "auto"
     ood: tuple[str, ...] = ()
     method: str = "gmp"
@@ -76,32 +83,32 @@ class Recipe:
     method_options: dict[str, Value | dict[str, Value]] = Field(default_factory=dict)
     baseline: bool = False
     teacher: str | None = None
-    epochs: Positive = 20
+    epochs: Annotated[int, Field(ge=1, le=10**6)] = 20
     batch_size: Positive = 64
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: Annotated[float, Field(gt=0.0)] = 0.05
+    lr: Annotated[float, Rate] = 0.05
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 5e-4
     schedule: Literal["cosine", "cosine-tail", "step", "one-cycle", "constant"] = "cosine"
-    warmup: Annotated[int, Field(ge=0)] = 20
+    warmup: Annotated[int, Field(ge=0, le=10**9)] = 20
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    clip_gradient_norm: Annotated[float, Field(gt=0.0)] | None = None
+    clip_gradient_norm: Annotated[float, Rate] | None = None
     augment: Literal["none", "crop-flip"] = "none"
     device: str = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     early_stop: Positive | None = None
     calibrator: Literal["temperature", "vector"] = "temperature"
-    opset: int = 20
+    opset: Annotated[int, Field(ge=18, le=23)] = 20
     storage: Literal["dense", "sparse"] = "dense"
     form: Literal["auto", "dense", "grouped", "auto:measure"] = "auto"
     selection: Literal["by-batch", "gather"] = "by-batch"
     export_precision: Literal["fp32", "int8"] = "fp32"
     export_input: Literal["float", "uint8"] = "float"
-    export_batch: Positive = 1
-    seed: Annotated[int, Field(ge=0)] = 0
-    threads: Positive = 2
+    export_batch: Annotated[int, Field(ge=1, le=2**16)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    threads: Threads = 2
     checkpoint_every: Positive = 200
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=128)] = 0
 
     def ood_names(self) -> dict[str, str]:
         """A short name of each of ``ood``, the file's without its ending, with its text; the text itself where names are not unique."""
@@ -166,11 +173,12 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
     if "grid" in values:
         raise RecipeError(f"{path} is the recipe of a grid: it has a [grid]. Run it with `sparsify compare {path}`.")
     check_keys("a recipe", values, [f.name for f in dataclasses.fields(Recipe)])  # type: ignore[arg-type]
+    check_values(values)
     try:
         recipe = TypeAdapter(Recipe).validate_python(values)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}" for e in error.errors()]
-        raise RecipeError("the recipe does not hold: " + "; ".join(problems) + ".") from error
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, found {_shown(e['input'])}" for e in error.errors()]
+        raise RecipeError("the recipe does not hold: " + "; ".join(problems[:6]) + ".") from error
     if len({*recipe.ood}) < len(recipe.ood):
         raise RecipeError(f"ood names a set twice: {', '.join(recipe.ood)}. Name each once.")
     method = recipe.build_method()
@@ -193,11 +201,52 @@ def read_toml(path: Path) -> dict[str, Any]:
         RecipeError: If the file cannot be read or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(read_text(path, largest=LARGEST_RECIPE))
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise RecipeError(f"{path} is not the TOML of a recipe: it is nested too deeply.") from error
+    except ValueError as error:  # not TOML, not UTF-8, too large, or a number of thousands of digits
         raise RecipeError(f"{path} is not TOML: {error}.") from error
+
+
+def check_values(value: Any, where: str = "the recipe") -> None:
+    """Refuse what no key can mean: numbers that are not finite or have more than 64 bits, text that is no text.
+
+    Raises:
+        RecipeError: Naming the key.
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            check_values(inner, str(key))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            check_values(inner, where)
+    elif isinstance(value, int) and value not in INTEGERS:
+        raise RecipeError(f"{where} is a number of more than 64 bits. Give one that fits.")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{where} is {value}; it should be finite.")
+    elif isinstance(value, str) and not _is_text(value):
+        raise RecipeError(
+            f"{where} is {_shown(value)}, which is longer than {LONGEST_TEXT} characters, or holds control characters or bytes that are "
+            f"not UTF-8. A recipe is a text file: rename what it names."
+        )
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return (
+            len(value.encode()) <= 4 * LONGEST_TEXT
+            and len(value) <= LONGEST_TEXT
+            and not re.search(r"[\x00-\x1f\x7f]", value)
+        )
+    except UnicodeEncodeError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def check_keys(owner: str, given: Iterable[str], known: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
@@ -87,6 +88,6 @@ def test_what_a_cell_raises_is_written_beside_it(tmp_path, grid, monkeypatch, ra
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
     receiver.close()
-    content = comparison.json.loads((tmp_path / "cell" / FAILED).read_text())
+    content = json.loads((tmp_path / "cell" / FAILED).read_text())
     assert said in content["error"] and content["defect"] is defect
     assert ("Traceback" in (tmp_path / "cell" / "output.log").read_text()) is defect

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,8 +35,9 @@ def read_npz(path: Path, *, size: int | None = None, on_progress: Progress | Non
             f"there is no data file {path}. Give 'digits', an .npz file, a folder of images, or file.py:factory."
         )
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = read_arrays(path)
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(
             f"{path} cannot be read as .npz without unpickling ({type(error).__name__}: {error}). "
@@ -53,6 +55,31 @@ def read_npz(path: Path, *, size: int | None = None, on_progress: Progress | Non
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
     return arrays
+
+
+def read_arrays(path: Path) -> Arrays:
+    """All arrays of an .npz file, which may not take more memory than is free, whatever they are packed into.
+
+    Raises:
+        DataError: If they would.
+    """
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > free_memory():
+        raise DataError(
+            f"{path} would take {size:,} bytes of memory unpacked ({path.stat().st_size:,} on disk), and {free_memory():,} are free."
+        )
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def free_memory() -> int:
+    """Bytes that the machine can still give; where it does not say, 2**62."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return 2**62
 
 
 def _names_part(arrays: Arrays, part: str) -> bool:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from sparsify.errors import DataError
+from sparsify.ir.foreign import regular_size
 from sparsify.parts.samples import Samples
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -24,6 +25,8 @@ OTHERS = {"validation": "val", "test": "test"}
 PIECE = 1024
 HASHED = 1 << 14
 """Bytes of each file of a folder that its fingerprint reads."""
+MOST_PIXELS = 1 << 27
+"""Of one image, 400 MB decoded; a file of a few kilobytes can ask for more."""
 MEASURED = 2000
 """Images of a folder's training part from which mean and standard deviation are taken."""
 
@@ -141,6 +144,10 @@ def samples_of_folder(
     classes = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir())
     if not classes:
         raise DataError(f"{folder / 'train'} holds no folders; every class is a folder of images.")
+    if strange := [name for name in classes if not name.isprintable()]:
+        raise DataError(
+            f"{folder / 'train'} has a folder whose name is not printable text: {strange[0]!r}. Rename it; it names a class."
+        )
     files = {part: _listed(folder / name, classes, empty=part == "train") for part, name in names.items()}
     plain = ImageFiles(*files["train"], size=size)
     mean = std = None
@@ -201,7 +208,7 @@ class ImageFiles:
     def fingerprint(self) -> str:
         digest = hashlib.sha256(str((self.size, self.labels.tolist())).encode())
         for path in self._paths:
-            digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
+            digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode(errors="surrogateescape"))
             with path.open("rb") as file:
                 digest.update(file.read(HASHED))
         return digest.hexdigest()
@@ -238,7 +245,13 @@ def _listed(folder: Path, classes: Sequence[str], *, empty: bool) -> tuple[list[
 
 def _pixels(source: io.BytesIO | Path, where: str, size: tuple[int, int] | None = None) -> np.ndarray:
     try:
+        if isinstance(source, Path):
+            regular_size(source)
         with Image.open(source) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise DataError(
+                    f"{where} has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}. Resize it."
+                )
             if image.mode[:1] in {"I", "F"}:
                 raise DataError(
                     f"{where} has {image.mode!r} pixels, wider than a byte, and would be clipped. Store it with 8 bits a channel."

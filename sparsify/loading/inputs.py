@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from sparsify.errors import LoadError
 
 FORM = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
+MOST_VALUES = 1 << 28
+"""Of an example input, 1 GiB as float32."""
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -34,12 +37,14 @@ def example_inputs(items: Sequence[str]) -> tuple[tuple[Tensor, ...], dict[str, 
     for item in items:
         match = FORM.fullmatch(item.strip())
         dtype = DTYPES.get((match["dtype"] or "float32") if match else "")
-        shape = [int(size) for size in match["shape"].split("x")] if match else []
+        shape = [int(size[:12]) for size in match["shape"].split("x")] if match else []
         if match is None or dtype is None or 0 in shape:
             raise LoadError(
                 f"--input {item!r} should be SHAPE, NAME=SHAPE or NAME=SHAPE:TYPE, e.g. 2x3x32x32 or input_ids=2x16:int64, with sizes "
                 f"from 1, the batch first; types are {', '.join(DTYPES)}."
             )
+        if math.prod(shape) > MOST_VALUES:
+            raise LoadError(f"--input {item[:80]!r} has more than {MOST_VALUES:,} values. Give a smaller example.")
         whole = torch.randint(2, shape, generator=generator).to(dtype)
         value = torch.randn(shape, generator=generator, dtype=dtype) if dtype.is_floating_point else whole
         name = match["name"]

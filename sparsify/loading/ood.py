@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import DataError
-from sparsify.loading.arrays import checked_inputs
+from sparsify.loading.arrays import checked_inputs, read_arrays
 from sparsify.loading.data import Data, digits_arrays
 from sparsify.loading.datasets import samples_of_part
 from sparsify.loading.factories import call_factory
@@ -85,8 +85,9 @@ def _arrays(text: str, shape: tuple[int, ...], on_progress: Progress | None) -> 
             f"there is no data file {text}. Give an .npz file, a folder of images, file.py:factory, photos or digits."
         )
     try:
-        with np.load(text, allow_pickle=False) as archive:
-            held = {name: archive[name] for name in archive.files}
+        held = read_arrays(Path(text))
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(
             f"{text} cannot be read as .npz without unpickling ({type(error).__name__}: {error}). Save plain arrays with numpy.savez."

@@ -29,7 +29,7 @@ def write_report(folder: Path) -> Path:
     content = read_folder(folder)
     try:
         page = _page(content)
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ReportError(
             f"{folder / 'metrics.json'} holds values that do not fit together ({type(error).__name__}: {error}). Run again with "
             f"--overwrite."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from sparsify.errors import LoadError, ReportError
 from sparsify.ir import Program
+from sparsify.ir.foreign import parse_json, read_text
 from sparsify.reports.headline import parts
 from sparsify.reports.schema import Epoch, LatencyFile, Metrics, check
 
@@ -81,26 +81,31 @@ def read_measured(folder: Path) -> tuple[Report, History]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        return read_text(path)
+    except OSError as error:
         raise ReportError(
-            f"a report needs {path}, which cannot be read ({reason}). Finish the run with --resume."
+            f"a report needs {path}, which cannot be read ({error.strerror}). Finish the run with --resume."
+        ) from error
+    except ValueError as error:
+        reason = "it is not text" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise ReportError(
+            f"a report needs {path}, which cannot be read ({reason}). Run again with --overwrite."
         ) from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _parsed(path: Path, text: str) -> Any:
     try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
+        return parse_json(text)
+    except ValueError as error:
         raise ReportError(f"{path} is damaged: {error}. Run again with --overwrite.") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return _parsed(path, _text(path))
 
 
 def _history(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows = [json.loads(line) for line in _text(path).splitlines()]
-    except json.JSONDecodeError as error:
-        raise ReportError(f"{path} is damaged: {error}. Run again with --overwrite.") from error
+    rows = [_parsed(path, line) for line in _text(path).splitlines()]
     for row in rows:
         check(Epoch, row, path)
     return rows

@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import random
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,9 @@ TIMED_SECONDS = 0.005
 """A timing repeats the call until about this long, so that the clock and the call itself do not matter."""
 WARM_UP_SECONDS = 0.02
 """Calls of a session before it is timed, at least three."""
+MOST_THREADS = 512
+MOST_VALUES = 1 << 28
+"""Of an input that is made up, 1 GiB as float32."""
 NOISY = 0.1
 """From this distance between the first file's ratio to itself and 1, a measurement cannot say that two files are alike."""
 _VALUES = frozenset(
@@ -166,9 +170,11 @@ def compare(
     Raises:
         ExportError: If a file is not ONNX or cannot run on a stock runtime, the inputs do not fit, or the file fixes another ``batch``.
     """
-    for name, value, least in (("rounds", rounds, 10), ("threads", threads, 1), ("batch", batch, 1)):
-        if value is not None and value < least:
-            raise ExportError(f"{name} should be at least {least}, found {value}.")
+    for name, value, least, most in (
+        ("rounds", rounds, 10, 10**6), ("threads", threads, 1, MOST_THREADS), ("batch", batch, 1, 10**6)
+    ):  # fmt: skip
+        if value is not None and not least <= value <= most:
+            raise ExportError(f"{name} should be at least {least} and at most {most:,}, found {value}.")
     sessions = {name: _session(path, threads) for name, path in files.items()}
     first = next(iter(sessions))
     feeds = dict(inputs) if inputs is not None else _made_inputs(sessions[first], files[first], batch, shapes or {})
@@ -215,7 +221,7 @@ def parse_shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:
     for item in items:
         name, equals, text = item.rpartition("=")
         sizes = text.split("x")
-        if not (name and equals) or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        if not (name and equals) or not all(re.fullmatch(r"0*[1-9]\d{0,9}", size, re.ASCII) for size in sizes):
             raise ExportError(f"--shape {item!r} should be name=1x3x224x224, sizes from 1.")
         shapes[name] = tuple(map(int, sizes))
     return shapes
@@ -304,6 +310,11 @@ def _made_inputs(
         if not all(isinstance(size, int) for size in shape):
             raise ExportError(
                 f"input {given.name!r} of {path} has shape {given.shape}; give one with --shape {given.name}=1x3x224x224."
+            )
+        if math.prod(shape) > MOST_VALUES:
+            raise ExportError(
+                f"input {given.name!r} of {path} would have {math.prod(shape):,} values, {shape}; at most {MOST_VALUES:,} are made up. "
+                f"Lower --batch, or give a smaller --shape."
             )
         if given.type not in _NUMPY:
             raise ExportError(f"input {given.name!r} of {path} is {given.type}; only numbers and bools can be made up.")

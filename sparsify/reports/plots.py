@@ -19,6 +19,7 @@ COLOURS = {"dense": "#4f8fc9", "model": "#d9762b"}
 STYLE = {
     "svg.hashsalt": "sparsify",
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names are names: a $ in one is no formula
     "font.size": 10,
     "text.color": INK,
     "axes.edgecolor": INK,

@@ -8,12 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from sparsify.errors import ReportError
 
 Two = Field(min_length=2, max_length=2)
 Pair = Annotated[list[float], Two]
+Few = Field(max_length=4000)
+"""Of what is drawn: each is a bar or a bin of a plot."""
 
 
 class _Form(BaseModel):
@@ -31,8 +33,8 @@ class Bin(_Form):
 class Diagrams(_Form):
     """Bins on the test set, without and with the calibration head."""
 
-    before: list[Bin]
-    after: list[Bin]
+    before: Annotated[list[Bin], Few]
+    after: Annotated[list[Bin], Few]
 
 
 class Layer(_Form):
@@ -46,6 +48,14 @@ class Layer(_Form):
     macs: int
     macs_active: int
     skip: str | None
+
+    @model_validator(mode="after")
+    def _counts(self) -> Layer:
+        if self.active is not None and not (0 <= self.active <= self.maskable and self.maskable >= 1):
+            raise ValueError(
+                f"active should be between 0 and maskable, which is at least 1; found {self.active} of {self.maskable}"
+            )
+        return self
 
 
 class Calibration(_Form):
@@ -83,8 +93,8 @@ class Histogram(_Form):
 
     low: float
     high: float
-    inside: list[int]
-    outside: list[int]
+    inside: Annotated[list[int], Few]
+    outside: Annotated[list[int], Few]
 
 
 class OodScore(_Form):
@@ -181,7 +191,7 @@ class Part(_Form):
     density: float
     coverage: float | None
     macs: int
-    layers: list[Layer]
+    layers: Annotated[list[Layer], Few]
     calibration: Calibration
     parity: Parity
     passes: list[PassRow]

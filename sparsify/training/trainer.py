@@ -25,6 +25,7 @@ from sparsify.training.checkpoint import load_checkpoint, save_checkpoint
 from sparsify.training.fetching import fetch
 from sparsify.training.history import epoch_row
 from sparsify.training.probe import Closure
+from sparsify.training.resumption import check_content, fitting
 from sparsify.training.state import SparseTrainer, attach
 from sparsify.training.teaching import Teacher
 
@@ -196,13 +197,22 @@ def train(
 
     if resume and checkpoint.exists():
         content = load_checkpoint(checkpoint)
-        if content["key"] != key:
+        if content.get("key") != key:
             raise CheckpointError(
                 f"{checkpoint} belongs to another recipe or other data. Use another --out, or --overwrite."
             )
-        program.load_state_dict(content["program"])
-        optimizer.load_state_dict(content["optimizer"])
-        trainer.load_state_dict(content["trainer"])
+        with fitting(checkpoint):
+            check_content(
+                content,
+                program=program.state_dict(),
+                optimizer=optimizer,
+                trainer=trainer.state_dict(),
+                total=total,
+            )
+            program.load_state_dict(content["program"])
+            optimizer.load_state_dict(content["optimizer"])
+            trainer.load_state_dict(content["trainer"])
+            program.verify()
         scheduler.last_epoch = int(content["scheduler"])
         # Or a round that replaces the optimizer's step, right after resuming, is warned of as a step left out.
         scheduler._step_count = scheduler.last_epoch + 1
@@ -210,9 +220,10 @@ def train(
         best, waited = content["best"], content["waited"]
         for group, lr in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = lr * factor(scheduler.last_epoch)
-        torch.random.set_rng_state(content["rng"])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(content["cuda_rng"], device)
+        with fitting(checkpoint):
+            torch.random.set_rng_state(content["rng"])
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(content["cuda_rng"], device)
 
     rounds, density = trainer.counts["rounds"], trainer.density
     with stop_flag() as stopped:
