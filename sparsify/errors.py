@@ -7,6 +7,14 @@ except `VerificationError` means the input can be mended by the user; the comman
 from __future__ import annotations
 
 
+class SparsifyWarning(UserWarning):
+    """Base of all that is said and does not stop the work; the command prints it as a note."""
+
+
+class LoadWarning(SparsifyWarning):
+    """Something was read in a way the user should know of."""
+
+
 class SparsifyError(Exception):
     """Base of all errors raised on purpose."""
 

@@ -6,12 +6,28 @@ import difflib
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sparsify.errors import LoadError
+
+
+def told(error: BaseException) -> str:
+    """An error of the user's code: its type, its words, and the file and line that raised it."""
+    package = Path(__file__).parent
+    own = [
+        line
+        for line in traceback.extract_tb(error.__traceback__)
+        if not line.filename.startswith("<")
+        and package not in Path(line.filename).parents
+        and "site-packages" not in Path(line.filename).parts
+    ]
+    place = own[-1] if own else None
+    where = f" (in {place.name}, {place.filename}, line {place.lineno})" if place is not None else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def split(text: str, *, gives: str, called: str = "factory") -> tuple[str, str]:
@@ -26,6 +42,11 @@ def split(text: str, *, gives: str, called: str = "factory") -> tuple[str, str]:
         LoadError: If the text is of another form.
     """
     where, colon, name = text.rpartition(":")
+    if text.endswith((".onnx", ".ort", ".tflite", ".pb", ".h5")):
+        raise LoadError(
+            f"{text!r} is a finished file of another tool, which cannot be trained. Give the {gives} it was made from, as "
+            f"file.py:{called} or package.module:{called}."
+        )
     if not colon or not where or not name:
         raise LoadError(f"the {gives} {text!r} should be written file.py:{called} or package.module:{called}.")
     return where, name
@@ -47,7 +68,7 @@ def find(where: str, name: str) -> Callable[..., Any]:
     except LoadError:
         raise
     except (Exception, SystemExit) as error:
-        raise LoadError(f"importing {where} failed: {type(error).__name__}: {error}.") from error
+        raise LoadError(f"importing {where} failed: {told(error)}.") from error
     found = getattr(module, name, None)
     if not callable(found):
         names = sorted(k for k, v in vars(module).items() if callable(v) and not k.startswith("_"))

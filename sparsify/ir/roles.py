@@ -9,13 +9,13 @@ from typing import Any
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from sparsify.errors import TraceError
+from sparsify.errors import SparsifyWarning, TraceError
 from sparsify.ir.nodes import TensorSpec
 
 LOGITS = "logits"
 
 
-class TraceWarning(UserWarning):
+class TraceWarning(SparsifyWarning):
     """The trace holds, with a limit the user should know."""
 
 

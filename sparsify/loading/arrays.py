@@ -17,6 +17,9 @@ Arrays = dict[str, np.ndarray]
 PARTS = ("train", "validation", "test")
 PIECE = 4096
 HIGHEST_LABEL = 2**20
+OTHER_TASKS = ", which `sparsify run` does not train. Use sparsify.attach in a loop of your own."
+UNLIKE = 16
+"""Images whose highest values differ by more than this factor, one of them at most 1, are on different scales."""
 
 
 def read_npz(path: Path, *, size: int | None = None, on_progress: Progress | None = None) -> Arrays:
@@ -107,6 +110,7 @@ def samples_of_arrays(
     for part, shape in shapes.items():
         if shape != shapes["train"]:
             raise DataError(f"{text}: training inputs have shape {list(shapes['train'])}, {part} inputs {list(shape)}.")
+    _one_scale(text, {part: x for part, (x, _) in checked.items()})
     mean = std = None
     if normalise and len(shapes["train"]) == 3:
         mean, std = channel_statistics(checked["train"][0])
@@ -143,10 +147,12 @@ def checked_labels(labels: np.ndarray, where: str) -> torch.Tensor:
     """
     if labels.ndim != 1:
         raise DataError(
-            f"{where} should have one label a sample, [N], found shape {list(labels.shape)}. Use .ravel(), or .argmax(1) of one-hot labels."
+            f"{where} should hold one class per sample, [N], found shape {list(labels.shape)}. {_labels_advice(labels)}"
         )
     if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"{where} should hold whole numbers from 0, found {labels.dtype}. Use .astype('int64').")
+        raise DataError(
+            f"{where} should hold classes, whole numbers from 0, found {labels.dtype}. {_labels_advice(labels)}"
+        )
     wrong = (labels < 0) | (labels > HIGHEST_LABEL)
     if wrong.any():
         index = int(wrong.argmax())
@@ -154,6 +160,47 @@ def checked_labels(labels: np.ndarray, where: str) -> torch.Tensor:
             f"{where} should hold whole numbers from 0 to {HIGHEST_LABEL}, found {labels[index]} at sample {index}."
         )
     return torch.from_numpy(labels.astype(np.int64))
+
+
+def _labels_advice(labels: np.ndarray) -> str:
+    """What to do about labels that are no classes, by what they seem to be."""
+    if not (np.issubdtype(labels.dtype, np.number) or labels.dtype == np.bool_):
+        return "Number the classes from 0: numpy.unique(y, return_inverse=True)[1]."
+    whole = bool(np.isfinite(labels).all() and (labels == np.round(labels)).all())
+    if not whole:
+        return f"These look like the targets of a regression{OTHER_TASKS}"
+    if labels.ndim == 1:
+        return "All are whole, so y.astype('int64') keeps them as they are."
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        return "Use y.ravel()."
+    one_hot = labels.ndim == 2 and bool(np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all())
+    if one_hot:
+        return "These are one-hot: use y.argmax(1)."
+    return f"These look like several labels or positions per sample{OTHER_TASKS}"
+
+
+def _one_scale(text: str, parts: Mapping[str, torch.Tensor]) -> None:
+    """Refuse parts that are prepared differently: bytes beside floats, or images in [0, 1] beside images up to 255.
+
+    Raises:
+        DataError: If so.
+    """
+    train = parts["train"]
+    for part, x in parts.items():
+        if x.dtype is not train.dtype:
+            raise DataError(
+                f"{text}: x_train holds {train.dtype}, x_{part} {x.dtype}, which would be scaled differently. Give all parts as uint8 "
+                f"images, or all as floats on one scale."
+            )
+        if x.ndim == 4 and x.is_floating_point():
+            highest, other = float(train.abs().max()), float(x.abs().max())
+            if max(highest, other) > UNLIKE * max(min(highest, other), 1e-30) and min(highest, other) <= 1.0 < max(
+                highest, other
+            ):
+                raise DataError(
+                    f"{text}: images reach {highest:g} in x_train and {other:g} in x_{part}, so that one of them is in [0, 1] and the "
+                    f"other is not. Give all parts on one scale."
+                )
 
 
 def checked_inputs(
@@ -184,7 +231,14 @@ def checked_inputs(
     if x.dtype == np.uint8:
         values = x
     elif as_images or not np.issubdtype(x.dtype, np.integer):
-        values = x.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):
+            values = x.astype(np.float32, copy=False)
+        if x.dtype.itemsize > 4 and not np.isfinite(values).all():
+            at = int((~np.isfinite(values)).reshape(len(values), -1).any(1).argmax())
+            raise DataError(
+                f"{where} holds numbers beyond float32 (3.4e38), first in sample {at}: {np.abs(x[at]).max():g} would become infinity. "
+                f"Scale or clean the data."
+            )
     else:
         values = x.astype(np.int64, copy=False)
     if as_images or x.dtype == np.uint8:

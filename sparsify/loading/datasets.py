@@ -17,6 +17,7 @@ from sparsify.errors import DataError
 from sparsify.loading.arrays import checked_labels, samples_of_arrays
 from sparsify.loading.factories import call_factory
 from sparsify.parts.samples import Samples, as_inputs
+from sparsify.references import told
 
 NAMES = {2: ("train", "test"), 3: ("train", "validation", "test")}
 
@@ -134,9 +135,7 @@ class DatasetSamples:
         try:
             item = self._dataset[index]
         except Exception as error:
-            raise DataError(
-                f"{self._where}: reading sample {index} failed: {type(error).__name__}: {error}."
-            ) from error
+            raise DataError(f"{self._where}: reading sample {index} failed: {told(error)}.") from error
         if not isinstance(item, Sequence) or len(item) != 2:
             raise DataError(f"{self._where}: sample {index} should be (input, label), found {_described(item)}.")
         return item[0], item[1]

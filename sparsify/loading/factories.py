@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 from sparsify.errors import LoadError
-from sparsify.references import find, split, within
+from sparsify.references import find, split, told, within
 
 
 def call_factory(text: str, *, gives: str) -> object:
@@ -24,6 +28,15 @@ def call_factory(text: str, *, gives: str) -> object:
     except LoadError:
         raise
     except (Exception, SystemExit) as error:
-        raise LoadError(
-            f"the factory {text!r} failed: {type(error).__name__}: {error}. It is called without arguments."
-        ) from error
+        raise LoadError(f"the factory {text!r} failed: {told(error)}.{_called(factory)}") from error
+
+
+def _called(factory: Callable[..., Any]) -> str:
+    """That a factory gets no arguments, where it asks for some."""
+    try:
+        inspect.signature(factory).bind()
+    except TypeError:
+        return " It is called without arguments; give its parameters defaults."
+    except ValueError:  # written in C, without a signature
+        return " It is called without arguments."
+    return ""

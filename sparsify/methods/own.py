@@ -10,7 +10,7 @@ from typing import Any
 
 from sparsify.errors import LoadError, RecipeError, SparsifyError
 from sparsify.methods.base import Method
-from sparsify.references import find, split, within
+from sparsify.references import find, split, told, within
 
 
 def is_own(name: str) -> bool:
@@ -50,7 +50,7 @@ def own(name: str) -> Callable[..., Method]:
         except (Exception, SystemExit) as error:
             shown = ", ".join([*(f"the method {b.name!r}" for b in base), *(f"{k}={v!r}" for k, v in given.items())])
             raise RecipeError(
-                f"the method {name!r} failed: {type(error).__name__}: {error}. It was called with {shown or 'nothing'}."
+                f"the method {name!r} failed: {told(error)}. It was called with {shown or 'nothing'}."
             ) from error
         if not isinstance(method, Method):
             raise RecipeError(f"{name!r} returned {type(method).__name__}; it should return a sparsify.Method.")

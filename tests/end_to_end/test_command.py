@@ -227,10 +227,6 @@ def narrow_weights(path):
     torch.save({**state, "10.weight": state["10.weight"][:5].clone()}, path)
 
 
-def prefixed_weights(path):
-    torch.save({f"module.{name}": value for name, value in digits_cnn().state_dict().items()}, path)
-
-
 def nan_weights(path):
     torch.save({n: v / 0 * 0 if v.is_floating_point() else v for n, v in digits_cnn().state_dict().items()}, path)
 
@@ -241,7 +237,6 @@ FILES = {
     "torn safetensors": ("--weights", "w.safetensors", torn_archive, "cannot be read as weights"),
     "text as weights": ("--weights", "w.pt", lambda path: path.write_text("hello"), "w.pt"),
     "weights of another shape": ("--weights", "w.pt", narrow_weights, "10.weight is [5, 128], the model's [10, 128]"),
-    "weights with a prefix": ("--weights", "w.pt", prefixed_weights, "prefix 'module.'"),
     "weights with NaN": ("--weights", "w.pt", nan_weights, "NaN or infinity in 0.weight"),
     "no weights": ("--weights", "none.pt", lambda path: None, "there is no file"),
     "list as weights": ("--weights", "w.pt", lambda path: torch.save([1, 2], path), "not a state dict"),

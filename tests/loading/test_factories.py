@@ -28,7 +28,7 @@ def test_a_package_in_the_working_folder_is_found(tmp_path, monkeypatch):
 
 
 BAD = {
-    "raises": ("def build(): raise KeyError('a')", "failed: KeyError: 'a'. It is called without arguments"),
+    "raises": ("def build(): raise KeyError('a')", r"failed: KeyError: 'a' \(in build, .*bad_factory.py, line 1\)"),
     "exits": ("import sys\ndef build(): sys.exit(3)", "failed: SystemExit: 3"),
     "exits on import": ("import sys\nsys.exit(3)", "importing .* failed: SystemExit: 3"),
     "does not parse": ("def build(:", "importing .* failed: SyntaxError"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import nn
 
-from sparsify.errors import LoadError
+from sparsify.errors import LoadError, LoadWarning
 from sparsify.loading import digits_cnn, load_model
 
 CNN = "sparsify.loading:digits_cnn"
@@ -25,6 +26,19 @@ def test_weights_of_every_form(tmp_path, form):
     else:
         torch.save({"state_dict": state, "epoch": 3} if form == "nested" else state, path)
     loaded = load_model(CNN, weights=path)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("key", ["model_state_dict", "model", "state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.module."])
+def test_checkpoints_of_other_trainers(tmp_path, key, prefix):
+    torch.manual_seed(5)
+    state = digits_cnn().state_dict()
+    content = {key: {prefix + name: value for name, value in state.items()}, "epoch": 3, "optimizer": {"state": {}}}
+    torch.save(content, tmp_path / "w.pt")
+    said = pytest.warns(LoadWarning, match=f"without the prefix '{prefix}'") if prefix else contextlib.nullcontext()
+    with said:
+        loaded = load_model(CNN, weights=tmp_path / "w.pt")
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in state.items())
 
 
@@ -68,9 +82,11 @@ def renamed(old, new):
 
 
 MISFITS = {
-    "a prefix in the file": (
-        lambda s: {f"module.{n}": v for n, v in s.items()}, "prefix 'module.' in the file; save the state dict without it",
+    "a prefix, and one name short": (
+        lambda s: {f"module.{n}": v for n, v in s.items() if n != "0.weight"}, "missing 0.weight; nothing unexpected",
     ),
+    "two state dicts": (lambda s: {"model": s, "state_dict": s}, "holds several state dicts: state_dict, model"),
+    "no head": (lambda s: {n: v for n, v in s.items() if not n.startswith("10.")}, "lacks the layer 10. To train it from scratch"),
     "a near name": (renamed("3.weight", "3.weigth"), "missing 3.weight; unexpected 3.weigth. Nearest: 3.weight and 3.weigth"),
     "one is missing": (lambda s: {n: v for n, v in s.items() if n != "8.bias"}, "missing 8.bias; nothing unexpected"),
     "one too many": (lambda s: {**s, "11.bias": torch.ones(3)}, "nothing missing; unexpected 11.bias"),
@@ -90,7 +106,7 @@ def test_weights_that_do_not_fit(tmp_path, name):
     assert message in str(raised.value)
 
 
-def test_a_prefix_all_names_of_the_model_carry_is_named(tmp_path, monkeypatch):
+def test_a_prefix_all_names_of_the_model_carry_is_put_on(tmp_path, monkeypatch):
     class Wrapped(nn.Module):
         def __init__(self):
             super().__init__()
@@ -98,8 +114,9 @@ def test_a_prefix_all_names_of_the_model_carry_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sys.modules[__name__], "wrapped", Wrapped, raising=False)
     torch.save(digits_cnn().state_dict(), tmp_path / "w.pt")
-    with pytest.raises(LoadError, match=r"prefix 'net\.' in the model"):
-        load_model(f"{__name__}:wrapped", weights=tmp_path / "w.pt")
+    with pytest.warns(LoadWarning, match=r"with the prefix 'net\.'"):
+        loaded = load_model(f"{__name__}:wrapped", weights=tmp_path / "w.pt")
+    assert list(loaded.state_dict()) == [f"net.{name}" for name in digits_cnn().state_dict()]
 
 
 def tied() -> nn.Module:

@@ -123,10 +123,10 @@ WRONG = {
     "fails": (
         "own_methods.py:fails",
         {"density": 0.1},
-        "failed: ValueError: too clever. It was called with density=0.1",
+        r"failed: ValueError: too clever \(in fails, .*own_methods.py, line \d+\). It was called with density=0.1",
     ),
     "fails in a nesting": ("cigl(own_methods.py:fails)", {"density": 0.1}, "failed: ValueError"),
-    "exits": ("own_methods.py:exits", {}, "failed: SystemExit: 3. It was called with nothing"),
+    "exits": ("own_methods.py:exits", {}, r"failed: SystemExit: 3 \(.*line \d+\). It was called with nothing"),
     "returns a number": ("own_methods.py:gives_a_number", {"density": 0.1}, "returned int; it should return"),
     "unknown option": (
         "own_methods.py:still",
