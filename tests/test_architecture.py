@@ -47,7 +47,7 @@ EDITS = {
     "insert_arg", "update_arg", "update_kwarg", "add_submodule", "delete_all_unused_submodules",
 }  # fmt: skip
 NODE_FIELDS = {"args", "kwargs", "target", "op"}
-TRUSTED = {"sparsify/loading/models.py": "loads pickled weights where the user says --trust-pickle"}
+TRUSTED = {"sparsify/loading/weights.py": "loads pickled weights where the user says --trust-pickle"}
 SPANNING = {"tests/passes/test_masks.py": "masks, lowering, taps and folding agree with each other"}
 ACROSS = {"contracts", "properties", "end_to_end", "golden", "docs"}
 PUBLIC = {"__version__", 
