@@ -392,8 +392,11 @@ def export(
     batches = " and ".join(map(str, result.parity.batches))
     console.print(
         f"{result.path}: {result.bytes:,} bytes, {result.nonzeros:,} of {result.positions:,} masked weights not zero; agrees with "
-        f"the program to {result.parity.largest_error:.1e} of the outputs' range at batch {batches}."
+        f"the program to {result.parity.largest_error:.1e}, relative to each of {result.parity.units:,} outputs per sample, at batch "
+        f"{batches}."
     )
+    for text in result.parity.uncompared:
+        console.print(f"  not compared: {text}", highlight=False, markup=False)
     for weight, choice in result.forms.items():
         console.print(f"  {weight}: {choice}", highlight=False)
     if result.int8 and measured:

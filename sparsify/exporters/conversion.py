@@ -13,32 +13,36 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ExportError
+from sparsify.exporters.signature import batch_slices, tensor_outputs
 from sparsify.ir import Program
 
 
 class _NamedOutputs(nn.Module):
-    """The eval phase with flat inputs and all its outputs, heads included."""
+    """The eval phase with flat inputs and all its outputs that are tensors, heads included."""
 
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.phase = program.phases["eval"]
+        self.places = [output.place for output in tensor_outputs(program)]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.phase(*inputs))
+        leaves = self.phase(*inputs)
+        return tuple(leaves[place] for place in self.places)
 
 
 def convert(program: Program, inputs: Sequence[Tensor], opset: int) -> onnx.ModelProto:
-    dynamic = [{0: torch.export.Dim("batch", min=1)} for _ in inputs] if program.dynamic_batch else None
+    batch = torch.export.Dim("batch", min=1)
+    dynamic = [{i: batch for i, size in enumerate(s.shape) if size == "N"} or None for s in program.input_specs]
     with quiet():
         try:
             exported = torch.onnx.export(
                 _NamedOutputs(program).eval(),
-                tuple(x[:2] if program.dynamic_batch else x for x in inputs),
+                tuple(batch_slices(program, inputs, 2)),
                 dynamo=True,
                 opset_version=opset,
                 input_names=[spec.name for spec in program.input_specs],
-                output_names=list(program.output_names("eval")),
-                dynamic_shapes=(tuple(dynamic),) if dynamic else None,
+                output_names=[output.name for output in tensor_outputs(program)],
+                dynamic_shapes=(tuple(dynamic),) if program.dynamic_batch else None,
                 verbose=False,
             )
         except Exception as error:

@@ -20,7 +20,7 @@ from sparsify.exporters.fused_products import fused_products
 from sparsify.exporters.initializers import check_budgets, name_weights, store_sparse
 from sparsify.exporters.measure import Trial, measure_layers
 from sparsify.exporters.preprocessing import Preprocessing, described
-from sparsify.exporters.proof import Parity, prove
+from sparsify.exporters.proof import Parity, Reference, prove
 from sparsify.exporters.single_samples import SELECTIONS, check_same, single_samples
 from sparsify.ir import Program, Stage
 from sparsify.ir.serialization import write_atomically
@@ -134,9 +134,8 @@ def export(
     if input_type == "uint8" and preprocessing is not None:
         baked, fed = preprocessing, [preprocessing.stored(x.cpu()) for x in inputs]
         inputs = [preprocessing.inputs(x) for x in fed]
-    if program.dynamic_batch and len(inputs[0]) == 1:
-        inputs = [torch.cat([x, x]) for x in inputs]  # files may compute one sample in a way of its own
-        fed = fed and [torch.cat([x, x]) for x in fed]
+    reference = Reference(program, inputs, fed=fed)
+    inputs = reference.inputs
     several = program.dynamic_batch and batch > 1
     written = fused_products if selection == "gather" or several else _by_batch
     masks = {name: mask.clone() for name, mask in program.masks().items()}
@@ -151,7 +150,7 @@ def export(
     if storage == "sparse":
         store_sparse(final)
     data = _finished(final, metadata, baked)
-    parity = prove(data, folded, inputs, fed=fed)
+    parity = prove(data, reference)
     integers = None
     if precision == "int8":
         samples = _samples(folded, calibration, held_out or inputs, labels)

@@ -1,8 +1,14 @@
-"""The proof: a written file computes what the program does, in ONNX Runtime, on real inputs."""
+"""The proof: a written file computes what the program does, in ONNX Runtime, on real inputs.
+
+Every number of every output is compared on its own: with what rounding moves that output of that sample (`sparsify.exporters.rounding`),
+and with how far that output moves over the samples. A large value elsewhere, in another class or another sample, hides nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,62 +17,365 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import ExportError
-from sparsify.ir import Program
+from sparsify.exporters.rounding import disturbed
+from sparsify.exporters.signature import (
+    Output,
+    batch_size,
+    batch_slices,
+    doubled,
+    made_up,
+    refuse_alike,
+    tensor_outputs,
+)
+from sparsify.ir import Program, surgery
 
-RELATIVE_TOLERANCE = 1e-4
+Array = np.ndarray
+FLOOR = 1e-5
+"""What an output may be off by in any case, relative to how far it moves over the samples."""
+ALLOWANCE = 2.0
+"""What an output may be off by, relative to what `disturbed` values move it."""
+ROUNDS = 8
+"""Disturbed runs before a file is refused; one is enough for most files to be accepted, and more only widen the tolerance."""
+TOLD = 10.0
+"""An output is compared where the samples move it by this many tolerances; below, another output could stand in its place."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How the file agrees with the program, over all outputs and batch sizes.
+    """What was compared between the file and the program, and what could not be.
+
+    Errors are shown relative to the size of the number, or of its unit (median over the samples, or spread) where that is larger.
 
     Attributes:
-        batches: the batch sizes compared.
-        largest_error: |file - program| relative to the largest magnitude of the output.
-        tolerance: what it had to stay below.
-        decisions: samples whose argmax was compared; all agreed, unless the program's two best logits are a tie.
+        batches: the batch sizes at which both were run.
+        samples: inputs in the largest batch.
+        units: outputs per sample that were compared, over all outputs: those that the samples move beyond their tolerance.
+        largest_error: the largest |file - program| of these units, relative to that size.
+        tolerance: the largest that any of them was allowed, relative to that size.
+        share: the largest error as a share of the tolerance of its own number; at most 1.
+        decisions: samples whose highest logit was compared, at all batch sizes; all agreed.
+        ties: samples whose two highest logits are closer than their tolerance, so that there was no decision to compare.
+        uncompared: what was not compared, a line each: units that no sample moves, outputs that are not in the file.
     """
 
     batches: tuple[int, ...]
+    samples: int
+    units: int
     largest_error: float
     tolerance: float
+    share: float
     decisions: int
+    ties: int
+    uncompared: tuple[str, ...] = ()
 
 
-def prove(data: bytes, program: Program, inputs: Sequence[Tensor], *, fed: Sequence[Tensor] | None = None) -> Parity:
-    """Run the file and the program on ``inputs``; ``fed`` is what the file takes in their place, where it prepares them itself."""
+@dataclass
+class _Run:
+    """A batch: the program's outputs, and how far disturbed values have moved each of their numbers so far."""
+
+    inputs: list[Tensor]
+    wanted: list[Array]
+    moved: list[Array]
+    rounds: int = 0
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Of one output [N, U]: median over samples and spread [U] of each unit, and what rounding moves it by, in all and [U]."""
+
+    median: Array
+    spread: Array
+    noise: Array
+    typical: float
+
+
+class Reference:
+    """What a program computes from real inputs, and how exactly that can be known; files are compared with it.
+
+    Args:
+        program: as the user trained it, before any folding or lowering.
+        inputs: real ones, a tensor per input of the program.
+        fed: what the file takes in their place, where that is something else.
+        made_up: they are not, and the program may fail on them.
+
+    Raises:
+        ExportError: If the inputs do not fit the program or each other.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        inputs: Sequence[Tensor],
+        *,
+        fed: Sequence[Tensor] | None = None,
+        made_up: bool = False,
+    ) -> None:
+        self._made_up = made_up
+        if any(tensor.device.type != "cpu" for tensor in (*program.parameters(), *program.buffers())):
+            program = program.clone().eval()
+            surgery.move(program, torch.device("cpu"))
+        self.program = program
+        self.outputs = tensor_outputs(program)
+        given = [value.detach().cpu() for value in inputs]
+        self.samples = batch_size(program, given)
+        refuse_alike(program, given)
+        self._lone = self.samples == 1
+        self.inputs, self._fed = given, [value.detach().cpu() for value in fed] if fed is not None else None
+        if program.dynamic_batch and self._lone:
+            self.inputs, self._fed = doubled(program, given), doubled(program, self._fed) if self._fed else None
+        self.samples = batch_size(program, self.inputs)
+        sizes = (self.samples, 1) if program.dynamic_batch else (self.samples,)
+        self.unrun: list[str] = []
+        self._runs = {size: run for size in sizes if (run := self._run(batch_slices(program, self.inputs, size), size))}
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Batch sizes at which the program runs, ascending."""
+        return tuple(sorted(self._runs))
+
+    def feeds(self, batch: int) -> dict[str, Array]:
+        """Inputs of a batch by their name."""
+        given = self._runs[batch].inputs if self._fed is None else batch_slices(self.program, self._fed, batch)
+        return {spec.name: x.numpy() for spec, x in zip(self.program.input_specs, given, strict=True)}
+
+    def _run(self, inputs: list[Tensor], size: int) -> _Run | None:
+        try:
+            leaves = self._leaves(inputs)
+        except (IndexError, RuntimeError) as error:
+            if size == self.samples and not self._made_up:
+                raise ExportError(
+                    f"{self.program.name!r} fails on the inputs given: {_first_line(error)}. Give inputs like those it was traced with."
+                ) from error
+            self.unrun.append(f"batch {size}: the program fails there ({_first_line(error)})")
+            return None
+        wanted = [_array(leaves[output.place]) for output in self.outputs]
+        run = _Run(inputs, wanted, [np.zeros(value.shape) for value in wanted])
+        self._disturb(run)
+        return run
+
+    def _leaves(self, inputs: list[Tensor], seed: int | None = None) -> list[Tensor]:
+        phase = self.program.phases["eval"]
+        with _kept(self.program), torch.no_grad():
+            return list(phase(*inputs)) if seed is None else disturbed(phase, inputs, seed)
+
+    def _disturb(self, run: _Run) -> None:
+        leaves = self._leaves(run.inputs, seed=run.rounds)
+        run.rounds += 1
+        for place, (output, want) in enumerate(zip(self.outputs, run.wanted, strict=True)):
+            run.moved[place] = np.maximum(run.moved[place], _distance(want, _array(leaves[output.place])))
+
+    def _table(self, place: int, values: Array) -> Array:
+        """[samples, units] of an output."""
+        dimension = self.outputs[place].samples
+        if dimension is None:
+            return values.reshape(1, -1)
+        return np.moveaxis(values, dimension, 0).reshape(values.shape[dimension], -1)
+
+    def _scale(self, place: int, run: _Run) -> _Scale:
+        wanted, moved = (self._table(place, values[place]) for values in (run.wanted, run.moved))
+        finite = np.isfinite(wanted)
+        means = np.where(finite, wanted, 0.0).sum(axis=0) / np.maximum(finite.sum(axis=0), 1)
+        low, median, high = np.quantile(np.where(finite, wanted, means), (0.25, 0.5, 0.75), axis=0)
+        spread = high - low
+        if len(wanted) < 4 and median.size:
+            spread = np.full_like(median, np.median(np.abs(median - np.median(median))))
+        noise = np.median(moved, axis=0)
+        return _Scale(median, spread, noise, float(np.median(noise)) if noise.size else 0.0)
+
+    def _tolerances(self, place: int, run: _Run) -> tuple[Array, Array]:
+        """Of every number of an output, [N, U]: what the file may be off by, and the size that this is shown relative to."""
+        scale = self._scale(place, self._runs[self.samples])
+        wanted, moved = self._table(place, run.wanted[place]), self._table(place, run.moved[place])
+        if wanted.shape[1] != len(scale.median):  # the units are as many as the samples
+            scale = self._scale(place, run)
+        known = np.where(np.isfinite(wanted), wanted, scale.median)
+        reach = np.maximum(scale.spread, np.abs(known - scale.median))
+        size = np.maximum(np.maximum(scale.spread, np.abs(known)), np.abs(scale.median))
+        rows, columns = np.median(moved, axis=1, keepdims=True), scale.noise
+        with np.errstate(all="ignore"):
+            likely = np.minimum(rows * columns / scale.typical if scale.typical else 0.0, np.maximum(rows, columns))
+        if not self.outputs[place].epsilon:
+            return np.where(moved > 0, np.inf, 0.0), size  # a whole number that rounding changes is a tie
+        own = np.abs(known) * self.outputs[place].epsilon * 2
+        return ALLOWANCE * np.maximum(moved, np.nan_to_num(likely)) + FLOOR * reach + own, size
+
+    def compare(self, session: onnxruntime.InferenceSession) -> Parity:
+        """Compare a file with the program.
+
+        Raises:
+            ExportError: If an output is further off than its tolerance, or the inputs cannot tell a wrong file from a right one.
+        """
+        names, taken = [value.name for value in session.get_outputs()], {value.name for value in session.get_inputs()}
+        missing = [output.name for output in self.outputs if output.name not in names]
+        if missing:
+            raise ExportError(
+                f"the file has outputs {', '.join(names)}, and lacks {', '.join(missing)}. Please report this model."
+            )
+        found: list[_Compared] = []
+        for batch in self.batches:
+            feeds = {name: value for name, value in self.feeds(batch).items() if name in taken}
+            results = dict(zip(names, session.run(None, feeds), strict=True))
+            for place, output in enumerate(self.outputs):
+                found.append(self._compare(place, batch, np.asarray(results[output.name])))
+        told = {one.output.name: one.told(lone=self._lone) for one in found if one.batch == self.samples}
+        parity = self._parity(found, told)
+        enough = self._tells(told) or self._made_up or self._fed is not None
+        return parity if enough else self._by_made_up_inputs(session, parity)
+
+    def _tells(self, told: Mapping[str, Array]) -> bool:
+        by_sample = [output.name for output in self.outputs if output.samples is not None]
+        return any(told[name].any() for name in (by_sample or told))
+
+    def _by_made_up_inputs(self, session: onnxruntime.InferenceSession, parity: Parity) -> Parity:
+        """The inputs given move no output, as where a network is dead for them: compare on inputs that may move it."""
+        text = (
+            "no output moves with the inputs given; random inputs of 1 to 1000 times their size were compared as well"
+        )
+        other = Reference(self.program, made_up(self.program, self.inputs), made_up=True)
+        parity = other.compare(session) if other.batches else parity
+        if not parity.units:
+            text = f"{text}, and move none either: {self.program.name!r} seems to be constant"
+        return dataclasses.replace(parity, samples=self.samples, uncompared=(text, *parity.uncompared))
+
+    def _compare(self, place: int, batch: int, result: Array) -> _Compared:
+        output, run = self.outputs[place], self._runs[batch]
+        want = run.wanted[place]
+        if want.shape != result.shape:
+            raise ExportError(
+                f"output {output.name!r} has shape {result.shape} in the file, {want.shape} in the program, at batch {batch}. "
+                f"Nothing was written. Please report this model."
+            )
+        table = self._table(place, want)
+        error = _distance(table, self._table(place, _array(torch.from_numpy(np.array(result)))))
+        tolerance, size = self._tolerances(place, run)
+        while (error > tolerance).any() and run.rounds < ROUNDS:
+            self._disturb(run)
+            tolerance, size = self._tolerances(place, run)
+        if (error > tolerance).any():
+            raise ExportError(self._refusal(place, batch, error, tolerance, result))
+        return _Compared(output, batch, table, error, tolerance, size)
+
+    def _refusal(self, place: int, batch: int, error: Array, tolerance: Array, result: Array) -> str:
+        run, name = self._runs[batch], self.outputs[place].name
+        again = _array(self._leaves(run.inputs)[self.outputs[place].place])
+        if not np.array_equal(again, run.wanted[place], equal_nan=True):
+            return (
+                f"the program gives output {name!r} differently each time it is run on the same inputs: it draws random numbers in eval "
+                f"mode. Make the eval mode of the model deterministic; a file cannot be compared with chance. Nothing was written."
+            )
+        wrong = error > tolerance
+        with np.errstate(all="ignore"):
+            worst = np.unravel_index(np.argmax(np.where(wrong, error / tolerance, 0.0)), error.shape)
+        want, have = (self._table(place, values)[worst] for values in (run.wanted[place], result))
+        samples, units = wrong.any(axis=1).sum(), wrong.any(axis=0).sum()
+        where = (
+            f"sample {worst[0]}, unit {worst[1]}" if self.outputs[place].samples is not None else f"entry {worst[1]}"
+        )
+        return (
+            f"output {name!r} of the ONNX file differs from the program at batch {batch}: {want:.7g} in the program, {have:.7g} in the "
+            f"file for {where}, off by {error[worst]:.2e} where {tolerance[worst]:.2e} is allowed; {samples} of {len(wrong)} samples and "
+            f"{units} of {wrong.shape[1]} units differ. Nothing was written. Please report this model."
+        )
+
+    def _parity(self, found: Sequence[_Compared], told: Mapping[str, Array]) -> Parity:
+        whole = [one for one in found if one.batch == self.samples]
+        uncompared = [*self.unrun]
+        for one in whole:
+            missed = int((~told[one.output.name]).sum())
+            if missed:
+                uncompared.append(
+                    f"{missed} of {one.wanted.shape[1]} units of output {one.output.name!r}: the inputs do not move them, their value was "
+                    f"compared"
+                )
+        named = {output.name for output in self.outputs}
+        for name in self.program.output_names("eval"):
+            if name not in named:
+                uncompared.append(f"output {name!r}: not a tensor, it is not in the file")
+        largest = tolerance = share = 0.0
+        for one in found:
+            mask = told[one.output.name] if one.wanted.shape[1] == len(told[one.output.name]) else slice(None)
+            with np.errstate(all="ignore"):
+                sizes = one.size[:, mask]
+                errors = one.error[:, mask] / sizes, one.tolerance[:, mask] / sizes
+                shares = one.error / one.tolerance
+            largest, tolerance = (
+                max(old, float(np.max(new, where=np.isfinite(new), initial=0.0)))
+                for old, new in zip((largest, tolerance), errors, strict=True)
+            )
+            share = max(share, float(np.max(shares, where=np.isfinite(shares), initial=0.0)))
+        clear, ties = (sum(counts) for counts in zip(*(one.decisions() for one in found), strict=True))
+        units = sum(int(mask.sum()) for mask in told.values())
+        return Parity(self.batches, self.samples, units, largest, tolerance, share, clear, ties, tuple(uncompared))
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """One output at one batch, [N, U] each: the program's values, and error, tolerance and size of the file's."""
+
+    output: Output
+    batch: int
+    wanted: Array
+    error: Array
+    tolerance: Array
+    size: Array
+
+    def told(self, *, lone: bool) -> Array:
+        """Bool [U]: which units the samples move by `TOLD` tolerances; of a lone sample, which differ from 0 by them."""
+        finite = np.isfinite(self.wanted) & np.isfinite(self.tolerance)
+        if lone or len(self.wanted) == 1:
+            return (finite & (np.abs(self.wanted) > TOLD * self.tolerance))[0]
+        low = np.min(self.wanted + self.tolerance * TOLD / 2, axis=0, where=finite, initial=np.inf)
+        high = np.max(self.wanted - self.tolerance * TOLD / 2, axis=0, where=finite, initial=-np.inf)
+        return high > low
+
+    def decisions(self) -> tuple[int, int]:
+        """Samples whose highest logit is clear, and those where it is a tie; (0, 0) for an output that does not choose among classes."""
+        if not self.output.chooses:
+            return 0, 0
+        rows = np.arange(len(self.wanted))
+        order = np.argsort(np.nan_to_num(self.wanted, nan=-np.inf, posinf=np.inf, neginf=-np.inf), axis=1)
+        first, second = order[:, -1], order[:, -2]
+        with np.errstate(all="ignore"):
+            margin = self.wanted[rows, first] - self.wanted[rows, second]
+            clear = margin > self.tolerance[rows, first] + self.tolerance[rows, second]
+        return int(clear.sum()), int((~clear).sum())
+
+
+def prove(data: bytes, reference: Reference) -> Parity:
+    """Compare a file with the program.
+
+    Raises:
+        ExportError: As `Reference.compare`.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    names = [spec.name for spec in program.input_specs]
-    total = len(inputs[0])
-    batches = tuple(sorted({1, total})) if program.dynamic_batch else (total,)
-    largest, decisions = 0.0, 0
-    for batch in batches:
-        given = [x[:batch].cpu() for x in inputs]
-        with torch.no_grad():
-            expected = [x for x in program.phases["eval"](*given) if isinstance(x, Tensor)]
-        feeds = given if fed is None else [x[:batch] for x in fed]
-        results = session.run(None, {n: x.numpy() for n, x in zip(names, feeds, strict=True)})
-        for name, want, have in zip(program.output_names("eval"), expected, results, strict=True):
-            reference, produced = want.double().numpy(), np.asarray(have, dtype=np.float64)
-            if reference.shape != produced.shape:
-                raise ExportError(
-                    f"output {name!r} has shape {produced.shape} in the file, {reference.shape} in the program."
-                )
-            scale = max(float(np.abs(reference).max()), np.finfo(np.float32).tiny)
-            error = float(np.abs(reference - produced).max()) / scale
-            largest = max(largest, float(error))
-            if not error <= RELATIVE_TOLERANCE:
-                raise ExportError(
-                    f"output {name!r} of the ONNX file differs from the program by {error:.2e} of its range at batch {batch} "
-                    f"(tolerance {RELATIVE_TOLERANCE:.0e}). Nothing was written."
-                )
-            if name == "logits":
-                best = np.sort(reference, axis=1)
-                clear = best[:, -1] - best[:, -2] > 2 * RELATIVE_TOLERANCE * scale
-                wrong = (reference.argmax(1) != produced.argmax(1)) & clear
-                if wrong.any():
-                    raise ExportError(f"{int(wrong.sum())} predictions differ at batch {batch}. Nothing was written.")
-                decisions += len(reference)
-    return Parity(batches, float(largest), RELATIVE_TOLERANCE, decisions)
+    return reference.compare(onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]))
+
+
+def _array(value: Tensor) -> Array:
+    """Numbers as float64, complex ones as pairs of them."""
+    return (torch.view_as_real(value) if value.is_complex() else value).detach().double().numpy()
+
+
+def _distance(want: Array, have: Array) -> Array:
+    """|want - have|; 0 where both are the same infinity or both are not a number, infinite where only one of them is."""
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(want - have)
+    same = (want == have) | (np.isnan(want) & np.isnan(have))
+    return np.where(same, 0.0, np.where(np.isnan(distance), np.inf, distance))
+
+
+@contextmanager
+def _kept(program: Program) -> Generator[None]:
+    """Put back the buffers that a run writes: the program is not the proof's to change."""
+    before = {name: buffer.clone() for name, buffer in program.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in program.named_buffers():
+            if not torch.equal(buffer, before[name]) and not bool(buffer.isnan().any()):
+                buffer.copy_(before[name])
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip()[:200] for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -246,10 +246,12 @@ def _calibrated(report: Report) -> str:
 
 
 def _agreement(parity: Report) -> str:
-    return (
-        f"ONNX Runtime agrees with the program: largest error {parity['largest_error']:.1e} of the outputs' range, tolerance "
-        f"{parity['tolerance']:.0e}; {parity['decisions']:,} predictions compared."
+    text = (
+        f"ONNX Runtime agrees with the program as it was trained: largest error {parity['largest_error']:.1e}, relative to each output; "
+        f"tolerance {parity['tolerance']:.0e} at most; {parity['decisions']:,} predictions compared."
     )
+    missing = parity.get("uncompared", [])
+    return f"{text} Not compared: {'; '.join(missing)}." if missing else text
 
 
 def _speed(report: Report, latency: Report) -> str:

@@ -72,12 +72,17 @@ class Calibration(_Form):
 
 
 class Parity(_Form):
-    """How the ONNX file agrees with the program."""
+    """How the ONNX file agrees with the program; ``uncompared`` says what could not be compared."""
 
     batches: list[int]
+    samples: int | None = None
+    units: int | None = None
     largest_error: float
     tolerance: float
+    share: float | None = None
     decisions: int
+    ties: int | None = None
+    uncompared: list[str] = []
 
 
 class PassRow(_Form):

@@ -127,11 +127,19 @@ def parity(report: Report) -> Rows:
     found = [report[name]["parity"] for name in names]
     return [
         ("batches compared", *(" and ".join(map(str, entry["batches"])) for entry in found)),
-        ("largest error, of the outputs' range", *(f"{entry['largest_error']:.1e}" for entry in found)),
-        ("tolerance", *(f"{entry['tolerance']:.0e}" for entry in found)),
+        ("samples compared", *(_count(entry.get("samples")) for entry in found)),
+        ("outputs per sample compared", *(_count(entry.get("units")) for entry in found)),
+        ("largest error, relative", *(f"{entry['largest_error']:.1e}" for entry in found)),
+        ("largest tolerance, relative", *(f"{entry['tolerance']:.0e}" for entry in found)),
         ("predictions compared", *(f"{entry['decisions']:,}" for entry in found)),
+        ("predictions that are ties", *(_count(entry.get("ties")) for entry in found)),
+        ("not compared", *("; ".join(entry.get("uncompared", [])) or "nothing" for entry in found)),
         ("storage", *(report["storage"] for _ in names)),
     ]
+
+
+def _count(value: int | None) -> str:
+    return "not recorded" if value is None else f"{value:,}"
 
 
 def compute(report: Report) -> Rows:

@@ -17,6 +17,7 @@ import sparsify as sp
 from sparsify.calibration import evaluate, fit
 from sparsify.errors import ExportError, TrainingError
 from sparsify.exporters import export
+from sparsify.exporters import onnx as exporter
 from sparsify.parts.samples import TensorSamples
 from sparsify.passes import Pipeline
 from tests.cases import CASES, digits
@@ -90,9 +91,31 @@ def test_misuse_leaves_no_file(tmp_path):
 
 
 def test_a_file_that_disagrees_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("sparsify.exporters.proof.RELATIVE_TOLERANCE", -1.0)
-    with pytest.raises(ExportError, match="Nothing was written"):
+    def negated(*args, **kwargs):
+        model = convert(*args, **kwargs)
+        for item in model.graph.initializer:
+            if item.data_type == onnx.TensorProto.FLOAT and len(item.dims) == 2:
+                item.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(item), item.name))
+        return model
+
+    convert = exporter.convert
+    monkeypatch.setattr(exporter, "convert", negated)
+    with pytest.raises(ExportError, match=r"output 'logits' of the ONNX file differs .* Nothing was written"):
         export(sparse(CASES[0]), tmp_path / "m.onnx", inputs=CASES[0].args)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inputs_that_cannot_tell_are_refused(tmp_path):
+    program, images = CASES[0].trace().eval(), CASES[0].args[0]
+    for given, message in (
+        (torch.zeros(8, 1, 8, 8), "one and the same number"),
+        (images[:1].repeat(8, 1, 1, 1), "8 times the same sample"),
+        (images[:0], "no sample"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            export(program, tmp_path / "m.onnx", inputs=[given])
+    with pytest.raises(ExportError, match=r"1 tensor\(s\) \(.*\), found 2"):
+        export(program, tmp_path / "m.onnx", inputs=[images, images])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,138 @@
+"""What a file takes and returns: the inputs of a program, sliced to a batch, and those of its outputs that are tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from sparsify.errors import ExportError
+from sparsify.ir import Program, TensorSpec
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of the eval phase that is a tensor.
+
+    Attributes:
+        place: among the flat outputs.
+        name: in the program and in the file.
+        samples: the dimension that counts samples, or None.
+        chooses: whether it is the scores of classes, [N, K] with K of 2 or more.
+        epsilon: of its type; 0 for whole numbers.
+    """
+
+    place: int
+    name: str
+    samples: int | None
+    chooses: bool
+    epsilon: float
+
+
+def tensor_outputs(program: Program) -> tuple[Output, ...]:
+    """The flat outputs of the eval phase that are tensors; None and numbers cannot be outputs of a file."""
+    leaves = program.output_node("eval").args[0]
+    sizes = {spec.shape[0] for spec in program.input_specs if spec.shape}
+    batch = "N" if program.dynamic_batch else next(iter(sizes)) if len(sizes) == 1 else None
+    found: list[Output] = []
+    for place, (name, leaf) in enumerate(zip(program.output_names("eval"), leaves, strict=True)):  # type: ignore[arg-type]
+        if isinstance(leaf, fx.Node) and isinstance(spec := leaf.meta.get("spec"), TensorSpec):
+            kind = getattr(torch, spec.dtype)
+            samples = next((i for i, size in enumerate(spec.shape) if isinstance(size, str)), None)
+            if not program.dynamic_batch and batch in spec.shape[:1]:
+                samples = 0
+            chooses = samples == 0 and name == "logits" and len(spec.shape) == 2 and spec.shape[1] != 1
+            floats = kind.is_floating_point or kind.is_complex
+            found.append(Output(place, name, samples, chooses, torch.finfo(kind).eps if floats else 0.0))
+    return tuple(found)
+
+
+def holds_samples(program: Program, spec: TensorSpec) -> bool:
+    """Whether an input holds a row per sample."""
+    return bool(spec.shape) and (spec.shape[0] == "N" or not program.dynamic_batch)
+
+
+def doubled(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """A single sample twice: files may compute one sample in a way of their own."""
+    return [
+        torch.cat([x, x], spec.shape.index("N")) if "N" in spec.shape else x
+        for spec, x in zip(program.input_specs, inputs, strict=True)
+    ]
+
+
+def batch_slices(program: Program, inputs: Sequence[Tensor], count: int) -> list[Tensor]:
+    """The first ``count`` samples of each input; an input without a batch dimension stays whole."""
+    found: list[Tensor] = []
+    for spec, value in zip(program.input_specs, inputs, strict=True):
+        for dimension, size in enumerate(spec.shape):
+            if size == "N" and program.dynamic_batch:
+                value = value.narrow(dimension, 0, count)
+        found.append(value)
+    return found
+
+
+def batch_size(program: Program, inputs: Sequence[Tensor]) -> int:
+    """Samples in ``inputs``; 1 where no input has a batch dimension.
+
+    Raises:
+        ExportError: If inputs are missing or too many, or hold different numbers of samples.
+    """
+    if len(inputs) != len(program.input_specs):
+        names = ", ".join(spec.name for spec in program.input_specs)
+        raise ExportError(f"inputs should hold {len(program.input_specs)} tensor(s) ({names}), found {len(inputs)}.")
+    counts = {
+        spec.name: value.shape[spec.shape.index("N")]
+        for spec, value in zip(program.input_specs, inputs, strict=True)
+        if "N" in spec.shape and value.ndim == len(spec.shape)
+    }
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise ExportError(f"inputs should hold the same number of samples each, found {found}.")
+    if not counts:
+        return next((int(value.shape[0]) for value in inputs if value.ndim), 1)
+    count = next(iter(counts.values()))
+    if not count:
+        raise ExportError("inputs hold no sample. Give real held-out inputs, as many as can be spared.")
+    return count
+
+
+def refuse_alike(program: Program, inputs: Sequence[Tensor]) -> None:
+    """Refuse inputs that are one sample over and over, or one number: they tell hardly anything about a file.
+
+    Raises:
+        ExportError: If they are.
+    """
+    count = batch_size(program, inputs)
+    values = [
+        x for spec, x in zip(program.input_specs, inputs, strict=True) if x.numel() > 1 and holds_samples(program, spec)
+    ]
+    alike = count > 1 and all(bool((x == x[:1]).all()) for x in values)
+    flat = all(x.is_floating_point() and bool((x == x.flatten()[0]).all()) for x in values)
+    if values and (alike or flat):
+        found = "one and the same number everywhere" if flat else f"{count} times the same sample"
+        raise ExportError(
+            f"the inputs cannot tell a right file from a wrong one: they are {found}. Give real held-out inputs that differ; 16 or more "
+            f"tell most. Nothing was written."
+        )
+
+
+def made_up(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Inputs of the same shapes that move a program more: noise 1 to 1000 times as large, or their whole numbers drawn anew."""
+    generator = torch.Generator().manual_seed(0)
+    found: list[Tensor] = []
+    for spec, value in zip(program.input_specs, inputs, strict=True):
+        if not holds_samples(program, spec) or not value.numel():
+            found.append(value)
+        elif value.is_floating_point():
+            size = value.double().abs().mean().clamp_min(1e-3)
+            noise = torch.randn(value.shape, dtype=torch.float64, generator=generator)
+            scales = torch.tensor([1.0, 10.0, 100.0, 1000.0], dtype=torch.float64).repeat(len(value) // 4 + 1)[
+                : len(value)
+            ]
+            found.append((noise * size * scales.view(-1, *[1] * (value.ndim - 1))).to(value.dtype))
+        else:
+            drawn = torch.randint(value.numel(), value.shape, generator=generator)
+            found.append(value.flatten()[drawn])
+    return found
