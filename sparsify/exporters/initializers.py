@@ -40,7 +40,7 @@ def name_weights(model: onnx.ModelProto, program: Program) -> onnx.ModelProto:
 def check_budgets(
     model: onnx.ModelProto, folded: Program, program: Program, masks: Mapping[str, Tensor]
 ) -> tuple[int, int]:
-    """Zeros of every masked weight, by size and count; the exporter may rename and transpose but not merge.
+    """Zeros of every masked weight that the eval phase reads, by size and count; the exporter may rename and transpose but not merge.
 
     Returns:
         The non-zeros before outputs without a reader were dropped, and the positions.
@@ -52,7 +52,11 @@ def check_budgets(
         (int(np.prod(i.dims)), int(np.count_nonzero(numpy_helper.to_array(i)))) for i in model.graph.initializer
     )
     nonzeros = positions = 0
+    read = read_parameters(program)
     for name, mask in masks.items():
+        if name not in read:
+            nonzeros, positions = nonzeros + int(mask.count_nonzero()), positions + mask.numel()
+            continue
         weight = program.get_parameter(_kept_name(program, name)).detach()
         key = (weight.numel(), int(weight.count_nonzero()))
         if key not in found:
@@ -64,6 +68,14 @@ def check_budgets(
         whole = int(folded.get_parameter(_kept_name(folded, name)).count_nonzero())
         nonzeros, positions = nonzeros + whole, positions + mask.numel()
     return nonzeros, positions
+
+
+def read_parameters(program: Program) -> set[str]:
+    """Names of the parameters whose tensor the eval phase reads, under any of their names; the others are not in a file."""
+    tensors = dict(program.named_parameters(remove_duplicate=False))
+    nodes = program.phases["eval"].graph.nodes
+    read = {id(tensors[n.target]) for n in nodes if n.op == "get_attr" and n.users and n.target in tensors}
+    return {name for name, tensor in tensors.items() if id(tensor) in read}
 
 
 def _kept_name(program: Program, name: str) -> str:

@@ -89,6 +89,8 @@ def classifier(program: Program, phase: str) -> Classifier:
     weight, bias = _parameter(program, node, 1), _parameter(program, node, 2)
     if weight is None or program.tensor(weight).shape[0] != spec.shape[1]:
         raise PassError(_not_found(program, node, "whose weight is not a parameter with one row a class"))
+    if bias is None and len(node.args) > 2 and node.args[2] is not None:
+        raise PassError(_not_found(program, node, "whose bias is computed, not a parameter"))
     return Classifier(node, weight, bias, tuple(tail), logits)
 
 

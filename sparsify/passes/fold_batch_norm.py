@@ -22,7 +22,8 @@ class FoldBatchNorm(Pass):
     """Scale the weights and bias of a layer by the batch norm that alone reads it, and remove the batch norm.
 
     For deployment: batch statistics are gone, so the train phase becomes a copy of the eval phase. Zeros stay zeros.
-    Arithmetic in float64, rounded once.
+    Arithmetic in float64, rounded once. Left alone, with the reason: a weight or bias that is computed, shared or read elsewhere, and a
+    norm without running statistics, or whose scale and shift are computed.
     """
 
     name: ClassVar = "fold-batch-norm"
@@ -45,34 +46,60 @@ class FoldBatchNorm(Pass):
 
     def _fold(self, program: Program, norm: fx.Node) -> str | None:
         layer = norm.args[0]
-        if not isinstance(layer, fx.Node) or layer.target not in _LAYERS:
+        if not isinstance(layer, fx.Node) or layer.target not in _LAYERS or norm.kwargs:
             return "its input is not a convolution or linear layer"
         if len(layer.users) > 1:
             return f"%{layer.name} has other readers"
         spec = layer.meta.get("spec")
         if layer.target is aten.linear.default and (spec is None or len(spec.shape) != 2):
             return "its channel dimension is not the layer's output dimension"
-        weight = _source(layer.args[1])
-        bias = _source(layer.args[2]) if len(layer.args) > 2 else None
-        if weight is None or _readers(program, weight) > 1 or (bias is not None and _readers(program, bias) > 1):
-            return "the layer's parameters are used more than once"
-        gamma, beta, mean, variance = (_value(program, argument) for argument in norm.args[1:5])
-        assert mean is not None and variance is not None
+        if norm.args[5]:
+            return "it computes the statistics of each batch, in eval mode as well"
+        if {"weight", "bias"} & layer.kwargs.keys():
+            return "the layer takes its parameters by name"
+        weight, bias = own_tensor(program, layer, 1), own_tensor(program, layer, 2)
+        if isinstance(weight, str) or weight is None:
+            return weight or "the layer has no weight"
+        if isinstance(bias, str):
+            return bias
+        values = [_statistic(program, argument) for argument in norm.args[1:5]]
+        if isinstance(reason := next((v for v in values if isinstance(v, str)), None), str):
+            return reason
+        gamma, beta, mean, variance = (None if isinstance(value, str) else value for value in values)
+        if mean is None or variance is None:
+            return "it has no running statistics"
         scale = (variance.double() + float(norm.args[7])).rsqrt() * (1.0 if gamma is None else gamma.double())  # type: ignore[arg-type]
         parameter = program.get_parameter(str(weight.target))
-        old_bias = (
-            torch.zeros_like(scale) if bias is None else program.get_parameter(str(bias.target)).detach().double()
-        )
+        old_bias = torch.zeros_like(scale) if bias is None else program.tensor(str(bias.target)).detach().double()
         new_bias = (old_bias - mean.double()) * scale + (0.0 if beta is None else beta.double())
+        shaped = scale.view(-1, *[1] * (parameter.ndim - 1))
+        new_weight = (parameter.detach().double() * shaped).to(parameter.dtype)
+        if not bool(new_weight.isfinite().all() and new_bias.isfinite().all()):
+            return "its statistics make weights that are not finite"
         with torch.no_grad():
-            shaped = scale.view(-1, *[1] * (parameter.ndim - 1))
-            parameter.copy_((parameter.double() * shaped).to(parameter.dtype))
+            parameter.copy_(new_weight)
             if bias is not None:
-                program.get_parameter(str(bias.target)).copy_(new_bias.to(parameter.dtype))
+                program.tensor(str(bias.target)).copy_(new_bias.to(parameter.dtype))
         if bias is None:
             surgery.add_bias(program, "eval", layer, new_bias.to(parameter.dtype))
         surgery.bypass(program, "eval", norm, layer)
         return None
+
+
+def own_tensor(program: Program, layer: fx.Node, index: int) -> fx.Node | str | None:
+    """The node of the parameter that is an argument of a layer, through its mask; None without one, else why it cannot be changed."""
+    value = layer.args[index] if len(layer.args) > index else None
+    if value is None:
+        return None
+    what = "weight" if index == 1 else "bias"
+    source = _source(value)
+    if source is None:
+        return f"the layer's {what} is computed, not a parameter"
+    if str(source.target) not in dict(program.named_parameters(remove_duplicate=False)):
+        return f"the layer's {what} is a buffer, not a parameter"
+    if _readers(program, source) > 1:
+        return "the layer's parameters are used more than once"
+    return source
 
 
 def _source(value: object) -> fx.Node | None:
@@ -91,5 +118,10 @@ def _readers(program: Program, node: fx.Node) -> int:
     return sum(max(len(user.users), 1) if user.target in MASK_OPERATORS else 1 for n in direct for user in n.users)
 
 
-def _value(program: Program, node: object) -> Tensor | None:
-    return program.tensor(str(node.target)).detach() if isinstance(node, fx.Node) else None
+def _statistic(program: Program, value: object) -> Tensor | str | None:
+    """A parameter or buffer of a norm, None where it has none, or why its value is not known."""
+    if value is None:
+        return None
+    if not isinstance(value, fx.Node) or value.op != "get_attr":
+        return "its scale, shift or statistics are computed"
+    return program.tensor(str(value.target)).detach()

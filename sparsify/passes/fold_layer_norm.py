@@ -48,6 +48,9 @@ class FoldLayerNorm(Pass):
 def _refused(program: Program, norm: fx.Node, reads: dict[str, int]) -> str:
     if norm.kwargs or len(norm.args[1]) != 1:  # type: ignore[arg-type]
         return "it normalises more than the last dimension"
+    given = [norm.args[index] for index in (2, 3) if len(norm.args) > index and norm.args[index] is not None]
+    if any(not isinstance(value, fx.Node) or value.op != "get_attr" for value in given):
+        return "its scale or shift is computed"
     if all(value is None for value in _affine(program, norm)):
         return "it has neither scale nor shift"
     if not norm.users or any(user.target is not aten.linear.default or user.args[0] is not norm for user in norm.users):

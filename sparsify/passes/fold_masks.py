@@ -14,7 +14,10 @@ from sparsify.passes.base import Effect, Pass, PassLog, Preserves
 
 @dataclass(frozen=True)
 class FoldMasks(Pass):
-    """Set inactive weights to 0, then remove every mask, random mask and hook from both phases."""
+    """Set inactive weights to 0, then remove every mask, random mask and hook from both phases.
+
+    The mask of a weight that no phase reads any more (an unused head) goes as well.
+    """
 
     name: ClassVar = "fold-masks"
     requires: ClassVar = (Stage.MASKED,)
@@ -34,8 +37,23 @@ class FoldMasks(Pass):
                 if node.op == "call_module" or node.target in (*MASK_OPERATORS, apply_random_mask):
                     surgery.bypass(program, phase, node, node.args[0])
             surgery.erase_dead(program, phase)
-        for site in sites:
-            surgery.remove_state(program, site.mask)
+        for name in dict.fromkeys((*(site.mask for site in sites), *_unread_masks(program, log))):
+            surgery.remove_state(program, name)
         for name in (*(site.visible for site in hidden), *hooks):
             surgery.remove_state(program, name)
         return log
+
+
+def _unread_masks(program: Program, log: PassLog) -> list[str]:
+    """Masks left without a node, because nothing reads what their weights make; these weights are masked here."""
+    buffers, found = dict(program.named_buffers()), list[str]()
+    for name, parameter in program.named_parameters(remove_duplicate=False):
+        mask = buffers.get(f"{name}_mask")
+        if mask is None or mask.dtype is not torch.bool or mask.shape != parameter.shape:
+            continue
+        if name not in log.changed:
+            with torch.no_grad():
+                parameter.masked_fill_(~mask, 0.0)
+            log.change(name)
+        found.append(f"{name}_mask")
+    return found
