@@ -6,8 +6,9 @@ import io
 import json
 import sys
 import traceback
+import warnings
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,7 +17,7 @@ from sparsify import tables
 from sparsify.comparison import COMPARISON, RECORD, run_grid, write_comparison
 from sparsify.deploy import export_saved, recipe_data
 from sparsify.epilogs import examples, other_keys
-from sparsify.errors import RecipeError, SparsifyError
+from sparsify.errors import RecipeError, SparsifyError, SparsifyWarning
 from sparsify.grid import parse_grid
 from sparsify.ir import Program
 from sparsify.ir.serialization import write_atomically
@@ -29,6 +30,7 @@ from sparsify.workflow import ARTEFACTS, traced, traced_without_data, versions
 from sparsify.workflow import run as run_workflow
 
 DEFAULT = Recipe()
+_show = warnings.showwarning
 LONGEST_MESSAGE = 3500
 """Characters of an error that are printed; one may quote what was typed, or a whole file."""
 FORM = "of layers whose groups of outputs read few inputs: grouped, dense, auto (a cost model chooses), or auto:measure"
@@ -488,6 +490,7 @@ def _interrupted(stop: Interrupted) -> NoReturn:
 
 def main() -> None:
     """Entry point: a mistake of the user's ends with one message and exit code 2, never a traceback; a defect says that it is one."""
+    warnings.showwarning = _note
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path need not be text
@@ -510,6 +513,14 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(1)
+
+
+def _note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Print what sparsify says without stopping as a note; warnings of others are shown as Python shows them."""
+    if issubclass(category, SparsifyWarning):
+        print(f"sparsify: note: {message}", file=sys.stderr)
+    else:
+        _show(message, category, *where, **more)
 
 
 def _end(message: str) -> NoReturn:

@@ -248,6 +248,7 @@ def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = N
         test_holdout=recipe.test_holdout,
         train_samples=recipe.train_samples,
         image_size=recipe.image_size,
+        channels=recipe.channels,
         normalise=recipe.normalise == "auto",
         on_progress=on_decode,
     )

@@ -46,6 +46,7 @@ class Recipe:
         test_holdout: fraction of the training data kept for testing, where the data bring no test part.
         train_samples: how many samples of the training data are used, the held-out part among them, drawn by ``seed``; None: all.
         image_size: side in pixels to which a folder's images, or encoded images, are resized.
+        channels: of the images of a folder, or encoded images: ``rgb``, ``grey``, or ``auto``, grey where the training images all are.
         normalise: ``auto`` brings images to mean 0 and deviation 1 per channel; ``none`` leaves bytes as [0, 1] and floats as they are.
         ood: out-of-distribution inputs to be told from the test part: ``file.npz``, a folder of images, ``file.py:factory``, ``photos``.
         method: see `sparsify methods`, or ``file.py:function``; wrappers are written around it, ``cigl(agent(rigl))``.
@@ -74,6 +75,7 @@ class Recipe:
     test_holdout: Fraction | None = None
     train_samples: Positive | None = None
     image_size: Annotated[int, Field(ge=1, le=8192)] | None = None
+    channels: Literal["auto", "rgb", "grey"] = "auto"
     normalise: Literal["auto", "none"] = "auto"
     ood: tuple[str, ...] = ()
     method: str = "gmp"

@@ -11,6 +11,7 @@ import torch
 
 from sparsify.errors import DataError
 from sparsify.loading.images import Progress, decode_all
+from sparsify.loading.pixels import Channels
 from sparsify.parts.samples import Samples, TensorSamples
 
 Arrays = dict[str, np.ndarray]
@@ -22,12 +23,15 @@ UNLIKE = 16
 """Images whose highest values differ by more than this factor, one of them at most 1, are on different scales."""
 
 
-def read_npz(path: Path, *, size: int | None = None, on_progress: Progress | None = None) -> Arrays:
+def read_npz(
+    path: Path, *, size: int | None = None, channels: Channels = "auto", on_progress: Progress | None = None
+) -> Arrays:
     """The arrays of a file, encoded images decoded.
 
     Args:
         path: of the file.
         size: side in pixels to which encoded images are resized.
+        channels: of encoded images: ``rgb``, ``grey``, or ``auto``, as those of the training part are.
         on_progress: see `decode_all`.
 
     Raises:
@@ -50,7 +54,10 @@ def read_npz(path: Path, *, size: int | None = None, on_progress: Progress | Non
     for part in encoded:
         blob, offsets = arrays.pop(f"images_{part}"), arrays.pop(f"offsets_{part}")
         where = f"{path}, images_{part}"
-        arrays[f"x_{part}"] = decode_all(blob, offsets, where, size=size, on_progress=on_progress)
+        images = decode_all(blob, offsets, where, size=size, channels=channels, on_progress=on_progress)
+        if images.shape[1] == 3:
+            channels = "rgb"  # then grey images of other parts are read as the training part's are
+        arrays[f"x_{part}"] = images
     if size is not None and not encoded:
         raise DataError(f"{path} holds no encoded images to resize. Leave image_size out.")
     wanted = [f"{kind}_{part}" for part in PARTS for kind in "xy" if part == "train" or _names_part(arrays, part)]

@@ -16,6 +16,7 @@ from sparsify.errors import DataError
 from sparsify.loading.arrays import Arrays, read_npz, samples_of_arrays
 from sparsify.loading.datasets import samples_of_factory
 from sparsify.loading.images import Progress, samples_of_folder
+from sparsify.loading.pixels import Channels
 from sparsify.parts.samples import Samples, Subset, TensorSamples
 
 Parts = dict[str, Samples]
@@ -63,6 +64,7 @@ def load_data(
     train_samples: int | None = None,
     image_size: int | None = None,
     normalise: bool = True,
+    channels: Channels = "auto",
     on_progress: Progress | None = None,
 ) -> Data:
     """Data by name.
@@ -86,6 +88,7 @@ def load_data(
         train_samples: how many of the training part are used, stratified, drawn by ``seed``, before some are held out; None: all.
         image_size: side in pixels to which the images of a folder, or encoded images, are resized.
         normalise: whether images are normalised.
+        channels: of the images of a folder, or encoded images: ``rgb``, ``grey``, or ``auto``, as those of the training part are.
         on_progress: called while encoded images are decoded.
 
     Raises:
@@ -101,9 +104,9 @@ def load_data(
     elif factory:
         parts = samples_of_factory(text)
     elif folder:
-        parts, names = samples_of_folder(Path(text), size=image_size, normalise=normalise)
+        parts, names = samples_of_folder(Path(text), size=image_size, normalise=normalise, channels=channels)
     else:
-        arrays = read_npz(Path(text), size=image_size, on_progress=on_progress)
+        arrays = read_npz(Path(text), size=image_size, channels=channels, on_progress=on_progress)
         names = tuple(map(str, arrays["class_names"].ravel())) if "class_names" in arrays else None
         parts = samples_of_arrays(text, arrays, normalise=normalise)
     counts = np.bincount(parts["train"].labels.numpy())

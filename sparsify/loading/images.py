@@ -13,20 +13,19 @@ from pathlib import Path
 import numpy as np
 import PIL
 import torch
-from PIL import Image
 from torch import Tensor
 
 from sparsify.errors import DataError
-from sparsify.ir.foreign import regular_size
+from sparsify.loading.pixels import Channels, channels_of, decoded
 from sparsify.parts.samples import Samples
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 OTHERS = {"validation": "val", "test": "test"}
 PIECE = 1024
+DECODING = 2
+"""Of `sparsify.loading.pixels`; a cache of another is not read."""
 HASHED = 1 << 14
 """Bytes of each file of a folder that its fingerprint reads."""
-MOST_PIXELS = 1 << 27
-"""Of one image, 400 MB decoded; a file of a few kilobytes can ask for more."""
 MEASURED = 2000
 """Images of a folder's training part from which mean and standard deviation are taken."""
 
@@ -41,6 +40,7 @@ def decode_all(
     where: str,
     *,
     size: int | tuple[int, int] | None = None,
+    channels: Channels = "rgb",
     on_progress: Progress | None = None,
 ) -> np.ndarray:
     """Decode images stored back to back.
@@ -50,10 +50,11 @@ def decode_all(
         offsets: int, [N + 1], where each begins.
         where: for messages.
         size: side in pixels, or (height, width), to resize to; None: all must have one size.
+        channels: ``rgb``, ``grey``, or ``auto``: grey where the first `MEASURED` images all are.
         on_progress: called now and then.
 
     Returns:
-        uint8 [N, 3, H, W]. Kept in the cache folder and mapped from there, so that the next run starts at once and holds no copy;
+        uint8 [N, C, H, W], C = 3 or 1. Kept in the cache folder and mapped from there, so that the next run starts at once;
         ``SPARSIFY_CACHE=off`` keeps nothing.
 
     Raises:
@@ -69,17 +70,22 @@ def decode_all(
             f"{where}: offsets should rise from 0 to the {len(blob)} bytes of the images, one more than images."
         )
     count = len(offsets) - 1
-    cached = _cache_file(blob, offsets, size)
-    images = _mapped(cached, count) if cached is not None else None
+
+    def source(index: int) -> io.BytesIO:
+        return io.BytesIO(blob[offsets[index] : offsets[index + 1]].tobytes())
+
+    planes = channels_of(channels, map(source, range(min(count, MEASURED))))
+    cached = _cache_file(blob, offsets, size, planes)
+    images = _mapped(cached, count, planes) if cached is not None else None
     if images is not None:
         return images
 
     def decode(index: int) -> np.ndarray:
-        source = io.BytesIO(blob[offsets[index] : offsets[index + 1]].tobytes())
-        return _pixels(source, f"{where}: image {index}", (size, size) if isinstance(size, int) else size)
+        wanted = (size, size) if isinstance(size, int) else size
+        return decoded(source(index), f"{where}: image {index}", wanted, channels=planes, strict=channels == "auto")
 
     first = decode(0)
-    images = np.empty((count, 3, *first.shape[:2]), np.uint8)
+    images = np.empty((count, planes, *first.shape[:2]), np.uint8)
     with ThreadPoolExecutor() as pool:
         for start in range(0, count, PIECE):  # in pieces, so that no more than a piece is held twice
             if on_progress:
@@ -98,7 +104,7 @@ def decode_all(
         _keep(cached, images)
     except OSError:
         return images  # a cache that cannot be written costs time, not results
-    kept = _mapped(cached, count)
+    kept = _mapped(cached, count, planes)
     return images if kept is None else kept
 
 
@@ -115,18 +121,18 @@ def _keep(path: Path, images: np.ndarray) -> None:
         raise
 
 
-def _mapped(path: Path, count: int) -> np.ndarray | None:
+def _mapped(path: Path, count: int, channels: int) -> np.ndarray | None:
     """The ``count`` images in a file of the cache, mapped; None where there are none or the file is damaged."""
     try:
         images = np.load(path, mmap_mode="c", allow_pickle=False)  # writing to it would change memory, never the file
     except (OSError, ValueError, EOFError):
         return None
-    whole = images.dtype == np.uint8 and images.ndim == 4 and images.shape[:2] == (count, 3)
+    whole = images.dtype == np.uint8 and images.ndim == 4 and images.shape[:2] == (count, channels)
     return images if whole else None
 
 
 def samples_of_folder(
-    folder: Path, *, size: int | None, normalise: bool = True
+    folder: Path, *, size: int | None, normalise: bool = True, channels: Channels = "auto"
 ) -> tuple[dict[str, Samples], tuple[str, ...]]:
     """Samples of ``train/<class>/*`` and, where they exist, ``val/<class>/*`` and ``test/<class>/*``, and the classes, sorted by name.
 
@@ -134,6 +140,7 @@ def samples_of_folder(
         folder: holds the parts.
         size: side in pixels to which images are resized; None: all must have one size.
         normalise: per channel, by `MEASURED` images of the training part.
+        channels: ``rgb``, ``grey``, or ``auto``: grey where those `MEASURED` images all are.
 
     Raises:
         DataError: If a part, its classes or their images are missing, or an image cannot be read.
@@ -149,25 +156,37 @@ def samples_of_folder(
             f"{folder / 'train'} has a folder whose name is not printable text: {strange[0]!r}. Rename it; it names a class."
         )
     files = {part: _listed(folder / name, classes, empty=part == "train") for part, name in names.items()}
-    plain = ImageFiles(*files["train"], size=size)
+    paths = files["train"][0]
+    measured = torch.linspace(0, len(paths) - 1, min(len(paths), MEASURED)).long().unique()
+    planes = channels_of(channels, (paths[row] for row in measured.tolist()))
+    strict = channels == "auto"
+    plain = ImageFiles(*files["train"], size=size, channels=planes, strict=strict)
     mean = std = None
     if normalise:
-        spread = torch.linspace(0, len(plain) - 1, min(len(plain), MEASURED)).long().unique()
-        sums = [torch.zeros(3, dtype=torch.float64) for _ in range(2)]
-        for rows in spread.split(64):
+        sums = [torch.zeros(planes, dtype=torch.float64) for _ in range(2)]
+        for rows in measured.split(64):
             pixels = plain.batch(rows)[0].double()
             sums = [sums[0] + pixels.mean(dim=(2, 3)).sum(0), sums[1] + (pixels**2).mean(dim=(2, 3)).sum(0)]
-        mean, square = (value / len(spread) for value in sums)
+        mean, square = (value / len(measured) for value in sums)
         std = (square - mean**2).clamp_min(0).sqrt().clamp_min(1e-6).float()
         mean = mean.float()
     parts: dict[str, Samples] = {
-        part: ImageFiles(*files[part], size=plain.size, mean=mean, std=std, resize=size is not None) for part in names
+        part: ImageFiles(
+            *files[part],
+            size=plain.size,
+            mean=mean,
+            std=std,
+            resize=size is not None,
+            channels=planes,
+            strict=strict,
+        )
+        for part in names
     }
     return parts, tuple(classes)
 
 
 class ImageFiles:
-    """Images in files, decoded when fetched: RGB, [0, 1] or normalised, [B, 3, H, W].
+    """Images in files, decoded when fetched: RGB or grey, [0, 1] or normalised, [B, C, H, W].
 
     Args:
         paths: of the files.
@@ -175,6 +194,8 @@ class ImageFiles:
         size: side to resize to, or (height, width) all must have; None: that of the first.
         mean, std: per channel.
         resize: whether images of another size are resized; None: where ``size`` is a side.
+        channels: 3 or 1.
+        strict: refuse an image with colour where ``channels`` is 1, instead of making it grey.
     """
 
     def __init__(
@@ -186,10 +207,13 @@ class ImageFiles:
         mean: Tensor | None = None,
         std: Tensor | None = None,
         resize: bool | None = None,
+        channels: int = 3,
+        strict: bool = False,
     ) -> None:
         self._paths, self.labels = list(paths), torch.tensor(labels, dtype=torch.int64)
+        self._channels, self._strict = channels, strict
         self._resize = isinstance(size, int) if resize is None else resize
-        first = _pixels(self._paths[0], str(self._paths[0])).shape[:2] if size is None else size
+        first = decoded(self._paths[0], str(self._paths[0])).shape[:2] if size is None else size
         self.size: tuple[int, int] = (first, first) if isinstance(first, int) else (int(first[0]), int(first[1]))
         self.mean, self.std = mean, std
 
@@ -206,7 +230,8 @@ class ImageFiles:
         return values, self.labels[rows]
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(str((self.size, self.labels.tolist())).encode())
+        form = (self.size, self.labels.tolist(), *([1] if self._channels == 1 else []))
+        digest = hashlib.sha256(str(form).encode())
         for path in self._paths:
             digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode(errors="surrogateescape"))
             with path.open("rb") as file:
@@ -214,7 +239,9 @@ class ImageFiles:
         return digest.hexdigest()
 
     def _image(self, path: Path) -> np.ndarray:
-        pixels = _pixels(path, str(path), self.size if self._resize else None)
+        pixels = decoded(
+            path, str(path), self.size if self._resize else None, channels=self._channels, strict=self._strict
+        )
         if pixels.shape[:2] != self.size:
             raise DataError(
                 f"{path} is {_size(pixels)} pixels, the first image {self.size[0]} x {self.size[1]}. Give image_size to resize them."
@@ -243,41 +270,18 @@ def _listed(folder: Path, classes: Sequence[str], *, empty: bool) -> tuple[list[
     return [path for path, _ in found], [label for _, label in found]
 
 
-def _pixels(source: io.BytesIO | Path, where: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    try:
-        if isinstance(source, Path):
-            regular_size(source)
-        with Image.open(source) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise DataError(
-                    f"{where} has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}. Resize it."
-                )
-            if image.mode[:1] in {"I", "F"}:
-                raise DataError(
-                    f"{where} has {image.mode!r} pixels, wider than a byte, and would be clipped. Store it with 8 bits a channel."
-                )
-            rgb = image.convert("RGB")
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"{where} cannot be decoded: {error}. Use JPEG, PNG or WebP, and leave damaged files out."
-        ) from error
-    if size is not None and rgb.size != (size[1], size[0]):
-        rgb = rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(rgb)
-
-
 def _size(image: np.ndarray) -> str:
     return f"{image.shape[0]} x {image.shape[1]}"
 
 
-def _cache_file(blob: np.ndarray, offsets: np.ndarray, size: int | tuple[int, int] | None) -> Path | None:
+def _cache_file(
+    blob: np.ndarray, offsets: np.ndarray, size: int | tuple[int, int] | None, channels: int
+) -> Path | None:
     if os.environ.get("SPARSIFY_CACHE") == "off":
         return None
     digest = hashlib.sha256(np.ascontiguousarray(blob).data)
     digest.update(offsets.astype(np.int64).tobytes())
-    digest.update(f"{size} {PIL.__version__}".encode())
+    digest.update(f"{size} {channels} {DECODING} {PIL.__version__}".encode())
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # a user without a home

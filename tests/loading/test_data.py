@@ -128,12 +128,29 @@ def test_a_folder_of_images(tmp_path):
     data = load_data(write_folder(tmp_path), seed=0)
     assert data.classes == 10 and len(data.test) == 40
     inputs, labels = data.test.batch(torch.arange(40))
-    assert inputs.shape == (40, 3, 8, 8) and torch.bincount(labels).tolist() == np.bincount(LABELS[120:160]).tolist()
+    assert inputs.shape == (40, 1, 8, 8) and torch.bincount(labels).tolist() == np.bincount(LABELS[120:160]).tolist()
     whole = torch.cat([rows(data.train)[0], rows(data.validation)[0]])
     assert abs(float(whole.mean())) < 1e-3
     before, path = data.fingerprint(), sorted((tmp_path / "test" / "digit-0").iterdir())[0]
     Image.fromarray(IMAGES[int(path.stem)] // 2).save(path)
     assert load_data(str(tmp_path), seed=0).fingerprint() != before
+
+
+@pytest.mark.parametrize("channels, planes", [("auto", 1), ("grey", 1), ("rgb", 3)])
+def test_grey_images_stay_grey_unless_colour_is_asked_for(tmp_path, channels, planes):
+    grey = load_data(write_folder(tmp_path / "l"), seed=0, channels=channels)
+    assert grey.example(2).shape == (2, planes, 8, 8)
+    colour = load_data(write_folder(tmp_path / "rgb", colour="RGB"), seed=0, channels=channels)
+    assert colour.example(2).shape == (2, 1 if channels == "grey" else 3, 8, 8)
+
+
+def test_one_image_with_colour_among_grey_ones_is_not_made_grey_unasked(tmp_path):
+    folder = write_folder(tmp_path)
+    path = sorted((tmp_path / "test" / "digit-0").iterdir())[0]
+    Image.fromarray(IMAGES[int(path.stem)]).convert("RGB").save(path)
+    with pytest.raises(DataError, match=r"has colour \(RGB\).*channels = rgb"):
+        rows(load_data(folder, seed=0).test)
+    assert rows(load_data(folder, seed=0, channels="grey").test)[0].shape == (40, 1, 8, 8)
 
 
 def test_a_folder_with_validation_and_resizing(tmp_path):

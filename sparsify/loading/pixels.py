@@ -1,0 +1,108 @@
+"""One encoded image as pixels: upright, on white where it is transparent, RGB or grey."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from sparsify.errors import DataError, LoadWarning
+from sparsify.ir.foreign import regular_size
+
+MOST_PIXELS = 1 << 27
+"""Of one image, 400 MB decoded; a file of a few kilobytes can ask for more."""
+GREY = frozenset({"1", "L", "LA", "La"})
+"""Modes of Pillow without colour."""
+Channels = Literal["auto", "rgb", "grey"]
+
+
+def channels_of(wanted: Channels, sources: Iterable[io.BytesIO | Path]) -> int:
+    """3, or 1 for images that are grey.
+
+    Args:
+        wanted: ``rgb``, ``grey``, or ``auto``: as ``sources`` are, whose headers are read.
+        sources: encoded images; those that cannot be read count as grey, and are refused when they are decoded.
+    """
+    return {"rgb": 3, "grey": 1}[wanted] if wanted != "auto" else 1 if all(map(_is_grey, sources)) else 3
+
+
+def _is_grey(source: io.BytesIO | Path) -> bool:
+    try:
+        if isinstance(source, Path):
+            regular_size(source)
+        with Image.open(source) as image:
+            return image.mode in GREY
+    except Exception:  # whatever a damaged file raises; decoding it says what is wrong
+        return True
+
+
+def decoded(
+    source: io.BytesIO | Path,
+    where: str,
+    size: tuple[int, int] | None = None,
+    *,
+    channels: int = 3,
+    strict: bool = False,
+) -> np.ndarray:
+    """The pixels of an image, turned as its EXIF orientation says, and laid on white where it is transparent.
+
+    Args:
+        source: an encoded image.
+        where: for messages.
+        size: (height, width) to resize to; a JPEG much larger is decoded at a fraction of its size first.
+        channels: 3 for RGB, 1 for grey (ITU-R 601 luma).
+        strict: refuse an image with colour where ``channels`` is 1.
+
+    Returns:
+        uint8 [H, W, C].
+
+    Raises:
+        DataError: If it cannot be decoded, is too large, has more than 8 bits per channel, or has a colour it may not have.
+    """
+    try:
+        if isinstance(source, Path):
+            regular_size(source)
+        with Image.open(source) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise DataError(
+                    f"{where} has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}. Resize it."
+                )
+            if image.mode[:1] in {"I", "F"}:
+                raise DataError(
+                    f"{where} has {image.mode!r} pixels, wider than a byte, and would be clipped. Store it with 8 bits a channel."
+                )
+            if channels == 1 and strict and image.mode not in GREY:
+                raise DataError(
+                    f"{where} has colour ({image.mode}), and the first training images are grey. Set channels = rgb to read all in "
+                    f"colour, or channels = grey to make all grey."
+                )
+            if size is not None:
+                image.draft(None, (2 * max(size), 2 * max(size)))  # of JPEGs: 1/2, 1/4 or 1/8, never below that
+            pixels = _on_white(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{where} cannot be decoded: {error}. Use JPEG, PNG or WebP, and leave damaged files out."
+        ) from error
+    if size is not None and pixels.size != (size[1], size[0]):
+        pixels = pixels.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    array = np.asarray(pixels)
+    return array[:, :, None] if channels == 1 else array
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image
+    over = image.convert("RGBA")
+    lowest = over.getchannel("A").getextrema()[0]
+    if lowest == 255:
+        return image
+    warnings.warn("some images are transparent; they are laid on white.", LoadWarning, stacklevel=2)
+    white = Image.new("RGBA", over.size, "white")
+    return Image.alpha_composite(white, over)
