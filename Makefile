@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test lint check clean
+.PHONY: setup demo test fuzz lint check clean
 
 setup: $(STAMP)
 
@@ -17,6 +17,9 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases 20000
 
 lint: setup
 	$(BIN)/ruff check .

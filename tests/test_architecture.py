@@ -49,7 +49,7 @@ EDITS = {
 NODE_FIELDS = {"args", "kwargs", "target", "op"}
 TRUSTED = {"sparsify/loading/weights.py": "loads pickled weights where the user says --trust-pickle"}
 SPANNING = {"tests/passes/test_masks.py": "masks, lowering, taps and folding agree with each other"}
-ACROSS = {"contracts", "properties", "end_to_end", "golden", "docs"}
+ACROSS = {"fuzz", "contracts", "properties", "end_to_end", "golden", "docs"}
 PUBLIC = {"__version__", 
     "Method", "Pipeline", "Preprocessing", "Program", "SparseTrainer", "attach", "export", "methods", "trace",
 }  # fmt: skip

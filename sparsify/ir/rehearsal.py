@@ -6,7 +6,9 @@ or reach as much by a chain of harmless steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,12 +66,25 @@ def rehearse_graph(
         LoadError: If a node cannot run on what it is given, or makes more than `MOST_VALUES` values.
     """
     problems: list[LoadError] = []
-    for batch in BATCHES:
-        try:
-            return _Rehearsal(graph, where, given, tensor, batch).run()
-        except _DoesNotRun as problem:
-            problems.append(problem)
+    with _quiet():
+        for batch in BATCHES:
+            try:
+                return _Rehearsal(graph, where, given, tensor, batch).run()
+            except _DoesNotRun as problem:
+                problems.append(problem)
     raise problems[0]
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Keep torch from logging the traceback of what becomes the message of an error."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class _DoesNotRun(LoadError):

@@ -80,7 +80,11 @@ def read_arrays(path: Path) -> Arrays:
             f"{path} would take {size:,} bytes of memory unpacked ({path.stat().st_size:,} on disk), and {free_memory():,} are free."
         )
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+        held = {name: archive[name] for name in archive.files}
+    strange = [name for name, value in held.items() if not isinstance(value, np.ndarray)]
+    if strange:
+        raise DataError(f"{path} holds {strange[0]!r}, which is no array. Save plain arrays with numpy.savez.")
+    return held
 
 
 def free_memory() -> int:

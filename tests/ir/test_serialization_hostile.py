@@ -143,6 +143,15 @@ def test_what_is_not_attacked_loads_and_the_parts_are_as_large_as_they_say(good,
         sp.Program.load(tmp_path / "m.sparsify")
 
 
+def test_the_traceback_of_torch_is_not_shown(good, tmp_path, caplog):
+    document = copy.deepcopy(good[0])
+    document["graphs"]["eval"][-2]["args"] = {"tuple": [{"node": "relu"}, {"list": []}]}
+    document["graphs"]["eval"][-2]["target"] = "op:aten.permute.default"
+    with pytest.raises(LoadError):
+        sp.Program.load(written(tmp_path / "m.sparsify", document, good[1]))
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+
+
 def test_devices_and_pipes_are_no_files(tmp_path):
     (tmp_path / "zero.sparsify").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe.sparsify")

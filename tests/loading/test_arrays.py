@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 
 from sparsify.errors import DataError
 from sparsify.loading import load_data
-from sparsify.loading.arrays import channel_statistics
+from sparsify.loading.arrays import channel_statistics, read_npz
 from tests.loading.test_data import IMAGES, LABELS, encoded, write_npz
 
 
@@ -144,3 +146,11 @@ def test_statistics_of_bytes_by_hand_and_of_floats_are_the_same():
         mean, std = channel_statistics(x)
         torch.testing.assert_close(mean, torch.tensor([0.5, 0.2]))
         torch.testing.assert_close(std, torch.tensor([0.5, 1e-6]))
+
+
+def test_a_member_that_is_no_array_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=np.zeros((4, 2)))
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("y_train", b"0101")
+    with pytest.raises(DataError, match="holds 'y_train', which is no array"):
+        read_npz(tmp_path / "a.npz")
