@@ -56,7 +56,12 @@ def convert(program: Program, inputs: Sequence[Tensor], opset: int) -> onnx.Mode
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop what names the machine that wrote the file: stack traces and paths in node metadata."""
+    """Drop what names the machine that wrote the file, and shapes of weights: tools that rewrite weights do not keep them up to date."""
+    weights = {item.name for item in model.graph.initializer}
+    kept = [value for value in model.graph.value_info if value.name not in weights]
+    if len(kept) < len(model.graph.value_info):
+        del model.graph.value_info[:]
+        model.graph.value_info.extend(kept)
     for group in (
         model.graph.node,
         model.graph.value_info,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from onnx import helper
 from torch import Tensor
 
 from sparsify.errors import ExportError
@@ -33,6 +34,7 @@ from sparsify.passes import (
     OrderOutputs,
     Pipeline,
 )
+from sparsify.version import __version__
 
 OPSETS = range(18, 24)
 STORAGES = ("dense", "sparse")
@@ -50,7 +52,7 @@ class ExportResult:
 
     Attributes:
         parity: of the fp32 file, also where it is not the one that was written.
-        forms: by weight, ``grouped``, or why it was left dense.
+        forms: by weight, ``grouped``, or why it was left dense; all are dense where a file in that form could not be made or proved.
         int8: how the int8 file came about and agrees with the program; None with precision fp32.
     """
 
@@ -140,17 +142,26 @@ def export(
     written = fused_products if selection == "gather" or several else _by_batch
     masks = {name: mask.clone() for name, mask in program.masks().items()}
     folded = _folded(program)
-    arranged = _arranged(folded, form)
-    lowered, forms = _lowered(
-        arranged, form, functools.partial(measure_layers, written=written, batch=batch, threads=threads)
-    )
-    model = convert(lowered, inputs, opset)
-    nonzeros, positions = check_budgets(model, folded, lowered, masks)
-    final = written(model)
-    if storage == "sparse":
-        store_sparse(final)
-    data = _finished(final, metadata, baked)
-    parity = prove(data, reference)
+    measured = functools.partial(measure_layers, written=written, batch=batch, threads=threads)
+
+    def proved(form: str) -> tuple[Program, dict[str, str], onnx.ModelProto, tuple[int, int], bytes, Parity]:
+        arranged = _arranged(folded, form)
+        lowered, forms = _lowered(arranged, form, measured)
+        model = convert(lowered, inputs, opset)
+        counts = check_budgets(model, folded, lowered, masks)
+        final = written(model)
+        if storage == "sparse":
+            store_sparse(final)
+        data = _finished(final, metadata, baked)
+        return arranged, forms, model, counts, data, prove(data, reference)
+
+    try:
+        arranged, forms, model, (nonzeros, positions), data, parity = proved(form)
+    except Exception as error:  # whatever it is that a form does not survive, the dense file is written, and says so
+        if form == "dense":
+            raise
+        arranged, _, model, (nonzeros, positions), data, parity = proved("dense")
+        forms = _fallen_back(folded, masks, error)
     integers = None
     if precision == "int8":
         samples = _samples(folded, calibration, held_out or inputs, labels)
@@ -176,6 +187,13 @@ def export(
     return ExportResult(Path(path), len(data), nonzeros, positions, parity, forms, integers)
 
 
+def _fallen_back(folded: Program, masks: Collection[str], error: Exception) -> dict[str, str]:
+    """What became of each weight where only the dense form could be written, and why."""
+    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+    names = masks or [name for name, value in folded.named_parameters() if value.ndim > 1]
+    return dict.fromkeys(names, f"dense: the file in another form was not usable ({reason})")
+
+
 def _by_batch(model: onnx.ModelProto) -> onnx.ModelProto:
     return single_samples(fused_products(model))
 
@@ -185,6 +203,8 @@ def _finished(model: onnx.ModelProto, metadata: Mapping[str, str], baked: Prepro
         baked.bake(model)
     for key, value in sorted(metadata.items()):
         model.metadata_props.add(key=key, value=value)
+    model.producer_name, model.producer_version = "sparsify", __version__
+    model.ir_version = helper.find_min_ir_version_for(model.opset_import)
     onnx.checker.check_model(model)
     return model.SerializeToString(deterministic=True)
 

@@ -21,6 +21,15 @@ def add_state(program: Program, name: str, value: Tensor | nn.Module) -> None:
     place(program, name, value)
 
 
+def replace_parameter(program: Program, name: str, values: Tensor) -> None:
+    """Register new values of a parameter, under every name that its tensor has."""
+    old = program.get_parameter(name)
+    same = [other for other, value in program.named_parameters(remove_duplicate=False) if value is old]
+    made = nn.Parameter(values.contiguous(), old.requires_grad)
+    for other in same:
+        add_state(program, other, made)
+
+
 def remove_state(program: Program, name: str) -> None:
     """Forget a buffer, parameter or submodule, and the bare modules left empty by it."""
     owner, _, leaf = name.rpartition(".")

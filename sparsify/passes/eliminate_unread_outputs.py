@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from sparsify.ir import Program, Stage, TensorSpec, surgery
 from sparsify.parts.grouped import LANES
@@ -185,7 +185,5 @@ def take_outputs(
 
 def set_parameter(program: Program, node: Any, values: Tensor) -> None:
     """Replace the parameter that a node reads."""
-    name = str(node.target)
-    trained = program.get_parameter(name).requires_grad
-    surgery.add_state(program, name, nn.Parameter(values.contiguous(), trained))
+    surgery.replace_parameter(program, str(node.target), values)
     node.meta["spec"] = surgery.spec_of(values, node.name)

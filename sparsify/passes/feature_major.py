@@ -17,12 +17,14 @@ from sparsify.ir import Program, TensorSpec, surgery
 
 aten = torch.ops.aten
 UNARY = (
-    aten.relu.default, aten.relu_.default, aten.gelu.default, aten.silu.default, aten.silu_.default, aten.sigmoid.default,
+    aten.relu.default, aten.gelu.default, aten.silu.default, aten.sigmoid.default,
     aten.tanh.default, aten.hardtanh.default, aten.leaky_relu.default, aten.elu.default, aten.hardswish.default,
     aten.dropout.default, aten.clone.default, aten.contiguous.default,
 )  # fmt: skip
-BINARY = (aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
+BINARY = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 TURNS = (aten.permute.default, aten.transpose.int)
+STRIDED = (aten.view.default, aten.view.dtype, aten._unsafe_view.default, aten.as_strided.default)
+"""Operators that ask how a value lies in memory; after a transpose it lies in another way."""
 RESHAPES = (aten.reshape.default, aten.view.default, aten.flatten.using_ints)
 
 
@@ -33,6 +35,7 @@ class FeatureMajor:
         self.program, self.phase = program, phase
         self.twins: dict[fx.Node, fx.Node] = {}
         self.readers: set[fx.Node] = set()
+        self._strided = any(node.target in STRIDED for node in program.phases[phase].graph.nodes)
 
     def emit(
         self, anchor: fx.Node, target: Callable[..., Any], args: Sequence[Any], shape: Sequence[int | str]
@@ -175,7 +178,7 @@ class FeatureMajor:
         order = [*range(len(turned) - 2), len(turned) - 1, len(turned) - 2]
         rows = self.emit(twin, aten.permute.default, (twin, order), tuple(turned[i] for i in order))
         if len(shape) == len(turned):
-            return rows
+            return self.emit(rows, aten.contiguous.default, (rows,), shape) if self._strided else rows
         return self.emit(rows, aten.reshape.default, (rows, sizes(shape)), shape)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from sparsify.errors import PassError
 from sparsify.ir import Program, Stage, TensorSpec, surgery
@@ -15,6 +15,7 @@ from sparsify.parts.packing import Packing, best_packing
 from sparsify.passes.base import Effect, Pass, PassLog, Preserves, option
 from sparsify.passes.eliminate_unread_outputs import groups_of, reads_of
 from sparsify.passes.feature_major import FeatureMajor, can_turn, feature_shape, sizes
+from sparsify.passes.in_place import make_functional
 
 aten = torch.ops.aten
 FORMS = ("auto", "grouped")
@@ -99,6 +100,7 @@ class LowerGroupedLinear(Pass):
     keep_dense: tuple[str, ...] = option((), "globs of weights to leave as they are")
 
     def run(self, program: Program) -> PassLog:
+        make_functional(program, "eval")
         log, columns = PassLog(self.name), FeatureMajor(program, "eval")
         layers = dict(_layers(program, (aten.linear.default,), self, log))
         for node in list(program.phases["eval"].graph.nodes):
@@ -247,9 +249,7 @@ def _packing(
 
 
 def _replace(program: Program, weight: fx.Node, values: Tensor) -> None:
-    name = str(weight.target)
-    trained = program.get_parameter(name).requires_grad
-    surgery.add_state(program, name, nn.Parameter(values.contiguous(), trained))
+    surgery.replace_parameter(program, str(weight.target), values)
     weight.meta["spec"] = surgery.spec_of(values, weight.name)
 
 

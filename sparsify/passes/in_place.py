@@ -1,0 +1,72 @@
+"""In-place operators of a phase as the operators that return their result, where nobody can tell the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from sparsify.ir import Program, TensorSpec, surgery
+
+aten = torch.ops.aten
+ALIASES = {
+    "view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "unsqueeze", "squeeze", "select", "slice", "split",
+    "split_with_sizes", "chunk", "unbind", "expand", "narrow", "diagonal", "as_strided", "alias", "detach", "contiguous", "dropout",
+    "to", "movedim", "view_as", "expand_as", "getitem",
+}  # fmt: skip
+"""Operators whose result may share the memory of what they are given."""
+
+
+def make_functional(program: Program, phase: str) -> None:
+    """Replace in-place operators; those that read the changed value later read the result.
+
+    An operator stays where other values may share the memory that it writes, where it changes an input or the state of the program, or
+    where ATen has no form of it that takes the same arguments.
+    """
+    place = {node: index for index, node in enumerate(program.phases[phase].graph.nodes)}
+    for node in list(place):
+        target = _functional(node)
+        value = node.args[0] if target is not None and node.args else None
+        if target is None or not isinstance(value, fx.Node) or value.op != "call_function" or not _owned(value, node):
+            continue
+        later = [user for user in value.users if place[user] > place[node]]
+        surgery.replace_target(node, target)
+        surgery.reroute(value, node, users=later)
+
+
+def _functional(node: fx.Node) -> Callable[..., Any] | None:
+    """The overload that returns its result and takes the same arguments, if the node is an in-place operator of its result's type."""
+    written = node.target
+    if (
+        not isinstance(written, torch._ops.OpOverload)
+        or not written._opname.endswith("_")
+        or written.namespace != "aten"
+    ):
+        return None
+    packet = getattr(aten, written._opname.removesuffix("_"), None)
+    found = getattr(packet, written._overloadname, None) if packet is not None else None
+    if found is None:
+        return None
+    wanted, given = ([(a.name, str(a.type)) for a in op._schema.arguments] for op in (found, written))
+    specs = [value.meta.get("spec") for value in node.all_input_nodes]
+    kinds = {spec.dtype for spec in specs if isinstance(spec, TensorSpec)}
+    return found if wanted == given and len(kinds) == 1 else None
+
+
+def _owned(value: fx.Node, writer: fx.Node) -> bool:
+    """Whether the memory of ``value`` is read through ``value`` and ``writer`` only."""
+    if any(user is not writer and _is_alias(user) for user in value.users):
+        return False
+    while _is_alias(value):
+        source = value.args[0]
+        if not isinstance(source, fx.Node) or source.op != "call_function" or len(source.users) > 1:
+            return False
+        value = source
+    return True
+
+
+def _is_alias(node: fx.Node) -> bool:
+    name = getattr(node.target, "_opname", "") or getattr(node.target, "__name__", "")
+    return name in ALIASES or name.endswith("_")
