@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from sparsify.exporters.skeleton import inferred
 from sparsify.exporters.trials import Array
 
 
@@ -46,7 +47,7 @@ class View:
     """Producers, readers, constants and shapes of a graph, by tensor name."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        graph = onnx.shape_inference.infer_shapes(model).graph
+        graph = inferred(model)
         self.graph = model.graph
         self.producer = {name: node for node in model.graph.node for name in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = {}

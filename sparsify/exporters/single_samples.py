@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sparsify.errors import ExportError
+from sparsify.exporters.skeleton import inferred
 from sparsify.exporters.trials import Feeds, session_of
 
 SELECTIONS = ("by-batch", "gather")
@@ -218,7 +219,7 @@ def _renamed(nodes: Iterable[onnx.NodeProto], suffix: str) -> list[onnx.NodeProt
 
 def _known(model: onnx.ModelProto) -> tuple[dict[str, list[int | str | None]], dict[str, int]]:
     """Sizes and element types by tensor; an open size by its name, None where nothing is known of it."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    graph = inferred(model)
     types = {v.name: v.type.tensor_type for v in (*graph.value_info, *graph.input, *graph.output)}
     sizes = {
         name: [d.dim_value or d.dim_param or None for d in kind.shape.dim]
