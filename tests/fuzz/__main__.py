@@ -21,7 +21,7 @@ def main() -> int:
     tally: dict[str, Tally] = {}
     for done, (kind, number, outcome, now) in enumerate(campaign(options.cases, options.seed, only=options.kind), 1):
         tally = now
-        faulthandler.dump_traceback_later(120, exit=True)
+        faulthandler.dump_traceback_later(900, exit=True)
         if outcome.kind == "escaped":
             print(f"ESCAPED {kind} --seed {options.seed} case {number}: {outcome.detail}", flush=True)
         if done % 500 == 0:
