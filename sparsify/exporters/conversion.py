@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparsify.errors import ExportError
 from sparsify.exporters.signature import batch_slices, tensor_outputs
 from sparsify.ir import Program
+from sparsify.ir.phase import PhaseCall
 
 
 class _NamedOutputs(nn.Module):
@@ -22,7 +23,7 @@ class _NamedOutputs(nn.Module):
 
     def __init__(self, program: Program) -> None:
         super().__init__()
-        self.phase = program.phases["eval"]
+        self.phase = PhaseCall(program.phases["eval"])
         self.places = [output.place for output in tensor_outputs(program)]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:

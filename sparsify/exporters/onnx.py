@@ -24,6 +24,7 @@ from sparsify.exporters.preprocessing import Preprocessing, described
 from sparsify.exporters.proof import Parity, Reference, prove
 from sparsify.exporters.single_samples import SELECTIONS, check_same, single_samples
 from sparsify.ir import Program, Stage
+from sparsify.ir.effects import unexportable
 from sparsify.ir.serialization import write_atomically
 from sparsify.passes import (
     AbsorbBiases,
@@ -118,6 +119,8 @@ def export(
     Raises:
         ExportError: If an option is out of range, export fails, or the file does not agree with the program.
     """
+    if lost := unexportable(program):
+        raise ExportError(f"{program.name!r} {lost}")
     if opset not in OPSETS:
         raise ExportError(f"opset should be between {OPSETS[0]} and {OPSETS[-1]}, found {opset}.")
     if storage not in STORAGES:

@@ -42,6 +42,21 @@ def random_draws(program: Program, phase: str) -> list[fx.Node]:
     return [node for node in program.phases[phase].graph.nodes if node in read and _draws(node)]
 
 
+def unexportable(program: Program) -> str | None:
+    """What a file of the eval phase would lose, as the end of a sentence that begins with the program's name; None for nothing."""
+    if state := [name for name, is_read in changed_buffers(program, "eval").items() if is_read]:
+        return (
+            f"changes the buffers {', '.join(map(repr, state))} in eval mode, on which its outputs depend, and a file keeps no state "
+            f"between calls. Change them in training only, or pass the state in and out as an input and an output."
+        )
+    if draws := random_draws(program, "eval"):
+        return (
+            f"draws random numbers in eval mode ({place_of(draws[0])}), so no two calls agree and its file cannot be proved. Pass the "
+            f"random numbers in as an input, or draw in training only."
+        )
+    return None
+
+
 def place_of(node: fx.Node) -> str:
     """Which operator of which module a node is, as a message says it."""
     owner = node.meta.get("owner")

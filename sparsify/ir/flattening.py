@@ -44,6 +44,8 @@ class _Flattening:
     graph: fx.Graph = field(default_factory=fx.Graph)
     values: dict[fx.Node, Any] = field(default_factory=dict)
     gradient_free: set[fx.Node] = field(default_factory=set)
+    same: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    """Values in regions of no_grad that are an operand itself (``x.float()`` of a float32, ``x.add_(1)``), by the node that says so."""
 
 
 def flatten(exported: ExportedProgram, state: nn.Module, phase: str) -> FlatGraph:
@@ -121,6 +123,8 @@ def _copy(made: _Flattening, module: fx.GraphModule, *, detached: bool, full_pre
             return fx.map_arg(node.args[0], lambda n: made.values[n])
         elif node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
             made.values[node] = _inlined(made, node, detached=detached, full_precision=full_precision)
+        elif node.target is aten._assert_tensor_metadata.default:
+            continue  # it says the dtype and device of the example, which autocast and moving a program change
         elif node.target is operator.getitem and isinstance(made.values[node.args[0]], (tuple, list)):
             made.values[node] = made.values[node.args[0]][node.args[1]]
         elif (functional := _without_out(node)) is not None:
@@ -140,6 +144,8 @@ def _copy(made: _Flattening, module: fx.GraphModule, *, detached: bool, full_pre
                 copied.meta[FULL_PRECISION] = True
             if detached:
                 made.gradient_free.add(copied)
+                if _returns_its_argument(copied):
+                    made.same[copied] = cast(fx.Node, copied.args[0])
     raise AssertionError("a graph ends in its output")
 
 
@@ -155,7 +161,7 @@ def _without_out(node: fx.Node) -> torch._ops.OpOverload | None:
 
 def _inlined(made: _Flattening, node: fx.Node, *, detached: bool, full_precision: bool) -> Any:
     """The values of a nested graph, its nodes copied in place of the call."""
-    name = cast(Any, node.target).name()
+    name, outside = cast(Any, node.target).name(), detached
     values: list[Any] = [made.values[a] if isinstance(a, fx.Node) else a for a in node.args]
     if name == "wrap_with_set_grad_enabled":
         enabled, body, *operands = values
@@ -185,7 +191,28 @@ def _inlined(made: _Flattening, node: fx.Node, *, detached: bool, full_precision
         )
     inputs = [n for n in body.graph.nodes if n.op == "placeholder"]
     made.values.update(zip(inputs, operands, strict=True))
-    return _copy(made, body, detached=detached, full_precision=full_precision)
+    results = _copy(made, body, detached=detached, full_precision=full_precision)
+    return results if outside else fx.map_arg(results, lambda n: _operand(made, n))
+
+
+def _returns_its_argument(node: fx.Node) -> bool:
+    """Whether an operator returns the very tensor it was given: a conversion to what it is already, or an operator in place."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload) or not node.args:
+        return False
+    source = node.args[0].meta.get("spec") if isinstance(node.args[0], fx.Node) else None
+    own = node.meta.get("spec")
+    if source is None or own is None or source.dtype != own.dtype or source.shape != own.shape:
+        return False
+    first = node.target._schema.arguments[0].alias_info
+    in_place = first is not None and first.is_write
+    return in_place or (node.target.overloadpacket in (aten.to, aten.contiguous) and not node.kwargs.get("copy"))
+
+
+def _operand(made: _Flattening, value: fx.Node) -> fx.Node:
+    """The value as the code after a region of no_grad sees it: an operand that came out again still has its gradient."""
+    while value in made.same:
+        value = made.same[value]
+    return value
 
 
 def _detached(made: _Flattening, value: Any) -> Any:
@@ -196,6 +223,7 @@ def _detached(made: _Flattening, value: Any) -> Any:
     node = made.graph.call_function(aten.detach.default, (value,))
     node.meta = {**value.meta, "spec": TensorSpec(node.name, spec.shape, spec.dtype)}
     made.gradient_free.add(node)
+    made.same[node] = value
     return node
 
 
@@ -268,5 +296,10 @@ def source_line(trace: str) -> str:
     """The last line outside torch in a stack trace, as " at file.py:12 in forward"; empty if there is none."""
     lines: Sequence[tuple[str, str, str]] = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', trace)
     return next(
-        (f" at {f.rsplit('/', 1)[-1]}:{line} in {name}" for f, line, name in reversed(lines) if "/torch/" not in f), ""
+        (
+            f" at {f.rsplit('/', 1)[-1]}:{line} in {name}"
+            for f, line, name in reversed(lines)
+            if "/torch/" not in f and f[:1] != "<"
+        ),
+        "",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -39,6 +40,14 @@ class Phase(fx.GraphModule):
             raise AttributeError(f"the phase has no submodule {target!r}")
         return found
 
+    def lint(self) -> None:
+        """Check that the graph is well formed. That its state exists is a rule of the verifier; torch looks it up as attributes."""
+        owner, self.graph.owning_module = self.graph.owning_module, None
+        try:
+            self.graph.lint()
+        finally:
+            self.graph.owning_module = owner
+
     def recompile(self) -> Any:
         """Compile the graph after it was edited."""
         graph = self._graph
@@ -47,6 +56,27 @@ class Phase(fx.GraphModule):
             return super().recompile()
         finally:
             self.__dict__["_graph"] = graph
+
+
+class PhaseCall(nn.Module):
+    """A phase as a submodule for torch's exporters, which read state as attributes: it has no attribute but those of every module."""
+
+    def __init__(self, phase: Phase) -> None:
+        super().__init__()
+        self.__dict__.update({table: _mirror(phase).__dict__[table] for table in TABLES}, _phase=phase)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.__dict__["_phase"](*inputs)
+
+
+def _mirror(module: nn.Module) -> nn.Module:
+    """The module's tree over the same tables of tensors, submodules called like a word of Python renamed."""
+    made = nn.Module()
+    made.__dict__.update(_parameters=module._parameters, _buffers=module._buffers)
+    for name, inner in module._modules.items():
+        plain = f"{name}_" if keyword.iskeyword(name) and f"{name}_" not in module._modules else name
+        made._modules[plain] = None if inner is None else _mirror(inner)
+    return made
 
 
 class _Read:

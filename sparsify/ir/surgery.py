@@ -174,7 +174,7 @@ def move(program: Program, device: torch.device) -> None:
 def finish(program: Program) -> None:
     """Check and recompile every phase after editing."""
     for module in program.phases.values():
-        module.graph.lint()
+        module.lint()
         if not program.__dict__.get(_HELD):
             module.recompile()
 

@@ -101,7 +101,8 @@ def _initialise(model: nn.Module, example: Example) -> None:
     """Run lazy modules once, which gives their parameters shapes and values."""
     if any(is_lazy(value) for value in (*model.parameters(), *model.buffers())):
         model.eval()
-        _run(model, example)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            _called(model, example)
 
 
 def _accepted(model: nn.Module, example: Example) -> Example:
@@ -150,10 +151,15 @@ def _same(first: Any, second: Any) -> bool:
 
 
 def _run(model: nn.Module, example: Example) -> None:
+    """Run the model once and leave it as it was."""
+    with torch.no_grad(), untouched(model):
+        _called(model, example)
+
+
+def _called(model: nn.Module, example: Example) -> None:
     args, kwargs = example
     try:
-        with torch.no_grad():
-            model(*args, **kwargs)
+        model(*args, **kwargs)
     except Exception as error:
         shapes = [list(x.shape) for x in pytree.tree_leaves(example) if isinstance(x, Tensor)]
         raise TraceError(
@@ -175,7 +181,8 @@ def _captured(model: nn.Module, example: Example) -> dict[str, Captured]:
         )
     for phase in PHASES:
         model.train(phase == "train")
-        found[phase] = capture(model, example, phase, dynamic=dynamic)
+        with untouched(model):
+            found[phase] = capture(model, example, phase, dynamic=dynamic)
         dynamic = found[phase].dynamic
     if found["train"].dynamic and not found["eval"].dynamic:
         model.train()
