@@ -40,6 +40,7 @@ class Recipe:
     Attributes:
         model: ``file.py:factory``, ``package.module:factory`` or ``model.pt2``.
         weights: safetensors or a state dict to start from; None: the model's own.
+        logits: position (from 0) or key of the output that holds the class scores, where the model returns several that could.
         trust_pickle: let the files of model and weights run the code they may contain.
         data: ``digits``, ``file.npz``, a folder of images, or ``file.py:factory``.
         holdout: fraction of the training data kept for validation and calibration, where the data bring none.
@@ -69,6 +70,7 @@ class Recipe:
 
     model: str = "sparsify.loading:digits_cnn"
     weights: str | None = None
+    logits: Annotated[int, Field(ge=0)] | str | None = None
     trust_pickle: bool = False
     data: str = "digits"
     holdout: Fraction = 0.15

@@ -22,6 +22,7 @@ from sparsify.deploy import feeding, measure_latency, recipe_data, trials, write
 from sparsify.errors import CheckpointError, DataError, RecipeError, TraceError
 from sparsify.exporters import export
 from sparsify.ir import Program, trace
+from sparsify.ir.effects import unexportable
 from sparsify.ir.serialization import UNFINISHED, write_atomically
 from sparsify.loading import Data, load_model
 from sparsify.loading.inputs import example_inputs
@@ -245,14 +246,27 @@ def traced(recipe: Recipe, data: Data) -> Program:
     """The recipe's model, seeded and traced on real inputs.
 
     Raises:
-        TraceError: If it cannot be traced, or does not return one score per class.
+        TraceError: If it cannot be traced, does not return one score per class, or could not be trained or exported.
         DataError: If the data have more classes than it has outputs.
     """
     torch.manual_seed(recipe.seed)
     weights = None if recipe.weights is None else Path(recipe.weights)
     model: nn.Module = load_model(recipe.model, weights=weights, trust_pickle=recipe.trust_pickle)
     example = data.example()
-    program = trace(model, (example,))
+    outputs = {} if recipe.logits is None else {"logits": recipe.logits}
+    program = trace(model, (example,), outputs=outputs, classes=data.classes)
+    if lost := unexportable(program):
+        raise TraceError(f"{recipe.model} {lost}")
+    if program.dynamic_batch and recipe.batch_size not in program.batch_ranges["train"]:
+        raise TraceError(
+            f"{recipe.model} holds for batches of {program.batch_ranges['train']} in training, and batch_size is {recipe.batch_size}. "
+            f"Set batch_size within that range, or make forward independent of the number of samples."
+        )
+    if program.dynamic_batch and not program.batch_ranges["eval"].everything:
+        raise TraceError(
+            f"{recipe.model} holds for batches of {program.batch_ranges['eval']} in eval mode; a run evaluates and exports with others as "
+            f"well. Make forward independent of the number of samples, or use sparsify.trace and a loop of your own."
+        )
     with torch.no_grad():
         shape = program.eval().outputs(example)["logits"].shape
     if len(shape) != 2:

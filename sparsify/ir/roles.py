@@ -47,7 +47,11 @@ def output_names(
     """
     paths = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(len(leaves))), spec))[0]
     keys = [_key_text(path) for path, _ in paths]
-    specs = [leaf.meta.get("spec") if isinstance(leaf, fx.Node) else None for leaf in leaves]
+    first = {id(leaf): i for i, leaf in reversed(list(enumerate(leaves)))}  # one value returned twice is one candidate
+    specs = [
+        leaf.meta.get("spec") if isinstance(leaf, fx.Node) and first[id(leaf)] == i else None
+        for i, leaf in enumerate(leaves)
+    ]
     roles = {name: _place(wanted, keys, specs, phase, name) for name, wanted in chosen.items()}
     if len(set(roles.values())) < len(roles):
         raise TraceError(f"outputs={dict(chosen)} gives one output two names. Give each name another output.")
@@ -106,7 +110,7 @@ def _logits(
         raise TraceError(
             f"the model returns {_listed(keys, specs)} in {phase} mode, and more than one could be the logits. Say which, by "
             f"position or key: sparsify.trace(model, args, outputs={{'logits': {int(example) if example.isdigit() else example!r}}}), "
-            f"or --set logits={example} for a command."
+            f"or --set logits={example} for sparsify run."
         )
     raise TraceError(
         f"the model returns no floating-point tensor in {phase} mode ({_listed(keys, specs)}), so there are no logits. Return "

@@ -1,0 +1,61 @@
+"""What a run checks of its model before it trains."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from sparsify.deploy import recipe_data
+from sparsify.errors import TraceError
+from sparsify.ir import TraceWarning
+from sparsify.recipe import Recipe
+from sparsify.workflow import traced
+
+MODELS = """
+import torch
+from torch import nn
+
+class Model(nn.Module):
+    def __init__(self, form, width=32):
+        super().__init__()
+        self.body, self.head, self.form = nn.Linear(64, width), nn.Linear(width, 10), form
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        h = torch.relu(self.body(x.flatten(1)))
+        return self.form(self, x, h, self.head(h))
+
+def count(model, x, h, y):
+    model.calls.add_(1)
+    return y * model.calls
+
+def features(): return Model(lambda m, x, h, y: (h, y))
+def alike(): return Model(lambda m, x, h, y: (h, y), 10)
+def counting(): return Model(count)
+def small(): return Model(lambda m, x, h, y: -y if x.shape[0] > 16 else y)
+"""
+
+
+def test_the_logits_are_chosen_by_the_data_or_the_recipe_and_limits_stop_a_run_early(tmp_path):
+    (tmp_path / "models.py").write_text(MODELS)
+    recipe = Recipe(data="digits")
+    data = recipe_data(recipe, None)
+
+    def made(name, **changes):
+        return traced(dataclasses.replace(recipe, model=f"{tmp_path / 'models.py'}:{name}", **changes), data)
+
+    with pytest.warns(TraceWarning, match="the only one with 10 columns"):
+        assert made("features").output_names("eval") == ("output_0", "logits")
+    with pytest.raises(TraceError, match="--set logits=1"):
+        made("alike")
+    assert made("alike", logits=1).output_names("eval") == ("output_0", "logits")
+    with pytest.warns(TraceWarning, match="'calls'"), pytest.raises(TraceError, match="a file keeps no state"):
+        made("counting")
+    with pytest.warns(TraceWarning, match="1 <= N <= 16"), pytest.raises(TraceError, match="batch_size is 64"):
+        made("small")
+    with (
+        pytest.warns(TraceWarning, match="1 <= N <= 16"),
+        pytest.raises(TraceError, match="a run evaluates and exports"),
+    ):
+        made("small", batch_size=8)
