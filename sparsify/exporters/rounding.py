@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from sparsify.ir.state import find
+
 ROUNDINGS = 16.0
 """By how many roundings of its type (units in the last place) a value is moved at most."""
 HALF_ROUNDINGS = 2.0
@@ -56,6 +58,9 @@ class _Disturbed(fx.Interpreter):
     def __init__(self, phase: fx.GraphModule, seed: int) -> None:
         super().__init__(phase)
         self._generator = torch.Generator().manual_seed(seed)
+
+    def fetch_attr(self, target: str) -> Any:
+        return find(self.module, target)  # by tables: state may be called like an attribute of the phase
 
     def run_node(self, n: fx.Node) -> Any:
         name, in_place = _name(n)

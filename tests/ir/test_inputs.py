@@ -18,7 +18,7 @@ class Optional(nn.Module):
 
     def forward(self, x, extra=None, *, mode="plain", scale=1.0):
         y = self.fc(x.flatten(1)) * scale
-        if isinstance(extra, torch.Tensor) or isinstance(extra, (int, float)) and not isinstance(extra, bool):
+        if isinstance(extra, torch.Tensor) or (isinstance(extra, (int, float)) and not isinstance(extra, bool)):
             y = y + extra
         return -y if mode == "negative" or extra is True else y
 
