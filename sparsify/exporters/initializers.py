@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from sparsify.errors import ExportError
 from sparsify.ir import Program
+from sparsify.ir.weight_reads import multiplied_values
 
 
 def name_weights(model: onnx.ModelProto, program: Program) -> onnx.ModelProto:
@@ -40,7 +42,9 @@ def name_weights(model: onnx.ModelProto, program: Program) -> onnx.ModelProto:
 def check_budgets(
     model: onnx.ModelProto, folded: Program, program: Program, masks: Mapping[str, Tensor]
 ) -> tuple[int, int]:
-    """Zeros of every masked weight that the eval phase reads, by size and count; the exporter may rename and transpose but not merge.
+    """Zeros of every masked weight that the eval phase reads, by size and count.
+
+    The exporter may rename and transpose, and write what the program computes from a parameter in the place of the parameter.
 
     Returns:
         The non-zeros before outputs without a reader were dropped, and the positions.
@@ -48,23 +52,21 @@ def check_budgets(
     Raises:
         ExportError: If an initializer is missing.
     """
-    found = sorted(
-        (int(np.prod(i.dims)), int(np.count_nonzero(numpy_helper.to_array(i)))) for i in model.graph.initializer
-    )
+    found = [(array.size, int(np.count_nonzero(array))) for array in _arrays(model)]
     nonzeros = positions = 0
     read = read_parameters(program)
     for name, mask in masks.items():
         if name not in read:
             nonzeros, positions = nonzeros + int(mask.count_nonzero()), positions + mask.numel()
             continue
-        weight = program.get_parameter(_kept_name(program, name)).detach()
-        key = (weight.numel(), int(weight.count_nonzero()))
-        if key not in found:
+        key = _zeros(program.get_parameter(_kept_name(program, name)))
+        if key in found:
+            found.remove(key)
+        elif not (made := [*map(_zeros, multiplied_values(program, "eval", name))]) or not set(made) <= set(found):
             raise ExportError(
                 f"no initializer of the ONNX file has the {key[1]} non-zeros of {key[0]} positions of {name!r}; "
                 f"the exporter changed the weight. Please report this model."
             )
-        found.remove(key)
         whole = int(folded.get_parameter(_kept_name(folded, name)).count_nonzero())
         nonzeros, positions = nonzeros + whole, positions + mask.numel()
     return nonzeros, positions
@@ -76,6 +78,21 @@ def read_parameters(program: Program) -> set[str]:
     nodes = program.phases["eval"].graph.nodes
     read = {id(tensors[n.target]) for n in nodes if n.op == "get_attr" and n.users and n.target in tensors}
     return {name for name, tensor in tensors.items() if id(tensor) in read}
+
+
+def _zeros(weight: Tensor) -> tuple[int, int]:
+    """Positions, and how many of them are not 0."""
+    return weight.numel(), int(weight.detach().count_nonzero())
+
+
+def _arrays(model: onnx.ModelProto) -> Iterator[np.ndarray[Any, Any]]:
+    """The initializers; the matrices of a recurrent layer, which hold one for each direction, one by one."""
+    recurrent = {
+        name for node in model.graph.node if node.op_type in ("LSTM", "GRU", "RNN") for name in node.input[1:3]
+    }
+    for initializer in model.graph.initializer:
+        array = numpy_helper.to_array(initializer)
+        yield from (array if initializer.name in recurrent else [array])
 
 
 def _kept_name(program: Program, name: str) -> str:

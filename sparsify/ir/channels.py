@@ -15,7 +15,7 @@ from torch import fx
 
 from sparsify.ir.nodes import MASK_OPERATORS, TensorSpec
 from sparsify.ir.program import Program
-from sparsify.ir.sites import consumers
+from sparsify.ir.weight_reads import consumers
 
 aten = torch.ops.aten
 _CONV = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)

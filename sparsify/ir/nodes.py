@@ -38,17 +38,20 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class WeightSite:
-    """A weight that takes part in a matrix product.
+    """A parameter of two dimensions or more.
 
     Attributes:
         name: fully qualified name, the user's own (the first one, where several names are tied).
-        kind: ``linear``, ``conv``, ``matmul`` or ``embedding``.
-        shape: of the weight; [O, I, *K] for linear and conv.
+        kind: the product that reads it: ``linear``, ``conv``, ``conv-transpose``, ``matmul``, ``bilinear``, ``recurrent``,
+            ``embedding`` or ``embedding-bag``; ``none`` where no product reads it.
+        shape: of the parameter; [O, I, *K] for linear and conv, [gates x H, I] for recurrent.
         owner: qualified name of the module that used it first.
-        macs: multiply-accumulates per example over all uses; 0 for an embedding.
-        uses: number of nodes that consume it.
+        macs: multiply-accumulates per example over all uses; 0 for an embedding, and where another weight is computed from it.
+        uses: number of products and lookups that read it.
         groups: of a convolution, else 1.
         skip: why `insert-masks` keeps it dense unless told otherwise, or None.
+        possible: whether it can have a mask at all; where not, ``skip`` says why.
+        direct: whether products read it in its own shape and order, not transposed, cut, joined or reshaped.
     """
 
     name: str
@@ -59,6 +62,8 @@ class WeightSite:
     uses: int
     groups: int = 1
     skip: str | None = None
+    possible: bool = True
+    direct: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,17 +102,34 @@ class BatchNormSite:
 
 @dataclass(frozen=True)
 class Costs:
-    """Counts of a program. MACs are per example; ``density`` is active / maskable (1.0 without masks)."""
+    """Counts of a program.
+
+    Attributes:
+        params: all parameters, each tied tensor once.
+        maskable: positions of the weights that have a mask.
+        active: those of them whose mask is True.
+        macs_dense: multiply-accumulates per example of all products of matrices, as if every weight were dense. What is computed
+            from parameters and nothing else is not counted: it is done once, not for every example.
+        macs_active: those left where a product skips every inactive weight.
+        unknown: operators that may multiply matrices, and are not counted.
+    """
 
     params: int
     maskable: int
     active: int
     macs_dense: int
     macs_active: int
+    unknown: tuple[str, ...] = ()
 
     @property
     def density(self) -> float:
+        """Active / maskable; 1.0 without masks."""
         return self.active / self.maskable if self.maskable else 1.0
+
+    @property
+    def model_density(self) -> float:
+        """The share of all parameters that is active; those without a mask are."""
+        return (self.params - self.maskable + self.active) / self.params if self.params else 1.0
 
 
 def apply_mask(weight: Tensor, mask: Tensor, pattern: str) -> Tensor:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import operator
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,45 +12,20 @@ from sparsify.ir.nodes import (
     MASK_OPERATORS,
     BatchNormSite,
     Costs,
-    GradientTap,
     MaskSite,
     RandomMaskSite,
-    TensorSpec,
     WeightSite,
     apply_random_mask,
 )
+from sparsify.ir.printer import target_name
+from sparsify.ir.products import Macs, is_free, is_product
 from sparsify.ir.program import Program
+from sparsify.ir.weight_reads import Reads, for_outputs, from_inputs, reads
 
 aten = torch.ops.aten
 
-_CONV = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.convolution.default)
-_TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-_MATMUL = (
-    aten.matmul.default,
-    aten.mm.default,
-    aten.bmm.default,
-    aten.addmm.default,
-    aten.einsum.default,
-    operator.matmul,
-)
-_EMBEDDING = (aten.embedding.default,)
-_VIEWS = (
-    aten.t.default,
-    aten.transpose.int,
-    aten.permute.default,
-    aten.numpy_T.default,
-    aten.to.dtype,
-    aten.contiguous.default,
-    aten.alias.default,
-    *MASK_OPERATORS,
-    apply_random_mask,
-)
-_PADDED = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
-
-
-def is_tap(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node calls a `GradientTap`."""
-    return node.op == "call_module" and isinstance(graph_module.get_submodule(str(node.target)), GradientTap)
+LOOKUPS = ("embedding", "embedding-bag")
+"""Kinds of sites that are read by index and multiply nothing."""
 
 
 def first_names(parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
@@ -79,31 +51,9 @@ def parameter_nodes(program: Program, phase: str) -> Iterator[tuple[fx.Node, str
             yield node, names[node.target]
 
 
-def consumers(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """(consumer, the value it reads) of a weight, looked up through masks, taps and views."""
-    for user in node.users:
-        if user.target in _VIEWS or is_tap(module, user):
-            yield from consumers(module, user)
-        else:
-            yield user, node
-
-
-def gradient_is_private(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether every consumer of a weight's value is a product, whose backward makes the gradient for that value alone."""
-    return all(_kind(user, value) is not None for user, value in consumers(module, node))
-
-
 def weight_sites(program: Program) -> tuple[WeightSite, ...]:
-    """All weights that take part in a matrix product, in the order of the train graph."""
-    module = program.phases["train"]
-    found: dict[str, list[tuple[str, fx.Node]]] = {}
-    for node, name in parameter_nodes(program, "train"):
-        if program.get_parameter(name).ndim < 2:
-            continue
-        uses = [(kind, user) for user, value in consumers(module, node) if (kind := _kind(user, value))]
-        if uses:
-            found.setdefault(name, []).extend(uses)
-    return tuple(_site(program, name, uses) for name, uses in found.items())
+    """All parameters of two dimensions or more, in the order of the train graph; those it does not read come last."""
+    return _Weights(program).sites()
 
 
 def mask_sites(program: Program) -> tuple[MaskSite, ...]:
@@ -154,9 +104,12 @@ def batch_norm_sites(program: Program) -> tuple[BatchNormSite, ...]:
 
 def costs(program: Program) -> Costs:
     """Parameters (each tied tensor once), maskable and active weights, MACs per example."""
-    sites = weight_sites(program)
-    macs_dense = sum(site.macs for site in sites)
-    masks = [(site, program.get_buffer(site.mask)) for site in _masked(program, sites)]
+    weights = _Weights(program)
+    counts = [(node, weights.macs.of(node)) for node in weights.products()]
+    macs_dense = sum(count or 0 for _, count in counts)
+    unknown = {target_name(node.target) for node in weights.unknown()}
+    unknown |= {f"{target_name(node.target)} (a size is not known)" for node, count in counts if count is None}
+    masks = [(site, program.get_buffer(site.mask)) for site in _masked(program, weights.sites())]
     active = [(site, int(mask.count_nonzero()), mask.numel()) for site, mask in masks]
     return Costs(
         params=sum(parameter.numel() for parameter in program.parameters()),
@@ -164,77 +117,87 @@ def costs(program: Program) -> Costs:
         active=sum(count for _, count, _ in active),
         macs_dense=macs_dense,
         macs_active=macs_dense - sum(site.macs - site.macs * count // total for site, count, total in active),
+        unknown=tuple(sorted(unknown)),
     )
 
 
-def _kind(user: fx.Node, value: fx.Node) -> str | None:
-    position = next((i for i, argument in enumerate(user.args) if argument is value), None)
-    if user.target is aten.linear.default and position == 1:
-        return "linear"
-    if user.target in (*_CONV, *_PADDED) and position == 1:
-        return "conv"
-    if user.target in _TRANSPOSED and position == 1:
-        return "conv-transpose"
-    if user.target in _MATMUL:
-        return "matmul"
-    if user.target in _EMBEDDING and position == 0:
-        return "embedding"
-    return None
+class _Weights:
+    """The weights of the train phase and its products, followed once."""
+
+    def __init__(self, program: Program) -> None:
+        self._program, self._module = program, program.phases["train"]
+        self._live = from_inputs(self._module) & for_outputs(self._module)
+        self.macs = Macs(program)
+
+    def products(self) -> Iterator[fx.Node]:
+        """Products that are made for every example."""
+        return (node for node in self._module.graph.nodes if node in self._live and is_product(node))
+
+    def unknown(self) -> Iterator[fx.Node]:
+        """Nodes that are run for every example and may multiply matrices."""
+        nodes = (node for node in self._module.graph.nodes if node in self._live and not is_product(node))
+        return (node for node in nodes if not is_free(node))
+
+    def sites(self) -> tuple[WeightSite, ...]:
+        nodes: dict[str, list[fx.Node]] = {}
+        for node, name in parameter_nodes(self._program, "train"):
+            nodes.setdefault(name, []).append(node)
+        for name, _ in self._program.named_parameters():
+            nodes.setdefault(name, [])
+        wide = {name: found for name, found in nodes.items() if self._program.get_parameter(name).ndim > 1}
+        return tuple(self._site(name, found) for name, found in wide.items())
+
+    def _site(self, name: str, nodes: list[fx.Node]) -> WeightSite:
+        parameter, found = self._program.get_parameter(name), reads(self._module, nodes, self._live)
+        shape, uses = tuple(parameter.shape), found.products
+        kinds = [use.kind for use in uses]
+        kind = next((k for k in kinds if k not in LOOKUPS), kinds[0] if kinds else "none")
+        groups = max((_groups(use.user) for use in uses if use.kind == "conv"), default=1)
+        impossible = _impossible(parameter, found, nodes)
+        skip = None
+        if set(kinds) & set(LOOKUPS):
+            skip = "an embedding table" if kind in LOOKUPS else "tied to an embedding table"
+        elif kind == "conv" and groups > 1 and shape[1] == 1:
+            skip = "a depthwise convolution"
+        elif found.normalised:
+            skip = "it is divided by the norm of each output, which a mask may make 0"
+        elif any(product for _, product in found.changes):
+            skip = "products read what is computed from it too"
+        elif not parameter.requires_grad:
+            skip = "frozen: it does not require a gradient"
+        owners = [use.user for use in uses] or [user for node in nodes for user in node.users]
+        return WeightSite(
+            name=name,
+            kind=kind,
+            shape=shape,
+            owner=str(owners[0].meta.get("owner", "")) if owners else "",
+            macs=sum(round(use.share * self.macs.of_weight(use.user, use.value)) for use in uses),
+            uses=len(uses),
+            groups=groups,
+            skip=impossible or skip,
+            possible=impossible is None,
+            direct=found.direct,
+        )
 
 
-def _site(program: Program, name: str, uses: list[tuple[str, fx.Node]]) -> WeightSite:
-    shape = tuple(program.get_parameter(name).shape)
-    kinds = [kind for kind, _ in uses]
-    kind = next((k for k in kinds if k != "embedding"), "embedding")
-    groups = max((_groups(user) for k, user in uses if k == "conv"), default=1)
-    skip = None
-    if "embedding" in kinds:
-        skip = "an embedding table" if kind == "embedding" else "tied to an embedding table"
-    elif kind == "conv" and groups > 1 and shape[1] == 1:
-        skip = "a depthwise convolution"
-    elif kind == "conv-transpose":
-        skip = "a transposed convolution"
-    return WeightSite(
-        name=name,
-        kind=kind,
-        shape=shape,
-        owner=str(uses[0][1].meta.get("owner", "")),
-        macs=sum(_macs(program, k, user, shape) for k, user in uses),
-        uses=len(uses),
-        groups=groups,
-        skip=skip,
-    )
+def _impossible(parameter: nn.Parameter, found: Reads, nodes: list[fx.Node]) -> str | None:
+    """Why a mask on a parameter would not be a mask on what a product multiplies, or None."""
+    if not any(node.users for node in nodes):
+        return "nothing reads it in the train phase"
+    if parameter.is_complex():
+        return "its numbers are complex"
+    if not parameter.is_floating_point():
+        return f"its numbers are {str(parameter.dtype).removeprefix('torch.')}"
+    if found.products:
+        return None
+    made = next((node for node, product in found.changes if product), None)
+    if made is not None:
+        return f"products read what {target_name(made.target)} computes from it, where its zeros are no zeros"
+    reader = next(iter((*found.others, *(node for node, _ in found.changes))), None)
+    return "no product of matrices reads it" + (f", but {target_name(reader.target)}" if reader is not None else "")
 
 
 def _groups(user: fx.Node) -> int:
     index = 8 if user.target is aten.convolution.default else 6
     value: Any = user.args[index] if len(user.args) > index else user.kwargs.get("groups", 1)
     return int(value)
-
-
-def _macs(program: Program, kind: str, user: fx.Node, shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates per example of one use of a weight: each output value costs what it reads of the weight."""
-    spec = user.meta.get("spec")
-    if kind == "embedding" or not isinstance(spec, TensorSpec):
-        return 0
-    if kind == "conv-transpose":  # each input value is multiplied by the kernels of all outputs of its group
-        source = user.args[0].meta.get("spec") if isinstance(user.args[0], fx.Node) else None
-        return _numel(program, source) * math.prod(shape[1:]) if isinstance(source, TensorSpec) else 0
-    if kind == "matmul":
-        return _numel(program, spec) * (shape[-2] if spec.shape[-1] == shape[-1] else shape[-1])
-    return _numel(program, spec) * math.prod(shape[1:])
-
-
-def _numel(program: Program, spec: TensorSpec) -> int:
-    """Values per example, wherever the batch stands: the second of ``f32[8, 2*N, 16]`` counts 2."""
-    total = math.prod(size if isinstance(size, int) else _multiple(size) for size in spec.shape)
-    if program.dynamic_batch:
-        return total
-    batch = next((size for first in program.input_specs if first.shape and isinstance(size := first.shape[0], int)), 1)
-    return max(total // batch, 1)
-
-
-def _multiple(size: str) -> int:
-    """The factor of the batch in ``"2*N"`` or ``"N"``; 1 for sizes of another form."""
-    match = re.fullmatch(r"(\d+)\*N\d*", size)
-    return int(match[1]) if match else 1

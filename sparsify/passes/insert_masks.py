@@ -17,7 +17,7 @@ from sparsify.ir.nodes import apply_mask
 from sparsify.ir.sites import parameter_nodes
 from sparsify.parts.allocation import ALLOCATIONS, Layer
 from sparsify.parts.grouped import Grouped, select_together
-from sparsify.parts.patterns import Pattern, parse_pattern
+from sparsify.parts.patterns import Pattern, Unstructured, parse_pattern
 from sparsify.passes.base import Effect, Pass, PassLog, Preserves, option
 
 
@@ -92,7 +92,7 @@ class InsertMasks(Pass):
                 log.skip(site.name, "asked to stay dense")
             elif self.weights and not asked:
                 log.skip(site.name, "not among the weights asked for")
-            elif site.skip and not asked:
+            elif site.skip and not (asked and site.possible):
                 log.skip(site.name, site.skip)
             elif not asked and (reason := _unsuited(site, pattern)):
                 log.skip(site.name, f"{pattern} does not suit it: {reason}")
@@ -161,10 +161,14 @@ def _order_is_fixed(program: Program, patterns: Mapping[str, Pattern]) -> dict[s
 
 def _unsuited(site: WeightSite, pattern: Pattern) -> str | None:
     """Why the pattern passes over a weight, or None."""
+    if site.kind == "conv-transpose" and not isinstance(pattern, Unstructured):
+        return "a transposed convolution has its inputs in the first dimension"
     reason = pattern.unsuited(site.shape)
     if isinstance(pattern, Grouped) and reason is None:
         if site.groups > 1:
             return "the convolution is grouped already"
-        if site.kind == "matmul":
+        if site.kind == "recurrent":
+            return "no grouped form of a recurrent layer is known"
+        if site.kind not in ("linear", "conv") or not site.direct:
             return "its outputs are not known to be the first dimension; write it as a linear layer"
     return reason

@@ -8,8 +8,8 @@ from typing import ClassVar
 from sparsify.errors import PassError
 from sparsify.ir import PHASES, Program, Stage, surgery
 from sparsify.ir.nodes import apply_mask, masked_view
-from sparsify.ir.sites import gradient_is_private, is_tap
 from sparsify.ir.verifier import count_stray
+from sparsify.ir.weight_reads import gradient_is_private, is_tap
 from sparsify.passes.base import Effect, Pass, PassLog, Preserves
 
 
