@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import AllocationError
+from sparsify.parts.patterns import top
 
 FIXED_TOLERANCE = 1e-3
 """How far a density asked for may be from the one a pattern fixes: 0.667 means 2/3."""
@@ -252,18 +253,21 @@ def _ranked(layers: Layers, density: float, scores: Mapping[str, Tensor]) -> dic
     """Counts per layer of the globally highest scores, after one unit each; blocks are counted in whole units."""
     fixed, free, total = _target(layers, density)
     if free:
-        flat = torch.cat([_candidates(layer, scores[name]).reshape(-1).cpu() for name, layer in free.items()])
-        owner = torch.cat([torch.full((layer.size,), i) for i, layer in enumerate(free.values())])
-        chosen = owner[flat.sort(descending=True, stable=True).indices[:total]]
-        counts = torch.bincount(chosen, minlength=len(free)).tolist()
-        fixed |= _round(free, _shared(free, dict(zip(free, map(float, counts), strict=True)), total), total)
+        ranked = [_candidates(name, layer, scores[name]) for name, layer in free.items()]
+        chosen = top(torch.cat(ranked), total).split([len(values) for values in ranked])
+        counts = [float(part.count_nonzero()) for part in chosen]
+        fixed |= _round(free, _shared(free, dict(zip(free, counts, strict=True)), total), total)
     return {name: fixed[name] for name in layers}
 
 
-def _candidates(layer: Layer, scores: Tensor) -> Tensor:
-    """Scores, float64; what may not be active comes behind all that may."""
-    scores = scores.detach().double()
-    return scores if layer.mask is None else scores.masked_fill(~layer.mask, -torch.inf)
+def _candidates(name: str, layer: Layer, scores: Tensor) -> Tensor:
+    """Scores, 1-d, on the CPU; what may not be active comes after all that may."""
+    scores = scores.detach().reshape(-1).cpu()
+    if scores.isnan().any():
+        raise AllocationError(
+            f"the scores of {name!r} hold NaN, and cannot be ranked. Start from weights that are finite."
+        )
+    return scores if layer.mask is None else scores.masked_fill(~layer.mask.reshape(-1).cpu(), -torch.inf)
 
 
 def _weight(name: str, layer: Layer) -> Tensor:

@@ -264,6 +264,8 @@ def top(scores: Tensor, count: int, *, among: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: If there are fewer candidates than ``count``, or one of the best is NaN.
     """
+    if scores.dtype in (torch.bfloat16, torch.float16):
+        scores = scores.float()  # the same order, in a type that every selection knows
     size = scores.numel() if among is None else int(among.count_nonzero())
     if not 0 <= count <= size:
         raise ValueError(f"cannot choose {count} of {size}")

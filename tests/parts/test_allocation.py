@@ -121,3 +121,25 @@ def test_what_coarse_layers_leave_over_is_not_piled_on_the_finest():
     budgets = uniform(table, 0.1)
     assert [budgets[name] // layer.unit for name, layer in table.items()] == [1, 1, 2, 2, 2, 1, 1, 1]
     assert abs(round(0.1 * sum(layer.size for layer in table.values())) - sum(budgets.values())) < 64 * 16 * 9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_ranking_over_layers_is_that_of_a_stable_sort(dtype):
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a": (40, 30), "b": (7, 5, 3, 3), "c": (300, 200)}
+    weights = {
+        name: (torch.randn(shape, generator=generator) * 8).round() for name, shape in shapes.items()
+    }  # many ties
+    layers = {name: Layer(shapes[name], weight=weight.to(dtype)) for name, weight in weights.items()}
+    for density in (0.01, 0.3, 0.97):
+        flat = torch.cat([weight.abs().reshape(-1) for weight in weights.values()])
+        owner = torch.cat([torch.full((layer.size,), i) for i, layer in enumerate(layers.values())])
+        chosen = owner[flat.sort(descending=True, stable=True).indices[: round(density * len(flat))]]
+        expected = dict(zip(layers, torch.bincount(chosen, minlength=3).clamp_min(1).tolist(), strict=True))
+        assert ALLOCATIONS["global_magnitude"](layers, density) == expected
+
+
+def test_weights_that_are_not_a_number_are_not_ranked():
+    layers = {"a": Layer((2, 2), weight=torch.tensor([[1.0, float("nan")], [2.0, 3.0]]))}
+    with pytest.raises(AllocationError, match=r"scores of 'a' hold NaN"):
+        ALLOCATIONS["global_magnitude"](layers, 0.5)

@@ -222,3 +222,37 @@ def test_every_method_trains_grouped_convolutions(name):
     (site,) = program.mask_sites()
     assert parse_pattern(site.pattern).holds(program.mask(site.weight))
     assert program.costs().active == 9216
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_masks_of_half_precision_keep_the_highest_of_every_pattern(dtype):
+    torch.manual_seed(0)
+    program = trace(nn.Sequential(nn.Linear(16, 8)).to(dtype), (torch.randn(4, 16).to(dtype),))
+    whole = trace(nn.Sequential(nn.Linear(16, 8)), (torch.randn(4, 16),))
+    with torch.no_grad():
+        whole.get_parameter("0.weight").copy_(program.get_parameter("0.weight"))
+    for pattern in ("unstructured", "nm:2:4"):
+        pipeline = Pipeline.parse(f"insert-masks{{density=0.5 pattern={pattern}}}")
+        assert torch.equal(pipeline(program).mask("0.weight"), pipeline(whole).mask("0.weight"))
+
+
+def test_a_complex_weight_stays_dense_and_says_so():
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.filter = nn.Parameter(torch.randn(8, 8, dtype=torch.cfloat))
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.head((x.to(torch.cfloat) @ self.filter).abs())
+
+    program = trace(Spectral(), (torch.randn(4, 8),)).train()
+    optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
+    trainer = attach(methods.rigl(density=0.5, update_every=1), program, optimizer, total_steps=4)
+    program(torch.randn(4, 8)).square().sum().backward()
+    trainer.step()
+    assert list(program.masks()) == ["head.weight"]
+    assert {site.name: site.skip for site in program.maskable()} == {
+        "filter": "its numbers are complex",
+        "head.weight": None,
+    }
