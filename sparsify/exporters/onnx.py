@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from onnx import helper
 from torch import Tensor
 
-from sparsify.errors import ExportError
+from sparsify.errors import ExportError, TrainingWarning
 from sparsify.exporters import int8
 from sparsify.exporters.conversion import clean, convert
 from sparsify.exporters.fused_products import fused_products
@@ -121,6 +122,13 @@ def export(
     """
     if lost := unexportable(program):
         raise ExportError(f"{program.name!r} {lost}")
+    if program.unfinished:
+        warnings.warn(
+            f"{program.name!r} is exported before its training is over and has density {program.costs().density:.4g}: "
+            f"{program.unfinished}.",
+            TrainingWarning,
+            stacklevel=2,
+        )
     if opset not in OPSETS:
         raise ExportError(f"opset should be between {OPSETS[0]} and {OPSETS[-1]}, found {opset}.")
     if storage not in STORAGES:

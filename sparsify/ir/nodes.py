@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -138,32 +140,72 @@ def apply_mask(weight: Tensor, mask: Tensor, pattern: str) -> Tensor:
     return weight * mask
 
 
+def vouch(weight: Tensor, mask: Tensor) -> None:
+    """Say that ``weight`` is 0 where ``mask`` is False: a lowered mask reads it as it is until something is written to it.
+
+    torch counts the writes to a tensor, so a vouch ends with the next one. Copies of a mask have none.
+    """
+    mask.vouched = (id(weight), weight._version)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def vouched(weight: Tensor, mask: Tensor) -> Generator[None]:
+    """`vouch` for as long as the block runs: a lowered mask then reads other values as they are given."""
+    before = mask.__dict__.get("vouched")
+    vouch(weight, mask)
+    try:
+        yield
+    finally:
+        mask.vouched = before  # type: ignore[attr-defined]
+
+
+def is_vouched(weight: Tensor, mask: Tensor) -> bool:
+    """Whether ``weight`` was vouched for, and nothing was written to it since."""
+    given = mask.__dict__.get("vouched")
+    return given is not None and given == (id(weight), weight._version)
+
+
 class _MaskedView(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, mask: Tensor, in_place: bool) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, mask: Tensor, in_place: bool, vouched: bool) -> Tensor:
         ctx.save_for_backward(mask)
         ctx.in_place = in_place
-        return weight.view_as(weight)
+        return weight.view_as(weight) if vouched else weight * mask
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        return _masked(grad_outputs[0], ctx.saved_tensors[0], in_place=ctx.in_place), None, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        return _masked(grad_outputs[0], ctx.saved_tensors[0], in_place=ctx.in_place), None, None, None
+
+
+class _MaskedValue(torch.autograd.Function):
+    """``weight * mask``, whose gradient a tap after it masks."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
+        return weight * mask
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0], None
 
 
 def masked_view(weight: Tensor, mask: Tensor, pattern: str, gradient: GradientForm = "copied") -> Tensor:
-    """`apply_mask` for a weight that is already 0 where inactive: reads it directly, masks only its gradient.
+    """`apply_mask` that reads a weight directly where a trainer vouches that it is 0 where inactive, and masks only its gradient.
+
+    Without a vouch (an average of weights, a copy, values that were loaded) it multiplies by the mask.
 
     Args:
-        weight: 0 where ``mask`` is False.
+        weight: any shape.
         mask: bool, the shape of ``weight``.
         pattern: which positions may be active together; documentation.
         gradient: ``copied`` masks a copy of the incoming gradient; ``in-place`` masks it where it lies, for consumers that hand
             over a gradient made for this value alone; ``tapped`` leaves it to the `GradientTap` behind this node.
     """
     del pattern
+    clean = is_vouched(weight, mask)
     if gradient == "tapped":
-        return weight
-    return _MaskedView.apply(weight, mask, gradient == "in-place")  # type: ignore[no-any-return]
+        return weight if clean else _MaskedValue.apply(weight, mask)  # type: ignore[no-any-return]
+    return _MaskedView.apply(weight, mask, gradient == "in-place", clean)  # type: ignore[no-any-return]
 
 
 MASK_OPERATORS = (apply_mask, masked_view)
@@ -189,6 +231,7 @@ class GradientTap(nn.Module):
         armed: act in the backward pass of forwards made from now on.
         in_grad: leave the dense gradient in the weight's ``.grad``, unmasked, instead of recording a copy. It costs no memory, and
             is for steps whose ``.grad`` no optimizer will see. Only for lowered masks.
+        passed: whether a value flowed through since the last `clear`, armed with ``in_grad``.
         gradient: the sum recorded since the last `clear`, or None.
     """
 
@@ -196,6 +239,7 @@ class GradientTap(nn.Module):
         super().__init__()
         self.armed = False
         self.in_grad = False
+        self.passed = False
         self.gradient: Tensor | None = None
 
     def forward(self, value: Tensor, mask: Tensor | None = None, gradient: GradientForm = "copied") -> Tensor:
@@ -205,12 +249,13 @@ class GradientTap(nn.Module):
         if mask is None:
             return _Record.apply(value, self) if self.armed else value  # type: ignore[no-any-return]
         if self.armed and self.in_grad:
+            self.passed = True
             return value
-        masked = _MaskedView.apply(value, mask, gradient == "in-place")
+        masked = _MaskedView.apply(value, mask, gradient == "in-place", True)
         return _Record.apply(masked, self) if self.armed else masked  # type: ignore[no-any-return]
 
     def clear(self) -> None:
-        self.gradient = None
+        self.gradient, self.passed = None, False
 
 
 class RandomnessRecord(nn.Module):
@@ -274,6 +319,8 @@ def _masked(gradient: Tensor, mask: Tensor, *, in_place: bool) -> Tensor:
     if not gradient.is_contiguous() or not mask.is_contiguous():
         return gradient.mul_(mask.view(torch.int8))
     # torch casts the whole mask before it multiplies; in pieces the casts stay in the cache. Integers cast faster than bools.
+    if gradient.numel() <= PIECE:
+        return gradient.mul_(mask.view(torch.int8))
     pieces = zip(gradient.view(-1).split(PIECE), mask.view(torch.int8).view(-1).split(PIECE), strict=True)
     for values, kept in pieces:
         values.mul_(kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,6 +46,7 @@ class Program(nn.Module):
         dynamic_batch: whether the first dimension of the inputs may vary.
         batch_ranges: the batch sizes each phase holds for; a call outside is refused.
         constants: arguments that are no tensors, by their place among all; a call must repeat them.
+        unfinished: what a trainer has still to do before the program is as sparse as asked for; empty without a trainer.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Program(nn.Module):
     dynamic_batch: bool
     batch_ranges: dict[str, BatchRange]
     constants: dict[int, Constant]
+    unfinished: str
     in_spec: pytree.TreeSpec
     out_specs: dict[str, pytree.TreeSpec]
 
@@ -86,6 +89,7 @@ class Program(nn.Module):
             out_specs=dict(out_specs),
             batch_ranges=dict(batch_ranges or dict.fromkeys(PHASES, BatchRange())),
             constants=dict(constants or {}),
+            unfinished="",
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -231,10 +235,23 @@ class Program(nn.Module):
 
     # --- whole-program operations
 
+    def train(self, mode: bool = True) -> Program:
+        """Set the phase, as for any module. Going to eval sets inactive weights under lowered masks to 0, where something else wrote to
+        them: an average of weights made by the user, values that were loaded."""
+        if not mode and self.stage is Stage.MASKED:
+            from sparsify.ir.sites import clear_stray
+
+            clear_stray(self)
+        return super().train(mode)
+
     def clone(self) -> Program:
         """An independent copy: new parameters, buffers and graphs. Weights tied here are tied there."""
-        return Program(
-            clone_state(self),
+        return self.__deepcopy__({})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        """`clone`; tensors and hooks are known to ``memo``, so that an optimizer copied in the same call holds the copy's parameters."""
+        copy = Program(
+            clone_state(self, memo),
             {phase: copy_graph(module.graph) for phase, module in self.phases.items()},
             name=self.name,
             stage=self.stage,
@@ -245,6 +262,9 @@ class Program(nn.Module):
             batch_ranges=self.batch_ranges,
             constants=self.constants,
         ).train(self.training)
+        copy.__dict__["unfinished"] = self.unfinished
+        memo[id(self)] = copy
+        return copy
 
     def module(self) -> nn.Module:
         """An ordinary `nn.Module` over a copy of the state, with the user's parameter names and call signature."""
@@ -290,9 +310,6 @@ class Program(nn.Module):
 
         return load_program(Path(path))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
-        return self.clone()
-
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise LoadError(
             "programs are not pickled: pickles can execute code. Use program.save(path) and Program.load(path)."
@@ -314,7 +331,7 @@ class StandaloneModule(nn.Module):
         return program.forward(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StandaloneModule:
-        copy = StandaloneModule(self.__dict__["_program"].clone())
+        copy = StandaloneModule(deepcopy(self.__dict__["_program"], memo))
         copy.train(self.training)
         return copy
 

@@ -16,6 +16,7 @@ from sparsify.ir.nodes import (
     RandomMaskSite,
     WeightSite,
     apply_random_mask,
+    masked_view,
 )
 from sparsify.ir.printer import target_name
 from sparsify.ir.products import Macs, is_free, is_product
@@ -59,6 +60,22 @@ def weight_sites(program: Program) -> tuple[WeightSite, ...]:
 def mask_sites(program: Program) -> tuple[MaskSite, ...]:
     """All masked weights, in the order of the train graph; one for a tied or shared weight."""
     return _masked(program, weight_sites(program))
+
+
+def clear_stray(program: Program) -> None:
+    """Set inactive weights that are not 0 to 0, where a lowered mask of either phase reads them."""
+    parameters = dict(program.named_parameters(remove_duplicate=False))
+    pairs = {
+        (str(node.args[0].target), str(node.args[1].target))
+        for phase in program.phases.values()
+        for node in phase.graph.nodes
+        if node.target is masked_view
+    }
+    with torch.no_grad():
+        for weight, mask in sorted(pairs):
+            inactive = ~program.get_buffer(mask)
+            if bool(((parameters[weight] != 0) & inactive).any()):
+                parameters[weight].masked_fill_(inactive, 0.0)
 
 
 def mask_names(program: Program) -> dict[str, str]:

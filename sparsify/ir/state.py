@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -55,15 +55,20 @@ def place(root: nn.Module, name: str, value: Tensor | nn.Module, *, persistent: 
         owner._modules[leaf] = value
 
 
-def clone_state(model: nn.Module) -> nn.Module:
-    """`skeleton` of a deep copy: tied tensors stay tied, hooks are new."""
-    copies: dict[int, Tensor] = {}
+def clone_state(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """`skeleton` of a deep copy: tied tensors stay tied, hooks are new.
+
+    Args:
+        model: left as it is.
+        memo: of `copy.deepcopy`: tensors copied before are taken from it, and those copied now are put into it.
+    """
+    memo = {} if memo is None else memo
 
     def copied(value: Tensor) -> Tensor:
-        if id(value) not in copies:
+        if id(value) not in memo:
             fresh = value.detach().clone()
-            copies[id(value)] = nn.Parameter(fresh, value.requires_grad) if isinstance(value, nn.Parameter) else fresh
-        return copies[id(value)]
+            memo[id(value)] = nn.Parameter(fresh, value.requires_grad) if isinstance(value, nn.Parameter) else fresh
+        return memo[id(value)]
 
     source, root = skeleton(model), nn.Module()
     for prefix, module in source.named_modules(remove_duplicate=False):
@@ -73,5 +78,5 @@ def clone_state(model: nn.Module) -> nn.Module:
                 place(root, name, copied(value), persistent=leaf not in module._non_persistent_buffers_set)
     for name, module in model.named_modules():
         if isinstance(module, HOOKS):
-            place(root, name, type(module)())
+            place(root, name, memo.setdefault(id(module), type(module)()))
     return root

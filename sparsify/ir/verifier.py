@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import VerificationError
-from sparsify.ir.nodes import MASK_OPERATORS, Stage, apply_random_mask
+from sparsify.ir.nodes import MASK_OPERATORS, Stage, apply_random_mask, is_vouched
 from sparsify.ir.program import PHASES, Program
 from sparsify.ir.sites import first_names
 
@@ -135,7 +135,7 @@ def mask_malformed(tables: Tables) -> Iterator[Violation]:
 
 
 def inactive_nonzero(tables: Tables) -> Iterator[Violation]:
-    """Where masks are lowered, inactive weights are exactly 0 (the lowering reads them unmasked)."""
+    """Where a lowered mask reads a weight unmasked, because a trainer vouches for it, inactive weights are exactly 0."""
     lowered = {
         str(node.args[0].target): str(node.args[1].target)
         for phase in PHASES
@@ -143,7 +143,8 @@ def inactive_nonzero(tables: Tables) -> Iterator[Violation]:
         if node.target is MASK_OPERATORS[1]
     }
     for weight, mask in lowered.items():
-        stray = count_stray(tables.parameters[weight], tables.program.get_buffer(mask))
+        value, kept = tables.parameters[weight], tables.program.get_buffer(mask)
+        stray = count_stray(value, kept) if is_vouched(value, kept) else 0
         if stray:
             yield Violation("inactive-nonzero", weight, f"{stray} inactive weights are not 0 under a lowered mask")
 

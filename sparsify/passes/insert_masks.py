@@ -42,6 +42,7 @@ class InsertMasks(Pass):
 
     weights: tuple[str, ...] = option((), "globs of weights to mask; all that can be sparse by default")
     keep_dense: tuple[str, ...] = option((), "globs of weights to leave without a mask")
+    keep_frozen: bool = option(False, "leave weights without a mask that do not train (requires_grad is False)")
     pattern: str = option(
         "unstructured", "which positions may be active together: unstructured, nm:2:4, block:4x1, grouped:64"
     )
@@ -90,6 +91,8 @@ class InsertMasks(Pass):
             asked = any(fnmatch.fnmatchcase(site.name, glob) for glob in self.weights)
             if any(fnmatch.fnmatchcase(site.name, glob) for glob in self.keep_dense):
                 log.skip(site.name, "asked to stay dense")
+            elif self.keep_frozen and not program.get_parameter(site.name).requires_grad:
+                log.skip(site.name, "frozen (requires_grad is False)")
             elif self.weights and not asked:
                 log.skip(site.name, "not among the weights asked for")
             elif site.skip and not (asked and site.possible):

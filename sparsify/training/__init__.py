@@ -1,9 +1,9 @@
 """Training a masked program: `attach` for the user's own loop, `train` for the command's."""
 
+from sparsify.training.attaching import attach as attach
 from sparsify.training.checkpoint import load_checkpoint as load_checkpoint
 from sparsify.training.checkpoint import save_checkpoint as save_checkpoint
 from sparsify.training.state import SparseTrainer as SparseTrainer
-from sparsify.training.state import attach as attach
 from sparsify.training.trainer import Interrupted as Interrupted
 from sparsify.training.trainer import Settings as Settings
 from sparsify.training.trainer import stop_flag as stop_flag

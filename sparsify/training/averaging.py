@@ -72,6 +72,8 @@ def check_averaging(method: Method, plan: Averaging, changes: Callable[[int], bo
 def reestimate_batch_norm(program: Program, batches: Iterable[Any]) -> int:
     """Replace running statistics by the means over ``batches`` of the batches' own (Izmailov et al. 2018, section 3.2).
 
+    Statistics with momentum 0, which training does not move, stay as they are.
+
     Args:
         program: its train phase runs once a batch, without gradients.
         batches: inputs; a tuple is several inputs.
@@ -82,7 +84,7 @@ def reestimate_batch_norm(program: Program, batches: Iterable[Any]) -> int:
     Raises:
         TrainingError: If there are statistics and no batches.
     """
-    sites = program.batch_norm_sites()
+    sites = [site for site in program.batch_norm_sites() if site.momentum]
     if not sites:
         return 0
     statistics = {

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
 from sparsify.ir import Program
+from sparsify.training.optimizers import Optimizers
 
 
-def adopt(program: Program, optimizer: torch.optim.Optimizer) -> list[str]:
+def adopt(program: Program, optimizer: Optimizers) -> list[str]:
     """Put every trainable parameter that the optimizer does not hold into one of its groups; schedulers made before stay valid.
 
     The group is that of the parameter with the same last name whose path has most in common (``fc.unknown_logit.bias`` joins ``fc.bias``),

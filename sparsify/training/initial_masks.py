@@ -8,13 +8,14 @@ from torch import Tensor
 from sparsify.ir import Program, surgery
 from sparsify.methods import Method
 from sparsify.passes import InsertGradientTaps, InsertMasks, LowerMasks, Pass, Pipeline
+from sparsify.training.optimizers import Optimizers
 from sparsify.training.rounds import clear_inactive, layers, patterns_of, select_masks
 
 
 def insert_masks(
-    method: Method, program: Program, optimizer: torch.optim.Optimizer, generator: torch.Generator, *, tapped: bool
-) -> None:
-    """Mask a program as the method begins, and lower its masks.
+    method: Method, program: Program, optimizer: Optimizers, generator: torch.Generator, *, tapped: bool
+) -> dict[str, str]:
+    """Mask a program as the method begins, and lower its masks. Frozen weights stay dense.
 
     Args:
         method: gives pattern, allocation, density and scale.
@@ -23,12 +24,17 @@ def insert_masks(
         generator: of random masks, on the CPU.
         tapped: insert gradient taps too.
 
+    Returns:
+        Why each weight that could have a mask has none.
+
     Raises:
         PatternError: If the pattern does not fit a weight.
         AllocationError: If the density cannot be met.
     """
     with surgery.compiled_once(program):
-        Pipeline((InsertMasks(pattern=method.pattern, keep_dense=method.keep_dense),)).apply(program)
+        (log,) = Pipeline((InsertMasks(pattern=method.pattern, keep_dense=method.keep_dense, keep_frozen=True),)).apply(
+            program
+        )
         if method.initial != "dense":
             kinds = patterns_of(program)
             density = method.density if method.initial_density is None else method.initial_density
@@ -47,6 +53,7 @@ def insert_masks(
                 _scale_to_fan_in(program, name)
         taps: tuple[Pass, ...] = (InsertGradientTaps(),) if tapped else ()
         Pipeline((*taps, LowerMasks())).apply(program)
+    return dict(log.skipped)
 
 
 def _scale_to_fan_in(program: Program, name: str) -> None:

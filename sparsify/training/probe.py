@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsify.ir import Program, RandomnessRecord
-from sparsify.ir.nodes import random_state, set_random_state
+from sparsify.ir.nodes import random_state, set_random_state, vouched
 from sparsify.parts.corrections import Evaluation, Tensors
 
 Closure = Callable[[], Tensor]
@@ -81,12 +81,16 @@ class ProbedBatch:
 
 @contextmanager
 def _parameters(program: Program, at: Tensors) -> Generator[None]:
-    parameters = dict(program.named_parameters())
+    """Other values, read as they are given under lowered masks."""
+    parameters, masks = dict(program.named_parameters()), program.masks()
     kept = {name: parameters[name].data for name in at}
     try:
         for name, value in at.items():
             parameters[name].data = value
-        yield
+        with ExitStack() as stack:
+            for name in at.keys() & masks.keys():
+                stack.enter_context(vouched(parameters[name], masks[name]))
+            yield
     finally:
         for name, value in kept.items():
             parameters[name].data = value

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sparsify.ir import Program
 from sparsify.parts.topology import Rewinding
+from sparsify.training.optimizers import Optimizers
 from sparsify.training.rounds import clear_inactive
 
 
@@ -17,7 +18,7 @@ class Rewinder:
         early: parameters and buffers by name, as they were after ``plan.save_at`` steps; empty before, and when no longer needed.
     """
 
-    def __init__(self, plan: Rewinding, program: Program, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, plan: Rewinding, program: Program, optimizer: Optimizers) -> None:
         self.plan, self.early = plan, dict[str, Tensor]()
         self._program, self._optimizer = program, optimizer
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Container, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparsify.errors import TrainingError
-from sparsify.ir import Program
+from sparsify.errors import TrainingError, TrainingWarning
+from sparsify.ir import GradientTap, Program
 from sparsify.ir.channels import written_together
 from sparsify.parts import coverage
 from sparsify.parts.allocation import Layer
@@ -20,6 +21,10 @@ from sparsify.parts.patterns import Pattern, parse_pattern
 from sparsify.parts.scores import Score, View
 from sparsify.parts.topology import DropAndGrow, InTurn, Move, Prune, Topology, update
 from sparsify.training.checkpoint import placed
+from sparsify.training.optimizers import Optimizers
+
+SEARCHED = 1_000_000
+"""Steps beyond the end of a run that are searched for the first round, for the message."""
 
 
 class Rounds:
@@ -28,13 +33,16 @@ class Rounds:
     Attributes:
         visited: by weight, which positions have been active (`sparsify.parts.coverage`).
         grown: by weight, how many positions rounds have activated.
+        named: weights that a warning was given for.
+        last: the step of the last round, 0 without rounds.
+        last_pruning: the step of the last pruning, 0 without one.
     """
 
     def __init__(
         self,
         topology: Topology | None,
         program: Program,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         generator: torch.Generator,
     ) -> None:
         self._program, self._optimizer, self._generator = program, optimizer, generator
@@ -46,24 +54,53 @@ class Rounds:
         self.replaces_step = any(isinstance(move, DropAndGrow) and move.replaces_step for move in self._moves)
         self._patterns: dict[str, Pattern] = {}
         self._hidden: Container[str] = ()
+        self._taps: dict[str, GradientTap] = {}
+        self._armed = False
+        self.named: set[str] = set()
         self._states: dict[str, dict[str, Any]] = {}
         self.visited: dict[str, Tensor] = {}
         self.grown: dict[str, int] = {}
+        self.last = self.last_pruning = 0
 
-    def check(self, density: float) -> None:
-        """Find out before the first step, not in a round, whether prunings can end at this density.
+    def check(self, method: str, density: float, total_steps: int) -> None:
+        """Find out before the first step whether the rounds happen, and whether prunings can end at this density.
 
         Raises:
+            TrainingError: If a move is never due, or the density is not reached by the end.
             AllocationError: If it cannot be met.
         """
         for move in self._moves:
+            last = next((step for step in range(total_steps, 0, -1) if move.when(step)), None)
+            if last is None:
+                first = next((step for step in range(total_steps + 1, total_steps + SEARCHED) if move.when(step)), None)
+                raise TrainingError(
+                    f"method {method!r} would make no round in a run of {total_steps} steps: "
+                    f"{'none is due at all' if first is None else f'the first is due on step {first}'}. Lower update_every, let masks "
+                    f"change for longer (stop_at), or train longer."
+                )
+            self.last = max(self.last, last)
             if isinstance(move, Prune):
+                reached = move.density(last)
+                if reached > density * (1 + 1e-9):
+                    raise TrainingError(
+                        f"method {method!r} would end at density {reached:.4g}, not at {density:.4g}: its last pruning in a run of "
+                        f"{total_steps} steps is on step {last}. Let it end earlier (stop_at), or train longer."
+                    )
+                self.last_pruning = max(self.last_pruning, last)
+                if move.density(last - 1) > reached and not any(map(move.when, range(1, last))):
+                    warnings.warn(
+                        f"method {method!r} prunes gradually, but only one pruning is due in a run of {total_steps} steps, on step {last}. "
+                        f"Lower update_every, or train longer.",
+                        TrainingWarning,
+                        stacklevel=4,
+                    )
                 move.allocation(layers(self._program, patterns_of(self._program)), density)
 
     def start(self) -> None:
         """First states of the scores, from the weights and masks as they are."""
         masks, self._patterns = self._program.masks(), patterns_of(self._program)
         self._hidden = {site.weight for site in self._program.random_mask_sites()}
+        self.find_taps()
         for index, move in enumerate(self._moves):
             for slot, score in _scores(move).items():
                 self._states[f"{index}.{slot}"] = {
@@ -71,6 +108,10 @@ class Rounds:
                 }
         self.visited = {name: coverage.visit(None, mask) for name, mask in masks.items()}
         self.grown = dict.fromkeys(masks, 0)
+
+    def find_taps(self) -> None:
+        """Look up the taps of the program; a copy of a program has its own."""
+        self._taps, self._armed = self._program.taps(), True
 
     def due(self, step: int) -> bool:
         """Whether a round ends this step."""
@@ -80,17 +121,33 @@ class Rounds:
         """Whether the round of this step takes the place of the optimizer's step."""
         return any(isinstance(m, DropAndGrow) and m.replaces_step and m.when(step) for m in self._moves)
 
+    def reads_gradient(self, step: int) -> bool:
+        """Whether a round of this step reads the dense gradient."""
+        return any(m.when(step) and any(x.needs_gradient for x in _scores(m).values()) for m in self._moves)
+
+    def forget_gradients(self) -> None:
+        """Start recording anew: the batch is evaluated again."""
+        for tap in self._taps.values():
+            tap.clear()
+
     def arm(self, step: int) -> None:
         """Let the taps give the dense gradient of this step, where a round of it will read one."""
-        due = any(m.when(step) and any(x.needs_gradient for x in _scores(m).values()) for m in self._moves)
+        due = self.reads_gradient(step)
+        if not due and not self._armed:
+            return
+        self._armed = due
         alone = sum(m.when(step) for m in self._moves) == 1  # a move before would clear the gradient where it prunes
-        for name, tap in self._program.taps().items():
+        for name, tap in self._taps.items():
             tap.clear()
             # Behind a random mask, .grad is not dense.
             tap.armed, tap.in_grad = due, alone and self.replaces(step) and name not in self._hidden
 
-    def update(self, step: int) -> bool:
-        """Make the moves that are due.
+    def update(self, step: int, *, scale: float | None = None) -> bool:
+        """Make the moves that are due. Weights that are frozen, or that the loss does not reach, keep their masks.
+
+        Args:
+            step: of the run.
+            scale: what recorded gradients are multiplied by, by a GradScaler.
 
         Returns:
             False where the dense gradient was not finite, and masks were left as they are.
@@ -100,15 +157,20 @@ class Rounds:
         """
         due = [(index, move) for index, move in enumerate(self._moves) if move.when(step)]
         gradients: dict[str, Tensor | None] = {}
+        still = {name for name in self._patterns if not self._program.weight(name).requires_grad}
+        self._name(
+            still, f"are frozen since the run began (requires_grad is False), and keep their masks from step {step} on"
+        )
         if any(score.needs_gradient for _, move in due for score in _scores(move).values()):
-            taps = self._program.taps().items()
-            gradients = {name: self._program.weight(name).grad if t.in_grad else t.gradient for name, t in taps}
-            absent = [name for name, gradient in gradients.items() if gradient is None]
-            if absent:
+            gradients = {name: self._dense_gradient(name, scale) for name in self._taps}
+            absent = {name for name, gradient in gradients.items() if gradient is None}
+            if absent == gradients.keys():
                 raise TrainingError(
-                    f"no dense gradient reached {', '.join(absent[:4])} on step {step}. Call trainer.step() after "
-                    f"loss.backward(), with the program in train mode."
+                    f"no dense gradient reached {', '.join(sorted(absent)[:4])} on step {step}. Call trainer.step() after "
+                    f"loss.backward(), with the program in train mode during the forward pass."
                 )
+            still |= absent
+            self._name(absent, f"have no gradient on step {step}, the loss does not reach them, and keep their masks")
             if not all(_is_finite(g) for g in gradients.values() if g is not None):
                 for name in gradients:
                     clear_inactive(self._program, self._optimizer, name)
@@ -116,11 +178,24 @@ class Rounds:
         for position, (index, move) in enumerate(due):
             match move:
                 case DropAndGrow():
-                    self._drop_and_grow(index, move, step, gradients, last=position == len(due) - 1)
+                    self._drop_and_grow(index, move, step, gradients, still, last=position == len(due) - 1)
                 case Prune():
-                    self._prune(index, move, step, gradients)
+                    self._prune(index, move, step, gradients, still)
         self._program.verify()
         return True
+
+    def _dense_gradient(self, name: str, scale: float | None) -> Tensor | None:
+        tap = self._taps[name]
+        if tap.in_grad:
+            return self._program.weight(name).grad if tap.passed else None
+        return tap.gradient if tap.gradient is None or scale is None else tap.gradient / scale
+
+    def _name(self, weights: Collection[str], what: str) -> None:
+        """Name weights once."""
+        new = sorted(set(weights) - self.named)
+        self.named.update(new)
+        if new:
+            warnings.warn(f"weights {', '.join(new[:8])} {what}.", TrainingWarning, stacklevel=4)
 
     def _rate(self, slot: str, score: Score, name: str, step: int, gradients: Mapping[str, Tensor | None]) -> Tensor:
         view = View(
@@ -134,14 +209,21 @@ class Rounds:
         return scores
 
     def _drop_and_grow(
-        self, index: int, move: DropAndGrow, step: int, gradients: dict[str, Tensor | None], *, last: bool
+        self,
+        index: int,
+        move: DropAndGrow,
+        step: int,
+        gradients: dict[str, Tensor | None],
+        still: Collection[str],
+        *,
+        last: bool,
     ) -> None:
         fraction = move.fraction(step)
         masks, sites = self._program.masks(), self._program.mask_sites()
-        patterns = dict[str, Pattern]()
+        patterns, order = dict[str, Pattern](), {name: place for place, name in enumerate(masks)}
         for names in _together(self._program, self._patterns):
             patterns |= bound_together({name: self._patterns[name] for name in names}, masks)
-        for name in sorted(masks, key=lambda name: masks[name].numel()):
+        for name in sorted(masks.keys() - set(still), key=lambda name: (masks[name].numel(), order[name])):
             drop_score = functools.partial(self._rate, f"{index}.drop", move.drop_by, name, step, gradients)
             grow_score = functools.partial(self._rate, f"{index}.grow", move.grow_by, name, step, gradients)
             if move.exchange is not None:
@@ -156,9 +238,14 @@ class Rounds:
                     self._program.weight(name).grad = None
             self._set_mask(name, new)
 
-    def _prune(self, index: int, move: Prune, step: int, gradients: Mapping[str, Tensor | None]) -> None:
+    def _prune(
+        self, index: int, move: Prune, step: int, gradients: Mapping[str, Tensor | None], still: Collection[str]
+    ) -> None:
         density, masks = move.density(step), self._program.masks()
-        table = layers(self._program, self._patterns, masks)
+        patterns = {name: pattern for name, pattern in self._patterns.items() if name not in still}
+        if not patterns:
+            return
+        table = layers(self._program, patterns, {name: masks[name] for name in patterns})
         fixed = next(iter(table.values())).fixed_density
         if fixed is not None and density > fixed:
             return
@@ -167,7 +254,7 @@ class Rounds:
         def scores(name: str) -> Tensor:
             return self._rate(f"{index}.prune", move.by, name, step, gradients).masked_fill(~masks[name], -1.0)
 
-        for name, mask in select_masks(self._program, self._patterns, scores, budgets):
+        for name, mask in select_masks(self._program, patterns, scores, budgets):
             self._set_mask(name, mask)
 
     def _set_mask(self, name: str, new: Tensor) -> None:
@@ -204,9 +291,9 @@ def layers(
 ) -> dict[str, Layer]:
     """What an allocation may know of the masked weights; with ``masks``, only what is on may be active."""
     found: dict[str, Layer] = {}
-    for name in program.masks():
+    for name, pattern in patterns.items():
         weight = program.weight(name).detach()
-        shape, pattern = tuple(weight.shape), patterns[name]
+        shape = tuple(weight.shape)
         mask = None if masks is None else masks[name]
         found[name] = Layer(shape, pattern.unit_size(shape), pattern.fixed_density(shape), weight, mask)
     return found
@@ -229,9 +316,7 @@ def _together(program: Program, patterns: Mapping[str, Pattern]) -> list[tuple[s
     return list(dict.fromkeys(sets.get(name, (name,)) for name in patterns))
 
 
-def clear_inactive(
-    program: Program, optimizer: torch.optim.Optimizer, name: str, *, grown: Tensor | None = None
-) -> None:
+def clear_inactive(program: Program, optimizer: Optimizers, name: str, *, grown: Tensor | None = None) -> None:
     """Zero inactive weights and their gradients, and optimizer state where inactive or grown; the only place that does."""
     weight, inactive = program.weight(name), ~program.mask(name)
     with torch.no_grad():

@@ -1,105 +1,64 @@
-"""`attach` a method to a program and an optimizer; `SparseTrainer.step` is then the one call of the loop.
+"""`SparseTrainer`: a method at work on a program. Its `step` is the one call of a loop.
 
-Weights are exactly 0 where inactive after every step. The lowered masks give such weights no gradient, so an optimizer that
-adds nothing of its own leaves them at 0; one that does is found on its first step and masked after each.
+Weights are exactly 0 where inactive after every step: they are masked after it, whatever the optimizer and its state did. A step whose
+gradients are not finite is left out, counted and said.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparsify.errors import TrainingError
+from sparsify.errors import TrainingError, TrainingWarning
 from sparsify.ir import Program
-from sparsify.ir.verifier import count_stray
 from sparsify.methods import Method
 from sparsify.passes import Pipeline, RemoveRandomMasks
 from sparsify.training.averaging import WeightAverage, check_averaging, reestimate_batch_norm
 from sparsify.training.checkpoint import placed
 from sparsify.training.correction import Corrector
+from sparsify.training.gradients import Gradients, are_finite
 from sparsify.training.groups import adopt
 from sparsify.training.initial_masks import insert_masks
 from sparsify.training.loss import RunningLoss
+from sparsify.training.optimizers import Optimizers, Watch, check_single_process
 from sparsify.training.probe import Closure, Sweep
 from sparsify.training.random_masks import RandomMasks
 from sparsify.training.rewinding import Rewinder
 from sparsify.training.rounds import Rounds
 from sparsify.training.teaching import Teacher, Teaching
+from sparsify.training.zeros import Zeros
 
 SALT = 0x9E3779B97F4A7C15
 """Added to the seed of masks: weights initialised with the same seed come from the same stream, and masks drawn from it again would
 keep the weights with the highest values, all of one sign."""
 
-
-def attach(
-    method: Method,
-    program: Program,
-    optimizer: torch.optim.Optimizer,
-    *,
-    total_steps: int,
-    seed: int = 0,
-    epoch_steps: int | None = None,
-    sweep: Sweep | None = None,
-    teacher: Teacher | None = None,
-) -> SparseTrainer:
-    """Make ``program`` sparse in place and return the trainer whose ``step()`` replaces ``optimizer.step()``.
-
-    Args:
-        method: from `sparsify.methods`.
-        program: of stage TRACED; its parameters are those the optimizer holds.
-        optimizer: over ``program.parameters()`` or the traced model's, which are the same objects.
-        total_steps: optimizer steps of the whole run; schedules given as fractions are of this.
-        seed: of random masks and random growth.
-        epoch_steps: optimizer steps of an epoch, for methods that do something once an epoch.
-        sweep: for methods that look at more of the training data than the batch of a step: a function that returns the losses of
-            the training batches, in an order drawn anew, each as a function without arguments.
-        teacher: for methods that learn from one: a function from the inputs of a batch to logits [N, K],
-            such as a trained module in eval mode, on the device of the inputs.
-
-    Raises:
-        TrainingError: If the optimizer does not hold the weights, ``total_steps`` is not positive, or the method needs a teacher.
-        PatternError: If the pattern does not fit a weight.
-        AllocationError: If the density cannot be met.
-    """
-    if total_steps < 1:
-        raise TrainingError(f"total_steps should be at least 1, found {total_steps}. Use len(loader) * epochs.")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    lost = [name for name, p in program.named_parameters() if p.requires_grad and id(p) not in held]
-    if lost:
-        raise TrainingError(
-            f"the optimizer does not hold {len(lost)} parameters of {program.name!r} ({', '.join(lost[:4])}); they would "
-            f"never change. Build it over program.parameters() after tracing, and move the program first."
-        )
-    return SparseTrainer(
-        method,
-        program,
-        optimizer,
-        total_steps=total_steps,
-        seed=seed,
-        epoch_steps=epoch_steps,
-        sweep=sweep,
-        teacher=teacher,
-    )
+COUNTED = ("rounds", "skipped_rounds", "skipped_steps", "probes", "forwards", "backwards")
 
 
 class SparseTrainer:
     """A method at work on a program. Made by `attach`.
 
     Attributes:
-        steps: optimizer steps taken, rounds that replaced one included.
-        counts: rounds, skipped rounds, probes (evaluations of a batch beside the step's own), and forward and backward passes,
-            each of one batch, those of the steps included.
+        optimizer: those that were attached, as one.
+        steps: optimizer steps taken, rounds that replaced one and steps that were skipped included.
+        counts: rounds, skipped rounds, skipped steps (their gradients were not finite), probes (evaluations of a batch beside the step's
+            own), and forward and backward passes, each of one batch, those of the steps included.
+        left_dense: why each weight that could have a mask has none.
     """
+
+    _step_supports_amp_scaling = True  # GradScaler.step(trainer) hands over its scale and what it found
 
     def __init__(
         self,
         method: Method,
         program: Program,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Optimizers,
         *,
         total_steps: int,
         seed: int,
@@ -107,14 +66,16 @@ class SparseTrainer:
         sweep: Sweep | None = None,
         teacher: Teacher | None = None,
     ) -> None:
-        self.method, self.program, self.optimizer = method, program, optimizer
+        self.method, self.program, self.optimizer = method, program, optimizers
         self.total_steps, self.steps = total_steps, 0
-        self.counts: dict[str, int] = dict.fromkeys(("rounds", "skipped_rounds", "probes", "forwards", "backwards"), 0)
-        self._remask, self._corrected = False, False
+        self.counts: dict[str, int] = dict.fromkeys(COUNTED, 0)
+        self.left_dense: dict[str, str] = {}
+        self._corrected = False
         self._generator = torch.Generator().manual_seed((seed + SALT) % 2**63)
         topology = method.topology(total_steps) if method.topology else None
-        self._rounds = Rounds(topology, program, optimizer, self._generator)
-        self._rewinder = Rewinder(method.rewinding(total_steps), program, optimizer) if method.rewinding else None
+        self._rounds = Rounds(topology, program, optimizers, self._generator)
+        self._gradients = Gradients(program, optimizers, self.counts, self._rounds.named)
+        self._rewinder = Rewinder(method.rewinding(total_steps), program, optimizers) if method.rewinding else None
         self._average = WeightAverage(method.averaging(total_steps)) if method.averaging else None
         if self._average:
             check_averaging(method, self._average.plan, self._masks_change, total_steps)
@@ -123,10 +84,15 @@ class SparseTrainer:
         correction = method.correction(total_steps) if method.correction else None
         if method.initial != "dense" or topology is not None:
             tapped = self._rounds.needs_gradient or (correction is not None and correction.dense)
-            insert_masks(method, program, optimizer, self._generator, tapped=tapped)
-            self._rounds.check(method.density)
+            self.left_dense = insert_masks(method, program, optimizers, self._generator, tapped=tapped)
+            self._rounds.check(method.name, method.density, total_steps)
         Pipeline(method.passes).apply(program)
-        adopt(program, optimizer)
+        added = adopt(program, optimizers)
+        if optimizers.evaluates and (added or correction is not None):
+            raise TrainingError(
+                f"method {method.name!r} {'corrects gradients' if correction else 'adds parameters'}, which an optimizer that evaluates "
+                f"the batch itself (LBFGS) does not allow. Attach another optimizer, such as SGD or AdamW."
+            )
         self._random = RandomMasks(program, seed=(seed + 2 * SALT) % 2**63)
         self._corrector = None
         if correction is not None:
@@ -137,7 +103,24 @@ class SparseTrainer:
         if self._rewinder:
             self._rewinder.keep(0)
         self._random.draw()
-        self._rounds.arm(1)
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """What belongs to this very program and these very optimizers."""
+        self._zeros, self._watch = Zeros(self.program), Watch(self.optimizer, self.method.name)
+        self._zeros.vouch()
+        self._rounds.find_taps()
+        self._rounds.arm(self.steps + 1)
+        self._say_what_is_left()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseTrainer:
+        made = object.__new__(type(self))
+        memo[id(self)] = made
+        for name, value in self.__dict__.items():
+            if name not in ("_zeros", "_watch"):
+                made.__dict__[name] = copy.deepcopy(value, memo)
+        made._take_over()
+        return made
 
     def _masks_change(self, step: int) -> bool:
         return self._rounds.due(step) or (self._rewinder is not None and step in self._rewinder.plan.at)
@@ -191,57 +174,154 @@ class SparseTrainer:
         loss = self._loss(logits, labels, self.steps + 1, label_smoothing=label_smoothing)
         return self._teaching.joined(loss, logits, inputs)
 
-    def correct(self, closure: Closure | None = None) -> None:
+    def correct(self, closure: Closure | None = None, *, scaler: Any = None) -> None:
         """Correct the gradients of the coming step now, for loops that clip gradients between; `step` does it otherwise.
 
         Args:
             closure: as for `step`.
+            scaler: as for `step`.
 
         Raises:
-            TrainingError: If the method needs a closure, a sweep or its own loss.
+            TrainingError: As `step` does.
         """
         self._loss.check_used()
+        if scaler is not None:
+            self._gradients.unscale(scaler)
         step = self.steps + 1
-        if self._corrector and not self._corrected and not self._rounds.replaces(step):
+        finite = self._gradients.look(step)
+        if finite and self._corrector and not self._corrected and not self._rounds.replaces(step):
             self._corrector.apply(step, closure)
             self._corrected = True
 
-    def step(self, closure: Closure | None = None) -> None:
+    def step(self, closure: Closure | None = None, *, scaler: Any = None) -> None:
         """Optimizer step, then a topology update when one is due. Call it after ``loss.backward()``.
 
+        A step whose gradients are not finite changes nothing but ``counts["skipped_steps"]``.
+
         Args:
-            closure: the loss of the current batch by another forward pass, without backward; for corrections that evaluate it again.
+            closure: the loss of the current batch by another forward pass, without backward; for corrections that evaluate it again. For
+                an optimizer that evaluates the batch itself (LBFGS), the closure its own ``step`` takes: zero the gradients, compute the
+                loss, ``backward()``, return the loss.
+            scaler: a `torch.amp.GradScaler` whose ``scale(loss)`` was called backward; gradients are divided by its scale first, unless
+                ``scaler.unscale_`` was called for the optimizers. Call ``scaler.update()`` after the step.
 
         Raises:
-            TrainingError: If the method needs a closure, a sweep or its own loss, or the dense gradient of a due round did not arrive.
+            TrainingError: If the program is in eval mode; no gradient is there, or gradients were not finite many times in a row; the
+                method needs a closure, a sweep or its own loss; or the dense gradient of a due round did not arrive.
         """
-        self.correct(closure)
-        self.steps, self._corrected = self.steps + 1, False
+        if not self.program.training:
+            raise TrainingError(
+                "trainer.step() found the program in eval mode, in which nothing is recorded for rounds. Call program.train() before the "
+                "forward pass of a training step, and again after each evaluation."
+            )
+        if self.steps == 0:
+            check_single_process(self.method)
+        if self.steps == self.total_steps:
+            self._warn(f"step {self.steps + 1} is beyond total_steps ({self.total_steps}): schedules have ended there.")
+        if self.optimizer.evaluates:
+            self._loss.check_used()
+            moved = self._evaluated_step(closure)
+        else:
+            if "found_inf" in self.__dict__:
+                self._gradients.take(self.__dict__["grad_scale"], self.__dict__["found_inf"])
+            self.correct(closure, scaler=scaler)
+            moved = self._gradients.look(self.steps + 1)
+            if moved and not self._rounds.replaces(self.steps + 1):
+                self._optimize(None)
+        self.steps += 1
         for key in ("forwards", "backwards"):
             self.counts[key] += 1
-        if not self._rounds.replaces(self.steps):
-            with self._random.hidden_still() if self.method.holds_hidden else contextlib.nullcontext():
-                self.optimizer.step()
-            self._keep_zeros()
         if self._rounds.due(self.steps):
-            self.counts["rounds" if self._rounds.update(self.steps) else "skipped_rounds"] += 1
+            changed = moved and self._rounds.update(self.steps, scale=self._gradients.scale)
+            self.counts["rounds" if changed else "skipped_rounds"] += 1
+            if changed and self.optimizer.evaluates:
+                self.optimizer.state.clear()  # its memory of the loss is of other masks
         self._rewind()
+        self._zeros.vouch()
         if self._average:
             self._average.take(self.program, self.steps)
         self._loss.end_step()
         self._random.draw()
+        self._corrected = False
         self._rounds.arm(self.steps + 1)
+        self._gradients.end_step(self.steps, skipped=not moved)
+        if self.steps == self._rounds.last_pruning:
+            self._say_what_is_left()
 
-    def finish(self, batches: Iterable[Any] = ()) -> None:
+    def _optimize(self, closure: Any) -> None:
+        with self._random.hidden_still() if self.method.holds_hidden else contextlib.nullcontext():
+            self._watch.stepping = True
+            try:
+                self.optimizer.step(closure)
+            finally:
+                self._watch.stepping = False
+        self._zeros.keep()
+
+    def _evaluated_step(self, closure: Closure | None) -> bool:
+        """The step of an optimizer that evaluates the batch itself; put back where it ends in weights that are not finite."""
+        if closure is None:
+            raise TrainingError(
+                "an attached optimizer evaluates the batch itself: call trainer.step(closure) with a function that zeroes the gradients, "
+                "computes the loss, calls backward() and returns the loss."
+            )
+
+        def evaluated() -> Any:
+            self._rounds.forget_gradients()  # a round reads those of the last evaluation
+            return closure()
+
+        if self._rounds.replaces(self.steps + 1):
+            evaluated()
+            return self._gradients.look(self.steps + 1)
+        parameters = self.optimizer.parameters()
+        before = [parameter.detach().clone() for parameter in parameters]
+        self._optimize(evaluated)
+        if are_finite([parameter.detach() for parameter in parameters]):
+            return True
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)
+        self.optimizer.state.clear()
+        return False
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of the optimizers, for a GradScaler."""
+        return self.optimizer.param_groups
+
+    def _warn(self, message: str) -> None:
+        warnings.warn(message, TrainingWarning, stacklevel=3)
+
+    def _say_what_is_left(self) -> None:
+        """Let the program say, when it is exported, that it is not yet as sparse as asked for."""
+        last = self._rounds.last_pruning
+        self.program.unfinished = (
+            f"method {self.method.name!r} reaches density {self.method.density:.4g} on step {last} of {self.total_steps}"
+            if self.steps < last
+            else ""
+        )
+
+    def finish(self, batches: Iterable[Any] = (), *, stopped_early: bool = False) -> None:
         """End the run: remove random masks, load averaged weights, and take batch-norm statistics for what is left.
 
         Args:
             batches: training inputs [N, ...], tuples where the program has several; one forward pass in train mode each. Needed
                 where the program has batch norms and the method averages weights or has random masks.
+            stopped_early: the loop ended by a criterion of its own; that rounds are left is then said only if the density is not reached.
 
         Raises:
             TrainingError: If batches are needed and there are none.
         """
+        self._watch.release()
+        if self.steps < self._rounds.last and not (stopped_early and not self.program.unfinished):
+            asked = (
+                f" at density {self.density:.4g}, where {self.method.density:.4g} was asked for"
+                if self.program.unfinished
+                else ""
+            )
+            self._warn(
+                f"the run ends on step {self.steps} of {self.total_steps}{asked}; method {self.method.name!r} has rounds until step "
+                f"{self._rounds.last}. Train to the end, or attach with the total_steps that are taken."
+            )
         averaged = self._average is not None and bool(self._average.means)
         if not averaged and not self._random.sites:
             return
@@ -252,15 +332,6 @@ class SparseTrainer:
             self._average.load(self.program)
         self.counts["forwards"] += reestimate_batch_norm(self.program, batches)
         self.program.verify()
-
-    def _keep_zeros(self) -> None:
-        masks = self.program.masks() if self._remask or self.steps == 1 else {}
-        if self.steps == 1:
-            self._remask = any(count_stray(self.program.weight(n), m) for n, m in masks.items())
-        if self._remask:
-            with torch.no_grad():
-                for name, mask in masks.items():
-                    self.program.weight(name).masked_fill_(~mask, 0.0)
 
     def _rewind(self) -> None:
         if self._rewinder is None:
@@ -278,7 +349,7 @@ class SparseTrainer:
             "total_steps": self.total_steps,
             "steps": self.steps,
             "counts": dict(self.counts),
-            "remask": self._remask,
+            "skipped_in_a_row": self._gradients.skipped_in_a_row,
             "generator": self._generator.get_state(),
             "draws": self._random.generator.get_state(),
             "rounds": self._rounds.state_dict(),
@@ -299,7 +370,7 @@ class SparseTrainer:
                 raise TrainingError(
                     f"the saved state has {key} {state[key]!r}, this trainer {have!r}. Attach what was saved."
                 )
-        self.steps, self._remask = int(state["steps"]), bool(state["remask"])
+        self.steps, self._gradients.skipped_in_a_row = int(state["steps"]), int(state["skipped_in_a_row"])
         self.counts.update(state["counts"])
         self._generator.set_state(state["generator"])
         self._random.generator.set_state(state["draws"])
@@ -312,4 +383,6 @@ class SparseTrainer:
             self._corrector.state = placed(state["correction"], device)
         if self._average:
             self._average.means = placed(state["averages"], device)
+        self._rounds.find_taps()
         self._rounds.arm(self.steps + 1)
+        self._say_what_is_left()

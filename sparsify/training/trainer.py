@@ -20,13 +20,14 @@ from sparsify.ir import Program, surgery
 from sparsify.ir.serialization import write_atomically
 from sparsify.methods import Method
 from sparsify.parts.samples import Samples
+from sparsify.training.attaching import attach
 from sparsify.training.batch_loss import BatchLoss
 from sparsify.training.checkpoint import load_checkpoint, save_checkpoint
 from sparsify.training.fetching import fetch
 from sparsify.training.history import epoch_row
 from sparsify.training.probe import Closure
 from sparsify.training.resumption import check_content, fitting
-from sparsify.training.state import SparseTrainer, attach
+from sparsify.training.state import SparseTrainer
 from sparsify.training.teaching import Teacher
 
 REESTIMATED = 100
@@ -83,8 +84,7 @@ class Trained:
 
     Attributes:
         history: one row an epoch, see `sparsify.training.history`.
-        counts: steps, samples, rounds (topology updates), skipped_rounds, probes (evaluations of a batch beside the step's own),
-            forwards and backwards (passes of a batch, all of them).
+        counts: steps, samples, and what `SparseTrainer` counts.
         coverage: of each masked weight at the end.
     """
 
@@ -269,7 +269,7 @@ def train(
                     raise Interrupted(f"stopped after step {trainer.steps} of {total}; everything is in {folder}.")
     if best and waited:
         program.load_state_dict(best["program"])
-    trainer.finish(_inputs(data, settings, device))
+    trainer.finish(_inputs(data, settings, device), stopped_early=settings.early_stop is not None)
     surgery.move(program, torch.device("cpu"))
     program.eval()
     counts = {"steps": trainer.steps, "samples": trainer.steps * settings.batch_size, **trainer.counts}

@@ -8,7 +8,7 @@ from torch import nn
 
 from sparsify.errors import VerificationError
 from sparsify.ir import Stage, surgery, trace, verify, violations
-from sparsify.ir.nodes import TensorSpec
+from sparsify.ir.nodes import TensorSpec, vouch
 from sparsify.ir.verifier import RULES
 from sparsify.passes import Pipeline
 
@@ -59,6 +59,7 @@ def break_inactive_nonzero(program):
     program.adopt(lowered)
     with torch.no_grad():
         program.weight("0.weight").fill_(1.0)
+    vouch(program.weight("0.weight"), program.mask("0.weight"))
 
 
 def break_random_mask_malformed(program):

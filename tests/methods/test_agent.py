@@ -98,7 +98,14 @@ def test_probes_and_passes_are_counted():
     for target in (1.0, 3.0, 1.0):
         one.step(target)
     # Refreshes: 2 evaluations; then 2 evaluations and 2 losses. Steps: 3 evaluations beside the loop's own.
-    assert one.trainer.counts == {"rounds": 0, "skipped_rounds": 0, "probes": 9, "forwards": 12, "backwards": 10}
+    assert one.trainer.counts == {
+        "rounds": 0,
+        "skipped_rounds": 0,
+        "skipped_steps": 0,
+        "probes": 9,
+        "forwards": 12,
+        "backwards": 10,
+    }
 
 
 def test_losses_without_spread_leave_the_coefficient_alone():

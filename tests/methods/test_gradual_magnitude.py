@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsify.errors import RecipeError
+from sparsify.errors import RecipeError, TrainingWarning
 from sparsify.methods import gmp
 from tests.methods.one_layer import OneLayer
 
@@ -36,7 +36,10 @@ def test_what_is_pruned_stays_pruned():
 
 
 def test_the_last_round_is_at_the_stop_whatever_the_interval():
-    layer = OneLayer(gmp(density=0.3, start_at=0.1, stop_at=0.7, update_every=1000), WEIGHTS, total_steps=10)
+    with pytest.warns(
+        TrainingWarning, match="prunes gradually, but only one pruning is due in a run of 10 steps, on step 7"
+    ):
+        layer = OneLayer(gmp(density=0.3, start_at=0.1, stop_at=0.7, update_every=1000), WEIGHTS, total_steps=10)
     active = []
     for _ in range(10):
         layer.step()

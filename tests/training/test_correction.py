@@ -97,5 +97,6 @@ def test_what_is_missing_is_said_when_it_is_asked_for():
     with pytest.raises(TrainingError, match=r"trainer.step\(lambda"):
         trainer.step()
     program, _, trainer = started(lambda view, state: ({}, next(view.sweep(None))))
+    loss(program)().backward()
     with pytest.raises(TrainingError, match=r"give sparsify\.attach a sweep"):
         trainer.correct()

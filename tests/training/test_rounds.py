@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sparsify as sp
-from sparsify.errors import TrainingError
+from sparsify.errors import TrainingError, TrainingWarning
 from sparsify.loading import load_data
 from sparsify.methods import Averaging, Method
 from sparsify.parts.allocation import global_magnitude
@@ -52,9 +52,17 @@ def test_moves_act_on_their_own_steps_and_only_theirs_replace_the_optimizer():
 def test_a_gradient_that_is_not_finite_leaves_masks_and_coverage():
     layer = OneLayer(sp.methods.dst_ee(density=0.5, update_every=1, c=1.0, replaces_step=False), WEIGHTS, total_steps=8)
     mask, visits = layer.mask.clone(), layer.trainer.state_dict()["rounds"]["scores"]["0.grow"]["weight"][1].clone()
-    layer.step([[float("nan")] * 4, [0.0] * 4])
+    with pytest.warns(TrainingWarning, match="the gradients of step 1 are not finite: the step was skipped"):
+        layer.step([[float("nan")] * 4, [0.0] * 4])
     assert torch.equal(layer.mask, mask)
-    assert layer.trainer.counts == {"rounds": 0, "skipped_rounds": 1, "probes": 0, "forwards": 1, "backwards": 1}
+    assert layer.trainer.counts == {
+        "rounds": 0,
+        "skipped_rounds": 1,
+        "skipped_steps": 1,
+        "probes": 0,
+        "forwards": 1,
+        "backwards": 1,
+    }
     assert torch.equal(layer.trainer.state_dict()["rounds"]["scores"]["0.grow"]["weight"][1], visits)
 
 

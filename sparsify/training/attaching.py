@@ -1,0 +1,60 @@
+"""`attach`: a method, a program and its optimizers become a trainer, or stay as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from sparsify.errors import TrainingError
+from sparsify.ir import Program
+from sparsify.methods import Method
+from sparsify.training.optimizers import Optimizers, check_single_process
+from sparsify.training.probe import Sweep
+from sparsify.training.state import SparseTrainer
+from sparsify.training.teaching import Teacher
+from sparsify.training.undo import undone_on_error
+
+
+def attach(
+    method: Method,
+    program: Program,
+    optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
+    *,
+    total_steps: int,
+    seed: int = 0,
+    epoch_steps: int | None = None,
+    sweep: Sweep | None = None,
+    teacher: Teacher | None = None,
+) -> SparseTrainer:
+    """Make ``program`` sparse in place and return the trainer whose ``step()`` replaces ``optimizer.step()``.
+
+    Weights that do not train (``requires_grad`` is False) stay dense and as they are. If it raises, program and optimizers are as they
+    were before.
+
+    Args:
+        method: from `sparsify.methods`.
+        program: of stage TRACED; its parameters are those the optimizer holds.
+        optimizer: over ``program.parameters()`` or the traced model's, which are the same objects; or several, stepped in turn.
+        total_steps: optimizer steps of the whole run; schedules given as shares are of this.
+        seed: of random masks and random growth.
+        epoch_steps: optimizer steps of an epoch, for methods that do something once an epoch.
+        sweep: for methods that look at more of the training data than the batch of a step: a function that returns the losses of
+            the training batches, in an order drawn anew, each as a function without arguments.
+        teacher: for methods that learn from one: a function from the inputs of a batch to logits [N, K],
+            such as a trained module in eval mode, on the device of the inputs.
+
+    Raises:
+        TrainingError: If the optimizers do not hold the weights that train, ``total_steps`` is not positive, no round would happen or the
+            density not be reached, the method needs a teacher, or several processes train together.
+        PatternError: If the pattern does not fit a weight.
+        AllocationError: If the density cannot be met.
+    """
+    if total_steps < 1:
+        raise TrainingError(f"total_steps should be at least 1, found {total_steps}. Use len(loader) * epochs.")
+    check_single_process(method)
+    optimizers = Optimizers(optimizer)
+    optimizers.check(program)
+    given = {"total_steps": total_steps, "seed": seed, "epoch_steps": epoch_steps, "sweep": sweep, "teacher": teacher}
+    with undone_on_error(program, optimizers):
+        return SparseTrainer(method, program, optimizers, **given)

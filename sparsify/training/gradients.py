@@ -1,0 +1,140 @@
+"""What the gradients of a step must be: there, unscaled and finite."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsify.errors import TrainingError, TrainingWarning
+from sparsify.ir import Program
+from sparsify.training.optimizers import Optimizers
+
+HOPELESS = 100
+"""Steps in a row without finite gradients after which training ends; a GradScaler needs about 20 to find its scale."""
+
+
+class Gradients:
+    """Looks at the gradients of each step, and counts the steps that are skipped for them.
+
+    Args:
+        program, optimizers: of the loop.
+        counts: of the trainer; ``skipped_steps`` is counted up.
+        named: weights that a warning was given for; those that the loss does not reach are added.
+
+    Attributes:
+        finite: whether those of the coming step are; None before they were looked at.
+        scale: what a GradScaler multiplied the loss of the coming step by; None without one.
+        skipped_in_a_row: steps, until now.
+    """
+
+    def __init__(self, program: Program, optimizers: Optimizers, counts: dict[str, int], named: set[str]) -> None:
+        self._program, self._optimizers, self._counts = program, optimizers, counts
+        self._named = named
+        self.finite: bool | None = None
+        self.scale: float | None = None
+        self.skipped_in_a_row = 0
+
+    def look(self, step: int) -> bool:
+        """Whether the gradients of ``step`` are finite.
+
+        Raises:
+            TrainingError: If there is none.
+        """
+        if self.finite is not None:
+            return self.finite
+        gradients = self._optimizers.gradients()
+        if not gradients:
+            raise TrainingError(
+                f"there is no gradient on step {step}. Call trainer.step() after loss.backward() and before optimizer.zero_grad(), "
+                f"with a loss that is computed by the program."
+            )
+        if step == 1:
+            self._name_unreached()
+        self.finite = are_finite(gradients)
+        return self.finite
+
+    def unscale(self, scaler: Any) -> None:
+        """Divide the gradients by the scale of a `torch.amp.GradScaler`, unless the loop did so already.
+
+        Raises:
+            TrainingError: If the scaler was used in another order.
+        """
+        if self.scale is not None:
+            return
+        self.scale = float(scaler.get_scale())
+        for optimizer in self._optimizers.each:
+            try:
+                scaler.unscale_(optimizer)
+            except (RuntimeError, ValueError, AssertionError) as error:
+                if "already been called" in str(error):
+                    continue  # by the loop, to clip
+                raise TrainingError(
+                    f"the GradScaler cannot unscale the gradients: {error} Call scaler.scale(loss).backward(), then "
+                    f"trainer.step(scaler=scaler), then scaler.update()."
+                ) from error
+
+    def take(self, scale: Tensor | None, found_inf: Tensor) -> None:
+        """Divide the gradients by a scale that ``GradScaler.step(trainer)`` handed over, unless one is not finite.
+
+        Raises:
+            TrainingError: If the gradients were unscaled before, so that the scale is not known.
+        """
+        if scale is None:
+            raise TrainingError(
+                "scaler.step(trainer) after scaler.unscale_(...) does not tell the scale. Call scaler.unscale_(optimizer), then "
+                "trainer.step(scaler=scaler)."
+            )
+        self.scale = float(scale)
+        if not float(found_inf):
+            torch._foreach_mul_(self._optimizers.gradients(), 1.0 / self.scale)  # pyright: ignore[reportPrivateImportUsage]
+
+    def end_step(self, step: int, *, skipped: bool) -> None:
+        """Count a step that was skipped; the next look is at new gradients.
+
+        Raises:
+            TrainingError: If as many as `HOPELESS` steps in a row were skipped.
+        """
+        self.finite = self.scale = None
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        if not skipped:
+            return
+        self._counts["skipped_steps"] += 1
+        if self._counts["skipped_steps"] == 1:
+            warnings.warn(
+                f"the gradients of step {step} are not finite: the step was skipped, as later ones like it will be, and counted in "
+                f'trainer.counts["skipped_steps"]. Lower the learning rate or clip gradients, unless a GradScaler is finding its scale.',
+                TrainingWarning,
+                stacklevel=4,
+            )
+        if self.skipped_in_a_row == HOPELESS:
+            raise TrainingError(
+                f"the gradients were not finite on {HOPELESS} steps in a row, until step {step}: nothing is trained. Check data and "
+                f"weights for NaN, and lower the learning rate."
+            )
+
+    def _name_unreached(self) -> None:
+        weights = {name: self._program.weight(name) for name in self._program.masks()}
+        lost = [name for name, weight in weights.items() if weight.requires_grad and weight.grad is None]
+        self._named.update(lost)
+        if lost:
+            warnings.warn(
+                f"the loss does not reach {', '.join(lost[:8])}: no gradient came on step 1. Rounds that read gradients leave the masks "
+                f"of such weights as they are. Keep them dense (keep_dense of the method), or use them in the loss.",
+                TrainingWarning,
+                stacklevel=5,
+            )
+
+
+def are_finite(values: list[Tensor]) -> bool:
+    """Whether no entry is NaN or infinite. Norms are taken first; where a sum of squares overflows, the entries are looked at."""
+    by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for value in values:
+        by_kind.setdefault((value.device, value.dtype), []).append(value.detach())
+    for some in by_kind.values():
+        norms = torch._foreach_norm(some)  # pyright: ignore[reportPrivateImportUsage]
+        if not bool(torch.stack(norms).isfinite().all()):
+            return all(bool(value.isfinite().all()) for value in values)
+    return True
