@@ -7,6 +7,7 @@ import functools
 import importlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -52,10 +53,7 @@ def convert(program: Program, inputs: Sequence[Tensor], opset: int) -> onnx.Mode
                 verbose=False,
             )
         except Exception as error:
-            raise ExportError(
-                f"torch.onnx.export cannot convert {program.name!r} at opset {opset}: {str(error).splitlines()[0]}. "
-                f"Try another opset, or load transformers models with set_attn_implementation('eager')."
-            ) from error
+            raise ExportError(refusal(program, opset, error)) from error
     assert exported is not None
     model = exported.model_proto
     return clean(model)
@@ -85,6 +83,41 @@ def _operators_read_once() -> Generator[None]:
 @functools.cache
 def _operators(read: Callable[[], Any]) -> Any:
     return read()
+
+
+def refusal(program: Program, opset: int, error: BaseException) -> str:
+    """Which operator torch.onnx cannot convert, where it comes from, and what can be done about it."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    texts = [re.sub(r"\x1b\[[0-9;]*m", "", str(one)) for one in chain]
+    whole = "\n".join(texts)
+    reason = next(line.strip() for line in (*texts[-1].splitlines(), type(chain[-1]).__name__) if line.strip())[
+        :300
+    ].rstrip(".")
+    found = re.search(r"op='aten[.:]+(\w+)', overload='(\w+)'|torch\.ops\.aten\.(\w+)\.(\w+)", whole)
+    if found is None:
+        return (
+            f"torch.onnx cannot convert {program.name!r} at opset {opset}: {type(chain[-1]).__name__}: {reason}. The exception that this "
+            f"one was raised from says more; if it names no part of your model, please report it."
+        )
+    name, overload = (group for group in found.groups() if group)
+    nodes = [
+        n for n in program.phases["eval"].graph.nodes if str(n.target) in (f"aten.{name}.{overload}", f"aten.{name}")
+    ]
+    owners = sorted({str(node.meta["owner"]) for node in nodes if node.meta.get("owner")})
+    where = f" in {', '.join(map(repr, owners))}" if owners else f" at %{nodes[0].name}" if nodes else ""
+    advice = f"Write that part of the model with operators that ONNX has, in place of {name}"
+    if name == "scaled_dot_product_attention":
+        advice = (
+            "Write the attention as matmul, softmax and matmul over [N, heads, L, E]; transformers models do with "
+            "set_attn_implementation('eager')"
+        )
+    elif "opset" in reason.lower():
+        advice = f"Try another opset than {opset}, or write that part of the model with other operators"
+    return (
+        f"torch.onnx cannot convert the operator aten.{name}.{overload}{where} of {program.name!r}: {reason}. {advice}."
+    )
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:

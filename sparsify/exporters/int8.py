@@ -16,6 +16,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from sparsify.errors import ExportError
+from sparsify.exporters.acceptance import judge
 from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
 from sparsify.exporters.int8_dense import dense_int8, dense_layers, in_groups
 from sparsify.exporters.int8_grouped import write_grouped_int8
@@ -24,8 +25,6 @@ from sparsify.exporters.trials import Array, Feeds, Written, batches, fixed_batc
 from sparsify.parts import metrics
 from sparsify.parts.calibrators import fit_temperature, fit_vector_scaling
 
-LEAST_AGREEMENT = 0.95
-"""Share of held-out predictions a form must have in common with the program to be taken."""
 MOST_VALUES = 65_536
 """Values of a tensor that are kept of a batch, and its extremes, to choose a range by."""
 REDUCED = "7-bit weights"
@@ -57,11 +56,13 @@ class Int8:
         trials: all, fastest first.
         layers: milliseconds of each layer alone, by weight and form.
         batch, threads: of the trials.
-        decisions: samples whose argmax was compared with the program's.
+        decisions: samples whose argmax was compared with the program's; 0 where the outputs are not scores of classes.
         agreed: those whose argmax is the program's.
         largest_error: of the logits, relative to their largest magnitude.
         head: what became of the calibration head: fitted again, kept and why, or none.
         figures: on the held-out samples, where labels were given: NLL and ECE with the program's head (before) and the file's (after).
+        clear, clear_agreed: decisions whose margin is well above the file's errors, and those of them that are the program's.
+        passed_over: by name of a faster trial, why it is not the file (`sparsify.exporters.acceptance`).
     """
 
     chosen: Trial
@@ -74,6 +75,9 @@ class Int8:
     largest_error: float
     head: str
     figures: Mapping[str, float] = field(default_factory=dict)
+    clear: int = 0
+    clear_agreed: int = 0
+    passed_over: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def int8_file(
     batch: int = 1,
     threads: int = 1,
 ) -> tuple[onnx.ModelProto, Int8]:
-    """The fastest of `quantize` that has `LEAST_AGREEMENT` of the program's predictions, its calibration head fitted again.
+    """The fastest of `quantize` that `sparsify.exporters.acceptance` takes for the program, its calibration head fitted again.
 
     Args:
         models: fp32 files by form: ``dense``, and ``grouped`` where that differs.
@@ -116,21 +120,26 @@ def int8_file(
     """
     found, layers = quantize(models, samples.calibration, lower=lower, written=written, batch=batch, threads=threads)
     trials = tuple(trial for trial, _ in found)
+    passed_over: dict[str, str] = {}
     for chosen, model in found:
         have = values_of(model, "logits", samples.held_out).astype(np.float64)
-        want = samples.logits[: len(have)]
-        agreed = int((want.argmax(1) == have.argmax(1)).sum())
-        if agreed < LEAST_AGREEMENT * len(have):
+        labels = None if samples.labels is None else samples.labels[: len(have)]
+        judged = judge(samples.logits[: len(have)], have, labels)
+        if judged.refused:
+            passed_over[chosen.name] = judged.refused
             continue
-        error = float(np.abs(want - have).max()) / max(float(np.abs(want).max()), 1e-30)
         result = Int8(
-            chosen, trials, layers, batch, threads, len(have), agreed, error, "kept: the file computes in fp32"
-        )
+            chosen, trials, layers, batch, threads, judged.decisions, judged.agreed, judged.largest_error,
+            "kept: the file computes in fp32", clear=judged.clear, clear_agreed=judged.clear_agreed, passed_over=passed_over,
+        )  # fmt: skip
         if chosen.integers:
             head, figures = refit_head(model, samples)
             result = replace(result, head=head, figures=figures)
         return model, result
-    raise ExportError("no form of the file agrees with the program, fp32 included. Please report this model.")
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
+    raise ExportError(
+        f"no form of the file agrees with the program, fp32 included ({reasons}). Please report this model."
+    )
 
 
 def quantize(

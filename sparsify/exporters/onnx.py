@@ -53,7 +53,7 @@ class ExportResult:
     Non-zeros of outputs that nothing reads are counted, though forms other than ``dense`` leave them out of the file.
 
     Attributes:
-        parity: of the fp32 file, also where it is not the one that was written.
+        parity: of the fp32 file, also where an int8 file was written.
         forms: by weight, ``grouped``, or why it was left dense; all are dense where a file in that form could not be made or proved.
         int8: how the int8 file came about and agrees with the program; None with precision fp32.
     """
@@ -189,6 +189,8 @@ def export(
         final = written(clean(integer))
         check_same(integer, final, {name: x[:BRANCH_SAMPLES] for name, x in samples.held_out.items()})
         data = _finished(final, {**metadata, "precision": integers.chosen.name}, baked)
+        if not integers.chosen.integers:
+            parity = prove(data, reference)
     try:
         write_atomically(Path(path), data)
     except OSError as error:

@@ -1,4 +1,8 @@
-"""Metrics of probabilities [N, K] and labels [N], in float64. ECE: equal-width, right-closed bins (i/M, (i+1)/M], L1 norm."""
+"""Metrics of probabilities [N, K] and labels [N], in float64. ECE: equal-width, right-closed bins (i/M, (i+1)/M], L1 norm.
+
+Every metric refuses values that are not finite: what a diverged model computes is not comparable with anything. Scores that only order
+the classes may be -inf, which says that a class is excluded.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,31 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from sparsify.errors import TrainingError
+
+
+def finite(values: Tensor, what: str, *, ordered: bool = False) -> Tensor:
+    """``values``, if they are finite.
+
+    Args:
+        values: any shape.
+        what: they are, for the message.
+        ordered: they are only compared with each other along the last dimension; -inf is then allowed beside a finite value.
+
+    Raises:
+        TrainingError: If one is NaN or infinite.
+    """
+    right = values.isfinite()
+    if ordered and values.ndim:
+        right = right | ((values == -torch.inf) & right.any(dim=-1, keepdim=True))
+    if not bool(right.all()):
+        wrong = int((~right).sum())
+        raise TrainingError(
+            f"{wrong} of {values.numel()} {what} are NaN or infinite, so nothing can be measured with them. Look where the model's values "
+            f"leave the range of float32: lower the learning rate, or check the data and the last layers."
+        )
+    return values
 
 
 @dataclass(frozen=True)
@@ -19,12 +48,12 @@ class ReliabilityBin:
 
 def accuracy(probabilities: Tensor, labels: Tensor) -> float:
     """Fraction of samples whose highest entry is the label; works on logits as well."""
-    return float((probabilities.argmax(1) == labels).double().mean())
+    return float((finite(probabilities, "scores", ordered=True).argmax(1) == labels).double().mean())
 
 
 def class_accuracy(probabilities: Tensor, labels: Tensor) -> list[float | None]:
     """Accuracy on the samples of each class, K entries; None for a class without samples."""
-    right = probabilities.argmax(1) == labels
+    right = finite(probabilities, "scores", ordered=True).argmax(1) == labels
     classes = range(probabilities.shape[1])
     return [float(right[labels == k].double().mean()) if bool((labels == k).any()) else None for k in classes]
 
@@ -52,7 +81,8 @@ class Flips:
 def flips(first: Tensor, second: Tensor, labels: Tensor) -> Flips:
     """What the decisions (argmax) of ``second`` [N, K] lose and gain against those of ``first`` [N, K] (Hooker et al. 2019,
     arXiv:1911.05248, ask which samples a sparse model forgets)."""
-    before, after, classes = first.argmax(1), second.argmax(1), first.shape[1]
+    before, after = (finite(scores, "scores", ordered=True).argmax(1) for scores in (first, second))
+    classes = first.shape[1]
     lost, gained = (before == labels) & (after != labels), (before != labels) & (after == labels)
 
     def by_class(rows: Tensor) -> list[int]:
@@ -65,25 +95,25 @@ def flips(first: Tensor, second: Tensor, labels: Tensor) -> Flips:
 
 def nll(probabilities: Tensor, labels: Tensor) -> float:
     """Mean of -log p_y in nats, p clipped at 1e-12."""
-    picked = probabilities.double().gather(1, labels[:, None]).squeeze(1)
+    picked = finite(probabilities, "probabilities").double().gather(1, labels[:, None]).squeeze(1)
     return float(-picked.clamp_min(1e-12).log().mean())
 
 
 def brier(probabilities: Tensor, labels: Tensor) -> float:
     """Mean over samples of the sum over classes of (p_k - 1[y = k])^2, in [0, 2]."""
     truth = torch.nn.functional.one_hot(labels, probabilities.shape[1]).double()
-    return float(((probabilities.double() - truth) ** 2).sum(1).mean())
+    return float(((finite(probabilities, "probabilities").double() - truth) ** 2).sum(1).mean())
 
 
 def reliability(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> list[ReliabilityBin]:
     """Accuracy and confidence of the predicted class per equal-width bin; 0 and 1 are counted in the end bins."""
-    confidence, predicted = probabilities.double().max(1)
+    confidence, predicted = finite(probabilities, "probabilities").double().max(1)
     return bin_by_width(confidence, predicted == labels, bins=bins)
 
 
 def bin_by_width(confidence: Tensor, correct: Tensor, *, bins: int) -> list[ReliabilityBin]:
     """Bins (i/M, (i+1)/M] of confidences [N] against a bool tensor [N]."""
-    index = ((confidence.double() * bins).ceil().long() - 1).clamp(0, bins - 1)
+    index = ((finite(confidence, "confidences").double() * bins).ceil().long() - 1).clamp(0, bins - 1)
     counts = torch.bincount(index, minlength=bins)
     hits = torch.bincount(index, weights=correct.double(), minlength=bins)
     sums = torch.bincount(index, weights=confidence.double(), minlength=bins)
@@ -100,13 +130,13 @@ def ece(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
 
 def adaptive_ece(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
     """ECE over bins of equal mass."""
-    confidence, predicted = probabilities.double().max(1)
+    confidence, predicted = finite(probabilities, "probabilities").double().max(1)
     return equal_mass_error(confidence, predicted == labels, bins=bins)
 
 
 def equal_mass_error(confidence: Tensor, correct: Tensor, *, bins: int) -> float:
     """Sum over equal-mass bins of (n / N) |accuracy - confidence|."""
-    order = confidence.double().sort(stable=True).indices
+    order = finite(confidence, "confidences").double().sort(stable=True).indices
     total = 0.0
     for part in torch.tensor_split(order, bins):
         if len(part):
@@ -122,7 +152,7 @@ def classwise_ece(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> f
 
 def signed_gap(probabilities: Tensor, labels: Tensor) -> float:
     """Mean confidence less accuracy: above 0 over-confident, below 0 under-confident."""
-    return float(probabilities.double().max(1).values.mean()) - accuracy(probabilities, labels)
+    return float(finite(probabilities, "probabilities").double().max(1).values.mean()) - accuracy(probabilities, labels)
 
 
 def individual_calibration_error(probabilities: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -136,14 +166,14 @@ def individual_calibration_error(probabilities: Tensor, lower: Tensor, upper: Te
         probabilities: [N, K].
         lower, upper: [N, K], bounds of each p_k (a jackknife's, say); the centre is clipped to [0, 1].
     """
-    confidence, predicted = probabilities.double().max(1)
-    centre = ((lower.double() + upper.double()) / 2).clamp(0, 1)
+    confidence, predicted = finite(probabilities, "probabilities").double().max(1)
+    centre = ((finite(lower, "bounds").double() + finite(upper, "bounds").double()) / 2).clamp(0, 1)
     return confidence - centre.gather(1, predicted[:, None]).squeeze(1)
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
     """Probability that a score of ``inside`` [N] exceeds one of ``outside`` [M]; ties count half."""
-    pooled = torch.cat([inside, outside]).double()
+    pooled = finite(torch.cat([inside, outside]), "scores").double()
     values, inverse, counts = pooled.unique(return_inverse=True, return_counts=True)
     ranks = counts.cumsum(0).double() - (counts.double() - 1) / 2
     n, m = len(inside), len(outside)
@@ -153,6 +183,7 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
 
 def fpr_at_95_tpr(inside: Tensor, outside: Tensor) -> float:
     """Fraction of ``outside`` accepted by the highest threshold that accepts 95 % of ``inside`` (positive = inside)."""
+    inside, outside = finite(inside, "scores"), finite(outside, "scores")
     keep = -(-95 * len(inside) // 100)
     threshold = inside.sort(descending=True).values[keep - 1]
     return float((outside >= threshold).double().mean())
@@ -168,7 +199,7 @@ def aupr(positive: Tensor, negative: Tensor) -> float:
 
     AUPR-in is ``aupr(inside, outside)``, AUPR-out ``aupr(-outside, -inside)``. It depends on N : M; equal scores are one threshold.
     """
-    scores = torch.cat([positive, negative]).double()
+    scores = finite(torch.cat([positive, negative]), "scores").double()
     truth = torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))]).double()
     _, place, counts = (-scores).unique(return_inverse=True, return_counts=True)
     hits = torch.zeros(len(counts), dtype=torch.float64).index_add(0, place, truth)

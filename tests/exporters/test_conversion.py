@@ -1,0 +1,51 @@
+"""An operator that cannot be converted is named, with the module it stands in, and the advice is true for it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsify.errors import ExportError
+from sparsify.exporters import export
+from sparsify.ir import trace
+
+
+class Attention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+class Triangle(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.qr(x)[1]
+
+
+class Eigenvalues(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.eigvalsh(x @ x.mT)
+
+
+@pytest.mark.parametrize(
+    ("kind", "operator", "advice"),
+    [
+        (Attention, "scaled_dot_product_attention", r"\[N, heads, L, E\]"),
+        (Triangle, "linalg_qr", "in place of linalg_qr"),
+        (Eigenvalues, "linalg_eigh", "in place of _?linalg_eigh"),
+    ],
+)
+def test_the_operator_that_cannot_be_converted_is_named(kind, operator, advice, tmp_path):
+    torch.manual_seed(1)
+    x = torch.randn(6, 3, 3)
+    program = trace(nn.Sequential(nn.Linear(3, 3), kind(), nn.Flatten()), (x,)).eval()
+    with pytest.raises(ExportError, match=operator) as caught:
+        export(program, tmp_path / "m.onnx", inputs=[x])
+    text = str(caught.value)
+    if kind is not Eigenvalues:  # torch decomposes that one into an operator that the program does not have
+        assert "'1'" in text or f"%{operator}" in text, text  # the module, or the node
+    assert "\x1b" not in text and "step 3/3" not in text and "Try another opset" not in text
+    assert caught.value.__cause__ is not None
+    assert re.search(advice, text)
