@@ -139,6 +139,7 @@ class Reference:
         return {spec.name: x.numpy() for spec, x in zip(self.program.input_specs, given, strict=True)}
 
     def _run(self, inputs: list[Tensor], size: int) -> _Run | None:
+        before = torch.random.get_rng_state()
         try:
             leaves = self._leaves(inputs)
         except (IndexError, RuntimeError) as error:
@@ -148,6 +149,12 @@ class Reference:
                 ) from error
             self.unrun.append(f"batch {size}: the program fails there ({_first_line(error)})")
             return None
+        if not torch.equal(before, torch.random.get_rng_state()):
+            torch.random.set_rng_state(before)
+            raise ExportError(
+                f"{self.program.name!r} draws random numbers in eval mode, so no file can be compared with it. Make the eval mode of the "
+                f"model deterministic. Nothing was written."
+            )
         wanted = [_array(leaves[output.place]) for output in self.outputs]
         run = _Run(inputs, wanted, [np.zeros(value.shape) for value in wanted])
         self._disturb(run)

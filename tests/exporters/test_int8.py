@@ -125,7 +125,10 @@ def test_a_head_that_cannot_be_fitted_stays_and_says_why():
     model, (x, _) = load(1), images(64)
     right = run(model, x, "logits")[0].argmax(1)  # labels that the logits separate perfectly
     text, figures = int8.refit_head(model, int8.Samples({}, {"x": x}, np.empty(0), right))
-    assert text == "kept: the logits classify all held-out data correctly" and set(figures) == {"nll_before", "ece_before"}
+    assert text == "kept: the logits classify all held-out data correctly" and set(figures) == {
+        "nll_before",
+        "ece_before",
+    }
     stored = next(i for i in model.graph.initializer if i.name.endswith("temperature"))
     assert float(numpy_helper.to_array(stored)) == 1.5
     for item in model.graph.initializer:

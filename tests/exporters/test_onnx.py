@@ -119,6 +119,18 @@ def test_inputs_that_cannot_tell_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_program_that_draws_in_eval_mode_is_refused(tmp_path):
+    class Drawing(torch.nn.Linear):
+        def forward(self, x):
+            return torch.nn.functional.dropout(super().forward(x.flatten(1)), 0.5, training=True)
+
+    x = digits(8)[0]
+    with pytest.warns(UserWarning):
+        program = sp.trace(Drawing(64, 10).eval(), (x,)).eval()
+    with pytest.raises(ExportError, match="draws random numbers in eval mode"):
+        export(program, tmp_path / "m.onnx", inputs=[x])
+
+
 def test_the_file_runs_without_torch(tmp_path):
     export(sparse(CASES[1]), tmp_path / "m.onnx", inputs=CASES[1].args)
     code = f"""
