@@ -21,7 +21,8 @@ VOID = {"meta", "br", "link", "img"}
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "a"
-    recipe = parse_recipe(None, {"epochs": 2, "baseline": True, "threads": 1, "method_options": {"update_every": 10}})
+    options = {"method": "rigl", "method_options": {"update_every": 10}}
+    recipe = parse_recipe(None, {"epochs": 2, "baseline": True, "threads": 1, **options})
     return folder, run(recipe, folder)
 
 

@@ -106,7 +106,7 @@ def test_a_run_leaves_int8_files_beside_fp32_and_reports_them(finished):
     assert [row["name"] for row in latency["timings"]] == ["dense", "model", "dense-int8", "model-int8"]
     assert latency["batch"] == 8 and latency["int8"]["model"]["files"] and latency["int8"]["dense"]["layers"]
     page = (folder / "report.html").read_text()
-    assert "<h2>In int8</h2>" in page and "rigl, int8" in page and found["model"]["int8"]["form"] in page
+    assert "<h2>In int8</h2>" in page and "gmp, int8" in page and found["model"]["int8"]["form"] in page
     before = page
     write_report(folder)
     assert (folder / "report.html").read_text() == before
