@@ -8,28 +8,47 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
-from sparsify import tables
-from sparsify.comparison import COMPARISON, RECORD, run_grid, write_comparison
-from sparsify.deploy import export_saved, recipe_data
 from sparsify.epilogs import examples, other_keys
 from sparsify.errors import RecipeError, SparsifyError, SparsifyWarning
-from sparsify.grid import parse_grid
-from sparsify.ir import Program
-from sparsify.ir.serialization import write_atomically
-from sparsify.passes import Pipeline, dump_to, print_after, print_diff
-from sparsify.progress import grid_bars, run_bars
-from sparsify.recipe import Recipe, parse_pairs, parse_recipe, with_embedded
-from sparsify.reports import compare, headline, int8_sentence, parse_shapes, write_report
-from sparsify.training import Interrupted
-from sparsify.workflow import ARTEFACTS, traced, traced_without_data, versions
-from sparsify.workflow import run as run_workflow
+from sparsify.version import versions
 
-DEFAULT = Recipe()
+if TYPE_CHECKING:
+    from sparsify.training import Interrupted
+
+DEFAULTS = {
+    "model": "sparsify.loading:digits_cnn",
+    "data": "digits",
+    "method": "gmp",
+    "sparsity": "0.9",
+    "pattern": "unstructured",
+    "epochs": "20",
+    "form": "auto",
+    "selection": "by-batch",
+    "export_precision": "fp32",
+    "export_input": "float",
+}
+"""The defaults of recipe keys that help texts show. They are copies, because `sparsify.recipe` loads torch; a test compares them."""
+WITH_OPTION = (
+    "model",
+    "data",
+    "ood",
+    "weights",
+    "trust_pickle",
+    "method",
+    "sparsity",
+    "pattern",
+    "epochs",
+    "baseline",
+    "export_precision",
+    "export_input",
+)
+"""Recipe keys that have an option of their own."""
 _show = warnings.showwarning
 LONGEST_MESSAGE = 3500
 """Characters of an error that are printed; one may quote what was typed, or a whole file."""
@@ -77,27 +96,24 @@ def common(
 console = Console(markup=False, emoji=False)  # what is printed is data: a path may hold [/x], a pattern :O:
 
 
+class RunCommand(TyperCommand):
+    """`run`; its help lists the recipe keys without an option, which are looked up only when it is shown."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        shown = self.epilog
+        self.epilog = f"{shown}\n\n{other_keys(*WITH_OPTION)}"
+        super().format_help(ctx, formatter)
+        self.epilog = shown
+
+
 @app.command(
+    cls=RunCommand,
     rich_help_panel="The job",
     epilog=examples(
         "sparsify run",
         "sparsify run model.py:build --data data.npz --method rigl --sparsity 0.9 --baseline --out runs/a",
         "sparsify run model.py:build --data images/ --set lr=0.1 --set method_options.update_every=50 --out runs/b",
         "sparsify run --recipe runs/a/recipe.toml --set seed=1 --out runs/c",
-        more=other_keys(
-            "model",
-            "data",
-            "ood",
-            "weights",
-            "trust_pickle",
-            "method",
-            "sparsity",
-            "pattern",
-            "epochs",
-            "baseline",
-            "export_precision",
-            "export_input",
-        ),
     ),
 )
 def run(
@@ -109,7 +125,7 @@ def run(
         str | None,
         typer.Option(
             help="digits, file.npz, a folder of images, or file.py:factory",
-            show_default=DEFAULT.data,
+            show_default=DEFAULTS["data"],
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -130,21 +146,22 @@ def run(
     method: Annotated[
         str | None,
         typer.Option(
-            help="see `sparsify methods`, or file.py:function", show_default=DEFAULT.method, rich_help_panel=SPARSE
+            help="see `sparsify methods`, or file.py:function", show_default=DEFAULTS["method"], rich_help_panel=SPARSE
         ),
     ] = None,
     sparsity: Annotated[
         float | None,
         typer.Option(
-            help="inactive fraction, above 0 and below 1", show_default=str(DEFAULT.sparsity), rich_help_panel=SPARSE
+            help="inactive fraction, above 0 and below 1", show_default=DEFAULTS["sparsity"], rich_help_panel=SPARSE
         ),
     ] = None,
     pattern: Annotated[
-        str | None, typer.Option(help="see `sparsify patterns`", show_default=DEFAULT.pattern, rich_help_panel=SPARSE)
+        str | None,
+        typer.Option(help="see `sparsify patterns`", show_default=DEFAULTS["pattern"], rich_help_panel=SPARSE),
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(help="passes over the training data", show_default=str(DEFAULT.epochs), rich_help_panel=TRAINING),
+        typer.Option(help="passes over the training data", show_default=DEFAULTS["epochs"], rich_help_panel=TRAINING),
     ] = None,
     baseline: Annotated[
         bool | None,
@@ -155,21 +172,21 @@ def run(
         ),
     ] = None,
     export_form: Annotated[
-        str | None, typer.Option(help=FORM, show_default=DEFAULT.form, rich_help_panel=FOLDER)
+        str | None, typer.Option(help=FORM, show_default=DEFAULTS["form"], rich_help_panel=FOLDER)
     ] = None,
     export_selection: Annotated[
-        str | None, typer.Option(help=SELECTION, show_default=DEFAULT.selection, rich_help_panel=FOLDER)
+        str | None, typer.Option(help=SELECTION, show_default=DEFAULTS["selection"], rich_help_panel=FOLDER)
     ] = None,
     export_precision: Annotated[
         str | None,
         typer.Option(
             help="int8 also writes model-int8.onnx, the fastest of its int8 and fp32 forms on this machine",
-            show_default=DEFAULT.export_precision,
+            show_default=DEFAULTS["export_precision"],
             rich_help_panel=FOLDER,
         ),
     ] = None,
     export_input: Annotated[
-        str | None, typer.Option(help=INPUT, show_default=DEFAULT.export_input, rich_help_panel=FOLDER)
+        str | None, typer.Option(help=INPUT, show_default=DEFAULTS["export_input"], rich_help_panel=FOLDER)
     ] = None,
     recipe: Annotated[
         Path | None,
@@ -195,6 +212,14 @@ def run(
     and program.sparsify in the folder. The same recipe gives the same bits;
     a run that was stopped or killed goes on with --resume.
     """
+    from sparsify import tables
+    from sparsify.progress import run_bars
+    from sparsify.recipe import parse_pairs, parse_recipe, with_embedded
+    from sparsify.reports import headline
+    from sparsify.training import Interrupted
+    from sparsify.workflow import ARTEFACTS
+    from sparsify.workflow import run as run_workflow
+
     given = {"model": model, "data": data, "method": method, "sparsity": sparsity, "pattern": pattern}
     given |= {
         "weights": weights,
@@ -260,6 +285,12 @@ def compare_command(
     Leaves compare.html, compare.md, compare.json and grid.toml in the folder, and a run's folder for every cell. The dense baseline and
     what a wrapper wraps are always in the grid. Exit code 2 if a cell failed by a mistake in what was asked for, 1 if by anything else.
     """
+    from sparsify import tables
+    from sparsify.comparison import COMPARISON, run_grid
+    from sparsify.grid import parse_grid
+    from sparsify.progress import grid_bars
+    from sparsify.training import Interrupted
+
     grid = parse_grid(recipe, set_ or [])
     with grid_bars(len(grid.cells())) as (on_event, on_decode):
         try:
@@ -288,7 +319,9 @@ def compare_command(
     ),
 )
 def trace_command(
-    model: Annotated[str, typer.Argument(help="file.py:factory, package.module:factory or model.pt2")] = Recipe().model,
+    model: Annotated[str, typer.Argument(help="file.py:factory, package.module:factory or model.pt2")] = DEFAULTS[
+        "model"
+    ],
     data: Annotated[str, typer.Option(help="gives the shape of the inputs")] = "digits",
     inputs: Annotated[
         list[str] | None,
@@ -301,6 +334,11 @@ def trace_command(
     out: Annotated[Path | None, typer.Option(help="save the program here, e.g. model.sparsify")] = None,
 ) -> None:
     """Print the traced program, what each weight costs, and which can be sparse."""
+    from sparsify import tables
+    from sparsify.deploy import recipe_data
+    from sparsify.recipe import parse_recipe
+    from sparsify.workflow import traced, traced_without_data
+
     if inputs:
         program = traced_without_data(model, inputs, weights=weights, trust_pickle=trust_pickle)
     else:
@@ -331,6 +369,9 @@ def opt(
     dump: Annotated[Path | None, typer.Option(help="folder for the text before and after each pass")] = None,
 ) -> None:
     """Apply passes to a saved program."""
+    from sparsify.ir import Program
+    from sparsify.passes import Pipeline, dump_to, print_after, print_diff
+
     instruments = {"each": [print_after(typer.echo)], "diff": [print_diff(typer.echo)]}.get(show, [])
     if dump:
         instruments = [*instruments, dump_to(dump)]
@@ -387,6 +428,10 @@ def export(
     A file that disagrees is not written. An int8 file is compared by its
     predictions, and measured on the test samples.
     """
+    from sparsify import tables
+    from sparsify.deploy import export_saved
+    from sparsify.reports import int8_sentence
+
     result, measured = export_saved(
         program, out, data=data, recipe=recipe, image_size=image_size, opset=opset, storage=storage, form=form,
         selection=selection, precision=precision, batch=batch, threads=threads, input_type=input_type, overwrite=overwrite,
@@ -436,6 +481,10 @@ def bench(
     interval. The first file is also timed against itself: a difference is
     called one only where it exceeds what that shows.
     """
+    from sparsify import tables
+    from sparsify.ir.serialization import write_atomically
+    from sparsify.reports import compare, parse_shapes
+
     names = [str(path) for path in files]
     if len(set(names)) < len(names):
         raise RecipeError("a file is given twice. Each is timed once; the first is compared with itself anyway.")
@@ -455,6 +504,9 @@ def bench(
 @app.command(rich_help_panel="The job", epilog=examples("sparsify report runs/a"))
 def report(folder: Annotated[Path, typer.Argument(help="of a finished run, or of a grid")]) -> None:
     """Rebuild report.html, or the table of a grid, from what is in its folder, and from nothing else."""
+    from sparsify.comparison import COMPARISON, RECORD, write_comparison
+    from sparsify.reports import write_report
+
     if (folder / RECORD).exists():
         write_comparison(folder)
         console.print(f"in {folder}: {', '.join(COMPARISON)}", soft_wrap=True)
@@ -468,18 +520,24 @@ def methods() -> None:
 
     Your own are written file.py:function: cigl(my.py:mest).
     """
+    from sparsify import tables
+
     console.print(tables.methods())
 
 
 @app.command(rich_help_panel="Lists")
 def passes() -> None:
     """List the passes with their options."""
+    from sparsify import tables
+
     console.print(tables.passes())
 
 
 @app.command(rich_help_panel="Lists")
 def patterns() -> None:
     """List the patterns."""
+    from sparsify import tables
+
     console.print(tables.patterns())
 
 

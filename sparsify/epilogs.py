@@ -6,8 +6,6 @@ import dataclasses
 
 from rich.markup import escape
 
-from sparsify.recipe import Recipe
-
 
 def examples(*lines: str, more: str = "") -> str:
     """Command lines, and a closing remark."""
@@ -16,6 +14,8 @@ def examples(*lines: str, more: str = "") -> str:
 
 def other_keys(*shown: str) -> str:
     """The recipe keys that have no option of their own, with their defaults."""
+    from sparsify.recipe import Recipe
+
     values = ((f.name, getattr(Recipe(), f.name)) for f in dataclasses.fields(Recipe))  # type: ignore[arg-type]
     pairs = (f"{name}={'none' if value in (None, (), {}) else value}" for name, value in values if name not in shown)
     return "[bold]Keys for --set, with their defaults[/bold]\n\n" + escape(", ".join(pairs))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from sparsify.comparison import Event
-from sparsify.grid import Cell
+if TYPE_CHECKING:
+    from sparsify.comparison import Event
+    from sparsify.grid import Cell
 
 Decode = Callable[[int, int], None]
 Step = Callable[[str, dict[str, Any]], None]

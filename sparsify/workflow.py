@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import platform
 import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +30,7 @@ from sparsify.recipe import Recipe
 from sparsify.reports import covered, layers, ood_quality, pass_rows, quality, sizes, write_report
 from sparsify.teachers import TeacherProgram, load_teacher
 from sparsify.training import train
-from sparsify.version import __version__
+from sparsify.version import versions
 
 ARTEFACTS = ("model.onnx", "metrics.json", "latency.json", "report.html", "recipe.toml", "program.sparsify")
 ACCEPTED = 0.95
@@ -229,17 +226,6 @@ def _metadata(program: Program, method: Method, recipe: Recipe) -> dict[str, str
 
 def _noted(log: CalibrationLog) -> dict[str, str]:
     return {"calibration_note": log.note} if log.note else {}
-
-
-def versions() -> dict[str, str]:
-    """Of sparsify and of what a run's figures depend on."""
-    return {
-        "sparsify": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }
 
 
 def traced(recipe: Recipe, data: Data) -> Program:

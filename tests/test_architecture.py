@@ -236,6 +236,8 @@ def public_names(root: Path) -> Iterator[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse((root / "sparsify/__init__.py").read_text())):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
+            if isinstance(node, ast.ImportFrom) and not str(node.module).startswith("sparsify"):
+                continue
             for alias in node.names:
                 found.add(alias.asname or alias.name)
                 if alias.asname != alias.name:

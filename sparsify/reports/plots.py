@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK = "#123456"
 """Stands for the page's text colour until the SVG is written."""
@@ -43,10 +44,30 @@ History = Sequence[Mapping[str, Any]]
 Bins = Sequence[Mapping[str, Any]]
 
 
+@contextmanager
+def canvas(height: float) -> Generator[Figure]:
+    """An empty figure of the page's width in the page's style, which holds within the block. Loads matplotlib.
+
+    Args:
+        height: in inches.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        yield Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def shade(share: float) -> Any:
+    """A colour of the scale from dark blue at 0 to yellow at 1."""
+    import matplotlib as mpl
+
+    return mpl.colormaps["viridis"](share)
+
+
 def curves(histories: Mapping[str, History], titles: Mapping[str, str]) -> str:
     """Training loss and validation accuracy by step, one line a model."""
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    with canvas(3.2) as figure:
         loss, accuracy = figure.subplots(1, 2)
         ends = []
         for part, rows in histories.items():
@@ -75,12 +96,11 @@ def readings(history: History) -> str:
     names = [name for name in found if name not in OF_THE_UNKNOWN]
     if not names:
         return ""
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+    with canvas(2.8) as figure:
         axis, ends = figure.subplots(), []
         for index, name in enumerate(names):
             points = [(row["step"], row["readings"][name]) for row in history if name in row.get("readings", {})]
-            colour = COLOURS["model"] if len(names) == 1 else mpl.colormaps["viridis"](0.15 + 0.7 * index / len(names))
+            colour = COLOURS["model"] if len(names) == 1 else shade(0.15 + 0.7 * index / len(names))
             axis.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "", color=colour, label=name)
             ends.append(f"{name} ends at {points[-1][1]:.4f}")
         axis.set(xlabel="step", ylabel=names[0] if len(names) == 1 else "")
@@ -94,8 +114,7 @@ def densities(layers: Sequence[Mapping[str, Any]]) -> str:
     """Density of every masked weight, as bars."""
     masked = [layer for layer in layers if layer["active"] is not None]
     shares = [layer["active"] / layer["maskable"] for layer in masked]
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(WIDTH, 0.8 + 0.24 * max(len(masked), 2)), layout="constrained")
+    with canvas(0.8 + 0.24 * max(len(masked), 2)) as figure:
         axis = figure.subplots()
         bars = axis.barh(range(len(masked)), shares, color=COLOURS["model"], height=0.7)
         axis.bar_label(bars, [f"{share:.3f}" for share in shares], padding=3, fontsize=8, color=INK)
@@ -111,12 +130,11 @@ def masks(history: History) -> str:
     """Coverage and turnover of every masked weight by step, one line a weight, from the first (dark) to the last (light)."""
     rows = [row for row in history if row.get("coverage")]
     names, steps = list(rows[-1]["coverage"]), [row["step"] for row in rows]
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    with canvas(3.2) as figure:
         axes = figure.subplots(1, 2)
         shown = names if len(names) <= MOST_NAMES else [names[0], names[len(names) // 2], names[-1]]
         for index, name in enumerate(names):
-            colour = mpl.colormaps["viridis"](0.15 + 0.7 * index / max(len(names) - 1, 1))
+            colour = shade(0.15 + 0.7 * index / max(len(names) - 1, 1))
             for axis, key in zip(axes, ("coverage", "turnover"), strict=True):
                 values = [row[key][name] for row in rows]
                 axis.plot(steps, values, color=colour, marker=".", label=name if name in shown else None)
@@ -134,8 +152,7 @@ def masks(history: History) -> str:
 
 def reliability(bins: Mapping[str, Mapping[str, Bins]], titles: Mapping[str, str]) -> str:
     """Accuracy by confidence over a histogram of confidences, before and after calibration, one row a model."""
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(WIDTH, 3.4 * len(bins)), layout="constrained")
+    with canvas(3.4 * len(bins)) as figure:
         grid = figure.subplots(2 * len(bins), 2, squeeze=False, height_ratios=[3, 1] * len(bins), sharex=True)
         for index, (part, tables) in enumerate(bins.items()):
             for column, when in enumerate(("before", "after")):
@@ -177,8 +194,7 @@ def ood(report: Mapping[str, Any], titles: Mapping[str, str], score: Mapping[str
         score: by part, which one is shown.
     """
     sets = list(report["model"]["ood"])
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(WIDTH, 2.6 * len(sets)), layout="constrained")
+    with canvas(2.6 * len(sets)) as figure:
         grid, said = figure.subplots(len(sets), len(titles), squeeze=False), list[str]()
         for row, name in enumerate(sets):
             for column, part in enumerate(titles):
@@ -198,8 +214,7 @@ def ood(report: Mapping[str, Any], titles: Mapping[str, str], score: Mapping[str
 
 def unknown(rows: History) -> str:
     """Probability of the unknown, a mean over training batches and over validation samples, and alpha where there is one, by step."""
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+    with canvas(2.8) as figure:
         found = [{**row, **row.get("readings", {})} for row in rows]
         drawn = [key for key in ("unknown_mass", "val_unknown", "alpha") if key in found[-1]]
         axes = figure.subplots(1, 1 + ("alpha" in drawn), squeeze=False)[0]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from sparsify.reports.plots import COLOURS, STYLE, WIDTH, svg
+from sparsify.reports.plots import COLOURS, canvas, svg
 from sparsify.reports.summary import COSTS, CellResult, Summary, evaluations, mean_curve, measure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PALETTE = ("#d9762b", "#3a9d6e", "#b5569b", "#b8941f", "#7b6bd6", "#d1495b", "#2f9bb0", "#8c7a5b")
 """Apart from each other and from the dense blue, and clear of both a white and a near-black page."""
@@ -39,8 +39,7 @@ def against_sparsity(summary: Summary) -> str:
     levels = sorted({row.sparsity for row in summary.rows if row.sparsity is not None})
     names = list(dict.fromkeys(row.name for row in summary.rows))
     style, lines = looks(names), math.ceil(len(keys) / COLUMNS)
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(WIDTH, 2.7 * lines + 0.5), layout="constrained")
+    with canvas(2.7 * lines + 0.5) as figure:
         axes = figure.subplots(lines, COLUMNS, squeeze=False).flatten()
         for axis, key in zip(axes, keys, strict=False):
             for index, name in enumerate(names):
@@ -87,8 +86,7 @@ def _curves(cells: Sequence[CellResult], x: Callable[[Mapping[str, Any]], float]
     levels: list[float | None] = [*masked] or [None]
     names = list(dict.fromkeys(cell.name for cell in cells))
     style, keys = looks(names), (("val_accuracy", "validation accuracy"), ("val_loss", "validation NLL"))
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(WIDTH, 2.8 * len(levels) + 0.5), layout="constrained")
+    with canvas(2.8 * len(levels) + 0.5) as figure:
         grid = figure.subplots(len(levels), 2, squeeze=False)
         for line, level in enumerate(levels):
             for column, (key, title) in enumerate(keys):
