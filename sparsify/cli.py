@@ -442,6 +442,8 @@ def export(
         f"the program to {result.parity.largest_error:.1e}, relative to each of {result.parity.units:,} outputs per sample, at batch "
         f"{batches}."
     )
+    if not result.batch_range.everything:
+        console.print(f"  takes batches of {result.batch_range} only, as forward does", highlight=False, markup=False)
     for text in result.parity.uncompared:
         console.print(f"  not compared: {text}", highlight=False, markup=False)
     for weight, choice in result.forms.items():

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ExportError
+from sparsify.exporters.batch_range import allowed_batches, range_metadata
 from sparsify.exporters.signature import batch_slices, tensor_outputs
 from sparsify.ir import Program
 from sparsify.ir.phase import PhaseCall
@@ -44,7 +45,7 @@ def convert(program: Program, inputs: Sequence[Tensor], opset: int) -> onnx.Mode
         try:
             exported = torch.onnx.export(
                 _NamedOutputs(program).eval(),
-                tuple(batch_slices(program, inputs, 2)),
+                tuple(batch_slices(program, inputs, allowed_batches(program).nearest(2))),
                 dynamo=True,
                 opset_version=opset,
                 input_names=[spec.name for spec in program.input_specs],
@@ -55,8 +56,10 @@ def convert(program: Program, inputs: Sequence[Tensor], opset: int) -> onnx.Mode
         except Exception as error:
             raise ExportError(refusal(program, opset, error)) from error
     assert exported is not None
-    model = exported.model_proto
-    return clean(model)
+    model = clean(exported.model_proto)
+    for key, value in range_metadata(program).items():  # trials read it: they run the file in batches
+        model.metadata_props.add(key=key, value=value)
+    return model
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sparsify.errors import ExportError, TrainingWarning
 from sparsify.exporters import int8
+from sparsify.exporters.batch_range import allowed_batches, range_metadata
 from sparsify.exporters.conversion import clean, convert
 from sparsify.exporters.fused_products import fused_products
 from sparsify.exporters.initializers import check_budgets, name_weights, store_sparse
@@ -24,7 +25,9 @@ from sparsify.exporters.measure import Trial, measure_layers
 from sparsify.exporters.preprocessing import Preprocessing, described
 from sparsify.exporters.proof import Parity, Reference, prove
 from sparsify.exporters.single_samples import SELECTIONS, check_same, single_samples
+from sparsify.exporters.trials import BATCH
 from sparsify.ir import Program, Stage
+from sparsify.ir.batches import EVERY, BatchRange
 from sparsify.ir.effects import unexportable
 from sparsify.ir.serialization import write_atomically
 from sparsify.passes import (
@@ -56,6 +59,8 @@ class ExportResult:
         parity: of the fp32 file, also where an int8 file was written.
         forms: by weight, ``grouped``, or why it was left dense; all are dense where a file in that form could not be made or proved.
         int8: how the int8 file came about and agrees with the program; None with precision fp32.
+        batch_range: the batch sizes the file may be called with; it computes something else, or fails, at others. `metadata_props` has
+            it under ``batch_range`` where it is not every size. A file of one fixed size has every size here.
     """
 
     path: Path
@@ -65,6 +70,7 @@ class ExportResult:
     parity: Parity
     forms: Mapping[str, str] = dataclasses.field(default_factory=dict)
     int8: int8.Int8 | None = None
+    batch_range: BatchRange = EVERY
 
 
 def export(
@@ -106,8 +112,9 @@ def export(
         calibration: for int8, training inputs like ``inputs``, on which ranges are observed.
         held_out: for int8, inputs that neither training nor a test set holds: predictions are compared on them. Empty: ``inputs``.
         labels: int64 [N] of ``held_out``; the calibration head is fitted again on them where layers compute in int8. None: it stays.
-        batch: samples the file will mostly be called with, where its batch is open. Forms are timed at it (int8, ``auto:measure``), and
-            above 1 nothing is written for one sample alone: the file takes one as well, but is slower at it.
+        batch: samples the file will mostly be called with, where its batch is open, or the size it takes that is nearest to that. Forms
+            are timed at it (int8, ``auto:measure``), and above 1 nothing is written for one sample alone: the file takes one as well
+            where the program does, but is slower at it.
         threads: at which forms are timed.
         preprocessing: how stored values become ``inputs``; written into ``metadata_props``, so that the file can be fed without the code
             that trained the program.
@@ -142,7 +149,9 @@ def export(
     if precision == "int8" and storage != "dense":
         raise ExportError("int8 files have storage 'dense'; 'sparse' holds float32 values. Choose one of the two.")
     told = described(program, preprocessing=preprocessing, input_type=input_type, classes=classes, task=task)
-    metadata = {**told, **(metadata or {})}
+    metadata = {**told, **range_metadata(program), **(metadata or {})}
+    allowed = allowed_batches(program)
+    batch = allowed.nearest(batch)
     baked, fed = None, None
     if input_type == "uint8" and preprocessing is not None:
         baked, fed = preprocessing, [preprocessing.stored(x.cpu()) for x in inputs]
@@ -187,7 +196,8 @@ def export(
 
         integer, integers = int8.int8_file(models, samples, lower=lower, written=written, batch=batch, threads=threads)
         final = written(clean(integer))
-        check_same(integer, final, {name: x[:BRANCH_SAMPLES] for name, x in samples.held_out.items()})
+        few = {name: x[: allowed.at_most(min(BRANCH_SAMPLES, len(x)))] for name, x in samples.held_out.items()}
+        check_same(integer, final, few, smallest=allowed.nearest(1))
         data = _finished(final, {**metadata, "precision": integers.chosen.name}, baked)
         if not integers.chosen.integers:
             parity = prove(data, reference)
@@ -197,7 +207,7 @@ def export(
         raise ExportError(
             f"cannot write {path}: {error.strerror}. Choose a writable folder with enough space."
         ) from error
-    return ExportResult(Path(path), len(data), nonzeros, positions, parity, forms, integers)
+    return ExportResult(Path(path), len(data), nonzeros, positions, parity, forms, integers, allowed)
 
 
 def _fallen_back(folded: Program, masks: Collection[str], error: Exception) -> dict[str, str]:
@@ -214,6 +224,7 @@ def _by_batch(model: onnx.ModelProto) -> onnx.ModelProto:
 def _finished(model: onnx.ModelProto, metadata: Mapping[str, str], baked: Preprocessing | None) -> bytes:
     if baked is not None:
         baked.bake(model)
+    del model.metadata_props[:]
     for key, value in sorted(metadata.items()):
         model.metadata_props.add(key=key, value=value)
     model.producer_name, model.producer_version = "sparsify", __version__
@@ -234,8 +245,14 @@ def _samples(
             )
     if labels is not None and len(labels) != len(held_out[0]):
         raise ExportError(f"{len(labels)} labels for {len(held_out[0])} held-out inputs; they should be as many.")
-    size = len(held_out[0]) if not program.dynamic_batch else 256
-    pieces = zip(*(x.cpu().split(size) for x in held_out), strict=True)
+    allowed, count = allowed_batches(program), len(held_out[0])
+    sizes = allowed.pieces(count, 256 if allowed.everything else BATCH) if program.dynamic_batch else [count]
+    if not sizes or not allowed.at_most(len(calibration[0])):
+        raise ExportError(
+            f"{program.name!r} takes batches of {allowed}; found {count} held-out and {len(calibration[0])} calibration samples, which "
+            f"are fewer than its smallest batch. Give more of them."
+        )
+    pieces = zip(*(x[: sum(sizes)].cpu().split(sizes) for x in held_out), strict=True)
     place = program.output_names("eval").index("logits")
     with torch.no_grad():
         logits = torch.cat([program.phases["eval"](*piece)[place].double() for piece in pieces])

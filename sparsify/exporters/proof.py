@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import ExportError
+from sparsify.exporters.batch_range import allowed_batches, largest_batch
 from sparsify.exporters.rounding import disturbed
 from sparsify.exporters.signature import (
     Output,
     batch_size,
     batch_slices,
-    doubled,
     made_up,
     refuse_alike,
     tensor_outputs,
@@ -121,10 +121,12 @@ class Reference:
         refuse_alike(program, given)
         self._lone = self.samples == 1
         self.inputs, self._fed = given, [value.detach().cpu() for value in fed] if fed is not None else None
-        if program.dynamic_batch and self._lone:
-            self.inputs, self._fed = doubled(program, given), doubled(program, self._fed) if self._fed else None
-        self.samples = batch_size(program, self.inputs)
-        sizes = (self.samples, 1) if program.dynamic_batch else (self.samples,)
+        sizes = (self.samples,)
+        if program.dynamic_batch:
+            sizes = largest_batch(program, self.samples), allowed_batches(program).nearest(1)
+            self.samples = sizes[0]
+            self.inputs = batch_slices(program, given, self.samples)
+            self._fed = batch_slices(program, self._fed, self.samples) if self._fed is not None else None
         self.unrun: list[str] = []
         self._runs = {size: run for size in sizes if (run := self._run(batch_slices(program, self.inputs, size), size))}
 

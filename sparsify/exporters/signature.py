@@ -54,20 +54,15 @@ def holds_samples(program: Program, spec: TensorSpec) -> bool:
     return bool(spec.shape) and (spec.shape[0] == "N" or not program.dynamic_batch)
 
 
-def doubled(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """A single sample twice: files may compute one sample in a way of their own."""
-    return [
-        torch.cat([x, x], spec.shape.index("N")) if "N" in spec.shape else x
-        for spec, x in zip(program.input_specs, inputs, strict=True)
-    ]
-
-
 def batch_slices(program: Program, inputs: Sequence[Tensor], count: int) -> list[Tensor]:
-    """The first ``count`` samples of each input; an input without a batch dimension stays whole."""
+    """The first ``count`` samples of each input, repeated where there are fewer; an input without a batch dimension stays whole."""
     found: list[Tensor] = []
     for spec, value in zip(program.input_specs, inputs, strict=True):
         for dimension, size in enumerate(spec.shape):
             if size == "N" and program.dynamic_batch:
+                have = value.shape[dimension]
+                if have < count:
+                    value = value.index_select(dimension, torch.arange(count, device=value.device) % have)
                 value = value.narrow(dimension, 0, count)
         found.append(value)
     return found

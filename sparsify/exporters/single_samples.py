@@ -65,8 +65,8 @@ def single_samples(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def check_same(plain: onnx.ModelProto, written: onnx.ModelProto, feeds: Feeds) -> None:
-    """Run both files on one sample and on all.
+def check_same(plain: onnx.ModelProto, written: onnx.ModelProto, feeds: Feeds, *, smallest: int = 1) -> None:
+    """Run both files on the smallest batch that they take and on all samples.
 
     Raises:
         ExportError: If an output differs.
@@ -74,7 +74,7 @@ def check_same(plain: onnx.ModelProto, written: onnx.ModelProto, feeds: Feeds) -
     sessions = [session_of(model, threads=1) for model in (plain, written)]
     names = [value.name for value in plain.graph.output]
     fixed = plain.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    for count in [fixed] if fixed else [1, *(len(values) for values in list(feeds.values())[:1])]:
+    for count in [fixed] if fixed else [smallest, *(len(values) for values in list(feeds.values())[:1])]:
         given = {name: values[:count] for name, values in feeds.items()}
         for name, want, have in zip(names, *(session.run(names, given) for session in sessions), strict=True):
             want, have = np.asarray(want, np.float64), np.asarray(have, np.float64)

@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from sparsify.exporters.batch_range import range_in
+
 Array = np.ndarray
 Feeds = Mapping[str, Array]
 """Values by input name, [N, ...]."""
@@ -32,11 +34,14 @@ def session_of(model: onnx.ModelProto, *, threads: int) -> onnxruntime.Inference
 
 
 def batches(model: onnx.ModelProto, feeds: Feeds) -> Iterator[dict[str, Array]]:
-    """The samples in batches; of the file's own size where it has one, a smaller last one then left out."""
+    """The samples in batches of sizes that the file takes; a smaller last one that it does not take is left out."""
     size = fixed_batch(model)
+    allowed = range_in({entry.key: entry.value for entry in model.metadata_props})
     count = min(len(values) for values in feeds.values())
-    for start in range(0, count - (size or 1) + 1, size or BATCH):
-        yield {name: values[start : start + (size or BATCH)] for name, values in feeds.items()}
+    start = 0
+    for taken in [size] * (count // size) if size else allowed.pieces(count, BATCH):
+        yield {name: values[start : start + taken] for name, values in feeds.items()}
+        start += taken
 
 
 def fixed_batch(model: onnx.ModelProto) -> int | None:

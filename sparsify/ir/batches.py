@@ -56,12 +56,28 @@ class BatchRange:
             found = next(n for n in range(top, self.low - 1, -1) if n in self)
         return found
 
+    def at_most(self, size: int) -> int | None:
+        """The largest size in the range that is no larger than ``size``; None where there is none."""
+        top = size if self.high is None else min(size, self.high)
+        return next((n for n in range(top, self.low - 1, -1) if n in self), None)
+
+    def pieces(self, count: int, most: int) -> list[int]:
+        """Sizes in the range, at most ``most`` each, that make up ``count`` samples, or as many of them as they can."""
+        found: list[int] = []
+        while (size := self.at_most(min(count, most))) is not None:
+            found.append(size)
+            count -= size
+        return found
+
     def without_one(self) -> BatchRange:
         """The range without batches of one sample."""
         if self.low > 1:
             return self
         low = next(n for n in range(2, 3 + self.step * (len(self.excluded) + 1)) if n in self)
         return BatchRange(low, self.high, self.step, tuple(n for n in self.excluded if n > low))
+
+
+EVERY = BatchRange()
 
 
 def range_of(guards: Sequence[str], example: int) -> BatchRange | None:
