@@ -111,7 +111,7 @@ class RunCommand(TyperCommand):
     rich_help_panel="The job",
     epilog=examples(
         "sparsify run",
-        "sparsify run model.py:build --data data.npz --method rigl --sparsity 0.9 --baseline --out runs/a",
+        "sparsify run model.py:build --data data.npz --sparsity 0.9 --baseline --out runs/a",
         "sparsify run model.py:build --data images/ --set lr=0.1 --set method_options.update_every=50 --out runs/b",
         "sparsify run --recipe runs/a/recipe.toml --set seed=1 --out runs/c",
     ),

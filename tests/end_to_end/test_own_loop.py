@@ -29,8 +29,8 @@ def test_the_loop_of_the_readme_makes_the_rounds_it_says(tmp_path, monkeypatch):
     scope: dict[str, Any] = {}
     exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], scope)
     trainer = scope["trainer"]
-    assert (trainer.steps, trainer.counts["rounds"]) == (28, 5)
-    assert "28 steps and 5 rounds" in section
+    assert (trainer.steps, trainer.counts["rounds"]) == (28, 6)
+    assert "28 steps and 6 rounds" in section
     assert trainer.density == round(0.1 * trainer.program.costs().maskable) / trainer.program.costs().maskable
 
 
