@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from sparsify.epilogs import examples, other_keys
-from sparsify.errors import RecipeError, SparsifyError, SparsifyWarning
+from sparsify.errors import RecipeError, SparsifyError, SparsifyWarning, UnfinishedError
 from sparsify.version import versions
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def run(
     from sparsify import tables
     from sparsify.progress import run_bars
     from sparsify.recipe import parse_pairs, parse_recipe, with_embedded
-    from sparsify.reports import headline
+    from sparsify.reports import headline, verdict
     from sparsify.training import Interrupted
     from sparsify.workflow import ARTEFACTS
     from sparsify.workflow import run as run_workflow
@@ -234,6 +234,7 @@ def run(
         **parse_pairs(set_ or []),
     }
     resolved = parse_recipe(recipe, with_embedded(recipe, given))
+    unfinished: UnfinishedError | None = None
     with run_bars() as (on_step, on_decode):
         try:
             report = run_workflow(
@@ -241,9 +242,16 @@ def run(
             )
         except Interrupted as stop:
             _interrupted(stop)
-    console.print(tables.figures("", headline(report, report["latency"])))
-    files = [*ARTEFACTS, *sorted(path.name for path in out.glob("*-int8.onnx"))]
-    console.print(f"in {out}: {', '.join(files)}", soft_wrap=True)
+        except UnfinishedError as error:
+            report, unfinished = error.report, error
+    if report is not None:
+        for line in verdict(report, report["latency"]):
+            console.print(line, highlight=False, markup=False)
+        console.print(tables.figures("", headline(report, report["latency"])))
+        files = [*ARTEFACTS, *sorted(path.name for path in out.glob("*-int8.onnx"))]
+        console.print(f"in {out}: {', '.join(name for name in files if (out / name).exists())}", soft_wrap=True)
+    if unfinished is not None:
+        raise unfinished
 
 
 @app.command(
@@ -336,8 +344,8 @@ def trace_command(
     """Print the traced program, what each weight costs, and which can be sparse."""
     from sparsify import tables
     from sparsify.deploy import recipe_data
+    from sparsify.preflight import traced, traced_without_data
     from sparsify.recipe import parse_recipe
-    from sparsify.workflow import traced, traced_without_data
 
     if inputs:
         program = traced_without_data(model, inputs, weights=weights, trust_pickle=trust_pickle)

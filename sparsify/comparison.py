@@ -17,21 +17,21 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from sparsify.deploy import recipe_data
 from sparsify.errors import CheckpointError, RecipeError, ReportError, SparsifyError
 from sparsify.grid import Cell, Grid, parse_grid
 from sparsify.ir.foreign import read_json
 from sparsify.ir.serialization import write_atomically
+from sparsify.preflight import DATA_KEYS, check_cells
 from sparsify.reports.folder import read_measured
 from sparsify.reports.summary import CellResult, Summary, figures, summarise
 from sparsify.reports.summary_page import document, markdown
+from sparsify.run_folder import hold_folder
 from sparsify.training import Interrupted, stop_flag
-from sparsify.workflow import hold_folder, run, traced, write_json
+from sparsify.workflow import run, write_json
 
 RECORD = "grid.toml"
 FAILED = "failed.json"
 COMPARISON = ("compare.html", "compare.md", "compare.json")
-DATA_KEYS = ("data", "holdout", "test_holdout", "train_samples", "image_size", "normalise")
 TELL_EVERY = 0.25
 """Seconds between two words of a cell on where it is."""
 Event = Callable[[str, Cell, Mapping[str, Any]], None]
@@ -81,28 +81,24 @@ def run_grid(
         on_decode: called while images are decoded, once for all cells, with how many are done of how many.
 
     Raises:
-        RecipeError: If a cell takes more than ``cores``.
+        RecipeError: If a cell takes more than ``cores``, or cells cannot be run, naming all of them; none is started then.
         CheckpointError: If the folder holds another grid, something else, or is in use.
         Interrupted: After SIGINT or SIGTERM; running cells have written their checkpoints.
-        SparsifyError: If the data or the model of the first cell cannot be used.
+        SparsifyError: If data or a model cannot be used.
     """
     cells = grid.cells()
     at_once = _at_once(cells, available() if cores is None else cores)
     if resume:
         _check_record(grid, out)
-    with hold_folder(out, RECORD, resume=resume, overwrite=overwrite):
-        write_atomically(out / RECORD, grid.to_toml().encode())
-        waiting = []
-        for cell in cells:
-            if finished(cell, out):
-                _tell(on_event, "found", cell)
-            else:
-                (folder_of(cell, out) / FAILED).unlink(missing_ok=True)
-                waiting.append(cell)
-        if waiting:
-            traced(
-                waiting[0].recipe, recipe_data(waiting[0].recipe, on_decode)
-            )  # a mistake in either is one of all cells
+    with hold_folder(out, RECORD, resume=resume, overwrite=overwrite) as begin:
+        found = [cell for cell in cells if finished(cell, out)] if resume else []
+        waiting = [cell for cell in cells if cell not in found]
+        check_cells({str(cell): cell.recipe for cell in waiting}, on_decode)
+        begin(grid.to_toml())
+        for cell in found:
+            _tell(on_event, "found", cell)
+        for cell in waiting:
+            (folder_of(cell, out) / FAILED).unlink(missing_ok=True)
         _Pool(out, at_once, on_event).run(waiting)
         return write_comparison(out)
 
@@ -328,7 +324,7 @@ def work(cell: Cell, folder: Path, updates: Connection) -> None:
                 os._exit(1)
 
     try:
-        run(cell.recipe, folder, resume=True, timed=False, on_step=on_step)
+        run(cell.recipe, folder, resume=True, timed=False, rehearsed=True, on_step=on_step)
     except Interrupted:
         pass
     except (SparsifyError, OSError) as error:

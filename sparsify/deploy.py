@@ -54,6 +54,33 @@ def feeding(data: Data, input_type: str = "float") -> dict[str, Any]:
     return found | {"preprocessing": Preprocessing(mean=mean, std=std, scale=scale, layout=layout)}
 
 
+def input_row(data: Data, name: str, *, input_type: str, array: str) -> dict[str, Any]:
+    """How a file for these data is fed, for ``metrics.json``.
+
+    Args:
+        data: as the program was trained on.
+        name: of the file's input.
+        input_type: as for `feeding`.
+        array: name of the array that the test inputs are from, where the data are arrays.
+    """
+    step, example = feeding(data, input_type).get("preprocessing"), data.example(64)
+    layout = "NF" if example.ndim == 2 else "N..." if example.ndim != 4 else step.layout if step else "NCHW"
+    return {
+        "name": name,
+        "type": input_type,
+        "dtype": str(example.dtype).removeprefix("torch."),
+        "shape": list(example.shape[1:]),
+        "layout": layout if input_type == "uint8" or example.ndim != 4 else "NCHW",
+        "given_as": data.given_as,
+        "stored": data.stored,
+        "array": array,
+        "scale": step.scale if step else None,
+        "mean": list(step.mean) if step and data.statistics else None,
+        "std": list(step.std) if step and data.statistics else None,
+        "range": [float(example.min()), float(example.max())],
+    }
+
+
 def write_int8(
     program: Program,
     path: Path,
@@ -250,6 +277,8 @@ def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = N
         image_size=recipe.image_size,
         channels=recipe.channels,
         normalise=recipe.normalise == "auto",
+        mean=recipe.mean,
+        std=recipe.std,
         on_progress=on_decode,
     )
     ood = {name: load_ood(text, data, on_progress=on_decode) for name, text in recipe.ood_names().items()}

@@ -1,10 +1,12 @@
-"""Every error `sparsify` raises on purpose. Imports nothing.
+"""Every error `sparsify` raises on purpose. Imports nothing of the package.
 
 Each carries a message that says what was expected, what was found, where, and what to do next. Every class here
 except `VerificationError` means the input can be mended by the user; the command prints the message and exits with code 2.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class SparsifyWarning(UserWarning):
@@ -57,6 +59,18 @@ class TrainingError(SparsifyError):
 
 class ExportError(SparsifyError):
     """The ONNX file could not be produced or does not agree with the program."""
+
+
+class UnfinishedError(SparsifyError):
+    """Training is done and its model saved, but something that comes after it failed; the message says what, and how to make it.
+
+    Attributes:
+        report: content of ``metrics.json`` and, under ``latency``, of ``latency.json``, where the model's file was made; else None.
+    """
+
+    def __init__(self, message: str, report: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class ReportError(SparsifyError):

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
-from sparsify.errors import RecipeError
+from sparsify.errors import RecipeError, SparsifyError
 from sparsify.methods.own import label
 from sparsify.methods.registry import inner, layers, options
 from sparsify.recipe import Fraction, Recipe, check_keys, merged, parse_pairs, parse_recipe, read_toml, to_toml
@@ -129,9 +129,12 @@ class Grid:
         """All cells, seed by seed, so that a grid that was stopped early holds whole pairs.
 
         Raises:
-            RecipeError: If a cell's recipe does not hold, or two cells are the same run.
+            RecipeError: If recipes do not hold, naming the rows of all of them, or two cells are the same run.
         """
-        found = [cell for seed in self.lists.seeds for name in self.names() for cell in self._row(name, seed)]
+        problems: dict[str, None] = {}
+        found = [cell for seed in self.lists.seeds for name in self.names() for cell in self._row(name, seed, problems)]
+        if problems:
+            raise RecipeError(" ".join(problems))
         for what, key in (("the same run", lambda cell: cell.recipe.hash()), ("one folder", lambda cell: cell.folder)):
             first: dict[str, Cell] = {}
             for cell in found:
@@ -142,10 +145,15 @@ class Grid:
                     )
         return found
 
-    def _row(self, name: str, seed: int) -> Iterator[Cell]:
+    def _row(self, name: str, seed: int, problems: dict[str, None]) -> Iterator[Cell]:
+        """The cells of a row; what is wrong with a recipe goes into ``problems``."""
         bases = self.bases(name)
         for sparsity in self.lists.sparsities:
-            recipe = self._recipe(name, sparsity, seed)
+            try:
+                recipe = self._recipe(name, sparsity, seed)
+            except RecipeError as error:
+                problems[str(error)] = None
+                continue
             if recipe.build_method().density >= 1.0:
                 yield Cell(name, bases, None, seed, dataclasses.replace(recipe, sparsity=Recipe().sparsity))  # type: ignore[type-var]
                 return
@@ -162,7 +170,7 @@ class Grid:
             shared = shared_options(self.common["method_options"], method)
             values["method_options"] = merged(shared, _flat(own.get("method_options", {}), label(layers(method)[-1])))
             recipe = parse_recipe(None, {**values, "baseline": True})
-        except RecipeError as error:
+        except SparsifyError as error:
             raise RecipeError(f"grid row {name!r} at sparsity {sparsity:g}: {error}") from error
         return dataclasses.replace(recipe, baseline=recipe.taught_by_baseline())  # type: ignore[type-var]
 

@@ -31,6 +31,8 @@ Threads = Annotated[int, Field(ge=1, le=512)]
 """More than any machine gains by; a system that cannot start them ends the process without a word."""
 Rate = Field(gt=0.0, allow_inf_nan=False)
 Value = int | float | str | bool
+LISTS = ("keep_dense", "ood", "mean", "std")
+"""Keys whose values are lists, written with commas in ``key=value``."""
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -49,6 +51,8 @@ class Recipe:
         image_size: side in pixels to which a folder's images, or encoded images, are resized.
         channels: of the images of a folder, or encoded images: ``rgb``, ``grey``, or ``auto``, grey where the training images all are.
         normalise: ``auto`` brings images to mean 0 and deviation 1 per channel; ``none`` leaves bytes as [0, 1] and floats as they are.
+        mean: per channel, or one for all, subtracted from images as [0, 1] (or features) instead of the training part's; goes with ``std``.
+        std: per channel, or one for all, that they are divided by.
         ood: out-of-distribution inputs to be told from the test part: ``file.npz``, a folder of images, ``file.py:factory``, ``photos``.
         method: see `sparsify methods`, or ``file.py:function``; wrappers are written around it, ``cigl(agent(rigl))``.
         sparsity: inactive fraction of the maskable weights; density is 1 - sparsity.
@@ -79,6 +83,8 @@ class Recipe:
     image_size: Annotated[int, Field(ge=1, le=8192)] | None = None
     channels: Literal["auto", "rgb", "grey"] = "auto"
     normalise: Literal["auto", "none"] = "auto"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     ood: tuple[str, ...] = ()
     method: str = "gmp"
     sparsity: Fraction = 0.9
@@ -310,7 +316,7 @@ def parse_pairs(items: Sequence[str]) -> dict[str, Any]:
         elif rest:
             raise RecipeError(f"--set {item!r}: only method_options has keys below it. Write key=value.")
         else:
-            found[key] = tuple(text.split(",")) if key in ("keep_dense", "ood") else _value(text)
+            found[key] = _list(text) if key in LISTS else _value(text)
     return found
 
 
@@ -321,6 +327,10 @@ def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
         before = found.get(key)
         found[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, Mapping) else value
     return found
+
+
+def _list(text: str) -> tuple[Any, ...]:
+    return tuple(map(_value, text.split(",")))
 
 
 def _value(text: str) -> Any:

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
-import shutil
-from collections.abc import Callable, Generator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsify.calibration import CalibrationLog, evaluate, fit
-from sparsify.deploy import feeding, measure_latency, recipe_data, trials, write_int8
-from sparsify.errors import CheckpointError, DataError, RecipeError, TraceError
+from sparsify.continuation import check_continues, training_key
+from sparsify.deploy import feeding, input_row, measure_latency, recipe_data, trials, write_int8
+from sparsify.errors import SparsifyError, UnfinishedError
 from sparsify.exporters import export
-from sparsify.ir import Program, trace
-from sparsify.ir.effects import unexportable
-from sparsify.ir.serialization import UNFINISHED, write_atomically
-from sparsify.loading import Data, load_model
-from sparsify.loading.inputs import example_inputs
-from sparsify.methods import Method, dense
+from sparsify.ir import Program
+from sparsify.ir.serialization import write_atomically
+from sparsify.loading import Data
+from sparsify.methods import Method
 from sparsify.parts import metrics
-from sparsify.passes import AttachCalibrationHead, Pipeline, recording
-from sparsify.recipe import Recipe
+from sparsify.passes import AttachCalibrationHead, Pass, PassLog, Pipeline, recording
+from sparsify.preflight import Job, jobs
+from sparsify.recipe import Recipe, parse_recipe
 from sparsify.reports import covered, layers, ood_quality, pass_rows, quality, sizes, write_report
+from sparsify.run_folder import hold_folder
 from sparsify.teachers import TeacherProgram, load_teacher
-from sparsify.training import train
+from sparsify.training import Trained, train
 from sparsify.version import versions
 
-ARTEFACTS = ("model.onnx", "metrics.json", "latency.json", "report.html", "recipe.toml", "program.sparsify")
+RECORD = "recipe.toml"
+ARTEFACTS = ("model.onnx", "metrics.json", "latency.json", "report.html", RECORD, "program.sparsify")
 ACCEPTED = 0.95
 """Share of validation samples whose ``ood_score`` is at least the threshold that is stored in the file."""
 Progress = Callable[[str, dict[str, Any]], None]
@@ -45,17 +47,22 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     timed: bool = True,
+    rehearsed: bool = False,
     on_step: Progress | None = None,
     on_decode: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Do the whole job and leave `ARTEFACTS` in ``out``, and int8 files where the recipe asks for them.
 
+    Nothing is written before data and model are loaded and the run was rehearsed (`sparsify.preflight`). Each trained model is saved
+    before anything that comes after training is tried; what fails then costs nothing that was made before it.
+
     Args:
         recipe: resolved.
         out: folder of the run; must be new or empty unless ``resume`` or ``overwrite``.
-        resume: go on from the last checkpoint, to the same bits.
+        resume: continue from the last checkpoint, to the same bits; keys that training does not read may differ.
         overwrite: delete what an earlier run left in ``out`` first.
         timed: measure the latency of the files; not where other processes would disturb it, and ``latency.json`` is then left out.
+        rehearsed: it is known that the model can be converted to ONNX, as of the cells of a grid, whose model was converted once for all.
         on_step: called with the part's name and the trainer's step row.
         on_decode: called while images are decoded, with how many are done of how many.
 
@@ -65,61 +72,27 @@ def run(
 
     Raises:
         CheckpointError: If the folder holds another run, something else, or is in use.
-        RecipeError: If ``export_batch`` is more than the data hold.
-        SparsifyError: Any other of its kinds, with what to do.
+        UnfinishedError: If training ended and something after it failed; naming what is missing and how to make it.
+        SparsifyError: Any other of its kinds, before the first step or in training, with what to do.
     """
     torch.set_num_threads(recipe.threads)
-    data = recipe_data(recipe, on_decode)
-    if recipe.export_batch > min(len(data.train), len(data.validation)):
-        raise RecipeError(
-            f"export_batch is {recipe.export_batch}, but the training and validation parts hold {len(data.train)} and "
-            f"{len(data.validation)} samples. Lower it."
-        )
-    feeding(data, recipe.export_input)  # raises before anything is trained
-    with hold_folder(out, "recipe.toml", resume=resume, overwrite=overwrite):
-        earlier = out / "recipe.toml"
-        if resume and earlier.exists() and earlier.read_text() != recipe.to_toml():
-            raise CheckpointError(
-                f"{out} was started with another recipe; see {earlier}. Resume with it, or use another --out."
-            )
-        write_atomically(earlier, recipe.to_toml().encode())
-        fingerprint, rows = data.fingerprint(), dict[str, Any]()
-        logits, chosen_by = dict[str, Tensor](), dict[str, Any]()
-        teacher = load_teacher(recipe.teacher, traced(recipe, data), data) if recipe.teacher else None
-        models = {"dense": dense()} if recipe.baseline and recipe.method != "dense" else {}
-        for name, method in {**models, "model": recipe.build_method()}.items():
-            with recording() as record:
-                row, logits[name], program = _part(
-                    name, method, recipe, data, fingerprint, out, resume, on_step, teacher
-                )
-            teacher = teacher or TeacherProgram(program, "dense baseline", "")
-            rows[name] = {**row, "passes": pass_rows(record)}
-            if recipe.export_precision == "int8":
-                rows[name]["int8"], chosen_by[name] = _int8(name, program, method, recipe, data, out)
-        if "dense" in logits:
-            rows["flips"] = dataclasses.asdict(metrics.flips(logits["dense"], logits["model"], data.test.labels))
-        report = {
-            "recipe_hash": recipe.hash(),
-            "seed": recipe.seed,
-            "storage": recipe.storage,
-            "versions": versions(),
-            "data": {
-                "name": recipe.data,
-                "classes": data.classes,
-                "class_names": data.class_names,
-                "fingerprint": fingerprint,
-                "samples": {part: len(getattr(data, part)) for part in ("train", "validation", "test")},
-                "ood": {name: samples.fingerprint() for name, samples in data.ood.items()},
-            },
-            **rows,
-        }
-        write_json(out / "metrics.json", report)
-        latency = measure_latency(out, data, threads=1, batch=recipe.export_batch) if timed else None
-        if latency is not None:
-            latency |= {"int8": chosen_by} if chosen_by else {}
-            write_json(out / "latency.json", latency)
-        write_report(out)
-    return {**report, "latency": latency}
+    with hold_folder(out, RECORD, resume=resume, overwrite=overwrite) as begin:
+        if resume:
+            _check_continues(recipe, out / RECORD)
+        data = recipe_data(recipe, on_decode)
+        planned = jobs(recipe, data, converts=rehearsed)
+        teacher = load_teacher(recipe.teacher, planned["model"].program, data) if recipe.teacher else None
+        begin(recipe.to_toml())
+        fingerprint, models = data.fingerprint(), dict[str, _Model]()
+        for name, job in planned.items():
+            models[name] = _train(job, recipe, data, fingerprint, out, resume, on_step, teacher)
+            teacher = teacher or TeacherProgram(models[name].program, "dense baseline", "")
+        return _finish(recipe, data, fingerprint, models, out, timed=timed)
+
+
+def _check_continues(recipe: Recipe, record: Path) -> None:
+    if record.exists() and record.read_text() != recipe.to_toml():
+        check_continues(recipe, parse_recipe(record, {}), record)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -127,9 +100,21 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
-def _part(
-    name: str,
-    method: Method,
+@dataclass(frozen=True)
+class _Model:
+    """A trained model of a run."""
+
+    name: str
+    method: Method
+    program: Program
+    folder: Path
+    trained: Trained
+    teacher: TeacherProgram | None
+    passes: list[tuple[Pass, PassLog]]
+
+
+def _train(
+    job: Job,
     recipe: Recipe,
     data: Data,
     fingerprint: str,
@@ -137,26 +122,119 @@ def _part(
     resume: bool,
     on_step: Progress | None,
     teacher: TeacherProgram | None,
-) -> tuple[dict[str, Any], Tensor, Program]:
-    """Train, calibrate and export one model of the run: its row of ``metrics.json``, its logits on the test set, and itself."""
-    folder = out if name == "model" else out / name
-    program = traced(recipe, data)
-    taught = teacher if method.distillation else None
-    trained = train(
-        method,
-        program,
-        data.train,
-        data.validation,
-        recipe.settings(),
-        folder=folder,
-        key=f"{recipe.hash()}-{fingerprint}-{name}{taught.fingerprint if taught else ''}",
-        teacher=taught.program if taught else None,
-        resume=resume,
-        on_step=(lambda row: on_step(name, row)) if on_step else None,
-    )
+) -> _Model:
+    """Train one model of the run, and save it."""
+    folder = out if job.name == "model" else out / job.name
+    taught = teacher if job.method.distillation else None
+    with recording() as record:
+        trained = train(
+            job.method,
+            job.program,
+            data.train,
+            data.validation,
+            recipe.settings(),
+            folder=folder,
+            key=f"{training_key(recipe)}-{fingerprint}-{job.name}{taught.fingerprint if taught else ''}",
+            teacher=taught.program if taught else None,
+            resume=resume,
+            on_step=(lambda row: on_step(job.name, row)) if on_step else None,
+        )
+    job.program.save(folder / "program.sparsify")
+    return _Model(job.name, job.method, job.program, folder, trained, taught, record)
+
+
+class _Missing:
+    """What failed after training: which file, why, and how to make it."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.rows = out, list[dict[str, str]]()
+
+    @contextmanager
+    def unless(self, what: str, advice: str) -> Generator[None]:
+        """Note a failure of the block instead of raising it."""
+        try:
+            yield
+        except Exception as error:
+            why = str(error) if isinstance(error, (SparsifyError, OSError)) else f"{type(error).__name__}: {error}"
+            self.rows.append({"file": what, "reason": why, "advice": advice})
+
+    def error(self, report: dict[str, Any] | None) -> UnfinishedError:
+        """What to raise at the end."""
+        listed = " ".join(f"{row['file']} is missing: {row['reason']} {row['advice']}" for row in self.rows)
+        return UnfinishedError(f"training is finished, and its programs are saved in {self.out}. {listed}", report)
+
+
+def _finish(
+    recipe: Recipe, data: Data, fingerprint: str, models: Mapping[str, _Model], out: Path, *, timed: bool
+) -> dict[str, Any]:
+    """All that comes after training. A failure leaves out what it concerns, and is raised at the end."""
+    missing, rows = _Missing(out), dict[str, Any]()
+    logits, chosen_by = dict[str, Tensor](), dict[str, Any]()
+    for name, model in models.items():
+        with missing.unless(f"{name}.onnx", _advice(model, out, f"{name}.onnx", "--form dense")), recording() as record:
+            row, logits[name] = _export(model, recipe, data, out)
+            rows[name] = {**row, "passes": pass_rows([*model.passes, *record])}
+        if recipe.export_precision == "int8" and name in rows:
+            with missing.unless(f"{name}-int8.onnx", _advice(model, out, f"{name}-int8.onnx", "--precision int8")):
+                rows[name]["int8"], chosen_by[name] = _int8(model, recipe, data, out)
+    if "model" not in rows:
+        raise missing.error(None)
+    if "dense" in rows:
+        rows["flips"] = dataclasses.asdict(metrics.flips(logits["dense"], logits["model"], data.test.labels))
+    report = {
+        "recipe_hash": recipe.hash(),
+        "seed": recipe.seed,
+        "storage": recipe.storage,
+        "versions": versions(),
+        "data": {
+            "name": recipe.data,
+            "task": "classification",
+            "classes": data.classes,
+            "class_names": data.class_names,
+            "fingerprint": fingerprint,
+            "samples": {part: len(getattr(data, part)) for part in ("train", "validation", "test")},
+            "ood": {name: samples.fingerprint() for name, samples in data.ood.items()},
+        },
+        "input": input_row(
+            data,
+            models["model"].program.input_specs[0].name,
+            input_type=recipe.export_input,
+            array="x_test" if recipe.test_holdout is None else "x_train",
+        ),
+        **rows,
+        **({"missing": missing.rows} if missing.rows else {}),
+    }
+    again = "Make it with the same command and --resume, which does not train again."
+    latency = None
+    with missing.unless("metrics.json", again):
+        write_json(out / "metrics.json", report)
+    with missing.unless("latency.json", again):
+        (out / "latency.json").unlink(missing_ok=True)
+        if timed:
+            found = measure_latency(out, data, threads=1, batch=recipe.export_batch)
+            found |= {"int8": chosen_by} if chosen_by else {}
+            write_json(out / "latency.json", found)
+            latency = found
+    with missing.unless("report.html", f"Make it with: {shlex.join(['sparsify', 'report', str(out)])}"):
+        write_report(out)
+    result = {**report, "latency": latency}
+    if missing.rows:
+        raise missing.error(result)
+    return result
+
+
+def _advice(model: _Model, out: Path, file: str, option: str) -> str:
+    words = ["sparsify", "export", model.folder / "program.sparsify", "--recipe", out / RECORD, "--out", out / file]
+    command = shlex.join(map(str, words))
+    return f"Make it with: {command} {option}; or give the same command with --resume, which does not train again."
+
+
+def _export(model: _Model, recipe: Recipe, data: Data, out: Path) -> tuple[dict[str, Any], Tensor]:
+    """Calibrate and export one model of the run: its row of ``metrics.json``, and its logits on the test set."""
+    program, name = model.program, model.name
     Pipeline((AttachCalibrationHead(kind=recipe.calibrator),)).apply(program)
     log = fit(program, data.validation)
-    program.save(folder / "program.sparsify")
+    program.save(model.folder / "program.sparsify")
     outputs = evaluate(program, data.test)
     logits = outputs["logits"]
     scores = evaluate(program, data.validation).get("ood_score") if "ood_score" in outputs else None
@@ -171,12 +249,12 @@ def _part(
         form=recipe.form,
         selection=recipe.selection,
         batch=recipe.export_batch,
-        metadata=_metadata(program, method, recipe) | threshold_text | _noted(log),
+        metadata=_metadata(model, recipe) | threshold_text | _noted(log),
         **feeding(data, recipe.export_input),
     )
-    size, table = sizes(program), layers(program, trained.coverage)
+    size, table = sizes(program), layers(program, model.trained.coverage)
     row = {
-        "method": method.name,
+        "method": model.method.name,
         **quality(logits.softmax(1), outputs["probabilities"], data.test.labels),
         **size,
         "nonzeros": result.nonzeros if program.masks() else size["active"],
@@ -186,39 +264,37 @@ def _part(
         "calibration": log.to_dict(),
         "forms": dict(result.forms),
         "parity": {"ok": True, **dataclasses.asdict(result.parity)},
-        "counts": trained.counts,
-        **({"teacher": taught.row(data)} if taught else {}),
+        "counts": model.trained.counts,
+        **({"teacher": model.teacher.row(data)} if model.teacher else {}),
         "ood": {name: ood_quality(outputs, evaluate(program, samples)) for name, samples in data.ood.items()},
         "ood_threshold": threshold,
     }
-    return row, logits, program
+    return row, logits
 
 
-def _int8(
-    name: str, program: Program, method: Method, recipe: Recipe, data: Data, out: Path
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _int8(model: _Model, recipe: Recipe, data: Data, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The int8 file of one model: its row of ``metrics.json``, and the timings it was chosen by."""
     result, row = write_int8(
-        program,
-        out / f"{name}-int8.onnx",
+        model.program,
+        out / f"{model.name}-int8.onnx",
         data,
         opset=recipe.opset,
         form=recipe.form,
         selection=recipe.selection,
         batch=recipe.export_batch,
         input_type=recipe.export_input,
-        metadata=_metadata(program, method, recipe),
+        metadata=_metadata(model, recipe),
     )
     assert result.int8 is not None
     return row, trials(result.int8)
 
 
-def _metadata(program: Program, method: Method, recipe: Recipe) -> dict[str, str]:
+def _metadata(model: _Model, recipe: Recipe) -> dict[str, str]:
     """What the files of a run say of themselves."""
     return {
-        "method": method.name,
-        "density": repr(program.costs().density),
-        "pattern": method.pattern,
+        "method": model.method.name,
+        "density": repr(model.program.costs().density),
+        "pattern": model.method.pattern,
         "calibration": recipe.calibrator,
         "recipe_hash": recipe.hash(),
     }
@@ -226,93 +302,3 @@ def _metadata(program: Program, method: Method, recipe: Recipe) -> dict[str, str
 
 def _noted(log: CalibrationLog) -> dict[str, str]:
     return {"calibration_note": log.note} if log.note else {}
-
-
-def traced(recipe: Recipe, data: Data) -> Program:
-    """The recipe's model, seeded and traced on real inputs.
-
-    Raises:
-        TraceError: If it cannot be traced, does not return one score per class, or could not be trained or exported.
-        DataError: If the data have more classes than it has outputs.
-    """
-    torch.manual_seed(recipe.seed)
-    weights = None if recipe.weights is None else Path(recipe.weights)
-    model: nn.Module = load_model(recipe.model, weights=weights, trust_pickle=recipe.trust_pickle)
-    example = data.example()
-    outputs = {} if recipe.logits is None else {"logits": recipe.logits}
-    program = trace(model, (example,), outputs=outputs, classes=data.classes)
-    if lost := unexportable(program):
-        raise TraceError(f"{recipe.model} {lost}")
-    if program.dynamic_batch and recipe.batch_size not in program.batch_ranges["train"]:
-        raise TraceError(
-            f"{recipe.model} holds for batches of {program.batch_ranges['train']} in training, and batch_size is {recipe.batch_size}. "
-            f"Set batch_size within that range, or make forward independent of the number of samples."
-        )
-    if program.dynamic_batch and not program.batch_ranges["eval"].everything:
-        raise TraceError(
-            f"{recipe.model} holds for batches of {program.batch_ranges['eval']} in eval mode; a run evaluates and exports with others as "
-            f"well. Make forward independent of the number of samples, or use sparsify.trace and a loop of your own."
-        )
-    with torch.no_grad():
-        shape = program.eval().outputs(example)["logits"].shape
-    if len(shape) != 2:
-        raise TraceError(f"{recipe.model} returns logits of shape {list(shape)}; a classifier returns [N, K].")
-    if shape[1] < data.classes:
-        raise DataError(
-            f"{recipe.model} has {shape[1]} outputs, the data have {data.classes} classes. Widen the last layer."
-        )
-    return program
-
-
-def traced_without_data(
-    model: str, inputs: Sequence[str], *, weights: Path | None = None, trust_pickle: bool = False
-) -> Program:
-    """A model traced on inputs made from text (`sparsify.loading.inputs.example_inputs`).
-
-    Raises:
-        LoadError: If the model cannot be made, or an input is misspelt.
-        TraceError: If it cannot be traced on these inputs.
-    """
-    torch.manual_seed(0)
-    args, kwargs = example_inputs(inputs)
-    return trace(load_model(model, weights=weights, trust_pickle=trust_pickle), args, kwargs)
-
-
-@contextmanager
-def hold_folder(out: Path, record: str, *, resume: bool, overwrite: bool) -> Generator[None]:
-    """Hold a folder for this process alone.
-
-    Args:
-        out: made if missing.
-        record: name of the file that says what was started in the folder, and by which kind of command.
-        resume: what is there is gone on with.
-        overwrite: what is there is deleted, if ``record`` is.
-
-    Raises:
-        CheckpointError: If the folder is in use, cannot be written, or holds something else.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("w")
-    except OSError as error:
-        raise CheckpointError(f"cannot write into {out}: {error.strerror}. Choose another --out.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise CheckpointError(f"another run is using {out}. Wait for it, or choose another --out.") from error
-        for unfinished in (*out.glob(f".*{UNFINISHED}"), *out.glob(f"dense/.*{UNFINISHED}")):
-            unfinished.unlink()  # of a process that was killed: this one holds the lock
-        present = [p for p in out.iterdir() if p.name != ".lock"]
-        if present and not resume:
-            if not overwrite:
-                raise CheckpointError(
-                    f"{out} is not empty. Go on with --resume, replace it with --overwrite, or use another --out."
-                )
-            if not (out / record).exists():
-                raise CheckpointError(
-                    f"{out} holds files of something else (it has no {record}); --overwrite will not delete them. Use another --out."
-                )
-            for path in present:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        yield

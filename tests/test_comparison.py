@@ -43,10 +43,36 @@ def test_a_mistake_of_all_cells_is_found_before_any_process_starts(tmp_path, gri
     def refuse(*_):
         raise TraceError("no such model")
 
-    monkeypatch.setattr(comparison, "traced", refuse)
+    monkeypatch.setattr(comparison, "check_cells", refuse)
     monkeypatch.setattr(comparison._Pool, "run", lambda *_: pytest.fail("a process would have been started"))
     with pytest.raises(TraceError, match="no such model"):
         run_grid(grid, tmp_path / "out", cores=1)
+
+
+WIDE = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 10))
+"""
+
+
+def test_every_cell_that_cannot_be_run_is_named_before_any_starts(tmp_path, monkeypatch):
+    (tmp_path / "m.py").write_text(WIDE)
+    lists = (
+        '[grid]\nmethods = ["static", "odd", "gmp"]\nsparsities = [0.5, 0.9999]\nseeds = [0, 1]\n'
+        '[grid.variants.odd]\nmethod = "static"\npattern = "block:7x7"\n'
+    )
+    (tmp_path / "grid.toml").write_text(f'model = "{tmp_path}/m.py:build"\nepochs = 2\n{lists}')
+    monkeypatch.setattr(comparison._Pool, "run", lambda *_: pytest.fail("a process would have been started"))
+    with pytest.raises(RecipeError, match="cells cannot be run, so none was started") as raised:
+        run_grid(parse_grid(tmp_path / "grid.toml"), tmp_path / "out", cores=1)
+    text = str(raised.value)
+    bad = [
+        f"{cell} seed {seed}" for cell in ("static 0.9999", "odd 0.5", "odd 0.9999", "gmp 0.9999") for seed in (0, 1)
+    ]
+    assert text.startswith("8 of 14 cells") and all(cell in text for cell in bad)
+    assert "static 0.5 " not in text and "lowest density" in text and not (tmp_path / "out").exists()
 
 
 def test_a_folder_without_a_result_has_no_table(tmp_path, grid):

@@ -225,3 +225,9 @@ def test_a_mistake_in_a_pair_is_told(tmp_path, pair, message):
 def test_a_run_refuses_the_recipe_of_a_grid(tmp_path):
     with pytest.raises(RecipeError, match="sparsify compare"):
         parse_recipe(written(tmp_path, "[grid]\nmethods = ['set']\n"), {})
+
+
+def test_all_rows_whose_recipe_does_not_hold_are_named(tmp_path):
+    text = '[grid.variants.odd]\nmethod = "set"\npattern = "2:4"\n[grid.variants.late]\nmethod = "set"\nlr = -1\n'
+    with pytest.raises(RecipeError, match=r"'odd' at sparsity 0\.9.*'late' at sparsity 0\.9"):
+        grid(tmp_path, text, "grid.methods=odd,late")

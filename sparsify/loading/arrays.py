@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -96,12 +97,32 @@ def free_memory() -> int:
         return 2**62
 
 
+def holds_encoded_images(path: Path) -> bool:
+    """Whether the training part of an .npz file is encoded images, not pixels."""
+    with np.load(path, allow_pickle=False) as archive:
+        return "images_train" in archive.files
+
+
+def stored_layout(x: np.ndarray) -> Literal["NF", "NHW", "NHWC", "NCHW"]:
+    """The layout of arrays of features [N, F] or images, as `samples_of_arrays` reads them."""
+    if x.ndim == 2:
+        return "NF"
+    if x.ndim == 3:
+        return "NHW"
+    return "NHWC" if _arranged(x) is not x else "NCHW"
+
+
 def _names_part(arrays: Arrays, part: str) -> bool:
     return any(name.endswith(f"_{part}") for name in arrays)
 
 
 def samples_of_arrays(
-    text: str, arrays: Mapping[str, np.ndarray], *, normalise: bool = True, as_images: bool = True
+    text: str,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    normalise: bool = True,
+    as_images: bool = True,
+    statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> dict[str, Samples]:
     """Samples of ``x_<part>`` and ``y_<part>``.
 
@@ -111,6 +132,7 @@ def samples_of_arrays(
         normalise: images per channel, by the training part.
         as_images: arrange [N, H, W] and [N, H, W, C] as [N, C, H, W], and refuse other shapes; False does so to bytes alone and takes
             other arrays as they are.
+        statistics: mean and std, per channel or feature or one for all, in place of the training part's.
 
     Raises:
         DataError: If an array has the wrong shape or type, labels are not whole numbers from 0, or values are not finite.
@@ -123,9 +145,28 @@ def samples_of_arrays(
             raise DataError(f"{text}: training inputs have shape {list(shapes['train'])}, {part} inputs {list(shape)}.")
     _one_scale(text, {part: x for part, (x, _) in checked.items()})
     mean = std = None
-    if normalise and len(shapes["train"]) == 3:
+    if statistics is not None:
+        mean, std = per_channel(text, statistics, shapes["train"][0])
+    elif normalise and len(shapes["train"]) == 3:
         mean, std = channel_statistics(checked["train"][0])
     return {part: TensorSamples(x, y, mean=mean, std=std) for part, (x, y) in checked.items()}
+
+
+def per_channel(
+    text: str, statistics: tuple[torch.Tensor, torch.Tensor], channels: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and std of so many channels from those of all, or one for all.
+
+    Raises:
+        DataError: If there are others than one or ``channels`` numbers.
+    """
+    for name, value in zip(("mean", "std"), statistics, strict=True):
+        if len(value) not in (1, channels):
+            raise DataError(
+                f"{text}: {name} has {len(value)} numbers, the inputs {channels} channels or features. Give as many, or one for all."
+            )
+    mean, std = (value.expand(channels).clone() for value in statistics)
+    return mean, std
 
 
 def channel_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

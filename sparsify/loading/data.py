@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import DataError
-from sparsify.loading.arrays import Arrays, read_npz, samples_of_arrays
+from sparsify.loading.arrays import Arrays, holds_encoded_images, read_npz, samples_of_arrays, stored_layout
 from sparsify.loading.datasets import samples_of_factory
 from sparsify.loading.images import Progress, samples_of_folder
 from sparsify.loading.pixels import Channels
 from sparsify.parts.samples import Samples, Subset, TensorSamples
 
+Stored = Literal["files", "digits", "prepared", "NF", "NHW", "NHWC", "NCHW"]
 Parts = dict[str, Samples]
 """``train`` and ``test``, and ``validation`` where the data bring their own."""
 
@@ -34,6 +35,8 @@ class Data:
         statistics: mean and standard deviation per channel that images were normalised by; None: they were not.
         ood: out-of-distribution inputs by name, prepared like the others (`sparsify.loading.load_ood`); their labels mean nothing.
         given_as: ``bytes`` (images), ``numbers`` (arrays of others), or ``prepared`` (a factory's, taken as they are).
+        stored: the form they had: ``files`` (of images, or encoded in an archive), ``digits``, ``prepared``, or that of the arrays: ``NF``,
+            ``NHW``, ``NHWC`` or ``NCHW``.
     """
 
     train: Samples
@@ -44,6 +47,7 @@ class Data:
     statistics: tuple[Tensor, Tensor] | None = None
     ood: Mapping[str, Samples] = field(default_factory=dict)
     given_as: Literal["bytes", "numbers", "prepared"] = "bytes"
+    stored: Stored = "files"
 
     def example(self, count: int = 2) -> Tensor:
         """The first ``count`` held-out inputs [count, ...]."""
@@ -65,6 +69,8 @@ def load_data(
     image_size: int | None = None,
     normalise: bool = True,
     channels: Channels = "auto",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     on_progress: Progress | None = None,
 ) -> Data:
     """Data by name.
@@ -89,6 +95,8 @@ def load_data(
         image_size: side in pixels to which the images of a folder, or encoded images, are resized.
         normalise: whether images are normalised.
         channels: of the images of a folder, or encoded images: ``rgb``, ``grey``, or ``auto``, as those of the training part are.
+        mean, std: one number per channel (of features: per feature) or one for all, subtracted and divided by in place of the training
+            part's own; of bytes as [0, 1]. None: the training part's.
         on_progress: called while encoded images are decoded.
 
     Raises:
@@ -99,16 +107,23 @@ def load_data(
     folder, factory = Path(text).is_dir(), ":" in text and not Path(text).exists()
     if image_size is not None and not folder and (text == "digits" or not Path(text).is_file()):
         raise DataError(f"{text}: image_size is for folders of images and for encoded images. Leave it out.")
+    given = _given_statistics(text, mean, std, normalise=normalise, prepared=factory)
+    stored: Stored = "files"
     if text == "digits":
-        parts: Parts = samples_of_arrays(text, digits_arrays(), normalise=normalise)
+        parts: Parts = samples_of_arrays(text, digits_arrays(), normalise=normalise, statistics=given)
+        stored = "digits"
     elif factory:
         parts = samples_of_factory(text)
+        stored = "prepared"
     elif folder:
-        parts, names = samples_of_folder(Path(text), size=image_size, normalise=normalise, channels=channels)
+        parts, names = samples_of_folder(
+            Path(text), size=image_size, normalise=normalise, channels=channels, statistics=given
+        )
     else:
         arrays = read_npz(Path(text), size=image_size, channels=channels, on_progress=on_progress)
         names = tuple(map(str, arrays["class_names"].ravel())) if "class_names" in arrays else None
-        parts = samples_of_arrays(text, arrays, normalise=normalise)
+        parts = samples_of_arrays(text, arrays, normalise=normalise, statistics=given)
+        stored = "files" if holds_encoded_images(Path(text)) else stored_layout(arrays["x_train"])
     counts = np.bincount(parts["train"].labels.numpy())
     for name in parts.keys() - {"train"}:
         highest = int(parts[name].labels.max())
@@ -123,7 +138,7 @@ def load_data(
     if names is not None and len(names) != len(counts):
         raise DataError(f"{text}: {len(names)} class_names for {len(counts)} classes; they should be as many.")
     train = parts["train"]
-    mean, std = getattr(train, "mean", None), getattr(train, "std", None)
+    used = getattr(train, "mean", None), getattr(train, "std", None)
     numbers = isinstance(train, TensorSamples) and train.inputs.dtype is not torch.uint8
     if ("test" in parts) == (test_holdout is not None):
         raise DataError(
@@ -143,9 +158,31 @@ def load_data(
         parts["test"],
         classes=len(counts),
         class_names=names,
-        statistics=None if mean is None or std is None else (mean, std),
+        statistics=None if used[0] is None or used[1] is None else (used[0], used[1]),
         given_as="prepared" if factory else "numbers" if numbers else "bytes",
+        stored=stored,
     )
+
+
+def _given_statistics(
+    text: str, mean: Sequence[float] | None, std: Sequence[float] | None, *, normalise: bool, prepared: bool
+) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviation of the user's, checked; None where there are none."""
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise DataError(
+            f"{text}: mean and std go together, and {'mean' if mean is None else 'std'} is missing. Give both, or neither."
+        )
+    if prepared or not normalise:
+        why = "a factory prepares its inputs itself" if prepared else "normalise = 'none' asks for no normalisation"
+        raise DataError(f"{text}: mean and std are given, and {why}. Leave one of the two out.")
+    values = torch.tensor(list(mean)).float(), torch.tensor(list(std)).float()
+    if not all(len(value) and bool(value.isfinite().all()) for value in values) or bool((values[1] <= 0).any()):
+        raise DataError(
+            f"{text}: mean should hold finite numbers and std numbers above 0, found {list(mean)} and {list(std)}."
+        )
+    return values
 
 
 def digits_arrays() -> Arrays:

@@ -132,7 +132,12 @@ def _mapped(path: Path, count: int, channels: int) -> np.ndarray | None:
 
 
 def samples_of_folder(
-    folder: Path, *, size: int | None, normalise: bool = True, channels: Channels = "auto"
+    folder: Path,
+    *,
+    size: int | None,
+    normalise: bool = True,
+    channels: Channels = "auto",
+    statistics: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[dict[str, Samples], tuple[str, ...]]:
     """Samples of ``train/<class>/*`` and, where they exist, ``val/<class>/*`` and ``test/<class>/*``, and the classes, sorted by name.
 
@@ -141,6 +146,7 @@ def samples_of_folder(
         size: side in pixels to which images are resized; None: all must have one size.
         normalise: per channel, by `MEASURED` images of the training part.
         channels: ``rgb``, ``grey``, or ``auto``: grey where those `MEASURED` images all are.
+        statistics: mean and std, per channel or one for all, in place of the training part's.
 
     Raises:
         DataError: If a part, its classes or their images are missing, or an image cannot be read.
@@ -162,7 +168,14 @@ def samples_of_folder(
     strict = channels == "auto"
     plain = ImageFiles(*files["train"], size=size, channels=planes, strict=strict)
     mean = std = None
-    if normalise:
+    if statistics is not None:
+        for name, value in zip(("mean", "std"), statistics, strict=True):
+            if len(value) not in (1, planes):
+                raise DataError(
+                    f"{folder}: {name} has {len(value)} numbers, the images {planes} channels. Give as many, or one for all."
+                )
+        mean, std = (value.expand(planes).clone() for value in statistics)
+    elif normalise:
         sums = [torch.zeros(planes, dtype=torch.float64) for _ in range(2)]
         for rows in measured.split(64):
             pixels = plain.batch(rows)[0].double()

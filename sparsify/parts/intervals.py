@@ -1,8 +1,9 @@
-"""Means, deviations, and Student's interval of paired differences; pure numbers, exact for whole degrees of freedom."""
+"""Means, deviations, and intervals: Student's of paired differences, and those of shares; pure numbers."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -108,3 +109,54 @@ def _central(t: float, freedom: int) -> float:
         term *= squared * ((2 * index + 2) / (2 * index + 3) if odd else (2 * index + 1) / (2 * index + 2))
     series = math.sin(angle) * total
     return 2 / math.pi * (angle + series) if odd else series
+
+
+def share_interval(hits: int, samples: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a share, Wilson's (1927), which holds for small numbers and for shares of 0 and 1.
+
+    Args:
+        hits: 0 to ``samples``.
+        samples: at least 1, drawn independently.
+        confidence: of the interval, in (0, 1).
+
+    Raises:
+        ValueError: If a count is out of range.
+    """
+    if samples < 1 or not 0 <= hits <= samples:
+        raise ValueError(f"hits should be between 0 and samples, and those at least 1; found {hits} of {samples}")
+    z, share = _normal_quantile(confidence), hits / samples
+    centre = (share + z**2 / (2 * samples)) / (1 + z**2 / samples)
+    reach = z * math.sqrt(share * (1 - share) / samples + z**2 / (4 * samples**2)) / (1 + z**2 / samples)
+    return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+def paired_shares(
+    lost: int, gained: int, samples: int, *, confidence: float = 0.95
+) -> tuple[float, tuple[float, float]]:
+    """Difference of two shares of the same samples, with its interval: the adjusted one of Bonett and Price (2012), which stays honest for
+    small numbers, and of some width where no sample changed.
+
+    Args:
+        lost: samples that only the first has.
+        gained: samples that only the second has.
+        samples: all of them, at least 1, drawn independently.
+        confidence: of the interval, in (0, 1).
+
+    Returns:
+        (gained - lost) / samples, and the interval, within [-1, 1].
+
+    Raises:
+        ValueError: If a count is out of range.
+    """
+    if samples < 1 or min(lost, gained) < 0 or lost + gained > samples:
+        raise ValueError(
+            f"lost and gained should be parts of the samples, at least 1; found {lost} and {gained} of {samples}"
+        )
+    first, second = (lost + 1) / (samples + 2), (gained + 1) / (samples + 2)
+    centre = second - first
+    reach = _normal_quantile(confidence) * math.sqrt((first + second - centre**2) / (samples + 2))
+    return (gained - lost) / samples, (max(-1.0, centre - reach), min(1.0, centre + reach))
+
+
+def _normal_quantile(confidence: float) -> float:
+    return statistics.NormalDist().inv_cdf((1 + confidence) / 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from sparsify.errors import ReportError
 from sparsify.ir.serialization import write_atomically
@@ -14,6 +15,8 @@ from sparsify.reports.markup import escaped as _e
 from sparsify.reports.markup import folded as _folded
 from sparsify.reports.markup import table as _table
 from sparsify.reports.markup import wide as _wide
+from sparsify.reports.usage import usage
+from sparsify.reports.verdict import verdict
 
 
 def write_report(folder: Path) -> Path:
@@ -46,6 +49,7 @@ def _page(run: RunFolder) -> str:
     masked = any(layer["active"] is not None for layer in model["layers"])
     body = [
         f"<h1>{_e(titles['model'])} on {_e(report['data']['name'])}</h1>",
+        *(f'<p class="verdict">{_e(line)}</p>' for line in verdict(report, latency)),
         _table(("", *table.columns), [(label, *cells) for label, cells in table.rows]),
         "<ul>" + "".join(f"<li>{_e(line)}</li>" for line in sentences(report, latency)) + "</ul>",
         "<h2>Training</h2>",
@@ -71,6 +75,8 @@ def _page(run: RunFolder) -> str:
         *_masks(run),
         "<h2>The exported file</h2>",
         _table(("agreement with the program", *columns), sections.parity(report)),
+        *_unfinished(report),
+        *_use(run),
         _int8(run),
         "<h2>What was run</h2>",
         _table(("", ""), sections.facts(report, latency), kind="text"),
@@ -109,6 +115,19 @@ def _out_of_distribution(run: RunFolder, titles: Mapping[str, str]) -> list[str]
     if rows and "val_unknown" in rows[-1]:
         found += ["<h2>The unknown class</h2>", _wide(plots.unknown(rows))]
     return found
+
+
+def _unfinished(report: Mapping[str, Any]) -> Iterable[str]:
+    """What could not be made after training."""
+    for row in report.get("missing") or ():
+        yield f"<p>{_e(row['file'])} is missing: {_e(row['reason'])} {_e(row['advice'])}</p>"
+
+
+def _use(run: RunFolder) -> Iterable[str]:
+    """The lines that run the file."""
+    for what, lines in usage(run.report).items():
+        yield f"<p>To run it on {_e(what)}:</p>"
+        yield f'<pre class="usage">{_e(lines)}</pre>'
 
 
 def _int8(run: RunFolder) -> str:

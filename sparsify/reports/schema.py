@@ -224,12 +224,42 @@ class Data(_Form):
 
     name: str
     classes: int
+    class_names: list[str] | None = None
     fingerprint: str
     samples: dict[str, int]
 
 
+class Input(_Form):
+    """How the file is fed: it takes ``(stored / scale - mean) / std`` [N, *shape] where ``type`` is float, and stored bytes for uint8.
+
+    Scale, mean and std are None where they are not known or not used; ``range`` is that of the validation part's first inputs;
+    ``stored`` is the form of the data: files, digits, NF, NHW, NHWC, NCHW, or prepared; ``array`` the array of test inputs.
+    """
+
+    name: str
+    type: str
+    dtype: str
+    shape: list[int]
+    layout: str
+    given_as: str
+    stored: str
+    array: str
+    scale: float | None
+    mean: list[float] | None
+    std: list[float] | None
+    range: Pair
+
+
+class Missing(_Form):
+    """A file that could not be made, and how to make it."""
+
+    file: str
+    reason: str
+    advice: str
+
+
 class Metrics(_Form):
-    """``metrics.json``; ``dense`` and ``flips`` where there is a baseline."""
+    """``metrics.json``; ``dense`` and ``flips`` where there is a baseline, ``missing`` where something failed after training."""
 
     recipe_hash: str
     seed: int
@@ -239,6 +269,8 @@ class Metrics(_Form):
     model: Part
     dense: Part | None = None
     flips: Flips | None = None
+    input: Input | None = None
+    missing: list[Missing] = Field(default_factory=list)
 
 
 class TimingRow(_Form):

@@ -25,6 +25,7 @@ from sparsify.training.batch_loss import BatchLoss
 from sparsify.training.checkpoint import load_checkpoint, save_checkpoint
 from sparsify.training.fetching import fetch
 from sparsify.training.history import epoch_row
+from sparsify.training.plan import find_device, steps_per_epoch
 from sparsify.training.probe import Closure
 from sparsify.training.resumption import check_content, fitting
 from sparsify.training.state import SparseTrainer
@@ -132,21 +133,14 @@ def train(
         CheckpointError: If the checkpoint cannot be used.
         Interrupted: After SIGINT or SIGTERM.
     """
-    per_epoch = len(data) // settings.batch_size
-    if per_epoch == 0:
-        raise TrainingError(
-            f"{len(data)} training samples do not fill a batch of {settings.batch_size}. Lower batch-size."
-        )
+    per_epoch = steps_per_epoch(
+        method, len(data), batch_size=settings.batch_size, early_stop=settings.early_stop, device=settings.device
+    )
     total = per_epoch * settings.epochs
     device = find_device(settings.device)
     surgery.move(program, device)
     torch.manual_seed(settings.seed)
     optimizer = build_optimizer(program, settings)
-    if settings.early_stop and method.averaging:
-        raise TrainingError(
-            f"method {method.name!r} ends with an average of the last part of the run; early-stop would go back to one epoch of it. "
-            f"Leave early-stop out."
-        )
 
     def sweep() -> Iterator[Closure]:
         """Losses of an epoch of training batches in an order of its own."""
@@ -211,7 +205,8 @@ def train(
             )
             program.load_state_dict(content["program"])
             optimizer.load_state_dict(content["optimizer"])
-            trainer.load_state_dict(content["trainer"])
+            # A key is shared by runs of another length only where no schedule depends on the length.
+            trainer.load_state_dict({**content["trainer"], "total_steps": total})
             program.verify()
         scheduler.last_epoch = int(content["scheduler"])
         # Or a round that replaces the optimizer's step, right after resuming, is warned of as a step left out.
@@ -274,24 +269,6 @@ def train(
     program.eval()
     counts = {"steps": trainer.steps, "samples": trainer.steps * settings.batch_size, **trainer.counts}
     return Trained(history, counts, trainer.coverage)
-
-
-def find_device(text: str) -> torch.device:
-    """The device a setting names; ``auto`` is CUDA where there is one.
-
-    Raises:
-        TrainingError: If there is no such device here.
-    """
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(text)
-    except RuntimeError as error:
-        raise TrainingError(f"device should be auto, cpu, cuda or cuda:N, found {text!r}.") from error
-    there = torch.cuda.device_count() if device.type == "cuda" else int(device.type == "cpu")
-    if (device.index or 0) >= there:
-        raise TrainingError(f"there is no device {text!r} here. Use device = auto, or cpu.")
-    return device
 
 
 def _answering(teacher: Program, device: torch.device) -> Teacher:

@@ -193,7 +193,7 @@ OPTIONS = {
     "not a module": (["pathlib:Path"], "should return a torch.nn.Module"),
     "factory raises": (["math:sqrt"], "called without arguments"),
     "no such factory": (["math:nothing"], "has no callable"),
-    "bad opset": (["--set", "opset=3"], "opset should be"),
+    "bad opset": (["--set", "opset=3"], "greater than or equal to 18, found 3"),
     "diverging": (["--set", "lr=1e30", "--set", "warmup=0"], "Lower lr"),
     "too sparse": (["--sparsity", "0.9999999"], "lowest density that works"),
 }

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sparsify.parts.intervals import Difference, Spread, paired_difference, spread, student_quantile
+from sparsify.parts.intervals import (
+    Difference,
+    Spread,
+    paired_difference,
+    paired_shares,
+    share_interval,
+    spread,
+    student_quantile,
+)
 
 
 def test_a_paired_interval_by_hand():
@@ -72,3 +80,34 @@ def test_quantiles_and_intervals_agree_with_scipy():
 def test_what_has_no_answer_is_refused(broken):
     with pytest.raises(ValueError, match=r"at least|should be|longer"):
         broken()
+
+
+@pytest.mark.parametrize(("hits", "samples"), [(0, 1), (0, 30), (7, 7), (10, 20), (341, 360)])
+def test_the_interval_of_a_share_is_wilsons(hits, samples):
+    oracle = stats.binomtest(hits, samples).proportion_ci(method="wilson")
+    assert share_interval(hits, samples) == pytest.approx((oracle.low, oracle.high), abs=1e-12)
+
+
+def test_paired_shares_by_hand():
+    # 3 lost and 9 gained of 100: 4/102 and 10/102; centre 0.0588235, reach 1.959964 * sqrt((0.1372549 - 0.0034602) / 102) = 0.0709850.
+    difference, interval = paired_shares(3, 9, 100)
+    assert difference == pytest.approx(0.06) and interval == pytest.approx((-0.0121615, 0.1298085), abs=1e-6)
+    assert paired_shares(9, 3, 100)[1] == pytest.approx((-0.1298085, 0.0121615), abs=1e-6)
+    low, high = paired_shares(0, 0, 50)[1]
+    assert low < 0 < high  # no change on 50 samples is no proof of none
+    assert paired_shares(1, 0, 1)[1][0] >= -1
+    with pytest.raises(ValueError, match="parts of the samples"):
+        paired_shares(3, 3, 5)
+
+
+def test_paired_shares_hold_their_confidence():
+    """Simulated: the interval holds the true difference in about 95 of 100 draws, for few samples and many."""
+    rng = np.random.default_rng(0)
+    for samples, lost, gained in ((40, 0.1, 0.1), (360, 0.03, 0.01), (1000, 0.02, 0.05)):
+        draws = rng.multinomial(samples, [lost, gained, 1 - lost - gained], size=2000)
+        held = [
+            low <= gained - lost <= high
+            for a, b, _ in draws
+            for low, high in [paired_shares(int(a), int(b), samples)[1]]
+        ]
+        assert 0.93 <= np.mean(held) <= 0.99

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ import pytest
 
 from sparsify.errors import ReportError
 from sparsify.recipe import parse_recipe
-from sparsify.reports import headline, write_report
+from sparsify.reports import headline, verdict, write_report
 from sparsify.workflow import ARTEFACTS, run
 
 VOID = {"meta", "br", "link", "img"}
@@ -70,6 +71,16 @@ def test_the_report_is_whole_and_refers_to_nothing_outside(finished):
         "Recipe, resolved", "aten.conv2d", "8.weight", "held-out", "seed", "insert-masks", "lower-masks", "fold-masks"
     ):  # fmt: skip
         assert expected in words, expected
+
+
+def test_the_page_begins_with_the_verdict(finished):
+    folder, report = finished
+    page = re.search(r"</h1>\n(.*?)<div", (folder / "report.html").read_text(), re.S)
+    assert page is not None
+    shown = [html.unescape(line) for line in re.findall(r'<p class="verdict">(.*?)</p>', page[1])]
+    assert shown == verdict(report, report["latency"])
+    assert [line.partition(":")[0] for line in shown] == ["Accuracy", "Speed", "Size", "Worse than dense"]
+    assert all("against" in line or "nothing" in line or "may be chance" in line for line in shown)
 
 
 def test_the_terminal_and_the_page_show_the_same_rows(finished):

@@ -1,0 +1,85 @@
+"""Whether a run can be continued by another recipe: with other keys of what follows training, or with more epochs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+from sparsify.errors import CheckpointError
+from sparsify.recipe import Recipe, to_toml
+
+AFTER_TRAINING = frozenset(
+    {
+        "ood",
+        "baseline",
+        "calibrator",
+        "opset",
+        "storage",
+        "form",
+        "selection",
+        "export_precision",
+        "export_input",
+        "export_batch",
+    }
+)
+"""Keys that training does not read: a run may be resumed with others, and is then not trained again."""
+NO_BITS = frozenset({"checkpoint_every", "workers"})
+"""Keys on which no result depends."""
+
+
+def fixed_length(recipe: Recipe) -> str | None:
+    """Why a run cannot be given more epochs later; None where its epochs would be the same in a longer run."""
+    method = recipe.build_method()
+    if recipe.schedule != "constant":
+        return f"schedule = {recipe.schedule!r} plans the learning rate for the length of the run, and only 'constant' does not"
+    planned = {
+        "the rounds": method.topology,
+        "the rewinding": method.rewinding,
+        "the gradient correction": method.correction,
+        "the loss": method.objective,
+        "the averaging": method.averaging,
+    }
+    found = next((what for what, slot in planned.items() if slot is not None), None)
+    return None if found is None else f"{found} of method {method.name!r} is planned for the length of the run"
+
+
+def training_key(recipe: Recipe) -> str:
+    """SHA-256 of what training depends on: equal for recipes of which one can continue the other's checkpoint."""
+    left_out = AFTER_TRAINING | NO_BITS | (set() if fixed_length(recipe) else {"epochs"})
+    values = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name not in left_out}  # type: ignore[arg-type]
+    return hashlib.sha256(to_toml(values).encode()).hexdigest()
+
+
+def check_continues(recipe: Recipe, earlier: Recipe, where: Path) -> None:
+    """Whether a run of this recipe can continue the run of another: all keys that its training read are the same.
+
+    Args:
+        recipe: to continue with.
+        earlier: recipe of the run.
+        where: its file, for messages.
+
+    Raises:
+        CheckpointError: Naming the keys that differ and why they may not.
+    """
+    names = [f.name for f in dataclasses.fields(recipe)]  # type: ignore[arg-type]
+    changed = [name for name in names if getattr(recipe, name) != getattr(earlier, name)]
+    fixed = [name for name in changed if name not in AFTER_TRAINING | NO_BITS | {"epochs"}]
+    if fixed:
+        differences = ", ".join(f"{key} {getattr(earlier, key)!r}, now {getattr(recipe, key)!r}" for key in fixed)
+        raise CheckpointError(
+            f"the run was started with another recipe; see {where}: {differences}. Resume with that, or use another --out."
+        )
+    if "epochs" in changed:
+        reason = fixed_length(recipe)
+        if recipe.epochs < earlier.epochs:
+            reason = "epochs that were trained cannot be taken back"
+        if reason is not None:
+            raise CheckpointError(
+                f"the run was started with another recipe; see {where}: epochs {earlier.epochs}, now {recipe.epochs}, and {reason}. "
+                f"Resume with {earlier.epochs}, or train anew with another --out."
+            )
+    if earlier.baseline and not recipe.baseline:
+        raise CheckpointError(
+            f"the run was started with another recipe; see {where}: it has a baseline. Resume with --baseline, or use another --out."
+        )

@@ -1,0 +1,185 @@
+"""What can be known before training is found out before training: the model, the method's masks, and whether the file can be written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sparsify.continuation import training_key
+from sparsify.deploy import feeding, recipe_data
+from sparsify.errors import DataError, ExportError, RecipeError, SparsifyError, TraceError
+from sparsify.exporters.conversion import convert
+from sparsify.ir import Program, Stage, trace
+from sparsify.ir.effects import unexportable
+from sparsify.loading import Data, load_model
+from sparsify.loading.inputs import example_inputs
+from sparsify.methods import Method, dense
+from sparsify.passes import AttachCalibrationHead, Pipeline
+from sparsify.recipe import Recipe
+from sparsify.training import rehearse
+
+Progress = Callable[[int, int], None]
+LARGEST_FILE = 2**31 - 1
+"""Bytes that one ONNX file can hold (a limit of protobuf)."""
+DATA_KEYS = ("data", "holdout", "test_holdout", "train_samples", "image_size", "channels", "normalise", "mean", "std")
+MODEL_KEYS = ("model", "weights", "trust_pickle", "logits", "batch_size")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model of a run, ready to be trained."""
+
+    name: str
+    method: Method
+    program: Program
+
+
+def jobs(recipe: Recipe, data: Data, *, converts: bool = False) -> dict[str, Job]:
+    """The models of a run, traced, and rehearsed on copies: the method is attached, and the graph converted to ONNX.
+
+    Args:
+        recipe: of the run.
+        data: of the recipe.
+        converts: whether it is known already that the model can be converted.
+
+    Returns:
+        ``dense``, where the recipe has a baseline, then ``model``.
+
+    Raises:
+        RecipeError: If ``export_batch`` is more than the data hold.
+        ExportError: If the model cannot be converted, or its file would be too large.
+        SparsifyError: Any other of its kinds: what training or export would raise later.
+    """
+    if recipe.export_batch > min(len(data.train), len(data.validation)):
+        raise RecipeError(
+            f"export_batch is {recipe.export_batch}, but the training and validation parts hold {len(data.train)} and "
+            f"{len(data.validation)} samples. Lower it."
+        )
+    feeding(data, recipe.export_input)
+    methods = {"dense": dense()} if recipe.baseline and recipe.method != "dense" else {}
+    methods["model"] = recipe.build_method()
+    found = {name: Job(name, method, traced(recipe, data)) for name, method in methods.items()}
+    for job in found.values():
+        rehearsed = rehearse(job.method, job.program, len(data.train), recipe.settings())
+        if job.name == "model" and not converts:  # the baseline has the same operators
+            check_export(rehearsed, recipe, data)
+    return found
+
+
+def check_export(program: Program, recipe: Recipe, data: Data) -> None:
+    """Convert a program to ONNX as its export will, and keep nothing. It takes the time and memory of a conversion.
+
+    Raises:
+        ExportError: If it cannot be converted, or its file would be too large.
+    """
+    size = sum(p.numel() * p.element_size() for p in program.parameters())
+    if size > LARGEST_FILE:
+        raise ExportError(
+            f"the weights of {recipe.model} take {size:,} bytes, and an ONNX file holds at most {LARGEST_FILE:,}. Use a smaller model."
+        )
+    finished = Pipeline((AttachCalibrationHead(kind=recipe.calibrator),))(program)
+    if finished.stage is Stage.MASKED:
+        finished = Pipeline.parse("fold-masks")(finished)
+    example = data.example()
+    if finished.dynamic_batch and len(example) == 1:
+        example = torch.cat([example, example])
+    convert(finished.eval(), [example], recipe.opset)
+
+
+def check_cells(recipes: Mapping[str, Recipe], on_decode: Progress | None = None) -> None:
+    """Rehearse the runs of a grid, each kind once: seeds share what is found out of one of them.
+
+    Args:
+        recipes: by the name of the cell.
+        on_decode: called while images are decoded.
+
+    Raises:
+        RecipeError: Naming every cell that cannot be run, with the reason.
+        SparsifyError: If data or model cannot be used; this concerns all cells alike.
+    """
+    known_data, programs, reasons = dict[str, Data](), dict[str, Program](), dict[str, str]()
+    failed: dict[str, list[str]] = {}
+    for cell, recipe in recipes.items():
+        data_key = _text(recipe, (*DATA_KEYS, "ood"))
+        data = known_data.get(data_key) or known_data.setdefault(data_key, recipe_data(recipe, on_decode))
+        model_key = data_key + _text(recipe, (*MODEL_KEYS, "opset", "calibrator"))
+        if model_key not in programs:
+            programs[model_key] = traced(recipe, data)
+            check_export(programs[model_key], recipe, data)
+        kind = training_key(dataclasses.replace(recipe, seed=0))  # type: ignore[type-var]
+        if kind not in reasons:
+            reasons[kind] = _reason(recipe, programs[model_key], data)
+        if reasons[kind]:
+            failed.setdefault(reasons[kind], []).append(cell)
+    if failed:
+        count = sum(map(len, failed.values()))
+        listed = " ".join(f"{'; '.join(cells)}: {reason}" for reason, cells in failed.items())
+        raise RecipeError(f"{count} of {len(recipes)} cells cannot be run, so none was started. {listed}")
+
+
+def _reason(recipe: Recipe, program: Program, data: Data) -> str:
+    """Why a cell cannot be trained; empty where it can."""
+    try:
+        rehearse(recipe.build_method(), program, len(data.train), recipe.settings())
+    except SparsifyError as error:
+        return str(error)
+    return ""
+
+
+def _text(recipe: Recipe, keys: Sequence[str]) -> str:
+    return repr([getattr(recipe, key) for key in keys])
+
+
+def traced(recipe: Recipe, data: Data) -> Program:
+    """The recipe's model, seeded and traced on real inputs.
+
+    Raises:
+        TraceError: If it cannot be traced, does not return one score per class, or could not be trained or exported.
+        DataError: If the data have more classes than it has outputs.
+    """
+    torch.manual_seed(recipe.seed)
+    weights = None if recipe.weights is None else Path(recipe.weights)
+    model: nn.Module = load_model(recipe.model, weights=weights, trust_pickle=recipe.trust_pickle)
+    example = data.example()
+    outputs = {} if recipe.logits is None else {"logits": recipe.logits}
+    program = trace(model, (example,), outputs=outputs, classes=data.classes)
+    if lost := unexportable(program):
+        raise TraceError(f"{recipe.model} {lost}")
+    if program.dynamic_batch and recipe.batch_size not in program.batch_ranges["train"]:
+        raise TraceError(
+            f"{recipe.model} holds for batches of {program.batch_ranges['train']} in training, and batch_size is {recipe.batch_size}. "
+            f"Set batch_size within that range, or make forward independent of the number of samples."
+        )
+    if program.dynamic_batch and not program.batch_ranges["eval"].everything:
+        raise TraceError(
+            f"{recipe.model} holds for batches of {program.batch_ranges['eval']} in eval mode; a run evaluates and exports with others as "
+            f"well. Make forward independent of the number of samples, or use sparsify.trace and a loop of your own."
+        )
+    with torch.no_grad():
+        shape = program.eval().outputs(example)["logits"].shape
+    if len(shape) != 2:
+        raise TraceError(f"{recipe.model} returns logits of shape {list(shape)}; a classifier returns [N, K].")
+    if shape[1] < data.classes:
+        raise DataError(
+            f"{recipe.model} has {shape[1]} outputs, the data have {data.classes} classes. Widen the last layer."
+        )
+    return program
+
+
+def traced_without_data(
+    model: str, inputs: Sequence[str], *, weights: Path | None = None, trust_pickle: bool = False
+) -> Program:
+    """A model traced on inputs made from text (`sparsify.loading.inputs.example_inputs`).
+
+    Raises:
+        LoadError: If the model cannot be made, or an input is misspelt.
+        TraceError: If it cannot be traced on these inputs.
+    """
+    torch.manual_seed(0)
+    args, kwargs = example_inputs(inputs)
+    return trace(load_model(model, weights=weights, trust_pickle=trust_pickle), args, kwargs)

@@ -1,0 +1,92 @@
+"""The lines of Python that run a file on a picture or an array, prepared as the training data were: numpy, pillow and onnxruntime only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Report = Mapping[str, Any]
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Modes of pillow by the number of channels."""
+ARRANGED = {"NHW": "[:, None]", "NHWC": ".transpose(0, 3, 1, 2)"}
+"""How stored arrays become [N, C, H, W]; others are so already."""
+
+
+def usage(report: Report) -> dict[str, str]:
+    """The lines for each kind of input that the file's data allow, by what they read; empty for a report without ``input``.
+
+    Args:
+        report: content of ``metrics.json``.
+    """
+    given = report.get("input")
+    if not given:
+        return {}
+    found: dict[str, str] = {}
+    if given["given_as"] == "bytes" and len(given["shape"]) == 3 and given["shape"][0] in MODES:
+        found["a picture (PNG, JPEG, ...)"] = _picture(given)
+    if given["stored"] in ("NF", "NHW", "NHWC", "NCHW"):
+        found[f"the arrays of {report['data']['name']}"] = _arrays(given, report["data"]["name"])
+    if given["given_as"] == "prepared":
+        found[f"an array that {report['data']['name']} has prepared"] = _prepared(given)
+    return found
+
+
+def _picture(given: Report) -> str:
+    channels, height, width = given["shape"]
+    size = f".resize(({width}, {height}), Image.Resampling.BILINEAR)"
+    if given["type"] == "uint8":
+        x = "image[None, :, :, None]" if channels == 1 else "image[None]"
+    else:
+        x = f"{_normalised('image', given, last=True)}{'[None, None]' if channels == 1 else '.transpose(2, 0, 1)[None]'}"
+    return "\n".join(
+        (
+            "import numpy as np, onnxruntime",
+            "from PIL import Image, ImageOps",
+            f'image = np.asarray(ImageOps.exif_transpose(Image.open("image.png")).convert("{MODES[channels]}"){size})',
+            *_run(x, given),
+        )
+    )
+
+
+def _arrays(given: Report, name: str) -> str:
+    stored = given["stored"]
+    if given["type"] == "uint8":
+        x = "x" + {"NHW": "[..., None]", "NCHW": ".transpose(0, 2, 3, 1)"}.get(stored, "")
+    else:
+        x = _normalised(f"x{ARRANGED.get(stored, '')}", given, last=False)
+    return "\n".join(("import numpy as np, onnxruntime", f'x = np.load("{name}")["{given["array"]}"]', *_run(x, given)))
+
+
+def _prepared(given: Report) -> str:
+    shape = ", ".join(("N", *map(str, given["shape"])))
+    load = f'x = np.load("inputs.npy")  # {given["dtype"]} [{shape}]'
+    return "\n".join(("import numpy as np, onnxruntime", load, *_run("x", given)))
+
+
+def _run(x: str, given: Report) -> tuple[str, str]:
+    cast = "" if given["type"] == "uint8" else f".astype(np.{given['dtype']})"
+    bracketed = f"({x})" if cast and " " in x and not x.startswith("((") else x
+    return (
+        f"x = {bracketed}{cast}",
+        f'print(onnxruntime.InferenceSession("model.onnx").run(["probabilities"], {{"{given["name"]}": x}})[0])',
+    )
+
+
+def _normalised(x: str, given: Report, *, last: bool) -> str:
+    """An expression for ``(x / scale - mean) / std``, in parentheses where it is more than ``x``; ``last``: channels come last."""
+    if given["scale"] not in (None, 1):
+        x = f"{x} / {given['scale']:g}"
+    mean, std = given["mean"], given["std"]
+    if mean is None or std is None:
+        return f"({x})" if " " in x else x
+    return f"(({x} - {_column(mean, given, last=last)}) / {_column(std, given, last=last)})"
+
+
+def _column(values: Sequence[float], given: Report, *, last: bool) -> str:
+    """Numbers per channel as they are subtracted from pixels [H, W, C] (``last``) or inputs [N, C, ...]."""
+    shortest = [repr(value) for value in values]
+    if len(values) == 1:
+        return shortest[0]
+    text = f"np.array([{', '.join(shortest)}])"
+    trailing = len(given["shape"]) - 1
+    return text if last or not trailing else f"{text}.reshape({', '.join(['-1', *['1'] * trailing])})"

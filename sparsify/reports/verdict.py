@@ -1,0 +1,96 @@
+"""The verdict of a run in three lines, accuracy, speed and size, each against the dense baseline; and what got worse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparsify.parts.intervals import paired_shares, share_interval
+
+Report = Mapping[str, Any]
+WITHOUT = "not compared with dense: the run has no baseline (add --baseline, with --resume to keep what was trained)."
+CALIBRATION = (("ECE", "ece_after"), ("NLL", "nll_after"), ("Brier score", "brier_after"))
+"""What is called worse where the model's printed figure is higher than the dense baseline's."""
+
+
+def verdict(report: Report, latency: Report | None) -> list[str]:
+    """Three lines, on accuracy, speed and size, and one line on what got worse.
+
+    Args:
+        report: content of ``metrics.json``.
+        latency: content of ``latency.json``, or None where it was not measured.
+    """
+    return [_accuracy(report), _speed(report, latency), _size(report), _worse(report)]
+
+
+def _accuracy(report: Report) -> str:
+    model, dense, flips = report["model"], report.get("dense"), report.get("flips")
+    samples = report["data"]["samples"]["test"]
+    if not dense or not flips:
+        low, high = share_interval(round(model["accuracy"] * samples), samples)
+        return f"Accuracy: {model['accuracy']:.4f} on {samples:,} test samples (95 % interval {low:.4f} to {high:.4f}); {WITHOUT}"
+    points, (low, high) = paired_shares(flips["lost"], flips["gained"], samples)
+    what = "better than dense" if low > 0 else "worse than dense" if high < 0 else "no clear difference to dense"
+    return (
+        f"Accuracy: {what}, {100 * points:+.2f} points (95 % interval {100 * low:+.2f} to {100 * high:+.2f}, {samples:,} test samples, one "
+        f"seed): {model['accuracy']:.4f} against {dense['accuracy']:.4f}."
+    )
+
+
+def _speed(report: Report, latency: Report | None) -> str:
+    if not latency:
+        return "Speed: not measured."
+    timings = {row["name"]: row for row in latency["timings"]}
+    model, where = timings["model"], f"batch {latency['batch']}, {latency['threads']} thread(s)"
+    if "dense" not in timings or latency["verdict"] is None:
+        return f"Speed: {model['milliseconds']:.3f} ms per call at {where}; {WITHOUT}"
+    low, high = model["interval"]
+    return (
+        f"Speed: {latency['verdict']}, {model['speedup']:.2f} times as fast as dense (95 % interval {low:.2f} to {high:.2f}) at {where}: "
+        f"{model['milliseconds']:.3f} ms against {timings['dense']['milliseconds']:.3f} ms."
+    )
+
+
+def _size(report: Report) -> str:
+    model, dense = report["model"], report.get("dense")
+    weights = f"{model['nonzeros']:,} of {model['maskable']:,} maskable weights are not zero"
+    if not dense:
+        return f"Size: {model['bytes']:,} bytes, {weights}; {WITHOUT}"
+    share = model["bytes"] / dense["bytes"]
+    what = "smaller than dense" if share < 0.995 else "larger than dense" if share > 1.005 else "as large as dense"
+    return (
+        f"Size: {what}, {100 * share:.1f} % of its bytes on disk ({model['bytes']:,} against {dense['bytes']:,}, counted, so without an "
+        f"interval); {weights}."
+    )
+
+
+def _worse(report: Report) -> str:
+    dense, model, flips = report.get("dense"), report["model"], report.get("flips")
+    if not dense or not flips:
+        return f"Worse than dense: {WITHOUT}"
+    found = [*_classes(report), *_calibration(dense, model)]
+    return f"Worse than dense: {'; '.join(found)}." if found else "Worse than dense: nothing that was measured."
+
+
+def _classes(report: Report) -> list[str]:
+    """The classes that lost clearly, by their interval; without one, the class that lost most, called not clear."""
+    flips, names = report["flips"], report["data"].get("class_names")
+    clear, unclear = list[tuple[float, str]](), list[tuple[float, str]]()
+    counts = zip(flips["class_lost"], flips["class_gained"], flips["class_samples"], strict=True)
+    for index, (lost, gained, samples) in enumerate(counts):
+        if samples and lost > gained:
+            points, (_, high) = paired_shares(lost, gained, samples)
+            name = f"class {index}" + (f" ({names[index]})" if names else "")
+            (clear if high < 0 else unclear).append(
+                (points, f"{name} by {-100 * points:.2f} points of its {samples:,} samples")
+            )
+    if clear:
+        worst = [text for _, text in sorted(clear)]
+        more = f" and {len(worst) - 3} more classes" if len(worst) > 3 else ""
+        return [f"accuracy of {', '.join(worst[:3])}{more}"]
+    return [f"accuracy of {min(unclear)[1]}, which may be chance"] if unclear else []
+
+
+def _calibration(dense: Report, model: Report) -> list[str]:
+    pairs = ((label, f"{model[key]:.4f}", f"{dense[key]:.4f}") for label, key in CALIBRATION)
+    return [f"{label} {ours} against {theirs}" for label, ours, theirs in pairs if float(ours) > float(theirs)]

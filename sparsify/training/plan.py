@@ -1,0 +1,43 @@
+"""What a run will need, known before it starts: how many steps, and on which device."""
+
+from __future__ import annotations
+
+import torch
+
+from sparsify.errors import TrainingError
+from sparsify.methods import Method
+
+
+def steps_per_epoch(method: Method, samples: int, *, batch_size: int, early_stop: int | None, device: str) -> int:
+    """Optimizer steps of an epoch; a last, smaller batch is left out.
+
+    Raises:
+        TrainingError: If there are fewer samples than a batch, the device is missing, or early stopping does not fit the method.
+    """
+    if samples < batch_size:
+        raise TrainingError(f"{samples} training samples do not fill a batch of {batch_size}. Lower batch-size.")
+    if early_stop and method.averaging:
+        raise TrainingError(
+            f"method {method.name!r} ends with an average of the last part of the run; early-stop would go back to one epoch of it. "
+            f"Leave early-stop out."
+        )
+    find_device(device)
+    return samples // batch_size
+
+
+def find_device(text: str) -> torch.device:
+    """The device a setting names; ``auto`` is CUDA where there is one.
+
+    Raises:
+        TrainingError: If there is no such device here.
+    """
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise TrainingError(f"device should be auto, cpu, cuda or cuda:N, found {text!r}.") from error
+    there = torch.cuda.device_count() if device.type == "cuda" else int(device.type == "cpu")
+    if (device.index or 0) >= there:
+        raise TrainingError(f"there is no device {text!r} here. Use device = auto, or cpu.")
+    return device

@@ -1,0 +1,46 @@
+"""What would fail when training begins, found out on a copy."""
+
+from __future__ import annotations
+
+import torch
+
+from sparsify.ir import Program
+from sparsify.methods import Method
+from sparsify.training.attaching import attach
+from sparsify.training.plan import steps_per_epoch
+from sparsify.training.trainer import Settings, build_optimizer
+
+
+def rehearse(method: Method, program: Program, samples: int, settings: Settings) -> Program:
+    """Attach a method to a copy of a program, as `train` will, and take no step.
+
+    Args:
+        method: what makes it sparse.
+        program: of stage TRACED; it is left as it is.
+        samples: of the training part.
+        settings: of the run.
+
+    Returns:
+        The copy, with masks and the heads of the method.
+
+    Raises:
+        TrainingError: If a setting cannot be met, e.g. the device is missing or there are fewer samples than a batch.
+        PatternError: If the pattern does not fit a weight.
+        AllocationError: If the density cannot be met.
+        RecipeError: If an option of the method does not fit the length of the run.
+    """
+    per_epoch = steps_per_epoch(
+        method, samples, batch_size=settings.batch_size, early_stop=settings.early_stop, device=settings.device
+    )
+    copy = program.clone().train()
+    attach(
+        method,
+        copy,
+        build_optimizer(copy, settings),
+        total_steps=per_epoch * settings.epochs,
+        seed=settings.seed,
+        epoch_steps=per_epoch,
+        sweep=lambda: iter(()),
+        teacher=torch.zeros_like if method.distillation else None,
+    )
+    return copy.eval()

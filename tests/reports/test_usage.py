@@ -1,0 +1,150 @@
+"""The lines that a report shows for running its file: executed as they stand, they have the accuracy that the report states."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparsify.errors import DataError, RecipeError
+from sparsify.loading import load_data
+from sparsify.loading.data import digits_arrays
+from sparsify.recipe import parse_pairs, parse_recipe
+from sparsify.workflow import run
+
+MODEL = """
+from torch import nn
+
+def grey(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+def colour(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 10))
+"""
+FEED = """
+import json, sys
+for name in ("torch", "sparsify", "onnx", "torchvision", "scipy", "sklearn"):
+    sys.modules[name] = None
+found = []
+code, files = json.loads(sys.stdin.read())
+for file in files:
+    exec(code.replace("image.png", file), {"print": found.append})
+print(json.dumps([int(row.argmax()) for rows in found for row in rows]))
+"""
+SMALL = {"method": "static", "sparsity": 0.5, "epochs": 15, "batch_size": 32, "lr": 0.1, "warmup": 0, "threads": 1}
+
+
+def digits(count: int = 300):
+    """Bytes [N, 8, 8] and labels: the first so many of each part of scikit-learn's digits."""
+    given = digits_arrays()
+    return {name: value[: count if "train" in name else 60] for name, value in given.items()}
+
+
+def tinted(x: np.ndarray) -> np.ndarray:
+    """[N, 8, 8, 3]: channels that differ, so that their order matters."""
+    return np.stack([x, 255 - x, x // 2], axis=-1)
+
+
+def pictures(folder: Path, parts) -> None:
+    for part in ("train", "test"):
+        for index, (image, label) in enumerate(zip(parts[f"x_{part}"], parts[f"y_{part}"], strict=True)):
+            where = folder / part / str(label)
+            where.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(where / f"{index:03}.png")
+
+
+def lines_of(out: Path) -> list[str]:
+    return [
+        html.unescape(text)
+        for text in re.findall(r'<pre class="usage">(.*?)</pre>', (out / "report.html").read_text(), re.S)
+    ]
+
+
+def decisions(out: Path, code: str, files=("image.png",)) -> np.ndarray:
+    done = subprocess.run(
+        [sys.executable, "-c", FEED],
+        input=json.dumps([code, list(map(str, files))]),
+        cwd=out,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return np.array(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("folder", {}),
+        ("folder", {"export_input": "uint8", "image_size": 8}),
+        ("NHWC", {"mean": [0.2, 0.7, 0.1], "std": [0.3, 0.3, 0.2]}),
+        ("NHW", {"export_input": "uint8"}),
+        ("NF", {"mean": [0.4], "std": [0.25]}),
+    ],
+)
+def test_the_lines_of_the_report_have_the_accuracy_of_the_report(tmp_path, kind, changes):
+    (tmp_path / "m.py").write_text(MODEL)
+    parts, grey = digits(), kind in ("NHW", "NF")
+    for part in ("train", "test"):
+        x = parts[f"x_{part}"]
+        parts[f"x_{part}"] = (
+            x if kind == "NHW" else x.reshape(len(x), 64).astype(np.float32) / 255 if kind == "NF" else tinted(x)
+        )
+    data = tmp_path / ("pictures" if kind == "folder" else "d.npz")
+    if kind == "folder":
+        pictures(data, parts)
+    else:
+        np.savez(data, **parts)
+    model = f"{tmp_path}/m.py:{'grey' if grey else 'colour'}"
+    report = run(
+        parse_recipe(None, {**SMALL, "model": model, "data": str(data), **changes}), tmp_path / "a", timed=False
+    )
+    codes = lines_of(tmp_path / "a")
+    assert all(len(code.splitlines()) <= 5 for code in codes)
+    truth, seen = parts["y_test"], 0
+    for code in codes:
+        if "image.png" in code:
+            order = (
+                [path for label in range(10) for path in sorted((data / "test" / str(label)).glob("*.png"))]
+                if kind == "folder"
+                else []
+            )
+            if not order:
+                order = [tmp_path / f"{index}.png" for index in range(len(truth))]
+                for path, image in zip(order, parts["x_test"], strict=True):
+                    Image.fromarray(image).save(path)
+                wanted = truth
+            else:
+                wanted = np.array([int(path.parent.name) for path in order])
+            found = decisions(tmp_path / "a", code, order)
+        else:
+            found, wanted = decisions(tmp_path / "a", code), truth
+        assert float((found == wanted).mean()) == report["model"]["accuracy"] > 0.3
+        seen += 1
+    assert seen == {"folder": 1, "NHWC": 2, "NHW": 2, "NF": 1}[kind]
+    section = report["input"]
+    assert section["type"] == changes.get("export_input", "float") and section["shape"] == (
+        [64] if kind == "NF" else [1 if grey else 3, 8, 8]
+    )
+    if "mean" in changes:
+        np.testing.assert_allclose(section["mean"], np.broadcast_to(changes["mean"], len(section["mean"])), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (["mean=0.5"], "go together, and std is missing"),
+        (["mean=0.5", "std=0"], "std numbers above 0"),
+        (["mean=0.5,0.5", "std=1"], "mean has 2 numbers, the inputs 1 channels"),
+        (["mean=0.5", "std=1", "normalise=none"], "Leave one of the two out"),
+        (["mean=black", "std=1"], "mean"),
+    ],
+)
+def test_a_mean_that_cannot_be_meant_is_refused(pairs, message):
+    with pytest.raises((DataError, RecipeError), match=message):
+        recipe = parse_recipe(None, parse_pairs(pairs))
+        load_data("digits", seed=0, normalise=recipe.normalise == "auto", mean=recipe.mean, std=recipe.std)

@@ -1,0 +1,77 @@
+"""The verdict by hand: what may be said of accuracy, speed, size and damage, and what may not be said without a baseline."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparsify.reports import verdict
+
+
+def part(accuracy=0.95, **changes):
+    figures = {"ece_after": 0.02, "nll_after": 0.2, "brier_after": 0.1, "bytes": 1000, "nonzeros": 50, "maskable": 500}
+    return {"accuracy": accuracy, **figures, **changes}
+
+
+def report(model, dense=None, lost=(0, 0), gained=(0, 0), samples=(500, 500), names=None):
+    flips = {
+        "lost": sum(lost), "gained": sum(gained), "class_lost": list(lost), "class_gained": list(gained), "class_samples": list(samples)
+    }  # fmt: skip
+    data = {"samples": {"test": sum(samples)}, "class_names": names}
+    return {"model": model, "data": data, **({"dense": dense, "flips": flips} if dense else {})}
+
+
+def latency(speedup, interval, said):
+    rows = [("dense", 2.0, 1.0, (1.0, 1.0)), ("model", 2.0 / speedup, speedup, interval)]
+    timings = [{"name": n, "milliseconds": ms, "speedup": ratio, "interval": i} for n, ms, ratio, i in rows]
+    return {"timings": timings, "batch": 1, "threads": 2, "verdict": said}
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "said"),
+    [
+        ((40, 10), (5, 5), "Accuracy: worse than dense, -4.00 points (95 % interval -5.51 to -2.47"),
+        ((2, 3), (30, 15), "Accuracy: better than dense, +4.00 points"),
+        ((5, 5), (4, 5), "Accuracy: no clear difference to dense, -0.10 points"),
+        ((0, 0), (0, 0), "Accuracy: no clear difference to dense, +0.00 points"),
+    ],
+)
+def test_accuracy_is_called_better_or_worse_only_where_the_interval_leaves_out_0(lost, gained, said):
+    line = verdict(report(part(), part(0.95), lost, gained), None)[0]
+    assert line.startswith(said) and "1,000 test samples, one seed" in line
+
+
+def test_speed_has_its_interval_and_the_words_of_the_measurement():
+    lines = verdict(report(part(), part()), latency(1.6, (1.5, 1.7), "faster"))
+    assert lines[1] == (
+        "Speed: faster, 1.60 times as fast as dense (95 % interval 1.50 to 1.70) at batch 1, 2 thread(s): 1.250 ms against 2.000 ms."
+    )
+    assert "too noisy to tell" in verdict(report(part(), part()), latency(1.1, (0.8, 1.7), "too noisy to tell"))[1]
+    assert verdict(report(part(), part()), None)[1] == "Speed: not measured."
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [(400, "smaller than dense, 40.0 %"), (1001, "as large as dense"), (1500, "larger than dense, 150.0 %")],
+)
+def test_size_is_counted(size, said):
+    assert f"Size: {said}" in verdict(report(part(bytes=size), part()), None)[2]
+
+
+def test_what_got_worse_names_classes_and_calibration():
+    model = part(ece_after=0.05, nll_after=0.2, brier_after=0.1)
+    line = verdict(report(model, part(), lost=(60, 1), gained=(5, 0), names=["cat", "dog"]), None)[3]
+    assert (
+        line
+        == "Worse than dense: accuracy of class 0 (cat) by 11.00 points of its 500 samples; ECE 0.0500 against 0.0200."
+    )
+    unclear = verdict(report(part(), part(), lost=(0, 1)), None)[3]
+    assert unclear == "Worse than dense: accuracy of class 1 by 0.20 points of its 500 samples, which may be chance."
+    assert verdict(report(part(), part()), None)[3] == "Worse than dense: nothing that was measured."
+
+
+def test_without_a_baseline_every_line_says_what_could_not_be_compared():
+    alone = latency(1.0, (1.0, 1.0), None)
+    alone["timings"] = alone["timings"][1:]
+    lines = verdict(report(part(0.95)), alone)
+    assert len(lines) == 4 and all("not compared with dense" in line and "--baseline" in line for line in lines)
+    assert lines[0].startswith("Accuracy: 0.9500 on 1,000 test samples (95 % interval 0.93")
