@@ -17,6 +17,10 @@ class LoadWarning(SparsifyWarning):
     """Something was read in a way the user should know of."""
 
 
+class ExportWarning(SparsifyWarning):
+    """A file was written, but not the one that was asked for."""
+
+
 class SparsifyError(Exception):
     """Base of all errors raised on purpose."""
 

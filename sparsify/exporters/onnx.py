@@ -15,10 +15,11 @@ import torch
 from onnx import helper
 from torch import Tensor
 
-from sparsify.errors import ExportError, TrainingWarning
+from sparsify.errors import ExportError, ExportWarning, SparsifyError, TrainingWarning
 from sparsify.exporters import int8
 from sparsify.exporters.batch_range import allowed_batches, range_metadata
-from sparsify.exporters.conversion import clean, convert
+from sparsify.exporters.conversion import clean
+from sparsify.exporters.conversion import convert as _convert
 from sparsify.exporters.fused_products import fused_products
 from sparsify.exporters.initializers import check_budgets, name_weights, store_sparse
 from sparsify.exporters.measure import Trial, measure_layers
@@ -57,7 +58,8 @@ class ExportResult:
 
     Attributes:
         parity: of the fp32 file, also where an int8 file was written.
-        forms: by weight, ``grouped``, or why it was left dense; all are dense where a file in that form could not be made or proved.
+        forms: by weight, ``grouped``, or why it was left dense; all are dense where a file in that form could not be made, or was made
+            and was wrong.
         int8: how the int8 file came about and agrees with the program; None with precision fp32.
         batch_range: the batch sizes the file may be called with; it computes something else, or fails, at others. `metadata_props` has
             it under ``batch_range`` where it is not every size. A file of one fixed size has every size here.
@@ -126,6 +128,9 @@ def export(
 
     Raises:
         ExportError: If an option is out of range, export fails, or the file does not agree with the program.
+
+    Warns:
+        ExportWarning: If a file in the form asked for was made and does not agree with the program; the dense one is written.
     """
     if lost := unexportable(program):
         raise ExportError(f"{program.name!r} {lost}")
@@ -164,28 +169,47 @@ def export(
     folded = _folded(program)
     measured = functools.partial(measure_layers, written=written, batch=batch, threads=threads)
 
-    def proved(form: str) -> tuple[Program, dict[str, str], onnx.ModelProto, tuple[int, int], bytes, Parity]:
+    def made(form: str) -> tuple[Program, Program, dict[str, str], onnx.ModelProto]:
         arranged = _arranged(folded, form)
         lowered, forms = _lowered(arranged, form, measured)
-        model = convert(lowered, inputs, opset)
+        return arranged, lowered, forms, _convert(lowered, inputs, opset)
+
+    def proved(lowered: Program, model: onnx.ModelProto) -> tuple[tuple[int, int], bytes, Parity]:
         counts = check_budgets(model, folded, lowered, masks)
         final = written(model)
         if storage == "sparse":
             store_sparse(final)
         data = _finished(final, metadata, baked)
-        return arranged, forms, model, counts, data, prove(data, reference)
+        return counts, data, prove(data, reference)
 
+    cannot, wrong = "", ""
     try:
-        arranged, forms, model, (nonzeros, positions), data, parity = proved(form)
-    except Exception as error:  # whatever it is that a form does not survive, the dense file is written, and says so
+        arranged, lowered, forms, model = made(form)
+    except Exception as error:  # whatever it is that a form cannot be made of stays dense, and says so
         if form == "dense":
             raise
-        arranged, _, model, (nonzeros, positions), data, parity = proved("dense")
-        forms = _fallen_back(folded, masks, error)
+        cannot = _first_line(error)
+        arranged, lowered, forms, model = made("dense")
+    try:
+        (nonzeros, positions), data, parity = proved(lowered, model)
+    except Exception as error:  # it was made, and is wrong: a defect, of which the dense file has to be free
+        if form == "dense" or cannot:
+            raise
+        wrong = _first_line(error)
+        arranged, lowered, forms, model = made("dense")
+        (nonzeros, positions), data, parity = proved(lowered, model)
+        warnings.warn(
+            f"the file of {program.name!r} in form {form!r} was wrong, and is not written: {wrong} The file that is written is in form "
+            f"'dense', and was compared with the program as any other. Please report this model.",
+            ExportWarning,
+            stacklevel=2,
+        )
+    if cannot or wrong:
+        forms = _fallen_back(folded, masks, cannot or f"it was made, and was wrong: {wrong}")
     integers = None
     if precision == "int8":
         samples = _samples(folded, calibration, held_out or inputs, labels)
-        converted = functools.partial(convert, inputs=inputs, opset=opset)
+        converted = functools.partial(_convert, inputs=inputs, opset=opset)
         grouped = any(text.startswith("grouped") for text in forms.values())
         models = {"dense": converted(folded), "grouped": model} if grouped else {"dense": model}
         models = {kind: name_weights(file, arranged if kind == "grouped" else folded) for kind, file in models.items()}
@@ -210,9 +234,13 @@ def export(
     return ExportResult(Path(path), len(data), nonzeros, positions, parity, forms, integers, allowed)
 
 
-def _fallen_back(folded: Program, masks: Collection[str], error: Exception) -> dict[str, str]:
+def _first_line(error: Exception) -> str:
+    text = (str(error).splitlines() or [""])[0]
+    return text if text and isinstance(error, SparsifyError) else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def _fallen_back(folded: Program, masks: Collection[str], reason: str) -> dict[str, str]:
     """What became of each weight where only the dense form could be written, and why."""
-    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
     names = masks or [name for name, value in folded.named_parameters() if value.ndim > 1]
     return dict.fromkeys(names, f"dense: the file in another form was not usable ({reason})")
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn, relu
 
 import sparsify as sp
+from sparsify.errors import ExportWarning
 from sparsify.exporters import onnx as onnx_exporter
 from sparsify.ir import trace
 from sparsify.passes import Pipeline
@@ -171,8 +172,8 @@ def test_the_file_holds_grouped_layers(name, tmp_path):
     assert {"Gather"} <= {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
 
 
-@pytest.mark.parametrize("broken", ["convert", "check_budgets"])
-def test_a_form_that_fails_is_written_dense_and_says_so(broken, tmp_path, monkeypatch):
+@pytest.mark.parametrize("broken", ["_convert", "check_budgets", "prove"])
+def test_a_form_that_fails_is_written_dense_and_says_so(broken, tmp_path, monkeypatch, recwarn):
     program, x = masked("two readers of one value")
     sp.export(program, tmp_path / "dense.onnx", inputs=[x], form="dense")
     original, calls = getattr(onnx_exporter, broken), []
@@ -184,10 +185,36 @@ def test_a_form_that_fails_is_written_dense_and_says_so(broken, tmp_path, monkey
         return original(*arguments)
 
     monkeypatch.setattr(onnx_exporter, broken, fails_first)
+    recwarn.clear()
     result = sp.export(program, tmp_path / "m.onnx", inputs=[x], form="grouped")
     assert set(result.forms) == {site.weight for site in program.mask_sites()}
-    assert set(result.forms.values()) == {"dense: the file in another form was not usable (no such operator)"}
+    made = broken != "_convert"
+    wrong = "it was made, and was wrong: " if made else ""
+    reason = f"dense: the file in another form was not usable ({wrong}RuntimeError: no such operator)"
+    assert set(result.forms.values()) == {reason}
+    warned = [str(one.message) for one in recwarn if one.category is ExportWarning]
+    assert len(warned) == made and all("in form 'grouped' was wrong" in text for text in warned)
     assert (tmp_path / "m.onnx").read_bytes() == (tmp_path / "dense.onnx").read_bytes()
     with pytest.raises(RuntimeError, match="no such operator"):
         calls.clear()
         sp.export(program, tmp_path / "none.onnx", inputs=[x], form="dense")
+
+
+def test_a_grouped_file_that_disagrees_is_never_a_quiet_success(tmp_path, monkeypatch):
+    program, x = masked("two readers of one value")
+    original, selected = onnx_exporter._convert, []
+
+    def negated(*arguments):
+        model = original(*arguments)
+        if any(node.op_type == "Gather" for node in model.graph.node):
+            selected.append(model)
+            for item in model.graph.initializer:
+                if item.data_type == onnx.TensorProto.FLOAT and len(item.dims) > 1:
+                    item.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(item), item.name))
+        return model
+
+    monkeypatch.setattr(onnx_exporter, "_convert", negated)
+    with pytest.warns(ExportWarning, match="differs from the program"):
+        result = sp.export(program, tmp_path / "m.onnx", inputs=[x], form="grouped")
+    assert selected and all("it was made, and was wrong: output" in form for form in result.forms.values())
+    assert result.parity.share <= 1
