@@ -28,7 +28,16 @@ def channels_of(wanted: Channels, sources: Iterable[io.BytesIO | Path]) -> int:
         wanted: ``rgb``, ``grey``, or ``auto``: as ``sources`` are, whose headers are read.
         sources: encoded images; those that cannot be read count as grey, and are refused when they are decoded.
     """
-    return {"rgb": 3, "grey": 1}[wanted] if wanted != "auto" else 1 if all(map(_is_grey, sources)) else 3
+    if wanted != "auto":
+        return {"rgb": 3, "grey": 1}[wanted]
+    if not all(map(_is_grey, sources)):
+        return 3
+    warnings.warn(
+        "all training images are grey and are read with one channel; channels = rgb reads three.",
+        LoadWarning,
+        stacklevel=3,
+    )
+    return 1
 
 
 def _is_grey(source: io.BytesIO | Path) -> bool:

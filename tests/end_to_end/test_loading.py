@@ -16,7 +16,10 @@ from sparsify.workflow import run
 from tests.loading.conftest import export_to
 from tests.loading.test_data import IMAGES, LABELS, encoded, write_folder, write_npz
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*exported in eval mode")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*exported in eval mode"),
+    pytest.mark.filterwarnings("ignore:.*all training images are grey"),
+]
 
 MODEL = """
 from torch import nn
@@ -118,14 +121,14 @@ QUICK = [
 
 
 def folder(mine):
-    return ["colour", "--data", write_folder(mine / "images")]
+    return ["build", "--data", write_folder(mine / "images")]
 
 
 def resized(mine):
     return [
         "colour",
         "--data",
-        write_folder(mine / "images", size=10),
+        write_folder(mine / "images", size=10, colour="RGB"),
         "--set",
         "image_size=8",
         "--set",
@@ -141,7 +144,15 @@ def features(mine):
 def packed(mine):
     blob, offsets = encoded(IMAGES[:200])
     parts = {"x_train": None, "x_test": None, "y_test": None, "images_train": blob, "offsets_train": offsets}
-    return ["colour", "--data", write_npz(mine / "d.npz", **parts), "--set", "test_holdout=0.2"]
+    return [
+        "colour",
+        "--data",
+        write_npz(mine / "d.npz", **parts),
+        "--set",
+        "test_holdout=0.2",
+        "--set",
+        "channels=rgb",
+    ]
 
 
 @pytest.mark.parametrize("form", [folder, resized, features, packed])

@@ -30,7 +30,9 @@ def turned(tmp_path_factory):
 
 def test_two_sets_are_measured_for_both_models(capsys, tmp_path, turned):
     out = tmp_path / "a"
-    code, shown, err = sparsify(capsys, "run", "--out", out, *SHORT, "--baseline", "--ood", turned, "--ood", "photos")
+    code, shown, err = sparsify(
+        capsys, "run", "--method", "rigl", "--out", out, *SHORT, "--baseline", "--ood", turned, "--ood", "photos"
+    )
     assert code == 0, err
     report = json.loads((out / "metrics.json").read_text())
     for part in ("dense", "model"):

@@ -13,6 +13,8 @@ from sparsify.loading import load_data
 from sparsify.loading.arrays import channel_statistics, read_npz
 from tests.loading.test_data import IMAGES, LABELS, encoded, write_npz
 
+pytestmark = pytest.mark.filterwarnings("ignore:all training images are grey")
+
 
 def with_value(value, at):
     x = IMAGES[:200].astype(np.float32)

@@ -17,6 +17,8 @@ from sparsify.loading import load_data
 from sparsify.loading.arrays import channel_statistics
 from sparsify.loading.datasets import DatasetSamples
 
+pytestmark = pytest.mark.filterwarnings("ignore:all training images are grey")
+
 IMAGES = (load_digits().images * 15.9375).astype(np.uint8)
 LABELS = load_digits().target
 

@@ -14,6 +14,8 @@ from sparsify.loading import load_data
 from sparsify.loading.images import PIECE, decode_all
 from tests.loading.test_data import IMAGES, LABELS, encoded, write_folder
 
+pytestmark = pytest.mark.filterwarnings("ignore:all training images are grey")
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):

@@ -50,7 +50,8 @@ def test_an_alpha_that_hides_nothing_is_dropped():
 
 def test_grey_is_grey():
     grey = PHOTO.resize((6, 4)).convert("L")
-    assert channels_of("auto", [stored(grey), stored(grey.convert("1"))]) == 1
+    with pytest.warns(LoadWarning, match="read with one channel"):
+        assert channels_of("auto", [stored(grey), stored(grey.convert("1"))]) == 1
     assert channels_of("auto", [stored(grey), stored(PHOTO.resize((6, 4)))]) == 3
     assert channels_of("rgb", [stored(grey)]) == 3
     np.testing.assert_array_equal(decoded(stored(grey), "x", channels=1)[:, :, 0], np.asarray(grey))
