@@ -257,7 +257,7 @@ FILES = {
 def test_bad_files(capsys, tmp_path, name):
     option, file, write, message = FILES[name]
     write(tmp_path / file)
-    refused(capsys, tmp_path, [*([option] if option else []), str(tmp_path / file), *SHORT], message)
+    refused(capsys, tmp_path, [*SHORT, *([option] if option else []), str(tmp_path / file)], message)
 
 
 def test_two_runs_into_one_folder(capsys, tmp_path):
