@@ -355,6 +355,7 @@ def trace_command(
         program = traced(recipe, recipe_data(recipe))
     typer.echo(program.text())
     console.print(tables.weights(program), crop=False, soft_wrap=True)
+    console.print(tables.whole(program), highlight=False, soft_wrap=True)
     if out:
         program.save(out)
 
@@ -446,7 +447,8 @@ def export(
     )  # fmt: skip
     batches = " and ".join(map(str, result.parity.batches))
     console.print(
-        f"{result.path}: {result.bytes:,} bytes, {result.nonzeros:,} of {result.positions:,} masked weights not zero; agrees with "
+        f"{result.path}: {result.bytes:,} bytes, {result.nonzeros:,} of {result.positions:,} masked weights not zero, "
+        f"{100 * result.model_density:.1f} % of all the model's weights; agrees with "
         f"the program to {result.parity.largest_error:.1e}, relative to each of {result.parity.units:,} outputs per sample, at batch "
         f"{batches}."
     )

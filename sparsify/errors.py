@@ -21,6 +21,10 @@ class ExportWarning(SparsifyWarning):
     """A file was written, but not the one that was asked for."""
 
 
+class SparsityWarning(SparsifyWarning):
+    """Less of the model becomes sparse than what was asked for may suggest."""
+
+
 class SparsifyError(Exception):
     """Base of all errors raised on purpose."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +12,12 @@ from rich.table import Column, Table
 
 from sparsify.exporters.int8 import Int8
 from sparsify.ir import Program
+from sparsify.ir.sites import mostly_dense
 from sparsify.methods.registry import METHODS, WRAPPERS, options
 from sparsify.parts.patterns import SPELLINGS
 from sparsify.passes import PASSES
 from sparsify.reports import Headline
+from sparsify.reports.headline import uncounted
 from sparsify.reports.summary import Summary
 
 
@@ -27,6 +30,20 @@ def weights(program: Program) -> Table:
         shape = " x ".join(map(str, site.shape))
         table.add_row(site.name, site.kind, shape, f"{site.macs:,}", str(site.uses), site.skip or "yes")
     return table
+
+
+def whole(program: Program) -> str:
+    """How much of the model may become sparse by default or is, what stays dense, and which operators are not counted."""
+    costs, sites = program.costs(), program.maskable()
+    able = sum(math.prod(site.shape) for site in sites if site.skip is None)
+    said = [f"{able:,} of all {costs.params:,} weights get masks by default."]
+    if costs.maskable:
+        said = [
+            f"{costs.maskable:,} of all {costs.params:,} weights have masks; {100 * costs.model_density:.1f} % of all are active."
+        ]
+    said += [found] if (found := mostly_dense(program)) else []
+    said += [uncounted(costs.unknown)] if costs.unknown else []
+    return "\n".join(said)
 
 
 def methods() -> Table:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 
 import pytest
+import torch
 from rich.console import Console
 from torch import nn
 
 import sparsify as sp
 from sparsify import tables
 from sparsify.methods.registry import METHODS, WRAPPERS
-from sparsify.passes import PASSES
+from sparsify.passes import PASSES, Pipeline
 from sparsify.reports.headline import Headline
 from sparsify.reports.summary import CellResult, summarise
 from tests.cases import case
@@ -29,6 +30,18 @@ def test_long_names_of_weights_stay_whole():
     wrapped.add_module("a_block_with_a_name_as_long_as_those_of_language_models_are", found.build())
     text = shown(tables.weights(sp.trace(wrapped, found.args)))
     assert "a_block_with_a_name_as_long_as_those_of_language_models_are.1.weight │ linear │ 32 x 64" in text
+
+
+def test_a_trace_says_how_much_of_the_model_may_become_sparse():
+    model = nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(12, 5))
+    program = sp.trace(model, (torch.zeros(2, 3, dtype=torch.long),))
+    assert tables.whole(program).splitlines() == [
+        "60 of all 265 weights get masks by default.",
+        "Only 60 of the model's 265 weights can be masked; the others stay dense, the largest of them 0.weight (200 weights: an "
+        "embedding table).",
+    ]
+    masked = Pipeline.parse("insert-masks{density=0.5}")(program)
+    assert "60 of all 265 weights have masks; 88.7 % of all are active." in tables.whole(masked)
 
 
 @pytest.mark.parametrize(("table", "names"), [(tables.methods, METHODS), (tables.passes, PASSES)])

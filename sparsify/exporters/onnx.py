@@ -52,7 +52,7 @@ BRANCH_SAMPLES = 32
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The written file: size in bytes, non-zeros and positions of the weights that were masked, and its parity.
+    """The written file: size in bytes, non-zeros and positions of the weights that were masked, its parity, and all parameters.
 
     Non-zeros of outputs that nothing reads are counted, though forms other than ``dense`` leave them out of the file.
 
@@ -73,6 +73,12 @@ class ExportResult:
     forms: Mapping[str, str] = dataclasses.field(default_factory=dict)
     int8: int8.Int8 | None = None
     batch_range: BatchRange = EVERY
+    params: int = 0
+
+    @property
+    def model_density(self) -> float:
+        """The share of all the program's parameters that is not masked to 0."""
+        return (self.params - self.positions + self.nonzeros) / self.params if self.params else 1.0
 
 
 def export(
@@ -231,7 +237,8 @@ def export(
         raise ExportError(
             f"cannot write {path}: {error.strerror}. Choose a writable folder with enough space."
         ) from error
-    return ExportResult(Path(path), len(data), nonzeros, positions, parity, forms, integers, allowed)
+    params = sum(parameter.numel() for parameter in program.parameters())
+    return ExportResult(Path(path), len(data), nonzeros, positions, parity, forms, integers, allowed, params)
 
 
 def _first_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -27,6 +28,8 @@ aten = torch.ops.aten
 
 LOOKUPS = ("embedding", "embedding-bag")
 """Kinds of sites that are read by index and multiply nothing."""
+NAMED = 3
+"""Weights that a sentence on a mostly dense model names."""
 
 
 def first_names(parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
@@ -135,6 +138,21 @@ def costs(program: Program) -> Costs:
         macs_dense=macs_dense,
         macs_active=macs_dense - sum(site.macs - site.macs * count // total for site, count, total in active),
         unknown=tuple(sorted(unknown)),
+    )
+
+
+def mostly_dense(program: Program) -> str | None:
+    """A sentence where less than half of a program's weights have a mask or may get one by default: what stays dense, and why."""
+    masks, sites = mask_names(program), weight_sites(program)
+    dense = [site for site in sites if site.skip is not None and site.name not in masks]
+    params = sum(parameter.numel() for parameter in program.parameters())
+    able = sum(math.prod(site.shape) for site in sites) - sum(math.prod(site.shape) for site in dense)
+    if 2 * able >= params:
+        return None
+    largest = sorted(dense, key=lambda site: -math.prod(site.shape))[:NAMED]
+    named = "; ".join(f"{site.name} ({math.prod(site.shape):,} weights: {site.skip})" for site in largest)
+    return f"Only {able:,} of the model's {params:,} weights can be masked; the others stay dense" + (
+        f", the largest of them {named}." if named else "."
     )
 
 

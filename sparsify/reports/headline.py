@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ ROWS = (
     ("maskable weights", "maskable", ","),
     ("non-zeros of them", "nonzeros", ","),
     ("density", "density", ".4f"),
+    ("density of the whole model", "model_density", ".4f"),
     ("MACs an example", "macs", ","),
 )
 LATENCY_ROWS = ("latency, ms", "times as fast as dense")
@@ -97,8 +98,13 @@ def sentences(report: Report, latency: Report | None) -> list[str]:
     model = report["model"]
     found = [
         f"{model['nonzeros']:,} of {model['maskable']:,} maskable weights are not zero (density {model['density']:.4f}); "
-        f"{model['macs']:,} multiply-accumulates an example are left."
+        f"{model['macs']:,} multiply-accumulates an example are left. {100 * model['model_density']:.1f} % of all the model's "
+        f"{model['params']:,} weights are active."
     ]
+    if model["mostly_dense"]:
+        found.append(model["mostly_dense"])
+    if model["unknown"]:
+        found.append(uncounted(model["unknown"]))
     if model.get("teacher"):
         found.append(
             f"It learned from a teacher, {model['teacher']['name']}, of accuracy {model['teacher']['accuracy']:.4f}."
@@ -111,6 +117,11 @@ def sentences(report: Report, latency: Report | None) -> list[str]:
     if model.get("int8"):
         found.append(int8_sentence(model["int8"]) + _int8_speed(latency))
     return found
+
+
+def uncounted(operators: Sequence[str]) -> str:
+    """What the multiply-accumulates leave out."""
+    return f"Multiply-accumulates are not counted of {', '.join(operators)}, which may multiply."
 
 
 def sets(part: Report) -> Report:

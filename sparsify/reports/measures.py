@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsify.ir import Program
+from sparsify.ir.sites import mostly_dense
 from sparsify.parts import metrics
 from sparsify.parts.ood_scores import scores
 from sparsify.passes import Pass, PassLog
@@ -72,10 +73,20 @@ def _histogram(inside: Tensor, outside: Tensor) -> dict[str, Any]:
 
 
 def sizes(program: Program) -> dict[str, Any]:
-    """Weights and multiplications of a trained program; one without masks counts as wholly active."""
+    """Weights and multiplications of a trained program; one without masks counts as wholly active.
+
+    Returns:
+        ``params`` and ``model_density`` of all weights, ``maskable``, ``active`` and ``density`` of those with a mask (without masks: of
+        those that may have one), ``macs``, ``unknown`` operators that may multiply and are not in them, and ``mostly_dense``: a
+        sentence where less than half of the weights can be masked, or None.
+    """
     costs = program.costs()
-    every = sum(math.prod(site.shape) for site in program.maskable())
+    every = sum(math.prod(site.shape) for site in program.maskable() if site.possible)
     return {
+        "params": costs.params,
+        "model_density": costs.model_density,
+        "unknown": list(costs.unknown),
+        "mostly_dense": mostly_dense(program),
         "maskable": costs.maskable or every,
         "active": costs.active if costs.maskable else every,
         "density": costs.density,

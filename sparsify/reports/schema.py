@@ -194,6 +194,10 @@ class Part(_Form):
     maskable: int
     nonzeros: int
     density: float
+    params: int
+    model_density: float
+    unknown: list[str]
+    mostly_dense: str | None
     coverage: float | None
     macs: int
     layers: Annotated[list[Layer], Few]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
+from sparsify.errors import SparsityWarning
 from sparsify.ir import Program, surgery
+from sparsify.ir.sites import mostly_dense
 from sparsify.methods import Method
 from sparsify.passes import InsertGradientTaps, InsertMasks, LowerMasks, Pass, Pipeline
 from sparsify.training.optimizers import Optimizers
@@ -23,6 +27,9 @@ def insert_masks(
         optimizer: its state is cleared where weights are inactive.
         generator: of random masks, on the CPU.
         tapped: insert gradient taps too.
+
+    Warns:
+        SparsityWarning: Where less than half of the model's weights can be masked.
 
     Returns:
         Why each weight that could have a mask has none.
@@ -53,6 +60,8 @@ def insert_masks(
                 _scale_to_fan_in(program, name)
         taps: tuple[Pass, ...] = (InsertGradientTaps(),) if tapped else ()
         Pipeline((*taps, LowerMasks())).apply(program)
+    if said := mostly_dense(program):
+        warnings.warn(said, SparsityWarning, stacklevel=4)
     return dict(log.skipped)
 
 

@@ -341,6 +341,8 @@ def test_export_bench_and_report_of_a_saved_program(capsys, tmp_path, finished):
     again = tmp_path / "again.onnx"
     code, out, err = sparsify(capsys, "export", run / "program.sparsify", "--out", again, "--storage", "sparse")
     assert code == 0 and "agrees with" in out, err
+    whole = json.loads((run / "metrics.json").read_text())["model"]["model_density"]
+    assert f"{100 * whole:.1f} % of all the model's weights" in " ".join(out.split())
     assert again.stat().st_size < (run / "model.onnx").stat().st_size / 2
     code, _, err = sparsify(capsys, "export", run / "program.sparsify", "--out", again)
     assert code == 2 and "--overwrite" in err

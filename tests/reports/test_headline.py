@@ -17,6 +17,7 @@ def part(**changes):
         **{"ece_before": 0.05, "ece_after": 0.02, "adaptive_ece": 0.01, "classwise_ece": 0.01},
         "signed_gap_after": 0.0123,
         **{"bytes": 1000, "maskable": 500, "nonzeros": 50, "density": 0.1, "macs": 4000},
+        **{"params": 800, "model_density": 0.4375, "unknown": [], "mostly_dense": None},
         "forms": {},
         "calibration": {"kind": "temperature", "samples": 100},
         "parity": {"largest_error": 3e-7, "tolerance": 1e-4, "decisions": 65},
@@ -40,6 +41,13 @@ def latency(speedup, interval, verdict, noise=(0.98, 1.02)):
 
 def said(*arguments):
     return " ".join(sentences(*arguments))
+
+
+def test_the_density_of_the_whole_model_and_what_is_not_known_are_said():
+    assert "43.8 % of all the model's 800 weights are active" in said(report(), None)
+    assert dict(headline(report(), None).rows)["density of the whole model"] == ("0.4375",)
+    text = said(report(unknown=["aten.cdist", "aten.fft_rfft"], mostly_dense="Only 5 of 800."), None)
+    assert "Only 5 of 800." in text and "not counted of aten.cdist, aten.fft_rfft, which may multiply" in text
 
 
 def test_without_a_baseline_nothing_is_compared():

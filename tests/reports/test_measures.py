@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+from sparsify.ir import trace
 from sparsify.passes import Pipeline, recording
 from sparsify.reports import covered, layers, ood_quality, pass_rows, quality, sizes
 from tests.cases import CASES
@@ -37,6 +39,19 @@ def test_sizes_and_layers_of_a_masked_program():
     assert covered(layers(masked)) is None
     (row,) = pass_rows(record)
     assert row["left_alone"] == [[kept, "asked to stay dense"]] and kept not in row["changed"]
+
+
+def test_a_weight_that_cannot_have_a_mask_is_not_counted_as_maskable():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.gain = nn.Linear(6, 4), nn.Parameter(torch.ones(1, 6))
+
+        def forward(self, x):
+            return self.fc(x * self.gain)
+
+    found = sizes(trace(Scaled(), (torch.randn(2, 6),)))
+    assert (found["maskable"], found["active"], found["params"], found["mostly_dense"]) == (24, 24, 34, None)
 
 
 def test_scores_of_eight_inside_and_six_outside():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import sparsify as sp
-from sparsify.errors import PassError, TrainingError, TrainingWarning
+from sparsify.errors import PassError, SparsityWarning, TrainingError, TrainingWarning
 from tests.training.loops import TRACED, X, Y, loss, mlp, rigl, run, started, strays
 
 # --- rounds that never come, density that is never reached
@@ -79,9 +79,10 @@ def test_frozen_weights_stay_dense_and_as_they_are(method):
     program = TRACED.clone()
     program.weight("1.weight").requires_grad_(False)
     before = program.weight("1.weight").clone()
-    program, optimizer, trainer = started(
-        method, program=program, make=lambda p: torch.optim.SGD([q for q in p if q.requires_grad], lr=0.1)
-    )
+    with pytest.warns(SparsityWarning, match=r"1\.weight \(2,048 weights: frozen"):
+        program, optimizer, trainer = started(
+            method, program=program, make=lambda p: torch.optim.SGD([q for q in p if q.requires_grad], lr=0.1)
+        )
     run(program, optimizer, trainer, 12)
     assert torch.equal(program.weight("1.weight"), before) and "1.weight" not in program.masks()
     assert trainer.left_dense == {"1.weight": "frozen (requires_grad is False)"}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
+from torch import nn
 
 import sparsify as sp
-from sparsify.errors import RecipeError
+from sparsify.errors import RecipeError, SparsityWarning
+from sparsify.reports import sizes
 from sparsify.training.initial_masks import insert_masks
 from tests.cases import cnn, digits
 
@@ -53,3 +57,25 @@ def test_taps_are_there_where_asked_for_and_inactive_weights_are_zero():
     assert set(program.taps()) == set(program.masks()) and started(sp.methods.static_random(density=0.1)).taps() == {}
     assert program.costs().density == pytest.approx(0.5, abs=1e-3)
     assert not any(bool(program.weight(name)[~mask].any()) for name, mask in program.masks().items())
+
+
+class Words(nn.Module):
+    """A table of ``rows`` words of 8 numbers, averaged, and a linear layer [4, 8] after it."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.table, self.out = nn.Embedding(rows, 8), nn.Linear(8, 4)
+
+    def forward(self, words):
+        return self.out(self.table(words).mean(1))
+
+
+@pytest.mark.parametrize("rows", [2, 100])
+def test_attaching_to_a_model_that_stays_mostly_dense_says_what_does_and_why(rows):
+    program = sp.trace(Words(rows), (torch.randint(0, rows, (3, 5)),))
+    optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
+    found = f"Only 32 of the model's {8 * rows + 36:,} weights can be masked.*table.weight .800 weights: an embedding"
+    with pytest.warns(SparsityWarning, match=found) if rows == 100 else contextlib.nullcontext():
+        sp.attach(sp.methods.rigl(density=0.5), program, optimizer, total_steps=100)
+    assert (sizes(program)["mostly_dense"] is None) == (rows == 2)
+    assert sizes(program)["model_density"] == (8 * rows + 36 - 16) / (8 * rows + 36)
