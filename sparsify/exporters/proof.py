@@ -28,6 +28,7 @@ from sparsify.exporters.signature import (
     tensor_outputs,
 )
 from sparsify.ir import Program, surgery
+from sparsify.ir.agreement import put_back
 
 Array = np.ndarray
 FLOOR = 1e-5
@@ -382,8 +383,7 @@ def _kept(program: Program) -> Generator[None]:
         yield
     finally:
         for name, buffer in program.named_buffers():
-            if not torch.equal(buffer, before[name]) and not bool(buffer.isnan().any()):
-                buffer.copy_(before[name])
+            put_back(buffer, before[name])
 
 
 def _first_line(error: Exception) -> str:

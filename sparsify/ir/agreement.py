@@ -193,9 +193,17 @@ def untouched(model: nn.Module) -> Generator[None]:
         with torch.no_grad():
             for (_, leaf), (module, buffer, value) in places.items():
                 module._buffers[leaf] = buffer
-                if buffer.shape != value.shape:
-                    buffer.resize_(value.shape)
-                buffer.copy_(value)
+                put_back(buffer, value)
+
+
+def put_back(buffer: Tensor, value: Tensor) -> None:
+    """Write a copy of a buffer's value into it again, in its shape; where positions share memory (`expand`), once for all of them."""
+    if buffer.shape != value.shape:
+        buffer.resize_(value.shape)
+    if buffer.layout is torch.strided:
+        stored = tuple(slice(1) if not stride else slice(None) for stride in buffer.stride())
+        buffer, value = buffer[stored], value[stored]
+    buffer.copy_(value)
 
 
 def batch_of(example: Any) -> int:
