@@ -29,10 +29,11 @@ def epoch_row(
         grown: what rounds had activated at the row before, by weight.
 
     Returns:
-        step, loss, accuracy, val_loss, val_accuracy; the mean over validation samples of what each head gives a sample
-        (``val_ood_score``); density, lr; evaluations so far (`sparsify.parts.compute.evaluations`); ``readings`` where the method
-        has figures of its own; and by masked weight ``coverage``, the share of its positions that have been active so far, and
-        ``turnover``, how many rounds activated since the row before over those active.
+        step, loss, accuracy, val_loss, val_accuracy (a sample whose logits hold NaN or infinity is wrong); the mean over validation
+        samples of what each head gives a sample (``val_ood_score``); density, lr; evaluations so far
+        (`sparsify.parts.compute.evaluations`); ``readings`` where the method has figures of its own; and by masked weight ``coverage``,
+        the share of its positions that have been active so far, and ``turnover``, how many rounds activated since the row before over
+        those active.
     """
     readings = trainer.readings()
     return {
@@ -59,9 +60,10 @@ def _validated(program: Program, validation: Samples) -> dict[str, float]:
                 found.setdefault(name, []).append(outputs[name].cpu())
     program.train()
     y, logits = validation.labels, torch.cat(found.pop("logits"))
+    known = ~(logits.isnan() | (logits == torch.inf)).any(1)  # argmax takes NaN for the highest score
     return {
         "val_loss": float(nn.functional.cross_entropy(logits, y)),
-        "val_accuracy": float((logits.argmax(1) == y).double().mean()),
+        "val_accuracy": float(((logits.argmax(1) == y) & known).double().mean()),
         **{f"val_{name}": float(torch.cat(values).double().mean()) for name, values in found.items()},
     }
 

@@ -62,3 +62,5 @@ def test_excluded_classes_stay_excluded():
     want[:, 2] = -np.inf
     assert judge(want, want, labels).refused == ""
     assert "infinite" in judge(want, np.where(np.isfinite(want), want, -1e4), labels).refused
+    assert "infinite" in judge(want, np.where(np.isfinite(want), want, np.inf), labels).refused
+    assert "infinite" in judge(want, np.where(np.isfinite(want), want, np.nan), labels).refused

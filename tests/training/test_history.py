@@ -38,6 +38,13 @@ def test_a_dense_row_by_hand():
     assert row["val_accuracy"] == float((logits.argmax(1) == Y).double().mean())
 
 
+def test_what_is_not_a_number_is_not_right():
+    trainer = after(sp.methods.dense(), 1)
+    with torch.no_grad():
+        next(p for p in reversed(list(trainer.program.parameters())) if p.shape == (10,))[0] = torch.nan  # class 0
+    assert bool((Y == 0).any()) and epoch_row(trainer, MEANS, TensorSamples(X, Y), {})["val_accuracy"] == 0.0
+
+
 def test_turnover_is_of_the_rounds_since_the_row_before():
     trainer = after(sp.methods.set(density=0.2, update_every=2), 5)
     grown = {name: count - 3 for name, count in trainer.grown.items()}
