@@ -339,6 +339,9 @@ def trace_command(
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="let files of model and weights run the code they may contain")
     ] = False,
+    logits: Annotated[
+        str | None, typer.Option(help="position (from 0) or key of the output that holds the class scores")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="save the program here, e.g. model.sparsify")] = None,
 ) -> None:
     """Print the traced program, what each weight costs, and which can be sparse."""
@@ -348,9 +351,11 @@ def trace_command(
     from sparsify.recipe import parse_recipe
 
     if inputs:
-        program = traced_without_data(model, inputs, weights=weights, trust_pickle=trust_pickle)
+        program = traced_without_data(model, inputs, weights=weights, trust_pickle=trust_pickle, logits=logits)
     else:
         given = {"model": model, "data": data, "weights": weights and str(weights), "trust_pickle": trust_pickle}
+        if logits is not None:
+            given["logits"] = int(logits) if logits.isdigit() else logits
         recipe = parse_recipe(None, given)
         program = traced(recipe, recipe_data(recipe))
     typer.echo(program.text())

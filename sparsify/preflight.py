@@ -172,7 +172,12 @@ def traced(recipe: Recipe, data: Data) -> Program:
 
 
 def traced_without_data(
-    model: str, inputs: Sequence[str], *, weights: Path | None = None, trust_pickle: bool = False
+    model: str,
+    inputs: Sequence[str],
+    *,
+    weights: Path | None = None,
+    trust_pickle: bool = False,
+    logits: str | None = None,
 ) -> Program:
     """A model traced on inputs made from text (`sparsify.loading.inputs.example_inputs`).
 
@@ -182,4 +187,5 @@ def traced_without_data(
     """
     torch.manual_seed(0)
     args, kwargs = example_inputs(inputs)
-    return trace(load_model(model, weights=weights, trust_pickle=trust_pickle), args, kwargs)
+    loaded = load_model(model, weights=weights, trust_pickle=trust_pickle)
+    return trace(loaded, args, kwargs, outputs={} if logits is None else {"logits": logits})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from sparsify.errors import TraceError
 from sparsify.ir.batches import BatchRange
+from sparsify.ir.effects import changed_in_place, place_of
 from sparsify.ir.program import PHASES, Program
 
 RELATIVE_TOLERANCE = 1e-4
@@ -62,6 +64,8 @@ def _compare_at(model: nn.Module, program: Program, phase: str, example: Example
     except Exception as error:
         if isinstance(error, TraceError):
             raise
+        if training and "modified by an inplace operation" in str(error):
+            raise TraceError(_untrainable(model, program, str(error))) from error
         raise TraceError(
             f"the model or its trace fails at batch {batch} in {phase} mode, though it was traced with another one: "
             f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}. Trace with an example of "
@@ -75,6 +79,24 @@ def _compare_at(model: nn.Module, program: Program, phase: str, example: Example
             )
     if training:
         _compare_gradients(model, eager_grads, traced_grads)
+
+
+def _untrainable(model: nn.Module, program: Program, text: str) -> str:
+    """Which operations in place may have overwritten what the backward pass needs; torch gives the shape, and what made the value."""
+    found = re.search(r"\[[\w.]+ \[([\d, ]*)\]\], which is output \d+ of (\w+)", text)
+    sizes = found[1].split(", ") if found else []
+    places: list[str] = []
+    for node in changed_in_place(program, "train"):
+        spec = node.meta.get("spec")
+        shape = [str(size) for size in getattr(spec, "shape", ())]
+        if not found or (len(shape) == len(sizes) and all(a in (b, "N") for a, b in zip(shape, sizes, strict=True))):
+            places.append(place_of(node))
+    made = f", the output of {found[2]}" if found else ""
+    return (
+        f"{type(model).__name__} cannot be trained: backward needs a value{made}, that forward has changed in place "
+        f"({', '.join(dict.fromkeys(places[:8])) or 'by an operation that is not in the trace'}). Make a new value there, as relu(x) and "
+        f"x = x + y do, instead of relu_(x) and x += y."
+    )
 
 
 def _compare_gradients(model: nn.Module, eager: list[Tensor | None], traced: list[Tensor | None]) -> None:

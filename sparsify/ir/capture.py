@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
+import traceback
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
 from sparsify.errors import TraceError
@@ -56,8 +59,9 @@ def capture(model: nn.Module, example: Example, phase: str, *, dynamic: bool = T
         exported = _export(model, example, batch if dynamic else None)
     except Exception as error:
         if dynamic and _fixes_batch(error):
+            captured = capture(model, example, phase, dynamic=False)
             _say_fixed(model, batch, first_line(error))
-            return capture(model, example, phase, dynamic=False)
+            return captured
         raise TraceError(_message(model, phase, error)) from error
     if not dynamic:
         return Captured(exported, False, BatchRange())
@@ -75,6 +79,7 @@ def _export(model: nn.Module, example: Example, batch: int | None) -> ExportedPr
     dynamic_args, dynamic_kwargs = pytree.tree_unflatten(shapes, structure)
     with (
         warnings.catch_warnings(),
+        redirect_stderr(io.StringIO()),  # it prints whole graphs
         quiet("torch.export", "torch._export", "torch._subclasses", "torch.fx"),
         torch.enable_grad(),
     ):
@@ -95,7 +100,9 @@ def _by_argument(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
 
 def _fixes_batch(error: Exception) -> bool:
     text = str(error)
-    return "Constraints violated" in text or "specializ" in text.lower() or "marked" in text
+    return "data-dependent" not in text and (
+        "Constraints violated" in text or "specializ" in text.lower() or "marked" in text
+    )
 
 
 def _say_fixed(model: nn.Module, batch: int, reason: str) -> None:
@@ -120,6 +127,16 @@ def _conditions(exported: ExportedProgram) -> tuple[str, ...]:
 def _message(model: nn.Module, phase: str, error: Exception) -> str:
     text = str(error)
     head = f"torch.export cannot capture {type(model).__name__} in {phase} mode{source_line(text)}"
+    averages = [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, _NormBase) and m.track_running_stats and m.momentum is None
+    ]
+    if averages and phase == "train" and "batchnorm.py" in text + "".join(traceback.format_tb(error.__traceback__)):
+        return (
+            f"{head}: {averages[0] or type(model).__name__!r} has momentum=None, a mean over all batches so far, whose weight is read "
+            f"from a counter tensor on every step. Give it a number, such as momentum=0.1."
+        )
     return f"{head}: {first_line(error)}. {_advice(text)}"
 
 
@@ -130,6 +147,8 @@ def _advice(text: str) -> str:
         return "Use torch.no_grad instead of torch.inference_mode inside forward."
     if "data-dependent" in text or "GuardOnDataDependent" in text:
         return "Replace control flow that depends on tensor values by torch.where, or trace a part of the model without it."
+    if "used in an in-place operation" in text:
+        return "Forward changes a parameter in place, which cannot be trained: compute a new tensor from it, as weight * 2 does."
     return "Change that line so that torch.export.export(model, args, strict=False) succeeds, or trace a part of the model without it."
 
 

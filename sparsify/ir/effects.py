@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,35 @@ def changed_buffers(program: Program, phase: str) -> dict[str, bool]:
                 readers = (n for n in nodes if buffers[str(n.target)] == buffers[name] and n in read)
                 changed[name] = changed.get(name, False) or any(True for _ in readers)
     return changed
+
+
+def changed_in_place(program: Program, phase: str) -> list[fx.Node]:
+    """Nodes of the phase that change a value of forward in place, rather than a buffer, in graph order."""
+    nodes = program.phases[phase].graph.nodes
+    return [node for node in nodes if any(_source(value).op != "get_attr" for value in _written(node))]
+
+
+def beside_logits(program: Program, phase: str) -> dict[str, str]:
+    """Trainable parameters on which outputs of the phase depend, but not the logits: the name of such an output, by theirs."""
+    names, leaves = program.output_names(phase), program.output_node(phase).args[0]
+    by_name = {name: leaf for name, leaf in zip(names, leaves, strict=True) if isinstance(leaf, fx.Node)}  # type: ignore[arg-type]
+    parameters = dict(program.named_parameters(remove_duplicate=False))
+    writers = dict[fx.Node, list[fx.Node]]()
+    for node in program.phases[phase].graph.nodes:
+        for value in _written(node):
+            writers.setdefault(_source(value), []).append(node)
+
+    def reached(leaf: fx.Node) -> dict[int, str]:
+        read = {leaf, *_ancestors(leaf, writers)}
+        return {id(parameters[t]): t for n in read if n.op == "get_attr" and (t := str(n.target)) in parameters}
+
+    if "logits" not in by_name:
+        return {}
+    trained, found = reached(by_name["logits"]), dict[str, str]()
+    for name, leaf in by_name.items():
+        missing = {target for key, target in reached(leaf).items() if key not in trained}
+        found |= {target: name for target in sorted(missing - found.keys()) if parameters[target].requires_grad}
+    return found
 
 
 def random_draws(program: Program, phase: str) -> list[fx.Node]:
@@ -120,13 +149,14 @@ def _source(node: fx.Node) -> fx.Node:
     return node
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    """The nodes that a node's value depends on, without itself."""
+def _ancestors(node: fx.Node, writers: Mapping[fx.Node, Sequence[fx.Node]] | None = None) -> set[fx.Node]:
+    """The nodes that a node's value depends on, without itself; with ``writers``, by the node they change, those in place as well."""
     found: set[fx.Node] = set()
-    waiting = list(node.all_input_nodes)
+    waiting = [*node.all_input_nodes, *((writers or {}).get(_source(node), ()))]
     while waiting:
         current = waiting.pop()
         if current not in found:
             found.add(current)
             waiting.extend(current.all_input_nodes)
+            waiting.extend((writers or {}).get(_source(current), ()))
     return found

@@ -110,7 +110,7 @@ def _logits(
         raise TraceError(
             f"the model returns {_listed(keys, specs)} in {phase} mode, and more than one could be the logits. Say which, by "
             f"position or key: sparsify.trace(model, args, outputs={{'logits': {int(example) if example.isdigit() else example!r}}}), "
-            f"or --set logits={example} for sparsify run."
+            f"or --set logits={example} for sparsify run and --logits {example} for sparsify trace."
         )
     raise TraceError(
         f"the model returns no floating-point tensor in {phase} mode ({_listed(keys, specs)}), so there are no logits. Return "

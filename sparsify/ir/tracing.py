@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from sparsify.errors import TraceError
 from sparsify.ir.agreement import Example, batch_of, compare, map_batch, untouched
 from sparsify.ir.capture import Captured, capture, first_line
-from sparsify.ir.effects import changed_buffers, place_of, random_draws
+from sparsify.ir.effects import beside_logits, changed_buffers, place_of, random_draws
 from sparsify.ir.flattening import flatten
 from sparsify.ir.nodes import Stage
 from sparsify.ir.program import PHASES, Program
@@ -241,6 +241,13 @@ def _say_limits(program: Program, captured: Mapping[str, Captured]) -> None:
         _warn(
             f"{program.name!r} holds for batches of {program.batch_ranges[phase]} in {phase} mode: outside, forward takes another "
             f"branch or fails{where}. The program refuses other batches."
+        )
+    if beside := beside_logits(program, "train"):
+        shown = ", ".join(f"{name!r} (output {output!r})" for name, output in list(beside.items())[:4])
+        more = f" and {len(beside) - 4} more" if len(beside) > 4 else ""
+        _warn(
+            f"the logits do not depend on {shown}{more}: a loss of the logits alone does not train these. If another output holds the "
+            f"class scores, say which with outputs={{'logits': ...}}."
         )
     changed = changed_buffers(program, "eval")
     if changed:

@@ -88,3 +88,31 @@ def test_hard_models(capsys, tmp_path, case):
 def test_misuse_says_what_to_do(capsys, arguments, message):
     code, _, err = sparsify(capsys, "trace", *arguments)
     assert code == 2 and message in " ".join(err.split()) and "Traceback" not in err
+
+
+TWO_SCORES = """
+from torch import nn
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 12), nn.Linear(12, 10)
+
+    def forward(self, x):
+        features = self.body(x.flatten(1))
+        return features, self.head(features)
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("source", ["data", "input"])
+def test_the_logits_are_chosen(capsys, tmp_path, source):
+    (tmp_path / "models.py").write_text(TWO_SCORES)
+    given = ["--data", "digits"] if source == "data" else ["--input", "2x64"]
+    if source == "input":
+        code, _, err = sparsify(capsys, "trace", f"{tmp_path}/models.py:Two", *given)
+        assert code == 2
+        assert "--logits 1" in " ".join(err.split())
+    _, program = traced(capsys, tmp_path, f"{tmp_path}/models.py:Two", *given, "--logits", "1")
+    assert program.output_names("eval") == ("output_0", "logits")

@@ -13,7 +13,7 @@ from torch import nn
 import sparsify as sp
 from sparsify.errors import ExportError, TraceError
 from sparsify.ir import TraceWarning, trace
-from sparsify.ir.effects import changed_buffers, random_draws
+from sparsify.ir.effects import beside_logits, changed_buffers, random_draws
 from tests.cases import CASES, digits
 
 
@@ -155,3 +155,56 @@ def test_a_buffer_of_another_shape_that_nothing_reads_is_dropped(tmp_path):
     sp.export(program, tmp_path / "a.onnx", inputs=[x])
     with pytest.raises(TraceError, match=r"replaces the buffer 'potential' of shape \[1, 10\]"):
         trace(Leaky(keeps=True).eval(), (x,))
+
+
+class Heads(nn.Module):
+    """Two heads on one body, and a weight of the second that only its own output reads."""
+
+    def __init__(self, rule) -> None:
+        super().__init__()
+        self.body, self.one, self.two, self.rule = nn.Linear(64, 32), nn.Linear(32, 10), nn.Linear(32, 10), rule
+
+    def forward(self, x):
+        return self.rule(self, self.body(x.flatten(1)).relu())
+
+
+def written_in_parts(m, h):
+    y = h.new_zeros(h.shape[0], 10)
+    y[:, :5] = m.one(h)[:, :5]
+    y[:, 5:] += m.two(h)[:, 5:]
+    return y, m.two(h)
+
+
+HEADS = {
+    "second_head": (lambda m, h: {"logits": m.one(h), "other": m.two(h)}, {"two.weight", "two.bias"}),
+    "features": (lambda m, h: {"logits": h, "scores": m.one(h)}, {"one.weight", "one.bias"}),
+    "shared": (lambda m, h: {"logits": m.one(h) + m.two(h), "other": m.two(h)}, set()),
+    "in_place": (lambda m, h: dict(zip(("logits", "other"), written_in_parts(m, h), strict=True)), set()),
+    "in_training": (
+        lambda m, h: {"logits": m.one(h)} | ({"aux": m.two(h)} if m.training else {}),
+        {"two.weight", "two.bias"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_weights_that_only_other_outputs_read_are_named(name):
+    rule, expected = HEADS[name]
+    model, (x, _) = Heads(rule).train(), digits(6)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        program = trace(model, (x,))
+    assert set(beside_logits(program, "train")) == expected
+    texts = [str(w.message) for w in caught if "the logits do not depend on" in str(w.message)]
+    assert len(texts) == bool(expected)
+    assert all(repr(weight) in texts[0] for weight in expected)
+    model(x)["logits"].sum().backward()
+    assert {
+        n for n, p in model.named_parameters() if p.grad is None and not (name == "features" and n[:3] == "two")
+    } == expected
+
+
+def test_frozen_weights_beside_the_logits_are_not_named():
+    model = Heads(HEADS["second_head"][0])
+    model.two.requires_grad_(False)
+    assert beside_logits(trace(model, (digits(6)[0],)), "train") == {}
