@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from sparsify.exporters.acceptance import judge
+from sparsify.exporters.int8_dense import dense_int8, dense_layers
+from sparsify.exporters.trials import values_of
+from tests.exporters.grouped_mlp import grouped_int8, images, with_dense_layer
 
 RANDOM = np.random.default_rng(0)
 
@@ -64,3 +71,43 @@ def test_excluded_classes_stay_excluded():
     assert "infinite" in judge(want, np.where(np.isfinite(want), want, -1e4), labels).refused
     assert "infinite" in judge(want, np.where(np.isfinite(want), want, np.inf), labels).refused
     assert "infinite" in judge(want, np.where(np.isfinite(want), want, np.nan), labels).refused
+
+
+@functools.cache
+def int8_file():
+    """A trained network with grouped and dense layers in integers, channels of very different scales, and the program's logits."""
+    plain, (x, y) = with_dense_layer(), images()
+    eye = next(item for item in plain.graph.initializer if item.name == "eye")
+    eye.CopyFrom(numpy_helper.from_array(np.diag(np.geomspace(0.3, 3, 128).astype(np.float32)), "eye"))
+    calibration, held_out = {"x": x[:256]}, {"x": x[1200:]}
+    grouped = grouped_int8(plain, calibration)
+    written = dense_int8(grouped, calibration, dense_layers(grouped))
+    return written.SerializeToString(), held_out, values_of(plain, "logits", held_out).astype(np.float64), y[1200:]
+
+
+FAULTS = {
+    "nothing": ("head.bias", lambda v: v),
+    "scale of activations": ("relu_scale", lambda v: v * 2),
+    "scale of the input": ("t_scale", lambda v: v * 3),
+    "scale of grouped weights": ("relu_1_weight_scale", lambda v: v / 3),
+    "zero point of grouped activations": ("relu_1_zero", lambda v: v + 50),
+    "zero point of dense activations": ("between_zero_point", lambda v: v + 50),
+    "scales of channels swapped": ("eye_scale", lambda v: v[::-1]),
+    "dense weights negated": ("eye_quantized", lambda v: -v),
+    "grouped weights negated": ("relu_weight", lambda v: (256 - v.astype(int)).clip(0, 255).astype(v.dtype)),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_in_the_integers_of_a_real_file_are_refused(name):
+    """What one node reads is wrong; a scale that all its readers share would only be a coarser one."""
+    data, held_out, want, labels = int8_file()
+    model = onnx.ModelProto.FromString(data)
+    target, change = FAULTS[name]
+    value = next(numpy_helper.to_array(item) for item in model.graph.initializer if item.name == target)
+    wrong = np.ascontiguousarray(change(value)).astype(value.dtype).reshape(value.shape)
+    model.graph.initializer.append(numpy_helper.from_array(wrong, "wrong"))
+    reader = [node for node in model.graph.node if target in node.input][-1]
+    reader.input[list(reader.input).index(target)] = "wrong"
+    have = values_of(model, "logits", held_out).astype(np.float64)
+    assert (name == "nothing") == (judge(want, have, labels).refused == "") == (judge(want, have).refused == "")
