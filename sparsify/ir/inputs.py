@@ -57,8 +57,8 @@ def _check(value: Any, expected: TensorSpec, program: str) -> None:
             f"input {expected.name!r} of program {program!r} was traced as a tensor of shape {_shape(expected)}, found "
             f"{_brief(value)}. Give a tensor."
         )
-    fits = len(value.shape) == len(expected.shape) and all(
-        isinstance(want, str) or want == have for want, have in zip(expected.shape, value.shape, strict=False)
+    fits = value.dim() == len(expected.shape) and all(
+        [isinstance(want, str) or want == have for want, have in zip(expected.shape, value.shape, strict=False)]
     )
     if not fits:
         free = "only N may vary" if any(isinstance(size, str) for size in expected.shape) else "no dimension may vary"

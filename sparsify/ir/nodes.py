@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -165,18 +166,6 @@ def is_vouched(weight: Tensor, mask: Tensor) -> bool:
     return given is not None and given == (id(weight), weight._version)
 
 
-class _MaskedView(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, mask: Tensor, in_place: bool, vouched: bool) -> Tensor:
-        ctx.save_for_backward(mask)
-        ctx.in_place = in_place
-        return weight.view_as(weight) if vouched else weight * mask
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
-        return _masked(grad_outputs[0], ctx.saved_tensors[0], in_place=ctx.in_place), None, None, None
-
-
 class _MaskedValue(torch.autograd.Function):
     """``weight * mask``, whose gradient a tap after it masks."""
 
@@ -192,7 +181,7 @@ class _MaskedValue(torch.autograd.Function):
 def masked_view(weight: Tensor, mask: Tensor, pattern: str, gradient: GradientForm = "copied") -> Tensor:
     """`apply_mask` that reads a weight directly where a trainer vouches that it is 0 where inactive, and masks only its gradient.
 
-    Without a vouch (an average of weights, a copy, values that were loaded) it multiplies by the mask.
+    Without a vouch (an average of weights, a copy, values that were loaded), and when compiled, it multiplies by the mask.
 
     Args:
         weight: any shape.
@@ -205,7 +194,7 @@ def masked_view(weight: Tensor, mask: Tensor, pattern: str, gradient: GradientFo
     clean = is_vouched(weight, mask)
     if gradient == "tapped":
         return weight if clean else _MaskedValue.apply(weight, mask)  # type: ignore[no-any-return]
-    return _MaskedView.apply(weight, mask, gradient == "in-place", clean)  # type: ignore[no-any-return]
+    return _with_masked_gradient(weight, mask, in_place=gradient == "in-place") if clean else weight * mask
 
 
 MASK_OPERATORS = (apply_mask, masked_view)
@@ -251,7 +240,7 @@ class GradientTap(nn.Module):
         if self.armed and self.in_grad:
             self.passed = True
             return value
-        masked = _MaskedView.apply(value, mask, gradient == "in-place", True)
+        masked = _with_masked_gradient(value, mask, in_place=gradient == "in-place")
         return _Record.apply(masked, self) if self.armed else masked  # type: ignore[no-any-return]
 
     def clear(self) -> None:
@@ -311,10 +300,22 @@ class _Record(torch.autograd.Function):
         return gradient, None
 
 
-def _masked(gradient: Tensor, mask: Tensor, *, in_place: bool) -> Tensor:
+def _with_masked_gradient(value: Tensor, mask: Tensor, *, in_place: bool) -> Tensor:
+    """A view of a value that is 0 where inactive, whose gradient is masked.
+
+    By a hook: a Python autograd function costs twice as much, which a step of a small network feels.
+    """
+    if torch.compiler.is_compiling():
+        return value * mask
+    view = value.view_as(value)
+    if view.requires_grad:
+        view.register_hook(functools.partial(_masked, mask=mask, in_place=in_place))
+    return view
+
+
+def _masked(gradient: Tensor, *, mask: Tensor, in_place: bool) -> Tensor:
     """``gradient * mask``, in the gradient's own memory where that is allowed and no graph of the backward is being built."""
-    plain = gradient.layout is torch.strided and not torch.compiler.is_compiling()
-    if not in_place or not plain or torch.is_grad_enabled():
+    if not in_place or gradient.layout is not torch.strided or torch.is_grad_enabled():
         return gradient * mask
     if not gradient.is_contiguous() or not mask.is_contiguous():
         return gradient.mul_(mask.view(torch.int8))

@@ -46,6 +46,7 @@ class Program(nn.Module):
         dynamic_batch: whether the first dimension of the inputs may vary.
         batch_ranges: the batch sizes each phase holds for; a call outside is refused.
         constants: arguments that are no tensors, by their place among all; a call must repeat them.
+        plain_inputs: how many positional arguments a call gives, where each is one value and there are no others; -1 elsewhere.
         unfinished: what a trainer has still to do before the program is as sparse as asked for; empty without a trainer.
     """
 
@@ -58,6 +59,7 @@ class Program(nn.Module):
     constants: dict[int, Constant]
     unfinished: str
     in_spec: pytree.TreeSpec
+    plain_inputs: int
     out_specs: dict[str, pytree.TreeSpec]
 
     def __init__(
@@ -86,6 +88,7 @@ class Program(nn.Module):
             input_specs=input_specs,
             dynamic_batch=dynamic_batch,
             in_spec=in_spec,
+            plain_inputs=_plain_inputs(in_spec),
             out_specs=dict(out_specs),
             batch_ranges=dict(batch_ranges or dict.fromkeys(PHASES, BatchRange())),
             constants=dict(constants or {}),
@@ -112,13 +115,15 @@ class Program(nn.Module):
         Raises:
             TraceError: If the arguments do not have the structure, constants, shapes or batch size of the trace.
         """
+        if len(args) == self.plain_inputs and not kwargs and all([isinstance(value, Tensor) for value in args]):
+            return list(self.phases[phase].forward(*tensors_of(self, phase, args)))
         flat, spec = pytree.tree_flatten((args, kwargs))
         if spec != self.in_spec:
             raise TraceError(
                 f"program {self.name!r} was traced with arguments of structure {self.in_spec}, found {spec}. "
                 f"Call it as the model was called when it was traced."
             )
-        return list(self.phases[phase](*tensors_of(self, phase, flat)))
+        return list(self.phases[phase].forward(*tensors_of(self, phase, flat)))
 
     def outputs(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Named outputs of the eval phase, calibration and OOD heads included.
@@ -334,6 +339,11 @@ class StandaloneModule(nn.Module):
         copy = StandaloneModule(deepcopy(self.__dict__["_program"], memo))
         copy.train(self.training)
         return copy
+
+
+def _plain_inputs(spec: pytree.TreeSpec) -> int:
+    count = spec.num_leaves
+    return count if spec == pytree.tree_structure(((0,) * count, {})) else -1
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -129,12 +130,14 @@ class Gradients:
 
 
 def are_finite(values: list[Tensor]) -> bool:
-    """Whether no entry is NaN or infinite. Norms are taken first; where a sum of squares overflows, the entries are looked at."""
+    """Whether no entry is NaN or infinite. A sum or norm of each tensor is taken first; where that overflows, the entries are looked at."""
     by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for value in values:
-        by_kind.setdefault((value.device, value.dtype), []).append(value.detach())
-    for some in by_kind.values():
-        norms = torch._foreach_norm(some)  # pyright: ignore[reportPrivateImportUsage]
-        if not bool(torch.stack(norms).isfinite().all()):
-            return all(bool(value.isfinite().all()) for value in values)
-    return True
+    with torch.no_grad():
+        if all([value.is_cpu for value in values]):
+            finite = abs(sum([value.sum().item() for value in values])) < math.inf
+        else:  # one transfer from each device
+            for value in values:
+                by_kind.setdefault((value.device, value.dtype), []).append(value)
+            norms = [torch.stack(torch._foreach_norm(some)) for some in by_kind.values()]  # pyright: ignore[reportPrivateImportUsage]
+            finite = all([bool(norm.isfinite().all()) for norm in norms])
+        return finite or all([bool(value.isfinite().all()) for value in values])

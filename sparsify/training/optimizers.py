@@ -71,7 +71,8 @@ class Optimizers:
 
     def gradients(self) -> list[Tensor]:
         """The values of the gradients that are there, those of sparse ones included."""
-        found = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        grads = [p.grad for optimizer in self.each for group in optimizer.param_groups for p in group["params"]]
+        found = [gradient for gradient in grads if gradient is not None]
         return [gradient._values() if gradient.is_sparse else gradient for gradient in found]
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:

@@ -249,7 +249,8 @@ class SparseTrainer:
             self._say_what_is_left()
 
     def _optimize(self, closure: Any) -> None:
-        with self._random.hidden_still() if self.method.holds_hidden else contextlib.nullcontext():
+        held = self.method.holds_hidden and self._random.sites
+        with self._random.hidden_still() if held else contextlib.nullcontext():
             self._watch.stepping = True
             try:
                 self.optimizer.step(closure)

@@ -126,3 +126,24 @@ def test_inference_mode_is_named():
     with pytest.raises(TraceError, match=r"Use torch\.no_grad instead of torch\.inference_mode") as caught:
         trace(Inference(), (digits(4)[0],))
     assert caught.value.__cause__ is not None
+
+
+def test_a_call_is_checked_however_it_is_written() -> None:
+    class TwoInputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self.head(x + y)
+
+    x = torch.ones(2, 4)
+    program = trace(TwoInputs(), (x, x))
+    assert program.plain_inputs == 2
+    assert program.clone().plain_inputs == 2
+    assert program(x, x).shape == (2, 3)
+    for args, kwargs in (((x,), {}), (([x, x],), {}), ((x, x, x), {}), ((x,), {"z": x})):
+        with pytest.raises(TraceError, match="structure"):
+            program(*args, **kwargs)
+    with pytest.raises(TraceError, match="shape"):
+        program(x, x[:, :3])
