@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import keyword
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, cast
 
 import torch
@@ -50,12 +51,8 @@ class Phase(fx.GraphModule):
 
     def recompile(self) -> Any:
         """Compile the graph after it was edited."""
-        graph = self._graph
-        self.__dict__["_graph"] = _executable(self, graph)
-        try:
+        with _executable(self, self._graph):
             return super().recompile()
-        finally:
-            self.__dict__["_graph"] = graph
 
 
 class PhaseCall(nn.Module):
@@ -114,17 +111,33 @@ class _InFullPrecision:
             return self.operator(*args, **kwargs)
 
 
-def _executable(state: nn.Module, graph: fx.Graph) -> fx.Graph:
-    """The graph with state read through tables and operators of full precision called as such."""
-    made, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node in graph.nodes:
-        copied = copies[node] = made.node_copy(node, lambda n: copies[n])
-        if node.op in ("get_attr", "call_module"):
-            copied.op = "call_function"
-            copied.target = (_Read if node.op == "get_attr" else _Call)(*_table(state, str(node.target)))
-        elif node.op == "call_function" and node.meta.get(FULL_PRECISION):
-            copied.target = _InFullPrecision(cast("Callable[..., Any]", node.target))
-    return made
+@contextlib.contextmanager
+def _executable(state: nn.Module, graph: fx.Graph) -> Generator[None]:
+    """The graph itself, within the block, with state read through tables and operators of full precision called as such.
+
+    Its nodes are written to and put back, because a copy of the graph takes longer than all else that compiling it does.
+    """
+    given: list[tuple[fx.Node, str, Any]] = []
+    try:
+        for node in graph.nodes:
+            target = node.target
+            if node.op in ("get_attr", "call_module"):
+                made: Any = (_Read if node.op == "get_attr" else _Call)(*_table(state, str(target)))
+            elif node.op == "call_function" and node.meta.get(FULL_PRECISION):
+                made = _InFullPrecision(cast("Callable[..., Any]", target))
+            else:
+                continue
+            given.append((node, node.op, target))
+            _assign(node, "call_function", made)
+        yield
+    finally:
+        for node, op, target in given:
+            _assign(node, op, target)
+
+
+def _assign(node: fx.Node, op: str, target: Any) -> None:
+    node.op = op
+    node.target = target
 
 
 def _table(state: nn.Module, name: str) -> tuple[Mapping[str, Any], str]:

@@ -83,21 +83,21 @@ def clear_stray(program: Program) -> None:
 
 def mask_names(program: Program) -> dict[str, str]:
     """Names of the masks by weight, in the order of the train graph."""
-    names, found = parameter_names(program), dict[str, str]()
+    return {weight: mask for weight, (mask, _) in masks_and_patterns(program).items()}
+
+
+def masks_and_patterns(program: Program) -> dict[str, tuple[str, str]]:
+    """The name of the mask and the spelling of the pattern by weight, in the order of the train graph; `mask_sites` also counts MACs."""
+    names, found = parameter_names(program), dict[str, tuple[str, str]]()
     for node in program.phases["train"].graph.nodes:
         if node.target in MASK_OPERATORS:
-            found.setdefault(names[node.args[0].target], node.args[1].target)
+            found.setdefault(names[node.args[0].target], (node.args[1].target, node.args[2]))
     return found
 
 
 def _masked(program: Program, sites: Iterable[WeightSite]) -> tuple[MaskSite, ...]:
-    macs, names = {site.name: site.macs for site in sites}, parameter_names(program)
-    found: dict[str, MaskSite] = {}
-    for node in program.phases["train"].graph.nodes:
-        if node.target in MASK_OPERATORS:
-            weight = names[node.args[0].target]
-            found.setdefault(weight, MaskSite(weight, node.args[1].target, node.args[2], macs.get(weight, 0)))
-    return tuple(found.values())
+    macs, masked = {site.name: site.macs for site in sites}, masks_and_patterns(program)
+    return tuple(MaskSite(weight, mask, pattern, macs.get(weight, 0)) for weight, (mask, pattern) in masked.items())
 
 
 def random_mask_sites(program: Program) -> tuple[RandomMaskSite, ...]:

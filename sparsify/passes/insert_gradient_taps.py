@@ -28,9 +28,9 @@ class InsertGradientTaps(Pass):
         log = PassLog(self.name)
         if program.taps():
             raise PassError(f"{self.name}: {program.name!r} already has gradient taps.")
-        for site in program.mask_sites():
-            surgery.add_state(program, f"{site.weight}_tap", GradientTap())
-            log.change(site.weight)
+        for weight in program.masks():
+            surgery.add_state(program, f"{weight}_tap", GradientTap())
+            log.change(weight)
         for node in list(program.phases["train"].graph.nodes):
             if node.target in MASK_OPERATORS:
                 weight = str(node.args[1].target).removesuffix("_mask")

@@ -31,11 +31,11 @@ class LowerMasks(Pass):
 
     def run(self, program: Program) -> PassLog:
         log = PassLog(self.name)
-        for site in program.mask_sites():
-            stray = count_stray(program.get_parameter(site.weight), program.get_buffer(site.mask))
+        for weight, mask in program.masks().items():
+            stray = count_stray(program.get_parameter(weight), mask)
             if stray:
                 raise PassError(
-                    f"{self.name}: {site.weight!r} has {stray} inactive weights that are not 0; reading it directly would "
+                    f"{self.name}: {weight!r} has {stray} inactive weights that are not 0; reading it directly would "
                     f"change the outputs. Attach a method (sparsify.attach zeroes them) or fold-masks instead."
                 )
         for phase in PHASES:

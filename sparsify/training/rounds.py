@@ -14,6 +14,7 @@ from torch import Tensor
 from sparsify.errors import TrainingError, TrainingWarning
 from sparsify.ir import GradientTap, Program
 from sparsify.ir.channels import written_together
+from sparsify.ir.sites import masks_and_patterns
 from sparsify.parts import coverage
 from sparsify.parts.allocation import Layer
 from sparsify.parts.grouped import bound_together, select_together
@@ -219,7 +220,7 @@ class Rounds:
         last: bool,
     ) -> None:
         fraction = move.fraction(step)
-        masks, sites = self._program.masks(), self._program.mask_sites()
+        masks = self._program.masks()
         patterns, order = dict[str, Pattern](), {name: place for place, name in enumerate(masks)}
         for names in _together(self._program, self._patterns):
             patterns |= bound_together({name: self._patterns[name] for name in names}, masks)
@@ -227,7 +228,7 @@ class Rounds:
             drop_score = functools.partial(self._rate, f"{index}.drop", move.drop_by, name, step, gradients)
             grow_score = functools.partial(self._rate, f"{index}.grow", move.grow_by, name, step, gradients)
             if move.exchange is not None:
-                new = move.exchange(masks[name], drop_score, grow_score, fraction, last=name == sites[-1].weight)
+                new = move.exchange(masks[name], drop_score, grow_score, fraction, last=order[name] == len(order) - 1)
             else:
                 rule = {"pattern": patterns[name], "regrow_dropped": move.regrow_dropped}
                 new = update(masks[name], drop_score, grow_score, fraction, **rule)
@@ -283,7 +284,7 @@ class Rounds:
 
 def patterns_of(program: Program) -> dict[str, Pattern]:
     """The pattern of every masked weight."""
-    return {site.weight: parse_pattern(site.pattern) for site in program.mask_sites()}
+    return {weight: parse_pattern(pattern) for weight, (_, pattern) in masks_and_patterns(program).items()}
 
 
 def layers(
