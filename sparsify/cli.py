@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from sparsify.epilogs import examples, other_keys
+from sparsify.epilogs import as_setting, examples, other_keys
 from sparsify.errors import RecipeError, SparsifyError, SparsifyWarning, UnfinishedError
 from sparsify.version import versions
 
@@ -96,7 +96,23 @@ def common(
 console = Console(markup=False, emoji=False)  # what is printed is data: a path may hold [/x], a pattern :O:
 
 
-class RunCommand(TyperCommand):
+class RecipeCommand(TyperCommand):
+    """A command of recipe keys; an option that is one, or a method's, is answered with what to write."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            name = getattr(error, "option_name", "")
+            known = {spelt for parameter in self.params for spelt in parameter.opts}
+            advice = None if not name or name in known else as_setting(name, given)
+            if advice is None:
+                raise
+            raise RecipeError(f"sparsify {ctx.info_name} has no option {name}. Write {advice}.") from error
+
+
+class RunCommand(RecipeCommand):
     """`run`; its help lists the recipe keys without an option, which are looked up only when it is shown."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -256,6 +272,7 @@ def run(
 
 @app.command(
     "compare",
+    cls=RecipeCommand,
     rich_help_panel="The job",
     epilog=examples(
         "sparsify compare recipes/compare_digits.toml --cores 4",

@@ -1,8 +1,9 @@
-"""What stands below the options in the help of a command."""
+"""What stands below the options in the help of a command, and how a key without an option is written."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from rich.markup import escape
 
@@ -19,3 +20,34 @@ def other_keys(*shown: str) -> str:
     values = ((f.name, getattr(Recipe(), f.name)) for f in dataclasses.fields(Recipe))  # type: ignore[arg-type]
     pairs = (f"{name}={'none' if value in (None, (), {}) else value}" for name, value in values if name not in shown)
     return "[bold]Keys for --set, with their defaults[/bold]\n\n" + escape(", ".join(pairs))
+
+
+def as_setting(option: str, arguments: Sequence[str]) -> str | None:
+    """How to write an option that is a recipe key or an option of a method, or None where it is neither.
+
+    Args:
+        option: as it was typed, such as ``--lr``.
+        arguments: all that was typed, for its value.
+    """
+    from sparsify.methods.registry import METHODS, WRAPPERS, options
+    from sparsify.recipe import Recipe
+
+    key = option.lstrip("-").replace("-", "_")
+    if key in {f.name for f in dataclasses.fields(Recipe)}:
+        spelt = key
+    elif any(key in options(name) for name in METHODS):
+        spelt = f"method_options.{key}"
+    elif wrapper := next((name for name in WRAPPERS if key in options(name)), None):
+        spelt = f"method_options.{wrapper}.{key}"
+    else:
+        return None
+    return f"--set {spelt}={_value_of(option, arguments)}"
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str:
+    for typed, following in zip(arguments, (*arguments[1:], ""), strict=True):
+        name, equals, value = typed.partition("=")
+        if name == option:
+            given = value if equals else "" if following.startswith("--") else following
+            return given or "VALUE"
+    return "VALUE"

@@ -58,3 +58,31 @@ def test_public_names_are_listed_and_no_others_are_there():
     assert set(sparsify.__all__) <= set(dir(sparsify))
     with pytest.raises(AttributeError, match="no attribute 'atach'"):
         getattr(sparsify, "atach")  # ruff: ignore[get-attr-with-constant]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["run", "--lr", "0.1"], "Write --set lr=0.1."),
+        (["run", "--batch-size=32", "--epochs", "1"], "Write --set batch_size=32."),
+        (["run", "--update-every", "20"], "Write --set method_options.update_every=20."),
+        (["run", "--seed"], "Write --set seed=VALUE."),
+        (["compare", "grid.toml", "--sparsity", "0.5"], "Write --set sparsity=0.5."),
+        (["run", "--gamma", "0.2"], "Write --set method_options.agent.gamma=0.2."),
+    ],
+)
+def test_an_option_that_is_a_key_is_answered_with_what_to_write(capsys, monkeypatch, arguments, advice):
+    monkeypatch.setattr(sys, "argv", ["sparsify", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err.endswith(f"{advice}\n")
+
+
+@pytest.mark.parametrize("arguments", [["run", "--bananas", "3"], ["run", "--epochs"], ["run", "--epochs", "many"]])
+def test_other_mistakes_of_options_are_told_as_ever(capsys, monkeypatch, arguments):
+    monkeypatch.setattr(sys, "argv", ["sparsify", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    shown = capsys.readouterr().err
+    assert end.value.code == 2 and arguments[1] in shown and "--set" not in shown
