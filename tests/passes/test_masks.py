@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sparsify import attach, methods
-from sparsify.errors import AllocationError, PatternError
+from sparsify.errors import AllocationError, PatternError, SparsityWarning
 from sparsify.ir import trace
 from sparsify.parts.patterns import parse_pattern
 from sparsify.passes import Pipeline, dump_to, print_diff
@@ -248,7 +248,8 @@ def test_a_complex_weight_stays_dense_and_says_so():
 
     program = trace(Spectral(), (torch.randn(4, 8),)).train()
     optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
-    trainer = attach(methods.rigl(density=0.5, update_every=1), program, optimizer, total_steps=4)
+    with pytest.warns(SparsityWarning, match=r"filter \(64 weights: its numbers are complex"):
+        trainer = attach(methods.rigl(density=0.5, update_every=1), program, optimizer, total_steps=4)
     program(torch.randn(4, 8)).square().sum().backward()
     trainer.step()
     assert list(program.masks()) == ["head.weight"]
