@@ -133,11 +133,13 @@ def export(
         metadata: further text put into ``metadata_props``.
 
     Raises:
-        ExportError: If an option is out of range, export fails, or the file does not agree with the program.
+        ExportError: If an argument is of another kind, an option is out of range, the program returns only NaN, export fails,
+            or the file does not agree with the program.
 
     Warns:
         ExportWarning: If a file in the form asked for was made and does not agree with the program; the dense one is written.
     """
+    _check_kinds(program, path, inputs)
     if lost := unexportable(program):
         raise ExportError(f"{program.name!r} {lost}")
     if program.unfinished:
@@ -239,6 +241,17 @@ def export(
         ) from error
     params = sum(parameter.numel() for parameter in program.parameters())
     return ExportResult(Path(path), len(data), nonzeros, positions, parity, forms, integers, allowed, params)
+
+
+def _check_kinds(program: object, path: object, inputs: object) -> None:
+    if not isinstance(program, Program):
+        raise ExportError(
+            f"export takes a program first, found {type(program).__name__}. Trace the model: sparsify.trace(model, (x,))."
+        )
+    if not isinstance(path, str | os.PathLike):
+        raise ExportError(f"export takes the path of the file second, found {path!r}.")
+    if isinstance(inputs, Sequence) and (other := [type(x).__name__ for x in inputs if not isinstance(x, Tensor)]):
+        raise ExportError(f"inputs should be tensors [N, ...], one per program input, found {', '.join(other[:4])}.")
 
 
 def _first_line(error: Exception) -> str:

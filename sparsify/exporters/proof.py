@@ -159,6 +159,14 @@ class Reference:
                 f"model deterministic. Nothing was written."
             )
         wanted = [_array(leaves[output.place]) for output in self.outputs]
+        lost = [o.name for o, value in zip(self.outputs, wanted, strict=True) if value.size and np.isnan(value).all()]
+        if lost and not self._made_up:
+            names = [name for name, value in self.program.named_parameters() if not value.isfinite().all()]
+            weights = f" Its {', '.join(names[:4])} hold values that are not finite." if names else ""
+            raise ExportError(
+                f"{self.program.name!r} returns nothing but NaN in {', '.join(lost)} on the inputs given, which proves no file."
+                f"{weights} Train at a lower learning rate, or from the last finite weights. Nothing was written."
+            )
         run = _Run(inputs, wanted, [np.zeros(value.shape) for value in wanted])
         self._disturb(run)
         return run

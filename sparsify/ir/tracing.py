@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,8 +58,10 @@ def trace(
         A verified program of stage ``TRACED``, in the model's mode. Its ``batch_ranges`` are the batch sizes the trace holds for.
 
     Raises:
-        TraceError: If the model cannot be exported, its logits are ambiguous, or a phase does not behave like the model.
+        TraceError: If an argument is of another kind, the model cannot be exported, its logits are ambiguous, or a phase does not
+            behave like the model.
     """
+    _check_kinds(model, args, outputs)
     if isinstance(model, fx.GraphModule) and not list(model.parameters()):
         raise TraceError(
             "the model has no parameters; there is nothing to make sparse. Pass the module that holds the weights."
@@ -84,6 +86,20 @@ def trace(
 
 
 # --- before the export
+
+
+def _check_kinds(model: object, args: object, outputs: object) -> None:
+    if not isinstance(model, nn.Module):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TraceError(
+            f"trace takes a torch.nn.Module, found {kind}. Build the model first: sparsify.trace(Net(), (x,))."
+        )
+    if not isinstance(args, Iterable):
+        raise TraceError(f"args should be a tuple of inputs, found {args!r}. Write sparsify.trace(model, (x,)).")
+    if outputs is not None and not isinstance(outputs, Mapping):
+        raise TraceError(
+            f"outputs should be names with positions or keys, found {outputs!r}. Write outputs={{'logits': 1}}."
+        )
 
 
 @contextmanager

@@ -80,9 +80,9 @@ class Method:
             raise RecipeError(
                 f"method {self.name!r}: initial_scale should be fan-in or none, found {self.initial_scale!r}."
             )
-        if not 0.0 < self.density <= 1.0:
+        if not isinstance(self.density, int | float) or not 0.0 < self.density <= 1.0:
             raise RecipeError(
-                f"method {self.name!r}: density should be a fraction in (0, 1], found {self.density}. "
+                f"method {self.name!r}: density should be a fraction in (0, 1], found {self.density!r}. "
                 f"Sparsity 0.9 is density 0.1."
             )
         if self.initial_density is not None and not self.density <= self.initial_density <= 1.0:

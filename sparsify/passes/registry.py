@@ -93,6 +93,10 @@ class Pipeline:
 
     def run(self, program: Program, instruments: Sequence[Instrument] = ()) -> tuple[Program, tuple[PassLog, ...]]:
         """Like calling it, with the log of each pass; instruments see the program before and after each pass."""
+        if not isinstance(program, Program):  # of callers that no type checker has read
+            raise PassError(
+                f"a pipeline takes a program, found {type(program).__name__}. Trace the model: sparsify.trace(model, (x,))."
+            )
         program = program.clone()
         return program, self.apply(program, instruments)
 

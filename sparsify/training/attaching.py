@@ -45,11 +45,12 @@ def attach(
             such as a trained module in eval mode, on the device of the inputs.
 
     Raises:
-        TrainingError: If the optimizers do not hold the weights that train, ``total_steps`` is not positive, no round would happen or the
-            density not be reached, the method needs a teacher, or several processes train together.
+        TrainingError: If an argument is of another kind, the optimizers do not hold the weights that train, ``total_steps`` is not
+            positive, no round would happen or the density not be reached, the method needs a teacher, or several processes train together.
         PatternError: If the pattern does not fit a weight.
         AllocationError: If the density cannot be met.
     """
+    _check_kinds(method, program, total_steps, seed)
     if total_steps < 1:
         raise TrainingError(f"total_steps should be at least 1, found {total_steps}. Use len(loader) * epochs.")
     check_single_process(method)
@@ -58,3 +59,21 @@ def attach(
     given = {"total_steps": total_steps, "seed": seed, "epoch_steps": epoch_steps, "sweep": sweep, "teacher": teacher}
     with undone_on_error(program, optimizers):
         return SparseTrainer(method, program, optimizers, **given)
+
+
+def _check_kinds(method: object, program: object, total_steps: object, seed: object) -> None:
+    if not isinstance(method, Method):
+        raise TrainingError(
+            f"attach takes a method first, found {_kind(method)}. Build one by calling it: sparsify.methods.NAME(density=0.1)."
+        )
+    if not isinstance(program, Program):
+        raise TrainingError(
+            f"attach takes a traced program second, found {_kind(program)}. Trace the model: sparsify.trace(model, (x,))."
+        )
+    for name, value in (("total_steps", total_steps), ("seed", seed)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TrainingError(f"{name} should be a whole number, found {value!r}. Convert it with int().")
+
+
+def _kind(value: object) -> str:
+    return f"{value!r}" if isinstance(value, str) else f"{type(value).__name__}"

@@ -56,7 +56,7 @@ class Optimizers:
         self.each: tuple[Optimizer, ...] = (
             (cast(Optimizer, given),) if single else tuple(cast(Iterable[Optimizer], given))
         )
-        self._evaluating = [hasattr(o, "step") and _needs_closure(o) for o in self.each]
+        self._evaluating = [hasattr(o, "param_groups") and _needs_closure(o) for o in self.each]
         self.evaluates = any(self._evaluating)
         self.state = States(self.each)
 
