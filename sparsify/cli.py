@@ -7,6 +7,7 @@ import json
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -582,7 +583,7 @@ def _interrupted(stop: Interrupted) -> NoReturn:
 
 def main() -> None:
     """Entry point: a mistake of the user's ends with one message and exit code 2, never a traceback; a defect says that it is one."""
-    warnings.showwarning = _note
+    warnings.showwarning = _notes()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path need not be text
@@ -607,12 +608,18 @@ def main() -> None:
         sys.exit(1)
 
 
-def _note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-    """Print what sparsify says without stopping as a note; warnings of others are shown as Python shows them."""
-    if issubclass(category, SparsifyWarning):
-        print(f"sparsify: note: {message}", file=sys.stderr)
-    else:
-        _show(message, category, *where, **more)
+def _notes() -> Callable[..., None]:
+    """Print what sparsify says without stopping as notes, each once; warnings of others are shown as Python shows them."""
+    said: set[str] = set()
+
+    def note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, SparsifyWarning):
+            _show(message, category, *where, **more)
+        elif str(message) not in said:
+            said.add(str(message))
+            print(f"sparsify: note: {message}", file=sys.stderr)
+
+    return note
 
 
 def _end(message: str) -> NoReturn:

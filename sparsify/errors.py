@@ -89,5 +89,5 @@ class VerificationError(SparsifyError):
     """The program breaks a rule of its stage. This is a defect of a pass or of `sparsify`, not of the user's input."""
 
 
-class TrainingWarning(UserWarning):
+class TrainingWarning(SparsifyWarning):
     """Training goes on, but not quite as the loop may think: a step was skipped, or a weight gets no gradient."""

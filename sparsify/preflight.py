@@ -165,9 +165,13 @@ def traced(recipe: Recipe, data: Data) -> Program:
     if len(shape) != 2:
         raise TraceError(f"{recipe.model} returns logits of shape {list(shape)}; a classifier returns [N, K].")
     if shape[1] < data.classes:
-        raise DataError(
-            f"{recipe.model} has {shape[1]} outputs, the data have {data.classes} classes. Widen the last layer."
+        lowest = int(data.train.labels.min())
+        advice = (
+            f"No training sample has a class below {lowest}: if they are numbered from {lowest}, subtract it from every label."
+            if lowest
+            else "Widen the last layer."
         )
+        raise DataError(f"{recipe.model} has {shape[1]} outputs, the data have {data.classes} classes. {advice}")
     return program
 
 

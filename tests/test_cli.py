@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import pytest
 
 import sparsify
 import sparsify.cli as cli
+from sparsify.errors import ExportWarning, LoadWarning, TrainingWarning
 from sparsify.recipe import Recipe
+from tests.end_to_end.commands import command
 
 LOADED = """
 import sys, sparsify.cli
@@ -86,3 +89,16 @@ def test_other_mistakes_of_options_are_told_as_ever(capsys, monkeypatch, argumen
         cli.main()
     shown = capsys.readouterr().err
     assert end.value.code == 2 and arguments[1] in shown and "--set" not in shown
+
+
+@pytest.mark.parametrize("kind", [LoadWarning, TrainingWarning, ExportWarning])
+def test_what_is_said_on_the_way_is_a_note_without_lines_of_code_and_is_said_once(kind, monkeypatch):
+    def app():
+        for message in ("first", "second", "first"):
+            warnings.warn(message, kind, stacklevel=1)
+
+    monkeypatch.setattr(cli, "app", app)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        _, _, err = command()
+    assert err == "sparsify: note: first\nsparsify: note: second\n"

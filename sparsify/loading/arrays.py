@@ -42,6 +42,11 @@ def read_npz(
         raise DataError(
             f"there is no data file {path}. Give 'digits', an .npz file, a folder of images, or file.py:factory."
         )
+    if not zipfile.is_zipfile(path):
+        raise DataError(
+            f"{path} cannot be read as .npz: it is no zip archive of arrays. Give 'digits', an .npz that numpy.savez wrote, a folder of "
+            f"images, or file.py:factory, a function of yours that reads the file (a table of text, say) and returns its arrays."
+        )
     try:
         arrays = read_arrays(path)
     except DataError:

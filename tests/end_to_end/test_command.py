@@ -231,6 +231,13 @@ def nan_weights(path):
     torch.save({n: v / 0 * 0 if v.is_floating_point() else v for n, v in digits_cnn().state_dict().items()}, path)
 
 
+def labelled(path, lowest):
+    """32 images of 11 - lowest classes."""
+    x, y = np.zeros((32, 1, 8, 8), np.float32), np.arange(32) % (11 - lowest) + lowest
+    x[:, 0, 0, 0] = y
+    np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
+
+
 FILES = {
     "pickled module as weights": ("--weights", "w.pt", pickled_module, "refused. Save the state dict alone"),
     "torn weights": ("--weights", "w.pt", torn_archive, "cannot be read as weights"),
@@ -249,6 +256,9 @@ FILES = {
         "--data", "images", lambda path: [(path / n).mkdir(parents=True) for n in ("train", "test")], "holds no folders",
     ),
     "text as data": ("--data", "d.npz", lambda path: path.write_text("hello"), "cannot be read as .npz"),
+    "table as data": ("--data", "d.csv", lambda path: path.write_text("a,b\n1,2\n"), "a function of yours that reads the file"),
+    "labels from 1": ("--data", "d.npz", lambda path: labelled(path, 1), "numbered from 1, subtract it from every label"),
+    "more classes than outputs": ("--data", "d.npz", lambda path: labelled(path, 0), "Widen the last layer"),
     "no data factory": ("--data", "none.py:data", lambda path: None, "there is no file"),
 }  # fmt: skip
 
