@@ -162,10 +162,11 @@ class Reference:
         lost = [o.name for o, value in zip(self.outputs, wanted, strict=True) if value.size and np.isnan(value).all()]
         if lost and not self._made_up:
             names = [name for name, value in self.program.named_parameters() if not value.isfinite().all()]
-            weights = f" Its {', '.join(names[:4])} hold values that are not finite." if names else ""
+            weights = f"Its {', '.join(names[:4])} hold values that are not finite: train at a lower learning rate."
+            advice = weights if names else "Give finite inputs, or find where forward makes NaN of them."
             raise ExportError(
                 f"{self.program.name!r} returns nothing but NaN in {', '.join(lost)} on the inputs given, which proves no file."
-                f"{weights} Train at a lower learning rate, or from the last finite weights. Nothing was written."
+                f" {advice} Nothing was written."
             )
         run = _Run(inputs, wanted, [np.zeros(value.shape) for value in wanted])
         self._disturb(run)

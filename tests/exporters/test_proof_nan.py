@@ -27,7 +27,11 @@ class Net(nn.Module):
     ("last", "broken", "message"),
     [
         (lambda y: y, "weights", r"nothing but NaN in logits on the inputs given.* Its fc\.weight hold"),
-        (lambda y: (y * 0) / 0, "", "nothing but NaN in logits on the inputs given, which proves no file. Train at"),
+        (
+            lambda y: (y * 0) / 0,
+            "",
+            "nothing but NaN in logits on the inputs given, which proves no file. Give finite inputs",
+        ),
         (lambda y: {"logits": y, "spread": y.sum(1).sub(1e9).log()}, "", "nothing but NaN in spread"),
     ],
 )
@@ -46,3 +50,9 @@ def test_some_nan_are_compared_as_themselves(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (found,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
     assert torch.tensor(found).isnan().sum(0).tolist() == [0, 0, 0, 32, 0, 0, 0, 0, 0, 0]
+
+
+def test_inputs_of_nan_are_named_as_the_cause(tmp_path):
+    program = sp.trace(Net(lambda y: y), (X,), check=False).eval()
+    with pytest.raises(ExportError, match=r"nothing but NaN in logits .* Give finite inputs"):
+        sp.export(program, tmp_path / "model.onnx", inputs=[X * float("nan")])
