@@ -27,6 +27,7 @@ from sparsify.exporters.signature import (
     refuse_alike,
     tensor_outputs,
 )
+from sparsify.exporters.trials import opened
 from sparsify.ir import Program, surgery
 from sparsify.ir.agreement import put_back
 
@@ -368,7 +369,7 @@ def prove(data: bytes, reference: Reference) -> Parity:
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    return reference.compare(onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]))
+    return reference.compare(opened(data, options))
 
 
 def _array(value: Tensor) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from sparsify.errors import ExportError
 from sparsify.exporters.batch_range import range_in
 
 Array = np.ndarray
@@ -30,7 +31,23 @@ def session_of(model: onnx.ModelProto, *, threads: int) -> onnxruntime.Inference
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return opened(model.SerializeToString(), options)
+
+
+def opened(source: bytes | str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """A session on the CPU for the bytes or the path of a file.
+
+    Raises:
+        ExportError: If ONNX Runtime has no kernel for an operator of the file, or refuses it otherwise.
+    """
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own kinds share no base of their own
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise ExportError(
+            f"ONNX Runtime cannot run the file: {lines[0]}. It has few operators in float64, float16 and bfloat16: convert such a "
+            f"model with .float() before it is traced."
+        ) from error
 
 
 def batches(model: onnx.ModelProto, feeds: Feeds) -> Iterator[dict[str, Array]]:

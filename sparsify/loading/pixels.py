@@ -26,7 +26,7 @@ def channels_of(wanted: Channels, sources: Iterable[io.BytesIO | Path]) -> int:
 
     Args:
         wanted: ``rgb``, ``grey``, or ``auto``: as ``sources`` are, whose headers are read.
-        sources: encoded images; those that cannot be read count as grey, and are refused when they are decoded.
+        sources: encoded images; one that cannot be read counts as coloured, and is refused when it is decoded.
     """
     if wanted != "auto":
         return {"rgb": 3, "grey": 1}[wanted]
@@ -47,7 +47,7 @@ def _is_grey(source: io.BytesIO | Path) -> bool:
         with Image.open(source) as image:
             return image.mode in GREY
     except Exception:  # whatever a damaged file raises; decoding it says what is wrong
-        return True
+        return False
 
 
 def decoded(

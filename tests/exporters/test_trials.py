@@ -6,8 +6,13 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import sparsify as sp
+from sparsify.errors import ExportError
 from sparsify.exporters import trials
+from tests.cases import digits
 from tests.exporters.grouped_mlp import images, load, run
 
 
@@ -33,3 +38,12 @@ def test_the_time_of_a_file_is_the_median_of_its_rounds(monkeypatch):
 
 def test_nothing_to_time():
     assert trials.times({}, threads=1) == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_file_that_the_runtime_has_no_operators_for_is_refused_for_that(tmp_path, dtype):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 10)).to(dtype)
+    x = digits(8)[0].to(dtype)
+    with pytest.raises(ExportError, match=r"ONNX Runtime cannot run the file: .*\.float\(\) before it is traced"):
+        sp.export(sp.trace(model, (x,)).eval(), tmp_path / "m.onnx", inputs=[x])
+    assert not list(tmp_path.iterdir())
