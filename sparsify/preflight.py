@@ -100,17 +100,16 @@ def check_cells(recipes: Mapping[str, Recipe], on_decode: Progress | None = None
 
     Raises:
         RecipeError: Naming every cell that cannot be run, with the reason.
-        SparsifyError: If data or model cannot be used; this concerns all cells alike.
+        SparsifyError: If data cannot be used.
     """
-    known_data, programs, reasons = dict[str, Data](), dict[str, Program](), dict[str, str]()
+    known_data, programs, reasons = dict[str, Data](), dict[str, Program | str](), dict[str, str]()
     failed: dict[str, list[str]] = {}
     for cell, recipe in recipes.items():
         data_key = _text(recipe, (*DATA_KEYS, "ood"))
         data = known_data.get(data_key) or known_data.setdefault(data_key, recipe_data(recipe, on_decode))
         model_key = data_key + _text(recipe, (*MODEL_KEYS, "opset", "calibrator"))
         if model_key not in programs:
-            programs[model_key] = traced(recipe, data)
-            check_export(programs[model_key], recipe, data)
+            programs[model_key] = _exportable(recipe, data)
         kind = training_key(dataclasses.replace(recipe, seed=0))  # type: ignore[type-var]
         if kind not in reasons:
             reasons[kind] = _reason(recipe, programs[model_key], data)
@@ -122,8 +121,20 @@ def check_cells(recipes: Mapping[str, Recipe], on_decode: Progress | None = None
         raise RecipeError(f"{count} of {len(recipes)} cells cannot be run, so none was started. {listed}")
 
 
-def _reason(recipe: Recipe, program: Program, data: Data) -> str:
-    """Why a cell cannot be trained; empty where it can."""
+def _exportable(recipe: Recipe, data: Data) -> Program | str:
+    """The model of a cell, traced and converted once, or why it cannot be."""
+    try:
+        program = traced(recipe, data)
+        check_export(program, recipe, data)
+    except SparsifyError as error:
+        return str(error)
+    return program
+
+
+def _reason(recipe: Recipe, program: Program | str, data: Data) -> str:
+    """Why a cell cannot be run; empty where it can."""
+    if isinstance(program, str):
+        return program
     try:
         rehearse(recipe.build_method(), program, len(data.train), recipe.settings())
     except SparsifyError as error:

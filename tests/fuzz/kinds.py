@@ -260,7 +260,7 @@ def make_checkpoint(draw: random.Random, folder: Path) -> Path:
 def finished() -> Path:
     """The folder of a short run."""
     folder = Path(_folder(), "run")
-    run(parse_recipe(None, {"epochs": 1, "threads": 1, "train_samples": 300}), folder)
+    run(parse_recipe(None, {"method": "static", "epochs": 1, "threads": 1, "train_samples": 300}), folder)
     return folder
 
 

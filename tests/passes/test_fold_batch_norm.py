@@ -107,5 +107,6 @@ def test_a_weight_that_nothing_reads_is_folded_and_left_out(tmp_path):
     x = digits(16)[0]
     program = Pipeline.parse("insert-masks{density=0.5}")(trace(TwoHeads(), (x,)).eval())
     result = export(program, tmp_path / "m.onnx", inputs=[x])
-    assert list(program.masks()) == ["body.weight", "used.weight", "unused.weight"]
+    assert list(program.masks()) == ["body.weight", "used.weight"]
+    assert {site.name: site.skip for site in program.maskable()}["unused.weight"], "listed, with its reason"
     assert result.nonzeros == program.costs().active and result.positions == program.costs().maskable

@@ -92,6 +92,7 @@ def test_entries_of_the_row_are_those_of_classes_drawn_by_the_seed():
     assert bool(same.any(0).all()) and not bool(same.all(1).any()), "of several classes, each place of one of them"
 
 
+@pytest.mark.filterwarnings("ignore:the logits do not depend")
 def test_other_readers_of_the_logits_are_left_alone():
     class Both(nn.Module):
         def __init__(self):
