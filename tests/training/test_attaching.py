@@ -120,6 +120,7 @@ class TwoHeads(nn.Module):
         return {"logits": self.used(hidden), "other": self.unused(hidden)}
 
 
+@pytest.mark.filterwarnings("ignore:the logits do not depend")
 def test_a_weight_that_the_loss_does_not_reach_is_named_once_and_training_goes_on():
     torch.manual_seed(0)
     program, optimizer, trainer = started(rigl(update_every=2), program=sp.trace(TwoHeads(), (X[:2],)))
