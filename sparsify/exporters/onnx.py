@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from onnx import helper
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsify.errors import ExportError, ExportWarning, SparsifyError, TrainingWarning
 from sparsify.exporters import int8
@@ -26,11 +29,13 @@ from sparsify.exporters.measure import Trial, measure_layers
 from sparsify.exporters.preprocessing import Preprocessing, described
 from sparsify.exporters.proof import Parity, Reference, prove
 from sparsify.exporters.single_samples import SELECTIONS, check_same, single_samples
+from sparsify.exporters.skeleton import skeleton
 from sparsify.exporters.trials import BATCH
+from sparsify.exporters.wire import pieces
 from sparsify.ir import Program, Stage
 from sparsify.ir.batches import EVERY, BatchRange
 from sparsify.ir.effects import unexportable
-from sparsify.ir.serialization import write_atomically
+from sparsify.ir.serialization import unfinished, write_to_disk
 from sparsify.passes import (
     AbsorbBiases,
     EliminateUnreadOutputs,
@@ -38,6 +43,7 @@ from sparsify.passes import (
     LowerGroupedConv,
     LowerGroupedLinear,
     OrderOutputs,
+    PassLog,
     Pipeline,
 )
 from sparsify.version import __version__
@@ -173,45 +179,54 @@ def export(
     inputs = reference.inputs
     several = program.dynamic_batch and batch > 1
     written = fused_products if selection == "gather" or several else _by_batch
-    masks = {name: mask.clone() for name, mask in program.masks().items()}
-    folded = _folded(program)
+    masks = program.masks()
     measured = functools.partial(measure_layers, written=written, batch=batch, threads=threads)
+    folded = _folded(program)
 
-    def made(form: str) -> tuple[Program, Program, dict[str, str], onnx.ModelProto]:
+    def made(form: str) -> _Made:
         arranged = _arranged(folded, form)
         lowered, forms = _lowered(arranged, form, measured)
-        return arranged, lowered, forms, _convert(lowered, inputs, opset)
+        return _Made(arranged, lowered, forms, _convert(lowered, inputs, opset))
 
-    def proved(lowered: Program, model: onnx.ModelProto) -> tuple[tuple[int, int], bytes, Parity]:
-        counts = check_budgets(model, folded, lowered, masks)
-        final = written(model)
+    def proved(file: _Made) -> tuple[tuple[int, int], Parity]:
+        """The fp32 file has got its name, or is kept for one in int8."""
+        counts = check_budgets(file.model, folded, file.lowered, masks)
+        final = written(file.model)
         if storage == "sparse":
             store_sparse(final)
-        data = _finished(final, metadata, baked)
-        return counts, data, prove(data, reference)
+        with _draft(Path(path)) as draft:
+            write_to_disk(draft, pieces(_finished(final, metadata, baked)))
+            del final
+            if precision == "fp32":  # a copy of the weights each, and the runtime needs two
+                file.lowered, file.model = folded, onnx.ModelProto()
+            parity = prove(draft, reference)
+            if precision == "fp32":
+                os.replace(draft, path)
+        return counts, parity
 
     cannot, wrong = "", ""
     try:
-        arranged, lowered, forms, model = made(form)
+        file = made(form)
     except Exception as error:  # whatever it is that a form cannot be made of stays dense, and says so
         if form == "dense":
             raise
         cannot = _first_line(error)
-        arranged, lowered, forms, model = made("dense")
+        file = made("dense")
     try:
-        (nonzeros, positions), data, parity = proved(lowered, model)
+        (nonzeros, positions), parity = proved(file)
     except Exception as error:  # it was made, and is wrong: a defect, of which the dense file has to be free
-        if form == "dense" or cannot:
+        if form == "dense" or cannot or isinstance(error, _UnwritableError):
             raise
         wrong = _first_line(error)
-        arranged, lowered, forms, model = made("dense")
-        (nonzeros, positions), data, parity = proved(lowered, model)
+        file = made("dense")
+        (nonzeros, positions), parity = proved(file)
         warnings.warn(
             f"the file of {program.name!r} in form {form!r} was wrong, and is not written: {wrong} The file that is written is in form "
             f"'dense', and was compared with the program as any other. Please report this model.",
             ExportWarning,
             stacklevel=2,
         )
+    arranged, forms, model = file.arranged, file.forms, file.model
     if cannot or wrong:
         forms = _fallen_back(folded, masks, cannot or f"it was made, and was wrong: {wrong}")
     integers = None
@@ -230,17 +245,40 @@ def export(
         final = written(clean(integer))
         few = {name: x[: allowed.at_most(min(BRANCH_SAMPLES, len(x)))] for name, x in samples.held_out.items()}
         check_same(integer, final, few, smallest=allowed.nearest(1))
-        data = _finished(final, {**metadata, "precision": integers.chosen.name}, baked)
-        if not integers.chosen.integers:
-            parity = prove(data, reference)
+        with _draft(Path(path)) as draft:
+            write_to_disk(draft, pieces(_finished(final, {**metadata, "precision": integers.chosen.name}, baked)))
+            if not integers.chosen.integers:
+                parity = prove(draft, reference)
+            os.replace(draft, path)
+    params = sum(parameter.numel() for parameter in program.parameters())
+    size = Path(path).stat().st_size
+    return ExportResult(Path(path), size, nonzeros, positions, parity, forms, integers, allowed, params)
+
+
+@dataclass
+class _Made:
+    """A form of the program: with its outputs arranged, as it is converted, what became of each weight, and the graph."""
+
+    arranged: Program
+    lowered: Program
+    forms: dict[str, str]
+    model: onnx.ModelProto
+
+
+class _UnwritableError(ExportError):
+    """No form of the file could be written."""
+
+
+@contextlib.contextmanager
+def _draft(path: Path) -> Generator[Path]:
+    """A file beside ``path`` to write, prove and rename."""
     try:
-        write_atomically(Path(path), data)
+        with unfinished(path) as file:
+            yield file
     except OSError as error:
-        raise ExportError(
+        raise _UnwritableError(
             f"cannot write {path}: {error.strerror}. Choose a writable folder with enough space."
         ) from error
-    params = sum(parameter.numel() for parameter in program.parameters())
-    return ExportResult(Path(path), len(data), nonzeros, positions, parity, forms, integers, allowed, params)
 
 
 def _check_kinds(program: object, path: object, inputs: object) -> None:
@@ -269,7 +307,7 @@ def _by_batch(model: onnx.ModelProto) -> onnx.ModelProto:
     return single_samples(fused_products(model))
 
 
-def _finished(model: onnx.ModelProto, metadata: Mapping[str, str], baked: Preprocessing | None) -> bytes:
+def _finished(model: onnx.ModelProto, metadata: Mapping[str, str], baked: Preprocessing | None) -> onnx.ModelProto:
     if baked is not None:
         baked.bake(model)
     del model.metadata_props[:]
@@ -277,8 +315,8 @@ def _finished(model: onnx.ModelProto, metadata: Mapping[str, str], baked: Prepro
         model.metadata_props.add(key=key, value=value)
     model.producer_name, model.producer_version = "sparsify", __version__
     model.ir_version = helper.find_min_ir_version_for(model.opset_import)
-    onnx.checker.check_model(model)
-    return model.SerializeToString(deterministic=True)
+    onnx.checker.check_model(skeleton(model))  # the runtime that proves the file reads its weights
+    return model
 
 
 def _samples(
@@ -310,18 +348,27 @@ def _samples(
     return int8.Samples(arrays[0], arrays[1], logits.numpy(), None if labels is None else labels.cpu().numpy())
 
 
+def _rewritten(program: Program, pipeline: Pipeline) -> tuple[Program, tuple[PassLog, ...]]:
+    """A copy in the memory of the program's weights, but for those that passes change: these get memory of their own."""
+    shared: dict[int, Any] = {
+        id(value): nn.Parameter(value.detach(), value.requires_grad) for value in program.parameters()
+    }
+    copy = deepcopy(program, shared)
+    return copy, pipeline.apply(copy)
+
+
 def _folded(program: Program) -> Program:
     steps = ["fold-batch-norm", "eliminate-dead-code"]
     if program.stage is Stage.MASKED:
         steps.insert(1, "fold-masks")
-    return Pipeline.parse(" | ".join(steps))(program).cpu().eval()
+    return _rewritten(program, Pipeline.parse(" | ".join(steps)))[0].cpu().eval()
 
 
 def _arranged(folded: Program, form: str) -> Program:
     """The program with outputs of a group side by side, without those that nothing reads, and without what layer norms can leave to it."""
     if form == "dense" or folded.stage is not Stage.FOLDED:
         return folded
-    return Pipeline((OrderOutputs(), EliminateUnreadOutputs(), FoldLayerNorm()))(folded)
+    return _rewritten(folded, Pipeline((OrderOutputs(), EliminateUnreadOutputs(), FoldLayerNorm())))[0]
 
 
 def _lowered(
@@ -339,11 +386,12 @@ def _lowered(
 def _grouped(folded: Program, rule: str, dense: Collection[str]) -> tuple[Program, dict[str, str]]:
     """The program with grouped layers in their own form but for the weights ``dense``, and what became of each weight."""
     ranks = {name: folded.get_parameter(name).ndim for name in dense}
-    lowered, logs = Pipeline((
+    pipeline = Pipeline((
         AbsorbBiases(),
         LowerGroupedConv(form=rule, keep_dense=tuple(name for name, rank in ranks.items() if rank > 2)),
         LowerGroupedLinear(form=rule, keep_dense=tuple(name for name, rank in ranks.items() if rank == 2)),
-    )).run(folded)  # fmt: skip
+    ))  # fmt: skip
+    lowered, logs = _rewritten(folded, pipeline)
     forms = {name: "grouped" for log in logs[1:] for name in log.changed}
     forms |= {name: "dense" if name in dense else reason for log in logs[1:] for name, reason in log.skipped}
     return lowered.eval(), forms

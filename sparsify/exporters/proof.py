@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -361,15 +362,15 @@ class _Compared:
         return int(clear.sum()), int((~clear).sum())
 
 
-def prove(data: bytes, reference: Reference) -> Parity:
-    """Compare a file with the program.
+def prove(file: bytes | Path, reference: Reference) -> Parity:
+    """Compare a file with the program; from a path the runtime reads it without a copy of its bytes in memory.
 
     Raises:
         ExportError: As `Reference.compare`.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    return reference.compare(opened(data, options))
+    return reference.compare(opened(file if isinstance(file, bytes) else str(file), options))
 
 
 def _array(value: Tensor) -> Array:

@@ -7,6 +7,7 @@ What is saved passes the same checks, so a program that could not be loaded is r
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -14,7 +15,7 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -132,18 +133,30 @@ UNFINISHED = ".unfinished"
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write bytes under a temporary name in the same folder, flush to disk, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+    with unfinished(path) as temporary:
+        write_to_disk(temporary, [data])
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+
+
+@contextlib.contextmanager
+def unfinished(path: Path) -> Generator[Path]:
+    """An empty file under a temporary name in the folder of ``path``, which is made; it is gone after the block, unless it was renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+    os.close(handle)
+    try:
+        os.chmod(name, 0o644)
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def write_to_disk(path: Path, data: Iterable[bytes]) -> None:
+    """Write bytes, given in pieces, and wait until the disk has them."""
+    with path.open("wb") as file:
+        file.writelines(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _unique(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -30,6 +30,23 @@ def replace_parameter(program: Program, name: str, values: Tensor) -> None:
         add_state(program, other, made)
 
 
+def rewrite(program: Program, name: str, values: Tensor) -> None:
+    """Give a parameter or buffer other values of its shape, under every name that it has.
+
+    They get memory of their own, in the type and layout of the old ones: what else has that memory, as a copy that shares weights, keeps
+    its values.
+    """
+    old = program.tensor(name)
+    made = torch.empty_like(old.detach()).copy_(values.detach())
+    tables = (program.named_parameters(remove_duplicate=False), program.named_buffers(remove_duplicate=False))
+    same = [other for table in tables for other, value in table if value is old]
+    fresh = nn.Parameter(made, old.requires_grad) if isinstance(old, nn.Parameter) else made
+    for other in same:
+        owner, _, leaf = other.rpartition(".")
+        persistent = leaf not in program.get_submodule(owner)._non_persistent_buffers_set
+        place(program, other, fresh, persistent=persistent)
+
+
 def remove_state(program: Program, name: str) -> None:
     """Forget a buffer, parameter or submodule, and the bare modules left empty by it."""
     owner, _, leaf = name.rpartition(".")

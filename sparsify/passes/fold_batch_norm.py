@@ -76,11 +76,10 @@ class FoldBatchNorm(Pass):
         new_weight = (parameter.detach().double() * shaped).to(parameter.dtype)
         if not bool(new_weight.isfinite().all() and new_bias.isfinite().all()):
             return "its statistics make weights that are not finite"
-        with torch.no_grad():
-            parameter.copy_(new_weight)
-            if bias is not None:
-                program.tensor(str(bias.target)).copy_(new_bias.to(parameter.dtype))
-        if bias is None:
+        surgery.rewrite(program, str(weight.target), new_weight)
+        if bias is not None:
+            surgery.rewrite(program, str(bias.target), new_bias.to(parameter.dtype))
+        else:
             surgery.add_bias(program, "eval", layer, new_bias.to(parameter.dtype))
         surgery.bypass(program, "eval", norm, layer)
         return None

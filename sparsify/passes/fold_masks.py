@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from sparsify.ir import PHASES, Program, Stage, surgery
 from sparsify.ir.nodes import MASK_OPERATORS, apply_random_mask
@@ -28,10 +29,9 @@ class FoldMasks(Pass):
     def run(self, program: Program) -> PassLog:
         log, sites, hooks = PassLog(self.name), program.mask_sites(), program.hooks()
         hidden = program.random_mask_sites()
-        with torch.no_grad():
-            for site in sites:
-                program.get_parameter(site.weight).masked_fill_(~program.get_buffer(site.mask), 0.0)
-                log.change(site.weight)
+        for site in sites:
+            _mask(program, site.weight, program.get_buffer(site.mask))
+            log.change(site.weight)
         for phase in PHASES:
             for node in list(program.phases[phase].graph.nodes):
                 if node.op == "call_module" or node.target in (*MASK_OPERATORS, apply_random_mask):
@@ -44,16 +44,19 @@ class FoldMasks(Pass):
         return log
 
 
+def _mask(program: Program, name: str, mask: Tensor) -> None:
+    surgery.rewrite(program, name, program.get_parameter(name).detach().masked_fill(~mask, 0.0))
+
+
 def _unread_masks(program: Program, log: PassLog) -> list[str]:
     """Masks left without a node, because nothing reads what their weights make; these weights are masked here."""
     buffers, found = dict(program.named_buffers()), list[str]()
-    for name, parameter in program.named_parameters(remove_duplicate=False):
+    for name, parameter in list(program.named_parameters(remove_duplicate=False)):
         mask = buffers.get(f"{name}_mask")
         if mask is None or mask.dtype is not torch.bool or mask.shape != parameter.shape:
             continue
         if name not in log.changed:
-            with torch.no_grad():
-                parameter.masked_fill_(~mask, 0.0)
+            _mask(program, name, mask)
             log.change(name)
         found.append(f"{name}_mask")
     return found

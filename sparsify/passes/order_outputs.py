@@ -123,14 +123,13 @@ def _chunked(program: Program, channels: Channels) -> str | None:
 
 
 def _reorder(program: Program, channels: Channels, order: Tensor) -> None:
-    with torch.no_grad():
-        for name in dict.fromkeys((*channels.writers, *channels.vectors)):
-            value = program.tensor(name)
-            value.copy_(value[order.to(value.device)])
-        for name, run in channels.readers:
-            weight = program.get_parameter(name)
-            columns = (order[:, None] * run + torch.arange(run)).reshape(-1).to(weight.device)
-            weight.copy_(weight[:, columns])
+    for name in dict.fromkeys((*channels.writers, *channels.vectors)):
+        value = program.tensor(name)
+        surgery.rewrite(program, name, value[order.to(value.device)])
+    for name, run in channels.readers:
+        weight = program.get_parameter(name)
+        columns = (order[:, None] * run + torch.arange(run)).reshape(-1).to(weight.device)
+        surgery.rewrite(program, name, weight[:, columns])
 
 
 def _order_and_undo(program: Program, name: str, layer: fx.Node) -> bool:
