@@ -363,11 +363,7 @@ class _Compared:
 
 
 def prove(file: bytes | Path, reference: Reference) -> Parity:
-    """Compare a file with the program; from a path the runtime reads it without a copy of its bytes in memory.
-
-    Raises:
-        ExportError: As `Reference.compare`.
-    """
+    """`Reference.compare` of a file; from a path the runtime reads it without a copy of its bytes in memory."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return reference.compare(opened(file if isinstance(file, bytes) else str(file), options))

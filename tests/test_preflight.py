@@ -9,8 +9,8 @@ import pytest
 from sparsify.deploy import recipe_data
 from sparsify.errors import TraceError
 from sparsify.ir import TraceWarning
+from sparsify.preflight import traced
 from sparsify.recipe import Recipe
-from sparsify.workflow import traced
 
 MODELS = """
 import torch
