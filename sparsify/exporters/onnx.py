@@ -127,7 +127,7 @@ def export(
         held_out: for int8, inputs that neither training nor a test set holds: predictions are compared on them. Empty: ``inputs``.
         labels: int64 [N] of ``held_out``; the calibration head is fitted again on them where layers compute in int8. None: it stays.
         batch: samples the file will mostly be called with, where its batch is open, or the size it takes that is nearest to that. Forms
-            are timed at it (int8, ``auto:measure``), and above 1 nothing is written for one sample alone: the file takes one as well
+            are timed at it (int8, ``auto:measure``), and above 1 nothing is written for single samples: the file takes one as well
             where the program does, but is slower at it.
         threads: at which forms are timed.
         preprocessing: how stored values become ``inputs``; written into ``metadata_props``, so that the file can be fed without the code

@@ -262,7 +262,7 @@ def _say_limits(program: Program, captured: Mapping[str, Captured]) -> None:
         shown = ", ".join(f"{name!r} (output {output!r})" for name, output in list(beside.items())[:4])
         more = f" and {len(beside) - 4} more" if len(beside) > 4 else ""
         _warn(
-            f"the logits do not depend on {shown}{more}: a loss of the logits alone does not train these. If another output holds the "
+            f"the logits do not depend on {shown}{more}: a loss of only the logits does not train these. If another output holds the "
             f"class scores, say which with outputs={{'logits': ...}}."
         )
     changed = changed_buffers(program, "eval")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import logging
 import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +11,7 @@ from torch import fx, nn
 
 from sparsify.errors import LoadError
 from sparsify.ir import TensorSpec, TraceWarning
+from sparsify.ir.capture import quiet
 from sparsify.ir.rehearsal import rehearse_graph
 from sparsify.loading.archives import sanitised
 
@@ -40,7 +38,7 @@ def load_exported(path: Path) -> nn.Module:
     """
     safe = sanitised(path)
     try:
-        with warnings.catch_warnings(), _quiet("torch.export", "torch._export"):
+        with warnings.catch_warnings(), quiet("torch.export", "torch._export"):
             warnings.simplefilter("ignore")  # torch's own, about its own pieces
             program = torch.export.load(io.BytesIO(safe))
             model = torch.export.unflatten(program)
@@ -111,17 +109,3 @@ def _modes(graph: fx.Graph) -> tuple[set[str], set[str]]:
         value = node.args[position] if position < len(node.args) else node.kwargs.get(argument)
         found[0 if value else 1].add(title)
     return found
-
-
-@contextmanager
-def _quiet(*names: str) -> Generator[None]:
-    """Keep torch from logging what becomes the message of an error."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -104,13 +104,13 @@ def read_tensors(path: Path, *, trust_pickle: bool) -> Any:
             return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         raise LoadError(
-            f"{path} is damaged or holds more than tensors, and loading it could run code: refused. Save the state dict alone, best as "
+            f"{path} is damaged or holds more than tensors, and loading it could run code: refused. Save only the state dict, best as "
             f"safetensors, or give --trust-pickle if you trust whoever made the file."
         ) from error
     except Exception as error:
         if "TorchScript" in str(error):
             raise LoadError(
-                f"{path} is a TorchScript archive, which holds code: refused. Save the state dict alone, best as safetensors."
+                f"{path} is a TorchScript archive, which holds code: refused. Save only the state dict, best as safetensors."
             ) from error
         text = (str(error).splitlines() or [""])[0]
         raise LoadError(

@@ -239,7 +239,7 @@ def labelled(path, lowest):
 
 
 FILES = {
-    "pickled module as weights": ("--weights", "w.pt", pickled_module, "refused. Save the state dict alone"),
+    "pickled module as weights": ("--weights", "w.pt", pickled_module, "refused. Save only the state dict"),
     "torn weights": ("--weights", "w.pt", torn_archive, "cannot be read as weights"),
     "torn safetensors": ("--weights", "w.safetensors", torn_archive, "cannot be read as weights"),
     "text as weights": ("--weights", "w.pt", lambda path: path.write_text("hello"), "w.pt"),
