@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 PIECE = 1 << 18
 """Positions masked at a time."""
+KEPT_AS_NUMBERS = 1 << 16
+"""Masks of at most this many positions are also kept as numbers of the weight's type, which multiply twice as fast as bytes."""
 GradientForm = Literal["copied", "in-place", "tapped"]
 
 
@@ -164,6 +166,22 @@ def is_vouched(weight: Tensor, mask: Tensor) -> bool:
     """Whether ``weight`` was vouched for, and nothing was written to it since."""
     given = mask.__dict__.get("vouched")
     return given is not None and given == (id(weight), weight._version)
+
+
+def multiplier(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as what a tensor of ``dtype`` is multiplied by in place: numbers where it is small, made anew after each write to it; bytes
+    otherwise, which torch casts faster than bools.
+
+    Args:
+        mask: bool, any shape.
+        dtype: of the tensor.
+    """
+    if mask.numel() > KEPT_AS_NUMBERS or not mask.is_cpu:
+        return mask.view(torch.int8)
+    kept = mask.__dict__.get("as_numbers")
+    if kept is None or kept[0] != mask._version or kept[1].dtype is not dtype:
+        kept = mask.as_numbers = (mask._version, mask.to(dtype))  # type: ignore[attr-defined]
+    return kept[1]
 
 
 class _MaskedValue(torch.autograd.Function):
@@ -317,11 +335,9 @@ def _masked(gradient: Tensor, *, mask: Tensor, in_place: bool) -> Tensor:
     """``gradient * mask``, in the gradient's own memory where that is allowed and no graph of the backward is being built."""
     if not in_place or gradient.layout is not torch.strided or torch.is_grad_enabled():
         return gradient * mask
-    if not gradient.is_contiguous() or not mask.is_contiguous():
-        return gradient.mul_(mask.view(torch.int8))
-    # torch casts the whole mask before it multiplies; in pieces the casts stay in the cache. Integers cast faster than bools.
-    if gradient.numel() <= PIECE:
-        return gradient.mul_(mask.view(torch.int8))
+    if not gradient.is_contiguous() or not mask.is_contiguous() or gradient.numel() <= PIECE:
+        return gradient.mul_(multiplier(mask, gradient.dtype))
+    # torch casts the whole mask before it multiplies; in pieces the casts stay in the cache.
     pieces = zip(gradient.view(-1).split(PIECE), mask.view(torch.int8).view(-1).split(PIECE), strict=True)
     for values, kept in pieces:
         values.mul_(kept)

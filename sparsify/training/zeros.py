@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsify.ir import Program
-from sparsify.ir.nodes import vouch
+from sparsify.ir.nodes import multiplier, vouch
 
 
 class Zeros:
@@ -31,9 +31,9 @@ class Zeros:
         """Set inactive weights to 0."""
         pairs = list(self._pairs())
         if pairs:
-            with torch.no_grad():  # integers are cast faster than bools
+            with torch.no_grad():
                 torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage]
-                    [weight for weight, _ in pairs], [mask.view(torch.int8) for _, mask in pairs]
+                    [weight for weight, _ in pairs], [multiplier(mask, weight.dtype) for weight, mask in pairs]
                 )
 
     def vouch(self) -> None:
