@@ -162,8 +162,8 @@ def measure(task: str, path: str, row: str, sparsity: float, seed: int) -> dict[
         )
     probabilities = evaluate(program, data.test)["logits"].softmax(1)
     return {
-        "accuracy": metrics.accuracy(probabilities, data.test.labels),
-        "nll": metrics.nll(probabilities, data.test.labels),
+        "accuracy": metrics.accuracy(probabilities, data.test.targets),
+        "nll": metrics.nll(probabilities, data.test.targets),
         "train_accuracy": trained.history[-1]["accuracy"],
         "evaluations": evaluations(trained.counts["forwards"], trained.counts["backwards"]),
         "macs": spent.share(trained.counts["rounds"] if _grows_by_gradient(method, trained.counts["steps"]) else 0),

@@ -151,7 +151,7 @@ def run(job: dict[str, Any], data_path: str, folder: str, threads: int) -> dict[
     Pipeline((AttachCalibrationHead(),)).apply(program)
     fit(program, held)
     outputs = evaluate(program, data.test)
-    found = quality(outputs["logits"].softmax(1), outputs["probabilities"], data.test.labels)
+    found = quality(outputs["logits"].softmax(1), outputs["probabilities"], data.test.targets)
     form = "auto" if program.masks() else "dense"
     result = sp.export(program, place / "model.onnx", inputs=[data.example(8)], form=form)
     (place / "checkpoint.pt").unlink(missing_ok=True)
@@ -327,7 +327,7 @@ def plot(table: Table, path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True, help="CIFAR-10 as .npz")
     parser.add_argument("--images", type=int, default=10_000, help="of the training part")
     parser.add_argument("--epochs", type=int, default=6)

@@ -120,7 +120,7 @@ def write_int8(
         precision="int8",
         calibration=[data.train.batch(spread * (len(data.train) // len(spread)))[0]],
         held_out=[data.validation.batch(validation)[0]],
-        labels=data.validation.labels[validation],
+        labels=data.validation.targets[validation],
         batch=batch,
         threads=threads,
         metadata=metadata,
@@ -128,9 +128,9 @@ def write_int8(
     )
     assert result.int8 is not None
     outputs, wanted = run_file(path, data.test, fed.get("preprocessing")), evaluate(program, data.test)
-    figures = _quality(wanted, data.test.labels)
+    figures = _quality(wanted, data.test.targets)
     row = {
-        **_quality(outputs, data.test.labels),
+        **_quality(outputs, data.test.targets),
         "fp32": {key: figures[key] for key in ("accuracy", "nll_after", "brier_after", "ece_before", "ece_after")},
         "bytes": result.bytes,
         "form": result.int8.chosen.name,

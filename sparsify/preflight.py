@@ -176,7 +176,7 @@ def traced(recipe: Recipe, data: Data) -> Program:
     if len(shape) != 2:
         raise TraceError(f"{recipe.model} returns logits of shape {list(shape)}; a classifier returns [N, K].")
     if shape[1] < data.classes:
-        lowest = int(data.train.labels.min())
+        lowest = int(data.train.targets.min())
         advice = (
             f"No training sample has a class below {lowest}: if they are numbered from {lowest}, subtract it from every label."
             if lowest

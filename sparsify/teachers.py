@@ -34,7 +34,7 @@ class TeacherProgram:
     def row(self, data: Data) -> dict[str, Any]:
         """For ``metrics.json``, with the accuracy on the test samples."""
         logits = evaluate(self.program, data.test)["logits"]
-        accuracy = metrics.accuracy(logits, data.test.labels)
+        accuracy = metrics.accuracy(logits, data.test.targets)
         return {"name": self.name, "fingerprint": self.fingerprint, "accuracy": accuracy}
 
 

@@ -180,7 +180,7 @@ def _finish(
     if "model" not in rows:
         raise missing.error(None)
     if "dense" in rows:
-        rows["flips"] = dataclasses.asdict(metrics.flips(logits["dense"], logits["model"], data.test.labels))
+        rows["flips"] = dataclasses.asdict(metrics.flips(logits["dense"], logits["model"], data.test.targets))
     report = {
         "recipe_hash": recipe.hash(),
         "seed": recipe.seed,
@@ -255,7 +255,7 @@ def _export(model: _Model, recipe: Recipe, data: Data, out: Path) -> tuple[dict[
     size, table = sizes(program), layers(program, model.trained.coverage)
     row = {
         "method": model.method.name,
-        **quality(logits.softmax(1), outputs["probabilities"], data.test.labels),
+        **quality(logits.softmax(1), outputs["probabilities"], data.test.targets),
         **size,
         "nonzeros": result.nonzeros if program.masks() else size["active"],
         "bytes": result.bytes,

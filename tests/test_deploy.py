@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx
 import pytest
 import torch
 from torch import nn
 
 import sparsify as sp
+from sparsify import deploy
 from sparsify.deploy import CALIBRATION, export_saved, run_file, trials, write_int8
 from sparsify.errors import ExportError, RecipeError
 from sparsify.loading import load_data
@@ -51,7 +54,7 @@ def test_the_int8_file_is_measured_on_test_samples_and_fitted_on_validation_samp
     program, data, tmp_path, integers_first, monkeypatch
 ):
     seen = {}
-    original = sp.deploy.export
+    original = deploy.export
 
     def export(*arguments, **options):
         seen.update(options)
@@ -63,10 +66,10 @@ def test_the_int8_file_is_measured_on_test_samples_and_fitted_on_validation_samp
         "1.weight": "int8 dense",
         "3.weight": "fp32 dense",
     }
-    assert len(seen["calibration"][0]) == CALIBRATION and torch.equal(seen["labels"], data.validation.labels)
+    assert len(seen["calibration"][0]) == CALIBRATION and torch.equal(seen["labels"], data.validation.targets)
     outputs = run_file(tmp_path / "m.onnx", data.test)
-    assert row["accuracy"] == metrics.accuracy(outputs["logits"].softmax(1), data.test.labels)
-    assert row["ece_after"] == metrics.ece(outputs["probabilities"], data.test.labels)
+    assert row["accuracy"] == metrics.accuracy(outputs["logits"].softmax(1), data.test.targets)
+    assert row["ece_after"] == metrics.ece(outputs["probabilities"], data.test.targets)
     assert row["ece_after"] < row["fp32"]["ece_after"]  # the program's temperature is wrong, the file's is not
     assert abs(row["accuracy"] - row["fp32"]["accuracy"]) < 0.01 and row["agreement"] > 0.99
     assert row["held_out"]["samples"] == len(data.validation) and "fitted again: 3.0000 before" in row["head"]
@@ -85,9 +88,9 @@ def test_a_saved_program_by_the_data_of_its_recipe(program, tmp_path, integers_f
     program.save(tmp_path / "p.sparsify")
     (tmp_path / "r.toml").write_text("seed = 5\nholdout = 0.25\n")
     asked = []
-    original = sp.deploy.load_data
+    original = deploy.load_data
     monkeypatch.setattr("sparsify.deploy.load_data", lambda *a, **k: asked.append(k) or original(*a, **k))
-    given = {"recipe": tmp_path / "r.toml", "precision": "int8"}
+    given: dict[str, Any] = {"recipe": tmp_path / "r.toml", "precision": "int8"}
     result, row = export_saved(tmp_path / "p.sparsify", tmp_path / "m.onnx", **given)
     assert (asked[0]["seed"], asked[0]["holdout"]) == (5, 0.25) and row is not None and result.int8 is not None
     _, nothing = export_saved(tmp_path / "p.sparsify", tmp_path / "f.onnx")
@@ -97,12 +100,13 @@ def test_a_saved_program_by_the_data_of_its_recipe(program, tmp_path, integers_f
 def test_misuse_leaves_no_file(program, tmp_path):
     program.save(tmp_path / "p.sparsify")
     (tmp_path / "r.toml").write_text("seed = 5\n")
-    for options, error, message in (
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"data": "digits", "recipe": tmp_path / "r.toml"}, RecipeError, "leave out --data"),
         ({"precision": "int4"}, ExportError, "fp32, int8"),
         ({"precision": "int8", "storage": "sparse"}, ExportError, "storage 'dense'"),
         ({"precision": "int8", "batch": 5000}, ExportError, "batch to time with within them"),
-    ):
+    ]
+    for options, error, message in cases:
         with pytest.raises(error, match=message):
             export_saved(tmp_path / "p.sparsify", tmp_path / "m.onnx", **options)
     assert not (tmp_path / "m.onnx").exists()

@@ -65,7 +65,7 @@ def fit(program: Program, held_out: Samples, *, batch_size: int = 256) -> Calibr
     )
     if kind is None:
         raise TrainingError(f"{program.name!r} has no calibration head. Apply attach-calibration-head first.")
-    labels = held_out.labels.cpu()
+    labels = held_out.targets.cpu()
     logits = evaluate(program, held_out, batch_size=batch_size)["logits"]
     if bool((logits.isnan() | (logits == torch.inf)).any()):
         raise TrainingError(

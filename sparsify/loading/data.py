@@ -124,16 +124,16 @@ def load_data(
         names = tuple(map(str, arrays["class_names"].ravel())) if "class_names" in arrays else None
         parts = samples_of_arrays(text, arrays, normalise=normalise, statistics=given)
         stored = "files" if holds_encoded_images(Path(text)) else stored_layout(arrays["x_train"])
-    counts = np.bincount(parts["train"].labels.numpy())
+    counts = np.bincount(parts["train"].targets.numpy())
     for name in parts.keys() - {"train"}:
-        highest = int(parts[name].labels.max())
+        highest = int(parts[name].targets.max())
         if highest >= len(counts):
             raise DataError(
                 f"{text}: {name} label {highest} never occurs in training, whose labels are 0 to {len(counts) - 1}."
             )
     if (counts > 0).sum() < 2:
         raise DataError(
-            f"{text}: all training labels are {int(parts['train'].labels[0])}; a classifier needs at least two classes."
+            f"{text}: all training labels are {int(parts['train'].targets[0])}; a classifier needs at least two classes."
         )
     if names is not None and len(names) != len(counts):
         raise DataError(f"{text}: {len(names)} class_names for {len(counts)} classes; they should be as many.")
@@ -197,7 +197,7 @@ def digits_arrays() -> Arrays:
 
 
 def _drawn(text: str, train: Samples, count: int, *, seed: int) -> Samples:
-    labels = train.labels.numpy()
+    labels = train.targets.numpy()
     classes = int((np.bincount(labels) > 0).sum())
     if count >= len(labels):
         raise DataError(
@@ -221,7 +221,7 @@ def _split(labels: np.ndarray, *, held: int, seed: int, stratified: bool) -> tup
 
 
 def _held_out(text: str, train: Samples, *, seed: int, fraction: float) -> tuple[Samples, Samples]:
-    labels = train.labels.numpy()
+    labels = train.targets.numpy()
     counts = np.bincount(labels)
     scarce = np.flatnonzero(counts == 1)
     if len(scarce):

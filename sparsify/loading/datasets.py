@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from sparsify.errors import DataError
 from sparsify.loading.arrays import checked_labels, samples_of_arrays
 from sparsify.loading.factories import call_factory
-from sparsify.parts.samples import Samples, as_inputs
+from sparsify.parts.samples import Batch, Samples, as_inputs
 from sparsify.references import told
 
 NAMES = {2: ("train", "test"), 3: ("train", "validation", "test")}
@@ -82,12 +82,12 @@ class DatasetSamples:
         if len(dataset) == 0:
             raise DataError(f"{where} is empty.")
         self._dataset, self._where, self._collate = dataset, where, collate or default_collate
-        self.labels = self._read_labels()
+        self.targets = self._read_labels()
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def batch(self, rows: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    def batch(self, rows: Tensor, *, seed: int = 0) -> Batch:
         with _seeded(seed):
             items = [self._item(row) for row in rows.tolist()]
             try:
@@ -111,16 +111,16 @@ class DatasetSamples:
         if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
             first = int((~torch.isfinite(inputs).flatten(1).all(1)).int().argmax())
             raise DataError(f"{self._where}: sample {int(rows[first])} holds NaN or infinity. Clean the data.")
-        if not torch.equal(labels.long(), self.labels[rows]):
-            first = int((labels.long() != self.labels[rows]).int().argmax())
+        if not torch.equal(labels.long(), self.targets[rows]):
+            first = int((labels.long() != self.targets[rows]).int().argmax())
             raise DataError(
-                f"{self._where}: sample {int(rows[first])} has label {labels[first]}, not {self.labels[rows][first]} as first read. "
+                f"{self._where}: sample {int(rows[first])} has label {labels[first]}, not {self.targets[rows][first]} as first read. "
                 f"Labels may not change from one reading to the next."
             )
-        return as_inputs(inputs), labels.long()
+        return Batch(as_inputs(inputs), labels.long())
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.labels.numpy().tobytes())
+        digest = hashlib.sha256(self.targets.numpy().tobytes())
         digest.update(self.batch(torch.linspace(0, len(self) - 1, min(16, len(self))).long())[0].numpy().tobytes())
         return digest.hexdigest()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparsify.errors import DataError
 from sparsify.loading.pixels import Channels, channels_of, decoded
-from sparsify.parts.samples import Samples
+from sparsify.parts.samples import Batch, Samples
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 OTHERS = {"validation": "val", "test": "test"}
@@ -223,7 +223,7 @@ class ImageFiles:
         channels: int = 3,
         strict: bool = False,
     ) -> None:
-        self._paths, self.labels = list(paths), torch.tensor(labels, dtype=torch.int64)
+        self._paths, self.targets = list(paths), torch.tensor(labels, dtype=torch.int64)
         self._channels, self._strict = channels, strict
         self._resize = isinstance(size, int) if resize is None else resize
         first = decoded(self._paths[0], str(self._paths[0])).shape[:2] if size is None else size
@@ -233,17 +233,17 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def batch(self, rows: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    def batch(self, rows: Tensor, *, seed: int = 0) -> Batch:
         del seed
         with ThreadPoolExecutor() as pool:
             images = list(pool.map(self._image, [self._paths[row] for row in rows.tolist()]))
         values = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
         if self.mean is not None and self.std is not None:
             values = (values - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
-        return values, self.labels[rows]
+        return Batch(values, self.targets[rows])
 
     def fingerprint(self) -> str:
-        form = (self.size, self.labels.tolist(), *([1] if self._channels == 1 else []))
+        form = (self.size, self.targets.tolist(), *([1] if self._channels == 1 else []))
         digest = hashlib.sha256(str(form).encode())
         for path in self._paths:
             digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode(errors="surrogateescape"))

@@ -14,7 +14,7 @@ from sparsify.loading.data import Data, digits_arrays
 from sparsify.loading.datasets import samples_of_part
 from sparsify.loading.factories import call_factory
 from sparsify.loading.images import SUFFIXES, ImageFiles, Progress, decode_all
-from sparsify.parts.samples import Samples, TensorSamples
+from sparsify.parts.samples import Batch, Samples, TensorSamples
 
 GRID = (20, 25)
 """Places in each of the two photographs, down and across, that patches are cut from."""
@@ -162,12 +162,12 @@ class _Prepared:
     """RGB images in [0, 1], made grey where asked, then normalised."""
 
     def __init__(self, base: ImageFiles, statistics: tuple[Tensor, Tensor] | None, *, grey: bool) -> None:
-        self._base, self._statistics, self._grey, self.labels = base, statistics, grey, base.labels
+        self._base, self._statistics, self._grey, self.targets = base, statistics, grey, base.targets
 
     def __len__(self) -> int:
         return len(self._base)
 
-    def batch(self, rows: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    def batch(self, rows: Tensor, *, seed: int = 0) -> Batch:
         values, labels = self._base.batch(rows, seed=seed)
         if self._grey:
             weights = torch.tensor(LUMA).view(1, 3, 1, 1)
@@ -175,7 +175,7 @@ class _Prepared:
         if self._statistics is not None:
             mean, std = (value.view(1, -1, 1, 1) for value in self._statistics)
             values = (values - mean) / std
-        return values, labels
+        return Batch(values, labels)
 
     def fingerprint(self) -> str:
         return self._base.fingerprint()

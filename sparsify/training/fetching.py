@@ -10,9 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sparsify.errors import SparsifyError, TrainingError
-from sparsify.parts.samples import Samples
-
-Batch = tuple[Tensor, Tensor]
+from sparsify.parts.samples import Batch, Samples
 
 
 def fetch(samples: Samples, rows: Sequence[Tensor], seeds: Sequence[int], *, workers: int = 0) -> Iterator[Batch]:

@@ -59,7 +59,7 @@ def _validated(program: Program, validation: Samples) -> dict[str, float]:
             for name in ("logits", *(head for head in heads if outputs[head].ndim == 1)):
                 found.setdefault(name, []).append(outputs[name].cpu())
     program.train()
-    y, logits = validation.labels, torch.cat(found.pop("logits"))
+    y, logits = validation.targets, torch.cat(found.pop("logits"))
     known = ~(logits.isnan() | (logits == torch.inf)).any(1)  # argmax takes NaN for the highest score
     return {
         "val_loss": float(nn.functional.cross_entropy(logits, y)),

@@ -36,7 +36,7 @@ def test_the_temperature_undoes_the_factor_and_nothing_else_changes():
     assert changed == ["calibration.temperature"]
     assert log.nll_after < log.nll_before and log.ece_after < log.ece_before
     after = evaluate(program, samples)["probabilities"]
-    assert metrics.nll(after, samples.labels) == pytest.approx(log.nll_after, rel=1e-5)
+    assert metrics.nll(after, samples.targets) == pytest.approx(log.nll_after, rel=1e-5)
 
 
 def test_a_vector_head_undoes_a_bias_too():
@@ -111,5 +111,5 @@ def test_few_samples_are_called_rough_and_many_are_not():
     program, samples = overconfident(n=600)
     program = sp.Pipeline.parse("attach-calibration-head")(program).eval()
     assert fit(program, samples).note is None
-    few = fit(program, TensorSamples(samples.inputs[:12], samples.labels[:12]))
+    few = fit(program, TensorSamples(samples.inputs[:12], samples.targets[:12]))
     assert few.note is not None and "rough estimate, from 12 held-out samples of 4 classes" in few.note

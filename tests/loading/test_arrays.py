@@ -114,10 +114,10 @@ def test_fewer_training_samples_are_drawn_of_each_class_by_the_seed(tmp_path):
     assert (len(first.train), len(first.validation)) == (80, 20)
     assert len(first.test) == len(load_data(path, seed=0).test)
     assert first.fingerprint() == again.fingerprint() != other.fingerprint()
-    counts = [int((part.labels == 3).sum()) for part in (first.train, first.validation)]
+    counts = [int((part.targets == 3).sum()) for part in (first.train, first.validation)]
     whole = load_data(path, seed=0)
     everything = len(whole.train) + len(whole.validation)
-    of_class = sum(int((part.labels == 3).sum()) for part in (whole.train, whole.validation))
+    of_class = sum(int((part.targets == 3).sum()) for part in (whole.train, whole.validation))
     assert abs(sum(counts) - 100 * of_class / everything) <= 1
     for count, message in ((everything, "has 200 training samples"), (10, "between 20"), (195, "between 20")):
         with pytest.raises(DataError, match=message):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -28,7 +30,7 @@ class Listed(Dataset):
         return self.items[index]
 
 
-def item(label=0, shape=(4,)):
+def item(label: Any = 0, shape=(4,)):
     return torch.ones(shape), label
 
 
@@ -76,8 +78,8 @@ def test_labels_are_read_without_the_inputs_where_the_dataset_keeps_them():
         def __getitem__(self, index):
             pytest.fail("an input was read")
 
-    assert DatasetSamples(Sealed(0, 30), "mine").labels.tolist() == LABELS[:30].tolist()
-    assert DatasetSamples(Subset(Sealed(0, 30), [5, 3]), "mine").labels.tolist() == LABELS[[5, 3]].tolist()
+    assert DatasetSamples(Sealed(0, 30), "mine").targets.tolist() == LABELS[:30].tolist()
+    assert DatasetSamples(Subset(Sealed(0, 30), [5, 3]), "mine").targets.tolist() == LABELS[[5, 3]].tolist()
 
 
 def test_a_transform_of_labels_is_applied_to_those_too():
@@ -89,7 +91,7 @@ def test_a_transform_of_labels_is_applied_to_those_too():
             return inputs, label % 2
 
     samples = DatasetSamples(Parity(0, 10), "mine")
-    assert samples.batch(torch.arange(10))[1].tolist() == samples.labels.tolist() == (LABELS[:10] % 2).tolist()
+    assert samples.batch(torch.arange(10))[1].tolist() == samples.targets.tolist() == (LABELS[:10] % 2).tolist()
 
 
 def test_bytes_are_scaled_and_tokens_stay_whole():

@@ -132,6 +132,6 @@ def test_files_that_are_hidden_or_no_images_are_no_samples(tmp_path):
     data = load_data(str(tmp_path / "images"), seed=0)
     assert len(data.train) + len(data.validation) == 120
     assert (
-        torch.bincount(torch.cat([data.train.labels, data.validation.labels])).tolist()
+        torch.bincount(torch.cat([data.train.targets, data.validation.targets])).tolist()
         == np.bincount(LABELS[:120]).tolist()
     )

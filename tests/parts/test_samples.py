@@ -24,7 +24,7 @@ def test_bytes_become_zero_to_one_and_are_normalised():
 def test_a_subset_of_a_subset():
     inner = Subset(TensorSamples(PIXELS, LABELS), torch.tensor([2, 0]))
     outer = Subset(inner, torch.tensor([1]))
-    assert (len(outer), outer.labels.tolist()) == (1, [2])
+    assert (len(outer), outer.targets.tolist()) == (1, [2])
     assert torch.equal(outer.batch(torch.tensor([0]))[0], TensorSamples(PIXELS, LABELS).batch(torch.tensor([0]))[0])
 
 
@@ -39,5 +39,33 @@ def test_fingerprints_see_values_labels_and_rows():
 
 
 def test_lengths_must_agree():
-    with pytest.raises(ValueError, match="3 inputs and 2 labels"):
+    with pytest.raises(ValueError, match="3 inputs and 2 targets"):
         TensorSamples(PIXELS, LABELS[:2])
+
+
+def test_inputs_by_name_and_targets_of_any_type():
+    inputs = {
+        "image": PIXELS,
+        "age": torch.tensor([[1.0], [2.0], [3.0]]),
+        "words": torch.tensor([[1, 2], [3, 4], [5, 6]]),
+    }
+    targets = {"box": torch.arange(12.0).view(3, 4), "kind": LABELS}
+    samples = Subset(TensorSamples(inputs, targets), torch.tensor([2, 0]))
+    batch = samples.batch(torch.tensor([0]))
+    assert list(batch.inputs) == ["image", "age", "words"]
+    assert batch.inputs["image"].tolist() == [[[[1.0, 1.0]]]] and batch.inputs["age"].tolist() == [[3.0]]
+    assert batch.inputs["words"].tolist() == [[5, 6]] and batch.inputs["words"].dtype is torch.int64
+    assert batch.target["box"].tolist() == [[8.0, 9.0, 10.0, 11.0]] and batch.target["kind"].tolist() == [1]
+    assert len(samples) == 2 and samples.targets["kind"].tolist() == [1, 2]
+
+
+def test_a_batch_is_a_pair():
+    inputs, target = batch = TensorSamples((PIXELS, LABELS), LABELS).batch(torch.tensor([1]))
+    assert (inputs, target) == (batch.inputs, batch.target)
+    assert isinstance(inputs, tuple) and inputs[1].tolist() == [0]
+
+
+def test_fingerprints_see_names_shapes_and_types():
+    x, y = torch.zeros(3, 4), torch.zeros(3)
+    trees = [x, (x,), {"a": x}, {"b": x}, {"a": x.view(3, 2, 2)}, {"a": x.int()}]
+    assert len({TensorSamples(tree, y).fingerprint() for tree in trees}) == len(trees)

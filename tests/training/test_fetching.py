@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from sparsify.errors import DataError
-from sparsify.parts.samples import TensorSamples
+from sparsify.parts.samples import Batch, TensorSamples
 from sparsify.training.fetching import fetch
 
 
 class Noise:
     """Samples that are random by their seed alone."""
 
-    labels = torch.arange(8)
+    targets = torch.arange(8)
 
     def __len__(self):
         return 8
@@ -22,7 +22,7 @@ class Noise:
         if 7 in rows.tolist():
             raise DataError("sample 7 is damaged")
         generator = torch.Generator().manual_seed(seed)
-        return torch.rand(len(rows), 3, generator=generator), self.labels[rows]
+        return Batch(torch.rand(len(rows), 3, generator=generator), self.targets[rows])
 
     def fingerprint(self):
         return "noise"

@@ -86,7 +86,7 @@ def test_early_stop_goes_back_to_the_best_epoch(data, tmp_path):
     best = losses.index(min(losses))
     assert len(losses) == best + 3 < 8
     with torch.no_grad():
-        again = float(nn.functional.cross_entropy(program.eval().logits(program(x)), wrong.labels))
+        again = float(nn.functional.cross_entropy(program.eval().logits(program(x)), wrong.targets))
     assert again == pytest.approx(losses[best], abs=1e-5)
     assert program.costs().density == pytest.approx(0.2, abs=1e-3)
 
