@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -47,7 +48,7 @@ class View:
     """Producers, readers, constants and shapes of a graph, by tensor name."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        graph = inferred(model)
+        self._model = model
         self.graph = model.graph
         self.producer = {name: node for node in model.graph.node for name in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
@@ -56,11 +57,13 @@ class View:
                 self.readers.setdefault(name, []).append(node)
         self.outputs = {value.name for value in model.graph.output}
         self._initializers = {item.name: item for item in model.graph.initializer}
-        values = [*graph.value_info, *graph.input, *graph.output]
-        self._shapes = {v.name: [d.dim_value or None for d in v.type.tensor_type.shape.dim] for v in values}
-        self.sizes = {
-            v.name: [d.dim_value or d.dim_param or None for d in v.type.tensor_type.shape.dim] for v in values
-        }
+
+    @cached_property
+    def sizes(self) -> dict[str, list[int | str | None]]:
+        """Sizes by tensor, inferred when they are first asked for; an open size by its name, None where nothing is known of it."""
+        graph = inferred(self._model)
+        values = (*graph.value_info, *graph.input, *graph.output)
+        return {v.name: [d.dim_value or d.dim_param or None for d in v.type.tensor_type.shape.dim] for v in values}
 
     def constant(self, name: str) -> Array | None:
         """A constant, looked up through nodes that only add dimensions of size 1."""
@@ -73,7 +76,8 @@ class View:
 
     def shape(self, name: str) -> list[int | None] | None:
         """Sizes of a tensor; None in place of one that is not fixed, or of the whole where nothing is known."""
-        return self._shapes.get(name)
+        sizes = self.sizes.get(name)
+        return None if sizes is None else [size if isinstance(size, int) else None for size in sizes]
 
     def leaves(self, name: str) -> bool:
         """Whether a tensor is an output, or becomes one by changes of its shape alone."""

@@ -16,6 +16,7 @@ from onnx.utils import Extractor
 from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
 from sparsify.exporters.int8_dense import dense_int8, dense_layers, in_groups
 from sparsify.exporters.int8_grouped import write_grouped_int8
+from sparsify.exporters.skeleton import inferred
 from sparsify.exporters.trials import Array, Feeds, Written, session_of, times
 
 ROUNDS = 9
@@ -46,10 +47,8 @@ def time_layers(
         view, linear, found = View(model), {layer.name: layer for layer in find_grouped_linears(model)}, _layers(model)
         kept = {w: cut for w, cut in found.items() if kind == "dense" or w in linear or w not in quantized}
         first = {name: values[:batch] for name, values in calibration.items()}
-        values, extractor = (
-            _values(model, [start for start, _ in kept.values()], first),
-            Extractor(onnx.shape_inference.infer_shapes(model)),
-        )
+        values, extractor = _values(model, [start for start, _ in kept.values()], first), Extractor(model)
+        extractor.value_infos |= {value.name: value for value in inferred(model).value_info}
         for weight, (start, end) in kept.items():
             part = extractor.extract_model([start], [end])
             given = {start: values[start]}

@@ -35,8 +35,10 @@ def single_samples(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes = list(model.graph.node)  # held, so that ids stay theirs
     if any(attribute.type == onnx.AttributeProto.GRAPH for node in nodes for attribute in node.attribute):
         return model
-    sizes, kinds = _known(model)
     tables = {item.name: item for item in model.graph.initializer}
+    if not any(node.op_type == "Gather" and _selects(node, tables) for node in nodes):
+        return model
+    sizes, kinds = _known(model)
     batch = (sizes.get(model.graph.input[0].name) or [None])[0]
     widths = {id(node): _width(node, tables, sizes) for node in nodes if node.op_type == "Gather"}
     fixed = [node for node in nodes if widths.get(id(node)) == 1]
@@ -239,11 +241,15 @@ def _width(
     node: onnx.NodeProto, tables: Mapping[str, TensorProto], sizes: Mapping[str, list[int | str | None]]
 ) -> int | str | None:
     """The numbers of a row that a `Gather` along the first axis copies, where its table is constant and large enough."""
-    shape, table = sizes.get(node.input[0]), tables.get(node.input[1])
+    shape = sizes.get(node.input[0])
+    return shape[1] if _selects(node, tables) and shape is not None and len(shape) == 2 else None
+
+
+def _selects(node: onnx.NodeProto, tables: Mapping[str, TensorProto]) -> bool:
+    """Whether a `Gather` selects along the first axis of a value by a constant table that is large enough."""
+    table = tables.get(node.input[1])
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-    if axis or shape is None or len(shape) != 2 or table is None or _count(table) < LEAST or node.input[0] in tables:
-        return None
-    return shape[1]
+    return not axis and table is not None and _count(table) >= LEAST and node.input[0] not in tables
 
 
 def _count(table: TensorProto) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import onnx
 from onnx import helper
 
@@ -33,5 +35,13 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def inferred(model: onnx.ModelProto) -> onnx.GraphProto:
-    """Nodes, inputs and outputs of a file with the types and shapes of all tensors that can be inferred."""
-    return onnx.shape_inference.infer_shapes(skeleton(model)).graph
+    """Nodes, inputs and outputs of a file with the types and shapes of all tensors that can be inferred.
+
+    Files that differ only in the values of their weights share the result, which is inferred once. Do not change it.
+    """
+    return _inferred(skeleton(model).SerializeToString(deterministic=True))
+
+
+@functools.lru_cache(maxsize=32)
+def _inferred(skeleton: bytes) -> onnx.GraphProto:
+    return onnx.shape_inference.infer_shapes(onnx.ModelProto.FromString(skeleton)).graph

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from torch import nn
 
-from sparsify.exporters import int8_layers
+import sparsify as sp
+from sparsify.exporters import int8_layers, skeleton
 from sparsify.exporters.grouped_linears import find_grouped_linears
+from tests.cases import digits
 from tests.exporters.grouped_mlp import images, load
 from tests.exporters.test_int8_dense import convolutions
 
@@ -65,3 +68,23 @@ def test_really_timed():
     layers = int8_layers.time_layers({"grouped": load(1)}, {"x": images(64)[0]}, batch=1, threads=1)
     assert set(layers) == {layer.name for layer in find_grouped_linears(load(1))}
     assert all(value > 0 for forms in layers.values() for value in forms.values())
+
+
+@pytest.mark.parametrize(("pattern", "most"), [("", 3), (" | insert-masks{pattern=grouped:32 density=0.25}", 20)])
+def test_shapes_of_a_file_are_inferred_once_and_without_its_weights(pattern, most, tmp_path, monkeypatch):
+    """Three layers: once for the file; with grouped layers, also for each form and each layer cut out of it."""
+    x, _ = digits(64)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
+    )
+    program = sp.Pipeline.parse("fold-batch-norm" + pattern)(sp.trace(model, (x,)).eval())
+    sizes, real = [], onnx.shape_inference.infer_shapes
+
+    def counted(given, *arguments, **options):
+        sizes.append(given.ByteSize())
+        return real(given, *arguments, **options)
+
+    skeleton._inferred.cache_clear()
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", counted)
+    sp.export(program, tmp_path / "m.onnx", inputs=[x], precision="int8", calibration=[x])
+    assert 0 < len(sizes) <= most and max(sizes) < 0.2 * (tmp_path / "m.onnx").stat().st_size
