@@ -61,6 +61,10 @@ class CheckpointError(SparsifyError):
     """A run directory or checkpoint cannot be used for what was asked."""
 
 
+class TaskError(SparsifyError):
+    """A task is unknown or misconfigured, or no single one fits the data and the outputs."""
+
+
 class TrainingError(SparsifyError):
     """Training cannot go on: the loss is not finite, or the loop calls the trainer in the wrong order."""
 

@@ -20,6 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "version"}),
     frozenset({"references"}),
     frozenset({"parts"}),
+    frozenset({"tasks"}),
     frozenset({"ir"}),
     frozenset({"passes"}),
     frozenset({"methods"}),

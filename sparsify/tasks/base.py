@@ -1,0 +1,182 @@
+"""`Task`: what the outputs of a model mean, as a value. Everything that would assume class scores [N, K] asks a task instead."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sparsify.errors import DataError, TrainingError
+from sparsify.parts import metrics
+
+Shape = Sequence[int | str]
+"""The sizes of an output; a size that varies is a text, such as ``"N"``."""
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """The meaning of a model's outputs: targets, loss, figures, decisions, and calibration heads.
+
+    A subclass is final, frozen, and its fields are the options of the task. `sparsify.tasks.check_task` tries the promises made here.
+
+    Attributes:
+        name: of the task, as a recipe writes it.
+        output: the name of the output that the task reads; None: it reads all of them, as the model returns them.
+        targets: what the targets are, for messages and help.
+        lower: names of the figures of which the lower value is better.
+        heads: kinds of calibration heads that fit its outputs, the usual one first.
+    """
+
+    name: ClassVar[str]
+    output: ClassVar[str | None] = "logits"
+    targets: ClassVar[str]
+    lower: ClassVar[frozenset[str]] = frozenset({"nll", "ece", "perplexity", "rmse", "mae"})
+    heads: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
+        """The loss of a batch: a scalar with a gradient, the mean over what is judged.
+
+        Args:
+            output: what the model returns under the name `output`, [N, ...].
+            target: of the batch, [N, ...].
+            label_smoothing: in [0, 1), for tasks that choose among classes.
+
+        Raises:
+            TrainingError: If the two do not fit together, or labels should be smoothed where there are none.
+        """
+
+    @abstractmethod
+    def figures(self, output: Any, target: Any) -> dict[str, float]:
+        """Figures of a data set by name, the headline first; NaN where the samples do not define one.
+
+        Args:
+            output: of all samples, [N, ...]. A decision from values that are not finite counts as wrong.
+            target: of all samples, [N, ...].
+        """
+
+    @abstractmethod
+    def problem(self, target: Any, shape: Shape) -> str:
+        """Why targets do not fit an output of this shape: the end of a sentence, or the empty text where they fit.
+
+        Args:
+            target: of all samples, [N, ...]. Types, shapes and ranges are looked at.
+            shape: of the output, [N, ...].
+        """
+
+    def scores(self, output: Any) -> Tensor | None:
+        """The decisions behind an output, [M, K]: one row per decision, which chooses the highest; None where nothing is decided."""
+        del output
+        return None
+
+    def answers(self, target: Any) -> Tensor | None:
+        """What the rows of `scores` should choose, int64 [M], -1 where any choice is right; None where nothing is decided."""
+        del target
+        return None
+
+    def suits(self, target: Any, shape: Shape) -> bool:
+        """Whether the task is one to infer from such data; stricter than `problem` where data could mean several things."""
+        return not self.problem(target, shape)
+
+    def decisions(self, output: Any) -> Tensor | None:
+        """What the outputs decide, int64 [M]; None where they decide nothing, so that only errors can be compared."""
+        scores = self.scores(output)
+        return None if scores is None else scores.argmax(1)
+
+    def right(self, output: Any, target: Any) -> tuple[int, int] | None:
+        """How many decisions are right, and how many there are; None where nothing is decided."""
+        scores, answers = self.scores(output), self.answers(target)
+        if scores is None or answers is None:
+            return None
+        known = ~(scores.isnan() | (scores == torch.inf)).any(1)  # argmax takes NaN for the highest score
+        return int(((scores.argmax(1) == answers) & known).sum()), int((answers >= 0).sum())
+
+    def higher_is_better(self, figure: str) -> bool:
+        """Whether the higher value of a figure is the better one."""
+        return figure not in self.lower
+
+    def check(self, target: Any, shape: Shape) -> None:
+        """Check targets against the output that the task reads.
+
+        Raises:
+            DataError: Naming the task, what it expects and what was found.
+        """
+        if found := self.problem(target, shape):
+            raise DataError(f"task {str(self)!r} takes {self.targets}, and {found}. {SET}")
+
+    def __str__(self) -> str:
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        inside = ", ".join(f"{key}={getattr(value, '__name__', value)}" for key, value in given.items())
+        return f"{self.name}{{{inside}}}" if inside else self.name
+
+
+SET = "Mend the data or the model, or set another task: task in a recipe, --task for the command, task=... in Python."
+
+
+def headline(figures: Mapping[str, float]) -> str:
+    """The name of the figure that stands for all: the first."""
+    return next(iter(figures))
+
+
+def decided(task: Task, output: Any, target: Any) -> dict[str, float]:
+    """Accuracy, NLL and ECE of a task's decisions; NaN where scores are not finite or no decision is to be judged."""
+    scores, answers = task.scores(output), task.answers(target)
+    assert scores is not None and answers is not None
+    scores, answers = scores.detach().cpu()[(judged := answers.cpu() >= 0)].double(), answers.cpu()[judged]
+    if not len(answers):
+        return dict.fromkeys(("accuracy", "nll", "ece"), float("nan"))
+    known = ~(scores.isnan() | (scores == torch.inf)).any(1)
+    found = {"accuracy": float(((scores.argmax(1) == answers) & known).double().mean())}
+    if not bool(known.all()):
+        return {**found, "nll": float("nan"), "ece": float("nan")}
+    table = scores.softmax(1)
+    return {**found, "nll": metrics.nll(table, answers), "ece": metrics.ece(table, answers)}
+
+
+def fits(sizes: Shape, shape: Shape) -> bool:
+    """Whether two shapes are the same, apart from sizes that vary."""
+    return len(sizes) == len(shape) and all(
+        isinstance(a, str) or isinstance(b, str) or a == b for a, b in zip(sizes, shape, strict=True)
+    )
+
+
+def shown(target: Any) -> str:
+    """What a target is, for a message."""
+    if not isinstance(target, Tensor):
+        return type(target).__name__
+    return f"{str(target.dtype).removeprefix('torch.')} {list(target.shape)}"
+
+
+def is_whole(target: Tensor) -> bool:
+    """Whether the numbers are of an integer type."""
+    return not (target.is_floating_point() or target.is_complex() or target.dtype is torch.bool)
+
+
+def is_zero_one(target: Tensor) -> bool:
+    """Whether all values are 0 or 1, in any type."""
+    return target.dtype is torch.bool or bool(((target == 0) | (target == 1)).all())
+
+
+def unsmoothed(task: Task, label_smoothing: float) -> None:
+    """Refuse to smooth the labels of a task that has none.
+
+    Raises:
+        TrainingError: If ``label_smoothing`` is not 0.
+    """
+    if label_smoothing:
+        raise TrainingError(
+            f"task {str(task)!r} has no labels to smooth, found label smoothing {label_smoothing}. Set label_smoothing to 0."
+        )
+
+
+def mismatch(task: Task, output: Any, target: Any) -> str:
+    """What to say where the output and the target of a loss do not fit together."""
+    return (
+        f"task {str(task)!r} takes {task.targets}; found output {shown(output)} and target {shown(target)}. Pass what the task "
+        f"reads, or name the task of these outputs: sparsify.attach(..., task=...)."
+    )

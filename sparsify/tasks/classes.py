@@ -1,0 +1,157 @@
+"""Tasks that choose one of K classes: per sample, per position of an image, or per step of a sequence."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sparsify.errors import TrainingError
+from sparsify.tasks.base import Shape, Task, decided, fits, is_whole, mismatch, shown
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """One of K classes per sample: logits [N, K], targets int [N]. The loss also takes probabilities [N, K] as targets."""
+
+    name: ClassVar = "classification"
+    targets: ClassVar = "class numbers, int [N], for logits [N, K]"
+    heads: ClassVar = ("temperature", "vector")
+
+    def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
+        soft = output.ndim == 2 and target.is_floating_point() and target.shape == output.shape
+        if output.ndim != 2 or not (soft or (target.shape == output.shape[:1] and is_whole(target))):
+            raise TrainingError(mismatch(self, output, target))
+        return functional.cross_entropy(output, target, label_smoothing=label_smoothing)
+
+    def figures(self, output: Any, target: Any) -> dict[str, float]:
+        return decided(self, output, target)
+
+    def problem(self, target: Any, shape: Shape) -> str:
+        if not isinstance(target, Tensor):
+            return f"the targets are {shown(target)}"
+        if len(shape) != 2 or shape[1] == 1:
+            return f"the output has shape {list(shape)}"
+        if target.ndim == 2 and bool((target.sum(1) == 1).all()) and bool(((target == 0) | (target == 1)).all()):
+            return f"the targets are one-hot, {shown(target)}: give class numbers instead, target.argmax(1)"
+        if target.ndim != 1 or not is_whole(target):
+            return f"the targets are {shown(target)}"
+        return classes_problem(target, shape[1])
+
+    def scores(self, output: Any) -> Tensor:
+        return output
+
+    def answers(self, target: Any) -> Tensor:
+        return target
+
+
+@dataclass(frozen=True)
+class _Positions(Task):
+    """One of K classes per position; positions whose target is ``ignore`` count for nothing.
+
+    Attributes:
+        ignore: the target of positions that are not judged.
+    """
+
+    heads: ClassVar = ("temperature",)
+    class_dim: ClassVar[int]
+    """The dimension of the classes."""
+
+    ignore: int = -100
+
+    @abstractmethod
+    def places(self, shape: Shape) -> Shape | None:
+        """The shape of the targets for an output; None where it cannot be the output of this task."""
+
+    def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
+        places = self.places(tuple(output.shape))
+        if places is None or tuple(target.shape) != places or not is_whole(target):
+            raise TrainingError(mismatch(self, output, target))
+        rows = output.movedim(self.class_dim, 1)
+        total = functional.cross_entropy(
+            rows, target.long(), ignore_index=self.ignore, reduction="sum", label_smoothing=label_smoothing
+        )
+        return total / (target != self.ignore).sum().clamp_min(1)  # 0 where every position is ignored
+
+    def problem(self, target: Any, shape: Shape) -> str:
+        places = self.places(tuple(shape))
+        if places is None:
+            return f"the output has shape {list(shape)}"
+        if not isinstance(target, Tensor) or not is_whole(target) or not fits(target.shape, places):
+            return f"the targets are {shown(target)} for an output {list(shape)}"
+        return classes_problem(target, shape[self.class_dim], self.ignore)
+
+    def scores(self, output: Any) -> Tensor:
+        return output.movedim(self.class_dim, -1).flatten(0, -2)
+
+    def answers(self, target: Any) -> Tensor:
+        return target.where(target != self.ignore, -1).flatten()
+
+
+@dataclass(frozen=True)
+class Dense(_Positions):
+    """One of K classes per position of an image or a signal: logits [N, K, ...], targets int [N, ...]."""
+
+    name: ClassVar = "dense"
+    targets: ClassVar = "class numbers, int [N, ...], for logits [N, K, ...]"
+    class_dim: ClassVar = 1
+
+    def places(self, shape: Shape) -> Shape | None:
+        return (shape[0], *shape[2:]) if len(shape) > 2 and shape[1] != 1 else None
+
+    def figures(self, output: Any, target: Any) -> dict[str, float]:
+        return {"mean_iou": mean_iou(self.decisions(output), self.answers(target)), **decided(self, output, target)}
+
+
+@dataclass(frozen=True)
+class Sequence(_Positions):
+    """One of K classes, or tokens, per step of a sequence: logits [N, T, K], targets int [N, T]."""
+
+    name: ClassVar = "sequence"
+    targets: ClassVar = "class or token numbers, int [N, T], for logits [N, T, K]"
+    class_dim: ClassVar = -1
+
+    def places(self, shape: Shape) -> Shape | None:
+        return tuple(shape[:2]) if len(shape) == 3 and shape[2] != 1 else None
+
+    def figures(self, output: Any, target: Any) -> dict[str, float]:
+        found = decided(self, output, target)
+        perplexity = float(torch.tensor(found["nll"]).exp())
+        return {"accuracy": found["accuracy"], "perplexity": perplexity, "nll": found["nll"], "ece": found["ece"]}
+
+
+def mean_iou(decisions: Tensor | None, answers: Tensor) -> float:
+    """Mean over the classes that are chosen or right somewhere of intersection over union; NaN without judged positions.
+
+    Args:
+        decisions: int64 [M].
+        answers: int64 [M], -1 where a position is not judged.
+    """
+    assert decisions is not None
+    chosen, right = decisions[answers >= 0], answers[answers >= 0]
+    if not len(right):
+        return float("nan")
+    size = int(torch.cat([chosen, right]).max()) + 1
+    both = torch.bincount(right[chosen == right], minlength=size)
+    either = torch.bincount(chosen, minlength=size) + torch.bincount(right, minlength=size) - both
+    seen = either > 0
+    return float((both[seen].double() / either[seen]).mean())
+
+
+def classes_problem(target: Tensor, classes: int | str, ignore: int | None = None) -> str:
+    """Why class numbers are out of range, or the empty text."""
+    judged = target if ignore is None else target[target != ignore]
+    if not judged.numel():
+        return "no target is judged" if target.numel() else ""
+    low, high = int(judged.min()), int(judged.max())
+    beside = "" if ignore is None else f" beside those ignored ({ignore})"
+    if low < 0:
+        return f"the lowest target{beside} is {low}; classes are numbered from 0"
+    if isinstance(classes, int) and high >= classes:
+        from_one = f": if they are numbered from {low}, subtract it from every target" if low else ""
+        return f"the targets{beside} go from {low} to {high} for {classes} classes{from_one}"
+    return ""

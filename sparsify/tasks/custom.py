@@ -1,0 +1,87 @@
+"""The task whose loss and figures are functions of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from sparsify.errors import TaskError, TrainingError
+from sparsify.tasks.base import Shape, Task, shown, unsmoothed
+
+
+@dataclass(frozen=True)
+class Custom(Task):
+    """Outputs and targets of any kind, which the functions given here alone understand.
+
+    Attributes:
+        criterion: ``loss(output, target)``, a scalar tensor. The output is what the model returns, in the structure in which it returns it.
+        measure: ``figures(output, target)``, a mapping of numbers by name, the headline first; None: the loss is the only figure.
+        lower_is_better: names of figures of which the lower value is better, separated by commas; the loss always is.
+
+    Raises:
+        TaskError: If the loss or the figures are no functions.
+    """
+
+    name: ClassVar = "custom"
+    output: ClassVar = None
+    targets: ClassVar = "whatever its loss takes"
+
+    criterion: Callable[[Any, Any], Tensor] | None = None
+    measure: Callable[[Any, Any], Mapping[str, float]] | None = None
+    lower_is_better: str = ""
+
+    def __post_init__(self) -> None:
+        if not callable(self.criterion):
+            raise TaskError(
+                f"task 'custom' needs a loss, a function of output and target; found {self.criterion!r}. Give one: --loss file.py:function "
+                f"for the command, sparsify.tasks.Custom(criterion=...) in Python."
+            )
+        if self.measure is not None and not callable(self.measure):
+            raise TaskError(
+                f"the figures of task 'custom' come from a function of output and target; found {self.measure!r}."
+            )
+
+    def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
+        unsmoothed(self, label_smoothing)
+        assert self.criterion is not None
+        value = self.criterion(output, target)
+        if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
+            raise TrainingError(
+                f"the loss of task {str(self)!r} should return one number, a floating-point tensor of shape []; it returned "
+                f"{shown(value)}. Take the mean over the batch."
+            )
+        return value
+
+    def figures(self, output: Any, target: Any) -> dict[str, float]:
+        """Those of the user's function, else the loss.
+
+        Raises:
+            TrainingError: If the function returns no mapping of numbers by name.
+        """
+        if self.measure is None:
+            return {"loss": float(self.loss(output, target))}
+        found = self.measure(output, target)
+        try:
+            read = {str(name): float(value) for name, value in found.items()}
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise TrainingError(
+                f"the figures of task {str(self)!r} should be a mapping of numbers by name, such as {{'r2': 0.9}}; found "
+                f"{shown(found)} ({error})."
+            ) from error
+        if not read:
+            raise TrainingError(f"the figures of task {str(self)!r} are empty. Return at least one number by name.")
+        return read
+
+    def problem(self, target: Any, shape: Shape) -> str:
+        del target, shape
+        return ""
+
+    def suits(self, target: Any, shape: Shape) -> bool:
+        del target, shape
+        return False
+
+    def higher_is_better(self, figure: str) -> bool:
+        return figure != "loss" and figure not in [name.strip() for name in self.lower_is_better.split(",")]

@@ -1,0 +1,83 @@
+"""Tasks by name, and the one task that fits data and outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from sparsify.errors import TaskError
+from sparsify.tasks.base import Shape, Task, shown
+from sparsify.tasks.classes import Classification, Dense, Sequence
+from sparsify.tasks.custom import Custom
+from sparsify.tasks.labels import Binary, Multilabel
+from sparsify.tasks.regression import Regression
+
+TASKS: dict[str, type[Task]] = {
+    cls.name: cls for cls in (Classification, Binary, Multilabel, Regression, Dense, Sequence, Custom)
+}
+SET = "Say which it is: task = {0!r} in a recipe, --task {0} for the command, task={0!r} in Python."
+
+
+def register(task: type[Task]) -> type[Task]:
+    """Add a task of another package under its name, so that recipes and the command know it; usable as a decorator.
+
+    Raises:
+        TaskError: If another task has that name.
+    """
+    if TASKS.setdefault(task.name, task) is not task:
+        raise TaskError(f"there is a task {task.name!r} already, {TASKS[task.name].__qualname__}. Choose another name.")
+    return task
+
+
+def build(task: str | Task, options: Mapping[str, Any] | None = None) -> Task:
+    """A task from its name and options; a task stays itself.
+
+    Raises:
+        TaskError: If the name or an option is unknown (naming the nearest), or an option has a wrong value.
+    """
+    if isinstance(task, Task):
+        return task
+    if not isinstance(task, str) or task not in TASKS:
+        near = difflib.get_close_matches(str(task), TASKS, n=2)
+        nearest = f" Nearest: {', '.join(near)}." if near else ""
+        raise TaskError(f"there is no task {task!r}.{nearest} All: {', '.join(TASKS)}.")
+    cls, given = TASKS[task], dict(options or {})
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in given:
+        if key not in known:
+            raise TaskError(f"task {task!r} has no option {key!r}. It has {', '.join(known) or 'none'}.")
+    return cls(**given)
+
+
+def infer(target: Any, shape: Shape) -> Task:
+    """The task that fits targets and output, where exactly one does.
+
+    Args:
+        target: of the training samples, [N, ...].
+        shape: of the output, [N, ...].
+
+    Raises:
+        TaskError: If none fits, or several do; naming them.
+    """
+    tasks = [cls() for cls in TASKS.values() if cls is not Custom and not _required(cls)]
+    suiting = [task for task in tasks if task.suits(target, shape)]
+    if len(suiting) == 1:
+        return suiting[0]
+    told = f"targets {shown(target)} and an output of shape {list(shape)}"
+    if suiting:
+        names = " and ".join(repr(task.name) for task in suiting)
+        raise TaskError(f"the tasks {names} both fit {told}. {SET.format(suiting[0].name)}")
+    possible = [task.name for task in tasks if not task.problem(target, shape)]
+    may = f" {' and '.join(map(repr, possible))} would be possible, and is not guessed." if possible else ""
+    why = "; ".join(f"{task.name}: {task.problem(target, shape)}" for task in tasks if task.name not in possible)
+    raise TaskError(
+        f"no task clearly fits {told}.{may} The others do not fit ({why}). {SET.format(possible[0] if possible else 'custom')}"
+    )
+
+
+def _required(cls: type[Task]) -> list[str]:
+    """Options without a default."""
+    missing = dataclasses.MISSING
+    return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]

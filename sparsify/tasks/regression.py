@@ -1,0 +1,96 @@
+"""The task of predicting numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sparsify.errors import TaskError, TrainingError
+from sparsify.tasks.base import Shape, Task, fits, mismatch, shown, unsmoothed
+
+LOSSES = {"mse": functional.mse_loss, "mae": functional.l1_loss, "huber": functional.huber_loss}
+
+
+@dataclass(frozen=True)
+class Regression(Task):
+    """Numbers per sample: predictions and targets of one shape, [N, ...]; [N] and [N, 1] go together.
+
+    Attributes:
+        criterion: the loss: ``mse``, ``mae`` or ``huber``.
+        delta: where Huber's loss goes from squares to absolute values, above 0.
+
+    Raises:
+        TaskError: If an option has another value.
+    """
+
+    name: ClassVar = "regression"
+    output: ClassVar = "prediction"
+    targets: ClassVar = "numbers of the shape of the output, [N, ...]"
+    heads: ClassVar = ("interval",)
+
+    criterion: str = "mse"
+    delta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.criterion not in LOSSES:
+            raise TaskError(
+                f"the loss of task 'regression' should be one of {', '.join(LOSSES)}, found {self.criterion!r}."
+            )
+        if not self.delta > 0:
+            raise TaskError(f"delta of task 'regression' should be above 0, found {self.delta}.")
+
+    def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
+        unsmoothed(self, label_smoothing)
+        wanted = _like(target, output)
+        if wanted is None:
+            raise TrainingError(mismatch(self, output, target))
+        options = {"delta": self.delta} if self.criterion == "huber" else {}
+        return LOSSES[self.criterion](output, wanted.to(output.dtype), **options)
+
+    def figures(self, output: Any, target: Any) -> dict[str, float]:
+        """R2, RMSE and MAE over all values.
+
+        R2 = 1 - (sum of squared errors) / (sum of squares about each output's mean), over all outputs together; scikit-learn's
+        ``r2_score(..., multioutput="variance_weighted")``.
+
+        Raises:
+            TrainingError: If the shapes do not go together.
+        """
+        found = output.detach().cpu().double()
+        wanted = _like(target.cpu().double(), found)
+        if wanted is None:
+            raise TrainingError(mismatch(self, output, target))
+        error = found - wanted
+        squares, spread = float((error**2).sum()), float(((wanted - wanted.mean(0)) ** 2).sum())
+        r2 = 1 - squares / spread if spread else float(squares == 0)
+        return {"r2": r2, "rmse": float((error**2).mean().sqrt()), "mae": float(error.abs().mean())}
+
+    def problem(self, target: Any, shape: Shape) -> str:
+        if not isinstance(target, Tensor) or target.is_complex():
+            return f"the targets are {shown(target)}"
+        sizes = ("N", *shape[1:])
+        if not shape or not (fits(target.shape, sizes) or _squeezed(target.shape) == _squeezed(sizes) == 1):
+            return f"the targets are {shown(target)} for an output {list(shape)}"
+        if not bool(target.isfinite().all()):
+            return f"{int((~target.isfinite()).sum())} of {target.numel()} targets are NaN or infinite"
+        return ""
+
+    def suits(self, target: Any, shape: Shape) -> bool:
+        return isinstance(target, Tensor) and target.is_floating_point() and super().suits(target, shape)
+
+
+def _squeezed(shape: Shape) -> int:
+    """How many dimensions are left without a last one of size 1."""
+    return len(shape) - (len(shape) == 2 and shape[1] == 1)
+
+
+def _like(target: Tensor, output: Tensor) -> Tensor | None:
+    """The target in the shape of the output; None where they are not alike. Nothing is broadcast: [N] with [N, 1] would be [N, N]."""
+    if target.shape == output.shape:
+        return target
+    alike = len(target) == len(output) and _squeezed(target.shape) == _squeezed(output.shape) == 1
+    return target.reshape(output.shape) if alike and not isinstance(output, torch.Size) else None
