@@ -291,8 +291,9 @@ def methods_are_values(root: Path) -> Iterator[str]:
     classes = {"Method", *(n.name for _, tree in trees for n in ast.walk(tree) if isinstance(n, ast.ClassDef))}
     for path, tree in sources(root):
         for node in ast.walk(tree):
-            parents = map(dotted, node.bases) if isinstance(node, ast.ClassDef) else ()
-            for name in parents:
+            if not isinstance(node, ast.ClassDef):
+                continue
+            for name in map(dotted, node.bases):
                 if name.split(".")[-1] in classes and (path.startswith("sparsify/methods/") or name.endswith("Method")):
                     yield f"{path}:{node.lineno}: subclasses {name}"
 
@@ -314,7 +315,7 @@ def training_knows_no_method(root: Path) -> Iterator[str]:
             asked = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
             asked += [node.func.value] if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else []
             if any(re.search(r"(?:^|[._])method\.name$", dotted(part)) for part in asked):
-                yield f"{path}:{node.lineno}: asks for a method's name"
+                yield f"{path}:{getattr(node, 'lineno', 0)}: asks for a method's name"
 
 
 RULES: tuple[Rule, ...] = (
