@@ -6,6 +6,7 @@ they are bounded. Nothing that is not declared here is read. Values inside ``arg
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections import Counter
@@ -16,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from sparsify.errors import LoadError
 from sparsify.ir.batches import EXCEPTIONS
+from sparsify.ir.binding import KINDS, UNKNOWN
 from sparsify.ir.foreign import checked_identifier, checked_path, checked_text, is_plain_structure
 from sparsify.ir.program import PHASES
 
@@ -93,6 +95,23 @@ def _constant(value: Any) -> Any:
 Constants = list[
     Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[Any, AfterValidator(_constant)]], Field(strict=False)]
 ]
+Default = Annotated[list[Annotated[Any, AfterValidator(_constant)]], Field(max_length=1)]
+Kind = Literal["positional", "plain", "rest", "keyword", "options"]
+Parameter = Annotated[tuple[Text, Kind, Default | None], Field(strict=False)]
+"""Of ``forward``: its name, its kind, and a list of its default; the list is empty where that is no constant."""
+
+
+def _signature(parameters: list[tuple[str, str, list[Any] | None]]) -> list[tuple[str, str, list[Any] | None]]:
+    inspect.Signature(
+        [
+            inspect.Parameter(name, KINDS[kind], default=inspect.Parameter.empty if default is None else UNKNOWN)
+            for name, kind, default in parameters
+        ]
+    )  # it knows what names, kinds and orders there are
+    return parameters
+
+
+Forward = Annotated[list[Parameter], Field(max_length=1000), AfterValidator(_signature)]
 Graph = Annotated[list[NodeForm], Field(min_length=1, max_length=MOST_NODES)]
 
 
@@ -107,6 +126,7 @@ class ProgramForm(_Form):
     constants: Constants = []
     inputs: list[Spec]
     in_spec: Structure
+    forward: Forward | None = None
     out_specs: dict[Literal["train", "eval"], Structure]
     parameters: dict[Path, bool]
     buffers: list[Path] | None = None

@@ -19,28 +19,13 @@ Constant = None | bool | int | float | str
 
 
 def tensors_of(program: Program, phase: str, flat: Sequence[Any]) -> list[Tensor]:
-    """The tensors among the flat arguments, in the order of the program's inputs.
+    """The tensors among the flat arguments, in the order of the program's inputs, for a run of one phase.
 
     Raises:
         TraceError: If the arguments do not have the constants, shapes or batch size of the trace.
     """
-    for place, value in program.constants.items():
-        if type(flat[place]) is not type(value) or flat[place] != value:
-            raise TraceError(
-                f"argument {place} of program {program.name!r} was {value!r} when it was traced and is part of it, found "
-                f"{_brief(flat[place])}. Call it with {value!r}, or trace again with the other value."
-            )
-    tensors = [value for place, value in enumerate(flat) if place not in program.constants]
-    sizes = dict[str, int]()
-    for value, expected in zip(tensors, program.input_specs, strict=True):
-        _check(value, expected, program.name)
-        if expected.shape and isinstance(expected.shape[0], str):
-            size = int(value.shape[0])
-            if sizes.setdefault(expected.shape[0], size) != size:
-                raise TraceError(
-                    f"inputs of program {program.name!r} share their first dimension {expected.shape[0]}, found "
-                    f"{sizes[expected.shape[0]]} and {size} ({expected.name!r}). Give as many samples of each."
-                )
+    tensors = checked_tensors(program, flat)
+    sizes = _sizes(program, tensors)
     allowed = program.batch_ranges[phase]
     for name, size in sizes.items():
         if size not in allowed:
@@ -51,11 +36,42 @@ def tensors_of(program: Program, phase: str, flat: Sequence[Any]) -> list[Tensor
     return tensors
 
 
+def checked_tensors(program: Program, flat: Sequence[Any]) -> list[Tensor]:
+    """The tensors among the flat arguments, in the order of the program's inputs, for a batch of any size.
+
+    Raises:
+        TraceError: If the arguments do not have the constants or shapes of the trace.
+    """
+    for place, value in program.constants.items():
+        if type(flat[place]) is not type(value) or flat[place] != value:
+            raise TraceError(
+                f"argument {place} of program {program.name!r} was {value!r} when it was traced and is part of it, found "
+                f"{brief(flat[place])}. Call it with {value!r}, or trace again with the other value."
+            )
+    tensors = [value for place, value in enumerate(flat) if place not in program.constants]
+    for value, expected in zip(tensors, program.input_specs, strict=True):
+        _check(value, expected, program.name)
+    return tensors
+
+
+def _sizes(program: Program, tensors: Sequence[Tensor]) -> dict[str, int]:
+    sizes = dict[str, int]()
+    for value, expected in zip(tensors, program.input_specs, strict=True):
+        if expected.shape and isinstance(expected.shape[0], str):
+            size = int(value.shape[0])
+            if sizes.setdefault(expected.shape[0], size) != size:
+                raise TraceError(
+                    f"inputs of program {program.name!r} share their first dimension {expected.shape[0]}, found "
+                    f"{sizes[expected.shape[0]]} and {size} ({expected.name!r}). Give as many samples of each."
+                )
+    return sizes
+
+
 def _check(value: Any, expected: TensorSpec, program: str) -> None:
     if not isinstance(value, Tensor):
         raise TraceError(
             f"input {expected.name!r} of program {program!r} was traced as a tensor of shape {_shape(expected)}, found "
-            f"{_brief(value)}. Give a tensor."
+            f"{brief(value)}. Give a tensor."
         )
     fits = value.dim() == len(expected.shape) and all(
         [isinstance(want, str) or want == have for want, have in zip(expected.shape, value.shape, strict=False)]
@@ -78,5 +94,6 @@ def _shape(expected: TensorSpec) -> str:
     return f"[{', '.join(map(str, expected.shape))}]"
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
+    """A value as messages show it."""
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)[:80]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from copy import deepcopy
@@ -11,9 +12,10 @@ from typing import Any, cast
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from sparsify.errors import LoadError, TraceError
+from sparsify.errors import LoadError
 from sparsify.ir.batches import BatchRange
-from sparsify.ir.inputs import Constant, tensors_of
+from sparsify.ir.binding import Inputs, arguments_of, leaves_of, plain_signature
+from sparsify.ir.inputs import Constant, checked_tensors, tensors_of
 from sparsify.ir.nodes import (
     HOOKS,
     BatchNormSite,
@@ -45,6 +47,7 @@ class Program(nn.Module):
         input_specs: name, shape and dtype of every flat input.
         dynamic_batch: whether the first dimension of the inputs may vary.
         batch_ranges: the batch sizes each phase holds for; a call outside is refused.
+        signature: parameters of the model's ``forward``; a call binds its arguments through it.
         constants: arguments that are no tensors, by their place among all; a call must repeat them.
         plain_inputs: how many positional arguments a call gives, where each is one value and there are no others; -1 elsewhere.
         unfinished: what a trainer has still to do before the program is as sparse as asked for; empty without a trainer.
@@ -56,6 +59,7 @@ class Program(nn.Module):
     input_specs: tuple[TensorSpec, ...]
     dynamic_batch: bool
     batch_ranges: dict[str, BatchRange]
+    signature: inspect.Signature
     constants: dict[int, Constant]
     unfinished: str
     in_spec: pytree.TreeSpec
@@ -75,6 +79,7 @@ class Program(nn.Module):
         out_specs: Mapping[str, pytree.TreeSpec],
         batch_ranges: Mapping[str, BatchRange] | None = None,
         constants: Mapping[int, Constant] | None = None,
+        signature: inspect.Signature | None = None,
     ) -> None:
         super().__init__()
         for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
@@ -92,6 +97,7 @@ class Program(nn.Module):
             out_specs=dict(out_specs),
             batch_ranges=dict(batch_ranges or dict.fromkeys(PHASES, BatchRange())),
             constants=dict(constants or {}),
+            signature=signature or plain_signature([spec.name for spec in input_specs], in_spec),
             unfinished="",
         )
 
@@ -109,21 +115,33 @@ class Program(nn.Module):
         spec = self.out_specs[phase]
         return pytree.tree_unflatten(leaves[: spec.num_leaves], spec)
 
+    def call(self, inputs: Inputs) -> Any:
+        """Call the program with inputs as data come: a tensor, a tuple of arguments, or a mapping of arguments by name.
+
+        Raises:
+            TraceError: If the arguments do not have the names, structure, constants, shapes or sizes of the trace.
+        """
+        args, kwargs = arguments_of(inputs)
+        return self(*args, **kwargs)
+
+    def input_tensors(self, inputs: Inputs) -> list[Tensor]:
+        """The tensors in inputs, one per entry of ``input_specs``; what `call` would give the graphs.
+
+        Raises:
+            TraceError: If the arguments do not have the names, structure, constants or shapes of the trace.
+        """
+        args, kwargs = arguments_of(inputs)
+        return checked_tensors(self, leaves_of(self, args, kwargs))
+
     def run_phase(self, phase: str, *args: Any, **kwargs: Any) -> list[Any]:
         """Run one phase and return its flat outputs, those of heads after the user's own.
 
         Raises:
-            TraceError: If the arguments do not have the structure, constants, shapes or batch size of the trace.
+            TraceError: If the arguments do not have the names, structure, constants, shapes or sizes of the trace.
         """
         if len(args) == self.plain_inputs and not kwargs and all([isinstance(value, Tensor) for value in args]):
             return list(self.phases[phase].forward(*tensors_of(self, phase, args)))
-        flat, spec = pytree.tree_flatten((args, kwargs))
-        if spec != self.in_spec:
-            raise TraceError(
-                f"program {self.name!r} was traced with arguments of structure {self.in_spec}, found {spec}. "
-                f"Call it as the model was called when it was traced."
-            )
-        return list(self.phases[phase].forward(*tensors_of(self, phase, flat)))
+        return list(self.phases[phase].forward(*tensors_of(self, phase, leaves_of(self, args, kwargs))))
 
     def outputs(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Named outputs of the eval phase, calibration and OOD heads included.
@@ -266,6 +284,7 @@ class Program(nn.Module):
             out_specs=self.out_specs,
             batch_ranges=self.batch_ranges,
             constants=self.constants,
+            signature=self.signature,
         ).train(self.training)
         copy.__dict__["unfinished"] = self.unfinished
         memo[id(self)] = copy

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import json
 import os
@@ -27,6 +28,7 @@ from torch.utils import _pytree as pytree
 
 from sparsify.errors import LoadError, SparsifyError
 from sparsify.ir.batches import BatchRange
+from sparsify.ir.binding import KINDS, UNKNOWN
 from sparsify.ir.document import NodeForm, ProgramForm, checked_document
 from sparsify.ir.foreign import INTEGERS, checked_keyword, checked_text, parse_json
 from sparsify.ir.nodes import GradientTap, RandomnessRecord, Stage, TensorSpec
@@ -60,6 +62,7 @@ def save_program(program: Program, path: Path) -> None:
         **_encode_limits(program),
         "inputs": [_encode_spec(spec) for spec in program.input_specs],
         "in_spec": _encode_tree(program.in_spec),
+        "forward": _encode_signature(program.signature),
         "out_specs": {phase: _encode_tree(spec) for phase, spec in program.out_specs.items()},
         "parameters": {name: p.requires_grad for name, p in parameters.items()},
         "buffers": list(buffers),
@@ -196,6 +199,14 @@ def _encode_limits(program: Program) -> dict[str, Any]:
     return limits
 
 
+def _encode_signature(signature: inspect.Signature) -> list[list[Any]]:
+    """Name and kind of each parameter, and a list of its default, if it has one; the list is empty where that is no constant."""
+    kinds = {kind: name for name, kind in KINDS.items()}
+    given = {p.name: p.default for p in signature.parameters.values() if p.default is not p.empty}
+    defaults = {name: [] if value is UNKNOWN else [_encode(value)] for name, value in given.items()}
+    return [[p.name, kinds[p.kind], defaults.get(p.name)] for p in signature.parameters.values()]
+
+
 def _encode_node(node: fx.Node) -> dict[str, Any]:
     encoded: dict[str, Any] = {"name": node.name, "op": node.op, "target": _encode_target(node.target)}
     encoded["args"] = _encode(node.args)
@@ -264,6 +275,10 @@ def _decode_program(document: ProgramForm, tensors: dict[str, Tensor]) -> Progra
         place(state, name, GradientTap())
     for name in document.records:
         place(state, name, RandomnessRecord())
+    in_spec = pytree.treespec_loads(document.in_spec)
+    sides = in_spec.children()
+    if in_spec.type is not tuple or [side.type for side in sides] != [tuple, dict]:
+        raise LoadError("its in_spec is no tuple of positional arguments and a mapping of those by name.")
     return Program(
         state,
         _graphs(document),
@@ -271,11 +286,22 @@ def _decode_program(document: ProgramForm, tensors: dict[str, Tensor]) -> Progra
         stage=Stage(document.stage),
         input_specs=tuple(_decode_spec(spec) for spec in document.inputs),
         dynamic_batch=document.dynamic_batch,
-        in_spec=pytree.treespec_loads(document.in_spec),
+        in_spec=in_spec,
         out_specs={phase: pytree.treespec_loads(spec) for phase, spec in document.out_specs.items()},
         batch_ranges=_decode_ranges(document),
         constants={place: _decode(value, {}) for place, value in document.constants},
+        signature=_decode_signature(document),
     ).train(document.training)
+
+
+def _decode_signature(document: ProgramForm) -> inspect.Signature | None:
+    if document.forward is None:
+        return None
+    found: list[inspect.Parameter] = []
+    for name, kind, default in document.forward:
+        value = inspect.Parameter.empty if default is None else _decode(default[0], {}) if default else UNKNOWN
+        found.append(inspect.Parameter(name, KINDS[kind], default=value))
+    return inspect.Signature(found)
 
 
 def _decode_ranges(document: ProgramForm) -> dict[str, BatchRange]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import re
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from sparsify.errors import TraceError
 from sparsify.ir.agreement import Example, batch_of, compare, map_batch, untouched
+from sparsify.ir.binding import Inputs, arguments_of, ordered, signature_of
 from sparsify.ir.capture import Captured, capture, first_line
 from sparsify.ir.effects import beside_logits, changed_buffers, place_of, random_draws
 from sparsify.ir.flattening import flatten
@@ -30,7 +32,7 @@ from sparsify.ir.verifier import verify
 
 def trace(
     model: nn.Module,
-    args: Sequence[Any],
+    inputs: Inputs,
     kwargs: Mapping[str, Any] | None = None,
     *,
     name: str | None = None,
@@ -45,9 +47,10 @@ def trace(
 
     Args:
         model: any module that `torch.export` can capture.
-        args: example positional inputs; the first dimension of each tensor is the batch. A batch of 1 is doubled, unless the model
-            takes no other. Other sizes, and arguments that are no tensors, are fixed by the trace.
-        kwargs: example keyword inputs.
+        inputs: example: a tensor, a tuple of arguments of ``forward``, or a mapping of them by name (a dictionary that a tokenizer
+            makes). The first dimension of each tensor is the batch. A batch of 1 is doubled, unless the model takes no other. Other
+            sizes, and arguments that are no tensors, are fixed by the trace. Calls may give arguments by position or by name.
+        kwargs: further example arguments by name.
         name: of the program; the class name in snake case by default.
         outputs: position (from 0) or key of an output, by the name it gets; ``{"logits": 1}`` where more than one output could be
             the logits.
@@ -58,15 +61,16 @@ def trace(
         A verified program of stage ``TRACED``, in the model's mode. Its ``batch_ranges`` are the batch sizes the trace holds for.
 
     Raises:
-        TraceError: If an argument is of another kind, the model cannot be exported, its logits are ambiguous, or a phase does not
-            behave like the model.
+        TraceError: If an argument is of another kind or not one of ``forward``, the model cannot be exported, its logits are ambiguous,
+            or a phase does not behave like the model.
     """
-    _check_kinds(model, args, outputs)
+    _check_kinds(model, inputs, outputs)
     if isinstance(model, fx.GraphModule) and not list(model.parameters()):
         raise TraceError(
             "the model has no parameters; there is nothing to make sparse. Pass the module that holds the weights."
         )
-    mode, given = model.training, (_as_tuple(args), dict(kwargs or {}))
+    args, by_name = arguments_of(inputs)
+    mode, given = model.training, ordered(model, args, {**by_name, **(kwargs or {})})
     with _mode_kept(model):
         _initialise(model, given)
         with untouched(model), _draws_from_torch(model):
@@ -88,14 +92,17 @@ def trace(
 # --- before the export
 
 
-def _check_kinds(model: object, args: object, outputs: object) -> None:
+def _check_kinds(model: object, inputs: object, outputs: object) -> None:
     if not isinstance(model, nn.Module):
         kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise TraceError(
             f"trace takes a torch.nn.Module, found {kind}. Build the model first: sparsify.trace(Net(), (x,))."
         )
-    if not isinstance(args, Iterable):
-        raise TraceError(f"args should be a tuple of inputs, found {args!r}. Write sparsify.trace(model, (x,)).")
+    if not isinstance(inputs, (Tensor, tuple, list, Mapping)):
+        raise TraceError(
+            f"inputs should be a tensor, a tuple of arguments or a mapping of them by name, found {inputs!r}. "
+            f"Write sparsify.trace(model, (x,))."
+        )
     if outputs is not None and not isinstance(outputs, Mapping):
         raise TraceError(
             f"outputs should be names with positions or keys, found {outputs!r}. Write outputs={{'logits': 1}}."
@@ -221,7 +228,8 @@ def _assemble(
     for phase, flat in graphs.items():
         names = output_names(flat.returned, out_specs[phase], phase, chosen=chosen, classes=classes)
         flat.graph.output(flat.returned).meta = {"names": names}
-    inputs = tuple(node.meta["spec"] for node in graphs["train"].graph.nodes if node.op == "placeholder")
+    placeholders = [node for node in graphs["train"].graph.nodes if node.op == "placeholder"]
+    inputs = tuple(replace(node.meta["spec"], name=str(node.target)) for node in placeholders)
     return Program(
         state,
         {phase: flat.graph for phase, flat in graphs.items()},
@@ -233,6 +241,7 @@ def _assemble(
         out_specs=out_specs,
         batch_ranges={phase: captured[phase].batches for phase in PHASES},
         constants=graphs["train"].constants,
+        signature=signature_of(model),
     )
 
 
@@ -281,12 +290,6 @@ def _say_limits(program: Program, captured: Mapping[str, Captured]) -> None:
 
 def _warn(text: str) -> None:
     warnings.warn(text, TraceWarning, stacklevel=4)
-
-
-def _as_tuple(args: Any) -> tuple[Any, ...]:
-    if isinstance(args, Tensor):
-        raise TraceError("args is a tensor; give a tuple of inputs: sparsify.trace(model, (x,)).")
-    return tuple(args)
 
 
 def _snake(name: str) -> str:

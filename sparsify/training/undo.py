@@ -28,7 +28,16 @@ def undone_on_error(program: Program, optimizers: Optimizers) -> Generator[None]
     graphs = {phase: copy_graph(module.graph) for phase, module in program.phases.items()}
     kept = {
         key: program.__dict__[key]
-        for key in ("stage", "input_specs", "in_spec", "training", "dynamic_batch", "batch_ranges", "constants")
+        for key in (
+            "stage",
+            "input_specs",
+            "in_spec",
+            "training",
+            "dynamic_batch",
+            "batch_ranges",
+            "constants",
+            "signature",
+        )
     }
     out_specs = dict(program.out_specs)
     groups = [(group, list(group["params"])) for group in optimizers.param_groups]
@@ -45,6 +54,7 @@ def undone_on_error(program: Program, optimizers: Optimizers) -> Generator[None]
             dynamic_batch=kept["dynamic_batch"],
             batch_ranges=kept["batch_ranges"],
             constants=kept["constants"],
+            signature=kept["signature"],
             in_spec=kept["in_spec"],
             out_specs=out_specs,
         )

@@ -143,7 +143,7 @@ def test_a_call_is_checked_however_it_is_written() -> None:
     assert program.clone().plain_inputs == 2
     assert program(x, x).shape == (2, 3)
     for args, kwargs in (((x,), {}), (([x, x],), {}), ((x, x, x), {}), ((x,), {"z": x})):
-        with pytest.raises(TraceError, match="structure"):
+        with pytest.raises(TraceError, match="traced with the arguments x, y"):
             program(*args, **kwargs)
     with pytest.raises(TraceError, match="shape"):
         program(x, x[:, :3])
