@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,8 +29,9 @@ import sparsify as sp
 
 REPEATS = 3
 DENSITY, DROPPED = 0.1, 0.3
-EVERY = 2
-"""Steps between two rounds: the second step makes one, the third does not."""
+EVERY, ROUNDS = 2, 5
+"""Steps between two rounds, and how many rounds are made: every second step makes one. A round is the median step that makes one less
+the median step that does not."""
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -78,12 +80,13 @@ def by_layers(layers: int, width: int) -> dict[str, float]:
         method = sp.methods.rigl(density=DENSITY, update_every=EVERY)
         work = {"attach": lambda: trainers.append(sp.attach(method, copy, optimizer, total_steps=100))}  # ruff: ignore[function-uses-loop-variable]
         found.setdefault("attach", []).append(seconds(work["attach"]))
-        steps = []
-        for _ in range(EVERY + 1):
+        steps = list[float]()
+        for _ in range(EVERY * ROUNDS + 1):
             copy(x).square().sum().backward()
             steps.append(seconds(trainers[0].step))
             optimizer.zero_grad()
-        found.setdefault("round", []).append(steps[EVERY - 1] - steps[EVERY])
+        plain = statistics.median(steps[EVERY::EVERY])  # the first step, which sets up the optimizer, is in neither
+        found.setdefault("round", []).append(statistics.median(steps[EVERY - 1 :: EVERY]) - plain)
         found.setdefault("verify", []).append(seconds(copy.verify))
         found.setdefault("text", []).append(seconds(copy.text))
         weights = [torch.randn(width, width) for _ in range(layers)]
