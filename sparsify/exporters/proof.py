@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sparsify.errors import ExportError
 from sparsify.exporters.batch_range import allowed_batches, largest_batch
+from sparsify.exporters.late_masks import with_late_masks
 from sparsify.exporters.rounding import disturbed
 from sparsify.exporters.signature import (
     Output,
@@ -118,6 +119,7 @@ class Reference:
             program = program.clone().eval()
             surgery.move(program, torch.device("cpu"))
         self.program = program
+        self._phase = with_late_masks(program, "eval")
         self.outputs = tensor_outputs(program)
         given = [value.detach().cpu() for value in inputs]
         self.samples = batch_size(program, given)
@@ -175,9 +177,8 @@ class Reference:
         return run
 
     def _leaves(self, inputs: list[Tensor], seed: int | None = None) -> list[Tensor]:
-        phase = self.program.phases["eval"]
         with _kept(self.program), torch.no_grad():
-            return list(phase(*inputs)) if seed is None else disturbed(phase, inputs, seed)
+            return list(self._phase(*inputs)) if seed is None else disturbed(self._phase, inputs, seed)
 
     def _disturb(self, run: _Run) -> None:
         leaves = self._leaves(run.inputs, seed=run.rounds)
