@@ -139,7 +139,7 @@ def _cpuinfo() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layers", type=int, nargs="+", default=[64, 128, 256, 512])
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 256])
     parser.add_argument("--json", type=Path)
