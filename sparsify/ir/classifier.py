@@ -57,7 +57,13 @@ def classes(program: Program) -> int:
 
 
 def _logits(program: Program, phase: str) -> Any:
-    return program.output_node(phase).args[0][program.output_names(phase).index("logits")]  # type: ignore[index]
+    names = program.output_names(phase)
+    if "logits" not in names:
+        raise PassError(
+            f"{program.name!r} returns {', '.join(names)} in {phase} mode and no 'logits', so that it has no classifier. Trace a "
+            f"model that returns class scores."
+        )
+    return program.output_node(phase).args[0][names.index("logits")]  # type: ignore[index]
 
 
 def classifier(program: Program, phase: str) -> Classifier:

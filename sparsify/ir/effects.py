@@ -42,8 +42,8 @@ def changed_in_place(program: Program, phase: str) -> list[fx.Node]:
     return [node for node in nodes if any(_source(value).op != "get_attr" for value in _written(node))]
 
 
-def beside_logits(program: Program, phase: str) -> dict[str, str]:
-    """Trainable parameters on which outputs of the phase depend, but not the logits: the name of such an output, by theirs."""
+def beside(program: Program, phase: str, output: str = "logits") -> dict[str, str]:
+    """Trainable parameters on which other outputs of the phase depend, but not ``output``: the name of such an output, by theirs."""
     names, leaves = program.output_names(phase), program.output_node(phase).args[0]
     by_name = {name: leaf for name, leaf in zip(names, leaves, strict=True) if isinstance(leaf, fx.Node)}  # type: ignore[arg-type]
     parameters = dict(program.named_parameters(remove_duplicate=False))
@@ -56,9 +56,9 @@ def beside_logits(program: Program, phase: str) -> dict[str, str]:
         read = {leaf, *_ancestors(leaf, writers)}
         return {id(parameters[t]): t for n in read if n.op == "get_attr" and (t := str(n.target)) in parameters}
 
-    if "logits" not in by_name:
+    if output not in by_name:
         return {}
-    trained, found = reached(by_name["logits"]), dict[str, str]()
+    trained, found = reached(by_name[output]), dict[str, str]()
     for name, leaf in by_name.items():
         missing = {target for key, target in reached(leaf).items() if key not in trained}
         found |= {target: name for target in sorted(missing - found.keys()) if parameters[target].requires_grad}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,7 @@ from typing import Any, cast
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from sparsify.errors import LoadError
+from sparsify.errors import LoadError, TraceError
 from sparsify.ir.batches import BatchRange
 from sparsify.ir.binding import Inputs, arguments_of, leaves_of, plain_signature
 from sparsify.ir.inputs import Constant, checked_tensors, tensors_of
@@ -147,8 +147,8 @@ class Program(nn.Module):
         """Named outputs of the eval phase, calibration and OOD heads included.
 
         Returns:
-            ``logits`` [N, K], then ``probabilities`` [N, K] and others where a head was attached; further outputs of the
-            user's own model are called ``output_1``, ``output_2``, ... or by their key.
+            The output that the task reads (``logits``, or ``prediction``); further outputs of the user's own model, called
+            ``output_1``, ``output_2``, ... or by their key; then ``probabilities`` and others where a head was attached.
         """
         return dict(zip(self.output_names("eval"), self.run_phase("eval", *args, **kwargs), strict=True))
 
@@ -159,10 +159,31 @@ class Program(nn.Module):
     def output_node(self, phase: str) -> fx.Node:
         return next(iter(reversed(self.phases[phase].graph.nodes)))
 
+    def reading(self, name: str | None, phase: str, leaves: Sequence[Any]) -> Any:
+        """What a task reads of the flat outputs of a phase.
+
+        Args:
+            name: of the output; None: those of the model, in the structure in which it returns them.
+            phase: ``train`` or ``eval``.
+            leaves: what `run_phase` returned.
+
+        Raises:
+            TraceError: If no output has that name.
+        """
+        if name is None:
+            spec = self.out_specs[phase]
+            return pytree.tree_unflatten(list(leaves[: spec.num_leaves]), spec)
+        names = self.output_names(phase)
+        if name not in names:
+            raise TraceError(
+                f"program {self.name!r} returns {', '.join(names)} in {phase} mode, and {name!r} is not among them. Trace it for "
+                f"its task: sparsify.trace(model, args, task=...), or name an output: outputs={{{name!r}: 0}}."
+            )
+        return leaves[names.index(name)]
+
     def logits(self, output: Any) -> Tensor:
         """The logits [N, K] in what calling the program returned (a tensor, dict, tuple or model output)."""
-        leaves = pytree.tree_leaves(output)
-        return cast(Tensor, leaves[self.output_names("train").index("logits")])
+        return cast(Tensor, self.reading("logits", "train", pytree.tree_leaves(output)))
 
     # --- state by name
 

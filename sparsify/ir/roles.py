@@ -1,4 +1,4 @@
-"""Names of a model's outputs: which of them are the logits, said by the user, by a key, or by the only one that can be."""
+"""Names of a model's outputs: which of them the task reads, said by the user, by a key, or by the only one that can be."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from sparsify.errors import SparsifyWarning, TraceError
 from sparsify.ir.nodes import TensorSpec
+from sparsify.tasks import Task
 
 LOGITS = "logits"
 
@@ -26,11 +27,13 @@ def output_names(
     *,
     chosen: Mapping[str, int | str],
     classes: int | None = None,
+    task: type[Task] | None = None,
 ) -> tuple[str, ...]:
     """Name the flat outputs of a phase.
 
-    ``logits`` is, in this order: the output chosen for it, one with that key, the only floating-point output [N, K], the only one of
-    ``classes`` columns, the only floating-point output with a batch at all.
+    The output that the task reads (``logits``, or ``prediction``) is, in this order: the one chosen for it, one with that key, the only
+    floating-point output of a shape that the task takes, the only one of these with ``classes`` columns. Without a task it is
+    called ``logits``: the only floating-point output [N, K], or the only one with a batch at all.
 
     Args:
         leaves: nodes and constants that the phase returns.
@@ -38,12 +41,13 @@ def output_names(
         phase: of the program.
         chosen: position (from 0) or key of an output, by the name it should get.
         classes: K, where data say it.
+        task: what the outputs mean; one that reads all outputs singles none out.
 
     Returns:
-        One name per output: those chosen, ``logits``, and for the others their key or ``output_<position>``.
+        One name per output: those chosen, that of the output the task reads, and for the others their key or ``output_<position>``.
 
     Raises:
-        TraceError: If a chosen output does not exist, or several outputs could be the logits.
+        TraceError: If a chosen output does not exist, or several outputs could be the one the task reads.
     """
     paths = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(len(leaves))), spec))[0]
     keys = [_key_text(path) for path, _ in paths]
@@ -55,8 +59,9 @@ def output_names(
     roles = {name: _place(wanted, keys, specs, phase, name) for name, wanted in chosen.items()}
     if len(set(roles.values())) < len(roles):
         raise TraceError(f"outputs={dict(chosen)} gives one output two names. Give each name another output.")
-    if LOGITS not in roles:
-        roles[LOGITS] = _logits(keys, specs, phase, classes, taken=set(roles.values()))
+    reads = LOGITS if task is None else task.output
+    if reads is not None and reads not in roles:
+        roles[reads] = _read(keys, specs, phase, classes, task, taken=set(roles.values()))
     by_place = {place: name for name, place in roles.items()}
     names: list[str] = []
     for i, key in enumerate(keys):
@@ -80,11 +85,19 @@ def _place(wanted: int | str, keys: Sequence[str], specs: Sequence[TensorSpec | 
     )
 
 
-def _logits(
-    keys: Sequence[str], specs: Sequence[TensorSpec | None], phase: str, classes: int | None, *, taken: set[int]
+def _read(
+    keys: Sequence[str],
+    specs: Sequence[TensorSpec | None],
+    phase: str,
+    classes: int | None,
+    task: type[Task] | None,
+    *,
+    taken: set[int],
 ) -> int:
-    if LOGITS in keys and keys.index(LOGITS) not in taken:
-        return keys.index(LOGITS)
+    """The position of the output that the task reads."""
+    reads = LOGITS if task is None or task.output is None else task.output
+    if reads in keys and keys.index(reads) not in taken:
+        return keys.index(reads)
     floats = [
         i
         for i, spec in enumerate(specs)
@@ -92,7 +105,12 @@ def _logits(
     ]
     scalars = [i for i, spec in enumerate(specs) if spec is not None and "float" in spec.dtype and not spec.shape]
     rows = [i for i in floats if len(specs[i].shape) == 2]  # type: ignore[union-attr]
-    for candidates in (rows, floats, scalars):
+    told = "the logits" if reads == LOGITS else f"the {reads}"
+    if task is None:
+        tiers = (rows, floats, scalars)
+    else:
+        tiers = ([i for i in floats if task.takes(specs[i].shape)],)  # type: ignore[union-attr]
+    for candidates in tiers:
         if len(candidates) == 1:
             return candidates[0]
         if not candidates:
@@ -100,21 +118,26 @@ def _logits(
         fitting = [i for i in candidates if classes is not None and specs[i].shape[1:] == (classes,)]  # type: ignore[union-attr]
         if len(fitting) == 1:
             warnings.warn(
-                f"the model returns {_listed(keys, specs)} in {phase} mode; output {keys[fitting[0]] or fitting[0]} is taken as the "
-                f"logits, the only one with {classes} columns.",
+                f"the model returns {_listed(keys, specs)} in {phase} mode; output {keys[fitting[0]] or fitting[0]} is taken as "
+                f"{told}, the only one with {classes} columns.",
                 TraceWarning,
                 stacklevel=5,
             )
             return fitting[0]
         example = keys[candidates[-1]] or "0"
         raise TraceError(
-            f"the model returns {_listed(keys, specs)} in {phase} mode, and more than one could be the logits. Say which, by "
-            f"position or key: sparsify.trace(model, args, outputs={{'logits': {int(example) if example.isdigit() else example!r}}}), "
+            f"the model returns {_listed(keys, specs)} in {phase} mode, and more than one could be {told}. Say which, by "
+            f"position or key: sparsify.trace(model, args, outputs={{{reads!r}: {int(example) if example.isdigit() else example!r}}}), "
             f"or --set logits={example} for sparsify run and --logits {example} for sparsify trace."
         )
+    if task is not None and floats:
+        raise TraceError(
+            f"the model returns {_listed(keys, specs)} in {phase} mode, and task {task.name!r} takes {task.targets}: no output has such a "
+            f"shape. Change the model, or name another task: task=... in Python, --task for the command."
+        )
+    missing, wanted = ("are no logits", "class scores") if reads == LOGITS else (f"is no {reads}", "predicted numbers")
     raise TraceError(
-        f"the model returns no floating-point tensor in {phase} mode ({_listed(keys, specs)}), so there are no logits. Return "
-        f"the class scores."
+        f"the model returns no floating-point tensor in {phase} mode ({_listed(keys, specs)}), so there {missing}. Return the {wanted}."
     )
 
 

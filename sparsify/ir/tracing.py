@@ -20,14 +20,15 @@ from sparsify.errors import TraceError
 from sparsify.ir.agreement import Example, batch_of, compare, map_batch, untouched
 from sparsify.ir.binding import Inputs, arguments_of, ordered, signature_of
 from sparsify.ir.capture import Captured, capture, first_line
-from sparsify.ir.effects import beside_logits, changed_buffers, place_of, random_draws
+from sparsify.ir.effects import beside, changed_buffers, place_of, random_draws
 from sparsify.ir.flattening import flatten
 from sparsify.ir.nodes import Stage
 from sparsify.ir.program import PHASES, Program
+from sparsify.ir.roles import LOGITS, output_names
 from sparsify.ir.roles import TraceWarning as TraceWarning
-from sparsify.ir.roles import output_names
 from sparsify.ir.state import skeleton
 from sparsify.ir.verifier import verify
+from sparsify.tasks import Task, kind
 
 
 def trace(
@@ -38,6 +39,7 @@ def trace(
     name: str | None = None,
     outputs: Mapping[str, int | str] | None = None,
     classes: int | None = None,
+    task: str | Task | None = None,
     check: bool = True,
 ) -> Program:
     """Trace ``model`` in training and in eval mode over one set of parameters.
@@ -53,17 +55,21 @@ def trace(
         kwargs: further example arguments by name.
         name: of the program; the class name in snake case by default.
         outputs: position (from 0) or key of an output, by the name it gets; ``{"logits": 1}`` where more than one output could be
-            the logits.
+            the one that the task reads.
         classes: K of the logits [N, K], which decides where exactly one output has K columns.
+        task: what the outputs mean, a task of `sparsify.tasks` or its name: the output it reads gets its name (``prediction`` of a
+            regression, else ``logits``). None: ``logits`` is the only floating-point output [N, K], or the only one at all.
         check: compare both phases with the model at other batch sizes: outputs, and gradients in train mode.
 
     Returns:
         A verified program of stage ``TRACED``, in the model's mode. Its ``batch_ranges`` are the batch sizes the trace holds for.
 
     Raises:
-        TraceError: If an argument is of another kind or not one of ``forward``, the model cannot be exported, its logits are ambiguous,
-            or a phase does not behave like the model.
+        TraceError: If an argument is of another kind or not one of ``forward``, the model cannot be exported, several outputs could be
+            the one that the task reads, or a phase does not behave like the model.
+        TaskError: If there is no task of that name.
     """
+    meaning = None if task is None else kind(task)
     _check_kinds(model, inputs, outputs)
     if isinstance(model, fx.GraphModule) and not list(model.parameters()):
         raise TraceError(
@@ -78,14 +84,14 @@ def trace(
             example = _accepted(model, given)
             captured = _captured(model, example)
     program = _assemble(
-        model, captured, name=name or _snake(type(model).__name__), chosen=outputs or {}, classes=classes
+        model, captured, name=name or _snake(type(model).__name__), chosen=outputs or {}, classes=classes, task=meaning
     )
     verify(program)
     if check:
         with _mode_kept(model), untouched(model):
             ranges = compare(model, program, example)
         program.batch_ranges = ranges
-    _say_limits(program, captured)
+    _say_limits(program, captured, LOGITS if meaning is None else meaning.output)
     return program.train(mode)
 
 
@@ -220,13 +226,14 @@ def _assemble(
     name: str,
     chosen: Mapping[str, int | str],
     classes: int | None,
+    task: type[Task] | None,
 ) -> Program:
     state = skeleton(model)
     graphs = {phase: flatten(captured[phase].exported, state, phase) for phase in PHASES}
     structures = {phase: captured[phase].exported.call_spec for phase in PHASES}
     out_specs = {phase: _given(structures[phase].out_spec) for phase in PHASES}
     for phase, flat in graphs.items():
-        names = output_names(flat.returned, out_specs[phase], phase, chosen=chosen, classes=classes)
+        names = output_names(flat.returned, out_specs[phase], phase, chosen=chosen, classes=classes, task=task)
         flat.graph.output(flat.returned).meta = {"names": names}
     placeholders = [node for node in graphs["train"].graph.nodes if node.op == "placeholder"]
     inputs = tuple(replace(node.meta["spec"], name=str(node.target)) for node in placeholders)
@@ -253,7 +260,7 @@ def _given(structure: pytree.TreeSpec | None) -> pytree.TreeSpec:
 # --- after it
 
 
-def _say_limits(program: Program, captured: Mapping[str, Captured]) -> None:
+def _say_limits(program: Program, captured: Mapping[str, Captured], reads: str | None) -> None:
     """Warn of batch sizes that a phase does not hold for, and of what an exported file would lose."""
     ranges, lines = program.batch_ranges["eval"], captured["eval"].conditions
     guarded = {phase: captured[phase].batches for phase in PHASES}
@@ -267,12 +274,13 @@ def _say_limits(program: Program, captured: Mapping[str, Captured]) -> None:
             f"{program.name!r} holds for batches of {program.batch_ranges[phase]} in {phase} mode: outside, forward takes another "
             f"branch or fails{where}. The program refuses other batches."
         )
-    if beside := beside_logits(program, "train"):
-        shown = ", ".join(f"{name!r} (output {output!r})" for name, output in list(beside.items())[:4])
-        more = f" and {len(beside) - 4} more" if len(beside) > 4 else ""
+    if reads is not None and (others := beside(program, "train", reads)):
+        shown = ", ".join(f"{name!r} (output {output!r})" for name, output in list(others.items())[:4])
+        more = f" and {len(others) - 4} more" if len(others) > 4 else ""
+        do, holds = ("do", "class scores") if reads == LOGITS else ("does", "predicted numbers")
         _warn(
-            f"the logits do not depend on {shown}{more}: a loss of only the logits does not train these. If another output holds the "
-            f"class scores, say which with outputs={{'logits': ...}}."
+            f"the {reads} {do} not depend on {shown}{more}: a loss of only the {reads} does not train these. If another output holds the "
+            f"{holds}, say which with outputs={{{reads!r}: ...}}."
         )
     changed = changed_buffers(program, "eval")
     if changed:

@@ -107,7 +107,7 @@ def phases_disagree(tables: Tables) -> Iterator[Violation]:
 
 
 def outputs_named(tables: Tables) -> Iterator[Violation]:
-    """Every flat output has a unique name, and one of them is ``logits``."""
+    """Every flat output has a name of its own."""
     for phase in PHASES:
         node = tables.nodes[phase][-1]
         names = node.meta.get("names", ())

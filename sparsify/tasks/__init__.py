@@ -13,5 +13,6 @@ from sparsify.tasks.labels import Multilabel as Multilabel
 from sparsify.tasks.registry import TASKS as TASKS
 from sparsify.tasks.registry import build as build
 from sparsify.tasks.registry import infer as infer
+from sparsify.tasks.registry import kind as kind
 from sparsify.tasks.registry import register as register
 from sparsify.tasks.regression import Regression as Regression

@@ -69,6 +69,11 @@ class Task(ABC):
             shape: of the output, [N, ...].
         """
 
+    @classmethod
+    def takes(cls, shape: Shape) -> bool:
+        """Whether an output of this shape, [N, ...], may be the one that the task reads."""
+        return bool(shape)
+
     def scores(self, output: Any) -> Tensor | None:
         """The decisions behind an output, [M, K]: one row per decision, which chooses the highest; None where nothing is decided."""
         del output
@@ -89,12 +94,11 @@ class Task(ABC):
         return None if scores is None else scores.argmax(1)
 
     def right(self, output: Any, target: Any) -> tuple[int, int] | None:
-        """How many decisions are right, and how many there are; None where nothing is decided."""
+        """How many decisions of finite outputs are right, and how many are judged; None where nothing is decided."""
         scores, answers = self.scores(output), self.answers(target)
         if scores is None or answers is None:
             return None
-        known = ~(scores.isnan() | (scores == torch.inf)).any(1)  # argmax takes NaN for the highest score
-        return int(((scores.argmax(1) == answers) & known).sum()), int((answers >= 0).sum())
+        return int((scores.argmax(1) == answers).sum()), int((answers >= 0).sum())
 
     def higher_is_better(self, figure: str) -> bool:
         """Whether the higher value of a figure is the better one."""

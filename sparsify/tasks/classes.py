@@ -31,10 +31,14 @@ class Classification(Task):
     def figures(self, output: Any, target: Any) -> dict[str, float]:
         return decided(self, output, target)
 
+    @classmethod
+    def takes(cls, shape: Shape) -> bool:
+        return len(shape) == 2 and shape[1] != 1
+
     def problem(self, target: Any, shape: Shape) -> str:
         if not isinstance(target, Tensor):
             return f"the targets are {shown(target)}"
-        if len(shape) != 2 or shape[1] == 1:
+        if not self.takes(shape):
             return f"the output has shape {list(shape)}"
         if target.ndim == 2 and bool((target.sum(1) == 1).all()) and bool(((target == 0) | (target == 1)).all()):
             return f"the targets are one-hot, {shown(target)}: give class numbers instead, target.argmax(1)"
@@ -47,6 +51,9 @@ class Classification(Task):
 
     def answers(self, target: Any) -> Tensor:
         return target
+
+    def right(self, output: Any, target: Any) -> tuple[int, int]:
+        return int((output.argmax(1) == target).sum()), len(target)
 
 
 @dataclass(frozen=True)
@@ -63,9 +70,14 @@ class _Positions(Task):
 
     ignore: int = -100
 
+    @classmethod
     @abstractmethod
-    def places(self, shape: Shape) -> Shape | None:
+    def places(cls, shape: Shape) -> Shape | None:
         """The shape of the targets for an output; None where it cannot be the output of this task."""
+
+    @classmethod
+    def takes(cls, shape: Shape) -> bool:
+        return cls.places(shape) is not None
 
     def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
         places = self.places(tuple(output.shape))
@@ -100,7 +112,8 @@ class Dense(_Positions):
     targets: ClassVar = "class numbers, int [N, ...], for logits [N, K, ...]"
     class_dim: ClassVar = 1
 
-    def places(self, shape: Shape) -> Shape | None:
+    @classmethod
+    def places(cls, shape: Shape) -> Shape | None:
         return (shape[0], *shape[2:]) if len(shape) > 2 and shape[1] != 1 else None
 
     def figures(self, output: Any, target: Any) -> dict[str, float]:
@@ -115,7 +128,8 @@ class Sequence(_Positions):
     targets: ClassVar = "class or token numbers, int [N, T], for logits [N, T, K]"
     class_dim: ClassVar = -1
 
-    def places(self, shape: Shape) -> Shape | None:
+    @classmethod
+    def places(cls, shape: Shape) -> Shape | None:
         return tuple(shape[:2]) if len(shape) == 3 and shape[2] != 1 else None
 
     def figures(self, output: Any, target: Any) -> dict[str, float]:

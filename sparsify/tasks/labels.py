@@ -53,8 +53,12 @@ class Binary(_YesNo):
             found |= {"auroc": metrics.auroc(yes, no), "average_precision": metrics.aupr(yes, no)}
         return found
 
+    @classmethod
+    def takes(cls, shape: Shape) -> bool:
+        return _one_each(shape)
+
     def problem(self, target: Any, shape: Shape) -> str:
-        if not _one_each(shape):
+        if not self.takes(shape):
             return f"the output has shape {list(shape)}"
         if not isinstance(target, Tensor) or not _one_each(target.shape):
             return f"the targets are {shown(target)}"
@@ -81,8 +85,12 @@ class Multilabel(_YesNo):
             precision = sum(each) / len(each) if each else precision
         return {"mean_average_precision": precision, **decided(self, output, target)}
 
+    @classmethod
+    def takes(cls, shape: Shape) -> bool:
+        return len(shape) == 2 and shape[1] != 1
+
     def problem(self, target: Any, shape: Shape) -> str:
-        if len(shape) != 2 or shape[1] == 1:
+        if not self.takes(shape):
             return f"the output has shape {list(shape)}"
         if not isinstance(target, Tensor) or not fits(target.shape, ("N", *shape[1:])):
             return f"the targets are {shown(target)} for an output {list(shape)}"

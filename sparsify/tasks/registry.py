@@ -39,16 +39,21 @@ def build(task: str | Task, options: Mapping[str, Any] | None = None) -> Task:
     """
     if isinstance(task, Task):
         return task
-    if not isinstance(task, str) or task not in TASKS:
-        near = difflib.get_close_matches(str(task), TASKS, n=2)
-        nearest = f" Nearest: {', '.join(near)}." if near else ""
-        raise TaskError(f"there is no task {task!r}.{nearest} All: {', '.join(TASKS)}.")
-    cls, given = TASKS[task], dict(options or {})
+    cls, given = _class(task), dict(options or {})
     known = [field.name for field in dataclasses.fields(cls)]
     for key in given:
         if key not in known:
             raise TaskError(f"task {task!r} has no option {key!r}. It has {', '.join(known) or 'none'}.")
     return cls(**given)
+
+
+def kind(task: str | Task) -> type[Task]:
+    """The class of a task, or of a name.
+
+    Raises:
+        TaskError: If there is none of that name.
+    """
+    return type(task) if isinstance(task, Task) else _class(task)
 
 
 def infer(target: Any, shape: Shape) -> Task:
@@ -81,3 +86,11 @@ def _required(cls: type[Task]) -> list[str]:
     """Options without a default."""
     missing = dataclasses.MISSING
     return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]
+
+
+def _class(name: str) -> type[Task]:
+    if not isinstance(name, str) or name not in TASKS:
+        near = difflib.get_close_matches(str(name), TASKS, n=2)
+        nearest = f" Nearest: {', '.join(near)}." if near else ""
+        raise TaskError(f"there is no task {name!r}.{nearest} All: {', '.join(TASKS)}.")
+    return TASKS[name]

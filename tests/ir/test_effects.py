@@ -13,7 +13,7 @@ from torch import nn
 import sparsify as sp
 from sparsify.errors import ExportError, TraceError
 from sparsify.ir import TraceWarning, trace
-from sparsify.ir.effects import beside_logits, changed_buffers, random_draws
+from sparsify.ir.effects import beside, changed_buffers, random_draws
 from tests.cases import CASES, digits
 
 
@@ -65,14 +65,14 @@ def test_state_that_outputs_read_is_said_at_trace_and_refused_at_export(change, 
     with pytest.warns(TraceWarning, match="changes the buffers 'state' in eval mode"):
         program = trace(model, (x,))
     assert changed_buffers(program, "eval") == {"state": True}
-    assert not model.state.any()  # tracing puts it back
+    assert not model.get_buffer("state").any()  # tracing puts it back
     with pytest.raises(ExportError, match="'state'"):
         sp.export(program, tmp_path / "a.onnx", inputs=[x])
     twin = program.clone()
     first, second = program(x), program(x)
     assert torch.equal(first, twin(x))
     assert not torch.equal(first, second)
-    model.state.zero_()
+    model.get_buffer("state").zero_()
     assert torch.equal(first, model(x))
 
 
@@ -194,7 +194,7 @@ def test_weights_that_only_other_outputs_read_are_named(name):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         program = trace(model, (x,))
-    assert set(beside_logits(program, "train")) == expected
+    assert set(beside(program, "train")) == expected
     texts = [str(w.message) for w in caught if "the logits do not depend on" in str(w.message)]
     assert len(texts) == bool(expected)
     assert all(repr(weight) in texts[0] for weight in expected)
@@ -207,4 +207,4 @@ def test_weights_that_only_other_outputs_read_are_named(name):
 def test_frozen_weights_beside_the_logits_are_not_named():
     model = Heads(HEADS["second_head"][0])
     model.two.requires_grad_(False)
-    assert beside_logits(trace(model, (digits(6)[0],)), "train") == {}
+    assert beside(trace(model, (digits(6)[0],)), "train") == {}

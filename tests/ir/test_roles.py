@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from sparsify.errors import TraceError
+from sparsify.errors import PassError, TaskError, TraceError
 from sparsify.ir import TraceWarning, trace
+from sparsify.ir.classifier import classes
+from sparsify.tasks import Regression
 from tests.cases import digits
 
 
@@ -74,3 +76,76 @@ def test_the_number_of_classes_decides_where_one_output_has_it():
 def test_no_output_that_can_be_is_refused():
     with pytest.raises(TraceError, match="no floating-point tensor in train mode"):
         trace(Returns(lambda f, s: s.argmax(1)), (digits(4)[0],))
+
+
+def numbers(shape):
+    """A model that returns features [N, 32], and scores in another shape."""
+    return Returns(lambda f, s: (f[:, :, None, None], shape(s)))
+
+
+@pytest.mark.parametrize(
+    ("task", "shape", "names"),
+    [
+        ("regression", lambda s: s[:, 0], ("prediction",)),
+        ("regression", lambda s: s[:, :1], ("prediction",)),
+        (Regression(criterion="mae"), lambda s: s, ("prediction",)),
+        ("binary", lambda s: s[:, 0], ("logits",)),
+        ("dense", lambda s: s.reshape(-1, 2, 5), ("logits",)),
+        ("sequence", lambda s: s.reshape(-1, 5, 2), ("logits",)),
+        ("custom", lambda s: s, ("output_0",)),
+    ],
+)
+def test_the_task_names_the_output_it_reads(task, shape, names):
+    program = trace(Returns(lambda f, s: shape(s)), (digits(6)[0],), task=task)
+    assert program.output_names("train") == program.output_names("eval") == names
+
+
+@pytest.mark.parametrize(
+    ("task", "shape", "names"),
+    [
+        ("binary", lambda s: s[:, 0], ("output_0", "logits")),
+        ("classification", lambda s: s, ("output_0", "logits")),
+        ("sequence", lambda s: s.reshape(-1, 5, 2), ("output_0", "logits")),
+        ("custom", lambda s: s, ("output_0", "output_1")),
+    ],
+)
+def test_the_only_shape_that_a_task_takes_is_its_output(task, shape, names):
+    assert trace(numbers(shape), (digits(6)[0],), task=task).output_names("eval") == names
+
+
+def test_two_outputs_that_a_task_could_read_are_told_apart_by_the_user():
+    x, _ = digits(6)
+    with pytest.raises(TraceError, match=r"could be the prediction.*outputs=\{'prediction': 1\}"):
+        trace(numbers(lambda s: s[:, 0]), (x,), task="regression")
+    program = trace(numbers(lambda s: s[:, 0]), (x,), task="regression", outputs={"prediction": 1})
+    assert program.output_names("eval") == ("output_0", "prediction")
+    with pytest.raises(TraceError, match="could be the logits"):
+        trace(numbers(lambda s: s.reshape(-1, 5, 2)), (x,), task="dense")
+
+
+def test_a_model_that_returns_nothing_for_its_task_is_refused():
+    with pytest.raises(TraceError, match=r"task 'dense' takes class numbers.*no output has such a shape"):
+        trace(Returns(lambda f, s: s), (digits(6)[0],), task="dense")
+    with pytest.raises(TaskError, match="Nearest: regression"):
+        trace(Returns(lambda f, s: s), (digits(6)[0],), task="regresion")
+
+
+def test_an_output_that_is_not_there_is_said():
+    program = trace(Returns(lambda f, s: s[:, 0]), (digits(6)[0],), task="regression")
+    with pytest.raises(TraceError, match="returns prediction in train mode, and 'logits' is not among them"):
+        program.logits(program(digits(6)[0]))
+    with pytest.raises(PassError, match="no 'logits', so that it has no classifier"):
+        classes(program)
+
+
+def test_all_outputs_are_read_as_the_model_returns_them():
+    x, _ = digits(6)
+    program = trace(Returns(lambda f, s: {"a": f, "b": (s, s.sum())}), (x,), task="custom").eval()
+    read = program.reading(None, "eval", program.run_phase("eval", x))
+    assert [*read] == ["a", "b"]
+    assert torch.equal(read["b"][0].sum(), read["b"][1])
+
+
+def test_weights_beside_the_prediction_are_named():
+    with pytest.warns(TraceWarning, match=r"the prediction does not depend on 'head.*outputs=\{'prediction': \.\.\.\}"):
+        trace(Returns(lambda f, s: (f, s.sum(1))), (digits(6)[0],), task="regression", outputs={"prediction": 0})

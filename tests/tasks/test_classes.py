@@ -52,7 +52,7 @@ def test_samples_that_are_not_finite_are_wrong():
     found = Classification().figures(output, torch.tensor([0, 0, 0, 1]))
     assert found["accuracy"] == pytest.approx(0.5)
     assert math.isnan(found["nll"])
-    assert Classification().right(output, torch.tensor([0, 0, 0, 1])) == (2, 4)
+    assert Classification().right(output[::3], torch.tensor([0, 0])) == (1, 2)
 
 
 def test_dense_reads_classes_at_dimension_1_and_leaves_out_what_is_ignored():
