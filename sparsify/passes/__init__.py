@@ -3,10 +3,19 @@
 from sparsify.passes.absorb_biases import AbsorbBiases as AbsorbBiases
 from sparsify.passes.attach_calibration_head import AttachCalibrationHead as AttachCalibrationHead
 from sparsify.passes.base import (
+    CHANGED as CHANGED,
+)
+from sparsify.passes.base import (
+    DEPLOYED as DEPLOYED,
+)
+from sparsify.passes.base import (
+    UNCHANGED as UNCHANGED,
+)
+from sparsify.passes.base import (
     Effect as Effect,
 )
 from sparsify.passes.base import (
-    Option as Option,
+    Kept as Kept,
 )
 from sparsify.passes.base import (
     Pass as Pass,
@@ -16,9 +25,6 @@ from sparsify.passes.base import (
 )
 from sparsify.passes.base import (
     Preserves as Preserves,
-)
-from sparsify.passes.base import (
-    option as option,
 )
 from sparsify.passes.eliminate_dead_code import EliminateDeadCode as EliminateDeadCode
 from sparsify.passes.eliminate_unread_outputs import EliminateUnreadOutputs as EliminateUnreadOutputs
@@ -43,6 +49,15 @@ from sparsify.passes.instruments import (
 from sparsify.passes.lower_grouped import LowerGroupedConv as LowerGroupedConv
 from sparsify.passes.lower_grouped import LowerGroupedLinear as LowerGroupedLinear
 from sparsify.passes.lower_masks import LowerMasks as LowerMasks
+from sparsify.passes.options import (
+    Option as Option,
+)
+from sparsify.passes.options import (
+    Range as Range,
+)
+from sparsify.passes.options import (
+    option as option,
+)
 from sparsify.passes.order_outputs import OrderOutputs as OrderOutputs
 from sparsify.passes.record_randomness import RecordRandomness as RecordRandomness
 from sparsify.passes.registry import PASSES as PASSES

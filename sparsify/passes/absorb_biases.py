@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor, fx
 
 from sparsify.ir import Program, Stage, surgery
 from sparsify.parts.packing import best_packing
-from sparsify.passes.base import Effect, Pass, PassLog, Preserves
+from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 from sparsify.passes.eliminate_unread_outputs import Flow, follow, own_parameter, reads_of, set_parameter
 
 aten = torch.ops.aten
@@ -29,7 +30,10 @@ class AbsorbBiases(Pass):
     name: ClassVar = "absorb-biases"
     requires: ClassVar = (Stage.FOLDED,)
     effects: ClassVar = Effect.GRAPH | Effect.NAMES | Effect.WEIGHTS
-    preserves: ClassVar = Preserves.OUTPUTS_NUMERICALLY
+
+    @property
+    def preserves(self) -> Mapping[str, Kept]:
+        return DEPLOYED
 
     def run(self, program: Program) -> PassLog:
         log, reads = PassLog(self.name), reads_of(program)

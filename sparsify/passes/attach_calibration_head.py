@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,8 @@ import torch
 
 from sparsify.errors import PassError
 from sparsify.ir import Program, Stage, TensorSpec, surgery
-from sparsify.passes.base import Effect, Pass, PassLog, Preserves, option
+from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
+from sparsify.passes.options import option
 
 KINDS = ("temperature", "vector")
 
@@ -27,18 +29,20 @@ class AttachCalibrationHead(Pass):
 
     name: ClassVar = "attach-calibration-head"
     requires: ClassVar = (Stage.TRACED, Stage.MASKED, Stage.FOLDED)
-    effects: ClassVar = Effect.GRAPH | Effect.NAMES
-    preserves: ClassVar = Preserves.OUTPUTS_EXACTLY
-    phases: ClassVar = ("eval",)
+    effects: ClassVar = Effect.EVAL_GRAPH | Effect.NAMES
 
-    kind: str = option("temperature", "temperature (one parameter, keeps the decision) or vector (two per class)")
+    kind: str = option(
+        "temperature", "temperature (one parameter, keeps the decision) or vector (two per class)", choices=KINDS
+    )
+
+    @property
+    def preserves(self) -> Mapping[str, Kept]:
+        return {"train": UNCHANGED, "eval": UNCHANGED}
 
     def run(self, program: Program) -> PassLog:
         log, names = PassLog(self.name), program.output_names("eval")
         if "probabilities" in names:
             raise PassError(f"{self.name}: {program.name!r} already has an output 'probabilities'.")
-        if self.kind not in KINDS:
-            raise PassError(f"{self.name}: no kind {self.kind!r}; there are {' and '.join(KINDS)}.")
         output = program.output_node("eval")
         logits = output.args[0][names.index("logits")]  # type: ignore[index]
         spec: TensorSpec = logits.meta["spec"]  # type: ignore[union-attr]

@@ -6,29 +6,62 @@ import abc
 import dataclasses
 import enum
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_type_hints
 
-from sparsify.errors import PassError
+from sparsify.errors import PassError, SparsifyError
 from sparsify.ir import Program, Stage
+from sparsify.passes.options import Option, check, convert, options_of, spell
+from sparsify.passes.stages import advice
 
 
 class Effect(enum.Flag):
-    """What a pass changes; measured by fingerprints in the contract tests."""
+    """What a pass changes: the graph of each phase, names of state, values of state. Measured by `sparsify.contracts`."""
 
     NONE = 0
-    GRAPH = enum.auto()
+    TRAIN_GRAPH = enum.auto()
+    EVAL_GRAPH = enum.auto()
     NAMES = enum.auto()
     WEIGHTS = enum.auto()
+    GRAPH = TRAIN_GRAPH | EVAL_GRAPH
 
 
-class Preserves(enum.Enum):
-    """What stays the same: outputs bit for bit, outputs up to rounding, or neither."""
+class Preserves(enum.IntEnum):
+    """How much of a value a pass preserves; a higher level includes the lower ones."""
 
-    OUTPUTS_EXACTLY = "outputs exactly"
-    OUTPUTS_NUMERICALLY = "outputs up to rounding"
-    NOTHING = "nothing"
+    NOTHING = 0
+    NUMERICALLY = 1
+    EXACTLY = 2
+
+    def __str__(self) -> str:
+        return ("not at all", "up to rounding", "exactly")[self]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How much of one phase a pass preserves.
+
+    Attributes:
+        outputs: of the outputs that the program has before the pass, and of the buffers that a call changes.
+        gradients: of the gradients of these outputs with respect to the parameters. Where outputs are preserved at all, the gradients
+            with respect to the inputs are too, up to rounding.
+    """
+
+    outputs: Preserves
+    gradients: Preserves
+
+    def __str__(self) -> str:
+        if self.outputs is self.gradients:
+            return "nothing" if self.outputs is Preserves.NOTHING else f"outputs and gradients {self.outputs}"
+        parts = {"outputs": self.outputs, "gradients": self.gradients}
+        return ", ".join(f"{name} {level}" for name, level in parts.items() if level is not Preserves.NOTHING)
+
+
+UNCHANGED = Kept(Preserves.EXACTLY, Preserves.EXACTLY)
+CHANGED = Kept(Preserves.NOTHING, Preserves.NOTHING)
+DEPLOYED: Mapping[str, Kept] = {"train": CHANGED, "eval": Kept(Preserves.NUMERICALLY, Preserves.NOTHING)}
+"""What passes for deployment preserve: they rewrite weights, and training ends with them."""
 
 
 @dataclass
@@ -60,30 +93,29 @@ class PassLog:
 
 
 @dataclass(frozen=True)
-class Option:
-    """One option of a pass as the command shows it."""
-
-    name: str
-    type: str
-    default: object
-    help: str
-
-
-@dataclass(frozen=True)
 class Pass(abc.ABC):
     """Rewrites a program in place. `Pipeline` clones at the door, so a caller's program is never touched.
 
     Subclasses are final frozen dataclasses. Class variables: ``name`` as spelt in a pipeline; ``requires`` the stages it
-    accepts; ``ensures`` the stage it leaves behind (None: the one it found); ``effects`` and ``preserves``, both measured;
-    ``phases`` it rewrites. Field metadata ``help`` is one line for the command.
+    accepts; ``ensures`` the stage it leaves behind (None: the one it found); ``effects``, all it changes. Fields are its options
+    (`option`), checked when the pass is made.
+
+    Raises:
+        PassError: When made, if an option has a wrong type or value.
     """
 
     name: ClassVar[str]
     requires: ClassVar[tuple[Stage, ...]]
     ensures: ClassVar[Stage | None] = None
     effects: ClassVar[Effect]
-    preserves: ClassVar[Preserves]
-    phases: ClassVar[tuple[str, ...]] = ("train", "eval")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    @abc.abstractmethod
+    def preserves(self) -> Mapping[str, Kept]:
+        """How much of the phases ``train`` and ``eval`` the pass preserves, whatever the program, with the options that it has."""
 
     @abc.abstractmethod
     def run(self, program: Program) -> PassLog:
@@ -93,14 +125,31 @@ class Pass(abc.ABC):
         """Check the stage, run, finish the graphs and verify.
 
         Raises:
-            PassError: If the program is of a stage the pass does not accept.
+            PassError: If the program is of a stage that the pass does not accept, or the pass fails with an error that is not raised on
+                purpose.
+            SparsifyError: If the pass refuses the program; the message names the pass and its options.
         """
+        try:
+            return self._run(program)
+        except SparsifyError as error:
+            if not str(error).startswith(str(self)):
+                say(error, f"Raised by the pass {self}.")
+            raise
+        except Exception as error:
+            raise PassError(
+                f"{self} failed on {program.name!r} with {type(error).__name__}: {error}. This is a fault of the pass or of a library that "
+                f"it uses; report it with the program."
+            ) from error
+
+    def _run(self, program: Program) -> PassLog:
         from sparsify.ir import surgery
+        from sparsify.passes.registry import PASSES
 
         if program.stage not in self.requires:
             wanted = " or ".join(stage.value for stage in self.requires)
             raise PassError(
-                f"{self.name} needs a program of stage {wanted}; {program.name!r} is {program.stage.value}.{self.advice(program)}"
+                f"{self.name} needs a program of stage {wanted}; {program.name!r} is {program.stage.value}. "
+                f"{advice(type(self), program.stage, PASSES.values())}"
             )
         log = self.run(program)
         if self.ensures is not None:
@@ -109,22 +158,10 @@ class Pass(abc.ABC):
         program.verify()
         return log
 
-    def advice(self, program: Program) -> str:
-        """What to do when the stage does not fit."""
-        if program.stage is Stage.TRACED:
-            return " Run insert-masks first."
-        if program.stage is Stage.FOLDED:
-            return " Masks are gone after fold-masks; start from the program before it."
-        return " It already has masks."
-
     @classmethod
     def options(cls) -> tuple[Option, ...]:
         """The pass's options, in declaration order."""
-        hints = get_type_hints(cls)
-        return tuple(
-            Option(f.name.replace("_", "-"), _type_text(hints[f.name]), f.default, str(f.metadata.get("help", "")))
-            for f in dataclasses.fields(cls)
-        )
+        return options_of(cls)
 
     @classmethod
     def parse_options(cls, text: str) -> Pass:
@@ -142,21 +179,21 @@ class Pass(abc.ABC):
                 raise PassError(f"{cls.name} has no option {token!r}; its options are: {known}. Write key=value.")
             if field_name in values:
                 raise PassError(f"{cls.name} is given {key!r} twice. Write lists as {key}=a,b.")
-            values[field_name] = _convert(cls.name, key, value, hints[field_name])
+            values[field_name] = convert(cls.name, key, value, hints[field_name])
         return cls(**values)
 
     def __str__(self) -> str:
         pairs = [
-            f"{f.name.replace('_', '-')}={_spell(getattr(self, f.name))}"
+            f"{f.name.replace('_', '-')}={spell(getattr(self, f.name))}"
             for f in dataclasses.fields(self)
             if getattr(self, f.name) != f.default
         ]
         return f"{self.name}{{{' '.join(pairs)}}}" if pairs else self.name
 
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with a one-line meaning."""
-    return field(default=default, metadata={"help": help})
+def say(error: SparsifyError, more: str) -> None:
+    """Add a sentence to the message of an error."""
+    BaseException.__init__(error, f"{error}\n{more}", *error.args[1:])
 
 
 def split_pipeline(text: str) -> Iterator[tuple[str, str]]:
@@ -172,37 +209,3 @@ def split_pipeline(text: str) -> Iterator[tuple[str, str]]:
                 f"cannot read {part.strip()!r} in pipeline {text!r}. Write name or name{{key=value key=value}}, joined by '|'."
             )
         yield match[1], match[2] or ""
-
-
-def _convert(pass_name: str, key: str, text: str, hint: Any) -> Any:
-    kind = _type_text(hint)
-    try:
-        if kind == "text":
-            return text
-        if kind == "list":
-            return tuple(item for item in text.split(",") if item)
-        if kind == "whole number":
-            return int(text)
-        if kind == "number":
-            return float(text)
-        if text in ("true", "false"):
-            return text == "true"
-    except ValueError:
-        pass
-    raise PassError(f"{pass_name}: option {key}={text!r} should be a {kind}.")
-
-
-def _type_text(hint: Any) -> str:
-    text = str(hint)
-    if "tuple" in text:
-        return "list"
-    for word, kind in (("bool", "true or false"), ("float", "number"), ("int", "whole number")):
-        if word in text:
-            return kind
-    return "text"
-
-
-def _spell(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsify.ir import PHASES, Program, Stage, surgery
-from sparsify.passes.base import Effect, Pass, PassLog, Preserves
+from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,10 @@ class EliminateDeadCode(Pass):
     name: ClassVar = "eliminate-dead-code"
     requires: ClassVar = (Stage.TRACED, Stage.MASKED, Stage.FOLDED)
     effects: ClassVar = Effect.GRAPH | Effect.NAMES
-    preserves: ClassVar = Preserves.OUTPUTS_EXACTLY
+
+    @property
+    def preserves(self) -> Mapping[str, Kept]:
+        return {"train": UNCHANGED, "eval": UNCHANGED}
 
     def run(self, program: Program) -> PassLog:
         log = PassLog(self.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor, fx
 from sparsify.ir import Program, Stage, TensorSpec, surgery
 from sparsify.parts.grouped import LANES
 from sparsify.parts.packing import best_packing
-from sparsify.passes.base import Effect, Pass, PassLog, Preserves
+from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 from sparsify.passes.feature_major import UNARY
 
 aten = torch.ops.aten
@@ -31,7 +32,10 @@ class EliminateUnreadOutputs(Pass):
     name: ClassVar = "eliminate-unread-outputs"
     requires: ClassVar = (Stage.FOLDED,)
     effects: ClassVar = Effect.GRAPH | Effect.NAMES | Effect.WEIGHTS
-    preserves: ClassVar = Preserves.OUTPUTS_NUMERICALLY
+
+    @property
+    def preserves(self) -> Mapping[str, Kept]:
+        return DEPLOYED
 
     def run(self, program: Program) -> PassLog:
         log, reads = PassLog(self.name), reads_of(program)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor, fx
 
 from sparsify.ir import Program, Stage, surgery
 from sparsify.ir.nodes import MASK_OPERATORS
-from sparsify.passes.base import Effect, Pass, PassLog, Preserves
+from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 
 aten = torch.ops.aten
 _LAYERS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
@@ -29,7 +30,10 @@ class FoldBatchNorm(Pass):
     name: ClassVar = "fold-batch-norm"
     requires: ClassVar = (Stage.TRACED, Stage.MASKED, Stage.FOLDED)
     effects: ClassVar = Effect.GRAPH | Effect.NAMES | Effect.WEIGHTS
-    preserves: ClassVar = Preserves.OUTPUTS_NUMERICALLY
+
+    @property
+    def preserves(self) -> Mapping[str, Kept]:
+        return DEPLOYED
 
     def run(self, program: Program) -> PassLog:
         log = PassLog(self.name)

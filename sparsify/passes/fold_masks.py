@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from sparsify.ir import PHASES, Program, Stage, surgery
 from sparsify.ir.nodes import MASK_OPERATORS, apply_random_mask
-from sparsify.passes.base import Effect, Pass, PassLog, Preserves
+from sparsify.passes.base import CHANGED, Effect, Kept, Pass, PassLog, Preserves
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,10 @@ class FoldMasks(Pass):
     requires: ClassVar = (Stage.MASKED,)
     ensures: ClassVar = Stage.FOLDED
     effects: ClassVar = Effect.GRAPH | Effect.NAMES | Effect.WEIGHTS
-    preserves: ClassVar = Preserves.OUTPUTS_EXACTLY
+
+    @property
+    def preserves(self) -> Mapping[str, Kept]:
+        return {"train": CHANGED, "eval": Kept(Preserves.EXACTLY, Preserves.NOTHING)}
 
     def run(self, program: Program) -> PassLog:
         log, sites, hooks = PassLog(self.name), program.mask_sites(), program.hooks()

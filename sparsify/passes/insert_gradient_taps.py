@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsify.errors import PassError
 from sparsify.ir import GradientTap, Program, Stage, surgery
 from sparsify.ir.nodes import MASK_OPERATORS
-from sparsify.passes.base import Effect, Pass, PassLog, Preserves
+from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,11 @@ class InsertGradientTaps(Pass):
 
     name: ClassVar = "insert-gradient-taps"
     requires: ClassVar = (Stage.MASKED,)
-    effects: ClassVar = Effect.GRAPH | Effect.NAMES
-    preserves: ClassVar = Preserves.OUTPUTS_EXACTLY
-    phases: ClassVar = ("train",)
+    effects: ClassVar = Effect.TRAIN_GRAPH | Effect.NAMES
+
+    @property
+    def preserves(self) -> Mapping[str, Kept]:
+        return {"train": UNCHANGED, "eval": UNCHANGED}
 
     def run(self, program: Program) -> PassLog:
         log = PassLog(self.name)

@@ -18,7 +18,10 @@ from sparsify.ir.sites import parameter_nodes
 from sparsify.parts.allocation import ALLOCATIONS, Layer
 from sparsify.parts.grouped import Grouped, select_together
 from sparsify.parts.patterns import Pattern, Unstructured, parse_pattern
-from sparsify.passes.base import Effect, Pass, PassLog, Preserves, option
+from sparsify.passes.base import CHANGED, UNCHANGED, Effect, Kept, Pass, PassLog
+from sparsify.passes.options import Range, option
+
+SCORES = ("magnitude", "random")
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class InsertMasks(Pass):
     integer budget. Weights themselves are not changed.
 
     Raises:
-        PassError: If a glob of ``weights`` or ``keep-dense`` matches nothing, or a name is unknown.
-        PatternError: If the pattern does not fit a matched weight.
+        PassError: If a glob of ``weights`` or ``keep-dense`` matches nothing, or an option has a wrong type or value.
+        PatternError: If the pattern is misspelt, or does not fit a matched weight.
         AllocationError: If the density cannot be met.
     """
 
@@ -38,17 +41,26 @@ class InsertMasks(Pass):
     requires: ClassVar = (Stage.TRACED,)
     ensures: ClassVar = Stage.MASKED
     effects: ClassVar = Effect.GRAPH | Effect.NAMES
-    preserves: ClassVar = Preserves.OUTPUTS_EXACTLY
 
     weights: tuple[str, ...] = option((), "globs of weights to mask; all that can be sparse by default")
     keep_dense: tuple[str, ...] = option((), "globs of weights to leave without a mask")
     keep_frozen: bool = option(False, "leave weights without a mask that do not train (requires_grad is False)")
     pattern: str = option(
-        "unstructured", "which positions may be active together: unstructured, nm:2:4, block:4x1, grouped:64"
+        "unstructured",
+        "which positions may be active together: unstructured, nm:2:4, block:4x1, grouped:64",
+        reads=parse_pattern,
     )
-    density: float | None = option(None, "active fraction of the masked weights; all ones when not given")
-    score: str = option("magnitude", "what ranks positions when a density is given: magnitude, or random")
-    allocation: str = option("global_magnitude", "how the density is split over weights")
+    density: float | None = option(
+        None, "active fraction of the masked weights; all ones when not given", within=Range(0, 1, open_low=True)
+    )
+    score: str = option(
+        "magnitude", "what ranks positions when a density is given: magnitude, or random", choices=SCORES
+    )
+    allocation: str = option("global_magnitude", "how the density is split over weights", choices=ALLOCATIONS)
+
+    @property
+    def preserves(self) -> Mapping[str, Kept]:
+        return dict.fromkeys(PHASES, UNCHANGED if self.density is None else CHANGED)
 
     def run(self, program: Program) -> PassLog:
         log, pattern = PassLog(self.name), parse_pattern(self.pattern)
@@ -113,12 +125,6 @@ class InsertMasks(Pass):
         weights = {name: program.get_parameter(name).detach() for name in patterns}
         if self.density is None:
             return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
-        if self.allocation not in ALLOCATIONS:
-            raise PassError(
-                f"{self.name}: no allocation {self.allocation!r}; there are {', '.join(sorted(ALLOCATIONS))}."
-            )
-        if self.score not in ("magnitude", "random"):
-            raise PassError(f"{self.name}: no score {self.score!r}; there are magnitude and random.")
         layers = {
             name: Layer(
                 shape=tuple(weight.shape),

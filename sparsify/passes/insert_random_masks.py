@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +13,8 @@ from sparsify.errors import PassError
 from sparsify.ir import Program, Stage, surgery
 from sparsify.ir.nodes import MASK_OPERATORS, apply_random_mask
 from sparsify.ir.sites import parameter_nodes
-from sparsify.passes.base import Effect, Pass, PassLog, Preserves, option
+from sparsify.passes.base import CHANGED, UNCHANGED, Effect, Kept, Pass, PassLog
+from sparsify.passes.options import Range, option
 
 
 @dataclass(frozen=True)
@@ -28,20 +30,22 @@ class InsertRandomMasks(Pass):
 
     name: ClassVar = "insert-random-masks"
     requires: ClassVar = (Stage.TRACED, Stage.MASKED)
-    effects: ClassVar = Effect.GRAPH | Effect.NAMES
-    preserves: ClassVar = Preserves.OUTPUTS_EXACTLY
-    phases: ClassVar = ("train",)
+    effects: ClassVar = Effect.TRAIN_GRAPH | Effect.NAMES
 
-    rate: float = option(0.1, "share of the weights that a step does not see, in [0, 1)")
+    rate: float = option(
+        0.1, "share of the weights that a step does not see, in [0, 1)", within=Range(0, 1, open_high=True)
+    )
     rescale: bool = option(False, "divide what is left by 1 - rate")
     weights: tuple[str, ...] = option((), "globs of weights; all that have a mask by default")
+
+    @property
+    def preserves(self) -> Mapping[str, Kept]:
+        return {"train": CHANGED if self.rescale else UNCHANGED, "eval": UNCHANGED}
 
     def run(self, program: Program) -> PassLog:
         log = PassLog(self.name)
         if program.random_mask_sites():
             raise PassError(f"{self.name}: {program.name!r} already has random masks.")
-        if not 0.0 <= self.rate < 1.0:
-            raise PassError(f"{self.name}: rate should be in [0, 1), found {self.rate}.")
         masked = [site.weight for site in program.mask_sites()]
         known = masked or [site.name for site in program.maskable() if not site.skip]
         for glob in self.weights:

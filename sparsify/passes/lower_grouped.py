@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,10 +13,11 @@ from torch import Tensor, fx
 from sparsify.errors import PassError
 from sparsify.ir import Program, Stage, TensorSpec, surgery
 from sparsify.parts.packing import Packing, best_packing
-from sparsify.passes.base import Effect, Pass, PassLog, Preserves, option
+from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 from sparsify.passes.eliminate_unread_outputs import groups_of, reads_of
 from sparsify.passes.feature_major import FeatureMajor, can_turn, feature_shape, sizes
 from sparsify.passes.in_place import make_functional
+from sparsify.passes.options import option
 
 aten = torch.ops.aten
 FORMS = ("auto", "grouped")
@@ -35,10 +37,15 @@ class LowerGroupedConv(Pass):
     name: ClassVar = "lower-grouped-conv"
     requires: ClassVar = (Stage.FOLDED,)
     effects: ClassVar = Effect.GRAPH | Effect.NAMES | Effect.WEIGHTS
-    preserves: ClassVar = Preserves.OUTPUTS_NUMERICALLY
 
-    form: str = option("auto", "auto: where a cost model predicts a gain; grouped: wherever inputs can be left out")
+    form: str = option(
+        "auto", "auto: where a cost model predicts a gain; grouped: wherever inputs can be left out", choices=FORMS
+    )
     keep_dense: tuple[str, ...] = option((), "globs of weights to leave as they are")
+
+    @property
+    def preserves(self) -> Mapping[str, Kept]:
+        return DEPLOYED
 
     def run(self, program: Program) -> PassLog:
         log = PassLog(self.name)
@@ -94,10 +101,15 @@ class LowerGroupedLinear(Pass):
     name: ClassVar = "lower-grouped-linear"
     requires: ClassVar = (Stage.FOLDED,)
     effects: ClassVar = Effect.GRAPH | Effect.NAMES | Effect.WEIGHTS
-    preserves: ClassVar = Preserves.OUTPUTS_NUMERICALLY
 
-    form: str = option("auto", "auto: where a cost model predicts a gain; grouped: wherever inputs can be left out")
+    form: str = option(
+        "auto", "auto: where a cost model predicts a gain; grouped: wherever inputs can be left out", choices=FORMS
+    )
     keep_dense: tuple[str, ...] = option((), "globs of weights to leave as they are")
+
+    @property
+    def preserves(self) -> Mapping[str, Kept]:
+        return DEPLOYED
 
     def run(self, program: Program) -> PassLog:
         make_functional(program, "eval")
@@ -217,8 +229,6 @@ def _layers(
     program: Program, targets: tuple[object, ...], settings: LowerGroupedConv | LowerGroupedLinear, log: PassLog
 ) -> list[tuple[fx.Node, fx.Node]]:
     """(layer, its weight's node) of the eval phase, for weights that one layer alone reads."""
-    if settings.form not in FORMS:
-        raise PassError(f"{settings.name}: no form {settings.form!r}; there are {' and '.join(FORMS)}.")
     names = [name for name, parameter in program.named_parameters() if parameter.ndim > 1]
     for glob in settings.keep_dense:
         if not any(fnmatch.fnmatchcase(name, glob) for name in names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from sparsify.ir import PHASES, Program, Stage, surgery
 from sparsify.ir.nodes import apply_mask, masked_view
 from sparsify.ir.verifier import count_stray
 from sparsify.ir.weight_reads import gradient_is_private, is_tap
-from sparsify.passes.base import Effect, Pass, PassLog, Preserves
+from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,10 @@ class LowerMasks(Pass):
     name: ClassVar = "lower-masks"
     requires: ClassVar = (Stage.MASKED,)
     effects: ClassVar = Effect.GRAPH
-    preserves: ClassVar = Preserves.OUTPUTS_EXACTLY
+
+    @property
+    def preserves(self) -> Mapping[str, Kept]:
+        return {"train": UNCHANGED, "eval": UNCHANGED}
 
     def run(self, program: Program) -> PassLog:
         log = PassLog(self.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from sparsify.ir import Program, Stage, surgery
 from sparsify.ir.channels import Channels, channel_sets
 from sparsify.parts.grouping import order_by_inputs, shared_inputs
 from sparsify.parts.packing import best_packing, order_of_outputs, predicted_gain
-from sparsify.passes.base import Effect, Pass, PassLog, Preserves
+from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 from sparsify.passes.eliminate_unread_outputs import (
     CONVOLUTIONS,
     groups_of,
@@ -38,7 +39,10 @@ class OrderOutputs(Pass):
     name: ClassVar = "order-outputs"
     requires: ClassVar = (Stage.FOLDED,)
     effects: ClassVar = Effect.GRAPH | Effect.NAMES | Effect.WEIGHTS
-    preserves: ClassVar = Preserves.OUTPUTS_NUMERICALLY
+
+    @property
+    def preserves(self) -> Mapping[str, Kept]:
+        return DEPLOYED
 
     def run(self, program: Program) -> PassLog:
         log, training, layers = PassLog(self.name), channel_sets(program, "train"), _layers(program)

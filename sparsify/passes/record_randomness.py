@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from torch import fx
 
 from sparsify.errors import PassError
 from sparsify.ir import Program, RandomnessRecord, Stage, surgery
-from sparsify.passes.base import Effect, Pass, PassLog, Preserves
+from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
 
 RECORD = "randomness_record"
 
@@ -28,9 +29,11 @@ class RecordRandomness(Pass):
 
     name: ClassVar = "record-randomness"
     requires: ClassVar = (Stage.TRACED, Stage.MASKED)
-    effects: ClassVar = Effect.GRAPH | Effect.NAMES
-    preserves: ClassVar = Preserves.OUTPUTS_EXACTLY
-    phases: ClassVar = ("train",)
+    effects: ClassVar = Effect.TRAIN_GRAPH | Effect.NAMES
+
+    @property
+    def preserves(self) -> Mapping[str, Kept]:
+        return {"train": UNCHANGED, "eval": UNCHANGED}
 
     def run(self, program: Program) -> PassLog:
         log = PassLog(self.name)

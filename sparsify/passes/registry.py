@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparsify.errors import PassError
+from sparsify.errors import PassError, SparsifyError
 from sparsify.ir import Program
 from sparsify.passes.absorb_biases import AbsorbBiases
 from sparsify.passes.attach_calibration_head import AttachCalibrationHead
-from sparsify.passes.base import Pass, PassLog, split_pipeline
+from sparsify.passes.base import Pass, PassLog, say, split_pipeline
 from sparsify.passes.eliminate_dead_code import EliminateDeadCode
 from sparsify.passes.eliminate_unread_outputs import EliminateUnreadOutputs
 from sparsify.passes.fold_batch_norm import FoldBatchNorm
@@ -101,11 +101,20 @@ class Pipeline:
         return program, self.apply(program, instruments)
 
     def apply(self, program: Program, instruments: Sequence[Instrument] = ()) -> tuple[PassLog, ...]:
-        """Rewrite ``program`` itself, without the clone: for callers who own it."""
+        """Rewrite ``program`` itself, without the clone: for callers who own it.
+
+        Raises:
+            SparsifyError: If a pass refuses the program or fails; the message names the pass and those that ran before it.
+        """
         logs: list[PassLog] = []
         for index, step in enumerate(self.passes):
             before = program.text() if instruments else ""
-            logs.append(step(program))
+            try:
+                logs.append(step(program))
+            except SparsifyError as error:
+                if index:
+                    say(error, f"Before {step} ran: {' | '.join(map(str, self.passes[:index]))}.")
+                raise
             note(step, logs[-1])
             for instrument in instruments:
                 instrument(index, step, before, program.text(), logs[-1])

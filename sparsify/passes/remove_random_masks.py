@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsify.ir import Program, Stage, surgery
 from sparsify.ir.nodes import apply_random_mask
-from sparsify.passes.base import Effect, Pass, PassLog, Preserves
+from sparsify.passes.base import CHANGED, UNCHANGED, Effect, Kept, Pass, PassLog
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,11 @@ class RemoveRandomMasks(Pass):
 
     name: ClassVar = "remove-random-masks"
     requires: ClassVar = (Stage.TRACED, Stage.MASKED)
-    effects: ClassVar = Effect.GRAPH | Effect.NAMES
-    preserves: ClassVar = Preserves.OUTPUTS_EXACTLY
-    phases: ClassVar = ("train",)
+    effects: ClassVar = Effect.TRAIN_GRAPH | Effect.NAMES
+
+    @property
+    def preserves(self) -> Mapping[str, Kept]:
+        return {"train": CHANGED, "eval": UNCHANGED}
 
     def run(self, program: Program) -> PassLog:
         log, sites = PassLog(self.name), program.random_mask_sites()

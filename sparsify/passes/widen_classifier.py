@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +12,8 @@ from torch import fx, nn
 from sparsify.errors import PassError
 from sparsify.ir import PHASES, Program, Stage, TensorSpec, surgery
 from sparsify.ir.classifier import CONVOLUTIONS, RESHAPES, Classifier, class_dimension, classifier
-from sparsify.passes.base import Effect, Pass, PassLog, Preserves, option
+from sparsify.passes.base import CHANGED, UNCHANGED, Effect, Kept, Pass, PassLog
+from sparsify.passes.options import Range, option
 
 aten = torch.ops.aten
 SCORES = ("known", "odds")
@@ -36,17 +37,20 @@ class WidenClassifier(Pass):
     name: ClassVar = "widen-classifier"
     requires: ClassVar = (Stage.TRACED, Stage.MASKED)
     effects: ClassVar = Effect.GRAPH | Effect.NAMES
-    preserves: ClassVar = Preserves.OUTPUTS_EXACTLY
 
     score: str = option(
-        "known", "ood_score: known, the highest p of a class; or odds, the log-odds of known against unknown"
+        "known",
+        "ood_score: known, the highest p of a class; or odds, the log-odds of known against unknown",
+        choices=SCORES,
     )
-    seed: int = option(0, "of the new row's first values")
+    seed: int = option(0, "of the new row's first values", within=Range(0, 2**63 - 1))
+
+    @property
+    def preserves(self) -> Mapping[str, Kept]:
+        return {"train": CHANGED, "eval": UNCHANGED}
 
     def run(self, program: Program) -> PassLog:
         log = PassLog(self.name)
-        if self.score not in SCORES:
-            raise PassError(f"{self.name}: no score {self.score!r}; there are {' and '.join(SCORES)}.")
         taken = {"ood_score", "unknown"} & {*program.output_names("eval")}
         if taken:
             raise PassError(f"{self.name}: {program.name!r} already has an output {sorted(taken)[0]!r}.")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 
-from sparsify.errors import PassError
+from sparsify.errors import PassError, PatternError
 from sparsify.ir import Stage
-from sparsify.passes import PASSES, Effect, Pipeline, Preserves
+from sparsify.passes import PASSES, UNCHANGED, Effect, InsertMasks, Pass, Pipeline, Preserves
 from tests.cases import CASES
 
 PREFIX = {
@@ -46,10 +49,10 @@ def before_and_after(case, name):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_preserved_outputs_and_declared_effects(case, name):
     before, after = before_and_after(case, name)
-    kept, effects = PASSES[name].preserves, PASSES[name].effects
+    kept, effects = PASSES[name]().preserves["eval"].outputs, PASSES[name].effects
     for key, want in before.outputs(*case.args).items():
         have = after.outputs(*case.args)[key]
-        if kept is Preserves.OUTPUTS_EXACTLY:
+        if kept is Preserves.EXACTLY:
             assert torch.equal(want, have)
         else:
             torch.testing.assert_close(have, want, rtol=0, atol=1e-5 * float(want.detach().abs().max()))
@@ -114,15 +117,15 @@ def test_parse_and_str_are_inverse(text):
         ("insert-masks{keep-dense=nothing.*}", "matches no weight"),
         ("insert-masks{keep-dense=*}", "no weight"),
         ("fold-masks", "Run insert-masks first"),
-        ("insert-masks | insert-masks", "already has masks"),
-        ("insert-masks | fold-masks | lower-masks", "Masks are gone"),
+        ("insert-masks | insert-masks", "insert-masks.* is masked. It has run already: go on from this program"),
+        ("insert-masks | fold-masks | lower-masks", "lower-masks comes before fold-masks"),
         ("insert-masks | insert-gradient-taps | insert-gradient-taps", "already has gradient taps"),
         ("insert-masks | insert-random-masks | insert-random-masks", "already has random masks"),
-        ("insert-random-masks{rate=1.0}", r"in \[0, 1\)"),
+        ("insert-random-masks{rate=1.0}", r"in \[0, 1\), found 1.0"),
         ("insert-random-masks{weights=nothing.*}", "matches none of"),
-        ("insert-masks | fold-masks | insert-random-masks", "Masks are gone"),
+        ("insert-masks | fold-masks | insert-random-masks", "insert-random-masks comes before fold-masks"),
         ("attach-calibration-head | attach-calibration-head", "already has an output"),
-        ("attach-calibration-head{kind=magic}", "no kind"),
+        ("attach-calibration-head{kind=magic}", "no choice 'magic'"),
         ("insert-masks{density=0.5} | lower-masks", "not 0"),
     ],
 )
@@ -130,3 +133,39 @@ def test_misuse_says_what_to_do(text, message):
     program = CASES[1].trace()
     with pytest.raises(PassError, match=message):
         Pipeline.parse(text)(program)
+
+
+def test_a_pass_that_fails_names_itself_its_options_and_the_passes_before_it():
+    program = CASES[0].trace()
+    text = "insert-masks{density=0.5} | insert-gradient-taps | insert-random-masks{rate=0.3 weights=nothing}"
+    with pytest.raises(PassError) as caught:
+        Pipeline.parse(text)(program)
+    assert str(caught.value).splitlines()[1:] == [
+        "Raised by the pass insert-random-masks{rate=0.3 weights=nothing}.",
+        "Before insert-random-masks{rate=0.3 weights=nothing} ran: insert-masks{density=0.5} | insert-gradient-taps.",
+    ]
+    with pytest.raises(PatternError, match=r"Raised by the pass insert-masks\{weights=5.weight pattern=block:4x1\}"):
+        Pipeline.parse("insert-masks{weights=5.weight pattern=block:4x1}")(program)
+
+
+@dataclass(frozen=True)
+class Faulty(Pass):
+    """Fails as a program with a fault does."""
+
+    name: ClassVar = "faulty"
+    requires: ClassVar = (Stage.MASKED,)
+    effects: ClassVar = Effect.NONE
+
+    @property
+    def preserves(self):
+        return {"train": UNCHANGED, "eval": UNCHANGED}
+
+    def run(self, program):
+        return program.input_specs[7]
+
+
+def test_an_error_nobody_raised_on_purpose_is_told_with_the_pass_and_keeps_its_cause():
+    with pytest.raises(PassError, match="faulty failed on 'mlp' with IndexError: tuple index out of range") as caught:
+        Pipeline((InsertMasks(density=0.5), Faulty()))(CASES[0].trace())
+    assert "Before faulty ran: insert-masks{density=0.5}." in str(caught.value)
+    assert isinstance(caught.value.__cause__, IndexError)

@@ -335,11 +335,14 @@ def _passes() -> str:
             (inspect.getdoc(cls) or "").splitlines()[0].replace("``", "`"),
             ", ".join(f"`{o.name}` {_spelt(o.default)}".strip() for o in cls.options()),
             " or ".join(stage.value for stage in cls.requires),
-            cls.preserves.value,
+            *(str(cls().preserves[phase]) for phase in ("train", "eval")),
         )
         for name, cls in PASSES.items()
     ]
-    return _table(("pass", "what it does", "options, with defaults", "needs stage", "preserves"), rows)
+    return _table(
+        ("pass", "what it does", "options, with defaults", "needs stage", "preserves in train", "preserves in eval"),
+        rows,
+    )
 
 
 def _patterns() -> str:

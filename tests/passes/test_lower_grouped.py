@@ -229,7 +229,7 @@ def test_a_strided_selection_takes_the_steps_first():
 
 def test_misuse_says_what_to_do(tmp_path):
     program = sp.Pipeline.parse("fold-masks")(masked("mlp"))
-    for text, message in (("form=fast", "no form 'fast'"), ("keep-dense=nothing", "matches no weight")):
+    for text, message in (("form=fast", "no choice 'fast'"), ("keep-dense=nothing", "matches no weight")):
         with pytest.raises(PassError, match=message):
             sp.Pipeline.parse(f"lower-grouped-linear{{{text}}}")(program)
     with pytest.raises(ExportError, match="form should be one of auto"):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sparsify import attach, methods
-from sparsify.errors import AllocationError, PatternError, SparsityWarning
+from sparsify.errors import AllocationError, PassError, PatternError, SparsityWarning
 from sparsify.ir import trace
 from sparsify.parts.patterns import parse_pattern
 from sparsify.passes import Pipeline, dump_to, print_diff
@@ -99,7 +99,7 @@ def test_a_pattern_that_does_not_divide_names_the_weight():
 @pytest.mark.parametrize("density", ["0", "1.2", "-0.1", "nan"])
 def test_an_impossible_density_is_refused(density):
     program = CASES[0].trace()
-    with pytest.raises(AllocationError, match=r"\(0, 1\]"):
+    with pytest.raises(PassError, match=r"\(0, 1\]"):
         Pipeline.parse(f"insert-masks{{density={density}}}")(program)
 
 

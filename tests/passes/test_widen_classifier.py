@@ -155,7 +155,7 @@ class Switching(nn.Module):
 @pytest.mark.parametrize(
     ("model", "text", "message"),
     [
-        (ConvBn(), "widen-classifier{score=best}", "no score 'best'"),
+        (ConvBn(), "widen-classifier{score=best}", "no choice 'best'"),
         (ConvBn(), "widen-classifier | widen-classifier", "already has an output 'ood_score'"),
         (Switching(), "widen-classifier", "'a.weight' in training and 'b.weight' in eval"),
         (nn.Sequential(ConvBn(), nn.LogSoftmax(1)), "widen-classifier", "before any softmax"),

@@ -15,7 +15,7 @@ from sparsify.ir import Program
 from sparsify.methods import METHODS, WRAPPERS
 from sparsify.methods.registry import options
 from sparsify.parts.allocation import ALLOCATIONS
-from sparsify.passes import PASSES, Pipeline
+from sparsify.passes import PASSES, Option, Pipeline
 from sparsify.recipe import Recipe, parse_recipe
 from tests.cases import CASES
 from tests.properties.steady import steady
@@ -24,20 +24,33 @@ NAMES = st.text("abcxyz019_.*?[]-", min_size=1, max_size=12)
 TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20)
 VALUES = {
     "list": st.lists(NAMES, max_size=3).map(tuple),
-    "number": st.floats(allow_nan=False, width=32),
-    "whole number": st.integers(),
+    "number": st.floats(0, 1, width=32),
+    "whole number": st.integers(0, 2**62),
     "true or false": st.booleans(),
     "text": NAMES,
 }
 
 
+def values(option: Option) -> st.SearchStrategy:
+    """What an option may be."""
+    if option.name == "pattern":
+        return st.sampled_from(
+            ["unstructured", "fan-in", "nm:2:4", "block:4x1", "grouped:64", "grouped:8x4:l2:learned"]
+        )
+    if option.choices:
+        return st.sampled_from(option.choices)
+    if option.within:
+        return VALUES[option.type].filter(lambda value: value in option.within)
+    return VALUES[option.type]
+
+
 @st.composite
 def pipelines(draw: st.DrawFn) -> Pipeline:
-    """Any passes with any options, sensible or not: spelling comes before sense."""
+    """Any passes with any options that they take."""
     passes = []
     for cls in draw(st.lists(st.sampled_from(list(PASSES.values())), min_size=1, max_size=4)):
         chosen = [option for option in cls.options() if draw(st.booleans())]
-        passes.append(cls(**{o.name.replace("-", "_"): draw(VALUES[o.type]) for o in chosen}))
+        passes.append(cls(**{o.name.replace("-", "_"): draw(values(o)) for o in chosen}))
     return Pipeline(tuple(passes))
 
 
