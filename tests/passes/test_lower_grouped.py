@@ -200,9 +200,10 @@ def test_the_optimised_graph_of_a_grouped_network_runs_blocked_convolutions(tmp_
 def test_a_group_below_sixteen_leaves_the_blocked_layout(tmp_path):
     """What the multiples of 16 are for: the check above would see it."""
     weight = torch.randn(64, 12, 3, 3)
-    model = nn.Sequential(nn.Conv2d(1, 48, 3), nn.ReLU(), nn.Conv2d(48, 64, 3, groups=4))
+    grouped = nn.Conv2d(48, 64, 3, groups=4)
+    model = nn.Sequential(nn.Conv2d(1, 48, 3), nn.ReLU(), grouped)
     with torch.no_grad():
-        model[2].weight.copy_(weight)
+        grouped.weight.copy_(weight)
     sp.export(sp.trace(model, (digits(4)[0],)).eval(), tmp_path / "m.onnx", inputs=[digits(4)[0]])
     nodes = [node for node in optimised(tmp_path / "m.onnx") if node.op_type in ("Conv", "FusedConv")]
     if not any(node.domain == "com.microsoft.nchwc" for node in nodes):

@@ -104,20 +104,20 @@ def test_a_pipeline_with_a_wrong_option_does_not_parse(text, error, message):
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "options"),
     [
-        lambda: InsertMasks(weights="fc*"),
-        lambda: InsertMasks(density="0.1"),
-        lambda: InsertRandomMasks(rate=1.0),
-        lambda: AttachCalibrationHead(kind=""),
-        lambda: WidenClassifier(score=None),
-        lambda: LowerGroupedConv(form="GROUPED"),
-        lambda: LowerGroupedLinear(keep_dense=["a"]),
+        (InsertMasks, {"weights": "fc*"}),
+        (InsertMasks, {"density": "0.1"}),
+        (InsertRandomMasks, {"rate": 1.0}),
+        (AttachCalibrationHead, {"kind": ""}),
+        (WidenClassifier, {"score": None}),
+        (LowerGroupedConv, {"form": "GROUPED"}),
+        (LowerGroupedLinear, {"keep_dense": ["a"]}),
     ],
 )
-def test_a_pass_made_in_python_is_checked_too(make):
+def test_a_pass_made_in_python_is_checked_too(make, options):
     with pytest.raises(PassError, match="option"):
-        make()
+        make(**options)
 
 
 def test_every_option_that_names_something_says_what_there_is():

@@ -88,7 +88,7 @@ def test_entries_of_the_row_are_those_of_classes_drawn_by_the_seed():
         widened(model, f"widen-classifier{{seed={seed}}}")[1].weight("1.unknown_logit.weight") for seed in (0, 0, 1)
     ]
     assert torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])
-    same = rows[0][0] == model[1].weight
+    same = rows[0][0].eq(model.get_parameter("1.weight"))
     assert bool(same.any(0).all()) and not bool(same.all(1).any()), "of several classes, each place of one of them"
 
 
@@ -122,7 +122,7 @@ def test_every_case_is_exported_with_its_outputs(name, score, tmp_path):
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
     given = {i.name: x.numpy()[:5] for i, x in zip(session.get_inputs(), found.args, strict=True)}
     names = [o.name for o in session.get_outputs()]
-    have = dict(zip(names, session.run(None, given), strict=True))
+    have = {key: np.asarray(value) for key, value in zip(names, session.run(None, given), strict=True)}
     assert {"logits", "probabilities", "ood_score", "unknown"} <= have.keys()
     assert have["logits"].shape == have["probabilities"].shape == (5, 10)
     assert have["ood_score"].shape == have["unknown"].shape == (5,)
