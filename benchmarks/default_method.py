@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from sparsify.calibration import evaluate
 from sparsify.errors import SparsifyError
+from sparsify.files import write_atomically
 from sparsify.ir import Program, trace
-from sparsify.ir.serialization import write_atomically
 from sparsify.loading import Data, load_data
 from sparsify.loading.models import digits_cnn
 from sparsify.methods import build

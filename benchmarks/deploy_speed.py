@@ -28,7 +28,7 @@ import torch
 
 import sparsify as sp
 from sparsify.exporters import export
-from sparsify.ir.serialization import write_atomically
+from sparsify.files import write_atomically
 from sparsify.passes import InsertMasks, Pipeline
 from sparsify.reports import compare
 from sparsify.reports.latency import machine

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from sparsify.comparison import Comparison, available, run_grid
 from sparsify.errors import SparsifyError
-from sparsify.grid import parse_grid
-from sparsify.ir.serialization import write_atomically
-from sparsify.progress import grid_bars
+from sparsify.files import write_atomically
 from sparsify.reports.latency import machine
+from sparsify.runs.comparison import Comparison, available, run_grid
+from sparsify.runs.grid import parse_grid
+from sparsify.terminal.progress import grid_bars
 from sparsify.training import Interrupted
 
 ROOT = Path(__file__).parents[1]

@@ -36,8 +36,7 @@ import torch
 
 import sparsify as sp
 from sparsify.calibration import evaluate, fit
-from sparsify.comparison import end_with_parent
-from sparsify.ir.serialization import write_atomically
+from sparsify.files import write_atomically
 from sparsify.loading import load_data
 from sparsify.methods import Method
 from sparsify.parts.intervals import Difference, paired_difference
@@ -45,6 +44,7 @@ from sparsify.parts.samples import Subset
 from sparsify.passes import AttachCalibrationHead, Pipeline
 from sparsify.reports import compare, quality
 from sparsify.reports.latency import machine
+from sparsify.runs.comparison import end_with_parent
 from sparsify.training import Settings, train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

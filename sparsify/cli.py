@@ -15,8 +15,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from sparsify.epilogs import as_setting, examples, other_keys
 from sparsify.errors import RecipeError, SparsifyError, SparsifyWarning, UnfinishedError
+from sparsify.terminal.epilogs import as_setting, examples, other_keys
 from sparsify.version import versions
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ DEFAULTS = {
     "export_precision": "fp32",
     "export_input": "float",
 }
-"""The defaults of recipe keys that help texts show. They are copies, because `sparsify.recipe` loads torch; a test compares them."""
+"""The defaults of recipe keys that help texts show. They are copies, because `sparsify.runs.recipe` loads torch; a test compares them."""
 WITH_OPTION = (
     "model",
     "data",
@@ -229,13 +229,13 @@ def run(
     and program.sparsify in the folder. The same recipe gives the same bits;
     a run that was stopped or killed goes on with --resume.
     """
-    from sparsify import tables
-    from sparsify.progress import run_bars
-    from sparsify.recipe import parse_pairs, parse_recipe, with_embedded
     from sparsify.reports import headline, verdict
+    from sparsify.runs.recipe import parse_pairs, parse_recipe, with_embedded
+    from sparsify.runs.workflow import ARTEFACTS
+    from sparsify.runs.workflow import run as run_workflow
+    from sparsify.terminal import tables
+    from sparsify.terminal.progress import run_bars
     from sparsify.training import Interrupted
-    from sparsify.workflow import ARTEFACTS
-    from sparsify.workflow import run as run_workflow
 
     given = {"model": model, "data": data, "method": method, "sparsity": sparsity, "pattern": pattern}
     given |= {
@@ -311,10 +311,10 @@ def compare_command(
     Leaves compare.html, compare.md, compare.json and grid.toml in the folder, and a run's folder for every cell. The dense baseline and
     what a wrapper wraps are always in the grid. Exit code 2 if a cell failed by a mistake in what was asked for, 1 if by anything else.
     """
-    from sparsify import tables
-    from sparsify.comparison import COMPARISON, run_grid
-    from sparsify.grid import parse_grid
-    from sparsify.progress import grid_bars
+    from sparsify.runs.comparison import COMPARISON, run_grid
+    from sparsify.runs.grid import parse_grid
+    from sparsify.terminal import tables
+    from sparsify.terminal.progress import grid_bars
     from sparsify.training import Interrupted
 
     grid = parse_grid(recipe, set_ or [])
@@ -363,10 +363,10 @@ def trace_command(
     out: Annotated[Path | None, typer.Option(help="save the program here, e.g. model.sparsify")] = None,
 ) -> None:
     """Print the traced program, what each weight costs, and which can be sparse."""
-    from sparsify import tables
-    from sparsify.deploy import recipe_data
-    from sparsify.preflight import traced, traced_without_data
-    from sparsify.recipe import parse_recipe
+    from sparsify.runs.artefacts import recipe_data
+    from sparsify.runs.preflight import traced, traced_without_data
+    from sparsify.runs.recipe import parse_recipe
+    from sparsify.terminal import tables
 
     if inputs:
         program = traced_without_data(model, inputs, weights=weights, trust_pickle=trust_pickle, logits=logits)
@@ -460,9 +460,9 @@ def export(
     A file that disagrees is not written. An int8 file is compared by its
     predictions, and measured on the test samples.
     """
-    from sparsify import tables
-    from sparsify.deploy import export_saved
     from sparsify.reports import int8_sentence
+    from sparsify.runs.artefacts import export_saved
+    from sparsify.terminal import tables
 
     result, measured = export_saved(
         program, out, data=data, recipe=recipe, image_size=image_size, opset=opset, storage=storage, form=form,
@@ -516,9 +516,9 @@ def bench(
     interval. The first file is also timed against itself: a difference is
     called one only where it exceeds what that shows.
     """
-    from sparsify import tables
-    from sparsify.ir.serialization import write_atomically
+    from sparsify.files import write_atomically
     from sparsify.reports import compare, parse_shapes
+    from sparsify.terminal import tables
 
     names = [str(path) for path in files]
     if len(set(names)) < len(names):
@@ -539,8 +539,8 @@ def bench(
 @app.command(rich_help_panel="The job", epilog=examples("sparsify report runs/a"))
 def report(folder: Annotated[Path, typer.Argument(help="of a finished run, or of a grid")]) -> None:
     """Rebuild report.html, or the table of a grid, from what is in its folder, and from nothing else."""
-    from sparsify.comparison import COMPARISON, RECORD, write_comparison
     from sparsify.reports import write_report
+    from sparsify.runs.comparison import COMPARISON, RECORD, write_comparison
 
     if (folder / RECORD).exists():
         write_comparison(folder)
@@ -555,7 +555,7 @@ def methods() -> None:
 
     Your own are written file.py:function: cigl(my.py:mest).
     """
-    from sparsify import tables
+    from sparsify.terminal import tables
 
     console.print(tables.methods())
 
@@ -563,7 +563,7 @@ def methods() -> None:
 @app.command(rich_help_panel="Lists")
 def passes() -> None:
     """List the passes with their options."""
-    from sparsify import tables
+    from sparsify.terminal import tables
 
     console.print(tables.passes())
 
@@ -571,7 +571,7 @@ def passes() -> None:
 @app.command(rich_help_panel="Lists")
 def patterns() -> None:
     """List the patterns."""
-    from sparsify import tables
+    from sparsify.terminal import tables
 
     console.print(tables.patterns())
 

@@ -17,24 +17,22 @@ from sparsify.methods import METHODS, WRAPPERS, base
 
 ROOT = Path(__file__).parents[1]
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "version"}),
-    frozenset({"references"}),
+    frozenset({"errors", "files", "version"}),
+    frozenset({"user_code"}),
     frozenset({"parts"}),
     frozenset({"tasks"}),
     frozenset({"ir"}),
     frozenset({"passes"}),
     frozenset({"methods"}),
     frozenset({"loading", "training", "calibration", "exporters", "reports"}),
-    frozenset({"recipe"}),
-    frozenset({"grid", "deploy", "teachers", "run_folder", "continuation"}),
-    frozenset({"preflight"}),
-    frozenset({"workflow", "tables", "epilogs"}),
-    frozenset({"comparison"}),
-    frozenset({"progress"}),
+    frozenset({"runs"}),
+    frozenset({"terminal"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
+OUTPUT = {"runs", "dist", "build"}
+"""Folders that commands write, at the root."""
 EDITORS = {
     "sparsify/ir/surgery.py": "the room's right",
     "sparsify/ir/program.py": "copies whole graphs",
@@ -222,7 +220,7 @@ def machine_paths(root: Path) -> Iterator[str]:
     words = re.compile(folders + r"|\bpypi\.org|pythonhosted\.org|conda\.anaconda\.org")
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root)
-        if any(part.startswith(".") or part in ("runs", "dist", "build", "__pycache__") for part in relative.parts):
+        if any(part.startswith(".") or part == "__pycache__" for part in relative.parts) or relative.parts[0] in OUTPUT:
             continue
         if path.suffix not in (".py", ".md", ".toml", ".txt", ".yml", ".yaml", "") or not path.is_file():
             continue

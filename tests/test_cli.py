@@ -12,7 +12,7 @@ import pytest
 import sparsify
 import sparsify.cli as cli
 from sparsify.errors import ExportWarning, LoadWarning, TrainingWarning
-from sparsify.recipe import Recipe
+from sparsify.runs.recipe import Recipe
 from tests.end_to_end.commands import command
 
 LOADED = """

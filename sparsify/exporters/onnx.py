@@ -32,10 +32,10 @@ from sparsify.exporters.single_samples import SELECTIONS, check_same, single_sam
 from sparsify.exporters.skeleton import skeleton
 from sparsify.exporters.trials import BATCH
 from sparsify.exporters.wire import pieces
+from sparsify.files import unfinished, write_to_disk
 from sparsify.ir import Program, Stage
 from sparsify.ir.batches import EVERY, BatchRange
 from sparsify.ir.effects import unexportable
-from sparsify.ir.serialization import unfinished, write_to_disk
 from sparsify.passes import (
     AbsorbBiases,
     EliminateUnreadOutputs,

@@ -7,16 +7,13 @@ What is saved passes the same checks, so a program that could not be loaded is r
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import io
 import json
-import os
 import re
-import tempfile
 import zipfile
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from sparsify.errors import LoadError, SparsifyError
+from sparsify.files import write_atomically
 from sparsify.ir.batches import BatchRange
 from sparsify.ir.binding import KINDS, UNKNOWN
 from sparsify.ir.document import NodeForm, ProgramForm, checked_document
@@ -128,38 +126,6 @@ def _parts(path: Path) -> tuple[Any, dict[str, Tensor]]:
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > path.stat().st_size:
                 raise LoadError(f"its part {entry.filename} is compressed, which Program.save never does.")
         return parse_json(archive.read("program.json")), load_tensors(archive.read("state.safetensors"))
-
-
-UNFINISHED = ".unfinished"
-"""How temporary names end; a process killed while it writes leaves such a file behind."""
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write bytes under a temporary name in the same folder, flush to disk, rename."""
-    with unfinished(path) as temporary:
-        write_to_disk(temporary, [data])
-        os.replace(temporary, path)
-
-
-@contextlib.contextmanager
-def unfinished(path: Path) -> Generator[Path]:
-    """An empty file under a temporary name in the folder of ``path``, which is made; it is gone after the block, unless it was renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
-    os.close(handle)
-    try:
-        os.chmod(name, 0o644)
-        yield Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def write_to_disk(path: Path, data: Iterable[bytes]) -> None:
-    """Write bytes, given in pieces, and wait until the disk has them."""
-    with path.open("wb") as file:
-        file.writelines(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _unique(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

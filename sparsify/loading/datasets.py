@@ -17,7 +17,7 @@ from sparsify.errors import DataError
 from sparsify.loading.arrays import checked_labels, samples_of_arrays
 from sparsify.loading.factories import call_factory
 from sparsify.parts.samples import Batch, Samples, as_inputs
-from sparsify.references import told
+from sparsify.user_code import told
 
 NAMES = {2: ("train", "test"), 3: ("train", "validation", "test")}
 

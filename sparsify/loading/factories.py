@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sparsify.errors import LoadError
-from sparsify.references import find, split, told, within
+from sparsify.user_code import find, split, told, within
 
 
 def call_factory(text: str, *, gives: str) -> object:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sparsify.errors import LoadError, RecipeError, SparsifyError
 from sparsify.methods.base import Method
-from sparsify.references import find, split, told, within
+from sparsify.user_code import find, split, told, within
 
 
 def is_own(name: str) -> bool:

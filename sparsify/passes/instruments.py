@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from sparsify.ir.serialization import write_atomically
+from sparsify.files import write_atomically
 from sparsify.passes.base import Pass, PassLog
 
 Instrument = Callable[[int, Pass, str, str, PassLog], None]

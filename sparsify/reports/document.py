@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsify.errors import ReportError
-from sparsify.ir.serialization import write_atomically
+from sparsify.files import write_atomically
 from sparsify.reports import integers, markup, plots, sections
 from sparsify.reports.folder import RunFolder, read_folder
 from sparsify.reports.headline import headline, own_score, parts, sentences, sets, title

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sparsify.errors import CheckpointError
-from sparsify.ir.serialization import write_atomically
+from sparsify.files import write_atomically
 
 FORMAT = 1
 

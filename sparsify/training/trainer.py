@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import CheckpointError, TrainingError
+from sparsify.files import write_atomically
 from sparsify.ir import Program, surgery
-from sparsify.ir.serialization import write_atomically
 from sparsify.methods import Method
 from sparsify.parts.samples import Samples
 from sparsify.training.attaching import attach

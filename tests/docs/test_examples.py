@@ -20,11 +20,11 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import sparsify.cli as cli
-from sparsify.grid import parse_grid
 from sparsify.methods.registry import METHODS, WRAPPERS, options
 from sparsify.parts.patterns import SPELLINGS, parse_pattern
 from sparsify.passes import PASSES, Pipeline
-from sparsify.recipe import Recipe, parse_pairs, parse_recipe
+from sparsify.runs.grid import parse_grid
+from sparsify.runs.recipe import Recipe, parse_pairs, parse_recipe
 from sparsify.training import Settings
 
 ROOT = Path(__file__).parents[2]

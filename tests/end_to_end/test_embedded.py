@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsify.recipe import EMBEDDED, parse_recipe, with_embedded
+from sparsify.runs.recipe import EMBEDDED, parse_recipe, with_embedded
 from tests.end_to_end.commands import command
 
 ROOT = Path(__file__).parents[2]

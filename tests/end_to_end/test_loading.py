@@ -11,8 +11,8 @@ from torch import nn
 
 import sparsify.cli as cli
 from sparsify.errors import CheckpointError
-from sparsify.recipe import Recipe
-from sparsify.workflow import run
+from sparsify.runs.recipe import Recipe
+from sparsify.runs.workflow import run
 from tests.loading.conftest import export_to
 from tests.loading.test_data import IMAGES, LABELS, encoded, write_folder, write_npz
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 import sparsify as sp
-from sparsify.recipe import parse_recipe
+from sparsify.runs.recipe import parse_recipe
 from sparsify.training.checkpoint import save_checkpoint
 from tests.end_to_end.commands import command
 from tests.end_to_end.test_saved_programs import linear

@@ -16,8 +16,8 @@ from torch import nn
 
 import sparsify as sp
 from sparsify.cli import app
-from sparsify.recipe import parse_pairs
 from sparsify.reports import parse_shapes
+from sparsify.runs.recipe import parse_pairs
 from tests.cases import CASES, digits
 from tests.end_to_end.test_command import sparsify
 

@@ -9,10 +9,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-import sparsify.workflow as workflow
+import sparsify.runs.workflow as workflow
 from sparsify.errors import CheckpointError, ExportError, SparsifyError, UnfinishedError
-from sparsify.recipe import parse_recipe
-from sparsify.workflow import run
+from sparsify.runs.recipe import parse_recipe
+from sparsify.runs.workflow import run
 from tests.end_to_end.commands import command
 
 MODELS = """

@@ -24,15 +24,15 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 import sparsify as sp
-from sparsify.grid import parse_grid
 from sparsify.loading import digits_cnn, load_data, load_model
 from sparsify.loading.exported import load_exported
-from sparsify.recipe import parse_recipe
 from sparsify.reports import compare, write_report
 from sparsify.reports.folder import read_folder
+from sparsify.runs.grid import parse_grid
+from sparsify.runs.recipe import parse_recipe
+from sparsify.runs.workflow import run
 from sparsify.training import load_checkpoint
 from sparsify.training.checkpoint import save_checkpoint
-from sparsify.workflow import run
 from tests.cases import digits
 from tests.fuzz import mutations as m
 

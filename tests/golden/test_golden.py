@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsify.ir.serialization import write_atomically
+from sparsify.files import write_atomically
 from sparsify.passes import PASSES, Pipeline
 from tests.cases import case
 

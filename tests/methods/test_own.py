@@ -7,12 +7,12 @@ import os
 import pytest
 
 from sparsify.errors import RecipeError
-from sparsify.grid import parse_grid
 from sparsify.methods import build
 from sparsify.methods.own import is_own, label
 from sparsify.methods.registry import inner, layers, options
 from sparsify.parts.allocation import uniform
-from sparsify.recipe import parse_pairs, parse_recipe
+from sparsify.runs.grid import parse_grid
+from sparsify.runs.recipe import parse_pairs, parse_recipe
 
 OWN = """
 import dataclasses

@@ -16,7 +16,7 @@ from sparsify.methods import METHODS, WRAPPERS
 from sparsify.methods.registry import options
 from sparsify.parts.allocation import ALLOCATIONS
 from sparsify.passes import PASSES, Option, Pipeline
-from sparsify.recipe import Recipe, parse_recipe
+from sparsify.runs.recipe import Recipe, parse_recipe
 from tests.cases import CASES
 from tests.properties.steady import steady
 

@@ -12,9 +12,9 @@ from html.parser import HTMLParser
 import pytest
 
 from sparsify.errors import ReportError
-from sparsify.recipe import parse_recipe
 from sparsify.reports import headline, verdict, write_report
-from sparsify.workflow import ARTEFACTS, run
+from sparsify.runs.recipe import parse_recipe
+from sparsify.runs.workflow import ARTEFACTS, run
 
 VOID = {"meta", "br", "link", "img"}
 

@@ -7,11 +7,11 @@ import json
 import onnx
 import pytest
 
-from sparsify.recipe import parse_recipe
 from sparsify.reports import headline, int8_sentence, write_report
 from sparsify.reports.headline import sentences
 from sparsify.reports.integers import in_int8, int8_layers, int8_rows, int8_trials
-from sparsify.workflow import run
+from sparsify.runs.recipe import parse_recipe
+from sparsify.runs.workflow import run
 from tests.reports.test_headline import part
 
 FIGURES = {"accuracy": 0.95, "nll_after": 0.2, "brier_after": 0.1, "ece_before": 0.05, "ece_after": 0.02}

@@ -16,8 +16,8 @@ from PIL import Image
 from sparsify.errors import DataError, RecipeError
 from sparsify.loading import load_data
 from sparsify.loading.data import digits_arrays
-from sparsify.recipe import parse_pairs, parse_recipe
-from sparsify.workflow import run
+from sparsify.runs.recipe import parse_pairs, parse_recipe
+from sparsify.runs.workflow import run
 
 MODEL = """
 from torch import nn

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-import sparsify.comparison as comparison
-from sparsify.comparison import FAILED, available, finished, folder_of, run_grid, write_comparison
+import sparsify.runs.comparison as comparison
+from sparsify.runs.comparison import FAILED, available, finished, folder_of, run_grid, write_comparison
 from sparsify.errors import RecipeError, ReportError, TraceError
-from sparsify.grid import parse_grid
-from sparsify.workflow import write_json
+from sparsify.runs.grid import parse_grid
+from sparsify.files import write_json
 
 TEXT = '[grid]\nmethods = ["rigl"]\nsparsities = [0.9]\nseeds = [0, 1]\n'
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sparsify.errors import CheckpointError
-from sparsify.ir.serialization import UNFINISHED, write_atomically
+from sparsify.files import UNFINISHED, write_atomically
 
 LOCK = ".lock"
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import sparsify as sp
-from sparsify import deploy
-from sparsify.deploy import CALIBRATION, export_saved, run_file, trials, write_int8
+from sparsify.runs import artefacts
+from sparsify.runs.artefacts import CALIBRATION, export_saved, run_file, trials, write_int8
 from sparsify.errors import ExportError, RecipeError
 from sparsify.loading import load_data
 from sparsify.parts import metrics
@@ -54,13 +54,13 @@ def test_the_int8_file_is_measured_on_test_samples_and_fitted_on_validation_samp
     program, data, tmp_path, integers_first, monkeypatch
 ):
     seen = {}
-    original = deploy.export
+    original = artefacts.export
 
     def export(*arguments, **options):
         seen.update(options)
         return original(*arguments, **options)
 
-    monkeypatch.setattr("sparsify.deploy.export", export)
+    monkeypatch.setattr("sparsify.runs.artefacts.export", export)
     result, row = write_int8(program, tmp_path / "m.onnx", data, batch=4)
     assert row["form"] == "dense, dense layers int8" and row["layers"] == {
         "1.weight": "int8 dense",
@@ -88,8 +88,8 @@ def test_a_saved_program_by_the_data_of_its_recipe(program, tmp_path, integers_f
     program.save(tmp_path / "p.sparsify")
     (tmp_path / "r.toml").write_text("seed = 5\nholdout = 0.25\n")
     asked = []
-    original = deploy.load_data
-    monkeypatch.setattr("sparsify.deploy.load_data", lambda *a, **k: asked.append(k) or original(*a, **k))
+    original = artefacts.load_data
+    monkeypatch.setattr("sparsify.runs.artefacts.load_data", lambda *a, **k: asked.append(k) or original(*a, **k))
     given: dict[str, Any] = {"recipe": tmp_path / "r.toml", "precision": "int8"}
     result, row = export_saved(tmp_path / "p.sparsify", tmp_path / "m.onnx", **given)
     assert (asked[0]["seed"], asked[0]["holdout"]) == (5, 0.25) and row is not None and result.int8 is not None

@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from sparsify.errors import CheckpointError, RecipeError, ReportError, SparsifyError
-from sparsify.grid import Cell, Grid, parse_grid
+from sparsify.runs.grid import Cell, Grid, parse_grid
 from sparsify.ir.foreign import read_json
-from sparsify.ir.serialization import write_atomically
-from sparsify.preflight import DATA_KEYS, check_cells
+from sparsify.files import write_atomically
+from sparsify.runs.preflight import DATA_KEYS, check_cells
 from sparsify.reports.folder import read_measured
 from sparsify.reports.summary import CellResult, Summary, figures, summarise
 from sparsify.reports.summary_page import document, markdown
-from sparsify.run_folder import hold_folder
+from sparsify.runs.folder import hold_folder
 from sparsify.training import Interrupted, stop_flag
-from sparsify.workflow import run, write_json
+from sparsify.files import write_json
+from sparsify.runs.workflow import run
 
 RECORD = "grid.toml"
 FAILED = "failed.json"

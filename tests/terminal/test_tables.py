@@ -10,11 +10,11 @@ from rich.console import Console
 from torch import nn
 
 import sparsify as sp
-from sparsify import tables
 from sparsify.methods.registry import METHODS, WRAPPERS
 from sparsify.passes import PASSES, Pipeline
 from sparsify.reports.headline import Headline
 from sparsify.reports.summary import CellResult, summarise
+from sparsify.terminal import tables
 from tests.cases import case
 
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from sparsify.comparison import Event
-    from sparsify.grid import Cell
+    from sparsify.runs.comparison import Event
+    from sparsify.runs.grid import Cell
 
 Decode = Callable[[int, int], None]
 Step = Callable[[str, dict[str, Any]], None]

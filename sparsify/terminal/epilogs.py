@@ -15,7 +15,7 @@ def examples(*lines: str, more: str = "") -> str:
 
 def other_keys(*shown: str) -> str:
     """The recipe keys that have no option of their own, with their defaults."""
-    from sparsify.recipe import Recipe
+    from sparsify.runs.recipe import Recipe
 
     values = ((f.name, getattr(Recipe(), f.name)) for f in dataclasses.fields(Recipe))  # type: ignore[arg-type]
     pairs = (f"{name}={'none' if value in (None, (), {}) else value}" for name, value in values if name not in shown)
@@ -30,7 +30,7 @@ def as_setting(option: str, arguments: Sequence[str]) -> str | None:
         arguments: all that was typed, for its value.
     """
     from sparsify.methods.registry import METHODS, WRAPPERS, options
-    from sparsify.recipe import Recipe
+    from sparsify.runs.recipe import Recipe
 
     key = option.lstrip("-").replace("-", "_")
     if key in {f.name for f in dataclasses.fields(Recipe)}:

@@ -7,9 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-import sparsify.progress as progress
-from sparsify.grid import Cell
-from sparsify.recipe import Recipe
+import sparsify.terminal.progress as progress
+from sparsify.runs.grid import Cell
+from sparsify.runs.recipe import Recipe
 
 CELLS = [Cell("rigl", "dense", 0.9, seed, Recipe(seed=seed)) for seed in (0, 1, 2)]
 

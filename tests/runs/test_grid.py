@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sparsify.errors import RecipeError
-from sparsify.grid import Grid, Lists, parse_grid, shared_options
-from sparsify.recipe import Recipe, parse_recipe
+from sparsify.runs.grid import Grid, Lists, parse_grid, shared_options
+from sparsify.runs.recipe import Recipe, parse_recipe
 
 
 def written(tmp_path, text):

@@ -15,21 +15,21 @@ import torch
 from torch import Tensor
 
 from sparsify.calibration import CalibrationLog, evaluate, fit
-from sparsify.continuation import check_continues, training_key
-from sparsify.deploy import feeding, input_row, measure_latency, recipe_data, trials, write_int8
+from sparsify.runs.continuation import check_continues, training_key
+from sparsify.runs.artefacts import feeding, input_row, measure_latency, recipe_data, trials, write_int8
 from sparsify.errors import SparsifyError, UnfinishedError
 from sparsify.exporters import export
 from sparsify.ir import Program
-from sparsify.ir.serialization import write_atomically
+from sparsify.files import write_json
 from sparsify.loading import Data
 from sparsify.methods import Method
 from sparsify.parts import metrics
 from sparsify.passes import AttachCalibrationHead, Pass, PassLog, Pipeline, recording
-from sparsify.preflight import Job, jobs
-from sparsify.recipe import Recipe, parse_recipe
+from sparsify.runs.preflight import Job, jobs
+from sparsify.runs.recipe import Recipe, parse_recipe
 from sparsify.reports import covered, layers, ood_quality, pass_rows, quality, sizes, write_report
-from sparsify.run_folder import hold_folder
-from sparsify.teachers import TeacherProgram, load_teacher
+from sparsify.runs.folder import hold_folder
+from sparsify.runs.teachers import TeacherProgram, load_teacher
 from sparsify.training import Trained, train
 from sparsify.version import versions
 
@@ -53,7 +53,7 @@ def run(
 ) -> dict[str, Any]:
     """Do the whole job and leave `ARTEFACTS` in ``out``, and int8 files where the recipe asks for them.
 
-    Nothing is written before data and model are loaded and the run was rehearsed (`sparsify.preflight`). Each trained model is saved
+    Nothing is written before data and model are loaded and the run was rehearsed (`sparsify.runs.preflight`). Each trained model is saved
     before anything that comes after training is tried; what fails then costs nothing that was made before it.
 
     Args:
@@ -93,11 +93,6 @@ def run(
 def _check_continues(recipe: Recipe, record: Path) -> None:
     if record.exists() and record.read_text() != recipe.to_toml():
         check_continues(recipe, parse_recipe(record, {}), record)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an artefact: keys sorted, atomically."""
-    write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
 @dataclass(frozen=True)

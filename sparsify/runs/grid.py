@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass as checked
 from sparsify.errors import RecipeError, SparsifyError
 from sparsify.methods.own import label
 from sparsify.methods.registry import inner, layers, options
-from sparsify.recipe import Fraction, Recipe, check_keys, merged, parse_pairs, parse_recipe, read_toml, to_toml
+from sparsify.runs.recipe import Fraction, Recipe, check_keys, merged, parse_pairs, parse_recipe, read_toml, to_toml
 
 DENSE = "dense"
 LISTED = {

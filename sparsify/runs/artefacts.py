@@ -18,7 +18,7 @@ from sparsify.exporters.int8 import Int8
 from sparsify.ir import Program
 from sparsify.loading import Data, load_data, load_ood
 from sparsify.parts.samples import Samples
-from sparsify.recipe import Recipe, parse_recipe
+from sparsify.runs.recipe import Recipe, parse_recipe
 from sparsify.reports import compare, quality
 
 CALIBRATION = 256

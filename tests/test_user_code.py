@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from sparsify.errors import LoadError
-from sparsify.references import find, split, within
+from sparsify.user_code import find, split, within
 
 
 def test_a_reference_is_split_at_its_last_colon():

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sparsify.continuation import training_key
-from sparsify.deploy import feeding, recipe_data
+from sparsify.runs.continuation import training_key
+from sparsify.runs.artefacts import feeding, recipe_data
 from sparsify.errors import DataError, ExportError, RecipeError, SparsifyError, TraceError
 from sparsify.exporters.conversion import convert
 from sparsify.ir import Program, Stage, trace
@@ -20,7 +20,7 @@ from sparsify.loading import Data, load_model
 from sparsify.loading.inputs import example_inputs
 from sparsify.methods import Method, dense
 from sparsify.passes import AttachCalibrationHead, Pipeline
-from sparsify.recipe import Recipe
+from sparsify.runs.recipe import Recipe
 from sparsify.training import rehearse
 
 Progress = Callable[[int, int], None]

@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 from sparsify.errors import CheckpointError
-from sparsify.recipe import Recipe, to_toml
+from sparsify.runs.recipe import Recipe, to_toml
 
 AFTER_TRAINING = frozenset(
     {

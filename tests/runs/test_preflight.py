@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 
-from sparsify.deploy import recipe_data
+from sparsify.runs.artefacts import recipe_data
 from sparsify.errors import TraceError
 from sparsify.ir import TraceWarning
-from sparsify.preflight import traced
-from sparsify.recipe import Recipe
+from sparsify.runs.preflight import traced
+from sparsify.runs.recipe import Recipe
 
 MODELS = """
 import torch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsify.epilogs import examples, other_keys
+from sparsify.terminal.epilogs import examples, other_keys
 
 
 def test_examples_by_hand():

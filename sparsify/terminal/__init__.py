@@ -1,0 +1,1 @@
+"""What the command shows on a terminal: tables, texts after the help, progress."""
