@@ -18,8 +18,8 @@ from sparsify.exporters.int8 import Int8
 from sparsify.ir import Program
 from sparsify.loading import Data, load_data, load_ood
 from sparsify.parts.samples import Samples
-from sparsify.runs.recipe import Recipe, parse_recipe
 from sparsify.reports import compare, quality
+from sparsify.runs.recipe import Recipe, parse_recipe
 
 CALIBRATION = 256
 """Training samples on which int8 ranges are observed."""

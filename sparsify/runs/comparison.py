@@ -18,17 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from sparsify.errors import CheckpointError, RecipeError, ReportError, SparsifyError
-from sparsify.runs.grid import Cell, Grid, parse_grid
+from sparsify.files import write_atomically, write_json
 from sparsify.ir.foreign import read_json
-from sparsify.files import write_atomically
-from sparsify.runs.preflight import DATA_KEYS, check_cells
 from sparsify.reports.folder import read_measured
 from sparsify.reports.summary import CellResult, Summary, figures, summarise
 from sparsify.reports.summary_page import document, markdown
 from sparsify.runs.folder import hold_folder
-from sparsify.training import Interrupted, stop_flag
-from sparsify.files import write_json
+from sparsify.runs.grid import Cell, Grid, parse_grid
+from sparsify.runs.preflight import DATA_KEYS, check_cells
 from sparsify.runs.workflow import run
+from sparsify.training import Interrupted, stop_flag
 
 RECORD = "grid.toml"
 FAILED = "failed.json"

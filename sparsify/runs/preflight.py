@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sparsify.runs.continuation import training_key
-from sparsify.runs.artefacts import feeding, recipe_data
 from sparsify.errors import DataError, ExportError, RecipeError, SparsifyError, TraceError
 from sparsify.exporters.conversion import convert
 from sparsify.ir import Program, Stage, trace
@@ -20,6 +18,8 @@ from sparsify.loading import Data, load_model
 from sparsify.loading.inputs import example_inputs
 from sparsify.methods import Method, dense
 from sparsify.passes import AttachCalibrationHead, Pipeline
+from sparsify.runs.artefacts import feeding, recipe_data
+from sparsify.runs.continuation import training_key
 from sparsify.runs.recipe import Recipe
 from sparsify.training import rehearse
 

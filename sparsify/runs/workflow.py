@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -15,20 +14,20 @@ import torch
 from torch import Tensor
 
 from sparsify.calibration import CalibrationLog, evaluate, fit
-from sparsify.runs.continuation import check_continues, training_key
-from sparsify.runs.artefacts import feeding, input_row, measure_latency, recipe_data, trials, write_int8
 from sparsify.errors import SparsifyError, UnfinishedError
 from sparsify.exporters import export
-from sparsify.ir import Program
 from sparsify.files import write_json
+from sparsify.ir import Program
 from sparsify.loading import Data
 from sparsify.methods import Method
 from sparsify.parts import metrics
 from sparsify.passes import AttachCalibrationHead, Pass, PassLog, Pipeline, recording
+from sparsify.reports import covered, layers, ood_quality, pass_rows, quality, sizes, write_report
+from sparsify.runs.artefacts import feeding, input_row, measure_latency, recipe_data, trials, write_int8
+from sparsify.runs.continuation import check_continues, training_key
+from sparsify.runs.folder import hold_folder
 from sparsify.runs.preflight import Job, jobs
 from sparsify.runs.recipe import Recipe, parse_recipe
-from sparsify.reports import covered, layers, ood_quality, pass_rows, quality, sizes, write_report
-from sparsify.runs.folder import hold_folder
 from sparsify.runs.teachers import TeacherProgram, load_teacher
 from sparsify.training import Trained, train
 from sparsify.version import versions

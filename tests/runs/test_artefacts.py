@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import sparsify as sp
-from sparsify.runs import artefacts
-from sparsify.runs.artefacts import CALIBRATION, export_saved, run_file, trials, write_int8
 from sparsify.errors import ExportError, RecipeError
 from sparsify.loading import load_data
 from sparsify.parts import metrics
+from sparsify.runs import artefacts
+from sparsify.runs.artefacts import CALIBRATION, export_saved, run_file, trials, write_int8
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import sys
 import pytest
 
 import sparsify.runs.comparison as comparison
-from sparsify.runs.comparison import FAILED, available, finished, folder_of, run_grid, write_comparison
 from sparsify.errors import RecipeError, ReportError, TraceError
-from sparsify.runs.grid import parse_grid
 from sparsify.files import write_json
+from sparsify.runs.comparison import FAILED, available, finished, folder_of, run_grid, write_comparison
+from sparsify.runs.grid import parse_grid
 
 TEXT = '[grid]\nmethods = ["rigl"]\nsparsities = [0.9]\nseeds = [0, 1]\n'
 

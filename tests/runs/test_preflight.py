@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from sparsify.runs.artefacts import recipe_data
 from sparsify.errors import TraceError
 from sparsify.ir import TraceWarning
+from sparsify.runs.artefacts import recipe_data
 from sparsify.runs.preflight import traced
 from sparsify.runs.recipe import Recipe
 
