@@ -18,7 +18,7 @@ from sparsify.methods import METHODS, WRAPPERS, base
 ROOT = Path(__file__).parents[1]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "files", "version"}),
-    frozenset({"user_code"}),
+    frozenset({"arguments", "user_code"}),
     frozenset({"parts"}),
     frozenset({"tasks"}),
     frozenset({"ir"}),

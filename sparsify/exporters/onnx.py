@@ -18,6 +18,7 @@ import torch
 from onnx import helper
 from torch import Tensor, nn
 
+from sparsify.arguments import checked
 from sparsify.errors import ExportError, ExportWarning, SparsifyError, TrainingWarning
 from sparsify.exporters import int8
 from sparsify.exporters.batch_range import allowed_batches, range_metadata
@@ -52,6 +53,7 @@ OPSETS = range(18, 24)
 STORAGES = ("dense", "sparse")
 FORMS = ("auto", "dense", "grouped", "auto:measure")
 PRECISIONS = ("fp32", "int8")
+_INPUTS = "inputs should be tensors [N, ...], one per program input, found {found}."
 BRANCH_SAMPLES = 32
 """Held-out samples on which an int8 file is run with and without operators of its own for one sample."""
 
@@ -87,6 +89,12 @@ class ExportResult:
         return (self.params - self.positions + self.nonzeros) / self.params if self.params else 1.0
 
 
+@checked(
+    ExportError,
+    program="export takes a program first, found {found}. Trace the model: sparsify.trace(model, (x,)).",
+    path="export takes the path of the file second, found {found}.",
+    inputs=_INPUTS,
+)
 def export(
     program: Program,
     path: str | os.PathLike[str],
@@ -145,7 +153,10 @@ def export(
     Warns:
         ExportWarning: If a file in the form asked for was made and does not agree with the program; the dense one is written.
     """
-    _check_kinds(program, path, inputs)
+    if min(batch, threads) < 1:
+        raise ExportError(f"batch and threads should be at least 1, found batch {batch} and threads {threads}.")
+    if Path(path).is_dir():
+        raise ExportError(f"{path} is a folder. Give the file to write, such as {Path(path) / 'model.onnx'}.")
     if lost := unexportable(program):
         raise ExportError(f"{program.name!r} {lost}")
     if program.unfinished:
@@ -279,17 +290,6 @@ def _draft(path: Path) -> Generator[Path]:
         raise _UnwritableError(
             f"cannot write {path}: {error.strerror}. Choose a writable folder with enough space."
         ) from error
-
-
-def _check_kinds(program: object, path: object, inputs: object) -> None:
-    if not isinstance(program, Program):
-        raise ExportError(
-            f"export takes a program first, found {type(program).__name__}. Trace the model: sparsify.trace(model, (x,))."
-        )
-    if not isinstance(path, str | os.PathLike):
-        raise ExportError(f"export takes the path of the file second, found {path!r}.")
-    if isinstance(inputs, Sequence) and (other := [type(x).__name__ for x in inputs if not isinstance(x, Tensor)]):
-        raise ExportError(f"inputs should be tensors [N, ...], one per program input, found {', '.join(other[:4])}.")
 
 
 def _first_line(error: Exception) -> str:

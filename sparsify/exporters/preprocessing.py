@@ -12,6 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from sparsify.arguments import checked, checked_fields
 from sparsify.errors import ExportError
 from sparsify.ir import Program
 
@@ -19,6 +20,7 @@ INPUT_TYPES = ("float", "uint8")
 LAYOUTS = ("NCHW", "NHWC")
 
 
+@checked_fields(ExportError)
 @dataclass(frozen=True)
 class Preprocessing:
     """The step from stored values to the inputs of a program: ``(stored / scale - mean) / std`` per channel.
@@ -56,6 +58,7 @@ class Preprocessing:
         if self.layout not in LAYOUTS:
             raise ExportError(f"layout should be one of {', '.join(LAYOUTS)}, found {self.layout!r}.")
 
+    @checked(ExportError)
     def inputs(self, stored: Tensor) -> Tensor:
         """Inputs of the program, float32 [N, C, ...], from stored values of this layout."""
         if self._channels_last(stored.ndim):
@@ -63,6 +66,7 @@ class Preprocessing:
         mean, std = self._columns(stored.ndim)
         return (stored.float() / self.scale - mean) / std
 
+    @checked(ExportError)
     def stored(self, inputs: Tensor) -> Tensor:
         """The bytes nearest to inputs of the program [N, C, ...], uint8 of this layout."""
         mean, std = self._columns(inputs.ndim)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from sparsify.ir.state import TABLES, find
+from sparsify.ir.state import TABLES, find, submodule
 
 FULL_PRECISION = "full_precision"
 """Metadata of a node that came from ``torch.autocast(enabled=False)``: it computes in its inputs' precision under any autocast."""
@@ -31,15 +31,8 @@ class Phase(fx.GraphModule):
         )  # a phase registers no state, and a user's module may be called like any attribute
 
     def get_submodule(self, target: str) -> nn.Module:
-        """The submodule called ``target``, looked up in tables.
-
-        Raises:
-            AttributeError: If there is none.
-        """
-        found = find(self, target) if target else self
-        if not isinstance(found, nn.Module):
-            raise AttributeError(f"the phase has no submodule {target!r}")
-        return found
+        """The submodule called ``target``; the phase itself for an empty name."""
+        return submodule(self, target)
 
     def lint(self) -> None:
         """Check that the graph is well formed. That its state exists is a rule of the verifier; torch looks it up as attributes."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from sparsify.arguments import checked, found
 from sparsify.errors import LoadError, TraceError
 from sparsify.ir.batches import BatchRange
 from sparsify.ir.binding import Inputs, arguments_of, leaves_of, plain_signature
@@ -28,7 +28,7 @@ from sparsify.ir.nodes import (
     WeightSite,
 )
 from sparsify.ir.phase import Phase
-from sparsify.ir.state import clone_state, find
+from sparsify.ir.state import clone_state, find, submodule
 
 PHASES = ("train", "eval")
 
@@ -66,6 +66,7 @@ class Program(nn.Module):
     plain_inputs: int
     out_specs: dict[str, pytree.TreeSpec]
 
+    @checked(TraceError)
     def __init__(
         self,
         state: nn.Module,
@@ -139,6 +140,7 @@ class Program(nn.Module):
         Raises:
             TraceError: If the arguments do not have the names, structure, constants, shapes or sizes of the trace.
         """
+        self._check_phase(phase)
         if len(args) == self.plain_inputs and not kwargs and all([isinstance(value, Tensor) for value in args]):
             return list(self.phases[phase].forward(*tensors_of(self, phase, args)))
         return list(self.phases[phase].forward(*tensors_of(self, phase, leaves_of(self, args, kwargs))))
@@ -157,7 +159,17 @@ class Program(nn.Module):
         return tuple(self.output_node(phase).meta["names"])
 
     def output_node(self, phase: str) -> fx.Node:
+        """The node that returns the outputs of a phase.
+
+        Raises:
+            TraceError: If there is no such phase.
+        """
+        self._check_phase(phase)
         return next(iter(reversed(self.phases[phase].graph.nodes)))
+
+    def _check_phase(self, phase: object) -> None:
+        if phase not in PHASES:
+            raise TraceError(f"a program has the phases {' and '.join(PHASES)}, found {found(phase)}.")
 
     def reading(self, name: str | None, phase: str, leaves: Sequence[Any]) -> Any:
         """What a task reads of the flat outputs of a phase.
@@ -182,8 +194,20 @@ class Program(nn.Module):
         return leaves[names.index(name)]
 
     def logits(self, output: Any) -> Tensor:
-        """The logits [N, K] in what calling the program returned (a tensor, dict, tuple or model output)."""
-        return cast(Tensor, self.reading("logits", "train", pytree.tree_leaves(output)))
+        """The logits [N, K] in what calling the program returned (a tensor, dict, tuple or model output).
+
+        Raises:
+            TraceError: If it is something else.
+        """
+        leaves = pytree.tree_leaves(output)
+        missing = self.out_specs["train"].num_leaves - len(leaves)
+        logits = None if missing > 0 else self.reading("logits", "train", leaves)
+        if not isinstance(logits, Tensor):
+            raise TraceError(
+                f"program {self.name!r} returns {self.out_specs['train'].num_leaves} values, the logits among them, found {found(output)}. "
+                f"Give what calling the program returned."
+            )
+        return logits
 
     # --- state by name
 
@@ -199,7 +223,7 @@ class Program(nn.Module):
         Raises:
             AttributeError: If there is none.
         """
-        value = find(self, name)
+        value = find(self, name) if isinstance(name, str) else None
         if not isinstance(value, Tensor):
             raise AttributeError(f"program {self.name!r} has no parameter or buffer {name!r}")
         return value
@@ -213,15 +237,8 @@ class Program(nn.Module):
         return self.tensor(target)
 
     def get_submodule(self, target: str) -> nn.Module:
-        """The submodule called ``target``, looked up in the state tables; the program itself for an empty name.
-
-        Raises:
-            AttributeError: If there is none.
-        """
-        found = find(self, target) if target else self
-        if not isinstance(found, nn.Module):
-            raise AttributeError(f"program {self.name!r} has no submodule {target!r}")
-        return found
+        """The submodule called ``target``; the program itself for an empty name."""
+        return submodule(self, target)
 
     def mask(self, weight: str) -> Tensor:
         """The bool mask of a weight, of its shape; True = active."""
@@ -313,6 +330,8 @@ class Program(nn.Module):
 
     def module(self) -> nn.Module:
         """An ordinary `nn.Module` over a copy of the state, with the user's parameter names and call signature."""
+        from sparsify.ir.standalone import StandaloneModule
+
         return StandaloneModule(self.clone())
 
     def adopt(self, other: Program) -> None:
@@ -338,6 +357,7 @@ class Program(nn.Module):
 
         verify(self)
 
+    @checked(LoadError)
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the program to one file (JSON graph and safetensors in a zip; no pickle), atomically."""
         from sparsify.ir.serialization import save_program
@@ -345,6 +365,7 @@ class Program(nn.Module):
         save_program(self, Path(path))
 
     @classmethod
+    @checked(LoadError)
     def load(cls, path: str | os.PathLike[str]) -> Program:
         """Read and verify a program written by `save`. Executes no code from the file.
 
@@ -359,26 +380,6 @@ class Program(nn.Module):
         raise LoadError(
             "programs are not pickled: pickles can execute code. Use program.save(path) and Program.load(path)."
         )
-
-
-class StandaloneModule(nn.Module):
-    """A traced model as an ordinary module: no passes, no program methods, the user's parameter names."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__()
-        for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-            self.__dict__[table] = program.__dict__[table]
-        self.__dict__["_program"] = program
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        program: Program = self.__dict__["_program"]
-        program.__dict__["training"] = self.training
-        return program.forward(*args, **kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> StandaloneModule:
-        copy = StandaloneModule(deepcopy(self.__dict__["_program"], memo))
-        copy.train(self.training)
-        return copy
 
 
 def _plain_inputs(spec: pytree.TreeSpec) -> int:

@@ -79,7 +79,12 @@ def save_program(program: Program, path: Path) -> None:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(zipfile.ZipInfo("program.json", _EPOCH), json.dumps(document, indent=1))
         archive.writestr(zipfile.ZipInfo("state.safetensors", _EPOCH), save_tensors(data))
-    write_atomically(path, buffer.getvalue())
+    if path.is_dir():
+        raise LoadError(f"{path} is a folder. Give the file to write, such as {path / 'model.sparsify'}.")
+    try:
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        raise LoadError(f"cannot write {path}: {error.strerror or error}. Choose another place.") from error
 
 
 def load_program(path: Path) -> Program:
@@ -88,6 +93,8 @@ def load_program(path: Path) -> Program:
     Raises:
         LoadError: If the file is missing, truncated, of another format, or fails verification.
     """
+    if path.is_dir():
+        raise LoadError(f"{path} is a folder. Give a file written by `sparsify trace --out` or Program.save.")
     if not path.is_file():
         raise LoadError(f"no program at {path}: expected a file written by `sparsify trace --out` or Program.save.")
     try:

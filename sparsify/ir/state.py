@@ -11,6 +11,18 @@ from sparsify.ir.nodes import HOOKS
 TABLES = ("_parameters", "_buffers", "_modules")
 
 
+def submodule(root: nn.Module, target: str) -> nn.Module:
+    """The submodule called ``target``, looked up as in `find`; the root itself for an empty name.
+
+    Raises:
+        AttributeError: If there is none.
+    """
+    found = find(root, target) if target else root
+    if not isinstance(found, nn.Module):
+        raise AttributeError(f"{getattr(root, 'name', type(root).__name__)!r} has no submodule {target!r}")
+    return found
+
+
 def find(root: nn.Module, name: str) -> Tensor | nn.Module | None:
     """The parameter, buffer or submodule called ``name``, or None.
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -16,12 +16,14 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from sparsify.arguments import LATER, checked
 from sparsify.errors import TraceError
 from sparsify.ir.agreement import Example, batch_of, compare, map_batch, untouched
 from sparsify.ir.binding import Inputs, arguments_of, ordered, signature_of
 from sparsify.ir.capture import Captured, capture, first_line
 from sparsify.ir.effects import beside, changed_buffers, place_of, random_draws
 from sparsify.ir.flattening import flatten
+from sparsify.ir.inputs import brief
 from sparsify.ir.nodes import Stage
 from sparsify.ir.program import PHASES, Program
 from sparsify.ir.roles import LOGITS, output_names
@@ -31,9 +33,14 @@ from sparsify.ir.verifier import verify
 from sparsify.tasks import Task, kind
 
 
+@checked(
+    TraceError,
+    model="trace takes a torch.nn.Module, found {found}. Build the model first: sparsify.trace(Net(), (x,)).",
+    outputs="outputs should be names with positions or keys, found {found}. Write outputs={{'logits': 1}}.",
+)
 def trace(
     model: nn.Module,
-    inputs: Inputs,
+    inputs: Annotated[Inputs, LATER],
     kwargs: Mapping[str, Any] | None = None,
     *,
     name: str | None = None,
@@ -70,7 +77,7 @@ def trace(
         TaskError: If there is no task of that name.
     """
     meaning = None if task is None else kind(task)
-    _check_kinds(model, inputs, outputs)
+    _check_inputs(model, inputs, kwargs or {})
     if isinstance(model, fx.GraphModule) and not list(model.parameters()):
         raise TraceError(
             "the model has no parameters; there is nothing to make sparse. Pass the module that holds the weights."
@@ -98,20 +105,23 @@ def trace(
 # --- before the export
 
 
-def _check_kinds(model: object, inputs: object, outputs: object) -> None:
-    if not isinstance(model, nn.Module):
-        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+def _check_inputs(model: nn.Module, inputs: object, kwargs: Mapping[str, Any]) -> None:
+    if isinstance(model, Program):
         raise TraceError(
-            f"trace takes a torch.nn.Module, found {kind}. Build the model first: sparsify.trace(Net(), (x,))."
+            f"{model.name!r} is a program, which is a trace already. Use it as it is, program.clone() for a copy, or trace the model "
+            f"it was made from."
         )
     if not isinstance(inputs, (Tensor, tuple, list, Mapping)):
         raise TraceError(
-            f"inputs should be a tensor, a tuple of arguments or a mapping of them by name, found {inputs!r}. "
+            f"inputs should be a tensor, a tuple of arguments or a mapping of them by name, found {brief(inputs)}. "
             f"Write sparsify.trace(model, (x,))."
         )
-    if outputs is not None and not isinstance(outputs, Mapping):
+    arrays = [
+        type(x).__name__ for x in pytree.tree_leaves((inputs, dict(kwargs))) if isinstance(x, np.ndarray | np.generic)
+    ]
+    if arrays:
         raise TraceError(
-            f"outputs should be names with positions or keys, found {outputs!r}. Write outputs={{'logits': 1}}."
+            f"example inputs should be tensors, found {arrays[0]}. Convert it with torch.from_numpy(x), in the dtype that the model takes."
         )
 
 

@@ -23,8 +23,9 @@ MOST_WRAPPED = 4
 def load_weights(model: nn.Module, path: Path, *, trust_pickle: bool) -> None:
     """Load a state dict into a model, whatever a checkpoint wraps around it.
 
-    The state dict may stand under one of `WRAPPINGS`, and all its names may carry one prefix more, or one less, than the model's
-    (``module.`` of DataParallel, ``model.`` of a trainer); what was taken off or put on is said in a `LoadWarning`.
+    The state dict may stand under one of `WRAPPINGS`, or under any other name where it is the only one, several levels deep. All its names
+    may carry one prefix more, or one less, than the model's (``module.`` of DataParallel, ``model.`` of a trainer); what was taken off or
+    put on is said in a `LoadWarning`.
 
     Args:
         model: whose parameters and buffers are overwritten.
@@ -74,6 +75,7 @@ def _state_dict(path: Path, *, trust_pickle: bool) -> Mapping[str, Tensor]:
         if not isinstance(content, Mapping) or _tensors(content):
             break
         inner = [key for key in WRAPPINGS if isinstance(content.get(key), Mapping | nn.Module)]
+        inner = inner or [key for key, value in content.items() if isinstance(key, str) and _wraps(value)]
         if len(inner) > 1:
             raise LoadError(f"{path} holds several state dicts: {_few(inner)}. Save the one to load with torch.save.")
         if not inner:
@@ -84,6 +86,15 @@ def _state_dict(path: Path, *, trust_pickle: bool) -> Mapping[str, Tensor]:
         found = f"a mapping with {_few(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
         raise LoadError(f"{path} holds {found}, not a state dict of tensors. Save model.state_dict().")
     return content
+
+
+def _wraps(value: object, deep: int = MOST_WRAPPED) -> bool:
+    """Whether a state dict lies somewhere in a value, under names."""
+    if not isinstance(value, Mapping):
+        return isinstance(value, nn.Module)
+    if value and _tensors(value):
+        return True
+    return deep > 1 and any(isinstance(key, str) and _wraps(inner, deep - 1) for key, inner in value.items())
 
 
 def read_tensors(path: Path, *, trust_pickle: bool) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Method, in_range
+from sparsify.methods.base import Method, checked_method, in_range
 from sparsify.parts.attacks import Attack
 
 
+@checked_method
 def adversarial(base: Method, *, radius: float = 8 / 255, step_size: float = 2 / 255, iterations: int = 10) -> Method:
     """Train on inputs that projected gradient descent made hard (Madry et al. 2018, arXiv:1706.06083).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from sparsify.errors import RecipeError, TrainingError
-from sparsify.methods.base import Method, in_range
+from sparsify.methods.base import Method, checked_method, in_range
 from sparsify.methods.durations import Duration, as_steps, check_durations
 from sparsify.parts.averaging import running_mean
 from sparsify.parts.corrections import (
@@ -22,6 +22,7 @@ from sparsify.passes import RecordRandomness
 SNAPSHOTS = ("full", "subset", "running")
 
 
+@checked_method
 def agent(
     base: Method,
     *,

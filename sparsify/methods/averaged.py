@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Averaging, Method
+from sparsify.methods.base import Averaging, Method, checked_method
 from sparsify.methods.durations import Duration, as_steps, check_durations
 
 
+@checked_method
 def averaged(
     base: Method, *, start_at: Duration = "80%", average_every: Duration = "0.4%", random_masks: bool = True
 ) -> Method:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sparsify.arguments import checked, checked_fields
 from sparsify.errors import RecipeError
 from sparsify.methods.durations import as_steps as as_steps
 from sparsify.parts.allocation import FIXED_TOLERANCE, Allocation, erk
@@ -17,7 +18,19 @@ from sparsify.parts.patterns import NM, parse_pattern
 from sparsify.parts.topology import Rewinding, Topology
 from sparsify.passes import Pass
 
+_ALLOCATION = (
+    "{name}: an allocation is a function of sparsify.parts.allocation, such as erk or global_magnitude, found {found}."
+)
+checked_method = checked(
+    RecipeError,
+    base="{name} takes a method first, found {found}. Build one by calling it: {name}(sparsify.methods.rigl(density=0.1)).",
+    allocation=_ALLOCATION,
+    initial_allocation=_ALLOCATION,
+)
+"""For functions that return a `Method`."""
 
+
+@checked_fields(RecipeError)
 @dataclass(frozen=True)
 class Averaging:
     """Average the weights of every ``every``-th step from ``start_at`` on; the topology must be frozen by then.
@@ -30,6 +43,7 @@ class Averaging:
     random_masks: bool = True
 
 
+@checked_fields(RecipeError)
 @dataclass(frozen=True)
 class Method:
     """What a sparse trainer does.
@@ -80,11 +94,7 @@ class Method:
             raise RecipeError(
                 f"method {self.name!r}: initial_scale should be fan-in or none, found {self.initial_scale!r}."
             )
-        if not isinstance(self.density, int | float) or not 0.0 < self.density <= 1.0:
-            raise RecipeError(
-                f"method {self.name!r}: density should be a fraction in (0, 1], found {self.density!r}. "
-                f"Sparsity 0.9 is density 0.1."
-            )
+        check_density(self.name, self.density)
         if self.initial_density is not None and not self.density <= self.initial_density <= 1.0:
             raise RecipeError(
                 f"method {self.name!r}: initial_density should be between the final density {self.density} and 1, found "
@@ -104,6 +114,19 @@ class Method:
                 f"method {self.name!r}: pattern {self.pattern} fixes the density at {fixed:.4g} from the start, found initial_density "
                 f"{self.initial_density}. Start dense (1.0), or choose another pattern."
             )
+
+
+def check_density(method: str, density: float) -> None:
+    """Refuse what is no active fraction.
+
+    Raises:
+        RecipeError: If it is outside (0, 1].
+    """
+    if not 0.0 < density <= 1.0:
+        share = f" {density:g} % is {density / 100:g}." if 1.0 < density <= 100.0 else ""
+        raise RecipeError(
+            f"method {method!r}: density should be a fraction in (0, 1], found {density!r}.{share} Sparsity 0.9 is density 0.1."
+        )
 
 
 def one_of(value: str, choices: Sequence[str], option: str) -> str:

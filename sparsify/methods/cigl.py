@@ -6,11 +6,12 @@ import dataclasses
 
 from sparsify.errors import RecipeError
 from sparsify.methods.averaged import averaged
-from sparsify.methods.base import Method
+from sparsify.methods.base import Method, checked_method
 from sparsify.methods.durations import Duration
 from sparsify.methods.weight_dropout import weight_dropout
 
 
+@checked_method
 def cigl(
     base: Method,
     *,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from sparsify.methods.base import Method
+from sparsify.methods.base import Method, checked_method
 
 
+@checked_method
 def dense() -> Method:
     """No masks."""
     return Method(name="dense", density=1.0, initial="dense")

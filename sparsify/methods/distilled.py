@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Method, in_range
+from sparsify.methods.base import Method, checked_method, in_range
 from sparsify.parts.distillation import Distillation
 
 
+@checked_method
 def distilled(base: Method, *, weight: float = 0.9, temperature: float = 4.0) -> Method:
     """Learn from the answers of a teacher beside the labels (Hinton et al. 2015, arXiv:1503.02531).
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsify.methods.base import Method, in_range, one_of
+from sparsify.methods.base import Method, checked_method, in_range, one_of
 from sparsify.methods.durations import UPDATE_EVERY, Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, erk
 from sparsify.parts.schedules import cosine, every, geometric
@@ -23,6 +23,7 @@ COUNTS = ("rounds", "steps")
 NORMALISATIONS = (*SCALES, "layer")
 
 
+@checked_method
 def dst_ee(
     *,
     density: float,

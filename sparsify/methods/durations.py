@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Annotated
 
+from sparsify.arguments import LATER
 from sparsify.errors import RecipeError
 
-Duration = float | str
+Duration = Annotated[float | str, LATER]
 """``100`` is a number of steps; ``"75%"`` and ``0.75`` are a share of the run; ``"3% from 4 to 100"`` is a share with bounds in steps.
 
 The unit never depends on the type of a number: a whole number is a number of steps, and a float lies strictly between 0 and 1.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsify.methods.base import Method, in_range, one_of
+from sparsify.methods.base import Method, checked_method, in_range, one_of
 from sparsify.methods.durations import Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, erk, global_magnitude
 from sparsify.parts.schedules import cosine, cubic, every
@@ -10,6 +10,7 @@ from sparsify.parts.scores import SCALES, gradient, magnitude, scaled
 from sparsify.parts.topology import DropAndGrow, InTurn, Prune
 
 
+@checked_method
 def granet(
     *,
     density: float,

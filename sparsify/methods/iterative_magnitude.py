@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Method, in_range, one_of
+from sparsify.methods.base import Method, check_density, checked_method, in_range, one_of
 from sparsify.methods.durations import Duration, check_durations, read_length
 from sparsify.parts.allocation import Allocation, global_magnitude
 from sparsify.parts.patterns import NM, parse_pattern
@@ -15,6 +15,7 @@ from sparsify.parts.topology import Prune, Rewinding
 REWIND = ("weights", "learning-rate")
 
 
+@checked_method
 def imp(
     *,
     density: float,
@@ -42,6 +43,7 @@ def imp(
         pattern: which positions may be active together. A pattern that fixes its density is reached in one pruning.
         keep_dense: globs of weights without a mask.
     """
+    check_density("imp", density)
     in_range(prune_fraction, 1e-3, 1.0, "prune_fraction")
     one_of(rewind, REWIND, "rewind")
     check_durations(0, rewind_to=rewind_to)

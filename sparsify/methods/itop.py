@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Method, in_range, one_of
+from sparsify.methods.base import Method, checked_method, in_range, one_of
 from sparsify.methods.durations import Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, erk
 from sparsify.parts.schedules import cosine, every
@@ -17,6 +17,7 @@ GROWTH = {
 }
 
 
+@checked_method
 def itop(
     *,
     density: float,

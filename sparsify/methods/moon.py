@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Averaging, Method, in_range
+from sparsify.methods.base import Averaging, Method, checked_method, in_range
 from sparsify.methods.durations import Duration, as_steps, check_durations
 from sparsify.parts.objectives import Objective, UnknownAware
 from sparsify.passes import WidenClassifier
 
 
+@checked_method
 def widened(base: Method, *, score: str = "known") -> Method:
     """Give the classifier of ``base`` one more logit, for "unknown", under ordinary cross-entropy: CE(K+1), MOON's ablation.
 
@@ -27,6 +28,7 @@ def widened(base: Method, *, score: str = "known") -> Method:
     return dataclasses.replace(base, name=f"widened({base.name})", passes=(WidenClassifier(score=score), *base.passes))
 
 
+@checked_method
 def moon(
     base: Method,
     *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsify.methods.base import Method
+from sparsify.methods.base import Method, checked_method
 from sparsify.methods.durations import Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, global_magnitude
 from sparsify.parts.schedules import at, constant
@@ -10,6 +10,7 @@ from sparsify.parts.scores import magnitude
 from sparsify.parts.topology import Prune
 
 
+@checked_method
 def one_shot(
     *,
     density: float,

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from sparsify.arguments import checked
 from sparsify.errors import RecipeError
 from sparsify.methods.adversarial import adversarial
 from sparsify.methods.agent import agent
@@ -126,6 +127,7 @@ def _function(name: str) -> Callable[..., Method]:
     return METHODS[name] if name in METHODS else WRAPPERS[name]
 
 
+@checked(RecipeError)
 def build(name: str, given: Mapping[str, Any]) -> Method:
     """A method from its spelling and options.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsify.methods.base import Method, in_range, one_of
+from sparsify.methods.base import Method, checked_method, in_range, one_of
 from sparsify.methods.durations import UPDATE_EVERY, Duration, as_steps, check_durations, dense_steps, read_length
 from sparsify.parts.allocation import Allocation, erk
 from sparsify.parts.schedules import cosine, every
@@ -10,6 +10,7 @@ from sparsify.parts.scores import SCALES, gradient, magnitude, scaled
 from sparsify.parts.topology import DropAndGrow, Topology, after_dense
 
 
+@checked_method
 def rigl(
     *,
     density: float,

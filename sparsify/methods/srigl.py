@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Method, in_range, one_of
+from sparsify.methods.base import Method, checked_method, in_range, one_of
 from sparsify.methods.durations import UPDATE_EVERY, Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, erk
 from sparsify.parts.fan_in import exchange_inputs
@@ -12,6 +12,7 @@ from sparsify.parts.scores import SCALES, gradient, magnitude, scaled
 from sparsify.parts.topology import DropAndGrow
 
 
+@checked_method
 def srigl(
     *,
     density: float,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from sparsify.methods.base import Method
+from sparsify.methods.base import Method, checked_method
 from sparsify.parts.allocation import Allocation, erk
 
 
+@checked_method
 def static_random(
     *,
     density: float,

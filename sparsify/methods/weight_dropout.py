@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Method, in_range
+from sparsify.methods.base import Method, checked_method, in_range
 from sparsify.passes import InsertRandomMasks
 
 
+@checked_method
 def weight_dropout(base: Method, *, rate: float = 0.1, rescale: bool = True, holds_hidden: bool = True) -> Method:
     """Hide a random share of the weights from every training step (Wan et al. 2013, DropConnect, ICML).
 

@@ -9,6 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sparsify.arguments import checked_fields
+from sparsify.errors import RecipeError
+
 State = Any
 Tensors = Mapping[str, Tensor]
 
@@ -69,6 +72,7 @@ def _no_readings(state: State) -> Mapping[str, float]:
     return {}
 
 
+@checked_fields(RecipeError)
 @dataclass(frozen=True)
 class Correction:
     """``init(weights) -> state`` and ``correct(view, state) -> (gradients, state)``.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, Self, get_type_hints
 
+from sparsify.arguments import bound, checked, checked_fields
 from sparsify.errors import PassError, SparsifyError
 from sparsify.ir import Program, Stage
 from sparsify.passes.options import Option, check, convert, options_of, spell
@@ -38,6 +40,7 @@ class Preserves(enum.IntEnum):
         return ("not at all", "up to rounding", "exactly")[self]
 
 
+@checked_fields(PassError)
 @dataclass(frozen=True)
 class Kept:
     """How much of one phase a pass preserves.
@@ -64,6 +67,7 @@ DEPLOYED: Mapping[str, Kept] = {"train": CHANGED, "eval": Kept(Preserves.NUMERIC
 """What passes for deployment preserve: they rewrite weights, and training ends with them."""
 
 
+@checked_fields(PassError)
 @dataclass
 class PassLog:
     """What a pass did: changes made, what was left alone and why, and what it decided about a change."""
@@ -92,6 +96,7 @@ class PassLog:
         return "\n".join(lines)
 
 
+@checked_fields(PassError)
 @dataclass(frozen=True)
 class Pass(abc.ABC):
     """Rewrites a program in place. `Pipeline` clones at the door, so a caller's program is never touched.
@@ -117,10 +122,19 @@ class Pass(abc.ABC):
     def preserves(self) -> Mapping[str, Kept]:
         """How much of the phases ``train`` and ``eval`` the pass preserves, whatever the program, with the options that it has."""
 
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Refuse options that the pass does not have, before it is made."""
+        if args or options:  # copies are made without
+            bound(
+                inspect.signature(cls.__init__), getattr(cls, "name", cls.__name__), (None, *args), options, PassError
+            )
+        return super().__new__(cls)
+
     @abc.abstractmethod
     def run(self, program: Program) -> PassLog:
         """Rewrite ``program`` in place."""
 
+    @checked(PassError, program="a pass takes a program, found {found}. Trace the model: sparsify.trace(model, (x,)).")
     def __call__(self, program: Program) -> PassLog:
         """Check the stage, run, finish the graphs and verify.
 
@@ -164,6 +178,7 @@ class Pass(abc.ABC):
         return options_of(cls)
 
     @classmethod
+    @checked(PassError)
     def parse_options(cls, text: str) -> Pass:
         """Build the pass from ``key=value`` pairs separated by blanks; a tuple is comma-separated.
 
@@ -196,6 +211,7 @@ def say(error: SparsifyError, more: str) -> None:
     BaseException.__init__(error, f"{error}\n{more}", *error.args[1:])
 
 
+@checked(PassError)
 def split_pipeline(text: str) -> Iterator[tuple[str, str]]:
     """(name, options text) of each pass in ``"a | b{k=v}"``.
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from sparsify.arguments import checked
+from sparsify.errors import PassError
 from sparsify.files import write_atomically
 from sparsify.passes.base import Pass, PassLog
 
@@ -16,6 +18,7 @@ Record = list[tuple[Pass, PassLog]]
 _RECORD: ContextVar[Record | None] = ContextVar("passes applied in the block of `recording`", default=None)
 
 
+@checked(PassError)
 @contextmanager
 def recording() -> Generator[Record]:
     """The passes applied within the block, whoever applies them, with their logs in order; blocks may nest, the inner one records."""
@@ -34,6 +37,7 @@ def note(step: Pass, log: PassLog) -> None:
         record.append((step, log))
 
 
+@checked(PassError)
 def print_after(write: Callable[[str], object], *names: str) -> Instrument:
     """Write the program's text after each pass, or after the named ones."""
 
@@ -45,6 +49,7 @@ def print_after(write: Callable[[str], object], *names: str) -> Instrument:
     return instrument
 
 
+@checked(PassError)
 def print_diff(write: Callable[[str], object]) -> Instrument:
     """Write a unified diff of the program's text for each pass."""
 
@@ -55,6 +60,7 @@ def print_diff(write: Callable[[str], object]) -> Instrument:
     return instrument
 
 
+@checked(PassError)
 def dump_to(folder: Path) -> Instrument:
     """Write ``NN-name.before.txt``, ``NN-name.after.txt`` and ``NN-name.diff`` for each pass."""
 

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
+from sparsify.arguments import checked, checked_fields
 from sparsify.errors import PassError, SparsifyError
 
 Reader = Callable[[str], object]
 Choices = Iterable[str]
 
 
+@checked_fields(PassError)
 @dataclass(frozen=True)
 class Range:
     """The numbers that an option may be.
@@ -44,6 +46,7 @@ class Range:
         return f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
 
 
+@checked_fields(PassError)
 @dataclass(frozen=True)
 class Option:
     """One option of a pass as the command shows it.
@@ -65,6 +68,7 @@ class Option:
     within: Range | None = None
 
 
+@checked(PassError)
 def option(
     default: Any,
     help: str,

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sparsify.arguments import checked, checked_fields
 from sparsify.errors import PassError, SparsifyError
 from sparsify.ir import Program
 from sparsify.passes.absorb_biases import AbsorbBiases
@@ -49,8 +50,10 @@ PASSES: dict[str, type[Pass]] = {
         LowerGroupedLinear,
     )
 }
+_NO_PROGRAM = "a pipeline takes a program, found {found}. Trace the model: sparsify.trace(model, (x,))."
 
 
+@checked(PassError)
 def register(cls: type[Pass]) -> type[Pass]:
     """Make a pass known to `Pipeline.parse` and the command; usable as a decorator.
 
@@ -62,6 +65,7 @@ def register(cls: type[Pass]) -> type[Pass]:
     return cls
 
 
+@checked_fields(PassError)
 @dataclass(frozen=True)
 class Pipeline:
     """Passes in order. Calling it clones the program once and returns the rewritten clone."""
@@ -69,6 +73,7 @@ class Pipeline:
     passes: tuple[Pass, ...]
 
     @classmethod
+    @checked(PassError)
     def parse(cls, text: str) -> Pipeline:
         """Read ``"insert-masks{density=0.1} | fold-masks"``; the inverse of ``str``.
 
@@ -88,18 +93,17 @@ class Pipeline:
     def __str__(self) -> str:
         return " | ".join(map(str, self.passes))
 
+    @checked(PassError, program=_NO_PROGRAM)
     def __call__(self, program: Program) -> Program:
         return self.run(program)[0]
 
+    @checked(PassError, program=_NO_PROGRAM)
     def run(self, program: Program, instruments: Sequence[Instrument] = ()) -> tuple[Program, tuple[PassLog, ...]]:
         """Like calling it, with the log of each pass; instruments see the program before and after each pass."""
-        if not isinstance(program, Program):  # of callers that no type checker has read
-            raise PassError(
-                f"a pipeline takes a program, found {type(program).__name__}. Trace the model: sparsify.trace(model, (x,))."
-            )
         program = program.clone()
         return program, self.apply(program, instruments)
 
+    @checked(PassError, program=_NO_PROGRAM)
     def apply(self, program: Program, instruments: Sequence[Instrument] = ()) -> tuple[PassLog, ...]:
         """Rewrite ``program`` itself, without the clone: for callers who own it.
 

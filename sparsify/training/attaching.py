@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import torch
 
+from sparsify.arguments import LATER, checked
 from sparsify.errors import TrainingError
 from sparsify.ir import Program
 from sparsify.methods import Method
@@ -15,11 +17,19 @@ from sparsify.training.state import SparseTrainer
 from sparsify.training.teaching import Teacher
 from sparsify.training.undo import undone_on_error
 
+_WHOLE = "{name}: KEY should be a whole number, found {found}. Convert it with int()."
 
+
+@checked(
+    TrainingError,
+    method="attach takes a method first, found {found}. Build one by calling it: sparsify.methods.NAME(density=0.1).",
+    program="attach takes a traced program second, found {found}. Trace the model: sparsify.trace(model, (x,)).",
+    **{key: _WHOLE.replace("KEY", key) for key in ("total_steps", "seed", "epoch_steps")},
+)
 def attach(
     method: Method,
     program: Program,
-    optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
+    optimizer: Annotated[torch.optim.Optimizer | Iterable[torch.optim.Optimizer], LATER],
     *,
     total_steps: int,
     seed: int = 0,
@@ -50,30 +60,13 @@ def attach(
         PatternError: If the pattern does not fit a weight.
         AllocationError: If the density cannot be met.
     """
-    _check_kinds(method, program, total_steps, seed)
     if total_steps < 1:
         raise TrainingError(f"total_steps should be at least 1, found {total_steps}. Use len(loader) * epochs.")
+    if epoch_steps is not None and epoch_steps < 1:
+        raise TrainingError(f"epoch_steps should be at least 1, found {epoch_steps}. Use len(loader).")
     check_single_process(method)
     optimizers = Optimizers(optimizer)
     optimizers.check(program)
     given = {"total_steps": total_steps, "seed": seed, "epoch_steps": epoch_steps, "sweep": sweep, "teacher": teacher}
     with undone_on_error(program, optimizers):
         return SparseTrainer(method, program, optimizers, **given)
-
-
-def _check_kinds(method: object, program: object, total_steps: object, seed: object) -> None:
-    if not isinstance(method, Method):
-        raise TrainingError(
-            f"attach takes a method first, found {_kind(method)}. Build one by calling it: sparsify.methods.NAME(density=0.1)."
-        )
-    if not isinstance(program, Program):
-        raise TrainingError(
-            f"attach takes a traced program second, found {_kind(program)}. Trace the model: sparsify.trace(model, (x,))."
-        )
-    for name, value in (("total_steps", total_steps), ("seed", seed)):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TrainingError(f"{name} should be a whole number, found {value!r}. Convert it with int().")
-
-
-def _kind(value: object) -> str:
-    return f"{value!r}" if isinstance(value, str) else f"{type(value).__name__}"

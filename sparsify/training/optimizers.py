@@ -51,6 +51,8 @@ class Optimizers:
         evaluates: whether a step evaluates the batch itself, by a closure (LBFGS).
     """
 
+    __class__ = property(lambda self: Optimizer)  # type: ignore[assignment]  # torch's schedulers ask for it
+
     def __init__(self, given: Optimizer | Iterable[Optimizer]) -> None:
         single = hasattr(given, "param_groups") or not isinstance(given, Iterable)
         self.each: tuple[Optimizer, ...] = (
@@ -64,6 +66,11 @@ class Optimizers:
     def param_groups(self) -> list[dict[str, Any]]:
         """The groups of all."""
         return [group for optimizer in self.each for group in optimizer.param_groups]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Settings of all, those of the first where they differ."""
+        return {key: value for optimizer in reversed(self.each) for key, value in optimizer.defaults.items()}
 
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter held, in order."""
@@ -95,9 +102,14 @@ class Optimizers:
         Raises:
             TrainingError: If they are none, or a trainable parameter is held by none of them, or by two.
         """
-        if not self.each or not all(hasattr(optimizer, "param_groups") for optimizer in self.each):
+        if not self.each or not all(_steps(optimizer) for optimizer in self.each):
             kinds = ", ".join(type(optimizer).__name__ for optimizer in self.each) or "nothing"
             raise TrainingError(f"attach needs an optimizer, or a list of optimizers, found {kinds}.")
+        if any(group.get("differentiable") for group in self.param_groups):
+            raise TrainingError(
+                "an optimizer was made with differentiable=True, which keeps the graph of its step; masks are applied in place after it. "
+                "Make it with differentiable=False."
+            )
         held = [id(parameter) for parameter in self.parameters()]
         trained = {name: p for name, p in program.named_parameters() if p.requires_grad}
         lost = [name for name, parameter in trained.items() if id(parameter) not in held]
@@ -118,6 +130,11 @@ class Optimizers:
                 f"{', '.join(twice[:4])} are held by two optimizers, or twice by one; each step would move them twice. "
                 f"Give each parameter to one."
             )
+
+
+def _steps(optimizer: object) -> bool:
+    """Whether it is an optimizer, and not a trainer that has one already."""
+    return hasattr(optimizer, "param_groups") and isinstance(getattr(optimizer, "state", None), Mapping)
 
 
 def _needs_closure(optimizer: Optimizer) -> bool:

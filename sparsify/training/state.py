@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsify.arguments import checked, found
 from sparsify.errors import TrainingError, TrainingWarning
 from sparsify.ir import Program
 from sparsify.methods import Method
@@ -52,8 +53,10 @@ class SparseTrainer:
         left_dense: why each weight that could have a mask has none.
     """
 
+    __class__ = property(lambda self: torch.optim.Optimizer)  # type: ignore[assignment]  # torch's schedulers ask for it
     _step_supports_amp_scaling = True  # GradScaler.step(trainer) hands over its scale and what it found
 
+    @checked(TrainingError)
     def __init__(
         self,
         method: Method,
@@ -117,7 +120,7 @@ class SparseTrainer:
         made = object.__new__(type(self))
         memo[id(self)] = made
         for name, value in self.__dict__.items():
-            if name not in ("_zeros", "_watch"):
+            if name not in ("_zeros", "_watch", "step"):  # a scheduler puts a ``step`` of its own there
                 made.__dict__[name] = copy.deepcopy(value, memo)
         made._take_over()
         return made
@@ -170,6 +173,9 @@ class SparseTrainer:
             raise TrainingError(
                 "trainer.loss is for training steps. Call program.train() first, or measure with a criterion of your own."
             )
+        if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != 1:
+            shown = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else found(labels)
+            raise TrainingError(f"labels should be a tensor of class numbers, int64 [N], found {shown}.")
         logits = self.program.logits(output).float()
         loss = self._loss(logits, labels, self.steps + 1, label_smoothing=label_smoothing)
         return self._teaching.joined(loss, logits, inputs)
@@ -286,8 +292,13 @@ class SparseTrainer:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """Those of the optimizers, for a GradScaler."""
+        """Those of the optimizers, for a GradScaler and learning-rate schedulers."""
         return self.optimizer.param_groups
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Those of the optimizers, for learning-rate schedulers."""
+        return self.optimizer.defaults
 
     def _warn(self, message: str) -> None:
         warnings.warn(message, TrainingWarning, stacklevel=3)

@@ -42,6 +42,23 @@ def test_checkpoints_of_other_trainers(tmp_path, key, prefix):
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in state.items())
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"state": {"model": s, "epoch": 3}},
+        lambda s: {"state": {"model": s}, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}},
+        lambda s: {"model": {"backbone": s}, "ema_decay": 0.9},
+        lambda s: {"run": {"last": {"generator": s}}},
+    ],
+)
+def test_a_checkpoint_may_wrap_a_state_dict_several_times(tmp_path, wrap):
+    torch.manual_seed(5)
+    state = digits_cnn().state_dict()
+    torch.save(wrap(state), tmp_path / "w.pt")
+    loaded = load_model(CNN, weights=tmp_path / "w.pt")
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in state.items())
+
+
 def test_a_pickle_runs_only_where_the_user_says_so(tmp_path):
     torch.save(digits_cnn(), tmp_path / "w.pt")
     with pytest.raises(LoadError, match="--trust-pickle"):
@@ -86,6 +103,7 @@ MISFITS = {
         lambda s: {f"module.{n}": v for n, v in s.items() if n != "0.weight"}, "missing 0.weight; nothing unexpected",
     ),
     "two state dicts": (lambda s: {"model": s, "state_dict": s}, "holds several state dicts: state_dict, model"),
+    "two of them further in": (lambda s: {"state": {"a": s, "b": s}}, "holds several state dicts: a, b"),
     "no head": (lambda s: {n: v for n, v in s.items() if not n.startswith("10.")}, "lacks the layer 10. To train it from scratch"),
     "a near name": (renamed("3.weight", "3.weigth"), "missing 3.weight; unexpected 3.weigth. Nearest: 3.weight and 3.weigth"),
     "one is missing": (lambda s: {n: v for n, v in s.items() if n != "8.bias"}, "missing 8.bias; nothing unexpected"),
@@ -128,8 +146,9 @@ def tied() -> nn.Module:
 def test_tied_weights_may_be_in_the_file_once(tmp_path):
     model = tied()
     save_model(model, str(tmp_path / "w.safetensors"))
-    loaded = load_model(f"{__name__}:tied", weights=tmp_path / "w.safetensors")
-    assert torch.equal(loaded[1].weight, model[0].weight) and loaded[1].weight is loaded[0].weight
+    first, second = load_model(f"{__name__}:tied", weights=tmp_path / "w.safetensors").children()
+    assert second.weight is first.weight
+    torch.testing.assert_close(second.weight, model.get_parameter("0.weight"), rtol=0, atol=0)
 
 
 def test_a_model_without_parameters(tmp_path):
