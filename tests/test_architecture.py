@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
 import pytest
@@ -113,6 +113,41 @@ def import_order(root: Path) -> Iterator[str]:
             other = name.split(".")[1]
             if other != room and RANK.get(other, len(LAYERS)) >= RANK[room]:
                 yield f"{path}:{line}: {room} imports {other}"
+
+
+def no_circles(root: Path) -> Iterator[str]:
+    """No file imports another that imports it back, on whatever way, inside functions too; what only types need is not counted."""
+    trees = {module_name(path): tree for path, tree in sources(root)}
+    graph = {name: {found for found in read_at_run_time(tree, trees) if found != name} for name, tree in trees.items()}
+    left = dict(graph)
+    while leaves := [name for name, needed in left.items() if not needed & left.keys()]:
+        for name in leaves:
+            del left[name]
+    readers = {name for name in left if any(name in needed for other, needed in left.items() if other in left)}
+    yield from (
+        f"{name}: is in a circle of imports with {', '.join(sorted(left[name] & readers))}" for name in sorted(readers)
+    )
+
+
+def module_name(path: str) -> str:
+    """``sparsify.ir.nodes`` of ``sparsify/ir/nodes.py``; a package is called after its folder."""
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def read_at_run_time(tree: ast.Module, known: Container[str]) -> Iterator[str]:
+    """The modules that are imported outside ``if TYPE_CHECKING``."""
+    typed = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and dotted(node.test).endswith("TYPE_CHECKING")
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typed or not isinstance(node, (ast.Import, ast.ImportFrom)):
+            continue
+        for name, _ in imported(ast.Module([node], [])):
+            owner = name.rpartition(".")[0]
+            yield from (found for found in [name if name in known else owner] if found in known)
 
 
 def parts_are_pure(root: Path) -> Iterator[str]:
@@ -318,6 +353,7 @@ def training_knows_no_method(root: Path) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     import_order,
+    no_circles,
     parts_are_pure,
     file_length,
     graph_surgery,
@@ -341,6 +377,10 @@ BREAKERS: dict[str, list[tuple[str, str]]] = {
         ("sparsify/ir/a.py", "from sparsify import methods"),
         ("sparsify/ir/a.py", "from . import nodes"),
         ("sparsify/utils.py", ""),
+    ],
+    "no_circles": [
+        ("sparsify/parts/b.py", "def f():\n    from sparsify.ir.b import f"),
+        ("sparsify/parts/b.py", "import sparsify.ir.b"),
     ],
     "parts_are_pure": [
         ("sparsify/parts/a.py", "from torch import nn"),

@@ -1,6 +1,7 @@
 """The intermediate representation: a `Program` of two torch.fx graphs, its surgery, verifier, printer and file form."""
 
 from sparsify.ir import surgery as surgery
+from sparsify.ir.nodes import PHASES as PHASES
 from sparsify.ir.nodes import (
     Costs as Costs,
 )
@@ -25,7 +26,6 @@ from sparsify.ir.nodes import (
 from sparsify.ir.nodes import (
     WeightSite as WeightSite,
 )
-from sparsify.ir.program import PHASES as PHASES
 from sparsify.ir.program import Program as Program
 from sparsify.ir.tracing import TraceWarning as TraceWarning
 from sparsify.ir.tracing import trace as trace

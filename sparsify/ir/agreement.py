@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 from sparsify.errors import TraceError
 from sparsify.ir.batches import BatchRange
 from sparsify.ir.effects import changed_in_place, place_of
-from sparsify.ir.program import PHASES, Program
+from sparsify.ir.nodes import PHASES
+from sparsify.ir.program import Program
 
 RELATIVE_TOLERANCE = 1e-4
 TRIALS = 4

@@ -19,7 +19,7 @@ from sparsify.errors import LoadError
 from sparsify.ir.batches import EXCEPTIONS
 from sparsify.ir.binding import KINDS, UNKNOWN
 from sparsify.ir.foreign import checked_identifier, checked_path, checked_text, is_plain_structure
-from sparsify.ir.program import PHASES
+from sparsify.ir.nodes import PHASES
 
 MOST_NODES = 200_000
 MOST_VALUES = 2**29

@@ -16,6 +16,7 @@ PIECE = 1 << 18
 """Positions masked at a time."""
 KEPT_AS_NUMBERS = 1 << 16
 """Masks of at most this many positions are also kept as numbers of the weight's type, which multiply twice as fast as bytes."""
+PHASES = ("train", "eval")
 GradientForm = Literal["copied", "in-place", "tapped"]
 
 

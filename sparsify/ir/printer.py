@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from sparsify.ir.nodes import MASK_OPERATORS, GradientTap, apply_random_mask
-from sparsify.ir.program import PHASES, Program
+from sparsify.ir.nodes import MASK_OPERATORS, PHASES, GradientTap, apply_random_mask
+
+if TYPE_CHECKING:
+    from sparsify.ir.program import Program
 
 
 def program_text(program: Program) -> str:

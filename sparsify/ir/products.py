@@ -6,13 +6,15 @@ import math
 import operator
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
 from sparsify.ir.nodes import MASK_OPERATORS, TensorSpec, apply_random_mask
-from sparsify.ir.program import Program
+
+if TYPE_CHECKING:
+    from sparsify.ir.program import Program
 
 aten = torch.ops.aten
 

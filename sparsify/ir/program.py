@@ -18,6 +18,7 @@ from sparsify.ir.binding import Inputs, arguments_of, leaves_of, plain_signature
 from sparsify.ir.inputs import Constant, checked_tensors, tensors_of
 from sparsify.ir.nodes import (
     HOOKS,
+    PHASES,
     BatchNormSite,
     Costs,
     GradientTap,
@@ -29,8 +30,6 @@ from sparsify.ir.nodes import (
 )
 from sparsify.ir.phase import Phase
 from sparsify.ir.state import clone_state, find, submodule
-
-PHASES = ("train", "eval")
 
 
 class Program(nn.Module):
@@ -374,7 +373,7 @@ class Program(nn.Module):
         """
         from sparsify.ir.serialization import load_program
 
-        return load_program(Path(path))
+        return load_program(Path(path), cls)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise LoadError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
@@ -26,7 +26,6 @@ from sparsify.errors import LoadError
 from sparsify.ir.document import MOST_VALUES
 from sparsify.ir.foreign import INTEGERS
 from sparsify.ir.nodes import MASK_OPERATORS, TensorSpec, apply_random_mask
-from sparsify.ir.program import Program
 
 BATCHES = (2, 24, 64)
 """Numbers of samples, tried in turn: a model may need a multiple of its number of frames or segments."""
@@ -36,6 +35,9 @@ UNKNOWN = (
     UnsupportedOperatorException,
     GuardOnDataDependentSymNode,
 )
+
+if TYPE_CHECKING:
+    from sparsify.ir.program import Program
 """What torch raises where a shape depends on values; from there on a graph is not rehearsed."""
 
 

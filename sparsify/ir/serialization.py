@@ -15,7 +15,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -32,9 +32,11 @@ from sparsify.ir.foreign import INTEGERS, checked_keyword, checked_text, parse_j
 from sparsify.ir.nodes import GradientTap, RandomnessRecord, Stage, TensorSpec
 from sparsify.ir.operators import FUNCTIONS, aten_operator
 from sparsify.ir.phase import FULL_PRECISION
-from sparsify.ir.program import Program
 from sparsify.ir.rehearsal import rehearse
 from sparsify.ir.state import place
+
+if TYPE_CHECKING:
+    from sparsify.ir.program import Program
 
 FORMAT = 1
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -87,8 +89,12 @@ def save_program(program: Program, path: Path) -> None:
         raise LoadError(f"cannot write {path}: {error.strerror or error}. Choose another place.") from error
 
 
-def load_program(path: Path) -> Program:
+def load_program(path: Path, make: type[Program]) -> Program:
     """Read a program written by `save_program` and verify it.
+
+    Args:
+        path: of the file.
+        make: the class of programs.
 
     Raises:
         LoadError: If the file is missing, truncated, of another format, or fails verification.
@@ -102,7 +108,7 @@ def load_program(path: Path) -> Program:
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             found = document.get("format") if isinstance(document, dict) else document
             raise LoadError(f"it has program format {str(found)[:80]}, this version reads {FORMAT}.")
-        program = _decode_program(checked_document(document), tensors)
+        program = _decode_program(checked_document(document), tensors, make)
         program.verify()
         rehearse(program)
     except LoadError as error:
@@ -232,7 +238,7 @@ def _encode(value: Any) -> Any:
 _DEVICE = re.compile(r"(cpu|cuda|mps|meta)(:\d{1,3})?")
 
 
-def _decode_program(document: ProgramForm, tensors: dict[str, Tensor]) -> Program:
+def _decode_program(document: ProgramForm, tensors: dict[str, Tensor], make: type[Program]) -> Program:
     state, transient = nn.Module(), set(document.transient)
     expected = {*document.parameters, *(document.buffers if document.buffers is not None else tensors)}
     if found := expected ^ {*tensors, *document.aliases}:
@@ -252,7 +258,7 @@ def _decode_program(document: ProgramForm, tensors: dict[str, Tensor]) -> Progra
     sides = in_spec.children()
     if in_spec.type is not tuple or [side.type for side in sides] != [tuple, dict]:
         raise LoadError("its in_spec is no tuple of positional arguments and a mapping of those by name.")
-    return Program(
+    return make(
         state,
         _graphs(document),
         name=document.name,

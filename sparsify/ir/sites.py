@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -21,8 +21,10 @@ from sparsify.ir.nodes import (
 )
 from sparsify.ir.printer import target_name
 from sparsify.ir.products import Macs, is_free, is_product
-from sparsify.ir.program import Program
 from sparsify.ir.weight_reads import Reads, for_outputs, from_inputs, reads
+
+if TYPE_CHECKING:
+    from sparsify.ir.program import Program
 
 aten = torch.ops.aten
 

@@ -24,8 +24,8 @@ from sparsify.ir.capture import Captured, capture, first_line
 from sparsify.ir.effects import beside, changed_buffers, place_of, random_draws
 from sparsify.ir.flattening import flatten
 from sparsify.ir.inputs import brief
-from sparsify.ir.nodes import Stage
-from sparsify.ir.program import PHASES, Program
+from sparsify.ir.nodes import PHASES, Stage
+from sparsify.ir.program import Program
 from sparsify.ir.roles import LOGITS, output_names
 from sparsify.ir.roles import TraceWarning as TraceWarning
 from sparsify.ir.state import skeleton

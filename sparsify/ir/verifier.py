@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sparsify.errors import VerificationError
-from sparsify.ir.nodes import MASK_OPERATORS, Stage, apply_random_mask, is_vouched
-from sparsify.ir.program import PHASES, Program
+from sparsify.ir.nodes import MASK_OPERATORS, PHASES, Stage, apply_random_mask, is_vouched
 from sparsify.ir.sites import first_names
+
+if TYPE_CHECKING:
+    from sparsify.ir.program import Program
 
 
 @dataclass(frozen=True)

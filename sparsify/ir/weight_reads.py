@@ -6,14 +6,16 @@ import math
 import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 
 from sparsify.ir.nodes import MASK_OPERATORS, GradientTap, TensorSpec, apply_random_mask
 from sparsify.ir.products import product_kind
-from sparsify.ir.program import Program
+
+if TYPE_CHECKING:
+    from sparsify.ir.program import Program
 
 aten = torch.ops.aten
 

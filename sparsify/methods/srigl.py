@@ -6,7 +6,7 @@ from sparsify.errors import RecipeError
 from sparsify.methods.base import Method, checked_method, in_range, one_of
 from sparsify.methods.durations import UPDATE_EVERY, Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, erk
-from sparsify.parts.fan_in import exchange_inputs
+from sparsify.parts.exchange import exchange_inputs
 from sparsify.parts.schedules import cosine, every
 from sparsify.parts.scores import SCALES, gradient, magnitude, scaled
 from sparsify.parts.topology import DropAndGrow

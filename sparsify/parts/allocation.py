@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import AllocationError
-from sparsify.parts.patterns import top
+from sparsify.parts.top import top
 
 FIXED_TOLERANCE = 1e-3
 """How far a density asked for may be from the one a pattern fixes: 0.667 means 2/3."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsify.parts.grouped import LANES
+from sparsify.parts.patterns.grouped import LANES
 
 CHUNKS = (8, 4, 2)
 MOST_DENSE = 0.65

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from sparsify.parts.allocation import Allocation
-from sparsify.parts.patterns import Balanced, Pattern, Unstructured, top
+from sparsify.parts.patterns import Balanced, Pattern, Unstructured
 from sparsify.parts.schedules import Schedule, Trigger, at, constant
 from sparsify.parts.scores import Score, magnitude
+from sparsify.parts.top import top
 
 UNSTRUCTURED = Unstructured()
 LazyTensor = Tensor | Callable[[], Tensor]

@@ -157,7 +157,6 @@ class Pass(abc.ABC):
 
     def _run(self, program: Program) -> PassLog:
         from sparsify.ir import surgery
-        from sparsify.passes.registry import PASSES
 
         if program.stage not in self.requires:
             wanted = " or ".join(stage.value for stage in self.requires)
@@ -204,6 +203,22 @@ class Pass(abc.ABC):
             if getattr(self, f.name) != f.default
         ]
         return f"{self.name}{{{' '.join(pairs)}}}" if pairs else self.name
+
+
+PASSES: dict[str, type[Pass]] = {}
+"""Every pass that is known, by its name; `sparsify.passes.registry` fills it with those of this package."""
+
+
+@checked(PassError)
+def register(cls: type[Pass]) -> type[Pass]:
+    """Make a pass known to `Pipeline.parse` and the command; usable as a decorator.
+
+    Raises:
+        PassError: If the name is taken by another pass.
+    """
+    if PASSES.setdefault(cls.name, cls) is not cls:
+        raise PassError(f"the pass name {cls.name!r} is taken by {PASSES[cls.name].__name__}; choose another.")
+    return cls
 
 
 def say(error: SparsifyError, more: str) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from sparsify.ir import Program, Stage, TensorSpec, surgery
-from sparsify.parts.grouped import LANES
 from sparsify.parts.packing import best_packing
+from sparsify.parts.patterns.grouped import LANES
 from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 from sparsify.passes.feature_major import UNARY
 

@@ -16,8 +16,8 @@ from sparsify.ir.channels import channel_sets, written_together
 from sparsify.ir.nodes import apply_mask
 from sparsify.ir.sites import parameter_nodes
 from sparsify.parts.allocation import ALLOCATIONS, Layer
-from sparsify.parts.grouped import Grouped, select_together
 from sparsify.parts.patterns import Pattern, Unstructured, parse_pattern
+from sparsify.parts.patterns.grouped import Grouped, select_together
 from sparsify.passes.base import CHANGED, UNCHANGED, Effect, Kept, Pass, PassLog
 from sparsify.passes.options import Range, option
 

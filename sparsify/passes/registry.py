@@ -11,7 +11,7 @@ from sparsify.errors import PassError, SparsifyError
 from sparsify.ir import Program
 from sparsify.passes.absorb_biases import AbsorbBiases
 from sparsify.passes.attach_calibration_head import AttachCalibrationHead
-from sparsify.passes.base import Pass, PassLog, say, split_pipeline
+from sparsify.passes.base import PASSES, Pass, PassLog, register, say, split_pipeline
 from sparsify.passes.eliminate_dead_code import EliminateDeadCode
 from sparsify.passes.eliminate_unread_outputs import EliminateUnreadOutputs
 from sparsify.passes.fold_batch_norm import FoldBatchNorm
@@ -28,41 +28,28 @@ from sparsify.passes.record_randomness import RecordRandomness
 from sparsify.passes.remove_random_masks import RemoveRandomMasks
 from sparsify.passes.widen_classifier import WidenClassifier
 
-PASSES: dict[str, type[Pass]] = {
-    cls.name: cls
-    for cls in (
-        InsertMasks,
-        InsertGradientTaps,
-        InsertRandomMasks,
-        RemoveRandomMasks,
-        RecordRandomness,
-        LowerMasks,
-        WidenClassifier,
-        AttachCalibrationHead,
-        FoldBatchNorm,
-        FoldMasks,
-        EliminateDeadCode,
-        OrderOutputs,
-        EliminateUnreadOutputs,
-        FoldLayerNorm,
-        AbsorbBiases,
-        LowerGroupedConv,
-        LowerGroupedLinear,
-    )
-}
 _NO_PROGRAM = "a pipeline takes a program, found {found}. Trace the model: sparsify.trace(model, (x,))."
 
-
-@checked(PassError)
-def register(cls: type[Pass]) -> type[Pass]:
-    """Make a pass known to `Pipeline.parse` and the command; usable as a decorator.
-
-    Raises:
-        PassError: If the name is taken by another pass.
-    """
-    if PASSES.setdefault(cls.name, cls) is not cls:
-        raise PassError(f"the pass name {cls.name!r} is taken by {PASSES[cls.name].__name__}; choose another.")
-    return cls
+for _cls in (
+    InsertMasks,
+    InsertGradientTaps,
+    InsertRandomMasks,
+    RemoveRandomMasks,
+    RecordRandomness,
+    LowerMasks,
+    WidenClassifier,
+    AttachCalibrationHead,
+    FoldBatchNorm,
+    FoldMasks,
+    EliminateDeadCode,
+    OrderOutputs,
+    EliminateUnreadOutputs,
+    FoldLayerNorm,
+    AbsorbBiases,
+    LowerGroupedConv,
+    LowerGroupedLinear,
+):
+    register(_cls)
 
 
 @checked_fields(PassError)

@@ -14,7 +14,7 @@ from sparsify.exporters.int8 import Int8
 from sparsify.ir import Program
 from sparsify.ir.sites import mostly_dense
 from sparsify.methods.registry import METHODS, WRAPPERS, options
-from sparsify.parts.patterns import SPELLINGS
+from sparsify.parts.patterns import spellings
 from sparsify.passes import PASSES
 from sparsify.reports import Headline
 from sparsify.reports.headline import uncounted
@@ -68,7 +68,7 @@ def passes() -> Table:
 def patterns() -> Table:
     """The patterns."""
     table = Table("pattern", "which positions may be active together")
-    for spelling, meaning in SPELLINGS.items():
+    for spelling, meaning in spellings().items():
         table.add_row(spelling, meaning)
     return table
 

@@ -17,8 +17,8 @@ from sparsify.ir.channels import written_together
 from sparsify.ir.sites import masks_and_patterns
 from sparsify.parts import coverage
 from sparsify.parts.allocation import Layer
-from sparsify.parts.grouped import bound_together, select_together
 from sparsify.parts.patterns import Pattern, parse_pattern
+from sparsify.parts.patterns.grouped import bound_together, select_together
 from sparsify.parts.scores import Score, View
 from sparsify.parts.topology import DropAndGrow, InTurn, Move, Prune, Topology, update
 from sparsify.training.checkpoint import placed

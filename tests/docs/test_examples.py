@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import sparsify.cli as cli
 from sparsify.methods.registry import METHODS, WRAPPERS, options
-from sparsify.parts.patterns import SPELLINGS, parse_pattern
+from sparsify.parts.patterns import parse_pattern, spellings
 from sparsify.passes import PASSES, Pipeline
 from sparsify.runs.grid import parse_grid
 from sparsify.runs.recipe import Recipe, parse_pairs, parse_recipe
@@ -346,4 +346,4 @@ def _passes() -> str:
 
 
 def _patterns() -> str:
-    return _table(("pattern", "meaning"), [(f"`{spelling}`", meaning) for spelling, meaning in SPELLINGS.items()])
+    return _table(("pattern", "meaning"), [(f"`{spelling}`", meaning) for spelling, meaning in spellings().items()])

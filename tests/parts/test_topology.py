@@ -9,9 +9,10 @@ import torch
 
 from sparsify.errors import PatternError
 from sparsify.parts.allocation import uniform
-from sparsify.parts.patterns import parse_pattern, top
+from sparsify.parts.patterns import parse_pattern
 from sparsify.parts.schedules import at, constant, cosine, cubic, every
 from sparsify.parts.scores import magnitude
+from sparsify.parts.top import top
 from sparsify.parts.topology import DropAndGrow, InTurn, Prune, Rewinding, drop, grow, update
 
 

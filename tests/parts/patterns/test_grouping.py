@@ -9,7 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
-from sparsify.parts.grouping import group_outputs, kept_score, order_by_inputs, shared_inputs
+from sparsify.parts.patterns.grouping import group_outputs, kept_score, order_by_inputs, shared_inputs
 
 
 def test_outputs_that_read_the_same_inputs_are_put_together():

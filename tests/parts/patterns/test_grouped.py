@@ -10,8 +10,8 @@ import torch
 
 from sparsify.errors import AllocationError, PatternError
 from sparsify.parts.allocation import ALLOCATIONS, Layer, uniform
-from sparsify.parts.grouped import Grouped, bound_together, select_together
 from sparsify.parts.patterns import parse_pattern
+from sparsify.parts.patterns.grouped import Grouped, bound_together, select_together
 from sparsify.parts.topology import update
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import PatternError
-from sparsify.parts.grouping import group_outputs, order_by_inputs
-from sparsify.parts.patterns import Balanced, Pattern, Shape
+from sparsify.parts.patterns.base import Balanced, Pattern, Shape
+from sparsify.parts.patterns.grouping import group_outputs, order_by_inputs
 
 LANES = 16
 """Channels of one block of ONNX Runtime's blocked convolutions on AVX-512; kept channels come in multiples of it."""

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from sparsify.errors import PatternError
-from sparsify.parts.fan_in import FanIn, exchange_inputs
+from sparsify.parts.exchange import exchange_inputs
 from sparsify.parts.patterns import parse_pattern
+from sparsify.parts.patterns.fan_in import FanIn
 from sparsify.parts.topology import update
 
 WEIGHT = [[6.0, 5.0, 4.0, 0.0, 0.0], [3.0, 3.5, 0.0, 2.0, 0.0], [0.0, 0.0, 1.5, 1.4, 1.3], [0.3, 0.2, 0.1, 0.0, 0.0]]
