@@ -119,13 +119,12 @@ def no_circles(root: Path) -> Iterator[str]:
     """No file imports another that imports it back, on whatever way, inside functions too; what only types need is not counted."""
     trees = {module_name(path): tree for path, tree in sources(root)}
     graph = {name: {found for found in read_at_run_time(tree, trees) if found != name} for name, tree in trees.items()}
-    left = dict(graph)
-    while leaves := [name for name, needed in left.items() if not needed & left.keys()]:
-        for name in leaves:
-            del left[name]
-    readers = {name for name in left if any(name in needed for other, needed in left.items() if other in left)}
+    read = {name for needed in graph.values() for name in needed}
+    while ends := [name for name, needed in graph.items() if name not in read or not needed & graph.keys()]:
+        graph = {name: needed for name, needed in graph.items() if name not in ends}
+        read = {name for needed in graph.values() for name in needed}
     yield from (
-        f"{name}: is in a circle of imports with {', '.join(sorted(left[name] & readers))}" for name in sorted(readers)
+        f"{name}: is in a circle with {', '.join(sorted(graph[name] & graph.keys()))}" for name in sorted(graph)
     )
 
 

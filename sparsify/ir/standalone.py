@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from sparsify.ir.program import Program
+if TYPE_CHECKING:
+    from sparsify.ir.program import Program
 
 
 class StandaloneModule(nn.Module):
