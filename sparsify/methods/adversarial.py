@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Method, checked_method, in_range
+from sparsify.methods.base import Method, checked_method, in_range, made_for
 from sparsify.parts.attacks import Attack
 
 
@@ -34,5 +34,8 @@ def adversarial(base: Method, *, radius: float = 8 / 255, step_size: float = 2 /
     in_range(radius, 0.0, float("inf"), "radius")
     in_range(step_size, 0.0, float("inf"), "step_size")
     return dataclasses.replace(
-        base, name=f"adversarial({base.name})", attack=Attack(radius=radius, step_size=step_size, iterations=iterations)
+        base,
+        name=f"adversarial({base.name})",
+        attack=Attack(radius=radius, step_size=step_size, iterations=iterations),
+        tasks=made_for(base, "classification"),
     )

@@ -68,6 +68,7 @@ class Method:
         passes: of the method's own, after masks and taps. Parameters they add join the optimizer.
         holds_hidden: weights that a random mask hid keep their value through the step; False: momentum and weight decay move them.
         calibrator: the kind of head fitted at the end.
+        tasks: names of the tasks it is made for; none named: every task.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Method:
     passes: tuple[Pass, ...] = ()
     holds_hidden: bool = True
     calibrator: str = "temperature"
+    tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.initial_scale not in {"fan-in", "none"}:
@@ -127,6 +129,20 @@ def check_density(method: str, density: float) -> None:
         raise RecipeError(
             f"method {method!r}: density should be a fraction in (0, 1], found {density!r}.{share} Sparsity 0.9 is density 0.1."
         )
+
+
+def made_for(base: Method, *tasks: str) -> tuple[str, ...]:
+    """The tasks of a wrapper that is made for ``tasks``, around ``base``.
+
+    Raises:
+        RecipeError: If ``base`` is made for none of them.
+    """
+    common = tuple(task for task in tasks if not base.tasks or task in base.tasks)
+    if not common:
+        raise RecipeError(
+            f"method {base.name!r} is made for the task {' or '.join(base.tasks)}, its wrapper for {' or '.join(tasks)}."
+        )
+    return common
 
 
 def one_of(value: str, choices: Sequence[str], option: str) -> str:

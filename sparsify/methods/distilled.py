@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Method, checked_method, in_range
+from sparsify.methods.base import Method, checked_method, in_range, made_for
 from sparsify.parts.distillation import Distillation
 
 
@@ -35,4 +35,9 @@ def distilled(base: Method, *, weight: float = 0.9, temperature: float = 4.0) ->
         )
     in_range(weight, 0.0, 1.0, "weight")
     in_range(temperature, 1e-3, 1e3, "temperature")
-    return dataclasses.replace(base, name=f"distilled({base.name})", distillation=Distillation(weight, temperature))
+    return dataclasses.replace(
+        base,
+        name=f"distilled({base.name})",
+        distillation=Distillation(weight, temperature),
+        tasks=made_for(base, "classification", "dense"),
+    )

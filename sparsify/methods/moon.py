@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Averaging, Method, checked_method, in_range
+from sparsify.methods.base import Averaging, Method, checked_method, in_range, made_for
 from sparsify.methods.durations import Duration, as_steps, check_durations
 from sparsify.parts.objectives import Objective, UnknownAware
 from sparsify.passes import WidenClassifier
@@ -25,7 +25,12 @@ def widened(base: Method, *, score: str = "known") -> Method:
     """
     if any(isinstance(step, WidenClassifier) for step in base.passes):
         raise RecipeError(f"method {base.name!r} has an unknown class already.")
-    return dataclasses.replace(base, name=f"widened({base.name})", passes=(WidenClassifier(score=score), *base.passes))
+    return dataclasses.replace(
+        base,
+        name=f"widened({base.name})",
+        passes=(WidenClassifier(score=score), *base.passes),
+        tasks=made_for(base, "classification"),
+    )
 
 
 @checked_method

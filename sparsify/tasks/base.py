@@ -166,6 +166,11 @@ def is_zero_one(target: Tensor) -> bool:
     return target.dtype is torch.bool or bool(((target == 0) | (target == 1)).all())
 
 
+def tensors(*values: Any) -> bool:
+    """Whether all values are tensors."""
+    return all(isinstance(value, Tensor) for value in values)
+
+
 def unsmoothed(task: Task, label_smoothing: float) -> None:
     """Refuse to smooth the labels of a task that has none.
 

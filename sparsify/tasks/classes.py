@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsify.errors import TrainingError
-from sparsify.tasks.base import Shape, Task, decided, fits, is_whole, mismatch, shown
+from sparsify.tasks.base import Shape, Task, decided, fits, is_whole, mismatch, shown, tensors
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Classification(Task):
     heads: ClassVar = ("temperature", "vector")
 
     def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
+        if not tensors(output, target):
+            raise TrainingError(mismatch(self, output, target))
         soft = output.ndim == 2 and target.is_floating_point() and target.shape == output.shape
         if output.ndim != 2 or not (soft or (target.shape == output.shape[:1] and is_whole(target))):
             raise TrainingError(mismatch(self, output, target))
@@ -80,7 +82,7 @@ class _Positions(Task):
         return cls.places(shape) is not None
 
     def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
-        places = self.places(tuple(output.shape))
+        places = self.places(tuple(output.shape)) if tensors(output, target) else None
         if places is None or tuple(target.shape) != places or not is_whole(target):
             raise TrainingError(mismatch(self, output, target))
         rows = output.movedim(self.class_dim, 1)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sparsify.errors import TaskError, TrainingError
+from sparsify.parts.trees import mapped
 from sparsify.tasks.base import Shape, Task, shown, unsmoothed
 
 
@@ -61,6 +62,7 @@ class Custom(Task):
         Raises:
             TrainingError: If the function returns no mapping of numbers by name.
         """
+        output = mapped(Tensor.detach, output)
         if self.measure is None:
             return {"loss": float(self.loss(output, target))}
         found = self.measure(output, target)

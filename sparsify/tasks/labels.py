@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from sparsify.errors import TrainingError
 from sparsify.parts import metrics
-from sparsify.tasks.base import Shape, Task, decided, fits, is_zero_one, mismatch, shown
+from sparsify.tasks.base import Shape, Task, decided, fits, is_zero_one, mismatch, shown, tensors
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class _YesNo(Task):
     """Logits z of which each says yes with probability sigmoid(z), and yes is decided above 0."""
 
     def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
-        if not self._together(output, target):
+        if not tensors(output, target) or not self._together(output, target):
             raise TrainingError(mismatch(self, output, target))
         wanted = target.reshape(output.shape).to(output.dtype)
         if label_smoothing:

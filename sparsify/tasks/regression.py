@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsify.errors import TaskError, TrainingError
-from sparsify.tasks.base import Shape, Task, fits, mismatch, shown, unsmoothed
+from sparsify.tasks.base import Shape, Task, fits, mismatch, shown, tensors, unsmoothed
 
 LOSSES = {"mse": functional.mse_loss, "mae": functional.l1_loss, "huber": functional.huber_loss}
 
@@ -45,7 +45,7 @@ class Regression(Task):
 
     def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
         unsmoothed(self, label_smoothing)
-        wanted = _like(target, output)
+        wanted = _like(target, output) if tensors(output, target) else None
         if wanted is None:
             raise TrainingError(mismatch(self, output, target))
         options = {"delta": self.delta} if self.criterion == "huber" else {}

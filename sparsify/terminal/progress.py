@@ -82,4 +82,5 @@ def _decoding(bars: Progress) -> Decode:
 
 
 def _state(row: Mapping[str, Any]) -> str:
-    return f"loss {row['loss']:.3f} accuracy {row['accuracy']:.3f} density {row['density']:.3f}"
+    accuracy = f" accuracy {row['accuracy']:.3f}" if "accuracy" in row else ""
+    return f"loss {row['loss']:.3f}{accuracy} density {row['density']:.3f}"

@@ -11,6 +11,7 @@ from sparsify.arguments import LATER, checked
 from sparsify.errors import TrainingError
 from sparsify.ir import Program
 from sparsify.methods import Method
+from sparsify.tasks import Task
 from sparsify.training.optimizers import Optimizers, check_single_process
 from sparsify.training.probe import Sweep
 from sparsify.training.state import SparseTrainer
@@ -36,6 +37,7 @@ def attach(
     epoch_steps: int | None = None,
     sweep: Sweep | None = None,
     teacher: Teacher | None = None,
+    task: str | Task | None = None,
 ) -> SparseTrainer:
     """Make ``program`` sparse in place and return the trainer whose ``step()`` replaces ``optimizer.step()``.
 
@@ -53,12 +55,16 @@ def attach(
             the training batches, in an order drawn anew, each as a function without arguments.
         teacher: for methods that learn from one: a function from the inputs of a batch to logits [N, K],
             such as a trained module in eval mode, on the device of the inputs.
+        task: what the outputs mean: a task of `sparsify.tasks` or its name, for ``trainer.loss``. None: classification, or regression
+            for a program that was traced for it.
 
     Raises:
         TrainingError: If an argument is of another kind, the optimizers do not hold the weights that train, ``total_steps`` is not
-            positive, no round would happen or the density not be reached, the method needs a teacher, or several processes train together.
+            positive, no round would happen or the density not be reached, the method needs a teacher or is made for other tasks, or several
+            processes train together.
         PatternError: If the pattern does not fit a weight.
         AllocationError: If the density cannot be met.
+        TaskError: If there is no task of that name.
     """
     if total_steps < 1:
         raise TrainingError(f"total_steps should be at least 1, found {total_steps}. Use len(loader) * epochs.")
@@ -67,6 +73,13 @@ def attach(
     check_single_process(method)
     optimizers = Optimizers(optimizer)
     optimizers.check(program)
-    given = {"total_steps": total_steps, "seed": seed, "epoch_steps": epoch_steps, "sweep": sweep, "teacher": teacher}
+    given = {
+        "total_steps": total_steps,
+        "seed": seed,
+        "epoch_steps": epoch_steps,
+        "sweep": sweep,
+        "teacher": teacher,
+        "task": task,
+    }
     with undone_on_error(program, optimizers):
         return SparseTrainer(method, program, optimizers, **given)

@@ -76,7 +76,7 @@ def reestimate_batch_norm(program: Program, batches: Iterable[Any]) -> int:
 
     Args:
         program: its train phase runs once a batch, without gradients.
-        batches: inputs; a tuple is several inputs.
+        batches: inputs, each as `Program.call` takes them.
 
     Returns:
         How many batches there were.
@@ -97,7 +97,7 @@ def reestimate_batch_norm(program: Program, batches: Iterable[Any]) -> int:
         for count, batch in enumerate(batches, 1):
             for buffer, _ in statistics.values():
                 buffer.zero_()  # the new value is then momentum times the batch's own
-            program(*batch) if isinstance(batch, (tuple, list)) else program(batch)
+            program.call(batch)
             for name, (buffer, momentum) in statistics.items():
                 means[name] = running_mean(means.get(name), buffer / momentum, count)
         for name, value in means.items():

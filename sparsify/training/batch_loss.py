@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from sparsify.errors import TrainingError
 from sparsify.parts.attacks import perturbed
+from sparsify.parts.trees import Tree, mapped, tensors
 from sparsify.training.state import SparseTrainer
 
 
@@ -15,35 +17,39 @@ class BatchLoss:
 
     Args:
         trainer: of a program in train mode; its method's loss and attack are used, and passes of an attack counted in its counts.
-        x: inputs [N, ...].
-        y: labels [N].
-        smoothing: of the labels, in [0, 1).
+        x: inputs [N, ...], as `Program.call` takes them.
+        y: their target.
+        smoothing: of labels, in [0, 1).
         bf16: run the forward pass in mixed precision.
 
     Attributes:
-        logits: [N, K] of the first call.
+        output: what the task reads of the first call; None before it.
     """
 
-    def __init__(self, trainer: SparseTrainer, x: Tensor, y: Tensor, *, smoothing: float, bf16: bool) -> None:
+    def __init__(self, trainer: SparseTrainer, x: Tree, y: Tree, *, smoothing: float, bf16: bool) -> None:
         self._trainer, self._x, self._y = trainer, x, y
         self._smoothing, self._bf16 = smoothing, bf16
         self._start: Tensor | None = None
         method = trainer.method
         if method.attack is not None:
-            if not x.is_floating_point():
-                raise TrainingError(f"method {method.name!r} attacks inputs and needs numbers, found {x.dtype}.")
+            if not isinstance(x, Tensor) or not x.is_floating_point():
+                found = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__} of inputs"
+                raise TrainingError(
+                    f"method {method.name!r} attacks inputs and needs numbers in one tensor, found {found}."
+                )
             self._start = (2 * torch.rand_like(x) - 1) * method.attack.radius
-        self.logits: Tensor | None = None
+        self.output: Tree = None
 
     def __call__(self) -> Tensor:
         program, x = self._trainer.program, self._attacked()
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self._bf16):
-            output = program(x)
-        if self.logits is None:
-            self.logits = program.logits(output).detach()
+        with torch.autocast(tensors(x)[0].device.type, torch.bfloat16, enabled=self._bf16):
+            output = program.call(x)
+        if self.output is None:
+            found = program.reading(self._trainer.task.output, "train", pytree.tree_leaves(output))
+            self.output = mapped(Tensor.detach, found)
         return self._trainer.loss(output, self._y, inputs=x, label_smoothing=self._smoothing)
 
-    def _attacked(self) -> Tensor:
+    def _attacked(self) -> Tree:
         attack = self._trainer.method.attack
         if attack is None or self._start is None:
             return self._x

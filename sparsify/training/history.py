@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from sparsify.ir import Program
+from sparsify.ir.evaluation import outputs_over
 from sparsify.parts.compute import evaluations
 from sparsify.parts.samples import Samples
 from sparsify.training.state import SparseTrainer
@@ -24,22 +24,22 @@ def epoch_row(
 
     Args:
         trainer: of a program in train mode, which is run in eval mode over the validation part.
-        means: loss and accuracy over the epoch's training batches.
-        validation: labelled samples.
+        means: loss, and accuracy where the task decides something, over the epoch's training batches.
+        validation: samples with their targets.
         grown: what rounds had activated at the row before, by weight.
 
     Returns:
-        step, loss, accuracy, val_loss, val_accuracy (a sample whose logits hold NaN or infinity is wrong); the mean over validation
-        samples of what each head gives a sample (``val_ood_score``); density, lr; evaluations so far
-        (`sparsify.parts.compute.evaluations`); ``readings`` where the method has figures of its own; and by masked weight ``coverage``,
-        the share of its positions that have been active so far, and ``turnover``, how many rounds activated since the row before over
-        those active.
+        step, loss, accuracy, val_loss, and the task's figures (``val_accuracy`` ...; a decision from NaN or infinity is wrong) that the
+        samples define; the mean over validation samples of what each head gives a sample (``val_ood_score``); density, lr;
+        evaluations so far (`sparsify.parts.compute.evaluations`); ``readings`` where the method has figures of its own; and by masked
+        weight ``coverage``, the share of its positions that have been active so far, and ``turnover``, how many rounds activated since
+        the row before over those active.
     """
     readings = trainer.readings()
     return {
         "step": trainer.steps,
         **means,
-        **_validated(trainer.program, validation),
+        **_validated(trainer, validation),
         "density": trainer.density,
         "lr": trainer.optimizer.param_groups[0]["lr"],
         "evaluations": evaluations(trainer.counts["forwards"], trainer.counts["backwards"]),
@@ -48,23 +48,19 @@ def epoch_row(
     }
 
 
-def _validated(program: Program, validation: Samples) -> dict[str, float]:
-    program.eval()
-    found = dict[str, list[Tensor]]()
+def _validated(trainer: SparseTrainer, validation: Samples) -> dict[str, float]:
+    program, task = trainer.program.eval(), trainer.task
     heads = program.output_names("eval")[program.out_specs["eval"].num_leaves :]
-    with torch.no_grad():
-        device = next(program.parameters()).device
-        for rows in torch.arange(len(validation)).split(BATCH):
-            outputs = program.outputs(validation.batch(rows)[0].to(device))
-            for name in ("logits", *(head for head in heads if outputs[head].ndim == 1)):
-                found.setdefault(name, []).append(outputs[name].cpu())
+    kept = None if task.output is None else {task.output, *heads}
+    found = outputs_over(program, validation, names=kept, batch_size=BATCH)
     program.train()
-    y, logits = validation.targets, torch.cat(found.pop("logits"))
-    known = ~(logits.isnan() | (logits == torch.inf)).any(1)  # argmax takes NaN for the highest score
+    output = program.reading(None, "eval", list(found.values())) if task.output is None else found[task.output]
+    with torch.no_grad():
+        loss, figures = float(task.loss(output, validation.targets)), task.figures(output, validation.targets)
     return {
-        "val_loss": float(nn.functional.cross_entropy(logits, y)),
-        "val_accuracy": float(((logits.argmax(1) == y) & known).double().mean()),
-        **{f"val_{name}": float(torch.cat(values).double().mean()) for name, values in found.items()},
+        "val_loss": loss,
+        **{f"val_{name}": value for name, value in figures.items() if math.isfinite(value)},
+        **{f"val_{name}": float(found[name].double().mean()) for name in heads if found[name].ndim == 1},
     }
 
 

@@ -1,47 +1,50 @@
-"""The loss of a run: the method's objective with its state, observed once a step; cross-entropy where there is none."""
+"""The loss of a run: the method's objective with its state, observed once a step; that of the task where there is none."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsify.errors import TrainingError
 from sparsify.methods import Method
+from sparsify.tasks import Classification, Task
 
 
 class RunningLoss:
-    """Called with logits and labels. The first call of a step shows the batch to the objective; later ones read its state alone."""
+    """Called with an output and its target. The first call of a step shows the batch to the objective; later ones read its state alone."""
 
-    def __init__(self, method: Method, total_steps: int) -> None:
+    def __init__(self, method: Method, total_steps: int, task: Task | None = None) -> None:
+        self._task = Classification() if task is None else task
         self._name, self._taught = method.name, method.distillation is not None
         self._objective = method.objective(total_steps) if method.objective else None
         self._state: Any = self._objective.init() if self._objective else None
         self._observed = False
 
-    def __call__(self, logits: Tensor, labels: Tensor, step: int, *, label_smoothing: float = 0.0) -> Tensor:
+    def __call__(self, output: Any, target: Any, step: int, *, label_smoothing: float = 0.0) -> Tensor:
         """A scalar.
 
         Args:
-            logits: [N, K] of the train phase.
-            labels: [N].
+            output: what the task reads of the train phase, such as logits [N, K].
+            target: of the batch, such as class numbers [N].
             step: the optimizer step this batch is for, from 1.
-            label_smoothing: of cross-entropy.
+            label_smoothing: of the task's loss.
 
         Raises:
-            TrainingError: If labels should be smoothed, but the method has a loss of its own.
+            TrainingError: If output and target do not fit the task, or labels should be smoothed, but the method has a loss of its own
+                or the task has no labels.
         """
         if self._objective is None:
             self._observed = True
-            return nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+            return self._task.loss(output, target, label_smoothing=label_smoothing)
         if label_smoothing:
             raise TrainingError(
                 f"method {self._name!r} has a loss of its own, which label-smoothing {label_smoothing} would not enter. Set it to 0."
             )
         if not self._observed:
-            self._state, self._observed = self._objective.observe(logits.detach(), labels, self._state, step), True
-        return self._objective.loss(logits, labels, self._state)
+            self._state, self._observed = self._objective.observe(output.detach(), target, self._state, step), True
+        return self._objective.loss(output, target, self._state)
 
     def check_used(self) -> None:
         """To be called before the optimizer steps.

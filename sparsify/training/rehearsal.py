@@ -6,12 +6,15 @@ import torch
 
 from sparsify.ir import Program
 from sparsify.methods import Method
+from sparsify.tasks import Task
 from sparsify.training.attaching import attach
 from sparsify.training.plan import steps_per_epoch
 from sparsify.training.trainer import Settings, build_optimizer
 
 
-def rehearse(method: Method, program: Program, samples: int, settings: Settings) -> Program:
+def rehearse(
+    method: Method, program: Program, samples: int, settings: Settings, *, task: str | Task | None = None
+) -> Program:
     """Attach a method to a copy of a program, as `train` will, and take no step.
 
     Args:
@@ -19,12 +22,15 @@ def rehearse(method: Method, program: Program, samples: int, settings: Settings)
         program: of stage TRACED; it is left as it is.
         samples: of the training part.
         settings: of the run.
+        task: what the outputs mean, as for `attach`.
 
     Returns:
         The copy, with masks and the heads of the method.
 
     Raises:
-        TrainingError: If a setting cannot be met, e.g. the device is missing or there are fewer samples than a batch.
+        TaskError: If there is no task of that name.
+        TrainingError: If the method is made for other tasks, or a setting cannot be met, e.g. the
+            device is missing or there are fewer samples than a batch.
         PatternError: If the pattern does not fit a weight.
         AllocationError: If the density cannot be met.
         RecipeError: If an option of the method does not fit the length of the run.
@@ -42,5 +48,6 @@ def rehearse(method: Method, program: Program, samples: int, settings: Settings)
         epoch_steps=per_epoch,
         sweep=lambda: iter(()),
         teacher=torch.zeros_like if method.distillation else None,
+        task=task,
     )
     return copy.eval()

@@ -21,6 +21,7 @@ BUFFERS = {
 RATES = frozenset({"lr", "initial_lr"})
 """Options of an optimizer that a schedule changes; they are set anew."""
 ROW = ("step", "loss", "accuracy", "val_loss", "val_accuracy")
+"""Entries of a row of the history that are numbers wherever they are."""
 LARGEST_COUNT = 2**53
 
 
@@ -211,7 +212,7 @@ def _row(row: Any, where: str) -> None:
     for name, value in row.items():
         if name not in ROW and not isinstance(value, (dict, float, int)) and value is not None:
             raise _Damaged(f"{where}.{name} is {_shown(value)}, neither a number nor a table")
-    for key in ("loss", "val_loss", "val_accuracy"):
+    for key in ("loss", "val_loss"):
         if key not in row:
             raise _Damaged(f"{where} lacks {key}")
 

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.arguments import checked, found
+from sparsify.arguments import checked
 from sparsify.errors import TrainingError, TrainingWarning
 from sparsify.ir import Program
 from sparsify.methods import Method
 from sparsify.passes import Pipeline, RemoveRandomMasks
+from sparsify.tasks import Task
 from sparsify.training.averaging import WeightAverage, check_averaging, reestimate_batch_norm
 from sparsify.training.checkpoint import placed
 from sparsify.training.correction import Corrector
@@ -27,6 +28,7 @@ from sparsify.training.gradients import Gradients, are_finite
 from sparsify.training.groups import adopt
 from sparsify.training.initial_masks import insert_masks
 from sparsify.training.loss import RunningLoss
+from sparsify.training.meaning import meaning, read
 from sparsify.training.optimizers import Optimizers, Watch, check_single_process
 from sparsify.training.probe import Closure, Sweep
 from sparsify.training.random_masks import RandomMasks
@@ -47,6 +49,7 @@ class SparseTrainer:
 
     Attributes:
         optimizer: those that were attached, as one.
+        task: what the outputs of the program mean.
         steps: optimizer steps taken, rounds that replaced one and steps that were skipped included.
         counts: rounds, skipped rounds, skipped steps (their gradients were not finite), probes (evaluations of a batch beside the step's
             own), and forward and backward passes, each of one batch, those of the steps included.
@@ -68,8 +71,10 @@ class SparseTrainer:
         epoch_steps: int | None = None,
         sweep: Sweep | None = None,
         teacher: Teacher | None = None,
+        task: str | Task | None = None,
     ) -> None:
         self.method, self.program, self.optimizer = method, program, optimizers
+        self.task = meaning(task, program, method)
         self.total_steps, self.steps = total_steps, 0
         self.counts: dict[str, int] = dict.fromkeys(COUNTED, 0)
         self.left_dense: dict[str, str] = {}
@@ -82,7 +87,7 @@ class SparseTrainer:
         self._average = WeightAverage(method.averaging(total_steps)) if method.averaging else None
         if self._average:
             check_averaging(method, self._average.plan, self._masks_change, total_steps)
-        self._loss = RunningLoss(method, total_steps)
+        self._loss = RunningLoss(method, total_steps, self.task)
         self._teaching = Teaching(method, teacher, program, self.counts)
         correction = method.correction(total_steps) if method.correction else None
         if method.initial != "dense" or topology is not None:
@@ -156,29 +161,22 @@ class SparseTrainer:
 
     # --- the loop
 
-    def loss(self, output: Any, labels: Tensor, *, inputs: Any = None, label_smoothing: float = 0.0) -> Tensor:
-        """The method's loss of a batch: cross-entropy, unless the method has its own or a teacher. Needed for those, and good for all.
+    def loss(self, output: Any, target: Any, *, inputs: Any = None, label_smoothing: float = 0.0) -> Tensor:
+        """The method's loss of a batch: that of the task, unless the method has its own or a teacher. Needed for those, and good for all.
 
         Args:
             output: what calling the program in train mode returned.
-            labels: int64 [N].
+            target: of the batch, as the task takes it; class numbers int [N] for classification.
             inputs: what the program was called with, for a method that has a teacher.
-            label_smoothing: of cross-entropy, in [0, 1).
+            label_smoothing: of the task's loss, in [0, 1).
 
         Raises:
-            TrainingError: If the program is in eval mode, labels should be smoothed where the method has a loss of its own, or the
-                teacher cannot be asked.
+            TrainingError: If the program is in eval mode, output and target do not fit the task, labels should be smoothed where the
+                method has a loss of its own, or the teacher cannot be asked.
         """
-        if not self.program.training:
-            raise TrainingError(
-                "trainer.loss is for training steps. Call program.train() first, or measure with a criterion of your own."
-            )
-        if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != 1:
-            shown = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else found(labels)
-            raise TrainingError(f"labels should be a tensor of class numbers, int64 [N], found {shown}.")
-        logits = self.program.logits(output).float()
-        loss = self._loss(logits, labels, self.steps + 1, label_smoothing=label_smoothing)
-        return self._teaching.joined(loss, logits, inputs)
+        found = read(self.program, self.task, output)
+        loss = self._loss(found, target, self.steps + 1, label_smoothing=label_smoothing)
+        return self._teaching.joined(loss, found, inputs)
 
     def correct(self, closure: Closure | None = None, *, scaler: Any = None) -> None:
         """Correct the gradients of the coming step now, for loops that clip gradients between; `step` does it otherwise.

@@ -20,6 +20,8 @@ from sparsify.files import write_atomically
 from sparsify.ir import Program, surgery
 from sparsify.methods import Method
 from sparsify.parts.samples import Samples
+from sparsify.parts.trees import Tree, moved, rows_of
+from sparsify.tasks import Task
 from sparsify.training.attaching import attach
 from sparsify.training.batch_loss import BatchLoss
 from sparsify.training.checkpoint import load_checkpoint, save_checkpoint
@@ -110,6 +112,7 @@ def train(
     *,
     folder: Path,
     key: str,
+    task: str | Task | None = None,
     teacher: Program | None = None,
     resume: bool = False,
     on_step: Progress | None = None,
@@ -119,14 +122,15 @@ def train(
     Args:
         method: what makes it sparse.
         program: of stage TRACED.
-        data: labelled samples (`sparsify.parts.samples.TensorSamples` for tensors).
+        data: samples with their targets (`sparsify.parts.samples.TensorSamples` for tensors).
         validation: measured after each epoch; nothing is chosen by it.
         settings: see `Settings`.
         folder: of the run; made if missing.
         key: identifies recipe, data and teacher; a checkpoint of another key is refused.
         teacher: for methods that learn from one; left as it is.
+        task: what the outputs mean, as for `attach`.
         resume: go on from the checkpoint, to the same bits as an uninterrupted run.
-        on_step: called after each step with step, total, loss, accuracy, density.
+        on_step: called after each step with step, total, loss, accuracy where the task decides something, and density.
 
     Raises:
         TrainingError: If the loss is not finite, or there are fewer samples than a batch.
@@ -148,7 +152,7 @@ def train(
         rows = torch.randperm(len(data), generator=generator).split(settings.batch_size)[:per_epoch]
         seeds = torch.randint(2**31, (per_epoch,), generator=generator).tolist()
         for x, y in fetch(data, rows, seeds, workers=settings.workers):
-            yield _loss(trainer, augmented(x, settings).to(device), y.to(device), settings)
+            yield _loss(trainer, moved(augmented(x, settings), device), moved(y, device), settings)
 
     trainer = attach(
         method,
@@ -159,6 +163,7 @@ def train(
         epoch_steps=per_epoch,
         sweep=sweep,
         teacher=None if teacher is None else _answering(teacher, device),
+        task=task,
     )
 
     def factor(step: int) -> float:
@@ -233,24 +238,19 @@ def train(
             seeds = [settings.seed * 1_000_003 + epoch * per_epoch + start for start in left]
             fetched = fetch(data, rows, seeds, workers=settings.workers)
             for start, (x, y) in zip(left, fetched, strict=True):
-                x, y = augmented(x, settings).to(device), y.to(device)
+                x, y = moved(augmented(x, settings), device), moved(y, device)
                 loss, hits = _step(trainer, x, y, settings)
                 scheduler.step()
-                sums = [sums[0] + loss, sums[1] + hits]
+                sums = [sums[0] + loss, sums[1] + (hits or 0)]
                 if on_step:
                     if trainer.counts["rounds"] != rounds:
                         rounds, density = trainer.counts["rounds"], trainer.density
-                    accuracy = hits / len(y)
-                    row = {
-                        "step": trainer.steps,
-                        "total": total,
-                        "loss": loss,
-                        "accuracy": accuracy,
-                        "density": density,
-                    }
-                    on_step(row)
+                    share = {} if hits is None else {"accuracy": hits / rows_of(y)}
+                    on_step({"step": trainer.steps, "total": total, "loss": loss, **share, "density": density})
                 if start + 1 == per_epoch:
-                    means = {"loss": sums[0] / per_epoch, "accuracy": sums[1] / (per_epoch * settings.batch_size)}
+                    means = {"loss": sums[0] / per_epoch}
+                    if hits is not None:
+                        means["accuracy"] = sums[1] / (per_epoch * settings.batch_size)
                     history.append(epoch_row(trainer, means, validation, grown))
                     sums, grown = [0.0, 0.0], trainer.grown
                     if settings.early_stop and program.costs().active <= budget:
@@ -282,12 +282,12 @@ def _copied(program: Program) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in program.state_dict().items()}
 
 
-def _inputs(data: Samples, settings: Settings, device: torch.device) -> Iterator[Tensor]:
+def _inputs(data: Samples, settings: Settings, device: torch.device) -> Iterator[Tree]:
     """Inputs of up to `REESTIMATED` training batches, in an order drawn by the seed: data may be sorted by class."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(settings.seed))
     for rows in order.split(settings.batch_size)[:REESTIMATED]:
         if len(rows) == settings.batch_size:
-            yield data.batch(rows)[0].to(device)
+            yield moved(data.batch(rows).inputs, device)
 
 
 def build_optimizer(program: Program, settings: Settings) -> torch.optim.Optimizer:
@@ -321,7 +321,7 @@ def lr_factor(step: int, total: int, settings: Settings) -> float:
             return 1.0
 
 
-def augmented(x: Tensor, settings: Settings) -> Tensor:
+def augmented(x: Tree, settings: Settings) -> Tree:
     """A batch of images [N, C, H, W] as the settings ask, drawn from the global RNG."""
     if settings.augment == "none":
         return x
@@ -334,7 +334,8 @@ def augmented(x: Tensor, settings: Settings) -> Tensor:
     return torch.where((torch.rand(n) < 0.5)[:, None, None, None], cropped.flip(3), cropped)
 
 
-def _step(trainer: SparseTrainer, x: Tensor, y: Tensor, settings: Settings) -> tuple[float, int]:
+def _step(trainer: SparseTrainer, x: Tree, y: Tree, settings: Settings) -> tuple[float, float | None]:
+    """The loss of a batch, and how many of its samples are decided right; a share of them where a sample holds several decisions."""
     batch = _loss(trainer, x, y, settings)
     loss = batch()
     value = float(loss.detach())
@@ -349,11 +350,14 @@ def _step(trainer: SparseTrainer, x: Tensor, y: Tensor, settings: Settings) -> t
         nn.utils.clip_grad_norm_(trainer.program.parameters(), settings.clip_gradient_norm)
     trainer.step(batch)
     trainer.optimizer.zero_grad()
-    assert batch.logits is not None
-    return value, int((batch.logits.argmax(1) == y).sum())
+    right = trainer.task.right(batch.output, y)
+    if right is None:
+        return value, None
+    size = rows_of(y)
+    return value, right[0] if right[1] == size else right[0] / max(right[1], 1) * size
 
 
-def _loss(trainer: SparseTrainer, x: Tensor, y: Tensor, settings: Settings) -> BatchLoss:
+def _loss(trainer: SparseTrainer, x: Tree, y: Tree, settings: Settings) -> BatchLoss:
     return BatchLoss(trainer, x, y, smoothing=settings.label_smoothing, bf16=settings.precision == "bf16")
 
 

@@ -63,7 +63,7 @@ MISUSES = {
     "labels of another kind": (
         lambda _: attached().loss(torch.rand(2, 10), torch.rand(2)),
         TrainingError,
-        r"class numbers, int64 \[N\], found torch.float32 \[2\]",
+        r"class numbers, int \[N\].* target float32 \[2\]",
     ),
     "a text as density": (lambda _: sp.methods.rigl(density="0.1"), RecipeError, "density .* found '0.1'"),
     "a percentage as density": (lambda _: sp.methods.rigl(density=90), RecipeError, "found 90. 90 % is 0.9"),

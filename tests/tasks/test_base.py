@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from sparsify.errors import TrainingError
 from sparsify.tasks import TASKS, headline
 from sparsify.tasks.base import fits
 
@@ -29,3 +31,9 @@ def test_the_first_figure_is_the_headline():
 )
 def test_sizes_that_vary_fit_any(first, second, same):
     assert fits(first, second) is same
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "custom"])
+def test_what_is_no_tensor_is_refused_by_name(name):
+    with pytest.raises(TrainingError, match=f"task '{name}' takes .* and target list"):
+        TASKS[name]().loss(torch.zeros(2, 3, 4), [0, 1])

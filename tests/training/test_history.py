@@ -29,7 +29,8 @@ def after(method, steps):
 def test_a_dense_row_by_hand():
     trainer = after(sp.methods.dense(), 2)
     row = epoch_row(trainer, MEANS, TensorSamples(X, Y), {})
-    assert list(row) == ["step", "loss", "accuracy", "val_loss", "val_accuracy", "density", "lr", "evaluations"]
+    measured = ["val_loss", "val_accuracy", "val_nll", "val_ece"]
+    assert list(row) == ["step", "loss", "accuracy", *measured, "density", "lr", "evaluations"]
     assert trainer.program.training and (row["step"], row["evaluations"], row["lr"]) == (2, 2.0, 0.05)
     assert {key: row[key] for key in MEANS} == MEANS and len(X) > BATCH
     with torch.no_grad():
