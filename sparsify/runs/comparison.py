@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +21,10 @@ from sparsify.ir.foreign import read_json
 from sparsify.reports.folder import read_measured
 from sparsify.reports.summary import CellResult, Summary, figures, summarise
 from sparsify.reports.summary_page import document, markdown
+from sparsify.runs.apart import check_cells, end_with_parent, how_it_ended, start
 from sparsify.runs.folder import hold_folder
 from sparsify.runs.grid import Cell, Grid, parse_grid
-from sparsify.runs.preflight import DATA_KEYS, check_cells
+from sparsify.runs.preflight import DATA_KEYS
 from sparsify.runs.workflow import run
 from sparsify.training import Interrupted, stop_flag
 
@@ -252,12 +251,7 @@ class _Pool:
         process = multiprocessing.get_context("spawn").Process(
             target=work, args=(cell, folder_of(cell, self.out), sender), name=str(cell)
         )
-        # A process inherits what is blocked: Ctrl-C, which the terminal sends to all, is this one's to pass on, as SIGTERM.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        start(process)
         sender.close()
         self.running.append(_Running(cell, process, receiver))
         _tell(self.on_event, "started", cell)
@@ -294,12 +288,7 @@ class _Pool:
         if stopping:
             return
         if not (folder / FAILED).exists():
-            code = one.process.exitcode or 0
-            ended = (
-                f"was ended by signal {-code} (9 is what a machine without memory sends)"
-                if code < 0
-                else f"ended with {code}"
-            )
+            ended = how_it_ended(one.process)
             write_json(folder / FAILED, {"error": f"its process {ended}; see {folder / 'output.log'}.", "defect": True})
         _tell(self.on_event, "failed", one.cell, error=_failure(one.cell, self.out).error)
 
@@ -333,15 +322,3 @@ def work(cell: Cell, folder: Path, updates: Connection) -> None:
         traceback.print_exc()
         said = f"{type(error).__name__}: {error} (a defect; see {folder / 'output.log'})"
         write_json(folder / FAILED, {"error": said, "defect": True})
-
-
-def end_with_parent() -> None:
-    """From now on end this process with the one that started it, even where that one is killed; what is saved is what is kept."""
-    if (parent := multiprocessing.parent_process()) is None:
-        return
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()

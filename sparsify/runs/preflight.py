@@ -91,34 +91,49 @@ def check_export(program: Program, recipe: Recipe, data: Data) -> None:
     convert(finished.eval(), [example], recipe.opset)
 
 
-def check_cells(recipes: Mapping[str, Recipe], on_decode: Progress | None = None) -> None:
+def failing(
+    recipes: Mapping[str, Recipe],
+    on_decode: Progress | None = None,
+    on_cell: Callable[[str], object] | None = None,
+) -> dict[str, str]:
     """Rehearse the runs of a grid, each kind once: seeds share what is found out of one of them.
 
     Args:
         recipes: by the name of the cell.
         on_decode: called while images are decoded.
+        on_cell: called with each cell before it is rehearsed.
+
+    Returns:
+        Why a cell cannot be run, by its name; nothing of those that can.
 
     Raises:
-        RecipeError: Naming every cell that cannot be run, with the reason.
         SparsifyError: If data cannot be used.
     """
     known_data, programs, reasons = dict[str, Data](), dict[str, Program | str](), dict[str, str]()
-    failed: dict[str, list[str]] = {}
     for cell, recipe in recipes.items():
-        data_key = _text(recipe, (*DATA_KEYS, "ood"))
+        if on_cell:
+            on_cell(cell)
+        data_key, model_key = _data_of(recipe), model_of(recipe)
         data = known_data.get(data_key) or known_data.setdefault(data_key, recipe_data(recipe, on_decode))
-        model_key = data_key + _text(recipe, (*MODEL_KEYS, "opset", "calibrator"))
         if model_key not in programs:
             programs[model_key] = _exportable(recipe, data)
-        kind = training_key(dataclasses.replace(recipe, seed=0))  # type: ignore[type-var]
+        kind = _kind(recipe)
         if kind not in reasons:
             reasons[kind] = _reason(recipe, programs[model_key], data)
-        if reasons[kind]:
-            failed.setdefault(reasons[kind], []).append(cell)
-    if failed:
-        count = sum(map(len, failed.values()))
-        listed = " ".join(f"{'; '.join(cells)}: {reason}" for reason, cells in failed.items())
-        raise RecipeError(f"{count} of {len(recipes)} cells cannot be run, so none was started. {listed}")
+    return {cell: reasons[_kind(recipe)] for cell, recipe in recipes.items() if reasons[_kind(recipe)]}
+
+
+def model_of(recipe: Recipe) -> str:
+    """What the model of a run depends on: recipes of one text share what is found out of it."""
+    return _data_of(recipe) + _text(recipe, (*MODEL_KEYS, "opset", "calibrator"))
+
+
+def _data_of(recipe: Recipe) -> str:
+    return _text(recipe, (*DATA_KEYS, "ood"))
+
+
+def _kind(recipe: Recipe) -> str:
+    return training_key(dataclasses.replace(recipe, seed=0))  # type: ignore[type-var]
 
 
 def _exportable(recipe: Recipe, data: Data) -> Program | str:
