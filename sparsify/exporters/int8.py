@@ -7,44 +7,23 @@ alone (`sparsify.exporters.int8_layers`) proposes a mixed form; whole files, it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-import numpy as np
 import onnx
+import onnxruntime
 import torch
-from onnx import helper, numpy_helper
 
 from sparsify.errors import ExportError
-from sparsify.exporters.acceptance import judge
-from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
-from sparsify.exporters.int8_dense import dense_int8, dense_layers, in_groups
-from sparsify.exporters.int8_grouped import write_grouped_int8
-from sparsify.exporters.int8_layers import time_layers
-from sparsify.exporters.trials import Array, Feeds, Written, batches, fixed_batch, session_of, times, values_of
-from sparsify.parts import metrics
-from sparsify.parts.calibrators import fit_temperature, fit_vector_scaling
-
-MOST_VALUES = 65_536
-"""Values of a tensor that are kept of a batch, and its extremes, to choose a range by."""
-REDUCED = "7-bit weights"
-"""Grouped layers against activations in int8, see `sparsify.exporters.int8_grouped`."""
-Lower = Callable[[tuple[str, ...]], onnx.ModelProto]
-"""The fp32 file with grouped layers, but for the given weights, which stay dense."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One way to compute the program: its name, milliseconds a call, and the form of every layer by its weight."""
-
-    name: str
-    milliseconds: float
-    layers: Mapping[str, str]
-
-    @property
-    def integers(self) -> int:
-        """How many layers it computes in int8."""
-        return sum(form.startswith("int8") for form in self.layers.values())
+from sparsify.exporters.acceptance import Agreement, judge
+from sparsify.exporters.int8_forms import FAILED, Forge, Lower, Trial, form_in_int8, quantizable, quantize
+from sparsify.exporters.int8_head import refit_head
+from sparsify.exporters.int8_samples import Samples
+from sparsify.exporters.int8_spared import bearable
+from sparsify.exporters.preprocessing import Preprocessing
+from sparsify.exporters.single_samples import check_same
+from sparsify.exporters.trials import Array, Written, opened, run_over, times, values_of
 
 
 @dataclass(frozen=True)
@@ -58,11 +37,14 @@ class Int8:
         batch, threads: of the trials.
         decisions: samples whose argmax was compared with the program's; 0 where the outputs are not scores of classes.
         agreed: those whose argmax is the program's.
-        largest_error: of the logits, relative to their largest magnitude.
+        largest_error: of the logits (or of what the task reads), relative to their largest magnitude.
         head: what became of the calibration head: fitted again, kept and why, or none.
         figures: on the held-out samples, where labels were given: NLL and ECE with the program's head (before) and the file's (after).
         clear, clear_agreed: decisions whose margin is well above the file's errors, and those of them that are the program's.
-        passed_over: by name of a faster trial, why it is not the file (`sparsify.exporters.acceptance`).
+        passed_over: by name of a faster trial, which output is off and how (`sparsify.exporters.acceptance`); and of a form that could
+            not be made, why.
+        errors: by name of every output of the file, how far it is off: root mean square error relative to the standard deviation over the
+            samples, or the share of its values that differ where they are whole numbers.
     """
 
     chosen: Trial
@@ -78,23 +60,17 @@ class Int8:
     clear: int = 0
     clear_agreed: int = 0
     passed_over: Mapping[str, str] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class Samples:
-    """What int8 needs beside the program.
-
-    Attributes:
-        calibration: training inputs by input name, on which ranges are observed.
-        held_out: inputs by input name, on which the file is compared with the program.
-        logits: the program's for ``held_out``, [N, K].
-        labels: int64 [N] of ``held_out``, to fit the calibration head on, or None.
-    """
-
-    calibration: Feeds
-    held_out: Feeds
-    logits: Array
-    labels: Array | None = None
+    @property
+    def refused(self) -> str:
+        """Why the file computes in fp32 although int8 forms were faster, or although none could be tried; or ""."""
+        if self.chosen.integers:
+            return ""
+        slower = any(trial.integers and trial.name not in self.passed_over for trial in self.trials)
+        reasons = {name: text for name, text in self.passed_over.items() if not (slower and text.startswith(FAILED))}
+        names = {text: [name for name, other in reasons.items() if other == text] for text in reasons.values()}
+        return "; ".join(f"{' and '.join(map(repr, forms))}: {text.rstrip('.')}" for text, forms in names.items())
 
 
 def int8_file(
@@ -108,188 +84,161 @@ def int8_file(
 ) -> tuple[onnx.ModelProto, Int8]:
     """The fastest of `quantize` that `sparsify.exporters.acceptance` takes for the program, its calibration head fitted again.
 
+    Where that is an fp32 file because faster int8 forms were refused, a form with only some of the layers in int8 is looked for.
+
     Args:
-        models: fp32 files by form: ``dense``, and ``grouped`` where that differs.
+        models: fp32 files by form: ``dense``, and ``grouped`` where that differs. They are not judged here: fp32 files are proved.
         samples: to observe ranges on, to compare with, and to fit on.
         lower: see `Lower`; needed where there is a ``grouped`` file.
-        written: what a file becomes before it is written; so it is timed, but not returned.
+        written: what a file becomes before it is written.
         batch, threads: of the trials.
 
-    Raises:
-        ExportError: If there are too few calibration samples, a file cannot be quantized, or no form agrees.
+    Returns:
+        The file as it is written, and how it came about.
     """
-    found, layers = quantize(models, samples.calibration, lower=lower, written=written, batch=batch, threads=threads)
-    trials = tuple(trial for trial, _ in found)
-    passed_over: dict[str, str] = {}
-    for chosen, model in found:
-        have = values_of(model, "logits", samples.held_out).astype(np.float64)
-        labels = None if samples.labels is None else samples.labels[: len(have)]
-        judged = judge(samples.logits[: len(have)], have, labels)
-        if judged.refused:
-            passed_over[chosen.name] = judged.refused
-            continue
-        result = Int8(
-            chosen, trials, layers, batch, threads, judged.decisions, judged.agreed, judged.largest_error,
-            "kept: the file computes in fp32", clear=judged.clear, clear_agreed=judged.clear_agreed, passed_over=passed_over,
-        )  # fmt: skip
-        if chosen.integers:
-            head, figures = refit_head(model, samples)
-            result = replace(result, head=head, figures=figures)
-        return model, result
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
-    raise ExportError(
-        f"no form of the file agrees with the program, fp32 included ({reasons}). Please report this model."
+    tried = quantize(models, samples, lower=lower, written=written, threads=threads)
+    court, trials = _Court(samples, written, dict(tried.failed)), [trial for trial, _ in tried.found]
+    taken = next(filter(None, (court.taken(trial, model) for trial, model in tried.found)))
+    if court.passed_over and not taken.trial.integers:
+        spared = _spared(models, court, taken, threads)
+        if spared is not None:
+            taken = spared
+            trials.insert(0, spared.trial)
+    logits = taken.agreements[samples.main]
+    result = Int8(
+        chosen=taken.trial,
+        trials=tuple(sorted(trials, key=lambda trial: trial.milliseconds)),
+        layers=tried.layers,
+        batch=batch,
+        threads=threads,
+        decisions=logits.decisions,
+        agreed=logits.agreed,
+        largest_error=logits.largest_error,
+        head=taken.head,
+        figures=taken.figures,
+        clear=logits.clear,
+        clear_agreed=logits.clear_agreed,
+        passed_over=court.passed_over,
+        errors={name: agreement.error for name, agreement in taken.agreements.items()},
     )
+    return taken.model, result
 
 
-def quantize(
-    models: Mapping[str, onnx.ModelProto],
-    calibration: Feeds,
-    *,
-    lower: Lower | None = None,
-    written: Written = lambda model: model,
-    batch: int = 1,
-    threads: int = 1,
-) -> tuple[tuple[tuple[Trial, onnx.ModelProto], ...], dict[str, dict[str, float]]]:
-    """The given fp32 files and their int8 forms, timed in turn, the fastest first; and the times of single layers.
+@dataclass(frozen=True)
+class _Taken:
+    """A trial that may stand in for the program: its file as it is written, how each output agrees, and its head."""
+
+    trial: Trial
+    model: onnx.ModelProto
+    agreements: Mapping[str, Agreement]
+    head: str = "kept: the file computes in fp32"
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Court:
+    """Judges files, and keeps why they were passed over."""
+
+    samples: Samples
+    written: Written
+    passed_over: dict[str, str]
+
+    def taken(self, trial: Trial, model: onnx.ModelProto) -> _Taken | None:
+        """The trial, where it may stand in for the program."""
+        try:
+            agreements = compared(self.samples, values_of(model, self.samples.held_out))
+        except ExportError as error:
+            if not trial.integers:
+                raise
+            self.passed_over[trial.name] = str(error)
+            return None
+        if not trial.integers:
+            return _Taken(trial, self.written(model), agreements)
+        if reason := refusal(agreements):
+            self.passed_over[trial.name] = reason
+            return None
+        head, figures = refit_head(model, self.samples)
+        final = self.written(model)
+        try:
+            check_same(model, final, self.samples.tried or self.samples.held_out[:1])
+        except ExportError as error:
+            self.passed_over[trial.name] = str(error)
+            return None
+        return _Taken(trial, final, agreements, head, figures)
+
+    def allows(self, model: onnx.ModelProto) -> bool:
+        """Whether a file runs and may stand in for the program."""
+        try:
+            return not refusal(compared(self.samples, values_of(model, self.samples.held_out)))
+        except ExportError:
+            return False
+
+
+def compared(samples: Samples, values: Mapping[str, list[Array]]) -> dict[str, Agreement]:
+    """How every output of the program agrees with what a file gives for the held-out samples, a batch an entry."""
+    found: dict[str, Agreement] = {}
+    main = samples.wanted[samples.main]
+    shape = main.table(main.values).shape
+    for name, wanted in samples.wanted.items():
+        want, have = wanted.table(wanted.values), wanted.table(values[name])
+        alike = name in (samples.main, "probabilities") and want.shape == shape
+        labels = samples.labels[: len(want)] if samples.labels is not None and alike else None
+        scores = alike and "probabilities" in samples.wanted
+        found[name] = judge(want, have, labels, scores=scores, by_sample=wanted.samples is not None)
+    return found
+
+
+def refusal(agreements: Mapping[str, Agreement]) -> str:
+    """Which output is off, and how; or ""."""
+    return next((f"output {name!r}: {one.refused}" for name, one in agreements.items() if one.refused), "")
+
+
+def _spared(models: Mapping[str, onnx.ModelProto], court: _Court, fp32: _Taken, threads: int) -> _Taken | None:
+    """A file with as many layers in int8 as agree with the program, where it is faster than ``fp32``."""
+    form = fp32.trial.name.partition(",")[0]
+    forge, layers = Forge(court.samples.calibration), quantizable(models[form], form)
+    found: dict[tuple[str, ...], tuple[onnx.ModelProto, dict[str, str]]] = {}
+
+    def good(part: tuple[str, ...]) -> bool:
+        with forge.noting(str(part)):
+            found[part] = form_in_int8(models[form], form, dict.fromkeys(part, "int8"), court.samples.calibration)
+        return part in found and court.allows(found[part][0])
+
+    part = bearable(layers, good)
+    if not part:
+        return None
+    name, (model, shown) = f"{form}, {len(part)} of {len(layers)} layers int8", found[part]
+    files = {name: court.written(model), fp32.trial.name: fp32.model}
+    timed = times({key: (file, court.samples.timed) for key, file in files.items()}, threads=threads)
+    if timed[name] >= timed[fp32.trial.name]:
+        court.passed_over[name] = "it agrees with the program, but is slower than fp32"
+        return None
+    return court.taken(Trial(name, timed[name], shown), model)
+
+
+def check_bytes(file: Path, said: Mapping[str, list[Array]], samples: Samples, baked: Preprocessing) -> None:
+    """Run a file that takes bytes on the held-out samples as bytes.
 
     Args:
-        models, lower, written, batch, threads: as for `int8_file`.
-        calibration: training inputs by input name, each [N, ...].
+        file: as it is written.
+        said: what the file gave before it took bytes.
+        samples: whose held-out inputs are those that bytes become.
+        baked: the preprocessing in the file.
 
     Raises:
-        ExportError: If there are too few calibration samples, or a file cannot be quantized.
+        ExportError: If an output is not what it was.
     """
-    count, fixed = (
-        min((len(values) for values in calibration.values()), default=0),
-        fixed_batch(next(iter(models.values()))),
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    stored = [
+        {name: baked.stored(torch.from_numpy(x)).numpy() for name, x in feeds.items()} for feeds in samples.held_out
+    ]
+    wanted = {name: replace(one, values=said[name]) for name, one in samples.wanted.items()}
+    reason = refusal(
+        compared(replace(samples, wanted=wanted, labels=None), run_over(opened(str(file), options), stored))
     )
-    least = fixed or 2
-    if count < least or not 1 <= batch <= count or batch != (fixed or batch):
+    if reason:
         raise ExportError(
-            f"int8 needs at least {least} calibration samples, and a batch to time with "
-            f"{f'of the {fixed} that the file takes' if fixed else 'within them'}; found {count} and batch {batch}."
+            f"the int8 file computes something else from bytes than from numbers ({reason}). Nothing was written. Export it with "
+            f"input_type='float', and please report this model."
         )
-    made: dict[str, tuple[onnx.ModelProto, dict[str, str]]] = {}
-    for form, model in models.items():
-        made[f"{form}, fp32"] = model, forms(model, form)
-        for integers in ({"dense"}, {"grouped"}, {"dense", "grouped"}):
-            kinds = {name: ("int8" if f.split()[1] in integers else "fp32") for name, f in forms(model, form).items()}
-            name = f"{form}, {' and '.join(sorted(integers))} layers int8"
-            for reduce_range in (False, True):
-                _add(made, name, model, form, kinds, calibration, reduce_range=reduce_range)
-    layers = time_layers(models, calibration, written=written, batch=batch, threads=threads)
-    best = {weight: min(timed, key=lambda key: timed[key]) for weight, timed in layers.items()}
-    dense = tuple(
-        weight
-        for weight, form in best.items()
-        if form.endswith("dense") and any("grouped" in f for f in layers[weight])
-    )
-    form = "grouped" if "grouped" in models else "dense"
-    base = lower(dense) if lower and dense else models[form]
-    kinds = {weight: best.get(weight, "fp32").split()[0] for weight in forms(base, form)}
-    for reduce_range in (False, True):
-        _add(made, "mixed, by layer", base, form, kinds, calibration, reduce_range=reduce_range)
-    feeds = {name: values[:batch] for name, values in calibration.items()}
-    measured = times({name: (written(model), feeds) for name, (model, _) in made.items()}, threads=threads)
-    trials = [(Trial(name, measured[name], shown), model) for name, (model, shown) in made.items()]
-    return tuple(sorted(trials, key=lambda pair: pair[0].milliseconds)), layers
-
-
-def forms(model: onnx.ModelProto, kind: str) -> dict[str, str]:
-    """Weight -> ``fp32 dense`` or ``fp32 grouped``, of the layers of an fp32 file."""
-    view = View(model)
-    found = {layer.name: "fp32 grouped" for layer in find_grouped_linears(model)} if kind == "grouped" else {}
-    for node in model.graph.node:
-        weight = view.constant(node.input[1]) if node.op_type in ("Conv", "Gemm", "MatMul") else None
-        if weight is not None and weight_name(node.input[1]) not in found:
-            found[weight_name(node.input[1])] = f"fp32 {'grouped' if in_groups(node, weight) else 'dense'}"
-    return found
-
-
-def _add(
-    made: dict[str, tuple[onnx.ModelProto, dict[str, str]]],
-    name: str,
-    model: onnx.ModelProto,
-    form: str,
-    kinds: Mapping[str, str],
-    calibration: Feeds,
-    *,
-    reduce_range: bool,
-) -> None:
-    """Make the file with the layers of kind ``int8`` in integers, unless there is one with these forms."""
-    shown = forms(model, form)
-    grouped = (
-        [layer for layer in find_grouped_linears(model) if kinds.get(layer.name) == "int8"] if form == "grouped" else []
-    )
-    dense = {node: weight for node, weight in dense_layers(model).items() if kinds.get(weight) == "int8"}
-    for weight in (*(layer.name for layer in grouped), *dense.values()):
-        shown[weight] = shown[weight].replace("fp32", "int8")
-    if grouped and reduce_range:
-        name = f"{name}, {REDUCED}"
-        shown |= {layer.name: f"{shown[layer.name]}, {REDUCED}" for layer in grouped}
-    if any(shown == other for _, other in made.values()):
-        return
-    if grouped:
-        names = sorted({tensor for layer in grouped for tensor in (layer.source, layer.result)})
-        model = write_grouped_int8(model, grouped, observe(model, names, calibration), reduce_range=reduce_range)
-    made[name] = dense_int8(model, calibration, dense) if dense else model, shown
-
-
-def observe(model: onnx.ModelProto, names: list[str], calibration: Feeds) -> dict[str, list[Array]]:
-    """Values of tensors on the calibration data, a batch an entry; of large ones an even selection and the extremes."""
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    outputs = {value.name for value in watched.graph.output}
-    watched.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in outputs)
-    session = session_of(watched, threads=1)
-    found: dict[str, list[Array]] = {name: [] for name in names}
-    for feed in batches(model, calibration):
-        for name, value in zip(names, session.run(names, feed), strict=True):
-            found[name].append(_selected(np.asarray(value)))
-    return found
-
-
-def _selected(values: Array) -> Array:
-    if values.size <= MOST_VALUES:
-        return values
-    flat = values.reshape(-1)
-    return np.concatenate([flat[:: -(-values.size // MOST_VALUES)], [flat.min(), flat.max()]])
-
-
-def refit_head(model: onnx.ModelProto, samples: Samples) -> tuple[str, dict[str, float]]:
-    """Fit the calibration head to the file's own logits on the held-out data and store it, in place.
-
-    Returns:
-        What was done, and NLL and ECE on the held-out data before and after.
-    """
-    stored = {
-        item.name.rpartition("calibration.")[2]: item for item in model.graph.initializer if "calibration." in item.name
-    }
-    if not stored:
-        return "none that can be fitted again", {}
-    if samples.labels is None:
-        return "kept: no labels to fit it on", {}
-    logits = torch.from_numpy(values_of(model, "logits", samples.held_out).astype(np.float64))
-    labels = torch.from_numpy(np.asarray(samples.labels))[: len(logits)]
-    figures = _figures(model, samples.held_out, labels, "before")
-    try:
-        if "temperature" in stored:
-            before = float(numpy_helper.to_array(stored["temperature"]))
-            fitted = {"temperature": np.float32(fit_temperature(logits, labels))}
-            text = f"temperature fitted again: {before:.4f} before, {float(fitted['temperature']):.4f} after"
-        else:
-            scale, bias = fit_vector_scaling(logits, labels)
-            fitted = {"scale": scale.float().numpy(), "bias": bias.float().numpy()}
-            text = "vector scaling fitted again"
-    except ValueError as error:
-        return f"kept: {error}", figures
-    for name, value in fitted.items():
-        item = stored[name]
-        item.CopyFrom(numpy_helper.from_array(np.asarray(value).reshape(tuple(item.dims)), item.name))
-    return text, figures | _figures(model, samples.held_out, labels, "after")
-
-
-def _figures(model: onnx.ModelProto, inputs: Feeds, labels: torch.Tensor, when: str) -> dict[str, float]:
-    table = torch.from_numpy(values_of(model, "probabilities", inputs).astype(np.float64))
-    return {f"nll_{when}": metrics.nll(table, labels), f"ece_{when}": metrics.ece(table, labels)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from onnxruntime import quantization
 
 from sparsify.errors import ExportError
 from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
-from sparsify.exporters.trials import Array, Feeds, batches
+from sparsify.exporters.trials import Array, Batches
 
 FOLLOWERS = ("Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Concat")
 """Operators that stay in integers where everything they read is."""
@@ -48,12 +48,12 @@ def in_groups(node: onnx.NodeProto, weight: Array) -> bool:
     return node.op_type == "Conv" and groups > 1 and groups != weight.shape[0]
 
 
-def dense_int8(model: onnx.ModelProto, calibration: Feeds, layers: Collection[str] | None = None) -> onnx.ModelProto:
+def dense_int8(model: onnx.ModelProto, calibration: Batches, layers: Collection[str] | None = None) -> onnx.ModelProto:
     """A copy of ``model`` whose dense layers, and what lies between them, compute in integers.
 
     Args:
         model: an fp32 file, or one whose grouped layers are in integers already.
-        calibration: samples on which the lowest and highest value of every tensor are observed.
+        calibration: samples, a batch an entry, on which the lowest and highest value of every tensor are observed.
         layers: names of nodes among `dense_layers`; None: all.
 
     Raises:
@@ -68,7 +68,7 @@ def dense_int8(model: onnx.ModelProto, calibration: Feeds, layers: Collection[st
             quantization.quantize_static(
                 given,
                 path,
-                _Reader(batches(model, calibration)),
+                _Reader(calibration),
                 op_types_to_quantize=["Conv", "Gemm", "MatMul", *FOLLOWERS],
                 nodes_to_quantize=chosen,
                 per_channel=True,
@@ -99,11 +99,12 @@ def _with_followers(model: onnx.ModelProto, layers: set[str]) -> list[str]:
 
 
 class _Reader(quantization.CalibrationDataReader):
-    def __init__(self, feeds: Iterator[dict[str, Array]]) -> None:
-        self._feeds = feeds
+    def __init__(self, batches: Batches) -> None:
+        self._feeds = iter(batches)
 
     def get_next(self) -> dict[str, Array] | None:  # type: ignore[override]
-        return next(self._feeds, None)
+        feeds = next(self._feeds, None)
+        return None if feeds is None else dict(feeds)
 
 
 class _Silence:

@@ -27,46 +27,44 @@ Timed = tuple[onnx.ModelProto, Feeds]
 
 def time_layers(
     models: Mapping[str, onnx.ModelProto],
-    calibration: Feeds,
+    timed: Feeds,
     *,
     written: Written = lambda model: model,
-    batch: int,
     threads: int,
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of every layer by form: ``fp32 dense``, ``int8 dense``, ``fp32 grouped``, ``int8 grouped``; those that it has.
 
     Args:
         models: fp32 files of one program: ``dense``, and ``grouped`` where that differs.
-        calibration: inputs of the files by name; the first ``batch`` of them are run.
+        timed: inputs of the call of the files.
         written: what a file becomes before it is written.
-        batch, threads: of the trial.
+        threads: of the trial.
     """
     forms: dict[str, dict[str, Timed]] = {}
     for kind, model in models.items():
         quantized = {name: node for node, name in dense_layers(model).items()}
         view, linear, found = View(model), {layer.name: layer for layer in find_grouped_linears(model)}, _layers(model)
         kept = {w: cut for w, cut in found.items() if kind == "dense" or w in linear or w not in quantized}
-        first = {name: values[:batch] for name, values in calibration.items()}
-        values, extractor = _values(model, [start for start, _ in kept.values()], first), Extractor(model)
+        values, extractor = _values(model, [start for start, _ in kept.values()], timed), Extractor(model)
         extractor.value_infos |= {value.name: value for value in inferred(model).value_info}
         for weight, (start, end) in kept.items():
             part = extractor.extract_model([start], [end])
             given = {start: values[start]}
-            timed = forms.setdefault(weight, {})
-            timed[f"fp32 {kind}"] = part, given
+            parts = forms.setdefault(weight, {})
+            parts[f"fp32 {kind}"] = part, given
             if kind == "grouped" and weight in linear:
                 observed = {start: [values[start]], end: [_values(part, [end], given)[end]]}
                 exact = {end} if view.leaves(end) else set[str]()
                 integers = write_grouped_int8(part, find_grouped_linears(part), observed, exact=exact)
-                timed["int8 grouped"] = _inside(integers, given)
+                parts["int8 grouped"] = _inside(integers, given)
             elif kind == "dense" and weight in quantized:
-                timed["int8 dense"] = _inside(dense_int8(part, {start: values[start]}, {quantized[weight]}), given)
-    parts = {
-        weight: {form: (written(_of_size(part, given)), given) for form, (part, given) in timed.items()}
-        for weight, timed in forms.items()
-        if len(timed) > 1
+                parts["int8 dense"] = _inside(dense_int8(part, [given], {quantized[weight]}), given)
+    cut = {
+        weight: {form: (written(_of_size(part, given)), given) for form, (part, given) in parts.items()}
+        for weight, parts in forms.items()
+        if len(parts) > 1
     }
-    return {weight: times(timed, threads=threads, rounds=ROUNDS) for weight, timed in parts.items()}
+    return {weight: times(parts, threads=threads, rounds=ROUNDS) for weight, parts in cut.items()}
 
 
 def _of_size(model: onnx.ModelProto, given: Feeds) -> onnx.ModelProto:

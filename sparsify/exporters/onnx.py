@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
 from onnx import helper
 from torch import Tensor, nn
 
@@ -26,12 +25,13 @@ from sparsify.exporters.conversion import clean
 from sparsify.exporters.conversion import convert as _convert
 from sparsify.exporters.fused_products import fused_products
 from sparsify.exporters.initializers import check_budgets, name_weights, store_sparse
+from sparsify.exporters.int8_samples import samples_of
 from sparsify.exporters.measure import Trial, measure_layers
 from sparsify.exporters.preprocessing import Preprocessing, described
 from sparsify.exporters.proof import Parity, Reference, prove
-from sparsify.exporters.single_samples import SELECTIONS, check_same, single_samples
+from sparsify.exporters.single_samples import SELECTIONS, single_samples
 from sparsify.exporters.skeleton import skeleton
-from sparsify.exporters.trials import BATCH
+from sparsify.exporters.trials import values_of
 from sparsify.exporters.wire import pieces
 from sparsify.files import unfinished, write_to_disk
 from sparsify.ir import Program, Stage
@@ -54,8 +54,6 @@ STORAGES = ("dense", "sparse")
 FORMS = ("auto", "dense", "grouped", "auto:measure")
 PRECISIONS = ("fp32", "int8")
 _INPUTS = "inputs should be tensors [N, ...], one per program input, found {found}."
-BRANCH_SAMPLES = 32
-"""Held-out samples on which an int8 file is run with and without operators of its own for one sample."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +201,8 @@ def export(
         """The fp32 file has got its name, or is kept for one in int8."""
         counts = check_budgets(file.model, folded, file.lowered, masks)
         final = written(file.model)
+        if final is file.model and precision == "int8":  # what is written into the one file is not for the others
+            final = deepcopy(final)
         if storage == "sparse":
             store_sparse(final)
         with _draft(Path(path)) as draft:
@@ -242,7 +242,11 @@ def export(
         forms = _fallen_back(folded, masks, cannot or f"it was made, and was wrong: {wrong}")
     integers = None
     if precision == "int8":
-        samples = _samples(folded, calibration, held_out or inputs, labels)
+        compared = held_out or inputs
+        if baked is not None and held_out:
+            compared = [baked.inputs(baked.stored(x.cpu())) for x in held_out]
+        whole = program.dynamic_batch and allowed.nearest(1) not in reference.batches
+        samples = samples_of(folded, calibration, compared, labels, batch=batch, whole=whole)
         converted = functools.partial(_convert, inputs=inputs, opset=opset)
         grouped = any(text.startswith("grouped") for text in forms.values())
         models = {"dense": converted(folded), "grouped": model} if grouped else {"dense": model}
@@ -252,15 +256,23 @@ def export(
         def lower(kept: tuple[str, ...]) -> onnx.ModelProto:
             return name_weights(converted(_grouped(arranged, "grouped", (*dense, *kept))[0]), arranged)
 
-        integer, integers = int8.int8_file(models, samples, lower=lower, written=written, batch=batch, threads=threads)
-        final = written(clean(integer))
-        few = {name: x[: allowed.at_most(min(BRANCH_SAMPLES, len(x)))] for name, x in samples.held_out.items()}
-        check_same(integer, final, few, smallest=allowed.nearest(1))
+        final, integers = int8.int8_file(models, samples, lower=lower, written=written, batch=batch, threads=threads)
+        said = values_of(final, samples.held_out) if baked is not None else {}
+        told = {**metadata, "precision": integers.chosen.name}
         with _draft(Path(path)) as draft:
-            write_to_disk(draft, pieces(_finished(final, {**metadata, "precision": integers.chosen.name}, baked)))
+            write_to_disk(draft, pieces(_finished(clean(final), told, baked)))
             if not integers.chosen.integers:
                 parity = prove(draft, reference)
+            elif baked is not None:
+                int8.check_bytes(draft, said, samples, baked)
             os.replace(draft, path)
+        if integers.refused:
+            warnings.warn(
+                f"{os.fspath(path)} computes in fp32, not in int8: {integers.refused}. It is the form {integers.chosen.name!r}, proved as "
+                f"any fp32 file. More or other calibration samples, or longer training, may help.",
+                ExportWarning,
+                stacklevel=2,
+            )
     params = sum(parameter.numel() for parameter in program.parameters())
     size = Path(path).stat().st_size
     return ExportResult(Path(path), size, nonzeros, positions, parity, forms, integers, allowed, params)
@@ -317,35 +329,6 @@ def _finished(model: onnx.ModelProto, metadata: Mapping[str, str], baked: Prepro
     model.ir_version = helper.find_min_ir_version_for(model.opset_import)
     onnx.checker.check_model(skeleton(model))  # the runtime that proves the file reads its weights
     return model
-
-
-def _samples(
-    program: Program, calibration: Sequence[Tensor], held_out: Sequence[Tensor], labels: Tensor | None
-) -> int8.Samples:
-    """Arrays by input name, and the program's logits."""
-    names = [spec.name for spec in program.input_specs]
-    for option, given in (("calibration", calibration), ("held_out", held_out)):
-        if len(given) != len(names):
-            raise ExportError(
-                f"int8 observes training inputs: {option} should hold {len(names)} tensor(s), found {len(given)}."
-            )
-    if labels is not None and len(labels) != len(held_out[0]):
-        raise ExportError(f"{len(labels)} labels for {len(held_out[0])} held-out inputs; they should be as many.")
-    allowed, count = allowed_batches(program), len(held_out[0])
-    sizes = allowed.pieces(count, 256 if allowed.everything else BATCH) if program.dynamic_batch else [count]
-    if not sizes or not allowed.at_most(len(calibration[0])):
-        raise ExportError(
-            f"{program.name!r} takes batches of {allowed}; found {count} held-out and {len(calibration[0])} calibration samples, which "
-            f"are fewer than its smallest batch. Give more of them."
-        )
-    pieces = zip(*(x[: sum(sizes)].cpu().split(sizes) for x in held_out), strict=True)
-    place = program.output_names("eval").index("logits")
-    with torch.no_grad():
-        logits = torch.cat([program.phases["eval"](*piece)[place].double() for piece in pieces])
-    arrays = [
-        {name: x.cpu().numpy() for name, x in zip(names, given, strict=True)} for given in (calibration, held_out)
-    ]
-    return int8.Samples(arrays[0], arrays[1], logits.numpy(), None if labels is None else labels.cpu().numpy())
 
 
 def _rewritten(program: Program, pipeline: Pipeline) -> tuple[Program, tuple[PassLog, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +66,51 @@ def batch_slices(program: Program, inputs: Sequence[Tensor], count: int) -> list
                 value = value.narrow(dimension, 0, count)
         found.append(value)
     return found
+
+
+def sample_count(program: Program, inputs: Sequence[Tensor] | None) -> int:
+    """Samples in ``inputs``, which may be several batches of a program of one fixed size; None: those of one batch of such a program.
+
+    Raises:
+        ExportError: If inputs hold different numbers of samples.
+    """
+    if program.dynamic_batch and inputs is not None:
+        return batch_size(program, inputs)
+    sliced = [] if inputs is None else _longer(program, inputs)
+    counts = {value.shape[0] for value, longer in zip(inputs or (), sliced, strict=True) if longer}
+    if len(counts) > 1:
+        found = ", ".join(
+            f"{spec.name} {list(x.shape)}" for spec, x in zip(program.input_specs, inputs or (), strict=True)
+        )
+        raise ExportError(f"inputs should hold the same number of samples each, found {found}.")
+    own = [spec.shape[0] for spec, longer in zip(program.input_specs, sliced, strict=False) if longer]
+    own = own or [spec.shape[0] for spec in program.input_specs if spec.shape]
+    return counts.pop() if counts else int(own[0]) if own else 1
+
+
+def _longer(program: Program, inputs: Sequence[Tensor]) -> list[bool]:
+    """Of a program of one fixed batch, the inputs that hold more or fewer samples than it takes: the others have no batch dimension."""
+    return [
+        bool(spec.shape) and value.ndim == len(spec.shape) and value.shape[0] != spec.shape[0]
+        for spec, value in zip(program.input_specs, inputs, strict=True)
+    ]
+
+
+def batches_of(program: Program, inputs: Sequence[Tensor], sizes: Sequence[int]) -> Iterator[list[Tensor]]:
+    """Consecutive batches of these sizes, each input sliced by its role; an input without a batch dimension is whole in each of them."""
+    if program.dynamic_batch:
+        along = [[i for i, size in enumerate(spec.shape) if size == "N"] for spec in program.input_specs]
+    else:
+        along = [[0] if longer else [] for longer in _longer(program, inputs)]
+    start = 0
+    for size in sizes:
+        batch: list[Tensor] = []
+        for value, dimensions in zip(inputs, along, strict=True):
+            for dimension in dimensions:
+                value = value.narrow(dimension, start, size)
+            batch.append(value)
+        yield batch
+        start += size
 
 
 def batch_size(program: Program, inputs: Sequence[Tensor]) -> int:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparsify.errors import ExportError
 from sparsify.exporters.skeleton import inferred
-from sparsify.exporters.trials import Feeds, session_of
+from sparsify.exporters.trials import Batches, values_of
 
 SELECTIONS = ("by-batch", "gather")
 LEAST = 256
@@ -67,22 +67,19 @@ def single_samples(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def check_same(plain: onnx.ModelProto, written: onnx.ModelProto, feeds: Feeds, *, smallest: int = 1) -> None:
-    """Run both files on the smallest batch that they take and on all samples.
+def check_same(plain: onnx.ModelProto, written: onnx.ModelProto, batches: Batches) -> None:
+    """Run both files on all batches, among which should be the smallest that they take.
 
     Raises:
         ExportError: If an output differs.
     """
-    sessions = [session_of(model, threads=1) for model in (plain, written)]
-    names = [value.name for value in plain.graph.output]
-    fixed = plain.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    for count in [fixed] if fixed else [smallest, *(len(values) for values in list(feeds.values())[:1])]:
-        given = {name: values[:count] for name, values in feeds.items()}
-        for name, want, have in zip(names, *(session.run(names, given) for session in sessions), strict=True):
-            want, have = np.asarray(want, np.float64), np.asarray(have, np.float64)
-            if not _same(want, have):
+    wanted, found = values_of(plain, batches), values_of(written, batches)
+    for place, feeds in enumerate(batches):
+        for name, values in wanted.items():
+            if not _same(np.asarray(values[place], np.float64), np.asarray(found[name][place], np.float64)):
+                shapes = ", ".join(f"{given} {list(value.shape)}" for given, value in feeds.items())
                 raise ExportError(
-                    f"output {name!r} depends on how inputs are selected, at batch {count}. Export with selection='gather', "
+                    f"output {name!r} depends on how inputs are selected, with inputs {shapes}. Export with selection='gather', "
                     f"and please report this model."
                 )
 

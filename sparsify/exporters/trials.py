@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ import onnx
 import onnxruntime
 
 from sparsify.errors import ExportError
-from sparsify.exporters.batch_range import range_in
 
 Array = np.ndarray
 Feeds = Mapping[str, Array]
-"""Values by input name, [N, ...]."""
+"""Inputs of one call, by name."""
+Batches = Sequence[Feeds]
+"""Samples, a call an entry."""
 Written = Callable[[onnx.ModelProto], onnx.ModelProto]
 """What a file becomes before it is written; trials time that."""
 BATCH = 32
@@ -50,26 +51,33 @@ def opened(source: bytes | str, options: onnxruntime.SessionOptions) -> onnxrunt
         ) from error
 
 
-def batches(model: onnx.ModelProto, feeds: Feeds) -> Iterator[dict[str, Array]]:
-    """The samples in batches of sizes that the file takes; a smaller last one that it does not take is left out."""
-    size = fixed_batch(model)
-    allowed = range_in({entry.key: entry.value for entry in model.metadata_props})
-    count = min(len(values) for values in feeds.values())
-    start = 0
-    for taken in [size] * (count // size) if size else allowed.pieces(count, BATCH):
-        yield {name: values[start : start + taken] for name, values in feeds.items()}
-        start += taken
+def values_of(model: onnx.ModelProto, batches: Batches) -> dict[str, list[Array]]:
+    """Every output, a batch an entry. One thread gives the same bits on every run.
+
+    Raises:
+        ExportError: If ONNX Runtime cannot run the file.
+    """
+    return run_over(session_of(model, threads=1), batches)
 
 
-def fixed_batch(model: onnx.ModelProto) -> int | None:
-    """The first dimension of the inputs, or None where it is open."""
-    return model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
+def run_over(session: onnxruntime.InferenceSession, batches: Batches) -> dict[str, list[Array]]:
+    """Every output of a session, a batch an entry.
 
-
-def values_of(model: onnx.ModelProto, name: str, feeds: Feeds, *, threads: int = 1) -> Array:
-    """An output over all samples, [N, ...]. One thread gives the same bits on every run."""
-    session = session_of(model, threads=threads)
-    return np.concatenate([np.asarray(session.run([name], feed)[0]) for feed in batches(model, feeds)])
+    Raises:
+        ExportError: If the file fails on the inputs.
+    """
+    outputs, taken = ([value.name for value in values] for values in (session.get_outputs(), session.get_inputs()))
+    found: dict[str, list[Array]] = {name: [] for name in outputs}
+    for feeds in batches:
+        try:
+            results = session.run(outputs, {name: feeds[name] for name in taken})
+        except Exception as error:  # its own kinds share no base of their own
+            raise ExportError(
+                f"ONNX Runtime fails on the file: {(str(error).splitlines() or [type(error).__name__])[0]}."
+            ) from error
+        for name, value in zip(outputs, results, strict=True):
+            found[name].append(np.asarray(value))
+    return found
 
 
 def times(

@@ -38,7 +38,12 @@ def int8_sentence(row: Report) -> str:
         f"Calibration head: {row['head']}."
     )
     if not integers:
-        text += " No int8 form was faster here, or none that agreed: the file is fp32."
+        reason = (
+            f"No int8 form may stand in for the program ({refused})"
+            if (refused := row.get("refused"))
+            else "No int8 form was faster here"
+        )
+        text += f" {reason}: the file is fp32."
     return text
 
 
@@ -53,6 +58,16 @@ def int8_rows(report: Report) -> Rows:
     found.append(("held-out samples compared", *(text for row in held for text in ("", f"{row['samples']:,}"))))
     found.append(
         ("largest error of the logits", *(text for row in held for text in ("", f"{row['largest_error']:.1e}")))
+    )
+    found.append(
+        (
+            "outputs compared, and how far each is off",
+            *(
+                text
+                for row in held
+                for text in ("", "; ".join(f"{k} {v:.1e}" for k, v in row.get("outputs", {}).items()))
+            ),
+        )
     )
     sizes = [(report[name]["bytes"], report[name]["int8"]["bytes"]) for name in in_int8(report)]
     found.append(("size on disk, bytes", *(f"{size:,}" for pair in sizes for size in pair)))

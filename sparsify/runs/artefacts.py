@@ -142,8 +142,11 @@ def write_int8(
             "samples": result.int8.decisions,
             "agreed": result.int8.agreed,
             "largest_error": result.int8.largest_error,
+            "outputs": dict(result.int8.errors),
             **result.int8.figures,
         },
+        "passed_over": dict(result.int8.passed_over),
+        "refused": result.int8.refused,
         "head": result.int8.head,
     }
     return result, row

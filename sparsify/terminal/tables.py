@@ -102,8 +102,10 @@ def int8(found: Int8, measured: Mapping[str, Any]) -> Table:
             trial.name,
             f"{trial.integers} of {len(trial.layers)}",
             f"{trial.milliseconds:.3f}",
-            f"written, {measured['bytes']:,} bytes" if trial == found.chosen else "",
+            f"written, {measured['bytes']:,} bytes" if trial == found.chosen else found.passed_over.get(trial.name, ""),
         )
+    for name in found.passed_over.keys() - {trial.name for trial in found.trials}:
+        table.add_row(name, "", "", found.passed_over[name])
     return table
 
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
+
+from sparsify.exporters import int8_dense
+from sparsify.reports import int8_sentence
 from tests.end_to_end.test_command import SHORT, sparsify
 
 
@@ -18,3 +24,22 @@ def test_int8_of_a_saved_program_is_shown_beside_fp32(capsys, tmp_path):
     assert code == 2 and "leave out --data" in err
     code, _, err = sparsify(capsys, "run", "--out", tmp_path / "b", "--set", "export_batch=1000", *SHORT)
     assert code == 2 and "export_batch is 1000" in err and "Lower it" in err
+
+
+@pytest.mark.filterwarnings("always::sparsify.errors.ExportWarning")
+def test_a_run_whose_int8_form_is_refused_is_whole_and_says_why(capsys, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise ValueError("no kernel for it")
+
+    monkeypatch.setattr(int8_dense.quantization, "quantize_static", fails)
+    options = ("--export-precision", "int8", "--pattern", "unstructured", "--set", "epochs=1")
+    code, _, err = sparsify(capsys, "run", "--out", tmp_path / "a", *options, *SHORT)
+    assert code == 0, err
+    assert "note: " in err and "computes in fp32, not in int8" in err and "no kernel for it" in err
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    row = metrics["model"]["int8"]
+    assert "missing" not in metrics and row["form"] == "dense, fp32" and "no kernel for it" in row["refused"]
+    assert row["held_out"]["outputs"].keys() == {"logits", "probabilities"} and row["agreement"] == 1
+    assert "No int8 form may stand in for the program" in int8_sentence(row)
+    report = (tmp_path / "a" / "report.html").read_text()
+    assert "outputs compared, and how far each is off" in report

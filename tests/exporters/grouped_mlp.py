@@ -12,10 +12,12 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from sparsify.exporters import int8
+from sparsify.exporters import int8_forms
 from sparsify.exporters.conversion import quiet as quiet
 from sparsify.exporters.grouped_linears import find_grouped_linears
 from sparsify.exporters.int8_grouped import write_grouped_int8
+from sparsify.exporters.int8_samples import Samples, Wanted
+from sparsify.exporters.trials import values_of
 from tests.cases import digits
 
 
@@ -90,7 +92,19 @@ def grouped_int8(model, calibration, **options):
     """The file with every grouped layer in integers."""
     layers = find_grouped_linears(model)
     names = sorted({name for layer in layers for name in (layer.source, layer.result)})
-    return write_grouped_int8(model, layers, int8.observe(model, names, calibration), **options)
+    return write_grouped_int8(model, layers, int8_forms.observe(model, names, calibration), **options)
+
+
+def in_batches(x, size=32):
+    """Samples of the network, a batch an entry."""
+    return [{"x": x[start : start + size]} for start in range(0, len(x), size)]
+
+
+def samples(model, x, labels=None, *, batch=1, **changed):
+    """Samples to calibrate on, and to compare what ``model`` gives with, or the outputs given in its place."""
+    held_out = in_batches(x)
+    wanted = {name: Wanted(values) for name, values in values_of(model, held_out).items()} | changed
+    return Samples(held_out, {"x": x[:batch]}, held_out, wanted, labels, in_batches(x[:1]) + in_batches(x[:32]))
 
 
 def with_dense_layer():

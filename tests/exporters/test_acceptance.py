@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from sparsify.exporters.acceptance import judge
 from sparsify.exporters.int8_dense import dense_int8, dense_layers
 from sparsify.exporters.trials import values_of
-from tests.exporters.grouped_mlp import grouped_int8, images, with_dense_layer
+from tests.exporters.grouped_mlp import grouped_int8, images, in_batches, with_dense_layer
 
 RANDOM = np.random.default_rng(0)
 
@@ -73,16 +73,20 @@ def test_excluded_classes_stay_excluded():
     assert "infinite" in judge(want, np.where(np.isfinite(want), want, np.nan), labels).refused
 
 
+def logits_of(model, held_out):
+    return np.concatenate(values_of(model, held_out)["logits"]).astype(np.float64)
+
+
 @functools.cache
 def int8_file():
     """A trained network with grouped and dense layers in integers, channels of very different scales, and the program's logits."""
     plain, (x, y) = with_dense_layer(), images()
     eye = next(item for item in plain.graph.initializer if item.name == "eye")
     eye.CopyFrom(numpy_helper.from_array(np.diag(np.geomspace(0.3, 3, 128).astype(np.float32)), "eye"))
-    calibration, held_out = {"x": x[:256]}, {"x": x[1200:]}
+    calibration, held_out = in_batches(x[:256]), in_batches(x[1200:])
     grouped = grouped_int8(plain, calibration)
     written = dense_int8(grouped, calibration, dense_layers(grouped))
-    return written.SerializeToString(), held_out, values_of(plain, "logits", held_out).astype(np.float64), y[1200:]
+    return written.SerializeToString(), held_out, logits_of(plain, held_out), y[1200:]
 
 
 FAULTS = {
@@ -109,5 +113,5 @@ def test_faults_in_the_integers_of_a_real_file_are_refused(name):
     model.graph.initializer.append(numpy_helper.from_array(wrong, "wrong"))
     reader = [node for node in model.graph.node if target in node.input][-1]
     reader.input[list(reader.input).index(target)] = "wrong"
-    have = values_of(model, "logits", held_out).astype(np.float64)
+    have = logits_of(model, held_out)
     assert (name == "nothing") == (judge(want, have, labels).refused == "") == (judge(want, have).refused == "")

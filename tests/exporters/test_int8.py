@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import pytest
 from onnx import numpy_helper
 
-from sparsify.errors import ExportError
-from sparsify.exporters import int8
-from tests.exporters.grouped_mlp import images, load, run, with_dense_layer
+from sparsify.exporters import int8, int8_forms
+from sparsify.exporters.int8_head import refit_head
+from sparsify.exporters.int8_samples import Wanted
+from tests.exporters.grouped_mlp import images, load, run, samples, with_dense_layer
 
 
 def timed(monkeypatch, *milliseconds, layers=None):
     """Trials that take these times, file by file."""
     order = iter(milliseconds)
-    monkeypatch.setattr(int8, "times", lambda models, **_: {name: next(order) for name in models})
-    monkeypatch.setattr(int8, "time_layers", lambda models, calibration, **_: layers or {})
+    for module in (int8_forms, int8):  # the second times what is left where forms were refused
+        monkeypatch.setattr(module, "times", lambda models, **_: {name: next(order) for name in models})
+    monkeypatch.setattr(int8_forms, "time_layers", lambda models, timed, **_: layers or {})
 
 
 def test_the_fastest_of_the_trials_comes_first(monkeypatch):
     timed(monkeypatch, 6.0, 5.0, 3.0, 4.0, 2.0, 1.0)
-    found, _ = int8.quantize({"grouped": with_dense_layer()}, {"x": images(64)[0]})
+    model = with_dense_layer()
+    found = int8_forms.quantize({"grouped": model}, samples(model, images(64)[0])).found
     assert [trial.name for trial, _ in found] == [
         "grouped, dense and grouped layers int8, 7-bit weights", "grouped, dense and grouped layers int8",
         "grouped, grouped layers int8", "grouped, grouped layers int8, 7-bit weights", "grouped, dense layers int8", "grouped, fp32",
@@ -41,7 +43,8 @@ def test_trials_of_single_layers_propose_a_mixed_file(monkeypatch):
         "second.weight": {"fp32 grouped": 1.0, "int8 grouped": 2.0},
     }
     timed(monkeypatch, 6.0, 5.0, 4.0, 4.0, 3.0, 3.0, 1.0, 2.0, layers=layers)
-    (first, model), (second, _), *_ = int8.quantize({"grouped": with_dense_layer()}, {"x": images(64)[0]})[0]
+    plain = with_dense_layer()
+    (first, model), (second, _), *_ = int8_forms.quantize({"grouped": plain}, samples(plain, images(64)[0])).found
     assert (first.name, second.name) == ("mixed, by layer", "mixed, by layer, 7-bit weights")
     assert [first.layers[name] for name in ("first.weight", "second.weight", "eye")] == [
         "int8 grouped", "fp32 grouped", "fp32 dense",
@@ -53,18 +56,15 @@ def test_layers_that_are_faster_dense_in_int8_are_lowered_again_without_them(mon
     layers = {"second.weight": {"fp32 grouped": 2.0, "int8 dense": 1.0}}
     timed(monkeypatch, *range(12), layers=layers)
     asked = []
-    int8.quantize({"grouped": load(1)}, {"x": images(64)[0]}, lower=lambda kept: asked.append(kept) or load(1))
+    given = samples(load(1), images(64)[0])
+    int8_forms.quantize({"grouped": load(1)}, given, lower=lambda kept: asked.append(kept) or load(1))
     assert asked == [("second.weight",)]
-
-
-def samples(model, x, labels=None):
-    return int8.Samples({"x": x}, {"x": x}, run(model, x, "logits")[0], labels)
 
 
 def test_a_fast_form_that_disagrees_is_passed_over(monkeypatch):
     timed(monkeypatch, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0)
     model, (x, _) = with_dense_layer(), images(64)
-    monkeypatch.setattr(int8, "write_grouped_int8", lambda given, *_, **__: broken(given))
+    monkeypatch.setattr(int8_forms, "write_grouped_int8", lambda given, *_, **__: broken(given))
     _, result = int8.int8_file({"grouped": model}, samples(model, x))
     assert result.chosen.name == "grouped, dense layers int8" and len(result.trials) == 6
     assert result.agreed > 0.95 * result.decisions and result.largest_error < 0.1
@@ -79,12 +79,15 @@ def test_a_file_whose_fastest_form_is_fp32_keeps_its_head(monkeypatch):
     assert result.agreed == result.decisions == 64 and result.largest_error < 1e-6
 
 
-def test_where_no_form_agrees_there_is_no_file(monkeypatch):
-    timed(monkeypatch, 1.0, 6.0, 5.0, 4.0, 3.0, 2.0)
+def test_where_no_int8_form_agrees_the_file_is_fp32_and_every_form_has_its_reason(monkeypatch):
+    timed(monkeypatch, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0)
     model, (x, _) = with_dense_layer(), images(64)
     given = samples(model, x)
-    with pytest.raises(ExportError, match="no form of the file agrees"):
-        int8.int8_file({"grouped": model}, int8.Samples(given.calibration, given.held_out, -given.logits))
+    wrong = Wanted([-value for value in given.wanted["logits"].values])
+    _, result = int8.int8_file({"grouped": model}, samples(model, x, logits=wrong))
+    assert result.chosen.name == "grouped, fp32" and len(result.passed_over) == 5
+    assert all("output 'logits': its values are off by" in text for text in result.passed_over.values())
+    assert result.refused.startswith("'grouped, ") and "output 'logits': its values are off by" in result.refused
 
 
 def broken(model):
@@ -97,7 +100,10 @@ def broken(model):
 
 
 def test_a_real_trial_measures_every_form_and_every_layer():
-    found, layers = int8.quantize({"grouped": with_dense_layer()}, {"x": images(64)[0]}, batch=16)
+    model = with_dense_layer()
+    tried = int8_forms.quantize({"grouped": model}, samples(model, images(64)[0], batch=16))
+    found, layers = tried.found, tried.layers
+    assert not tried.failed
     assert len(found) >= 6 and all(trial.milliseconds > 0 for trial, _ in found)
     assert [trial.milliseconds for trial, _ in found] == sorted(trial.milliseconds for trial, _ in found)
     assert {name: set(timed) for name, timed in layers.items()} == {
@@ -108,8 +114,7 @@ def test_a_real_trial_measures_every_form_and_every_layer():
 
 def test_the_temperature_is_fitted_to_the_integers_own_logits():
     model, (x, y) = load(1), images()
-    held_out = int8.Samples({}, {"x": x[1200:]}, np.empty(0), y[1200:])
-    text, figures = int8.refit_head(model, held_out)
+    text, figures = refit_head(model, samples(model, x[1200:], y[1200:]))
     stored = [numpy_helper.to_array(i) for i in model.graph.initializer if i.name.endswith("temperature")]
     temperature = float(stored[0])
     assert abs(temperature - 1.5) > 1e-3 and text == f"temperature fitted again: 1.5000 before, {temperature:.4f} after"
@@ -124,16 +129,17 @@ def test_the_temperature_is_fitted_to_the_integers_own_logits():
 def test_a_head_that_cannot_be_fitted_stays_and_says_why():
     model, (x, _) = load(1), images(64)
     right = run(model, x, "logits")[0].argmax(1)  # labels that the logits separate perfectly
-    text, figures = int8.refit_head(model, int8.Samples({}, {"x": x}, np.empty(0), right))
+    text, figures = refit_head(model, samples(model, x, right))
     assert text == "kept: the logits classify all held-out data correctly" and set(figures) == {
         "nll_before",
         "ece_before",
     }
     stored = next(i for i in model.graph.initializer if i.name.endswith("temperature"))
     assert float(numpy_helper.to_array(stored)) == 1.5
+    given = samples(model, x, right)
     for item in model.graph.initializer:
         item.name = item.name.replace("calibration.", "")
-    assert int8.refit_head(model, int8.Samples({}, {"x": x}, np.empty(0), right)) == (
+    assert refit_head(model, given) == (
         "none that can be fitted again",
         {},
     )
@@ -141,12 +147,6 @@ def test_a_head_that_cannot_be_fitted_stays_and_says_why():
 
 def test_large_tensors_are_thinned_but_keep_their_extremes():
     values = np.arange(300_000, dtype=np.float32)[::-1].reshape(3, -1)
-    kept = int8._selected(values)
-    assert kept.size <= int8.MOST_VALUES + 2 and (kept.min(), kept.max()) == (0, 299_999)
-    assert int8._selected(values[:, :10]).shape == (3, 10)
-
-
-def test_without_calibration_samples_there_is_no_int8():
-    for given, batch in (({}, 1), ({"x": images(1)[0]}, 1), ({"x": images(4)[0]}, 9)):
-        with pytest.raises(ExportError, match="at least 2 calibration samples"):
-            int8.quantize({"grouped": load(1)}, given, batch=batch)
+    kept = int8_forms._selected(values)
+    assert kept.size <= int8_forms.MOST_VALUES + 2 and (kept.min(), kept.max()) == (0, 299_999)
+    assert int8_forms._selected(values[:, :10]).shape == (3, 10)

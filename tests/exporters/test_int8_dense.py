@@ -9,13 +9,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparsify.errors import ExportError
 from sparsify.exporters import int8_dense
-from tests.exporters.grouped_mlp import grouped_int8, images, run, with_dense_layer
+from tests.exporters.grouped_mlp import grouped_int8, images, in_batches, run, with_dense_layer
 
 
 def test_dense_and_grouped_layers_together():
     model, (x, _) = with_dense_layer(), images()
     assert int8_dense.dense_layers(model) == {"between": "eye"}
-    both = int8_dense.dense_int8(grouped_int8(model, {"x": x[:200]}), {"x": x[:200]})
+    both = int8_dense.dense_int8(grouped_int8(model, in_batches(x[:200])), in_batches(x[:200]))
     before, after = (run(m, x[1200:], "logits")[0] for m in (model, both))
     assert (before.argmax(1) == after.argmax(1)).mean() > 0.98
     assert np.abs(before - after).max() < 0.1 * np.abs(before).max()
@@ -60,7 +60,7 @@ def test_what_lies_between_layers_in_integers_stays_in_integers():
 def test_values_stay_close_and_only_the_chosen_layers_change():
     model, (x, _) = convolutions(), images(64)
     for layers, weights in ((None, {"a", "b", "c"}), ({"conv_b"}, {"b"})):
-        written = int8_dense.dense_int8(model, {"x": x}, layers)
+        written = int8_dense.dense_int8(model, in_batches(x), layers)
         onnx.checker.check_model(written)
         assert {
             i.name.removesuffix("_quantized") for i in written.graph.initializer if i.name.endswith("_quantized")
@@ -77,4 +77,4 @@ def test_a_file_the_quantizer_refuses_is_an_error(monkeypatch):
 
     monkeypatch.setattr(int8_dense.quantization, "quantize_static", refuse)
     with pytest.raises(ExportError, match="refuses the file: no scale"):
-        int8_dense.dense_int8(convolutions(), {"x": images(4)[0]})
+        int8_dense.dense_int8(convolutions(), in_batches(images(4)[0]))

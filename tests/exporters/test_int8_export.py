@@ -11,7 +11,7 @@ from torch import nn
 
 import sparsify as sp
 from sparsify.errors import ExportError
-from sparsify.exporters import export, int8
+from sparsify.exporters import export, int8_forms
 from sparsify.exporters.grouped_linears import find_grouped_linears
 from sparsify.exporters.int8_grouped import write_grouped_int8
 from tests.cases import digits
@@ -62,9 +62,9 @@ def most_int8(model):
 def test_every_int8_form_of_a_trained_network_keeps_its_predictions(build, tmp_path, monkeypatch):
     program, (x, y) = trained(build), digits(1797)
     monkeypatch.setattr(
-        int8, "times", lambda models, **_: {name: -most_int8(model) for name, (model, _) in models.items()}
+        int8_forms, "times", lambda models, **_: {name: -most_int8(model) for name, (model, _) in models.items()}
     )
-    monkeypatch.setattr(int8, "time_layers", lambda *_, **__: {})
+    monkeypatch.setattr(int8_forms, "time_layers", lambda *_, **__: {})
     result = export(
         program,
         tmp_path / "m.onnx",
@@ -98,7 +98,7 @@ def test_grouped_layers_of_a_masked_program_are_found_in_its_file(tmp_path):
     names = [item.name for item in model.graph.input]
     layers = find_grouped_linears(model)
     tensors = [tensor for layer in layers for tensor in (layer.source, layer.result)]
-    written = write_grouped_int8(model, layers, int8.observe(model, tensors, {names[0]: x.numpy()}))
+    written = write_grouped_int8(model, layers, int8_forms.observe(model, tensors, [{names[0]: x.numpy()}]))
     kinds = [node.op_type for node in written.graph.node]
     assert len(layers) == 3 and kinds.count("QLinearMatMul") == 2 and kinds.count("MatMulInteger") == 1
     assert kinds.count("QuantizeLinear") == 1 and "DequantizeLinear" not in kinds

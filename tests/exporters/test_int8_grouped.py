@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from sparsify.exporters import int8
+from sparsify.exporters import int8_forms
 from sparsify.exporters.grouped_linears import GroupedLinear, find_grouped_linears
 from sparsify.exporters.int8_grouped import Scale, best_scale, quantize_layer, write_grouped_int8
-from tests.exporters.grouped_mlp import grouped_int8, images, load, run
+from tests.exporters.grouped_mlp import grouped_int8, images, in_batches, load, run
 
 
 def layer(weight, bias=None, *, chunk=1):
@@ -83,7 +83,7 @@ def test_the_file_computes_what_a_loop_over_integers_gives(chunk, reduce_range):
     model, (x, _) = load(chunk), images(40)
     layers = find_grouped_linears(model)
     names = [name for part in layers for name in (part.source, part.result)]
-    seen = int8.observe(model, names, {"x": x})
+    seen = int8_forms.observe(model, names, in_batches(x))
     written = write_grouped_int8(model, layers, seen, reduce_range=reduce_range)
     onnx.checker.check_model(written)
     first = f"{layers[0].source}_{'signed' if reduce_range else 'integers'}"
@@ -119,7 +119,7 @@ def test_the_file_computes_what_a_loop_over_integers_gives(chunk, reduce_range):
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_digits_survive_and_activations_stay_integers(chunk, reduce_range):
     model, (x, y) = load(chunk), images()
-    written = grouped_int8(model, {"x": x[:200]}, reduce_range=reduce_range)
+    written = grouped_int8(model, in_batches(x[:200]), reduce_range=reduce_range)
     kinds = [node.op_type for node in written.graph.node]
     assert kinds.count("QLinearMatMul") == 2
     assert kinds.count("QuantizeLinear") == kinds.count("DequantizeLinear") == 1
@@ -133,7 +133,7 @@ def test_a_network_whose_hidden_values_leave_the_file_keeps_them():
     model, (x, _) = load(1), images(64)
     hidden = find_grouped_linears(model)[0].result
     model.graph.output.append(onnx.helper.make_tensor_value_info(hidden, onnx.TensorProto.FLOAT, [128, "batch"]))
-    written = grouped_int8(model, {"x": x})
+    written = grouped_int8(model, in_batches(x))
     want, have = run(model, x, hidden)[0], run(written, x, hidden)[0]
     assert np.abs(want - have).max() < 0.03 * np.abs(want).max()
 
@@ -142,7 +142,7 @@ def test_a_layer_whose_result_leaves_the_file_is_not_rounded_to_8_bits():
     model, (x, _) = load(1), images(64)
     first = find_grouped_linears(model)[0]
     alone = onnx.utils.Extractor(model).extract_model(["x"], [first.result])
-    written = grouped_int8(alone, {"x": x})
+    written = grouped_int8(alone, in_batches(x))
     kinds = [node.op_type for node in written.graph.node]
     assert kinds.count("MatMulInteger") == 1 and "QLinearMatMul" not in kinds and "DequantizeLinear" not in kinds
     want, have = run(alone, x)[0], run(written, x)[0]

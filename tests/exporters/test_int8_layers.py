@@ -33,7 +33,7 @@ def kinds(model):
 
 
 def test_grouped_layers_alone_in_both_precisions(timed):
-    layers = int8_layers.time_layers({"grouped": load(4)}, {"x": images(64)[0]}, batch=8, threads=3)
+    layers = int8_layers.time_layers({"grouped": load(4)}, {"x": images(8)[0]}, threads=3)
     assert layers == {name: {"fp32 grouped": 1.0, "int8 grouped": 1.0} for name in ("first.weight", "second.weight")}
     models, options = timed[0]
     assert options["threads"] == 3
@@ -45,7 +45,7 @@ def test_grouped_layers_alone_in_both_precisions(timed):
 
 
 def test_dense_convolutions_alone_in_both_precisions(timed):
-    layers = int8_layers.time_layers({"dense": convolutions()}, {"x": images(64)[0]}, batch=2, threads=1)
+    layers = int8_layers.time_layers({"dense": convolutions()}, {"x": images(2)[0]}, threads=1)
     assert {name: set(forms) for name, forms in layers.items()} == {
         name: {"fp32 dense", "int8 dense"} for name in ("a", "b", "c")
     }
@@ -65,7 +65,7 @@ def test_a_convolution_in_groups_is_timed_with_its_selection():
 
 
 def test_really_timed():
-    layers = int8_layers.time_layers({"grouped": load(1)}, {"x": images(64)[0]}, batch=1, threads=1)
+    layers = int8_layers.time_layers({"grouped": load(1)}, {"x": images(1)[0]}, threads=1)
     assert set(layers) == {layer.name for layer in find_grouped_linears(load(1))}
     assert all(value > 0 for forms in layers.values() for value in forms.values())
 

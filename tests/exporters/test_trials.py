@@ -13,20 +13,19 @@ import sparsify as sp
 from sparsify.errors import ExportError
 from sparsify.exporters import trials
 from tests.cases import digits
-from tests.exporters.grouped_mlp import images, load, run
-
-
-def test_batches_of_an_open_and_of_a_fixed_size():
-    model, x = load(1), np.zeros((70, 1, 8, 8), np.float32)
-    assert [len(feed["x"]) for feed in trials.batches(model, {"x": x})] == [32, 32, 6]
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 20
-    assert trials.fixed_batch(model) == 20
-    assert [len(feed["x"]) for feed in trials.batches(model, {"x": x})] == [20, 20, 20]
+from tests.exporters.grouped_mlp import images, in_batches, load, run
 
 
 def test_values_over_all_samples_are_those_of_one_call():
     model, (x, _) = load(1), images(70)
-    assert np.allclose(trials.values_of(model, "logits", {"x": x}), run(model, x, "logits")[0], atol=1e-5)
+    found = trials.values_of(model, in_batches(x))
+    assert [len(value) for value in found["logits"]] == [32, 32, 6] and set(found) == {"logits", "probabilities"}
+    assert np.allclose(np.concatenate(found["logits"]), run(model, x, "logits")[0], atol=1e-5)
+
+
+def test_a_file_that_fails_on_its_inputs_is_an_error():
+    with pytest.raises(ExportError, match="ONNX Runtime fails on the file"):
+        trials.values_of(load(1), [{"x": np.zeros((2, 1, 8, 9), np.float32)}])
 
 
 def test_the_time_of_a_file_is_the_median_of_its_rounds(monkeypatch):

@@ -52,6 +52,16 @@ def test_a_file_that_stayed_fp32_is_called_so():
     assert "0 of 1 layers" in text and "equal to that in fp32" in text and text.endswith("the file is fp32.")
 
 
+def test_a_refused_file_says_what_was_off_and_every_output_is_listed():
+    held = {"samples": 200, "agreed": 200, "largest_error": 0.0, "outputs": {"logits": 0.013, "embedding": 0.0}}
+    row = integers(layers={"a": "fp32 dense"}, refused="'dense int8': output 'embedding' is off", held_out=held)
+    assert "may stand in for the program ('dense int8': output 'embedding' is off): the file is fp32." in int8_sentence(
+        row
+    )
+    rows = {label: cells for label, *cells in int8_rows({"model": {**part(), "int8": row}, "dense": None})}
+    assert rows["outputs compared, and how far each is off"] == ["", "logits 1.3e-02; embedding 0.0e+00"]
+
+
 def test_rows_stand_beside_fp32():
     rows = {label: cells for label, *cells in int8_rows(report())}
     assert rows["accuracy"] == ["0.9500", "0.9400"] and rows["ECE after calibration"] == ["0.0200", "0.0300"]

@@ -46,8 +46,8 @@ def integers_first(monkeypatch):
     def times(models, **_):
         return {name: -len(onnx.shape_inference.infer_shapes(model).graph.node) for name, (model, _) in models.items()}
 
-    monkeypatch.setattr("sparsify.exporters.int8.times", times)
-    monkeypatch.setattr("sparsify.exporters.int8.time_layers", lambda *_, **__: {})
+    monkeypatch.setattr("sparsify.exporters.int8_forms.times", times)
+    monkeypatch.setattr("sparsify.exporters.int8_forms.time_layers", lambda *_, **__: {})
 
 
 def test_the_int8_file_is_measured_on_test_samples_and_fitted_on_validation_samples(

@@ -1,0 +1,205 @@
+"""The int8 forms of fp32 files: made, and timed in turn with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from sparsify.errors import ExportError
+from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
+from sparsify.exporters.int8_dense import dense_int8, dense_layers, in_groups
+from sparsify.exporters.int8_grouped import write_grouped_int8
+from sparsify.exporters.int8_layers import time_layers
+from sparsify.exporters.int8_samples import Samples
+from sparsify.exporters.trials import Array, Batches, Feeds, Written, run_over, session_of, times
+
+MOST_VALUES = 65_536
+"""Values of a tensor that are kept of a batch, and its extremes, to choose a range by."""
+MIXED = "mixed, by layer"
+"""The form that trials of single layers propose."""
+REDUCED = "7-bit weights"
+"""Grouped layers against activations in int8, see `sparsify.exporters.int8_grouped`."""
+FAILED = "it could not be made"
+Lower = Callable[[tuple[str, ...]], onnx.ModelProto]
+"""The fp32 file with grouped layers, but for the given weights, which stay dense."""
+Made = tuple[onnx.ModelProto, dict[str, str]]
+"""A file, and the form of every layer by its weight."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to compute the program: its name, milliseconds a call, and the form of every layer by its weight."""
+
+    name: str
+    milliseconds: float
+    layers: Mapping[str, str]
+
+    @property
+    def integers(self) -> int:
+        """How many layers it computes in int8."""
+        return sum(form.startswith("int8") for form in self.layers.values())
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Files and their timings.
+
+    Attributes:
+        found: the fp32 files and their int8 forms, timed in turn, the fastest first.
+        layers: milliseconds of each layer alone, by weight and form.
+        failed: by name of a form that could not be made or run, why.
+    """
+
+    found: tuple[tuple[Trial, onnx.ModelProto], ...]
+    layers: dict[str, dict[str, float]]
+    failed: dict[str, str]
+
+
+def quantize(
+    models: Mapping[str, onnx.ModelProto],
+    samples: Samples,
+    *,
+    lower: Lower | None = None,
+    written: Written = lambda model: model,
+    threads: int = 1,
+) -> Tried:
+    """The given fp32 files and their int8 forms, timed in turn; and the times of single layers.
+
+    Args:
+        models, samples, lower, written, threads: as for `sparsify.exporters.int8.int8_file`.
+    """
+    forge, layers = Forge(samples.calibration), dict[str, dict[str, float]]()
+    for form, model in models.items():
+        forge.made[f"{form}, fp32"] = model, forms(model, form)
+        for integers in ({"dense"}, {"grouped"}, {"dense", "grouped"}):
+            kinds = {name: ("int8" if f.split()[1] in integers else "fp32") for name, f in forms(model, form).items()}
+            forge.add(f"{form}, {' and '.join(sorted(integers))} layers int8", model, form, kinds)
+    with forge.noting(MIXED):
+        layers = time_layers(models, samples.timed, written=written, threads=threads)
+        best = {weight: min(timed, key=lambda key: timed[key]) for weight, timed in layers.items()}
+        dense = tuple(
+            weight
+            for weight, form in best.items()
+            if form.endswith("dense") and any("grouped" in f for f in layers[weight])
+        )
+        form = "grouped" if "grouped" in models else "dense"
+        base = lower(dense) if lower and dense else models[form]
+        kinds = {weight: best.get(weight, "fp32").split()[0] for weight in forms(base, form)}
+        forge.add(MIXED, base, form, kinds)
+    files = dict[str, tuple[onnx.ModelProto, Feeds]]()
+    for name, (model, shown) in forge.made.items():
+        if not any(form.startswith("int8") for form in shown.values()):
+            files[name] = written(model), samples.timed
+            continue
+        with forge.noting(name):
+            file = written(model)
+            run_over(session_of(file, threads=1), [samples.timed])
+            files[name] = file, samples.timed
+    measured = times(files, threads=threads)
+    trials = [(Trial(name, measured[name], forge.made[name][1]), forge.made[name][0]) for name in files]
+    return Tried(tuple(sorted(trials, key=lambda pair: pair[0].milliseconds)), layers, forge.failed)
+
+
+class Forge:
+    """Makes int8 forms of files, each only once, and notes why a form could not be made."""
+
+    def __init__(self, calibration: Batches) -> None:
+        self.made: dict[str, Made] = {}
+        self.failed: dict[str, str] = {}
+        self._calibration = calibration
+        self._asked: list[dict[str, str]] = []
+
+    @contextmanager
+    def noting(self, name: str) -> Generator[None]:
+        """Note a failure of the block instead of raising it: the other forms are not lost for it."""
+        try:
+            yield
+        except Exception as error:
+            text = str(error) if isinstance(error, ExportError) else f"{type(error).__name__}: {error}"
+            self.failed[name] = f"{FAILED}: {text}"
+
+    def add(self, name: str, model: onnx.ModelProto, form: str, kinds: Mapping[str, str]) -> None:
+        """Make the files with the layers of kind ``int8`` in integers, unless there are some with these forms."""
+        for reduce_range in (False, True):
+            shown = _shown(model, form, kinds, reduce_range=reduce_range)
+            title = f"{name}, {REDUCED}" if any(REDUCED in text for text in shown.values()) else name
+            if shown not in (*self._asked, *(other for _, other in self.made.values())):
+                self._asked.append(shown)
+                with self.noting(title):
+                    self.made[title] = form_in_int8(model, form, kinds, self._calibration, reduce_range=reduce_range)
+
+
+def form_in_int8(
+    model: onnx.ModelProto, form: str, kinds: Mapping[str, str], calibration: Batches, *, reduce_range: bool = False
+) -> Made:
+    """The file with the layers of kind ``int8`` in integers.
+
+    Args:
+        model: an fp32 file.
+        form: ``dense`` or ``grouped``.
+        kinds: ``int8`` or ``fp32`` by weight.
+        calibration: samples to observe ranges on.
+        reduce_range: 7 bits of weight in grouped layers.
+    """
+    shown = _shown(model, form, kinds, reduce_range=reduce_range)
+    layers = find_grouped_linears(model) if form == "grouped" else ()
+    grouped = [layer for layer in layers if kinds.get(layer.name) == "int8"]
+    dense = {node for node, weight in dense_layers(model).items() if kinds.get(weight) == "int8"}
+    if grouped:
+        names = sorted({tensor for layer in grouped for tensor in (layer.source, layer.result)})
+        model = write_grouped_int8(model, grouped, observe(model, names, calibration), reduce_range=reduce_range)
+    return (dense_int8(model, calibration, dense) if dense else model), shown
+
+
+def quantizable(model: onnx.ModelProto, form: str) -> tuple[str, ...]:
+    """The weights of the layers of an fp32 file that can be in integers, in graph order."""
+    can = {layer.name for layer in find_grouped_linears(model)} if form == "grouped" else set[str]()
+    can |= set(dense_layers(model).values())
+    return tuple(weight for weight in forms(model, form) if weight in can)
+
+
+def _shown(model: onnx.ModelProto, form: str, kinds: Mapping[str, str], *, reduce_range: bool) -> dict[str, str]:
+    """The form of every layer, those of kind ``int8`` in integers where they can be."""
+    shown = forms(model, form)
+    for weight in quantizable(model, form):
+        if kinds.get(weight) == "int8":
+            reduced = reduce_range and shown[weight].endswith("grouped")
+            shown[weight] = shown[weight].replace("fp32", "int8") + (f", {REDUCED}" if reduced else "")
+    return shown
+
+
+def forms(model: onnx.ModelProto, kind: str) -> dict[str, str]:
+    """Weight -> ``fp32 dense`` or ``fp32 grouped``, of the layers of an fp32 file."""
+    view = View(model)
+    found = {layer.name: "fp32 grouped" for layer in find_grouped_linears(model)} if kind == "grouped" else {}
+    for node in model.graph.node:
+        weight = view.constant(node.input[1]) if node.op_type in ("Conv", "Gemm", "MatMul") else None
+        if weight is not None and weight_name(node.input[1]) not in found:
+            found[weight_name(node.input[1])] = f"fp32 {'grouped' if in_groups(node, weight) else 'dense'}"
+    return found
+
+
+def observe(model: onnx.ModelProto, names: list[str], calibration: Batches) -> dict[str, list[Array]]:
+    """Values of tensors on the calibration data, a batch an entry; of large ones an even selection and the extremes."""
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    outputs = {value.name for value in watched.graph.output}
+    watched.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in outputs)
+    session = session_of(watched, threads=1)
+    found: dict[str, list[Array]] = {name: [] for name in names}
+    for feeds in calibration:
+        for name, value in zip(names, session.run(names, dict(feeds)), strict=True):
+            found[name].append(_selected(np.asarray(value)))
+    return found
+
+
+def _selected(values: Array) -> Array:
+    if values.size <= MOST_VALUES:
+        return values
+    flat = values.reshape(-1)
+    return np.concatenate([flat[:: -(-values.size // MOST_VALUES)], [flat.min(), flat.max()]])

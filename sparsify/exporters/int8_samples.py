@@ -1,0 +1,161 @@
+"""What an int8 file is made and judged with: samples in batches, each input sliced by its role, and the program's outputs for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsify.errors import ExportError
+from sparsify.exporters.batch_range import allowed_batches
+from sparsify.exporters.signature import batches_of, refuse_alike, sample_count, tensor_outputs
+from sparsify.exporters.trials import BATCH, Array, Batches, Feeds
+from sparsify.ir import Program
+from sparsify.ir.batches import BatchRange
+
+BRANCH_SAMPLES = 32
+"""Held-out samples on which an int8 file is run with and without operators of its own for one sample."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An output of the program for the held-out samples, a batch an entry, and the dimension that counts samples, or None."""
+
+    values: Sequence[Array]
+    samples: int | None = 0
+
+    def table(self, values: Sequence[Array]) -> Array:
+        """The batches of this output as one array: [N, ...], or [B, ...] of B batches where no dimension counts samples.
+
+        Batches in which other dimensions have another size, as in [N, N], are left out.
+        """
+        if self.samples is None:
+            return np.stack([value for value in values if value.shape == values[0].shape])
+        moved = [np.moveaxis(value, self.samples, 0) for value in values]
+        return np.concatenate([value for value in moved if value.shape[1:] == moved[0].shape[1:]])
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What int8 needs beside the program's files.
+
+    Attributes:
+        calibration: training inputs in batches, on which ranges are observed.
+        timed: inputs of the call that is timed.
+        held_out: inputs in batches, on which the file is compared with the program.
+        wanted: every output of the program for ``held_out``, by name.
+        labels: int64 [N] of ``held_out``, to fit the calibration head on, or None.
+        tried: inputs on which the file as it is written is run beside the one that was judged; empty: those of ``held_out``.
+    """
+
+    calibration: Batches
+    timed: Feeds
+    held_out: Batches
+    wanted: Mapping[str, Wanted]
+    labels: Array | None = None
+    tried: Batches = field(default=())
+
+    @property
+    def main(self) -> str:
+        """The output that a task reads: ``logits`` or ``prediction``, or else the first."""
+        return next((name for name in ("logits", "prediction") if name in self.wanted), next(iter(self.wanted)))
+
+
+def samples_of(
+    program: Program,
+    calibration: Sequence[Tensor],
+    held_out: Sequence[Tensor],
+    labels: Tensor | None,
+    *,
+    batch: int,
+    whole: bool = False,
+) -> Samples:
+    """Batches of sizes that the program takes, and its outputs for them.
+
+    Args:
+        program: in eval mode, on the CPU.
+        calibration, held_out: a tensor per input. An input without a batch dimension goes into every batch as it is.
+        labels: of ``held_out``.
+        batch: samples of the call that is timed, where the batch of the program is open.
+        whole: do not split the samples: the program fails on some of them, as where an input points into the others.
+
+    Raises:
+        ExportError: If there are too few samples, or they do not fit the program.
+    """
+    for option, given in (("calibration", calibration), ("held_out", held_out)):
+        if len(given) != len(program.input_specs):
+            raise ExportError(
+                f"int8 observes training inputs: {option} should hold {len(program.input_specs)} tensor(s), found {len(given)}."
+            )
+        _check_shapes(program, given, option)
+    calibration, held_out = ([x.detach().cpu() for x in given] for given in (calibration, held_out))
+    observed, count = sample_count(program, calibration), sample_count(program, held_out)
+    if labels is not None and len(labels) != count:
+        raise ExportError(f"{len(labels)} labels for {count} held-out inputs; they should be as many.")
+    refuse_alike(program, held_out)
+    allowed, fixed = allowed_batches(program), None if program.dynamic_batch else sample_count(program, None)
+    if fixed is None and not (allowed.at_most(count) and allowed.at_most(observed)):
+        raise ExportError(
+            f"{program.name!r} takes batches of {allowed}; found {count} held-out and {observed} calibration samples, which "
+            f"are fewer than its smallest batch. Give more of them."
+        )
+    timed = fixed or (observed if whole else batch)
+    if observed < (fixed or 2) or not 1 <= timed <= observed:
+        raise ExportError(
+            f"int8 needs at least {fixed or 2} calibration samples, and a batch to time with within them; found {observed} and "
+            f"batch {timed}."
+        )
+    if count < (fixed or 1):
+        raise ExportError(f"int8 compares batches of the {fixed} samples that the file takes; found {count} held-out.")
+
+    def split(inputs: Sequence[Tensor], of: int) -> list[list[Tensor]]:
+        sizes = [fixed] * (of // fixed) if fixed else _sizes(allowed, of, whole=whole)
+        return list(batches_of(program, inputs, sizes))
+
+    def named(inputs: Sequence[Tensor]) -> dict[str, Array]:
+        return {spec.name: x.numpy() for spec, x in zip(program.input_specs, inputs, strict=True)}
+
+    pieces = split(held_out, count)
+    first = [] if fixed or whole else [allowed.nearest(1), allowed.at_most(min(BRANCH_SAMPLES, count)) or 1]
+    tried = [named(next(batches_of(program, held_out, [size]))) for size in first]
+    return Samples(
+        calibration=[named(piece) for piece in split(calibration, observed)],
+        timed=named(next(batches_of(program, calibration, [timed]))),
+        held_out=[named(piece) for piece in pieces],
+        wanted=_wanted(program, pieces, fixed),
+        labels=None if labels is None else labels.cpu().numpy(),
+        tried=tried,
+    )
+
+
+def _check_shapes(program: Program, given: Sequence[Tensor], option: str) -> None:
+    for spec, value in zip(program.input_specs, given, strict=True):
+        own = spec.shape if program.dynamic_batch or not spec.shape else ("N", *spec.shape[1:])
+        if value.ndim != len(own) or any(size not in ("N", have) for size, have in zip(own, value.shape, strict=True)):
+            raise ExportError(
+                f"{option} for input {spec.name!r} should have shape {list(own)}, found {list(value.shape)}. Give inputs like those that "
+                f"{program.name!r} was traced with."
+            )
+
+
+def _sizes(allowed: BatchRange, count: int, *, whole: bool) -> list[int]:
+    return [allowed.at_most(count) or count] if whole else allowed.pieces(count, max(BATCH, allowed.low))
+
+
+def _wanted(program: Program, pieces: Sequence[Sequence[Tensor]], fixed: int | None) -> dict[str, Wanted]:
+    outputs = tensor_outputs(program)
+    found: dict[str, list[Array]] = {output.name: [] for output in outputs}
+    with torch.no_grad():
+        for piece in pieces:
+            leaves = program.phases["eval"](*piece)
+            for output in outputs:
+                value = leaves[output.place]
+                found[output.name].append((value.double() if value.is_floating_point() else value).numpy().copy())
+    by_sample = {
+        output.name: 0 if fixed and all(value.shape[:1] == (fixed,) for value in found[output.name]) else output.samples
+        for output in outputs
+    }
+    return {name: Wanted(values, by_sample[name]) for name, values in found.items()}
