@@ -1,10 +1,8 @@
-"""Tiny models as data: what every pass and every method is tried on."""
+"""Tiny models as data: what every pass and every method is tried on. More awkward ones are in `sparsify.passes.contract`."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from sparsify.ir import Program, trace
 from sparsify.loading import digits_cnn
+from sparsify.passes.contract import Case
 
 
 def digits(count: int = 16) -> tuple[Tensor, Tensor]:
@@ -23,7 +22,7 @@ def digits(count: int = 16) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def _digits() -> tuple[Any, Any]:
-    data = load_digits()
+    data: Any = load_digits()
     return data.images, data.target
 
 
@@ -207,25 +206,6 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 10))
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model, how to build it with seeded weights, and example inputs."""
-
-    name: str
-    model: Callable[[], nn.Module]
-    args: tuple[Any, ...]
-
-    def build(self) -> nn.Module:
-        torch.manual_seed(1)
-        return self.model()
-
-    def trace(self) -> Program:
-        """The program of ``build()`` with ``args``, of the caller's own: a copy of one that is traced once."""
-        program = _traced(self.name).clone()
-        torch.manual_seed(1)
-        return program
-
-
 def _images() -> tuple[Any, ...]:
     return (digits()[0],)
 
@@ -254,12 +234,6 @@ CASES: tuple[Case, ...] = (
     Case("embedded", Embedded, _tokens()),
     Case("wide", wide, _images()),
 )
-
-
-@functools.cache
-def _traced(name: str) -> Program:
-    found = case(name)
-    return trace(found.build(), found.args, name=name)
 
 
 def cnn(seed: int = 0) -> Program:

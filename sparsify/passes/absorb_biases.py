@@ -23,13 +23,13 @@ class AbsorbBiases(Pass):
 
     The spare output, one whose every reader has only zeros for it, is made 1 by its bias, or by the constant that its layer reads. It
     arrives as what the activation makes of 1, and a column of a reader's weight does what its bias did: an addition less for one more
-    input. For fp32: a bias among the weights would widen the range of a quantised matrix. For deployment: the train phase becomes a copy
-    of the eval phase.
+    input. For fp32: a bias among the weights would widen the range of a quantised matrix. For deployment: if a bias is absorbed, the train
+    phase becomes a copy of the eval phase.
     """
 
     name: ClassVar = "absorb-biases"
     requires: ClassVar = (Stage.FOLDED,)
-    effects: ClassVar = Effect.GRAPH | Effect.NAMES | Effect.WEIGHTS
+    effects: ClassVar = Effect.GRAPH | Effect.WEIGHTS
 
     @property
     def preserves(self) -> Mapping[str, Kept]:
@@ -52,8 +52,9 @@ class AbsorbBiases(Pass):
                 _absorb(program, node, flow, constants)
                 for reader in flow.readers:
                     log.change(str(reader.args[1].target))  # type: ignore[union-attr]
-        surgery.erase_dead(program, "eval")
-        surgery.copy_phase(program, "eval", "train")
+        if log.changed:
+            surgery.erase_dead(program, "eval")
+            surgery.copy_phase(program, "eval", "train")
         return log
 
 

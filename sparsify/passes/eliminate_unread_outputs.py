@@ -26,12 +26,12 @@ class EliminateUnreadOutputs(Pass):
 
     Outputs are followed through elementwise operators, pooling and depthwise convolutions to the layers that read them, whose inputs go as
     well, so that nothing is left to run. Where something else reads the outputs, a residual addition say, all of them stay. Groups stay of
-    equal size, for convolutions a multiple of 16. For deployment: the train phase becomes a copy of the eval phase.
+    equal size, for convolutions a multiple of 16. For deployment: if outputs are removed, the train phase becomes a copy of the eval phase.
     """
 
     name: ClassVar = "eliminate-unread-outputs"
     requires: ClassVar = (Stage.FOLDED,)
-    effects: ClassVar = Effect.GRAPH | Effect.NAMES | Effect.WEIGHTS
+    effects: ClassVar = Effect.GRAPH | Effect.WEIGHTS
 
     @property
     def preserves(self) -> Mapping[str, Kept]:
@@ -49,8 +49,9 @@ class EliminateUnreadOutputs(Pass):
                 continue
             flow = follow(program, node, weight, reads)
             _eliminate(program, node, weight, flow, log)
-        surgery.erase_dead(program, "eval")
-        surgery.copy_phase(program, "eval", "train")
+        if log.changed:
+            surgery.erase_dead(program, "eval")
+            surgery.copy_phase(program, "eval", "train")
         return log
 
 

@@ -22,7 +22,7 @@ _LAYERS += (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 class FoldBatchNorm(Pass):
     """Scale the weights and bias of a layer by the batch norm that alone reads it, and remove the batch norm.
 
-    For deployment: batch statistics are gone, so the train phase becomes a copy of the eval phase. Zeros stay zeros.
+    For deployment: batch statistics are gone, so the train phase becomes a copy of the eval phase, if a norm is folded. Zeros stay zeros.
     Arithmetic in float64, rounded once. Left alone, with the reason: a weight or bias that is computed, shared or read elsewhere, and a
     norm without running statistics, or whose scale and shift are computed.
     """
@@ -44,8 +44,9 @@ class FoldBatchNorm(Pass):
                 log.skip(where, reason)
             else:
                 log.change(where)
-        surgery.erase_dead(program, "eval")
-        surgery.copy_phase(program, "eval", "train")
+        if log.changed:
+            surgery.erase_dead(program, "eval")
+            surgery.copy_phase(program, "eval", "train")
         return log
 
     def _fold(self, program: Program, norm: fx.Node) -> str | None:

@@ -23,7 +23,7 @@ class FoldLayerNorm(Pass):
 
     W (s * n + t) + b = (W s) n + (W t + b), n being the normalised value. Zeros stay zeros. Before dense layers nothing is gained: runtimes
     have an operator for a whole layer norm, but none for one of feature-major values, of which scale and shift are two operators. For
-    deployment: the train phase becomes a copy of the eval phase.
+    deployment: if a norm is folded, the train phase becomes a copy of the eval phase.
     """
 
     name: ClassVar = "fold-layer-norm"
@@ -44,8 +44,9 @@ class FoldLayerNorm(Pass):
             else:
                 _fold(program, norm)
                 log.change(where)
-        surgery.erase_dead(program, "eval")
-        surgery.copy_phase(program, "eval", "train")
+        if log.changed:
+            surgery.erase_dead(program, "eval")
+            surgery.copy_phase(program, "eval", "train")
         return log
 
 

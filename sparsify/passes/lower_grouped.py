@@ -27,8 +27,8 @@ FORMS = ("auto", "grouped")
 class LowerGroupedConv(Pass):
     """Convolution -> selection of channels and a convolution in groups, where groups of outputs read few input channels.
 
-    For deployment: the train phase becomes a copy of the eval phase. The selection is left out where it is the identity. Kept channels are
-    filled up to a multiple of 16, below which runtimes leave their blocked layouts.
+    For deployment: if a layer is lowered, the train phase becomes a copy of the eval phase. The selection is left out where it is the
+    identity. Kept channels are filled up to a multiple of 16, below which runtimes leave their blocked layouts.
 
     Raises:
         PassError: If the form is unknown or a glob matches no weight.
@@ -57,8 +57,9 @@ class LowerGroupedConv(Pass):
             elif packing := _packing(program, weight, self, log):
                 self._lower(program, node, weight, packing)
                 log.change(str(weight.target))
-        surgery.erase_dead(program, "eval")
-        surgery.copy_phase(program, "eval", "train")
+        if log.changed:
+            surgery.erase_dead(program, "eval")
+            surgery.copy_phase(program, "eval", "train")
         return log
 
     def _lower(self, program: Program, node: fx.Node, weight: fx.Node, packing: Packing) -> None:
@@ -91,8 +92,8 @@ class LowerGroupedLinear(Pass):
     """Linear layer -> selection of rows of feature-major values and one product of small matrices, a group each.
 
     Over tokens the product is a convolution of width 1 in groups. Chains of layers stay feature-major: through elementwise operators,
-    residual additions and layer norms, with dense layers between lowered ones turned too, so that transposes remain at the ends alone. The
-    train phase becomes a copy of the eval phase.
+    residual additions and layer norms, with dense layers between lowered ones turned too, so that transposes remain at the ends alone. If a
+    layer is lowered, the train phase becomes a copy of the eval phase.
 
     Raises:
         PassError: If the form is unknown or a glob matches no weight.
@@ -112,20 +113,23 @@ class LowerGroupedLinear(Pass):
         return DEPLOYED
 
     def run(self, program: Program) -> PassLog:
+        log = PassLog(self.name)
+        packings = {
+            node: (weight, packing)
+            for node, weight in _layers(program, (aten.linear.default,), self, log)
+            if can_turn(node) and can_turn(node.args[0]) and (packing := _packing(program, weight, self, log))
+        }
+        if not packings:
+            return log
         make_functional(program, "eval")
-        log, columns = PassLog(self.name), FeatureMajor(program, "eval")
-        layers = dict(_layers(program, (aten.linear.default,), self, log))
+        columns = FeatureMajor(program, "eval")
         for node in list(program.phases["eval"].graph.nodes):
-            weight = layers.get(node)
-            if weight is None or not can_turn(node) or not can_turn(node.args[0]):
-                columns.follow(node)
-                self._follow_dense(node, columns)
-                continue
-            packing = _packing(program, weight, self, log)
-            if packing:
+            if node in packings:
+                weight, packing = packings[node]
                 self._lower(program, node, weight, packing, columns)
                 log.change(str(weight.target))
             else:
+                columns.follow(node)
                 self._follow_dense(node, columns)
         columns.finish()
         surgery.copy_phase(program, "eval", "train")

@@ -28,7 +28,8 @@ class RemoveRandomMasks(Pass):
         for node in list(program.phases["train"].graph.nodes):
             if node.target is apply_random_mask:
                 surgery.bypass(program, "train", node, node.args[0])
-        surgery.erase_dead(program, "train")
+        if sites:
+            surgery.erase_dead(program, "train")
         for site in sites:
             surgery.remove_state(program, site.visible)
             log.change(site.weight)

@@ -1,4 +1,4 @@
-"""Every pass × every case: what a pass declares is measured."""
+"""Every pass × every case: what a pass declares is measured by `sparsify.passes.contract`."""
 
 from __future__ import annotations
 
@@ -6,76 +6,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
-import torch
 
 from sparsify.errors import PassError, PatternError
 from sparsify.ir import Stage
-from sparsify.passes import PASSES, UNCHANGED, Effect, InsertMasks, Pass, Pipeline, Preserves
+from sparsify.passes import UNCHANGED, Effect, InsertMasks, Pass, Pipeline
+from sparsify.passes.contract import check_pass
 from tests.cases import CASES
-
-PREFIX = {
-    "insert-masks": "",
-    "insert-gradient-taps": "insert-masks | ",
-    "insert-random-masks": "insert-masks{density=0.3} | insert-gradient-taps | ",
-    "remove-random-masks": "insert-masks{density=0.3} | insert-random-masks | ",
-    "record-randomness": "insert-masks | ",
-    "lower-masks": "insert-masks | ",
-    "widen-classifier": "",
-    "attach-calibration-head": "",
-    "fold-batch-norm": "insert-masks | insert-random-masks | record-randomness | ",
-    "fold-masks": "insert-masks{density=0.3} | insert-gradient-taps | insert-random-masks | record-randomness | ",
-    "eliminate-dead-code": "insert-masks | ",
-    "order-outputs": "insert-masks{density=0.3} | fold-masks | ",
-    "eliminate-unread-outputs": "insert-masks{density=0.3} | fold-masks | ",
-    "fold-layer-norm": "insert-masks{density=0.3} | fold-masks | ",
-    "absorb-biases": "insert-masks{density=0.3} | fold-masks | ",
-    "lower-grouped-conv": "insert-masks{density=0.3} | fold-masks | ",
-    "lower-grouped-linear": "insert-masks{density=0.3} | fold-masks | ",
-}
+from tests.contracts.tried_passes import setups, tried
 
 
-def before_and_after(case, name):
-    program = case.trace().eval()
-    with torch.no_grad():  # fresh statistics would make folding trivial
-        for key, buffer in program.named_buffers():
-            if key.endswith(("running_mean", "running_var")):
-                buffer.uniform_(0.5, 1.5)
-    prefix = PREFIX[name].rstrip(" |")
-    before = Pipeline.parse(prefix)(program) if prefix else program
-    return before, Pipeline.parse(name)(before)
-
-
-@pytest.mark.parametrize("name", PASSES)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_preserved_outputs_and_declared_effects(case, name):
-    before, after = before_and_after(case, name)
-    kept, effects = PASSES[name]().preserves["eval"].outputs, PASSES[name].effects
-    for key, want in before.outputs(*case.args).items():
-        have = after.outputs(*case.args)[key]
-        if kept is Preserves.EXACTLY:
-            assert torch.equal(want, have)
-        else:
-            torch.testing.assert_close(have, want, rtol=0, atol=1e-5 * float(want.detach().abs().max()))
-    if PASSES[name].ensures:
-        assert after.stage is PASSES[name].ensures
-    state = [dict((*p.named_parameters(), *p.named_buffers())) for p in (before, after)]
-    if not effects & Effect.NAMES:
-        assert state[0].keys() == state[1].keys()
-    if not effects & Effect.WEIGHTS:
-        for key in state[0].keys() & state[1].keys():
-            assert torch.equal(state[0][key], state[1][key]), key
-
-
-@pytest.mark.parametrize("name", PASSES)
-def test_the_callers_program_is_untouched(name):
-    case = CASES[1]
-    program = case.trace()
-    prefix = PREFIX[name].rstrip(" |")
-    before = Pipeline.parse(prefix)(program) if prefix else program
-    text, state = before.text(), {k: v.clone() for k, v in before.state_dict().items()}
-    Pipeline.parse(name)(before)
-    assert before.text() == text
-    assert all(torch.equal(state[k], v) for k, v in before.state_dict().items())
+@pytest.mark.parametrize(("step", "cases"), tried(), ids=[str(step) for step, _ in tried()])
+def test_a_pass_keeps_its_promises(step, cases):
+    check_pass(step, cases=cases, after=setups(step))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -1,0 +1,8 @@
+"""What every pass promises, tried on small models: for the tests of a pass of one's own. See `check_pass`."""
+
+from sparsify.passes.contract.cases import CASES as CASES
+from sparsify.passes.contract.cases import Case as Case
+from sparsify.passes.contract.check import SETUPS as SETUPS
+from sparsify.passes.contract.check import check_pass as check_pass
+from sparsify.passes.contract.table import Row as Row
+from sparsify.passes.contract.table import table as table

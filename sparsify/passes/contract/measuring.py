@@ -1,0 +1,189 @@
+"""What a program computes and is made of, as values that can be compared before and after a pass."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.ir import PHASES, Program
+from sparsify.passes.base import Effect, Kept, Preserves
+
+OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
+"""What counts as rounding, relative to the largest entry of a tensor."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one call of a phase gives.
+
+    Attributes:
+        names: of the outputs that were differentiated.
+        outputs: by name, and under ``state of ...`` the buffers that the call changed.
+        buffers: all of them after the call, under ``state of ...``.
+        inputs: gradients with respect to floating inputs, by place.
+        parameters: gradients with respect to parameters, by each of their names.
+    """
+
+    names: tuple[str, ...]
+    outputs: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
+    inputs: Mapping[str, Tensor]
+    parameters: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class State:
+    """What a program is made of: the lines of each graph, and its tensors and modules by name."""
+
+    graphs: Mapping[str, tuple[str, ...]]
+    tensors: Mapping[str, Tensor]
+    modules: frozenset[str]
+
+
+def run(program: Program, phase: str, args: Sequence[Any], outputs: Sequence[str] | None = None) -> Run:
+    """Call a phase and differentiate a weighted sum of its floating outputs; the program and torch's generator stay as they are.
+
+    Args:
+        program: to be called.
+        phase: ``train`` or ``eval``.
+        args: flat inputs.
+        outputs: names of those that count; all by default.
+    """
+    leaves = [x.detach().clone().requires_grad_() if _moves(x) else x for x in args]
+    old = {name: value.detach().clone() for name, value in program.named_buffers()}
+    with undisturbed(program), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        given = [x.clone() if _moves(x) else x for x in leaves]  # a model may write into its inputs
+        named = dict(zip(program.output_names(phase), program.phases[phase](*given), strict=True))
+        named = {name: value for name, value in named.items() if outputs is None or name in outputs}
+        terms = [
+            (value * _weights(name, value)).sum()
+            for name, value in named.items()
+            if _moves(value) and value.requires_grad
+        ]
+        parameters = {n: p for n, p in program.named_parameters(remove_duplicate=False) if p.requires_grad}
+        places = {str(place): x for place, x in enumerate(leaves) if _moves(x)}
+        wanted = [*parameters.values(), *places.values()]
+        total = torch.stack([term.double() for term in terms]).sum() if terms else None
+        found = (
+            torch.autograd.grad(total, wanted, allow_unused=True)
+            if total is not None and wanted
+            else [None] * len(wanted)
+        )
+        gradients = [torch.zeros_like(x) if g is None else g for g, x in zip(found, wanted, strict=True)]
+        after = {name: value.detach().clone() for name, value in program.named_buffers()}
+    values = {name: value.detach() for name, value in named.items()}
+    changed = {f"state of {name}": value for name, value in after.items() if not torch.equal(value, old[name])}
+    split = len(parameters)
+    return Run(
+        tuple(values),
+        values | changed,
+        {f"state of {name}": value for name, value in after.items()},
+        dict(zip(places, gradients[split:], strict=True)),
+        dict(zip(parameters, gradients[:split], strict=True)),
+    )
+
+
+def kept(before: Run, after: Run) -> Kept:
+    """How much of a phase was preserved. What has no gradient after the pass, because it is gone, has one of 0."""
+    outputs = _level(before.outputs, {**after.buffers, **after.outputs}, OUTPUT_TOLERANCE)
+    if outputs > Preserves.NOTHING and _level(before.inputs, after.inputs, GRADIENT_TOLERANCE) is Preserves.NOTHING:
+        outputs = Preserves.NOTHING
+    left = {n: after.parameters.get(n, torch.zeros_like(v)) for n, v in before.parameters.items()}
+    return Kept(outputs, _level(before.parameters, left, GRADIENT_TOLERANCE))
+
+
+def state(program: Program) -> State:
+    """What a program is made of now; its tensors are copied."""
+    tensors = [*program.named_parameters(remove_duplicate=False), *program.named_buffers(remove_duplicate=False)]
+    return State(
+        {phase: _lines(program, phase) for phase in PHASES},
+        {name: _copied(value) for name, value in tensors},
+        frozenset(name for name, _ in program.named_modules(remove_duplicate=False)),
+    )
+
+
+def effects(before: State, after: State) -> Effect:
+    """What a pass changed."""
+    found = Effect.NONE
+    for phase, effect in (("train", Effect.TRAIN_GRAPH), ("eval", Effect.EVAL_GRAPH)):
+        if before.graphs[phase] != after.graphs[phase]:
+            found |= effect
+    if before.tensors.keys() != after.tensors.keys() or before.modules != after.modules:
+        found |= Effect.NAMES
+    shared = before.tensors.keys() & after.tensors.keys()
+    if any(not _same(before.tensors[name], after.tensors[name]) for name in shared):
+        found |= Effect.WEIGHTS
+    return found
+
+
+def trained(state: State) -> dict[str, bool]:
+    """Whether each parameter trains, by name."""
+    return {name: value.requires_grad for name, value in state.tensors.items() if isinstance(value, nn.Parameter)}
+
+
+def _level(want: Mapping[str, Tensor], have: Mapping[str, Tensor], tolerance: float) -> Preserves:
+    """How much of all values is there, the least of any."""
+    level, floor = Preserves.EXACTLY, 1e-3 * max((_largest(value) for value in want.values()), default=0.0)
+    for name, value in want.items():
+        other = have.get(name)
+        if other is None or other.shape != value.shape or other.dtype != value.dtype:
+            return Preserves.NOTHING
+        if not _same(value, other):
+            if not value.is_floating_point():
+                return Preserves.NOTHING
+            allowed = tolerance * max(_largest(value), floor)
+            if not bool(((value - other).abs() <= allowed).all()):
+                return Preserves.NOTHING
+            level = Preserves.NUMERICALLY
+    return level
+
+
+def _largest(value: Tensor) -> float:
+    return float(value.detach().abs().max()) if value.is_floating_point() and value.numel() else 0.0
+
+
+def _same(value: Tensor, other: Tensor) -> bool:
+    return value.shape == other.shape and value.dtype == other.dtype and torch.equal(value, other)
+
+
+def _moves(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _weights(name: str, value: Tensor) -> Tensor:
+    """What each entry of an output counts in the sum that is differentiated: drawn once for each name."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(value.shape, generator=generator, dtype=value.dtype)
+
+
+def _copied(value: Tensor) -> Tensor:
+    made = value.detach().clone()
+    return nn.Parameter(made, value.requires_grad) if isinstance(value, nn.Parameter) else made
+
+
+def _lines(program: Program, phase: str) -> tuple[str, ...]:
+    lines = [
+        f"{n.name} {n.op} {n.target} {n.args} {n.kwargs} {n.meta.get('spec')}"
+        for n in program.phases[phase].graph.nodes
+    ]
+    return (*lines, f"{program.output_names(phase)} {program.out_specs[phase]}")
+
+
+@contextmanager
+def undisturbed(program: Program) -> Generator[None]:
+    """Buffers that the block changes are put back."""
+    values = [(buffer, buffer.detach().clone()) for buffer in program.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in values:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)

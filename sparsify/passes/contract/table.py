@@ -1,0 +1,92 @@
+"""What `check_pass` found on each case, and how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sparsify.ir import PHASES
+from sparsify.passes.base import Effect, Kept, Preserves
+
+_LEVELS = {Preserves.EXACTLY: "=", Preserves.NUMERICALLY: "~", Preserves.NOTHING: "x"}
+_EFFECTS = {Effect.TRAIN_GRAPH: "T", Effect.EVAL_GRAPH: "E", Effect.NAMES: "N", Effect.WEIGHTS: "W"}
+LEGEND = (
+    "train outputs, train gradients, eval outputs, eval gradients: = exactly, ~ up to rounding, x changed;\n"
+    "then effects: T train graph, E eval graph, N names, W weights; . nothing changed; - refused"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A pass on one program.
+
+    Attributes:
+        step: the pass as it is spelt.
+        case: the model's name.
+        setup: the pipeline that made the program.
+        changed: whether the pass changed it.
+        refused: why there is no result, if there is none.
+        effects: what it changed.
+        preserved: by phase, what it preserved; empty where it refused.
+        broken: promises that it broke.
+    """
+
+    step: str
+    case: str
+    setup: str
+    changed: bool = False
+    refused: str = ""
+    effects: Effect = Effect.NONE
+    preserved: Mapping[str, Kept] = field(default_factory=dict[str, Kept])
+    broken: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """As a cell of `table`, such as ``xx~x TEW``."""
+        if not self.preserved:
+            return "-"
+        if not self.changed:
+            return "."
+        levels = "".join(
+            _LEVELS[level] for p in PHASES for level in (self.preserved[p].outputs, self.preserved[p].gradients)
+        )
+        return f"{levels} {''.join(letter for effect, letter in _EFFECTS.items() if effect in self.effects)}"
+
+
+def merged(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
+    """A row for each pass and case: over all pipelines, every effect and the least that was preserved."""
+    found = dict[tuple[str, str], Row]()
+    for row in rows:
+        key = (row.step, row.case)
+        found[key] = _joined(found[key], row) if key in found else row
+    return found
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The passes beside each other, a case a line."""
+    cells = merged(rows)
+    steps, cases = list(dict.fromkeys(step for step, _ in cells)), list(dict.fromkeys(case for _, case in cells))
+    lines = [["case", *(str(number) for number in range(1, len(steps) + 1))]]
+    lines += [[case, *(str(cells[step, case]) if (step, case) in cells else "" for step in steps)] for case in cases]
+    lines.append(
+        ["changed", *(str(sum(cells[step, case].changed for case in cases if (step, case) in cells)) for step in steps)]
+    )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    shown = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    names = [f"{number:2d} {step}" for number, step in enumerate(steps, 1)]
+    changed = sum(row.changed for row in cells.values())
+    refused = sum(not row.preserved for row in cells.values())
+    count = f"{len(cells)} pairs of a pass and a case: {changed} changed, {refused} refused, {len(cells) - changed - refused} as they were"
+    return "\n".join((*names, LEGEND, "", *shown, "", count))
+
+
+def _joined(a: Row, b: Row) -> Row:
+    if not (a.preserved and b.preserved):
+        return a if a.preserved else b
+    preserved = {
+        phase: Kept(
+            min(a.preserved[phase].outputs, b.preserved[phase].outputs),
+            min(a.preserved[phase].gradients, b.preserved[phase].gradients),
+        )
+        for phase in PHASES
+    }
+    return Row(a.step, a.case, "", a.changed or b.changed, "", a.effects | b.effects, preserved, (*a.broken, *b.broken))

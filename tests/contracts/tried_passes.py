@@ -1,0 +1,41 @@
+"""The passes of the package as their contract is tried, and the table of what they do: ``python -m tests.contracts.tried_passes``."""
+
+from __future__ import annotations
+
+from sparsify.passes import PASSES, Pass, Pipeline
+from sparsify.passes.contract import CASES as AWKWARD
+from sparsify.passes.contract import SETUPS, Case, Row, check_pass, table
+from tests.cases import CASES
+
+VARIANTS = (
+    "insert-masks{density=0.5}",
+    "insert-masks{pattern=grouped:16:learned density=0.5}",
+    "insert-random-masks{rescale=true}",
+    "widen-classifier{score=odds}",
+    "attach-calibration-head{kind=vector}",
+    "lower-grouped-conv{form=grouped}",
+    "lower-grouped-linear{form=grouped}",
+)
+"""Options with which a pass declares or does something else than without; tried on the awkward models."""
+
+
+def tried() -> list[tuple[Pass, tuple[Case, ...]]]:
+    """Each registered pass with all models, then each variant with the awkward ones."""
+    variants = [step for text in VARIANTS for step in Pipeline.parse(text).passes]
+    return [(cls(), (*AWKWARD, *CASES)) for cls in PASSES.values()] + [(step, AWKWARD) for step in variants]
+
+
+def setups(step: Pass) -> tuple[str, ...]:
+    """What comes before a pass: all pipelines of the stage that it requires; the last one of each, where it takes every stage."""
+    if len(step.requires) == len(SETUPS):
+        return tuple(SETUPS[stage][-1] for stage in step.requires)
+    return tuple(text for stage in step.requires for text in SETUPS[stage])
+
+
+def rows() -> list[Row]:
+    """What every pass does on every model."""
+    return [row for step, cases in tried() for row in check_pass(step, cases=cases, after=setups(step))]
+
+
+if __name__ == "__main__":
+    print(table(rows()))
