@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,7 +38,7 @@ def converted(name: str) -> tuple[Program, bytes]:
     return program, file_of(program, case(name).args)
 
 
-def file_of(program: Program, args: Sequence[Tensor], **options: str) -> bytes:
+def file_of(program: Program, args: Sequence[Tensor], **options: Any) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         return export(program, Path(folder) / "m.onnx", inputs=args, **{"form": "dense", **options}).path.read_bytes()
 
@@ -95,7 +96,7 @@ def dropout_left_on(model: onnx.ModelProto, program: Program) -> bool:
         return False
     last = [node for node in model.graph.node if node.op_type in ("Gemm", "MatMul")][-1]
     place = list(model.graph.node).index(last)
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.1), "ratio"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.1, dtype=np.float32), "ratio"))
     nodes = [
         helper.make_node("RandomUniformLike", [last.input[0]], ["drawn"], seed=1.0),
         helper.make_node("Less", ["ratio", "drawn"], ["kept"]),
@@ -169,15 +170,49 @@ def test_the_number_of_combinations_that_the_docs_name_is_that_of_the_test():
     assert f"{sum(COMBINATIONS.values())} combinations" in " ".join(text.split())
 
 
-@functools.cache
-def masked() -> Program:
-    """A network wide enough for selections of its own for one sample."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
+class Tokens(nn.Module):
+    """The rows of an image as tokens through wide linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.up, self.down = nn.Linear(8, 64), nn.Linear(64, 128), nn.Linear(128, 64)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.squeeze(1))
+        return self.head((x + self.down(torch.relu(self.up(x)))).mean(1))
+
+
+def linear() -> nn.Module:
+    """Wide enough for selections of its own for one sample."""
+    return nn.Sequential(
         nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
     )
-    program = trace(model.eval(), (digits(2)[0],)).eval()
-    return Pipeline.parse("insert-masks{density=0.25 pattern=grouped:8}")(program).eval()
+
+
+def convolutions() -> nn.Module:
+    """Convolutions of width 3 and 1, the last one strided, that are written in groups."""
+    return nn.Sequential(
+        nn.Conv2d(1, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 1, stride=2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip
+
+
+SELECTED = {
+    "linear": (linear, "grouped:8"),
+    "tokens": (Tokens, "grouped:16"),
+    "convolutions": (convolutions, "grouped:32"),
+}
+"""By name, a network whose layers select the inputs of groups in its file, and their pattern."""
+
+
+@functools.cache
+def masked(name: str = "linear") -> Program:
+    """A network with groups, of density 0.25."""
+    torch.manual_seed(0)
+    model, pattern = SELECTED[name]
+    program = trace(model().eval(), (digits(2)[0],)).eval()
+    return Pipeline.parse(f"insert-masks{{density=0.25 pattern={pattern} allocation=uniform}}")(program).eval()
 
 
 @pytest.mark.parametrize("branch", ["then_branch", "else_branch"])
@@ -195,30 +230,79 @@ def test_a_fault_at_one_sample_only_or_at_several_only_is_refused(branch):
 
 
 @functools.cache
-def grouped_file() -> tuple[bytes, Reference]:
+def grouped_file(name: str = "linear") -> tuple[bytes, Reference]:
     inputs = inputs_of(case("mlp"), "plain")
-    data, reference = file_of(masked(), inputs, form="grouped"), Reference(masked(), inputs)
+    data, reference = file_of(masked(name), inputs, form="grouped"), Reference(masked(name), inputs)
     assert prove(data, reference).units == 10
     return data, reference
 
 
-def test_one_wrong_index_of_one_group_is_refused():
-    data, reference = grouped_file()
+def one_other(index: np.ndarray, first: np.ndarray) -> None:
+    """One index of a group is an input that the group does not read."""
+    others = sorted(set(index.flat) - set(index[0]))
+    index[0, first[0, 0]] = others[0] if others else index[0, first[0, 1]]
+
+
+def one_other_in_the_last(index: np.ndarray, first: np.ndarray) -> None:
+    one_other(index[::-1], first[::-1])
+
+
+def places_exchanged(index: np.ndarray, first: np.ndarray) -> None:
+    """A group reads what it should, two inputs in each other's place."""
+    index[0, first[0, :2]] = index[0, first[0, 1::-1]]
+
+
+def groups_exchanged(index: np.ndarray, first: np.ndarray) -> None:
+    """The first group reads what the last one should, and the other way round."""
+    index[[0, -1]] = index[[-1, 0]]
+
+
+WRONG_INDICES = (one_other, one_other_in_the_last, places_exchanged, groups_exchanged)
+"""Each changes indices [groups, k] in place. They are given the places of a group by weight, largest first: a place may be filled up."""
+
+
+def selections(model: onnx.ModelProto) -> dict[str, tuple[onnx.TensorProto, np.ndarray]]:
+    """By name, the index table of a selection and the places of each group by weight, from the convolution that reads what is selected."""
+    nodes, tables = list(nodes_of(model.graph)), {table.name: table for table in model.graph.initializer}
+    merged = {a.g.output[0].name: node.output[0] for node in nodes for a in node.attribute if a.HasField("g")}
+    readers = {node.input[0]: node for node in nodes if node.op_type in ("Conv", "Reshape")}
+    found = dict[str, tuple[onnx.TensorProto, np.ndarray]]()
+    for node in nodes:
+        if node.op_type == "Gather":
+            reader = node
+            while reader.op_type != "Conv":
+                reader = readers[merged.get(reader.output[0], reader.output[0])]
+            groups = next(a.i for a in reader.attribute if a.name == "group")
+            weight = np.abs(numpy_helper.to_array(tables[reader.input[1]]))
+            size = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1).sum((1, 3))
+            found[node.input[1]] = tables[node.input[1]], np.argsort(-size, axis=1, kind="stable")
+    return found
+
+
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """All nodes, those of branches too."""
+    for node in graph.node:
+        yield node
+        for branch in (a.g for a in node.attribute if a.HasField("g")):
+            yield from nodes_of(branch)
+
+
+@pytest.mark.parametrize("name", SELECTED)
+def test_wrong_indices_of_a_group_are_refused(name):
+    data, reference = grouped_file(name)
     model = onnx.ModelProto.FromString(data)
-    tried = 0
-    for table in model.graph.initializer:
-        values = numpy_helper.to_array(table).copy()
-        if table.data_type != onnx.TensorProto.INT64 or values.ndim != 2 or values.size < 64:
-            continue
-        others = sorted(set(values.flat) - set(values[0]))
-        kept = table.SerializeToString()
-        values[0, 0] = others[0] if others else values[0, 1]
-        table.CopyFrom(numpy_helper.from_array(values, table.name))
-        with pytest.raises(ExportError, match="differs from the program"):
-            prove(model.SerializeToString(), reference)
-        table.ParseFromString(kept)
-        tried += 1
-    assert tried
+    found = selections(model)
+    assert len(found) >= 2
+    for table, first in found.values():
+        values, kept = numpy_helper.to_array(table), table.SerializeToString()
+        for fault in WRONG_INDICES:
+            wrong = values.copy()
+            fault(wrong.reshape(first.shape), first)
+            assert not np.array_equal(wrong, values), (table.name, fault.__name__)
+            table.CopyFrom(numpy_helper.from_array(wrong, table.name))
+            with pytest.raises(ExportError, match="differs from the program"):
+                pytest.fail(f"{fault.__name__} of {table.name}: {prove(model.SerializeToString(), reference)}")
+            table.ParseFromString(kept)
 
 
 def test_one_value_of_a_sparse_initializer_in_another_place_is_refused():
