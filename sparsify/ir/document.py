@@ -29,6 +29,8 @@ _KEYS = re.compile(r"[^\"'\\{}\x00-\x1f]{0,300}")
 
 Identifier = Annotated[str, AfterValidator(checked_identifier)]
 Path = Annotated[str, AfterValidator(checked_path)]
+LONGEST_NOTE = 500
+"""Characters of what a trainer had still to do."""
 Text = Annotated[str, AfterValidator(checked_text)]
 
 
@@ -122,6 +124,7 @@ class ProgramForm(_Form):
     stage: Literal["traced", "masked", "folded"]
     training: bool
     dynamic_batch: bool
+    unfinished: Annotated[str, Field(max_length=LONGEST_NOTE), AfterValidator(checked_text)] = ""
     batch_ranges: dict[Literal["train", "eval"], RangeForm] = {}
     constants: Constants = []
     inputs: list[Spec]

@@ -27,7 +27,7 @@ from sparsify.errors import LoadError, SparsifyError
 from sparsify.files import write_atomically
 from sparsify.ir.batches import BatchRange
 from sparsify.ir.binding import KINDS, UNKNOWN
-from sparsify.ir.document import NodeForm, ProgramForm, checked_document
+from sparsify.ir.document import LONGEST_NOTE, NodeForm, ProgramForm, checked_document
 from sparsify.ir.foreign import INTEGERS, checked_keyword, checked_text, parse_json
 from sparsify.ir.nodes import GradientTap, RandomnessRecord, Stage, TensorSpec
 from sparsify.ir.operators import FUNCTIONS, aten_operator
@@ -59,6 +59,7 @@ def save_program(program: Program, path: Path) -> None:
         "stage": program.stage.value,
         "training": program.training,
         "dynamic_batch": program.dynamic_batch,
+        **({"unfinished": program.unfinished[:LONGEST_NOTE]} if program.unfinished else {}),
         **_encode_limits(program),
         "inputs": [_encode_spec(spec) for spec in program.input_specs],
         "in_spec": _encode_tree(program.in_spec),
@@ -258,7 +259,7 @@ def _decode_program(document: ProgramForm, tensors: dict[str, Tensor], make: typ
     sides = in_spec.children()
     if in_spec.type is not tuple or [side.type for side in sides] != [tuple, dict]:
         raise LoadError("its in_spec is no tuple of positional arguments and a mapping of those by name.")
-    return make(
+    program = make(
         state,
         _graphs(document),
         name=document.name,
@@ -271,6 +272,8 @@ def _decode_program(document: ProgramForm, tensors: dict[str, Tensor], make: typ
         constants={place: _decode(value, {}) for place, value in document.constants},
         signature=_decode_signature(document),
     ).train(document.training)
+    program.unfinished = document.unfinished
+    return program
 
 
 def _decode_signature(document: ProgramForm) -> inspect.Signature | None:
