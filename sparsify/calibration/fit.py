@@ -13,12 +13,15 @@ from torch import Tensor
 
 from sparsify.errors import TrainingError
 from sparsify.ir import Program
-from sparsify.parts import metrics
+from sparsify.ir.evaluation import outputs_over
+from sparsify.parts import conformal, metrics
 from sparsify.parts.calibrators import NotIdentifiableError, fit_temperature, fit_vector_scaling
 from sparsify.parts.samples import Samples
+from sparsify.tasks import Task, build
 
 FEW = 5
 """Held-out samples per class below which a fit is called rough."""
+NOT_FITTED = "not fitted, so the probabilities are those of the model as trained"
 
 
 @dataclass(frozen=True)
@@ -26,65 +29,136 @@ class CalibrationLog:
     """What was fitted, on how many held-out samples, and what it did to them.
 
     Attributes:
-        kind: ``temperature`` or ``vector``.
+        kind: ``temperature``, ``vector``, ``label-temperature`` or ``interval``.
+        nll_before, nll_after, ece_before, ece_after: of the decisions on these samples; None of an interval.
         temperature: of that kind; 1.0 where it could not be fitted.
         note: why the head stayed at the identity, or why the fit deserves little trust; None: neither.
+        level: the share of new samples that an interval should hold; None of the other kinds.
     """
 
     kind: str
     samples: int
-    nll_before: float
-    nll_after: float
-    ece_before: float
-    ece_after: float
+    nll_before: float | None
+    nll_after: float | None
+    ece_before: float | None
+    ece_after: float | None
     temperature: float | None
     note: str | None = None
+    level: float | None = None
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able."""
-        return dataclasses.asdict(self)
+        found = dataclasses.asdict(self)
+        return found if self.level is not None else {key: value for key, value in found.items() if key != "level"}
 
 
-def fit(program: Program, held_out: Samples, *, batch_size: int = 256) -> CalibrationLog:
+def fit(
+    program: Program,
+    held_out: Samples,
+    *,
+    task: str | Task = "classification",
+    level: float = 0.9,
+    batch_size: int = 256,
+) -> CalibrationLog:
     """Fit the head that `attach-calibration-head` inserted.
 
     Args:
-        program: with an output ``probabilities``.
+        program: with an output ``probabilities``, or ``lower`` and ``upper``.
         held_out: neither training nor test data.
+        task: what the outputs mean, as for the pass.
+        level: the share of new samples that an interval should hold, in (0, 1).
         batch_size: of the evaluation.
 
     Returns:
         What was done. A head that the samples do not determine is the identity then (temperature 1; scale 1 and bias 0), with a note.
 
     Raises:
-        TrainingError: If there is no head, or the program's logits hold NaN or +infinity.
+        TrainingError: If there is no head, or the program's outputs hold NaN or +infinity.
+        TaskError: If there is no task of that name.
     """
-    buffers = {name for name, _ in program.named_buffers()}
-    kind = next(
-        (k for k, b in (("temperature", "temperature"), ("vector", "scale")) if f"calibration.{b}" in buffers), None
-    )
-    if kind is None:
-        raise TrainingError(f"{program.name!r} has no calibration head. Apply attach-calibration-head first.")
-    labels = held_out.targets.cpu()
-    logits = evaluate(program, held_out, batch_size=batch_size)["logits"]
-    if bool((logits.isnan() | (logits == torch.inf)).any()):
+    meaning, kind = build(task), _kind(program)
+    assert meaning.output is not None, "a task with heads reads one output"
+    found = outputs_over(program, held_out, names=(meaning.output,), batch_size=batch_size)[meaning.output].double()
+    if bool((found.isnan() | (found == torch.inf)).any()):
+        what = "logits" if meaning.output == "logits" else "predictions"
         raise TrainingError(
-            f"{program.name!r} returns NaN or infinite logits for held-out samples, so there is nothing to calibrate. Lower lr, or check "
+            f"{program.name!r} returns NaN or infinite {what} for held-out samples, so there is nothing to calibrate. Lower lr, or check "
             f"the batch norms' running statistics."
         )
-    fitted, note = _fitted(kind, logits, labels)
+    if kind == "interval":
+        return _interval(program, found, held_out.targets.reshape(found.shape).double().cpu(), level)
+    if kind == "label-temperature":
+        fitted, note = _by_label(found, held_out.targets)
+        after = found / fitted["temperature"]
+        temperature = None
+    else:
+        scores, answers = _judged(meaning, found, held_out.targets)
+        fitted, note = _fitted(kind, scores, answers)
+        plain = kind == "temperature"
+        after = found / fitted["temperature"] if plain else found * fitted["scale"] + fitted["bias"]
+        temperature = float(fitted["temperature"]) if plain else None
     for name, value in fitted.items():
         program.tensor(f"calibration.{name}").copy_(value)
-    after = logits / fitted["temperature"] if kind == "temperature" else logits * fitted["scale"] + fitted["bias"]
-    tables = {"before": logits.softmax(1), "after": after.softmax(1)}
+    tables = {when: _judged(meaning, z, held_out.targets) for when, z in (("before", found), ("after", after))}
+    figures = {when: (scores.softmax(1), answers) for when, (scores, answers) in tables.items()}
     return CalibrationLog(
         kind=kind,
-        samples=len(labels),
-        **{f"nll_{when}": metrics.nll(table, labels) for when, table in tables.items()},
-        **{f"ece_{when}": metrics.ece(table, labels) for when, table in tables.items()},
-        temperature=float(fitted["temperature"]) if kind == "temperature" else None,
+        samples=len(held_out),
+        **{f"nll_{when}": metrics.nll(*table) if len(table[1]) else None for when, table in figures.items()},
+        **{f"ece_{when}": metrics.ece(*table) if len(table[1]) else None for when, table in figures.items()},
+        temperature=temperature,
         note=note,
     )
+
+
+def _kind(program: Program) -> str:
+    """The kind of the program's head, by its buffers."""
+    buffers = {name: buffer for name, buffer in program.named_buffers() if name.startswith("calibration.")}
+    if "calibration.temperature" in buffers:
+        return "label-temperature" if buffers["calibration.temperature"].ndim else "temperature"
+    for kind, name in (("vector", "scale"), ("interval", "reach")):
+        if f"calibration.{name}" in buffers:
+            return kind
+    raise TrainingError(f"{program.name!r} has no calibration head. Apply attach-calibration-head first.")
+
+
+def _judged(task: Task, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """A row of scores and the right column for each decision that is judged."""
+    scores, answers = task.scores(output), task.answers(target.cpu())
+    assert scores is not None and answers is not None, "a task with such a head decides"
+    return scores[answers >= 0], answers[answers >= 0]
+
+
+def _interval(program: Program, prediction: Tensor, target: Tensor, level: float) -> CalibrationLog:
+    buffer, errors = program.tensor("calibration.reach"), (prediction - target).abs()
+    if not buffer.ndim and errors.ndim > 1:
+        errors = errors.flatten(1).amax(1)  # one reach for all outputs of a sample
+    buffer.copy_(conformal.reach(errors, level))
+    enough = conformal.needed(level)
+    note = (
+        f"a rough estimate, from {len(errors)} held-out samples where {enough} are needed"
+        if len(errors) < enough
+        else None
+    )
+    return CalibrationLog("interval", len(errors), None, None, None, None, None, note, level)
+
+
+def _by_label(logits: Tensor, target: Tensor) -> tuple[dict[str, Tensor], str | None]:
+    """A temperature of each label [K], 1 where the samples do not determine it."""
+    found, left = torch.ones(logits.shape[1]).double(), list[int]()
+    answers = (target.cpu() > 0.5).long() if target.dtype is not torch.bool else target.cpu().long()
+    for label in range(logits.shape[1]):
+        z = logits[:, label]
+        try:
+            found[label] = fit_temperature(torch.stack([torch.zeros_like(z), z], 1), answers[:, label])
+        except ValueError:
+            left.append(label)
+    if not left:
+        return {"temperature": found}, None
+    shown = ", ".join(map(str, left[:8])) + (" ..." if len(left) > 8 else "")
+    return {
+        "temperature": found
+    }, f"not fitted for {len(left)} of {len(found)} labels ({shown}), whose samples do not determine it"
 
 
 def _fitted(kind: str, logits: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], str | None]:
@@ -100,9 +174,9 @@ def _fitted(kind: str, logits: Tensor, labels: Tensor) -> tuple[dict[str, Tensor
             scale, bias = fit_vector_scaling(logits, labels)
             found = {"scale": scale, "bias": bias}
     except ValueError as error:
-        return identity, f"not fitted, so the probabilities are those of the model as trained: {error}"
+        return identity, f"{NOT_FITTED}: {error}"
     if not all(bool(value.float().isfinite().all()) for value in found.values()):
-        return identity, "not fitted, so the probabilities are those of the model as trained: the optimum is not finite"
+        return identity, f"{NOT_FITTED}: the optimum is not finite"
     if kind == "vector":
         try:
             fit_temperature(logits, labels)
@@ -115,10 +189,5 @@ def _fitted(kind: str, logits: Tensor, labels: Tensor) -> tuple[dict[str, Tensor
 
 def evaluate(program: Program, samples: Samples, *, batch_size: int = 256) -> dict[str, Tensor]:
     """Outputs of the eval phase over all ``samples``, in batches, float64 on the CPU."""
-    parts: dict[str, list[Tensor]] = {}
-    device = next(program.parameters()).device
-    with torch.no_grad():
-        for rows in torch.arange(len(samples)).split(batch_size):
-            for name, value in program.outputs(samples.batch(rows)[0].to(device)).items():
-                parts.setdefault(name, []).append(value.cpu().double())
-    return {name: torch.cat(values) for name, values in parts.items()}
+    found = outputs_over(program, samples, batch_size=batch_size)
+    return {name: value.double() for name, value in found.items() if isinstance(value, Tensor)}

@@ -30,6 +30,7 @@ class Task(ABC):
         targets: what the targets are, for messages and help.
         lower: names of the figures of which the lower value is better.
         heads: kinds of calibration heads that fit its outputs, the usual one first.
+        link: what makes probabilities of its scores: ``softmax`` over dimension ``class_dim``, ``sigmoid``, or ``none``.
     """
 
     name: ClassVar[str]
@@ -37,6 +38,8 @@ class Task(ABC):
     targets: ClassVar[str]
     lower: ClassVar[frozenset[str]] = frozenset({"nll", "ece", "perplexity", "rmse", "mae"})
     heads: ClassVar[tuple[str, ...]] = ()
+    link: ClassVar[str] = "none"
+    class_dim: ClassVar[int] = -1
 
     @abstractmethod
     def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:

@@ -21,6 +21,7 @@ class Classification(Task):
     name: ClassVar = "classification"
     targets: ClassVar = "class numbers, int [N], for logits [N, K]"
     heads: ClassVar = ("temperature", "vector")
+    link: ClassVar = "softmax"
 
     def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
         if not tensors(output, target):
@@ -67,8 +68,7 @@ class _Positions(Task):
     """
 
     heads: ClassVar = ("temperature",)
-    class_dim: ClassVar[int]
-    """The dimension of the classes."""
+    link: ClassVar = "softmax"
 
     ignore: int = -100
 

@@ -18,6 +18,8 @@ from sparsify.tasks.base import Shape, Task, decided, fits, is_zero_one, mismatc
 class _YesNo(Task):
     """Logits z of which each says yes with probability sigmoid(z), and yes is decided above 0."""
 
+    link: ClassVar = "sigmoid"
+
     def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
         if not tensors(output, target) or not self._together(output, target):
             raise TrainingError(mismatch(self, output, target))

@@ -1,0 +1,131 @@
+"""Heads of tasks other than classification: the optimum, the coverage of intervals, and what the samples do not determine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import sparsify as sp
+from sparsify.calibration import evaluate, fit
+from sparsify.errors import PassError
+from sparsify.parts import conformal
+from sparsify.parts.samples import TensorSamples
+from sparsify.passes import AttachCalibrationHead
+
+G = torch.Generator().manual_seed(0)
+
+
+class Scaled(nn.Module):
+    """Inputs, which are log-odds or log-probabilities, multiplied by constants that calibration should find."""
+
+    def __init__(self, factor, shape=()) -> None:
+        super().__init__()
+        self.factor, self.shape = nn.Parameter(torch.as_tensor(factor)), shape
+
+    def forward(self, x):
+        return (x * self.factor).reshape(-1, *self.shape) if self.shape else x * self.factor
+
+
+def headed(task, model, x, kind="temperature"):
+    program = sp.trace(model, (x[:4],), task=task).eval()
+    plain = {name: value.clone() for name, value in program.outputs(x).items()}
+    program = sp.Pipeline((AttachCalibrationHead(kind=kind, task=task),))(program).eval()
+    assert all(torch.equal(program.outputs(x)[name], value) for name, value in plain.items())
+    return program
+
+
+@pytest.mark.parametrize("shape", [(800,), (800, 1)])
+def test_binary_probabilities_are_calibrated(shape):
+    z = 2 * torch.randn(shape, generator=G)
+    y = torch.rand(shape, generator=G) < z.sigmoid()
+    program = headed("binary", Scaled(3.0), z)
+    log = fit(program, TensorSamples(z, y.long()), task="binary")
+    assert log.temperature == pytest.approx(3.0, rel=0.15)
+    assert log.nll_after is not None and log.nll_before is not None and log.nll_after < log.nll_before
+    found = program.outputs(z)
+    torch.testing.assert_close(found["probabilities"], (found["logits"] / log.temperature).sigmoid())
+    assert found["probabilities"].shape == shape
+
+
+def test_each_label_has_a_temperature():
+    z = 2 * torch.randn(2000, 3, generator=G)
+    y = (torch.rand(2000, 3, generator=G) < z.sigmoid()).long()
+    y[:, 2] = (z[:, 2] > 0).long()  # the logits are right throughout: the best temperature is 0
+    program = headed("multilabel", Scaled([3.0, 0.5, 1.0]), z, "label-temperature")
+    log = fit(program, TensorSamples(z, y), task="multilabel")
+    found = program.tensor("calibration.temperature")
+    assert found[:2].tolist() == pytest.approx([3.0, 0.5], rel=0.15) and found[2] == 1.0
+    assert log.note == "not fitted for 1 of 3 labels (2), whose samples do not determine it"
+    torch.testing.assert_close(
+        program.outputs(z)["probabilities"], (z * torch.tensor([3.0, 0.5, 1.0]) / found).sigmoid()
+    )
+
+
+@pytest.mark.parametrize(("task", "shape", "axis"), [("dense", (4, 5), 1), ("sequence", (5, 4), 2)])
+def test_positions_are_calibrated_over_their_classes(task, shape, axis):
+    z = 1.5 * torch.randn(300, *shape, generator=G)
+    rows = z.movedim(axis, -1).softmax(-1)
+    y = torch.multinomial(rows.flatten(0, -2), 1, generator=G).reshape(rows.shape[:-1])
+    y[0] = -100
+    program = headed(task, Scaled(2.0), z)
+    log = fit(program, TensorSamples(z, y), task=task)
+    assert log.temperature == pytest.approx(2.0, rel=0.15)
+    found = program.outputs(z)["probabilities"]
+    torch.testing.assert_close(found.sum(axis), torch.ones(300, 5))
+    torch.testing.assert_close(found, (2 * z / log.temperature).softmax(axis))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+def test_an_interval_holds_what_it_says(shape):
+    x = torch.randn(1200, *shape, generator=G)
+    y = x + 0.5 * torch.randn(1200, *shape, generator=G)
+    program = headed("regression", Scaled(1.0), x, "interval")
+    log = fit(program, TensorSamples(x[:400], y[:400]), task="regression", level=0.8)
+    assert (log.kind, log.level, log.samples, log.note) == ("interval", 0.8, 400, None)
+    outputs = evaluate(program, TensorSamples(x[400:], y[400:]))
+    assert [*outputs] == ["prediction", "lower", "upper"]
+    assert abs(conformal.coverage(y[400:], outputs["lower"], outputs["upper"]) - 0.8) < 0.05
+    errors = (x[:400] - y[:400]).abs()
+    torch.testing.assert_close(program.tensor("calibration.reach"), errors.sort(0).values[320], msg="ceil(401 * 0.8)")
+    assert log.to_dict()["nll_before"] is None
+
+
+def test_targets_of_a_column_fit_an_interval_of_a_row():
+    x, y = torch.randn(50, 1, generator=G), torch.randn(50, generator=G)
+    program = headed("regression", Scaled(1.0), x, "interval")
+    fit(program, TensorSamples(x, y), task="regression")
+    assert program.tensor("calibration.reach").item() == pytest.approx((x[:, 0] - y).abs().sort().values[45].item())
+
+
+def test_few_samples_are_said():
+    x = torch.randn(8, generator=G)
+    program = headed("regression", Scaled(1.0), x, "interval")
+    log = fit(program, TensorSamples(x, x + 1), task="regression")
+    assert log.note == "a rough estimate, from 8 held-out samples where 9 are needed"
+    assert program.tensor("calibration.reach").item() == pytest.approx(1.0)
+
+
+def test_an_interval_is_exported_and_proved(tmp_path):
+    x = torch.randn(40, 6, generator=G)
+    program = sp.trace(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1)), (x[:4],), task="regression").eval()
+    program = sp.Pipeline.parse("attach-calibration-head{kind=interval task=regression}")(program).eval()
+    fit(program, TensorSamples(x, x[:, 0]), task="regression")
+    result = sp.export(program, tmp_path / "a.onnx", inputs=[x])
+    assert result.parity.samples and not result.parity.uncompared
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "options", "words"),
+    [
+        ("regression", Scaled(1.0), {"kind": "temperature", "task": "regression"}, "has interval heads"),
+        ("regression", Scaled(1.0), {}, "returns prediction, and task 'classification' reads 'logits'"),
+        ("custom", Scaled(1.0), {"task": "custom"}, "has no heads"),
+        ("binary", Scaled(1.0), {}, r"calibration needs class numbers.*or set the option task"),
+        ("binary", Scaled(1.0), {"task": "nothing"}, "option task has no choice 'nothing'"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(task, model, options, words):
+    program = sp.trace(model, (torch.randn(4),), task=task)
+    with pytest.raises(PassError, match=words):
+        sp.Pipeline((AttachCalibrationHead(**options),))(program)
