@@ -141,10 +141,14 @@ def run(
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits, file.npz, a folder of images, or file.py:factory",
+            help="digits, file.npz, file.csv, a folder of images, or file.py:factory",
             show_default=DEFAULTS["data"],
             rich_help_panel=WHAT,
         ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="of file.csv: the column to predict; several with commas between them", rich_help_panel=WHAT),
     ] = None,
     ood: Annotated[
         list[str] | None,
@@ -239,6 +243,7 @@ def run(
 
     given = {"model": model, "data": data, "method": method, "sparsity": sparsity, "pattern": pattern}
     given |= {
+        "target": target,
         "weights": weights,
         "trust_pickle": trust_pickle,
         "epochs": epochs,
@@ -349,6 +354,7 @@ def trace_command(
         "model"
     ],
     data: Annotated[str, typer.Option(help="gives the shape of the inputs")] = "digits",
+    target: Annotated[str | None, typer.Option(help="of file.csv: the column to predict; several with commas")] = None,
     inputs: Annotated[
         list[str] | None,
         typer.Option("--input", help="instead of data: 2x3x32x32 or ids=2x16:int64, batch first; repeatable"),
@@ -371,7 +377,14 @@ def trace_command(
     if inputs:
         program = traced_without_data(model, inputs, weights=weights, trust_pickle=trust_pickle, logits=logits)
     else:
-        given = {"model": model, "data": data, "weights": weights and str(weights), "trust_pickle": trust_pickle}
+        given: dict[str, Any] = {
+            "model": model,
+            "data": data,
+            "weights": weights and str(weights),
+            "trust_pickle": trust_pickle,
+        }
+        if target:  # rows of a table are kept for testing; which ones does not matter here
+            given |= {"target": target, "test_holdout": 0.15}
         if logits is not None:
             given["logits"] = int(logits) if logits.isdigit() else logits
         recipe = parse_recipe(None, given)

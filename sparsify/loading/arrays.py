@@ -5,21 +5,24 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sparsify.errors import DataError
 from sparsify.loading.images import Progress, decode_all
 from sparsify.loading.pixels import Channels
+from sparsify.loading.targets import checked_targets
 from sparsify.parts.samples import Samples, TensorSamples
+from sparsify.parts.trees import Tree, described, mapped, tensors
 
 Arrays = dict[str, np.ndarray]
 PARTS = ("train", "validation", "test")
 PIECE = 4096
-HIGHEST_LABEL = 2**20
-OTHER_TASKS = ", which `sparsify run` does not train. Use sparsify.attach in a loop of your own."
+Statistics = tuple[Tensor, Tensor]
+"""Mean and standard deviation per channel."""
 UNLIKE = 16
 """Images whose highest values differ by more than this factor, one of them at most 1, are on different scales."""
 
@@ -40,12 +43,12 @@ def read_npz(
     """
     if not path.is_file():
         raise DataError(
-            f"there is no data file {path}. Give 'digits', an .npz file, a folder of images, or file.py:factory."
+            f"there is no data file {path}. Give 'digits', an .npz or .csv file, a folder of images, or file.py:factory."
         )
     if not zipfile.is_zipfile(path):
         raise DataError(
             f"{path} cannot be read as .npz: it is no zip archive of arrays. Give 'digits', an .npz that numpy.savez wrote, a folder of "
-            f"images, or file.py:factory, a function of yours that reads the file (a table of text, say) and returns its arrays."
+            f"images, a table whose name ends in .csv, or file.py:factory, a function of yours that reads the file and returns its arrays."
         )
     try:
         arrays = read_arrays(path)
@@ -56,18 +59,17 @@ def read_npz(
             f"{path} cannot be read as .npz without unpickling ({type(error).__name__}: {error}). "
             f"Save plain arrays with numpy.savez."
         ) from error
-    encoded = [part for part in PARTS if f"images_{part}" in arrays and f"offsets_{part}" in arrays]
-    for part in encoded:
-        blob, offsets = arrays.pop(f"images_{part}"), arrays.pop(f"offsets_{part}")
-        where = f"{path}, images_{part}"
-        images = decode_all(blob, offsets, where, size=size, channels=channels, on_progress=on_progress)
+    encoded = [key for key in arrays if key.startswith("images_") and f"offsets_{key[7:]}" in arrays]
+    for key in sorted(encoded, key=_order):
+        blob, offsets = arrays.pop(key), arrays.pop(f"offsets_{key[7:]}")
+        images = decode_all(blob, offsets, f"{path}, {key}", size=size, channels=channels, on_progress=on_progress)
         if images.shape[1] == 3:
             channels = "rgb"  # then grey images of other parts are read as the training part's are
-        arrays[f"x_{part}"] = images
+        arrays[f"x_{key[7:]}"] = images
     if size is not None and not encoded:
         raise DataError(f"{path} holds no encoded images to resize. Leave image_size out.")
     wanted = [f"{kind}_{part}" for part in PARTS for kind in "xy" if part == "train" or _names_part(arrays, part)]
-    missing = [name for name in wanted if name not in arrays]
+    missing = [name for name in wanted if _under(arrays, name) is None]
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
     return arrays
@@ -105,7 +107,7 @@ def free_memory() -> int:
 def holds_encoded_images(path: Path) -> bool:
     """Whether the training part of an .npz file is encoded images, not pixels."""
     with np.load(path, allow_pickle=False) as archive:
-        return "images_train" in archive.files
+        return any(name.partition(".")[0] == "images_train" for name in archive.files)
 
 
 def stored_layout(x: np.ndarray) -> Literal["NF", "NHW", "NHWC", "NCHW"]:
@@ -117,49 +119,160 @@ def stored_layout(x: np.ndarray) -> Literal["NF", "NHW", "NHWC", "NCHW"]:
     return "NHWC" if _arranged(x) is not x else "NCHW"
 
 
+def _order(key: str) -> int:
+    """The place of an array's part among all parts."""
+    return next((place for place, part in enumerate(PARTS) if part in key), len(PARTS))
+
+
 def _names_part(arrays: Arrays, part: str) -> bool:
-    return any(name.endswith(f"_{part}") for name in arrays)
+    return any(name.partition(".")[0].endswith(f"_{part}") for name in arrays)
+
+
+def _under(arrays: Mapping[str, Any], name: str) -> Any:
+    """The array of a name, or those of ``name.<key>`` by key; None where there is neither.
+
+    Raises:
+        DataError: If there are both, or a key is no name.
+    """
+    parts = {key.partition(".")[2]: value for key, value in arrays.items() if key.startswith(f"{name}.")}
+    if name in arrays and parts:
+        raise DataError(
+            f"the data hold {name} and {name}.{next(iter(parts))}. Name all of several inputs, or give one."
+        )
+    if strange := [key for key in parts if not key.isidentifier()]:
+        raise DataError(f"{name}.{strange[0]} should end in the name of an argument of forward, found {strange[0]!r}.")
+    return arrays.get(name) if name in arrays else parts or None
 
 
 def samples_of_arrays(
     text: str,
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, Any],
     *,
     normalise: bool = True,
     as_images: bool = True,
-    statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
+    statistics: Statistics | None = None,
+    task: str | None = None,
 ) -> dict[str, Samples]:
-    """Samples of ``x_<part>`` and ``y_<part>``.
+    """Samples of ``x_<part>`` and ``y_<part>``, or of several named arrays ``x_<part>.<name>``, ``y_<part>.<name>``.
 
     Args:
         text: which data, for messages.
-        arrays: by name.
-        normalise: images per channel, by the training part.
+        arrays: by name; those of several may be given as a tuple or a mapping too.
+        normalise: images per channel, by the training part; of several inputs, those that are bytes.
         as_images: arrange [N, H, W] and [N, H, W, C] as [N, C, H, W], and refuse other shapes; False does so to bytes alone and takes
-            other arrays as they are.
+            other arrays as they are, as the arrays of several inputs always are.
         statistics: mean and std, per channel or feature or one for all, in place of the training part's.
+        task: see `checked_targets`.
 
     Raises:
-        DataError: If an array has the wrong shape or type, labels are not whole numbers from 0, or values are not finite.
+        DataError: If an array has the wrong shape or type, or holds values it may not.
     """
-    names = [part for part in PARTS if f"x_{part}" in arrays]
-    checked = {part: checked_inputs(text, part, arrays[f"x_{part}"], arrays[f"y_{part}"], as_images) for part in names}
-    shapes = {part: tuple(x.shape[1:]) for part, (x, _) in checked.items()}
+    names = [part for part in PARTS if _under(arrays, f"x_{part}") is not None]
+    given = {part: _under(arrays, f"x_{part}") for part in names}
+    targets: dict[str, Tree] = {}
+    for part in names:
+        rows = _rows(f"{text}: x_{part}", given[part])
+        targets[part] = checked_targets(_under(arrays, f"y_{part}"), f"{text}: y_{part}", task=task)
+        for tensor in tensors(targets[part]):
+            if len(tensor) != rows:
+                raise DataError(
+                    f"{text}: x_{part} has {rows} samples, y_{part} has {len(tensor)}; they should be as many."
+                )
+    form = {part: _form(targets[part]) for part in names}
+    for part in names:
+        if form[part] != form["train"]:
+            raise DataError(f"{text}: y_train holds {form['train']}, y_{part} {form[part]}. Give all parts alike.")
+    if not isinstance(given["train"], (Mapping, tuple)):
+        inputs = {part: checked_inputs(text, f"x_{part}", given[part], as_images) for part in names}
+        mean, std = _prepared(text, inputs, statistics, normalise=normalise) or (None, None)
+        return {part: TensorSamples(inputs[part], targets[part], mean=mean, std=std) for part in names}
+    if statistics is not None:
+        raise DataError(
+            f"{text} has several inputs, and mean and std are for one. Leave them out, or prepare the inputs."
+        )
+    return _several(text, given, targets, normalise=normalise)
+
+
+def _several(
+    text: str, given: Mapping[str, Any], targets: Mapping[str, Tree], *, normalise: bool
+) -> dict[str, Samples]:
+    """Samples of several inputs, each prepared by itself."""
+    table = {part: dict(x) if isinstance(x, Mapping) else dict(enumerate(x)) for part, x in given.items()}
+    keys = list(table["train"])
+    for part in table:
+        if set(table[part]) != set(keys):
+            raise DataError(
+                f"{text}: the training part has the inputs {', '.join(map(str, keys))}, the {part} part "
+                f"{', '.join(map(str, table[part]))}. Give the same to all parts."
+            )
+    inputs: dict[str, dict[Any, Tensor]] = {part: {} for part in table}
+    statistics: dict[Any, Statistics] = {}
+    for key in keys:
+        each = {part: checked_inputs(text, f"x_{part}.{key}", table[part][key], False) for part in table}
+        found = _prepared(text, each, None, normalise=normalise and each["train"].dtype is torch.uint8, name=f".{key}")
+        statistics |= {} if found is None else {key: found}
+        for part, tensor in each.items():
+            inputs[part][key] = tensor
+    mean, std = ({key: pair[place] for key, pair in statistics.items()} or None for place in (0, 1))
+    named = isinstance(given["train"], Mapping)
+    return {
+        part: TensorSamples(x if named else tuple(x.values()), targets[part], mean=mean, std=std)
+        for part, x in inputs.items()
+    }
+
+
+def _rows(where: str, given: Any) -> int:
+    """Samples of one part.
+
+    Raises:
+        DataError: If there are none, or inputs have unlike numbers of them.
+    """
+    values = (
+        list(given.values()) if isinstance(given, Mapping) else list(given) if isinstance(given, tuple) else [given]
+    )
+    counts = {0 if np.ndim(value) == 0 else len(value) for value in values}
+    if not counts or 0 in counts:
+        raise DataError(f"{where} is empty. Give at least a few samples a class.")
+    if len(counts) > 1:
+        raise DataError(
+            f"{where}: the inputs have {' and '.join(map(str, sorted(counts)))} samples. Give as many of each."
+        )
+    return next(iter(counts))
+
+
+def _form(targets: Tree) -> str:
+    """What the targets of all parts have in common: names, kinds of numbers, shapes of a sample."""
+    if isinstance(targets, Tensor):
+        sizes = ", ".join(["N", *map(str, targets.shape[1:])])
+        return f"{str(targets.dtype).removeprefix('torch.')} [{sizes}]"
+    return described(mapped(lambda tensor: tensor[:0], targets))
+
+
+def _prepared(
+    text: str,
+    inputs: Mapping[str, Tensor],
+    statistics: Statistics | None,
+    *,
+    normalise: bool,
+    name: str = "",
+) -> Statistics | None:
+    """Mean and std that inputs are to be normalised by, from the parts of one input.
+
+    Raises:
+        DataError: If the parts have unlike shapes or scales, or ``statistics`` other channels.
+    """
+    shapes = {part: tuple(x.shape[1:]) for part, x in inputs.items()}
+    what = f"inputs{name and f' {name[1:]!r}'}"
     for part, shape in shapes.items():
         if shape != shapes["train"]:
-            raise DataError(f"{text}: training inputs have shape {list(shapes['train'])}, {part} inputs {list(shape)}.")
-    _one_scale(text, {part: x for part, (x, _) in checked.items()})
-    mean = std = None
+            raise DataError(f"{text}: training {what} have shape {list(shapes['train'])}, {part} {what} {list(shape)}.")
+    _one_scale(text, inputs, name)
     if statistics is not None:
-        mean, std = per_channel(text, statistics, shapes["train"][0])
-    elif normalise and len(shapes["train"]) == 3:
-        mean, std = channel_statistics(checked["train"][0])
-    return {part: TensorSamples(x, y, mean=mean, std=std) for part, (x, y) in checked.items()}
+        return per_channel(text, statistics, shapes["train"][0])
+    return channel_statistics(inputs["train"]) if normalise and len(shapes["train"]) == 3 else None
 
 
-def per_channel(
-    text: str, statistics: tuple[torch.Tensor, torch.Tensor], channels: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def per_channel(text: str, statistics: Statistics, channels: int) -> Statistics:
     """Mean and std of so many channels from those of all, or one for all.
 
     Raises:
@@ -174,7 +287,7 @@ def per_channel(
     return mean, std
 
 
-def channel_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def channel_statistics(x: Tensor) -> Statistics:
     """Mean and standard deviation per channel of images [N, C, H, W] (bytes as [0, 1]), each float32 [C], summed in pieces."""
     channels = x.shape[1]
     if (
@@ -196,47 +309,7 @@ def channel_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean.float(), square.sqrt().clamp_min(1e-6).float()
 
 
-def checked_labels(labels: np.ndarray, where: str) -> torch.Tensor:
-    """Labels as int64 [N].
-
-    Raises:
-        DataError: If they are not whole numbers from 0 in one dimension.
-    """
-    if labels.ndim != 1:
-        raise DataError(
-            f"{where} should hold one class per sample, [N], found shape {list(labels.shape)}. {_labels_advice(labels)}"
-        )
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(
-            f"{where} should hold classes, whole numbers from 0, found {labels.dtype}. {_labels_advice(labels)}"
-        )
-    wrong = (labels < 0) | (labels > HIGHEST_LABEL)
-    if wrong.any():
-        index = int(wrong.argmax())
-        raise DataError(
-            f"{where} should hold whole numbers from 0 to {HIGHEST_LABEL}, found {labels[index]} at sample {index}."
-        )
-    return torch.from_numpy(labels.astype(np.int64))
-
-
-def _labels_advice(labels: np.ndarray) -> str:
-    """What to do about labels that are no classes, by what they seem to be."""
-    if not (np.issubdtype(labels.dtype, np.number) or labels.dtype == np.bool_):
-        return "Number the classes from 0: numpy.unique(y, return_inverse=True)[1]."
-    whole = bool(np.isfinite(labels).all() and (labels == np.round(labels)).all())
-    if not whole:
-        return f"These look like the targets of a regression{OTHER_TASKS}"
-    if labels.ndim == 1:
-        return "All are whole, so y.astype('int64') keeps them as they are."
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        return "Use y.ravel()."
-    one_hot = labels.ndim == 2 and bool(np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all())
-    if one_hot:
-        return "These are one-hot: use y.argmax(1)."
-    return f"These look like several labels or positions per sample{OTHER_TASKS}"
-
-
-def _one_scale(text: str, parts: Mapping[str, torch.Tensor]) -> None:
+def _one_scale(text: str, parts: Mapping[str, Tensor], name: str) -> None:
     """Refuse parts that are prepared differently: bytes beside floats, or images in [0, 1] beside images up to 255.
 
     Raises:
@@ -246,8 +319,8 @@ def _one_scale(text: str, parts: Mapping[str, torch.Tensor]) -> None:
     for part, x in parts.items():
         if x.dtype is not train.dtype:
             raise DataError(
-                f"{text}: x_train holds {train.dtype}, x_{part} {x.dtype}, which would be scaled differently. Give all parts as uint8 "
-                f"images, or all as floats on one scale."
+                f"{text}: x_train{name} holds {train.dtype}, x_{part}{name} {x.dtype}, which would be scaled differently. Give all parts "
+                f"as uint8 images, or all as floats on one scale."
             )
         if x.ndim == 4 and x.is_floating_point():
             highest, other = float(train.abs().max()), float(x.abs().max())
@@ -255,25 +328,26 @@ def _one_scale(text: str, parts: Mapping[str, torch.Tensor]) -> None:
                 highest, other
             ):
                 raise DataError(
-                    f"{text}: images reach {highest:g} in x_train and {other:g} in x_{part}, so that one of them is in [0, 1] and the "
-                    f"other is not. Give all parts on one scale."
+                    f"{text}: images reach {highest:g} in x_train{name} and {other:g} in x_{part}{name}, so that one of them is in [0, 1] "
+                    f"and the other is not. Give all parts on one scale."
                 )
 
 
-def checked_inputs(
-    text: str, part: str, x: np.ndarray, y: np.ndarray, as_images: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and labels of one part, as `samples_of_arrays` describes them.
+def checked_inputs(text: str, name: str, values: Any, as_images: bool) -> Tensor:
+    """One array of inputs, as `samples_of_arrays` describes them.
+
+    Args:
+        text: which data, for messages.
+        name: of the array.
+        values: the array.
+        as_images: see `samples_of_arrays`.
 
     Raises:
-        DataError: If an array has the wrong shape or type, or holds what it may not.
+        DataError: If it has the wrong shape or type, or holds what it may not.
     """
-    where = f"{text}: x_{part}"
+    where, x = f"{text}: {name}", np.asarray(values)
     if x.ndim == 0 or len(x) == 0:
         raise DataError(f"{where} is empty. Give at least a few samples a class.")
-    labels = checked_labels(y, f"{text}: y_{part}")
-    if len(x) != len(y):
-        raise DataError(f"{where} has {len(x)} samples, y_{part} has {len(y)}; they should be as many.")
     if not (np.issubdtype(x.dtype, np.number) or x.dtype == np.bool_) or np.issubdtype(x.dtype, np.complexfloating):
         raise DataError(f"{where} holds {x.dtype}; inputs are numbers, best uint8 images or float32.")
     if np.issubdtype(x.dtype, np.floating):
@@ -283,9 +357,9 @@ def checked_inputs(
                 at = np.unravel_index(int(bad.argmax()), bad.shape)
                 index = ", ".join(str(int(i)) for i in (at[0] + start, *at[1:]))
                 raise DataError(
-                    f"{where} holds NaN or infinity, first in sample {at[0] + start}: x_{part}[{index}] is {x[start:][at]}. Clean the data."
+                    f"{where} holds NaN or infinity, first in sample {at[0] + start}: {name}[{index}] is {x[start:][at]}. Clean the data."
                 )
-    if x.dtype == np.uint8:
+    if x.dtype == np.uint8 or (x.dtype == np.bool_ and not as_images):
         values = x
     elif as_images or not np.issubdtype(x.dtype, np.integer):
         with np.errstate(over="ignore"):
@@ -305,7 +379,7 @@ def checked_inputs(
             f"{where} has shape {list(x.shape)}; images are [N, H, W], [N, H, W, C] or [N, C, H, W], features float [N, F]. "
             f"Other inputs come from file.py:factory."
         )
-    return torch.from_numpy(np.require(values, requirements=["C", "W"])), labels
+    return torch.from_numpy(np.require(values, requirements=["C", "W"]))
 
 
 def _arranged(x: np.ndarray) -> np.ndarray:

@@ -14,15 +14,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from sparsify.errors import DataError
-from sparsify.loading.arrays import checked_labels, samples_of_arrays
+from sparsify.loading.arrays import samples_of_arrays
 from sparsify.loading.factories import call_factory
-from sparsify.parts.samples import Batch, Samples, as_inputs
+from sparsify.loading.pairs import (
+    IGNORED,
+    described,
+    holds_arrays,
+    pair_of,
+    rows_as_tensors,
+    stacked,
+    tree_of,
+    unlike,
+)
+from sparsify.loading.targets import as_target, checked_targets
+from sparsify.parts.samples import Batch, Samples, batch_inputs
+from sparsify.parts.trees import Tree, mapped, shapes, tensors
 from sparsify.user_code import told
 
 NAMES = {2: ("train", "test"), 3: ("train", "validation", "test")}
 
 
-def samples_of_factory(text: str) -> dict[str, Samples]:
+def samples_of_factory(text: str, *, task: str | None = None) -> dict[str, Samples]:
     """What ``file.py:factory`` returns, as samples; inputs are taken as they are, bytes as images in [0, 1].
 
     Raises:
@@ -39,38 +51,66 @@ def samples_of_factory(text: str) -> dict[str, Samples]:
     if not {"train"} <= parts.keys() <= {"train", "validation", "test"}:
         raise DataError(
             f"the factory {text!r} should return (train, test), (train, validation, test) or a mapping with these keys, found "
-            f"{_described(given)}."
+            f"{described(given)}."
         )
-    return {name: samples_of_part(part, f"{text}, {name}") for name, part in parts.items()}
+    return {name: samples_of_part(part, f"{text}, {name}", task=task) for name, part in parts.items()}
 
 
-def samples_of_part(part: Any, where: str) -> Samples:
-    """A pair of arrays (x, y), a Dataset or a DataLoader as samples.
+def samples_of_part(part: Any, where: str, *, task: str | None = None) -> Samples:
+    """Arrays with their targets, a Dataset, rows or a DataLoader as samples.
+
+    Args:
+        part: a pair (x, y) or a mapping with a target among its keys, whose x and y are arrays or tuples or mappings of arrays; or a
+            Dataset, a sequence of samples, or a DataLoader, whose samples or batches are such pairs or mappings.
+        where: begins messages.
+        task: see `sparsify.loading.targets.checked_targets`.
 
     Raises:
-        DataError: If it is something else, or not usable; ``where`` begins the message.
+        DataError: If it is something else, or not usable.
     """
     if isinstance(part, DataLoader):
-        return DatasetSamples(part.dataset, where, collate=part.collate_fn)
+        return DatasetSamples(part.dataset, where, collate=part.collate_fn, task=task)
     if isinstance(part, Dataset):
-        return DatasetSamples(part, where)
-    if isinstance(part, Sequence) and len(part) == 2 and all(hasattr(value, "__array__") for value in part):
-        x, y = (np.asarray(value) for value in part)
-        both = samples_of_arrays(where, {"x_train": x, "y_train": y}, normalise=False, as_images=False)
-        return both["train"]
-    raise DataError(f"{where} should be a pair of arrays (x, y), a Dataset or a DataLoader, found {_described(part)}.")
+        return DatasetSamples(part, where, task=task)
+    pair = isinstance(part, Sequence) and len(part) == 2 and all(map(holds_arrays, part))
+    if pair or (isinstance(part, Mapping) and holds_arrays({k: v for k, v in part.items() if v is not None})):
+        x, y = pair_of(part, where)
+        arrays = {"x_train": _arrays(x), "y_train": _arrays(y)}
+        return samples_of_arrays(where, arrays, normalise=False, as_images=False, task=task)["train"]
+    rows = not isinstance(part, (str, Mapping)) and hasattr(part, "__len__") and hasattr(part, "__getitem__")
+    if rows and len(part) and isinstance(part[0], (Mapping, tuple)):
+        return DatasetSamples(part, where, task=task)
+    raise DataError(
+        f"{where} should be a pair of arrays (x, y), a mapping of arrays with a target, a Dataset, a sequence of samples or a DataLoader, "
+        f"found {described(part)}."
+    )
+
+
+def _arrays(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {str(name): _arrays(value) for name, value in tree.items()}
+    return tuple(map(_arrays, tree)) if isinstance(tree, tuple) else np.asarray(tree)
 
 
 class DatasetSamples:
-    """A map-style Dataset of (input, label). What is random in it is seeded by the batch, so a resumed run draws the same.
+    """A map-style Dataset of samples. What is random in it is seeded by the batch, so a resumed run draws the same.
 
     Args:
-        dataset: with a length; item i is (input, label).
+        dataset: with a length; item i is (input, target), or a mapping with a target among its keys. With a collate function of its own,
+            only what this returns for several items needs that form.
         where: for messages.
         collate: joins items; torch's default.
+        task: see `sparsify.loading.targets.checked_targets`.
     """
 
-    def __init__(self, dataset: Any, where: str, *, collate: Callable[[list[Any]], Any] | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        where: str,
+        *,
+        collate: Callable[[list[Any]], Any] | None = None,
+        task: str | None = None,
+    ) -> None:
         if (
             isinstance(dataset, IterableDataset)
             or not hasattr(dataset, "__len__")
@@ -81,97 +121,130 @@ class DatasetSamples:
             )
         if len(dataset) == 0:
             raise DataError(f"{where} is empty.")
-        self._dataset, self._where, self._collate = dataset, where, collate or default_collate
-        self.targets = self._read_labels()
+        self._dataset, self._where, self._task = dataset, where, task
+        self._collate = None if collate is default_collate else collate
+        self.targets = self._read_targets()
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def batch(self, rows: Tensor, *, seed: int = 0) -> Batch:
         with _seeded(seed):
-            items = [self._item(row) for row in rows.tolist()]
-            try:
-                joined = self._collate(items)
-            except Exception as error:
-                raise DataError(f"{self._where}: {_unlike(items, rows.tolist()) or error}") from error
-        if (
-            not isinstance(joined, Sequence)
-            or len(joined) != 2
-            or not all(isinstance(value, Tensor) for value in joined)
-        ):
-            raise DataError(
-                f"{self._where}: a batch should be a tensor of inputs and one of labels, found {_described(joined)}."
-            )
-        inputs, labels = joined
-        if len(inputs) != len(rows) or labels.shape != rows.shape:
-            raise DataError(
-                f"{self._where}: a batch of {len(rows)} should be inputs [{len(rows)}, ...] and labels [{len(rows)}], found "
-                f"{list(inputs.shape)} and {list(labels.shape)}. collate_fn may only join samples."
-            )
-        if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
-            first = int((~torch.isfinite(inputs).flatten(1).all(1)).int().argmax())
-            raise DataError(f"{self._where}: sample {int(rows[first])} holds NaN or infinity. Clean the data.")
-        if not torch.equal(labels.long(), self.targets[rows]):
-            first = int((labels.long() != self.targets[rows]).int().argmax())
-            raise DataError(
-                f"{self._where}: sample {int(rows[first])} has label {labels[first]}, not {self.targets[rows][first]} as first read. "
-                f"Labels may not change from one reading to the next."
-            )
-        return Batch(as_inputs(inputs), labels.long())
+            joined = self._joined([self._item(row) for row in rows.tolist()], rows.tolist())
+        where = f"{self._where}: a batch"
+        found, target = pair_of(joined, where)
+        inputs, labels = tree_of(found, f"{where}'s inputs"), tree_of(target, f"{where}'s targets")
+        for tensor in tensors((inputs, labels)):
+            if tensor.ndim == 0 or len(tensor) != len(rows):
+                raise DataError(
+                    f"{where} of {len(rows)} should be {len(rows)} inputs and labels, found {shapes(inputs)} and {shapes(labels)}. "
+                    f"collate_fn may only join samples."
+                )
+        for tensor in tensors(inputs):
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                first = int((~torch.isfinite(tensor).flatten(1).all(1)).int().argmax())
+                raise DataError(f"{self._where}: sample {int(rows[first])} holds NaN or infinity. Clean the data.")
+        return Batch(batch_inputs(inputs), self._unchanged(labels, rows))
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.targets.numpy().tobytes())
-        digest.update(self.batch(torch.linspace(0, len(self) - 1, min(16, len(self))).long())[0].numpy().tobytes())
+        digest = hashlib.sha256()
+        for tensor in tensors(self.targets):
+            digest.update(tensor.numpy().tobytes())
+        inputs = self.batch(torch.linspace(0, len(self) - 1, min(16, len(self))).long()).inputs
+        if not isinstance(inputs, Tensor):
+            digest.update(shapes(inputs).encode())
+        for tensor in tensors(inputs):
+            digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
 
-    def _read_labels(self) -> Tensor:
-        known = _known_labels(self._dataset)
-        if known is not None and len(known) == len(self):
-            return self._checked(known)
-        with _seeded(0):
-            return self._checked([self._item(index)[1] for index in range(len(self))])
-
-    def _item(self, index: int) -> tuple[Any, Any]:
+    def _joined(self, items: list[Any], rows: Sequence[int]) -> Any:
         try:
-            item = self._dataset[index]
+            return default_collate(list(map(rows_as_tensors, items))) if self._collate is None else self._collate(items)
+        except Exception as error:
+            inputs = [pair_of(rows_as_tensors(item), "")[0] for item in items] if all(map(self._is_pair, items)) else []
+            raise DataError(f"{self._where}: {(inputs and unlike(inputs, rows)) or told(error)}") from error
+
+    def _unchanged(self, target: Tree, rows: Tensor) -> Tree:
+        """The targets of a batch, which are those first read; what a collate function pads may be longer or shorter there.
+
+        Raises:
+            DataError: If they changed.
+        """
+        kept = mapped(lambda tensor: tensor[rows], self.targets)
+        found = [as_target(tensor) for tensor in tensors(target)]
+        for have, want in zip(found, tensors(kept), strict=True):
+            if have.ndim == want.ndim == 2 and have.shape != want.shape:
+                length = min(have.shape[1], want.shape[1])
+                rest = torch.cat([have[:, length:].flatten(), want[:, length:].flatten()])
+                same = torch.equal(have[:, :length], want[:, :length]) and bool((rest == IGNORED).all())
+                if not same:
+                    raise DataError(
+                        f"{self._where}: the targets of samples {rows.tolist()[:4]} ... are not those first read. Pad targets with "
+                        f"{IGNORED}, and change them no more."
+                    )
+            elif not torch.equal(have, want):
+                if have.shape != want.shape:
+                    raise DataError(
+                        f"{self._where}: targets have shape {list(have.shape)}, not {list(want.shape)} as first read."
+                    )
+                first = int(
+                    (have != want).flatten(1 if have.ndim > 1 else 0).reshape(len(rows), -1).any(1).int().argmax()
+                )
+                raise DataError(
+                    f"{self._where}: sample {int(rows[first])} has label {have[first].tolist()}, not {want[first].tolist()} as first read. "
+                    f"Labels may not change from one reading to the next."
+                )
+        return mapped(as_target, target)
+
+    def _read_targets(self) -> Tree:
+        where = f"{self._where}: labels"
+        known = _known_targets(self._dataset)
+        if known is not None and len(known) == len(self):
+            return self._checked(known, where)
+        with _seeded(0):
+            targets = [self._target(index) for index in range(len(self))]
+        try:
+            values = stacked(targets)
+        except Exception as error:
+            raise DataError(f"{where} are no numbers: {error}.") from error
+        return self._checked(values, where)
+
+    def _checked(self, values: Any, where: str) -> Tree:
+        values = values if isinstance(values, Mapping) else np.asarray(values)
+        return checked_targets(values, where, task=self._task)
+
+    def _target(self, index: int) -> Any:
+        item = self._item(index)
+        if self._collate is None or self._is_pair(item):
+            return pair_of(item, f"{self._where}: sample {index}")[1]
+        joined = tree_of(
+            pair_of(self._joined([item], [index]), f"{self._where}: a batch of sample {index}")[1], self._where
+        )
+        return mapped(lambda tensor: tensor[0], joined)
+
+    def _is_pair(self, item: Any) -> bool:
+        try:
+            pair_of(item, "")
+        except DataError:
+            return False
+        return True
+
+    def _item(self, index: int) -> Any:
+        try:
+            return self._dataset[index]
         except Exception as error:
             raise DataError(f"{self._where}: reading sample {index} failed: {told(error)}.") from error
-        if not isinstance(item, Sequence) or len(item) != 2:
-            raise DataError(f"{self._where}: sample {index} should be (input, label), found {_described(item)}.")
-        return item[0], item[1]
-
-    def _checked(self, labels: Any) -> Tensor:
-        try:
-            values = np.asarray(labels)
-        except Exception as error:
-            raise DataError(f"{self._where}: labels are no numbers: {error}.") from error
-        return checked_labels(values, f"{self._where}: labels")
 
 
-def _known_labels(dataset: Any) -> Any:
-    """The labels a data set keeps in ``targets`` or ``labels``, so that no input need be read for them; None where it does not."""
+def _known_targets(dataset: Any) -> Any:
+    """The targets a data set keeps in ``targets`` or ``labels``, or in a column, so that no input need be read for them; else None."""
     if getattr(dataset, "target_transform", None) is not None:
         return None
     if isinstance(dataset, torch.utils.data.Subset):
-        base = _known_labels(dataset.dataset)
+        base = _known_targets(dataset.dataset)
         return None if base is None else [base[index] for index in dataset.indices]
     known = (getattr(dataset, name, None) for name in ("targets", "labels"))
     return next((values for values in known if hasattr(values, "__len__")), None)
-
-
-def _unlike(items: Sequence[tuple[Any, Any]], rows: Sequence[int]) -> str:
-    """Which sample's input is unlike the first one's, as a sentence; nothing where all are alike."""
-
-    def kind(value: Any) -> str:
-        return str(list(value.shape)) if hasattr(value, "shape") else type(value).__name__
-
-    first = kind(items[0][0])
-    for row, (value, _) in zip(rows, items, strict=True):
-        if kind(value) != first:
-            return (
-                f"the input of sample {row} is {kind(value)}, that of sample {rows[0]} {first}; they should be alike."
-            )
-    return ""
 
 
 @contextmanager
@@ -187,11 +260,3 @@ def _seeded(seed: int) -> Generator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(array)
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"a mapping with {', '.join(map(str, value))}"
-    if isinstance(value, (list, tuple)):
-        return f"{type(value).__name__} of {', '.join(type(item).__name__ for item in value)}"
-    return type(value).__name__

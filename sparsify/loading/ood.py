@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from sparsify.errors import DataError
 from sparsify.loading.arrays import checked_inputs, read_arrays
-from sparsify.loading.data import Data, digits_arrays
+from sparsify.loading.data import Data
 from sparsify.loading.datasets import samples_of_part
 from sparsify.loading.factories import call_factory
 from sparsify.loading.images import SUFFIXES, ImageFiles, Progress, decode_all
+from sparsify.loading.sources import digits_arrays
 from sparsify.parts.samples import Batch, Samples, TensorSamples
+from sparsify.parts.trees import Tree
 
 GRID = (20, 25)
 """Places in each of the two photographs, down and across, that patches are cut from."""
@@ -40,29 +43,39 @@ def load_ood(text: str, data: Data, *, on_progress: Progress | None = None) -> S
         DataError: If the inputs are missing, damaged, or cannot take the shape of the training inputs; the message says what to do.
         LoadError: If a factory is missing or fails.
     """
-    shape = tuple(data.example(1).shape[1:])
+    example = data.example(1)
+    shape: tuple[int, ...] = tuple(example.shape[1:]) if isinstance(example, Tensor) else ()
     if ":" in text and not Path(text).exists():
         samples = samples_of_part(call_factory(text, gives="data"), text)
     elif data.given_as == "prepared":
         raise DataError(
-            f"{text}: a factory prepares the training inputs, so out-of-distribution inputs need one too. Give file.py:factory, which "
-            f"returns one data set."
+            f"{text}: the training inputs are prepared by a factory, or come from a table or several arrays, so out-of-distribution inputs "
+            f"need a factory that prepares them alike. Give file.py:factory, which returns one data set."
         )
     elif Path(text).is_dir():
-        samples = _Prepared(_files(Path(text), shape), data.statistics, grey=shape[0] == 1)
+        samples = _Prepared(_files(Path(text), shape), data.statistics, grey=shape[:1] == (1,))
     else:
         samples = _prepared(text, _arrays(text, shape, on_progress), data)
-    found = tuple(samples.batch(torch.arange(1))[0].shape[1:])
-    if found != shape:
+    wanted, found = _form(example), _form(samples.batch(torch.arange(1)).inputs)
+    if found != wanted:
         raise DataError(
-            f"{text}: inputs have shape {list(found)}, those of the training data {list(shape)}, and one model reads both. Give encoded "
-            f"images or a folder, which are resized, or arrays of that shape."
+            f"{text}: inputs have shape {found}, those of the training data {wanted}, and one model reads both. Give encoded images or a "
+            f"folder, which are resized, or arrays of that shape; from a factory, the inputs that the model is trained on."
         )
     return samples
 
 
+def _form(inputs: Tree) -> str:
+    """The names and shapes of inputs; of whole numbers (tokens), whose length may vary from batch to batch, only how many dimensions."""
+    if isinstance(inputs, Tensor):
+        return str(list(inputs.shape[1:]) if inputs.is_floating_point() else ["..."] * (inputs.ndim - 1))
+    rows = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)
+    return "; ".join(f"{name}: {_form(value)}" for name, value in rows)
+
+
 def _prepared(text: str, x: np.ndarray, data: Data) -> Samples:
-    inputs, labels = checked_inputs(text, "test", x, np.zeros(x.shape[:1], np.int64), True)
+    inputs = checked_inputs(text, "x_test", x, True)
+    labels = torch.zeros(len(inputs), dtype=torch.int64)
     given_as = "bytes" if inputs.dtype is torch.uint8 else "numbers"
     if given_as != data.given_as:
         raise DataError(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from sparsify.parts.trees import Tree, described, mapped, rows_of, tensors
+
+Statistic = Tensor | Mapping[Any, Tensor]
+"""One value per channel; of several inputs, by their name or position."""
 
 
 class Batch(NamedTuple):
@@ -52,16 +56,26 @@ def as_inputs(values: Tensor) -> Tensor:
     return values.float() if values.is_floating_point() or values.dtype is torch.bool else values.long()
 
 
+def batch_inputs(inputs: Tree) -> Tree:
+    """The inputs of a batch as a model takes them: an only one as `as_inputs`; of several, truth values (masks) stay as they are."""
+    if isinstance(inputs, Tensor):
+        return as_inputs(inputs)
+    return mapped(lambda tensor: tensor if tensor.dtype is torch.bool else as_inputs(tensor), inputs)
+
+
 class TensorSamples:
     """Samples in memory, kept as they are (bytes stay bytes) and normalised a batch at a time.
 
     Args:
-        inputs: tensors [N, ...], fetched through `as_inputs`.
+        inputs: tensors [N, ...], fetched through `batch_inputs`.
         targets: tensors [N, ...], fetched as they are.
-        mean, std: per channel (dimension 1) of an only input, subtracted and divided by; None leaves values as they are.
+        mean, std: per channel (dimension 1), subtracted and divided by; of inputs by name or position: mappings of those of some.
+            None leaves values as they are.
     """
 
-    def __init__(self, inputs: Tree, targets: Tree, *, mean: Tensor | None = None, std: Tensor | None = None) -> None:
+    def __init__(
+        self, inputs: Tree, targets: Tree, *, mean: Statistic | None = None, std: Statistic | None = None
+    ) -> None:
         rows = {len(tensor) for tensor in tensors((inputs, targets))}
         if len(rows) != 1:
             raise ValueError(f"{rows_of(inputs)} inputs and {rows_of(targets)} targets should be as many")
@@ -73,11 +87,16 @@ class TensorSamples:
 
     def batch(self, rows: Tensor, *, seed: int = 0) -> Batch:
         del seed
-        values = mapped(lambda tensor: as_inputs(tensor[rows]), self.inputs)
-        if self.mean is not None and self.std is not None:
-            shape = (1, -1, *(1,) * (values.ndim - 2))
-            values = (values - self.mean.view(shape)) / self.std.view(shape)
-        return Batch(values, mapped(lambda tensor: tensor[rows], self.targets))
+        values = batch_inputs(mapped(lambda tensor: tensor[rows], self.inputs))
+        target = mapped(lambda tensor: tensor[rows], self.targets)
+        if self.mean is None or self.std is None:
+            return Batch(values, target)
+        if isinstance(self.mean, Tensor) or isinstance(self.std, Tensor):
+            assert isinstance(self.mean, Tensor) and isinstance(self.std, Tensor)
+            return Batch(_normalised(values, self.mean, self.std), target)
+        found = dict(values) if isinstance(values, Mapping) else dict(enumerate(values))
+        found |= {key: _normalised(found[key], mean, self.std[key]) for key, mean in self.mean.items()}
+        return Batch(found if isinstance(values, Mapping) else tuple(found.values()), target)
 
     def fingerprint(self) -> str:
         plain = isinstance(self.inputs, Tensor)
@@ -87,6 +106,11 @@ class TensorSamples:
             for piece in tensor.split(4096):
                 digest.update(piece.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _normalised(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    shape = (1, -1, *(1,) * (values.ndim - 2))
+    return (values - mean.view(shape)) / std.view(shape)
 
 
 class Subset:

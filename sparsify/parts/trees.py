@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -40,3 +40,11 @@ def described(tree: Tree) -> str:
     leaves, spec = pytree.tree_flatten(tree)
     shapes = [(str(leaf.dtype), list(leaf.shape)) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
     return f"{spec} {shapes}"
+
+
+def shapes(tree: Tree) -> str:
+    """Names and shapes of the tensors of a tree, for messages: ``[2, 3]``, or ``ids [2, 3], mask [2, 3]``."""
+    if isinstance(tree, Tensor):
+        return str(list(tree.shape))
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+    return ", ".join(f"{name} {shapes(value)}" for name, value in items)

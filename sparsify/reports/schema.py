@@ -229,6 +229,7 @@ class Data(_Form):
     name: str
     classes: int
     class_names: list[str] | None = None
+    preparation: dict[str, Any] = {}
     fingerprint: str
     samples: dict[str, int]
 

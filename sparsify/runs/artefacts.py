@@ -251,7 +251,7 @@ def export_saved(
             f"sparsify.export(program, path, inputs=[...])."
         )
     if recipe is None:
-        found = load_data("digits" if data is None else data, seed=0, image_size=image_size)
+        found = load_data("digits" if data is None else data, seed=0, image_size=image_size, task="classification")
     elif data is None and image_size is None:
         found = recipe_data(parse_recipe(recipe, {}))
     else:
@@ -282,6 +282,10 @@ def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = N
         normalise=recipe.normalise == "auto",
         mean=recipe.mean,
         std=recipe.std,
+        task="classification",
+        target=recipe.target,
+        category_columns=recipe.category_columns,
+        ignore_columns=recipe.ignore_columns,
         on_progress=on_decode,
     )
     ood = {name: load_ood(text, data, on_progress=on_decode) for name, text in recipe.ood_names().items()}

@@ -26,7 +26,10 @@ from sparsify.training import rehearse
 Progress = Callable[[int, int], None]
 LARGEST_FILE = 2**31 - 1
 """Bytes that one ONNX file can hold (a limit of protobuf)."""
-DATA_KEYS = ("data", "holdout", "test_holdout", "train_samples", "image_size", "channels", "normalise", "mean", "std")
+DATA_KEYS = (
+    "data", "target", "category_columns", "ignore_columns", "holdout", "test_holdout", "train_samples", "image_size", "channels",
+    "normalise", "mean", "std",
+)  # fmt: skip
 MODEL_KEYS = ("model", "weights", "trust_pickle", "logits", "batch_size")
 
 

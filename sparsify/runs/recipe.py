@@ -33,6 +33,8 @@ Rate = Field(gt=0.0, allow_inf_nan=False)
 Value = int | float | str | bool
 LISTS = ("keep_dense", "ood", "mean", "std")
 """Keys whose values are lists, written with commas in ``key=value``."""
+COLUMNS = ("target", "category_columns", "ignore_columns")
+"""Keys whose values are lists of names, or one text of names with commas."""
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -44,13 +46,17 @@ class Recipe:
         weights: safetensors or a state dict to start from; None: the model's own.
         logits: position (from 0) or key of the output that holds the class scores, where the model returns several that could.
         trust_pickle: let the files of model and weights run the code they may contain.
-        data: ``digits``, ``file.npz``, a folder of images, or ``file.py:factory``.
+        data: ``digits``, ``file.npz``, ``file.csv``, a folder of images, or ``file.py:factory``.
+        target: columns of a table to predict; several are predicted together.
+        category_columns: columns of a table that hold categories, whatever they look like.
+        ignore_columns: columns of a table that are neither inputs nor targets.
         holdout: fraction of the training data kept for validation and calibration, where the data bring none.
         test_holdout: fraction of the training data kept for testing, where the data bring no test part.
         train_samples: how many samples of the training data are used, the held-out part among them, drawn by ``seed``; None: all.
         image_size: side in pixels to which a folder's images, or encoded images, are resized.
         channels: of the images of a folder, or encoded images: ``rgb``, ``grey``, or ``auto``, grey where the training images all are.
-        normalise: ``auto`` brings images to mean 0 and deviation 1 per channel; ``none`` leaves bytes as [0, 1] and floats as they are.
+        normalise: ``auto`` brings images to mean 0 and deviation 1 per channel, and columns of a table; ``none`` leaves bytes as [0, 1]
+            and floats as they are.
         mean: per channel, or one for all, subtracted from images as [0, 1] (or features) instead of the training part's; goes with ``std``.
         std: per channel, or one for all, that they are divided by.
         ood: out-of-distribution inputs to be told from the test part: ``file.npz``, a folder of images, ``file.py:factory``, ``photos``.
@@ -77,6 +83,9 @@ class Recipe:
     logits: Annotated[int, Field(ge=0)] | str | None = None
     trust_pickle: bool = False
     data: str = "digits"
+    target: tuple[str, ...] = ()
+    category_columns: tuple[str, ...] = ()
+    ignore_columns: tuple[str, ...] = ()
     holdout: Fraction = 0.15
     test_holdout: Fraction | None = None
     train_samples: Positive | None = None
@@ -184,6 +193,9 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
         raise RecipeError(f"{path} is the recipe of a grid: it has a [grid]. Run it with `sparsify compare {path}`.")
     check_keys("a recipe", values, [f.name for f in dataclasses.fields(Recipe)])  # type: ignore[arg-type]
     check_values(values)
+    for key in COLUMNS:
+        if isinstance(values.get(key), str):
+            values[key] = tuple(name.strip() for name in values[key].split(","))
     try:
         recipe = TypeAdapter(Recipe).validate_python(values)
     except ValidationError as error:
@@ -316,7 +328,7 @@ def parse_pairs(items: Sequence[str]) -> dict[str, Any]:
         elif rest:
             raise RecipeError(f"--set {item!r}: only method_options has keys below it. Write key=value.")
         else:
-            found[key] = _list(text) if key in LISTS else _value(text)
+            found[key] = text if key in COLUMNS else _list(text) if key in LISTS else _value(text)
     return found
 
 

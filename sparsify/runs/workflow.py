@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -186,6 +187,7 @@ def _finish(
             "classes": data.classes,
             "class_names": data.class_names,
             "fingerprint": fingerprint,
+            "preparation": dict(data.preparation),
             "samples": {part: len(getattr(data, part)) for part in ("train", "validation", "test")},
             "ood": {name: samples.fingerprint() for name, samples in data.ood.items()},
         },
@@ -243,7 +245,7 @@ def _export(model: _Model, recipe: Recipe, data: Data, out: Path) -> tuple[dict[
         form=recipe.form,
         selection=recipe.selection,
         batch=recipe.export_batch,
-        metadata=_metadata(model, recipe) | threshold_text | _noted(log),
+        metadata=_metadata(model, recipe, data) | threshold_text | _noted(log),
         **feeding(data, recipe.export_input),
     )
     size, table = sizes(program), layers(program, model.trained.coverage)
@@ -277,13 +279,13 @@ def _int8(model: _Model, recipe: Recipe, data: Data, out: Path) -> tuple[dict[st
         selection=recipe.selection,
         batch=recipe.export_batch,
         input_type=recipe.export_input,
-        metadata=_metadata(model, recipe),
+        metadata=_metadata(model, recipe, data),
     )
     assert result.int8 is not None
     return row, trials(result.int8)
 
 
-def _metadata(model: _Model, recipe: Recipe) -> dict[str, str]:
+def _metadata(model: _Model, recipe: Recipe, data: Data) -> dict[str, str]:
     """What the files of a run say of themselves."""
     return {
         "method": model.method.name,
@@ -291,6 +293,7 @@ def _metadata(model: _Model, recipe: Recipe) -> dict[str, str]:
         "pattern": model.method.pattern,
         "calibration": recipe.calibrator,
         "recipe_hash": recipe.hash(),
+        **({"preparation": json.dumps(data.preparation)} if data.preparation else {}),
     }
 
 

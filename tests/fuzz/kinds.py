@@ -401,6 +401,43 @@ def read_images(path: Path) -> None:
         part.batch(torch.arange(len(part)))
 
 
+@cache
+def table() -> bytes:
+    rows = [f"{i % 7},{('Bern', 'Oslo')[i % 2]},{i / 3:.3f},{('no', 'yes')[i % 3 == 0]}" for i in range(40)]
+    return "\r\n".join(["floor,city,size,sold", *rows]).encode()
+
+
+def make_table(draw: random.Random, folder: Path) -> Path:
+    path, rows = folder / "x.csv", [line.split(",") for line in table().decode().split("\r\n")]
+    if draw.random() < 0.5:
+        path.write_bytes(m.spoiled(table(), draw))
+        return path
+    strange = [
+        "",
+        "nan",
+        "1e400",
+        "-" + "9" * 400,
+        m.CODE,
+        '"',
+        "a\nb",
+        "\t;",
+        "x" * 20_000,
+        "\u202e",
+        "NA",
+        "0x10",
+        "1_0",
+        "\x00",
+    ]
+    for _ in range(draw.choice([1, 1, 3])):
+        draw.choice(rows)[draw.randrange(4)] = draw.choice(strange)
+    path.write_text("\n".join(draw.choice([",", ",", ";"]).join(row) for row in rows), newline="")
+    return path
+
+
+def read_csv(path: Path) -> None:
+    load_data(str(path), seed=0, target=["sold"], test_holdout=0.2)
+
+
 def quietly(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
     def silent(path: Path) -> Any:
         with warnings.catch_warnings():
@@ -427,11 +464,12 @@ def _weights(path: Path) -> Any:
 
 
 KINDS = (
-    Kind("program (.sparsify)", 0.30, whole("x.sparsify", program), make_program, quietly(read_program)),
+    Kind("program (.sparsify)", 0.27, whole("x.sparsify", program), make_program, quietly(read_program)),
     Kind("exported model (.pt2)", 0.05, whole("x.pt2", exported), make_exported, quietly(load_exported)),
     Kind(
         "arrays (.npz)", 0.13, whole("x.npz", arrays), make_arrays, quietly(lambda path: load_data(str(path), seed=0))
     ),
+    Kind("table (.csv)", 0.03, whole("x.csv", table), make_table, quietly(read_csv)),
     Kind("weights (.safetensors)", 0.12, whole("x.safetensors", tensors), make_tensors, quietly(_weights)),
     Kind("weights (.pt)", 0.08, whole("x.pt", pickled), make_pickled, quietly(_weights)),
     Kind("checkpoint", 0.08, whole("checkpoint.pt", checkpoint), make_checkpoint, quietly(load_checkpoint)),

@@ -36,7 +36,7 @@ BAD = {
     "lengths": ({"y_train": LABELS[:199]}, "x_train has 200 samples, y_train has 199"),
     "whole floats": ({"y_train": LABELS[:200].astype(float)}, "All are whole, so y.astype('int64') keeps them"),
     "words": ({"y_train": LABELS[:200].astype(str)}, "Number the classes from 0: numpy.unique"),
-    "several labels": ({"y_train": (IMAGES[:200, 0] > 3).astype(int)}, "several labels or positions per sample"),
+    "several labels": ({"y_train": (IMAGES[:200, 0] > 3).astype(int)}, "several labels per sample: set the task to 'multilabel'"),
     "bytes, then floats": (
         {"x_test": IMAGES[200:300].astype(float), "y_test": LABELS[200:300]}, "x_train holds torch.uint8, x_test torch.float32",
     ),
@@ -77,7 +77,7 @@ def test_bad_arrays(tmp_path, monkeypatch, name):
     changes, message = BAD[name]
     path = write_npz(tmp_path / "d.npz", **changes)
     with pytest.raises(DataError) as raised:
-        load_data(path, seed=0)
+        load_data(path, seed=0, task="classification")
     assert message in str(raised.value)
     assert path in str(raised.value)
 

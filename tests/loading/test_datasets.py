@@ -48,7 +48,7 @@ BAD = {
 def test_bad_items(name):
     items, message = BAD[name]
     with pytest.raises(DataError, match=message):
-        DatasetSamples(Listed(items), "mine")
+        DatasetSamples(Listed(items), "mine", task="classification")
 
 
 def test_inputs_of_unlike_shapes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,8 @@ def coloured(tmp_path):
 
 @pytest.mark.parametrize("name", ["x", "x_test"])
 def test_arrays_are_normalised_by_the_training_part(data, tmp_path, name):
-    np.savez(tmp_path / "o.npz", **{name: TURNED})
+    arrays: dict[str, Any] = {name: TURNED}
+    np.savez(tmp_path / "o.npz", **arrays)
     mean, std = (IMAGES[:200] / 255).mean(), (IMAGES[:200] / 255).std()
     found = load_ood(str(tmp_path / "o.npz"), data)
     np.testing.assert_allclose(rows(found)[:, 0].numpy(), (TURNED / 255 - mean) / std, atol=1e-5)
@@ -120,7 +122,7 @@ def test_a_factory_s_training_data_need_a_factory(tmp_path):
     assert rows(found).shape == (60, 5) and float(rows(found).std()) > 2
     with pytest.raises(DataError, match=r"inputs have shape \[4\], those of the training data \[5\]"):
         load_ood(f"{tmp_path / 'f.py'}:wrong", trained)
-    with pytest.raises(DataError, match="need one too"):
+    with pytest.raises(DataError, match="need a factory that prepares them alike"):
         load_ood("photos", trained)
 
 

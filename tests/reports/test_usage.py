@@ -15,7 +15,7 @@ from PIL import Image
 
 from sparsify.errors import DataError, RecipeError
 from sparsify.loading import load_data
-from sparsify.loading.data import digits_arrays
+from sparsify.loading.sources import digits_arrays
 from sparsify.runs.recipe import parse_pairs, parse_recipe
 from sparsify.runs.workflow import run
 

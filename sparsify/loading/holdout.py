@@ -1,0 +1,94 @@
+"""Samples drawn and held out by a seed: as many of each class, where the targets are one class per sample."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsify.errors import DataError
+from sparsify.loading.targets import sample_classes
+from sparsify.parts.samples import Samples, Subset
+
+AMOUNTS = " If the targets are amounts and no classes, set the task to 'regression'."
+
+
+def drawn(text: str, train: Samples, count: int, *, seed: int, task: str | None = None) -> Samples:
+    """So many of the training samples.
+
+    Args:
+        text: which data, for messages.
+        train: all of them.
+        count: how many.
+        seed: of the draw, which is stratified where there is one class per sample.
+        task: see `sample_classes`.
+
+    Raises:
+        DataError: If there are not as many, or too few of each class.
+    """
+    classes = sample_classes(train.targets, task)
+    kinds = 1 if classes is None else len(classes.unique())
+    if count >= len(train):
+        raise DataError(
+            f"{text} has {len(train)} training samples, and train_samples is {count}. Lower it, or leave it out."
+        )
+    if count < 2 * kinds or len(train) - count < kinds:
+        each = "" if classes is None else f"{2 * kinds}, two of each class, and "
+        raise DataError(
+            f"{text}: train_samples should be between {each or '2 and '}{len(train) - kinds}, found {count}."
+        )
+    kept, _ = split(len(train), held=len(train) - count, seed=seed, classes=classes)
+    return Subset(train, torch.from_numpy(np.sort(kept)))
+
+
+def held_out(
+    text: str, train: Samples, *, seed: int, fraction: float, task: str | None = None
+) -> tuple[Samples, Samples]:
+    """The training samples that stay, and those that are held out.
+
+    Raises:
+        DataError: If a class has a single sample, or too few would stay.
+    """
+    rows = held_rows(text, train.targets, len(train), seed=seed, fraction=fraction, task=task)
+    kept, held = (torch.from_numpy(np.sort(some)) for some in rows)
+    return Subset(train, kept), Subset(train, held)
+
+
+def held_rows(
+    text: str, targets: object, total: int, *, seed: int, fraction: float, task: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that stay and rows that are held out, for `held_out`.
+
+    Raises:
+        DataError: As `held_out`.
+    """
+    classes = sample_classes(targets, task)
+    held_count = max(1, round(fraction * total))
+    if classes is None:
+        if total - held_count < 1:
+            raise DataError(f"{text}: keeping {held_count} of {total} training samples leaves none. Lower holdout.")
+        return split(total, held=held_count, seed=seed)
+    counts = np.bincount(classes.numpy())
+    kinds, scarce = int((counts > 0).sum()), np.flatnonzero(counts == 1)
+    hint = "" if task else AMOUNTS
+    if len(scarce):
+        at = int((classes.numpy() == scarce[0]).argmax())
+        raise DataError(
+            f"{text}: class {scarce[0]} has a single training sample, at {at}, which cannot be in both the training and a held-out part. "
+            f"Add samples, drop the class, or bring a validation part.{hint}"
+        )
+    if total - held_count < kinds:
+        raise DataError(
+            f"{text}: keeping {held_count} of {total} training samples leaves fewer than the {kinds} classes. Lower holdout.{hint}"
+        )
+    return split(total, held=held_count, seed=seed, classes=classes if held_count >= kinds else None)
+
+
+def split(total: int, *, held: int, seed: int, classes: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that are kept and rows that are held out, unsorted; stratified by ``classes``, int64 [N]."""
+    from sklearn.model_selection import train_test_split
+
+    rows = np.arange(total)
+    stratify = None if classes is None else classes.numpy()
+    kept, out = train_test_split(rows, test_size=held, random_state=seed, stratify=stratify)
+    return np.asarray(kept), np.asarray(out)

@@ -1,0 +1,121 @@
+"""Inputs and target of a sample, a batch or a whole part: those of a pair, or of a mapping that holds the target under a known key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsify.errors import DataError
+
+TARGET_KEYS = ("labels", "label", "target", "targets", "y")
+ONLY = ("x", "inputs", "input")
+"""Keys of an only input: it is passed by position, whatever ``forward`` calls it."""
+IGNORED = -100
+"""The target of positions that are padding, as torch's cross-entropy leaves them out."""
+
+
+def pair_of(value: Any, where: str) -> tuple[Any, Any]:
+    """Inputs and target: those of a pair (input, target), or of a mapping with one of `TARGET_KEYS`.
+
+    Raises:
+        DataError: If it is neither; ``where`` begins the message.
+    """
+    if isinstance(value, Mapping):
+        keys = [key for key in TARGET_KEYS if key in value]
+        inputs = {str(key): item for key, item in value.items() if key not in keys[:1]}
+        if len(keys) != 1 or not inputs:
+            raise DataError(
+                f"{where} should hold inputs by the names of forward and one target, under {', '.join(TARGET_KEYS[:-1])} or "
+                f"{TARGET_KEYS[-1]}, found {described(value)}."
+            )
+        return inputs[next(iter(inputs))] if len(inputs) == 1 and next(iter(inputs)) in ONLY else inputs, value[keys[0]]
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        raise DataError(f"{where} should be (input, label), found {described(value)}.")
+    return value[0], value[1]
+
+
+def tree_of(value: Any, where: str) -> Any:
+    """Inputs as tensors: mappings as dictionaries, sequences as tuples, arrays as tensors.
+
+    Raises:
+        DataError: If a leaf is neither; ``where`` begins the message.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, Mapping) and value:
+        return {str(key): tree_of(item, f"{where}, {key!r}") for key, item in value.items()}
+    if isinstance(value, (tuple, list)) and value:
+        return tuple(tree_of(item, f"{where}, position {place}") for place, item in enumerate(value))
+    raise DataError(f"{where} should be a tensor, found {described(value)}. Leave it out, or make it one.")
+
+
+def rows_as_tensors(item: Any) -> Any:
+    """A sample with its lists of numbers as tensors, so that torch's collate function stacks them."""
+    if isinstance(item, Mapping):
+        return {key: rows_as_tensors(value) for key, value in item.items()}
+    if isinstance(item, tuple):
+        return tuple(map(rows_as_tensors, item))
+    if isinstance(item, list):
+        try:
+            return torch.as_tensor(item)
+        except (TypeError, ValueError, RuntimeError):
+            return item
+    return item
+
+
+def holds_arrays(value: Any) -> bool:
+    """Whether a value is an array, or a tuple or mapping of arrays."""
+    if isinstance(value, Mapping):
+        return bool(value) and all(map(holds_arrays, value.values()))
+    if isinstance(value, tuple):
+        return bool(value) and all(map(holds_arrays, value))
+    return hasattr(value, "__array__")
+
+
+def unlike(inputs: Sequence[Any], rows: Sequence[int]) -> str:
+    """Which sample's inputs are unlike the first one's, as a sentence; nothing where all are alike."""
+    first = _kind(inputs[0])
+    for row, value in zip(rows, inputs, strict=True):
+        if (kind := _kind(value)) != first:
+            return (
+                f"the input of sample {row} is {kind}, that of sample {rows[0]} {first}; they should be alike. Give a DataLoader whose "
+                f"collate_fn pads them, if their lengths differ."
+            )
+    return ""
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_kind(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return str(list(value.shape)) if hasattr(value, "shape") else type(value).__name__
+
+
+def stacked(targets: Sequence[Any]) -> Any:
+    """The targets of all samples as one array or mapping of arrays; whole numbers of unlike lengths are padded with `IGNORED`."""
+    if targets and isinstance(targets[0], Mapping):
+        return {key: stacked([target[key] for target in targets]) for key in targets[0]}
+    arrays = [np.asarray(target) for target in targets]
+    ragged = len({array.shape for array in arrays}) > 1 and all(array.ndim == 1 for array in arrays)
+    if not ragged or not all(np.issubdtype(array.dtype, np.integer) for array in arrays):
+        return np.asarray(targets if not any(isinstance(t, Tensor) for t in targets) else arrays)
+    table = np.full((len(arrays), max(map(len, arrays))), IGNORED, dtype=np.int64)
+    for row, array in zip(table, arrays, strict=True):
+        row[: len(array)] = array
+    return table
+
+
+def described(value: Any) -> str:
+    """What a value is, for a message."""
+    if isinstance(value, Mapping):
+        return f"a mapping with {', '.join(map(str, value)) or 'nothing'}"
+    if isinstance(value, (list, tuple)):
+        return f"{type(value).__name__} of {', '.join(type(item).__name__ for item in value[:6])}"
+    return type(value).__name__
