@@ -21,6 +21,10 @@ class ExportWarning(SparsifyWarning):
     """A file was written, but not the one that was asked for."""
 
 
+class PluginWarning(SparsifyWarning):
+    """An installed plug-in could not be loaded."""
+
+
 class SparsityWarning(SparsifyWarning):
     """Less of the model becomes sparse than what was asked for may suggest."""
 
@@ -63,6 +67,10 @@ class CheckpointError(SparsifyError):
 
 class TaskError(SparsifyError):
     """A task is unknown or misconfigured, or no single one fits the data and the outputs."""
+
+
+class ContractError(SparsifyError):
+    """A method, a pass or a task does not keep what every one of its kind promises (`sparsify.contracts`)."""
 
 
 class TrainingError(SparsifyError):

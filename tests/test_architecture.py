@@ -18,14 +18,14 @@ from sparsify.methods import METHODS, WRAPPERS, base
 ROOT = Path(__file__).parents[1]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "files", "version"}),
-    frozenset({"arguments", "user_code"}),
+    frozenset({"arguments", "registry", "user_code"}),
     frozenset({"parts"}),
     frozenset({"tasks"}),
     frozenset({"ir"}),
     frozenset({"passes"}),
     frozenset({"methods"}),
     frozenset({"loading", "training", "calibration", "exporters", "reports"}),
-    frozenset({"runs"}),
+    frozenset({"contracts", "runs"}),
     frozenset({"terminal"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),

@@ -31,8 +31,9 @@ from sparsify.methods.srigl import srigl
 from sparsify.methods.static_random import static_random
 from sparsify.methods.weight_dropout import weight_dropout
 from sparsify.parts.allocation import ALLOCATIONS
+from sparsify.registry import Registry, not_loaded
 
-METHODS: dict[str, Callable[..., Method]] = {
+_METHODS: dict[str, Callable[..., Method]] = {
     "dense": dense,
     "static": static_random,
     "one-shot": one_shot,
@@ -45,7 +46,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "granet": granet,
     "imp": imp,
 }
-WRAPPERS: dict[str, Callable[..., Method]] = {
+_WRAPPERS: dict[str, Callable[..., Method]] = {
     "averaged": averaged,
     "weight-dropout": weight_dropout,
     "cigl": cigl,
@@ -55,6 +56,9 @@ WRAPPERS: dict[str, Callable[..., Method]] = {
     "adversarial": adversarial,
     "distilled": distilled,
 }
+METHODS: Registry[Callable[..., Method]] = Registry("method", RecipeError, _METHODS)
+"""Functions that return a method; their parameters are its options."""
+WRAPPERS: Registry[Callable[..., Method]] = Registry("wrapper", RecipeError, _WRAPPERS)
 """Functions from a method, their first argument, to a method."""
 
 
@@ -186,12 +190,10 @@ def _checked(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if missing:
         raise RecipeError(f"method {name!r} needs {', '.join(missing)}.")
     for key in [key for key in ("allocation", "initial_allocation") if isinstance(values.get(key), str)]:
-        if values[key] not in ALLOCATIONS:
-            raise RecipeError(f"there is no {key} {values[key]!r}; choose one of {', '.join(ALLOCATIONS)}.")
-        values[key] = ALLOCATIONS[values[key]]
+        values[key] = ALLOCATIONS.find(values[key])
     return values
 
 
 def _near(name: str, among: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, [*METHODS, *WRAPPERS], n=3)
-    return f" Nearest: {', '.join(near) or 'none'}. All: {', '.join(among)}; or write file.py:function."
+    return f" Nearest: {', '.join(near) or 'none'}. All: {', '.join(among)}; or write file.py:function.{not_loaded()}"

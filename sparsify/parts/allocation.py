@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsify.errors import AllocationError
+from sparsify.errors import AllocationError, RecipeError
 from sparsify.parts.top import top
+from sparsify.registry import Registry
 
 FIXED_TOLERANCE = 1e-3
 """How far a density asked for may be from the one a pattern fixes: 0.667 means 2/3."""
@@ -59,19 +60,19 @@ Allocation = Callable[[Layers, float], dict[str, int]]
 
 def uniform(layers: Layers, density: float) -> dict[str, int]:
     """The same density for every layer."""
-    return _proportional(layers, density, {name: 1.0 for name in layers})
+    return proportional(layers, density, {name: 1.0 for name in layers})
 
 
 def er(layers: Layers, density: float) -> dict[str, int]:
     """Erdős–Rényi: density proportional to (O + I) / (O * I) (Mocanu et al. 2018, arXiv:1707.04780)."""
-    return _proportional(
+    return proportional(
         layers, density, {n: (x.shape[0] + x.shape[1]) / (x.shape[0] * x.shape[1]) for n, x in layers.items()}
     )
 
 
 def erk(layers: Layers, density: float) -> dict[str, int]:
     """Erdős–Rényi kernel: density proportional to sum(shape) / prod(shape) (Evci et al. 2020, arXiv:1911.11134)."""
-    return _proportional(layers, density, {name: sum(layer.shape) / layer.size for name, layer in layers.items()})
+    return proportional(layers, density, {name: sum(layer.shape) / layer.size for name, layer in layers.items()})
 
 
 def global_magnitude(layers: Layers, density: float) -> dict[str, int]:
@@ -84,13 +85,15 @@ def lamp(layers: Layers, density: float) -> dict[str, int]:
     return _ranked(layers, density, {name: lamp_score(_weight(name, layer)) for name, layer in layers.items()})
 
 
-ALLOCATIONS: dict[str, Allocation] = {
+_ALLOCATIONS: dict[str, Allocation] = {
     "uniform": uniform,
     "er": er,
     "erk": erk,
     "global_magnitude": global_magnitude,
     "lamp": lamp,
 }
+ALLOCATIONS: Registry[Allocation] = Registry("allocation", RecipeError, _ALLOCATIONS)
+"""How a density is split over weights, by name."""
 
 
 def lamp_score(weight: Tensor) -> Tensor:
@@ -135,7 +138,7 @@ def _target(layers: Layers, density: float) -> tuple[dict[str, int], dict[str, L
     return fixed, free, total
 
 
-def _proportional(layers: Layers, density: float, raw: Mapping[str, float]) -> dict[str, int]:
+def proportional(layers: Layers, density: float, raw: Mapping[str, float]) -> dict[str, int]:
     """Shares proportional to ``raw``; layers that would exceed 1 become dense and the rest is shared again."""
     fixed, free, total = _target(layers, density)
     shares = _shared(free, {name: raw[name] * layer.size for name, layer in free.items()}, total)

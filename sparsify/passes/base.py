@@ -16,6 +16,7 @@ from sparsify.errors import PassError, SparsifyError
 from sparsify.ir import Program, Stage
 from sparsify.passes.options import Option, check, convert, options_of, spell
 from sparsify.passes.stages import advice
+from sparsify.registry import Registry
 
 
 class Effect(enum.Flag):
@@ -205,8 +206,8 @@ class Pass(abc.ABC):
         return f"{self.name}{{{' '.join(pairs)}}}" if pairs else self.name
 
 
-PASSES: dict[str, type[Pass]] = {}
-"""Every pass that is known, by its name; `sparsify.passes.registry` fills it with those of this package."""
+PASSES: Registry[type[Pass]] = Registry("pass", PassError)
+"""Every pass that is known, by its name; `sparsify.passes.registry` adds those of this package."""
 
 
 @checked(PassError)
@@ -216,9 +217,7 @@ def register(cls: type[Pass]) -> type[Pass]:
     Raises:
         PassError: If the name is taken by another pass.
     """
-    if PASSES.setdefault(cls.name, cls) is not cls:
-        raise PassError(f"the pass name {cls.name!r} is taken by {PASSES[cls.name].__name__}; choose another.")
-    return cls
+    return PASSES.register(cls.name, cls)
 
 
 def say(error: SparsifyError, more: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,12 +68,7 @@ class Pipeline:
         """
         passes: list[Pass] = []
         for name, options in split_pipeline(text):
-            if name not in PASSES:
-                near = difflib.get_close_matches(name, PASSES, n=3)
-                raise PassError(
-                    f"there is no pass {name!r}. Nearest: {', '.join(near) or 'none'}. All: {', '.join(PASSES)}."
-                )
-            passes.append(PASSES[name].parse_options(options))
+            passes.append(PASSES.find(name).parse_options(options))
         return cls(tuple(passes))
 
     def __str__(self) -> str:

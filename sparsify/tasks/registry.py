@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from sparsify.errors import TaskError
+from sparsify.registry import Registry
 from sparsify.tasks.base import Shape, Task, shown
 from sparsify.tasks.classes import Classification, Dense, Sequence
 from sparsify.tasks.custom import Custom
 from sparsify.tasks.labels import Binary, Multilabel
 from sparsify.tasks.regression import Regression
 
-TASKS: dict[str, type[Task]] = {
-    cls.name: cls for cls in (Classification, Binary, Multilabel, Regression, Dense, Sequence, Custom)
-}
+TASKS: Registry[type[Task]] = Registry(
+    "task",
+    TaskError,
+    {cls.name: cls for cls in (Classification, Binary, Multilabel, Regression, Dense, Sequence, Custom)},
+)
+"""The kinds of tasks, by name."""
 SET = "Say which it is: task = {0!r} in a recipe, --task {0} for the command, task={0!r} in Python."
 
 
@@ -26,9 +29,7 @@ def register(task: type[Task]) -> type[Task]:
     Raises:
         TaskError: If another task has that name.
     """
-    if TASKS.setdefault(task.name, task) is not task:
-        raise TaskError(f"there is a task {task.name!r} already, {TASKS[task.name].__qualname__}. Choose another name.")
-    return task
+    return TASKS.register(task.name, task)
 
 
 def build(task: str | Task, options: Mapping[str, Any] | None = None) -> Task:
@@ -89,8 +90,4 @@ def _required(cls: type[Task]) -> list[str]:
 
 
 def _class(name: str) -> type[Task]:
-    if not isinstance(name, str) or name not in TASKS:
-        near = difflib.get_close_matches(str(name), TASKS, n=2)
-        nearest = f" Nearest: {', '.join(near)}." if near else ""
-        raise TaskError(f"there is no task {name!r}.{nearest} All: {', '.join(TASKS)}.")
-    return TASKS[name]
+    return TASKS.find(name if isinstance(name, str) else repr(name))

@@ -52,7 +52,7 @@ def methods() -> Table:
     for name, factory in {**METHODS, **WRAPPERS}.items():
         shown = [f"{k} ({'required' if v is inspect.Parameter.empty else _short(v)})" for k, v in options(name).items()]
         spelt = f"{name}(...)" if name in WRAPPERS else name
-        table.add_row(spelt, (inspect.getdoc(factory) or "").splitlines()[0], "\n".join(shown))
+        table.add_row(spelt, _summary(factory, METHODS.origin(name) or WRAPPERS.origin(name)), "\n".join(shown))
     return table
 
 
@@ -61,8 +61,14 @@ def passes() -> Table:
     table = Table("pass", "what it does", "options (default): meaning")
     for name, cls in PASSES.items():
         shown = [f"{o.name} ({_short(o.default)}): {o.help}" for o in cls.options()]
-        table.add_row(name, (inspect.getdoc(cls) or "").splitlines()[0], "\n".join(shown))
+        table.add_row(name, _summary(cls, PASSES.origin(name)), "\n".join(shown))
     return table
+
+
+def _summary(value: object, origin: str) -> str:
+    """The first line of a docstring, and the distribution of the plug-in that brought it."""
+    first = next(iter((inspect.getdoc(value) or "").splitlines()), "")
+    return f"{first} (from {origin})".strip() if origin else first
 
 
 def patterns() -> Table:

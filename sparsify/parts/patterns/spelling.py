@@ -11,6 +11,7 @@ from sparsify.parts.patterns.base import Pattern
 from sparsify.parts.patterns.fan_in import FanIn
 from sparsify.parts.patterns.grouped import Grouped
 from sparsify.parts.patterns.plain import NM, Block, Unstructured
+from sparsify.registry import Registry, not_loaded
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def _grouped(found: re.Match[str]) -> Pattern:
     raise PatternError(f"{found[0]!r}: a group needs at least one output and a chunk one input, e.g. grouped:64x4.")
 
 
-PATTERNS: list[Spelling] = [
+_PATTERNS: tuple[Spelling, ...] = (
     Spelling(re.compile(r"unstructured"), lambda found: Unstructured(), {"unstructured": "any position, alone"}),
     Spelling(
         re.compile(r"nm:(\d+):(\d+)"),
@@ -76,13 +77,14 @@ PATTERNS: list[Spelling] = [
             "grouped:O:learned": "the same, with outputs that want the same inputs put into one group; as fast, where their order is free",
         },
     ),
-]
-"""All spellings that are read, in the order in which help shows them."""
+)
+PATTERNS: Registry[Spelling] = Registry("pattern", PatternError, {next(iter(s.shown)): s for s in _PATTERNS})
+"""All ways to write patterns, by the first spelling that help shows of each."""
 
 
 def spellings() -> dict[str, str]:
     """What each spelling means."""
-    return {text: meaning for spelling in PATTERNS for text, meaning in spelling.shown.items()}
+    return {text: meaning for spelling in PATTERNS.values() for text, meaning in spelling.shown.items()}
 
 
 def parse_pattern(text: str) -> Pattern:
@@ -91,7 +93,7 @@ def parse_pattern(text: str) -> Pattern:
     Raises:
         PatternError: If the spelling is unknown or its numbers make no sense.
     """
-    for spelling in PATTERNS:
+    for spelling in PATTERNS.values():
         if found := spelling.form.fullmatch(text):
             return spelling.make(found)
-    raise PatternError(f"there is no pattern {text!r}. Write one of: {', '.join(spellings())}.")
+    raise PatternError(f"there is no pattern {text!r}. Write one of: {', '.join(spellings())}.{not_loaded()}")

@@ -1,0 +1,54 @@
+"""A method: MEST."""
+
+from __future__ import annotations
+
+from sparsify.methods.base import Method, in_range
+from sparsify.methods.durations import UPDATE_EVERY, Duration, as_steps, check_durations
+from sparsify.parts.allocation import Allocation, erk
+from sparsify.parts.schedules import cosine, every
+from sparsify.parts.scores import random, stateless
+from sparsify.parts.topology import DropAndGrow
+
+
+def mest(
+    *,
+    density: float,
+    balance: float = 1.0,
+    update_every: Duration = UPDATE_EVERY,
+    stop_at: Duration = "75%",
+    drop_fraction: float = 0.3,
+    allocation: Allocation = erk,
+    pattern: str = "unstructured",
+    keep_dense: tuple[str, ...] = (),
+) -> Method:
+    """MEST: drop by weight and gradient, grow at random (Yuan et al. 2021, arXiv:2110.14032).
+
+    Args:
+        density: of the whole run.
+        balance: of the gradient against the weight, at least 0.
+        update_every: steps between rounds, or a share of the run.
+        stop_at: step, or share of the run, from which masks stay.
+        drop_fraction: of the active positions, in [0, 1], decayed by half a cosine.
+        allocation: ERK by default.
+        pattern: which positions may be active together.
+        keep_dense: globs of weights without a mask.
+    """
+    in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
+    in_range(balance, 0.0, float("inf"), "balance")
+    check_durations(update_every=update_every, stop_at=stop_at)
+    worth = stateless(lambda view: view.weight.abs() + balance * view.dense_gradient().abs(), needs_gradient=True)
+
+    def topology(total: int) -> DropAndGrow:
+        stop = as_steps(stop_at, total, "stop_at")
+        when = every(as_steps(update_every, total, "update_every"), stop=stop)
+        return DropAndGrow(drop_by=worth, grow_by=random(), fraction=cosine(drop_fraction, stop), when=when)
+
+    return Method(
+        name="mest",
+        density=density,
+        initial="random",
+        topology=topology,
+        allocation=allocation,
+        pattern=pattern,
+        keep_dense=keep_dense,
+    )

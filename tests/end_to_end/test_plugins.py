@@ -1,0 +1,76 @@
+"""A package outside the repository adds a method, an allocation, a pass and a task; real installations, real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples/plugin"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example, copied and installed by pip into a folder of its own."""
+    source, site = tmp_path_factory.mktemp("source") / "plugin", tmp_path_factory.mktemp("site")
+    subprocess.run(["cp", "-r", str(EXAMPLE), str(source)], check=True)
+    options = ["--no-index", "--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, "--target", str(site), str(source)], check=True)
+    return site
+
+
+def command(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return python(site, "-m", "sparsify", *words)
+
+
+def python(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(site), str(ROOT)])
+    return subprocess.run(
+        [sys.executable, *words],
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "400"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_what_a_plugin_brings_is_listed_with_its_package(installed: Path) -> None:
+    methods, passes = command(installed, "methods"), command(installed, "passes")
+    assert methods.returncode == passes.returncode == 0
+    assert "mest" in methods.stdout and "(from sparsify-example)" in methods.stdout
+    assert "bound-activations" in passes.stdout and "(from sparsify-example)" in passes.stdout
+
+
+def test_the_command_trains_with_a_plugins_method_and_allocation(installed: Path, tmp_path: Path) -> None:
+    words = ["run", "--data", "digits", "--method", "mest", "--epochs", "2", "--out", str(tmp_path / "run")]
+    options = ["--set", "method_options.allocation=by_inputs", "--set", "method_options.update_every=5"]
+    result = command(installed, *words, *options)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run/model.onnx").is_file()
+    assert 'method = "mest"' in (tmp_path / "run/recipe.toml").read_text()
+
+
+def test_the_tests_of_the_plugin_pass_with_one_helper(installed: Path) -> None:
+    tests = [str(EXAMPLE / "tests"), "-c", os.devnull, "--rootdir", str(EXAMPLE / "tests"), "-p", "no:cacheprovider"]
+    result = python(installed, "-m", "pytest", "-q", *tests)
+    assert result.returncode == 0, result.stdout
+    assert "4 passed" in result.stdout
+
+
+def test_a_plugin_that_fails_is_said_and_left_out(tmp_path: Path) -> None:
+    (tmp_path / "broken_plugin.py").write_text("raise RuntimeError('no such device')\n")
+    info = tmp_path / "broken_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sparsify.plugins]\nbroken = broken_plugin\n")
+    listed = command(tmp_path, "methods")
+    assert listed.returncode == 0 and "rigl" in listed.stdout
+    assert "broken-plugin" in listed.stderr and "no such device" in listed.stderr
+    asked = command(tmp_path, "run", "--data", "digits", "--method", "mine", "--out", str(tmp_path / "run"))
+    assert asked.returncode == 2
+    assert "Not loaded: plug-in broken (RuntimeError: no such device)" in " ".join(asked.stderr.split())
+    assert "Traceback" not in asked.stderr
+    assert not (tmp_path / "run").exists()
