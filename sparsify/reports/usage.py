@@ -7,7 +7,7 @@ from typing import Any
 
 Report = Mapping[str, Any]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""Modes of pillow by the number of channels."""
+"""Modes of pillow by the number of channels; with four, transparency is one of them."""
 ARRANGED = {"NHW": "[:, None]", "NHWC": ".transpose(0, 3, 1, 2)"}
 """How stored arrays become [N, C, H, W]; others are so already."""
 
@@ -32,8 +32,16 @@ def usage(report: Report) -> dict[str, str]:
 
 
 def _picture(given: Report) -> str:
+    """Turned upright and laid on white where it is transparent, as `sparsify.loading.pixels` reads images."""
     channels, height, width = given["shape"]
     size = f".resize(({width}, {height}), Image.Resampling.BILINEAR)"
+    upright = 'ImageOps.exif_transpose(Image.open("image.png")).convert("RGBA")'
+    white = 'Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)'
+    opened = (
+        (f"image = np.asarray({upright}{size})",)
+        if channels == 4
+        else (f"image = {upright}", f'image = np.asarray({white}.convert("{MODES[channels]}"){size})')
+    )
     if given["type"] == "uint8":
         x = "image[None, :, :, None]" if channels == 1 else "image[None]"
     else:
@@ -42,7 +50,7 @@ def _picture(given: Report) -> str:
         (
             "import numpy as np, onnxruntime",
             "from PIL import Image, ImageOps",
-            f'image = np.asarray(ImageOps.exif_transpose(Image.open("image.png")).convert("{MODES[channels]}"){size})',
+            *opened,
             *_run(x, given),
         )
     )

@@ -21,15 +21,26 @@ def stored(image, kind="PNG", **options):
     return io.BytesIO(buffer.getvalue())
 
 
-@pytest.mark.parametrize(
-    "orientation, turn", [(1, None), (3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_270)]
-)
-def test_photographs_are_turned_upright(orientation, turn):
+# Where the first row and the first column of the stored pixels are in the scene, by the EXIF standard, as a change of the array.
+UPRIGHT = {
+    1: lambda stored: stored,  # top, left
+    2: lambda stored: stored[:, ::-1],  # top, right
+    3: lambda stored: stored[::-1, ::-1],  # bottom, right
+    4: lambda stored: stored[::-1],  # bottom, left
+    5: lambda stored: stored.transpose(1, 0, 2),  # left, top
+    6: lambda stored: stored.transpose(1, 0, 2)[:, ::-1],  # right, top
+    7: lambda stored: stored.transpose(1, 0, 2)[::-1, ::-1],  # right, bottom
+    8: lambda stored: stored.transpose(1, 0, 2)[::-1],  # left, bottom
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_photographs_are_turned_upright(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     small = PHOTO.resize((16, 8))
-    upright = small if turn is None else small.transpose(turn)
-    np.testing.assert_array_equal(decoded(stored(small, exif=exif), "x"), np.asarray(upright))
+    upright = UPRIGHT[orientation](np.asarray(small))
+    np.testing.assert_array_equal(decoded(stored(small, exif=exif), "x"), upright)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
