@@ -172,7 +172,14 @@ def test_the_lines_read_a_picture_as_loading_does(tmp_path, channels, size):
 
 
 def test_pictures_with_four_channels_keep_their_transparency(tmp_path):
-    given = {"shape": [4, 8, 12], "given_as": "bytes", "stored": "NHWC", "type": "uint8", "name": "x", "array": "x_test"}
+    given = {
+        "shape": [4, 8, 12],
+        "given_as": "bytes",
+        "stored": "NHWC",
+        "type": "uint8",
+        "name": "x",
+        "array": "x_test",
+    }
     code = next(iter(usage({"input": given, "data": {"name": "d.npz"}}).values()))
     names: dict[str, np.ndarray] = {}
     exec(code[: code.index("print(")].replace("image.png", str(photographs(tmp_path)["alpha.png"])), names)
