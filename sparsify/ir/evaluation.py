@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.ir.binding import arguments_of
+from sparsify.ir.binding import Inputs, arguments_of
 from sparsify.ir.program import Program
 from sparsify.parts.samples import Samples
 from sparsify.parts.trees import moved
@@ -26,20 +26,40 @@ def outputs_over(
         batch_size: samples of a forward pass.
 
     Returns:
-        Tensors [N, ...]. An output without a batch is averaged over the batches; what is no tensor is that of the last batch.
+        Tensors [N, ...]. Where batches have outputs of unlike lengths, as padded sequences have, shorter ones are filled up with 0. An
+        output without a batch is averaged over the batches; what is no tensor is that of the last batch.
     """
     parts: dict[str, list[Any]] = {}
     device = next(program.parameters()).device
     with torch.no_grad():
         for rows in torch.arange(len(samples)).split(batch_size):
-            args, kwargs = arguments_of(moved(samples.batch(rows).inputs, device))
-            for name, value in program.outputs(*args, **kwargs).items():
+            for name, value in outputs_of(program, moved(samples.batch(rows).inputs, device)).items():
                 if names is None or name in names:
                     parts.setdefault(name, []).append(value.cpu() if isinstance(value, Tensor) else value)
     return {name: _joined(values) for name, values in parts.items()}
 
 
+def outputs_of(program: Program, inputs: Inputs) -> dict[str, Any]:
+    """Named outputs of the eval phase for inputs as data come: a tensor, a tuple of arguments, or a mapping of arguments by name.
+
+    Raises:
+        TraceError: If the inputs are not those that the program was traced for.
+    """
+    args, kwargs = arguments_of(inputs)
+    return program.outputs(*args, **kwargs)
+
+
+def _filled(value: Tensor, sizes: list[int]) -> Tensor:
+    """A tensor [B, ...] with zeros behind its values, up to the sizes of a sample."""
+    found = value.new_zeros([len(value), *sizes])
+    found[tuple(slice(size) for size in value.shape)] = value
+    return found
+
+
 def _joined(values: list[Any]) -> Any:
     if not isinstance(values[0], Tensor):
         return values[-1]
+    if len({value.shape[1:] for value in values}) > 1:
+        sizes = [max(some) for some in zip(*(value.shape[1:] for value in values), strict=True)]
+        values = [_filled(value, sizes) for value in values]
     return torch.cat(values) if values[0].ndim else torch.stack(values).double().mean().to(values[0].dtype)

@@ -255,6 +255,14 @@ class Input(_Form):
     range: Pair
 
 
+class SeveralInputs(_Form):
+    """One of several inputs of the file."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+
+
 class Missing(_Form):
     """A file that could not be made, and how to make it."""
 
@@ -275,6 +283,7 @@ class Metrics(_Form):
     dense: Part | None = None
     flips: Flips | None = None
     input: Input | None = None
+    inputs: list[SeveralInputs] | None = None
     missing: list[Missing] = Field(default_factory=list)
 
 

@@ -16,8 +16,10 @@ from sparsify.errors import ExportError, RecipeError
 from sparsify.exporters import ExportResult, Preprocessing, export
 from sparsify.exporters.int8 import Int8
 from sparsify.ir import Program
+from sparsify.ir.evaluation import outputs_of
 from sparsify.loading import Data, load_data, load_ood
 from sparsify.parts.samples import Samples
+from sparsify.parts.trees import Tree, tensors
 from sparsify.reports import compare, quality
 from sparsify.runs.recipe import Recipe, parse_recipe
 
@@ -64,6 +66,7 @@ def input_row(data: Data, name: str, *, input_type: str, array: str) -> dict[str
         array: name of the array that the test inputs are from, where the data are arrays.
     """
     step, example = feeding(data, input_type).get("preprocessing"), data.example(64)
+    assert isinstance(example, Tensor)  # those of several inputs are told by `several_rows`
     layout = "NF" if example.ndim == 2 else "N..." if example.ndim != 4 else step.layout if step else "NCHW"
     return {
         "name": name,
@@ -79,6 +82,15 @@ def input_row(data: Data, name: str, *, input_type: str, array: str) -> dict[str
         "std": list(step.std) if step and data.statistics else None,
         "range": [float(example.min()), float(example.max())],
     }
+
+
+def several_rows(program: Program, data: Data) -> list[dict[str, Any]]:
+    """The inputs of a file that takes several, for ``metrics.json``: their names, types and shapes, in the order of the file."""
+    values = program.input_tensors(data.example(64))
+    return [
+        {"name": spec.name, "dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape[1:])}
+        for spec, value in zip(program.input_specs, values, strict=True)
+    ]
 
 
 def write_int8(
@@ -113,13 +125,13 @@ def write_int8(
     result = export(
         program,
         path,
-        inputs=[data.example(64)],
+        inputs=program.input_tensors(data.example(64)),
         opset=opset,
         form=form,
         selection=selection,
         precision="int8",
-        calibration=[data.train.batch(spread * (len(data.train) // len(spread)))[0]],
-        held_out=[data.validation.batch(validation)[0]],
+        calibration=program.input_tensors(data.train.batch(spread * (len(data.train) // len(spread))).inputs),
+        held_out=program.input_tensors(data.validation.batch(validation).inputs),
         labels=data.validation.targets[validation],
         batch=batch,
         threads=threads,
@@ -168,26 +180,29 @@ def trials(found: Int8) -> dict[str, Any]:
 def run_file(
     path: Path, samples: Samples, preprocessing: Preprocessing | None = None, *, batch_size: int = 256
 ) -> dict[str, Tensor]:
-    """Outputs of an ONNX file of one input over all ``samples``, in batches, float64; ``preprocessing`` is for a file that takes bytes."""
+    """Outputs of an ONNX file over all ``samples``, in batches, float64; ``preprocessing`` is for a file that takes bytes."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    name, outputs = session.get_inputs()[0].name, [output.name for output in session.get_outputs()]
+    outputs = [output.name for output in session.get_outputs()]
     rows = torch.arange(len(samples)).split(batch_size)
-    parts = [session.run(outputs, {name: _fed(session, samples.batch(part)[0], preprocessing)}) for part in rows]
+    parts = [session.run(outputs, _fed(session, samples.batch(part).inputs, preprocessing)) for part in rows]
     columns = zip(outputs, zip(*parts, strict=True), strict=True)
     return {key: torch.cat([torch.from_numpy(value) for value in values]).double() for key, values in columns}
 
 
-def _fed(session: onnxruntime.InferenceSession, inputs: Tensor, preprocessing: Preprocessing | None) -> Any:
-    """Inputs of a program as the file takes them."""
+def _fed(session: onnxruntime.InferenceSession, inputs: Tree, preprocessing: Preprocessing | None) -> dict[str, Any]:
+    """Inputs of a program as the file takes them, by name."""
+    taken = [given.name for given in session.get_inputs()]
     if preprocessing is not None and session.get_inputs()[0].type == "tensor(uint8)":
         inputs = preprocessing.stored(inputs)
-    return inputs.numpy()
+    if isinstance(inputs, Mapping) and set(taken) <= inputs.keys():
+        return {name: inputs[name].numpy() for name in taken}
+    return {name: value.numpy() for name, value in zip(taken, tensors(inputs), strict=True)}
 
 
 def _first(samples: Samples, most: int) -> Tensor:
     """The first rows, as many as fit ``most`` and `MOST_BYTES`, 16 at least where there are as many."""
-    one = samples.batch(torch.arange(1))[0]
-    room = max(16, MOST_BYTES // max(one.numel() * one.element_size(), 1))
+    one = tensors(samples.batch(torch.arange(1)).inputs)
+    room = max(16, MOST_BYTES // max(sum(value.numel() * value.element_size() for value in one), 1))
     return torch.arange(min(len(samples), most, room))
 
 
@@ -198,7 +213,7 @@ def measure_latency(out: Path, data: Data, *, threads: int, batch: int = 1) -> d
     session = onnxruntime.InferenceSession(str(out / "model.onnx"))
     takes_bytes = session.get_inputs()[0].type == "tensor(uint8)"
     given = _fed(session, data.example(batch), feeding(data, "uint8")["preprocessing"] if takes_bytes else None)
-    result = compare(files, inputs={session.get_inputs()[0].name: given}, threads=threads)
+    result = compare(files, inputs=given, threads=threads)
     model = next(row for row in result.timings if row.name == "model")
     return {**result.to_dict(), "verdict": result.verdict(model) if "dense" in files else None}
 
@@ -244,27 +259,21 @@ def export_saved(
     if out.exists() and not overwrite:
         raise ExportError(f"{out} exists. Replace it with --overwrite, or use another --out.")
     loaded = Program.load(program).eval()
-    if len(loaded.input_specs) != 1:
-        names = ", ".join(spec.name for spec in loaded.input_specs)
-        raise ExportError(
-            f"{program} takes {len(loaded.input_specs)} inputs ({names}); this command gives one. Export it from Python with "
-            f"sparsify.export(program, path, inputs=[...])."
-        )
     if recipe is None:
         found = load_data("digits" if data is None else data, seed=0, image_size=image_size, task="classification")
     elif data is None and image_size is None:
         found = recipe_data(parse_recipe(recipe, {}))
     else:
         raise RecipeError("the recipe names the data and their size; leave out --data and --image-size, or --recipe.")
-    inputs = found.test.batch(torch.arange(min(64, len(found.test))))[0]
-    loaded.outputs(inputs)  # raises where the data are not the program's
+    batch_inputs = found.test.batch(torch.arange(min(64, len(found.test)))).inputs
+    outputs_of(loaded, batch_inputs)  # raises where the data are not the program's
     if precision == "int8" and storage == "dense":
         return write_int8(
             loaded, out, found, opset=opset, form=form, selection=selection, batch=batch, threads=threads, input_type=input_type
         )  # fmt: skip
     result = export(
-        loaded, out, inputs=[inputs], opset=opset, storage=storage, form=form, selection=selection, precision=precision,
-        batch=batch, threads=threads, **feeding(found, input_type),
+        loaded, out, inputs=loaded.input_tensors(batch_inputs), opset=opset, storage=storage, form=form, selection=selection,
+        precision=precision, batch=batch, threads=threads, **feeding(found, input_type),
     )  # fmt: skip
     return result, None
 

@@ -12,8 +12,10 @@ from torch import nn
 
 from sparsify.errors import DataError, ExportError, RecipeError, SparsifyError, TraceError
 from sparsify.exporters.conversion import convert
+from sparsify.exporters.signature import holds_samples
 from sparsify.ir import Program, Stage, trace
 from sparsify.ir.effects import unexportable
+from sparsify.ir.evaluation import outputs_of
 from sparsify.loading import Data, load_model
 from sparsify.loading.inputs import example_inputs
 from sparsify.methods import Method, dense
@@ -22,6 +24,7 @@ from sparsify.runs.artefacts import feeding, recipe_data
 from sparsify.runs.continuation import training_key
 from sparsify.runs.recipe import Recipe
 from sparsify.training import rehearse
+from sparsify.training.plan import check_augment
 
 Progress = Callable[[int, int], None]
 LARGEST_FILE = 2**31 - 1
@@ -64,6 +67,7 @@ def jobs(recipe: Recipe, data: Data, *, converts: bool = False) -> dict[str, Job
             f"{len(data.validation)} samples. Lower it."
         )
     feeding(data, recipe.export_input)
+    check_augment(data.example(), recipe.augment)
     methods = {"dense": dense()} if recipe.baseline and recipe.method != "dense" else {}
     methods["model"] = recipe.build_method()
     found = {name: Job(name, method, traced(recipe, data)) for name, method in methods.items()}
@@ -88,10 +92,11 @@ def check_export(program: Program, recipe: Recipe, data: Data) -> None:
     finished = Pipeline((AttachCalibrationHead(kind=recipe.calibrator),))(program)
     if finished.stage is Stage.MASKED:
         finished = Pipeline.parse("fold-masks")(finished)
-    example = data.example()
-    if finished.dynamic_batch and len(example) == 1:
-        example = torch.cat([example, example])
-    convert(finished.eval(), [example], recipe.opset)
+    example = finished.input_tensors(data.example())
+    if finished.dynamic_batch and len(data.validation) == 1:
+        example = [torch.cat([value, value]) if holds_samples(finished, spec) else value
+                   for spec, value in zip(finished.input_specs, example, strict=True)]  # fmt: skip
+    convert(finished.eval(), example, recipe.opset)
 
 
 def failing(
@@ -176,7 +181,7 @@ def traced(recipe: Recipe, data: Data) -> Program:
     model: nn.Module = load_model(recipe.model, weights=weights, trust_pickle=recipe.trust_pickle)
     example = data.example()
     outputs = {} if recipe.logits is None else {"logits": recipe.logits}
-    program = trace(model, (example,), outputs=outputs, classes=data.classes)
+    program = trace(model, example, outputs=outputs, classes=data.classes)
     if lost := unexportable(program):
         raise TraceError(f"{recipe.model} {lost}")
     if program.dynamic_batch and recipe.batch_size not in program.batch_ranges["train"]:
@@ -190,7 +195,7 @@ def traced(recipe: Recipe, data: Data) -> Program:
             f"well. Make forward independent of the number of samples, or use sparsify.trace and a loop of your own."
         )
     with torch.no_grad():
-        shape = program.eval().outputs(example)["logits"].shape
+        shape = outputs_of(program.eval(), example)["logits"].shape
     if len(shape) != 2:
         raise TraceError(f"{recipe.model} returns logits of shape {list(shape)}; a classifier returns [N, K].")
     if shape[1] < data.classes:

@@ -13,8 +13,10 @@ from sparsify.calibration import evaluate
 from sparsify.errors import DataError, TraceError
 from sparsify.ir import Program
 from sparsify.ir.classifier import classes
+from sparsify.ir.evaluation import outputs_of
 from sparsify.loading import Data
 from sparsify.parts import metrics
+from sparsify.parts.trees import rows_of
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,10 @@ def load_teacher(file: str, program: Program, data: Data) -> TeacherProgram:
     teacher, example = Program.load(Path(file)).eval(), data.example()
     try:
         with torch.no_grad():
-            answer = teacher.outputs(example)["logits"]
+            answer = outputs_of(teacher, example)["logits"]
     except TraceError as error:
         raise DataError(f"the teacher {file} does not take these data: {error}") from error
-    wanted = [len(example), classes(program)]
+    wanted = [rows_of(example), classes(program)]
     if list(answer.shape) != wanted:
         raise DataError(
             f"the teacher {file} returns logits of shape {list(answer.shape)}, the model {wanted}. Give a teacher of the same classes."

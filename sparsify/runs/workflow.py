@@ -24,7 +24,7 @@ from sparsify.methods import Method
 from sparsify.parts import metrics
 from sparsify.passes import AttachCalibrationHead, Pass, PassLog, Pipeline, recording
 from sparsify.reports import covered, layers, ood_quality, pass_rows, quality, sizes, write_report
-from sparsify.runs.artefacts import feeding, input_row, measure_latency, recipe_data, trials, write_int8
+from sparsify.runs.artefacts import feeding, input_row, measure_latency, recipe_data, several_rows, trials, write_int8
 from sparsify.runs.continuation import check_continues, training_key
 from sparsify.runs.folder import hold_folder
 from sparsify.runs.preflight import Job, jobs
@@ -191,12 +191,7 @@ def _finish(
             "samples": {part: len(getattr(data, part)) for part in ("train", "validation", "test")},
             "ood": {name: samples.fingerprint() for name, samples in data.ood.items()},
         },
-        "input": input_row(
-            data,
-            models["model"].program.input_specs[0].name,
-            input_type=recipe.export_input,
-            array="x_test" if recipe.test_holdout is None else "x_train",
-        ),
+        **_inputs(models["model"].program, data, recipe),
         **rows,
         **({"missing": missing.rows} if missing.rows else {}),
     }
@@ -219,6 +214,14 @@ def _finish(
     return result
 
 
+def _inputs(program: Program, data: Data, recipe: Recipe) -> dict[str, Any]:
+    """What the file takes: ``input``, or ``inputs`` of several."""
+    if not isinstance(data.example(1), Tensor):
+        return {"inputs": several_rows(program, data)}
+    array = "x_test" if recipe.test_holdout is None else "x_train"
+    return {"input": input_row(data, program.input_specs[0].name, input_type=recipe.export_input, array=array)}
+
+
 def _advice(model: _Model, out: Path, file: str, option: str) -> str:
     words = ["sparsify", "export", model.folder / "program.sparsify", "--recipe", out / RECORD, "--out", out / file]
     command = shlex.join(map(str, words))
@@ -239,7 +242,7 @@ def _export(model: _Model, recipe: Recipe, data: Data, out: Path) -> tuple[dict[
     result = export(
         program,
         out / f"{name}.onnx",
-        inputs=[data.example(64)],
+        inputs=program.input_tensors(data.example(64)),
         opset=recipe.opset,
         storage=recipe.storage,
         form=recipe.form,

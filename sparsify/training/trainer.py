@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sparsify.errors import CheckpointError, TrainingError
 from sparsify.files import write_atomically
 from sparsify.ir import Program, surgery
+from sparsify.ir.evaluation import outputs_of
 from sparsify.methods import Method
 from sparsify.parts.samples import Samples
 from sparsify.parts.trees import Tree, moved, rows_of
@@ -27,7 +28,7 @@ from sparsify.training.batch_loss import BatchLoss
 from sparsify.training.checkpoint import load_checkpoint, save_checkpoint
 from sparsify.training.fetching import fetch
 from sparsify.training.history import epoch_row
-from sparsify.training.plan import find_device, steps_per_epoch
+from sparsify.training.plan import check_augment, find_device, steps_per_epoch
 from sparsify.training.probe import Closure
 from sparsify.training.resumption import check_content, fitting
 from sparsify.training.state import SparseTrainer
@@ -133,13 +134,15 @@ def train(
         on_step: called after each step with step, total, loss, accuracy where the task decides something, and density.
 
     Raises:
-        TrainingError: If the loss is not finite, or there are fewer samples than a batch.
+        TrainingError: If the loss is not finite, there are fewer samples than a batch, or what should be augmented is no image.
         CheckpointError: If the checkpoint cannot be used.
         Interrupted: After SIGINT or SIGTERM.
     """
     per_epoch = steps_per_epoch(
         method, len(data), batch_size=settings.batch_size, early_stop=settings.early_stop, device=settings.device
     )
+    if settings.augment != "none":
+        check_augment(data.batch(torch.arange(1)).inputs, settings.augment)
     total = per_epoch * settings.epochs
     device = find_device(settings.device)
     surgery.move(program, device)
@@ -275,7 +278,7 @@ def _answering(teacher: Program, device: torch.device) -> Teacher:
     """The logits of a copy of the program."""
     copy = teacher.clone().eval()
     surgery.move(copy, device)
-    return lambda x: copy.outputs(x)["logits"]
+    return lambda x: outputs_of(copy, x)["logits"]
 
 
 def _copied(program: Program) -> dict[str, Tensor]:
