@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ExportError
-from sparsify.exporters.batch_range import allowed_batches, range_metadata
-from sparsify.exporters.signature import batch_slices, tensor_outputs
+from sparsify.exporters.signature import sized, tensor_outputs
+from sparsify.exporters.size_ranges import allowed_batches, range_metadata
 from sparsify.ir import Program
+from sparsify.ir.dimensions import BATCH
 from sparsify.ir.phase import PhaseCall
+from sparsify.ir.recurrent_shapes import of_any_length
 
 _TABLE = "get_torchlib_ops"
 
@@ -39,27 +41,48 @@ class _NamedOutputs(nn.Module):
 
 
 def convert(program: Program, inputs: Sequence[Tensor], opset: int) -> onnx.ModelProto:
-    batch = torch.export.Dim("batch", min=1)
-    dynamic = [{i: batch for i, size in enumerate(s.shape) if size == "N"} or None for s in program.input_specs]
-    with quiet(), _operators_read_once():
+    kinds = {BATCH: torch.export.Dim("batch", min=1)}
+    dynamic: list[dict[int, Any]] = [{} for _ in program.input_specs]
+    for place, at, name in program.places:
+        if name == BATCH or name in program.sizes:
+            dynamic[place][at] = kinds.get(name, torch.export.Dim.DYNAMIC)
+    sizes = {**program.sizes} | ({BATCH: allowed_batches(program).nearest(2)} if program.dynamic_batch else {})
+    lengths = of_any_length() if {*program.sizes} - {BATCH} else contextlib.nullcontext()
+    with quiet(), _operators_read_once(), lengths:
         try:
             exported = torch.onnx.export(
                 _NamedOutputs(program).eval(),
-                tuple(batch_slices(program, inputs, allowed_batches(program).nearest(2))),
+                tuple(sized(program, inputs, sizes)),
                 dynamo=True,
                 opset_version=opset,
                 input_names=[spec.name for spec in program.input_specs],
                 output_names=[output.name for output in tensor_outputs(program)],
-                dynamic_shapes=(tuple(dynamic),) if program.dynamic_batch else None,
+                dynamic_shapes=(tuple(places or None for places in dynamic),) if any(dynamic) else None,
                 verbose=False,
             )
         except Exception as error:
             raise ExportError(refusal(program, opset, error)) from error
     assert exported is not None
     model = clean(exported.model_proto)
+    _name_sizes(program, model)
     for key, value in range_metadata(program).items():  # trials read it: they run the file in batches
         model.metadata_props.add(key=key, value=value)
     return model
+
+
+def _name_sizes(program: Program, model: onnx.ModelProto) -> None:
+    """Call the dimensions that vary by their names, where torch.onnx numbers them."""
+    names: dict[str, str] = {}
+    for place, at, name in program.places:
+        symbol = model.graph.input[place].type.tensor_type.shape.dim[at].dim_param
+        if symbol and name != BATCH:
+            names[symbol] = name
+    if not names:
+        return
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param:
+                dimension.dim_param = re.sub(r"\w+", lambda found: names.get(found[0], found[0]), dimension.dim_param)
 
 
 @contextlib.contextmanager

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import ExportError
-from sparsify.exporters.batch_range import allowed_batches
 from sparsify.exporters.signature import batches_of, refuse_alike, sample_count, tensor_outputs
+from sparsify.exporters.size_ranges import allowed_batches
 from sparsify.exporters.trials import BATCH, Array, Batches, Feeds
 from sparsify.ir import Program
-from sparsify.ir.batches import BatchRange
+from sparsify.ir.size_ranges import SizeRange
 
 BRANCH_SAMPLES = 32
 """Held-out samples on which an int8 file is run with and without operators of its own for one sample."""
@@ -134,14 +134,16 @@ def samples_of(
 def _check_shapes(program: Program, given: Sequence[Tensor], option: str) -> None:
     for spec, value in zip(program.input_specs, given, strict=True):
         own = spec.shape if program.dynamic_batch or not spec.shape else ("N", *spec.shape[1:])
-        if value.ndim != len(own) or any(size not in ("N", have) for size, have in zip(own, value.shape, strict=True)):
+        if value.ndim != len(own) or any(
+            isinstance(s, int) and s != have for s, have in zip(own, value.shape, strict=True)
+        ):
             raise ExportError(
                 f"{option} for input {spec.name!r} should have shape {list(own)}, found {list(value.shape)}. Give inputs like those that "
                 f"{program.name!r} was traced with."
             )
 
 
-def _sizes(allowed: BatchRange, count: int, *, whole: bool) -> list[int]:
+def _sizes(allowed: SizeRange, count: int, *, whole: bool) -> list[int]:
     return [allowed.at_most(count) or count] if whole else allowed.pieces(count, max(BATCH, allowed.low))
 
 

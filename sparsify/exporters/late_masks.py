@@ -6,8 +6,7 @@ from torch import fx
 
 from sparsify.ir import Program
 from sparsify.ir.nodes import MASK_OPERATORS
-from sparsify.ir.phase import Phase
-from sparsify.ir.program import copy_graph
+from sparsify.ir.phase import Phase, copy_graph
 
 
 def with_late_masks(program: Program, phase: str) -> Phase:

@@ -14,6 +14,7 @@ from torch import fx
 
 from sparsify.exporters.trials import Feeds, Written, times
 from sparsify.ir import Program, TensorSpec
+from sparsify.ir.dimensions import BATCH, value_of
 from sparsify.parts.packing import Packing, best_packing
 
 aten = torch.ops.aten
@@ -61,15 +62,16 @@ def measure_layers(
             or (node.target is aten.conv2d.default and _groups(node) > 1)
         ):
             continue
-        models = (_convolutions if values.ndim == 4 else _products)(node, values, packing, _sized(spec, batch))
+        models = (_convolutions if values.ndim == 4 else _products)(node, values, packing, _sized(program, spec, batch))
         timed = {form: (written(model), _feeds(shape)) for form, (model, shape) in zip(FORMS, models, strict=True)}
         taken = times(timed, threads=threads, seconds=SECONDS)
         found[str(weight.target)] = Trial(*(1000 * taken[form] for form in FORMS))
     return found
 
 
-def _sized(spec: TensorSpec, batch: int) -> tuple[int, ...]:
-    return tuple(size if isinstance(size, int) else batch for size in spec.shape)
+def _sized(program: Program, spec: TensorSpec, batch: int) -> tuple[int, ...]:
+    sizes = {**program.sizes, BATCH: batch}
+    return tuple(value_of(size, sizes) or batch for size in spec.shape)
 
 
 def _groups(node: fx.Node) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
 import warnings
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from sparsify.arguments import checked
 from sparsify.errors import ExportError, ExportWarning, SparsifyError, TrainingWarning
 from sparsify.exporters import int8
-from sparsify.exporters.batch_range import allowed_batches, range_metadata
 from sparsify.exporters.conversion import clean
 from sparsify.exporters.conversion import convert as _convert
 from sparsify.exporters.fused_products import fused_products
@@ -29,13 +27,16 @@ from sparsify.exporters.int8_samples import samples_of
 from sparsify.exporters.measure import Trial, measure_layers
 from sparsify.exporters.preprocessing import Preprocessing, described
 from sparsify.exporters.proof import Parity, Reference, prove
+from sparsify.exporters.result import ExportResult as ExportResult
+from sparsify.exporters.signature import flat_inputs
 from sparsify.exporters.single_samples import SELECTIONS, single_samples
+from sparsify.exporters.size_ranges import allowed_batches, range_metadata
 from sparsify.exporters.skeleton import skeleton
 from sparsify.exporters.trials import values_of
 from sparsify.exporters.wire import pieces
 from sparsify.files import unfinished, write_to_disk
 from sparsify.ir import Program, Stage
-from sparsify.ir.batches import EVERY, BatchRange
+from sparsify.ir.binding import Inputs
 from sparsify.ir.effects import unexportable
 from sparsify.passes import (
     AbsorbBiases,
@@ -56,37 +57,6 @@ PRECISIONS = ("fp32", "int8")
 _INPUTS = "inputs should be tensors [N, ...], one per program input, found {found}."
 
 
-@dataclass(frozen=True)
-class ExportResult:
-    """The written file: size in bytes, non-zeros and positions of the weights that were masked, its parity, and all parameters.
-
-    Non-zeros of outputs that nothing reads are counted, though forms other than ``dense`` leave them out of the file.
-
-    Attributes:
-        parity: of the fp32 file, also where an int8 file was written.
-        forms: by weight, ``grouped``, or why it was left dense; all are dense where a file in that form could not be made, or was made
-            and was wrong.
-        int8: how the int8 file came about and agrees with the program; None with precision fp32.
-        batch_range: the batch sizes the file may be called with; it computes something else, or fails, at others. `metadata_props` has
-            it under ``batch_range`` where it is not every size. A file of one fixed size has every size here.
-    """
-
-    path: Path
-    bytes: int
-    nonzeros: int
-    positions: int
-    parity: Parity
-    forms: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    int8: int8.Int8 | None = None
-    batch_range: BatchRange = EVERY
-    params: int = 0
-
-    @property
-    def model_density(self) -> float:
-        """The share of all the program's parameters that is not masked to 0."""
-        return (self.params - self.positions + self.nonzeros) / self.params if self.params else 1.0
-
-
 @checked(
     ExportError,
     program="export takes a program first, found {found}. Trace the model: sparsify.trace(model, (x,)).",
@@ -97,7 +67,7 @@ def export(
     program: Program,
     path: str | os.PathLike[str],
     *,
-    inputs: Sequence[Tensor],
+    inputs: Inputs,
     opset: int = 20,
     storage: str = "dense",
     form: str = "auto",
@@ -119,7 +89,9 @@ def export(
     Args:
         program: of any stage.
         path: of the file; it appears whole and proved, or not at all.
-        inputs: real held-out inputs, one tensor [N, ...] per program input; a single sample is repeated where the batch is dynamic.
+        inputs: real held-out inputs, one tensor [N, ...] per program input, or what the program is called with (a tensor, a tuple, a
+            mapping by name). A single sample is repeated where the batch is dynamic. The file is proved at several sizes of every
+            dimension that varies.
         opset: 18 to 23.
         storage: ``dense``, or ``sparse`` for ONNX sparse initializers where they are smaller (disk only, not speed).
         form: of layers whose groups of outputs read few inputs: ``grouped`` as small dense layers behind a selection of inputs, ``dense``
@@ -155,6 +127,7 @@ def export(
         raise ExportError(f"batch and threads should be at least 1, found batch {batch} and threads {threads}.")
     if Path(path).is_dir():
         raise ExportError(f"{path} is a folder. Give the file to write, such as {Path(path) / 'model.onnx'}.")
+    inputs = flat_inputs(program, inputs)
     if lost := unexportable(program):
         raise ExportError(f"{program.name!r} {lost}")
     if program.unfinished:
@@ -275,7 +248,9 @@ def export(
             )
     params = sum(parameter.numel() for parameter in program.parameters())
     size = Path(path).stat().st_size
-    return ExportResult(Path(path), size, nonzeros, positions, parity, forms, integers, allowed, params)
+    return ExportResult(
+        Path(path), size, nonzeros, positions, parity, forms, integers, dict(program.ranges["eval"]), params
+    )
 
 
 @dataclass

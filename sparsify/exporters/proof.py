@@ -18,20 +18,22 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import ExportError
-from sparsify.exporters.batch_range import allowed_batches, largest_batch
+from sparsify.exporters.compared import Compared, Point
 from sparsify.exporters.late_masks import with_late_masks
 from sparsify.exporters.rounding import disturbed
 from sparsify.exporters.signature import (
-    Output,
     batch_size,
-    batch_slices,
     made_up,
     refuse_alike,
+    sized,
+    sizes_of,
     tensor_outputs,
 )
+from sparsify.exporters.size_ranges import proof_sizes
 from sparsify.exporters.trials import opened
 from sparsify.ir import Program, surgery
 from sparsify.ir.agreement import put_back
+from sparsify.ir.dimensions import BATCH
 
 Array = np.ndarray
 FLOOR = 1e-5
@@ -40,8 +42,6 @@ ALLOWANCE = 2.0
 """What an output may be off by, relative to what `disturbed` values move it."""
 ROUNDS = 8
 """Disturbed runs before a file is refused; one is enough for most files to be accepted, and more only widen the tolerance."""
-TOLD = 10.0
-"""An output is compared where the samples move it by this many tolerances; below, another output could stand in its place."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Parity:
 
     Attributes:
         batches: the batch sizes at which both were run.
+        sizes: those of other dimensions that vary, by name.
         samples: inputs in the largest batch.
         units: outputs per sample that were compared, over all outputs: those that the samples move beyond their tolerance.
         largest_error: the largest |file - program| of these units, relative to that size.
@@ -71,6 +72,7 @@ class Parity:
     decisions: int
     ties: int
     uncompared: tuple[str, ...] = ()
+    sizes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclass
@@ -126,35 +128,53 @@ class Reference:
         refuse_alike(program, given)
         self._lone = self.samples == 1
         self.inputs, self._fed = given, [value.detach().cpu() for value in fed] if fed is not None else None
-        sizes = (self.samples,)
-        if program.dynamic_batch:
-            sizes = largest_batch(program, self.samples), allowed_batches(program).nearest(1)
-            self.samples = sizes[0]
-            self.inputs = batch_slices(program, given, self.samples)
-            self._fed = batch_slices(program, self._fed, self.samples) if self._fed is not None else None
+        sizes = sizes_of(program, given)
+        self._check_sizes(sizes)
+        points = proof_sizes(program, sizes, self.samples)
+        self.samples = points[0].get(BATCH, self.samples)
+        self.inputs = sized(program, given, points[0])
+        self._fed = sized(program, self._fed, points[0]) if self._fed is not None else None
         self.unrun: list[str] = []
-        self._runs = {size: run for size in sizes if (run := self._run(batch_slices(program, self.inputs, size), size))}
+        self._main: Point = tuple(points[0].items())
+        self._runs: dict[Point, _Run] = {}
+        for point in points:
+            if run := self._run(sized(program, self.inputs, point), point):
+                self._runs[tuple(point.items())] = run
+
+    def _check_sizes(self, sizes: Mapping[str, int]) -> None:
+        for name, allowed in self.program.ranges["eval"].items():
+            if name != BATCH and name in sizes and sizes[name] not in allowed:
+                raise ExportError(
+                    f"the inputs have {name} = {sizes[name]}, and {self.program.name!r} holds for {allowed.text(name)}. Give inputs of "
+                    f"such sizes."
+                )
 
     @property
     def batches(self) -> tuple[int, ...]:
         """Batch sizes at which the program runs, ascending."""
-        return tuple(sorted(self._runs))
+        return tuple(sorted({dict(point).get(BATCH, self.samples) for point in self._runs}))
 
-    def feeds(self, batch: int) -> dict[str, Array]:
-        """Inputs of a batch by their name."""
-        given = self._runs[batch].inputs if self._fed is None else batch_slices(self.program, self._fed, batch)
+    @property
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """Sizes of other dimensions at which it runs, ascending."""
+        names = dict.fromkeys(name for point in self._runs for name, _ in point if name != BATCH)
+        return {name: tuple(sorted({dict(point)[name] for point in self._runs})) for name in names}
+
+    def _feeds(self, point: Point) -> dict[str, Array]:
+        """Inputs of a run by their name."""
+        given = self._runs[point].inputs if self._fed is None else sized(self.program, self._fed, dict(point))
         return {spec.name: x.numpy() for spec, x in zip(self.program.input_specs, given, strict=True)}
 
-    def _run(self, inputs: list[Tensor], size: int) -> _Run | None:
+    def _run(self, inputs: list[Tensor], sizes: dict[str, int]) -> _Run | None:
         before = torch.random.get_rng_state()
         try:
             leaves = self._leaves(inputs)
         except (IndexError, RuntimeError) as error:
-            if size == self.samples and not self._made_up:
+            if tuple(sizes.items()) == self._main and not self._made_up:
                 raise ExportError(
                     f"{self.program.name!r} fails on the inputs given: {_first_line(error)}. Give inputs like those it was traced with."
                 ) from error
-            self.unrun.append(f"batch {size}: the program fails there ({_first_line(error)})")
+            self.unrun.append(f"{_shown(sizes, self.samples)}: the program fails there ({_first_line(error)})")
             return None
         if not torch.equal(before, torch.random.get_rng_state()):
             torch.random.set_rng_state(before)
@@ -206,7 +226,7 @@ class Reference:
 
     def _tolerances(self, place: int, run: _Run) -> tuple[Array, Array]:
         """Of every number of an output, [N, U]: what the file may be off by, and the size that this is shown relative to."""
-        scale = self._scale(place, self._runs[self.samples])
+        scale = self._scale(place, self._runs[self._main])
         wanted, moved = self._table(place, run.wanted[place]), self._table(place, run.moved[place])
         if wanted.shape[1] != len(scale.median):  # the units are as many as the samples
             scale = self._scale(place, run)
@@ -233,13 +253,13 @@ class Reference:
             raise ExportError(
                 f"the file has outputs {', '.join(names)}, and lacks {', '.join(missing)}. Please report this model."
             )
-        found: list[_Compared] = []
-        for batch in self.batches:
-            feeds = {name: value for name, value in self.feeds(batch).items() if name in taken}
+        found: list[Compared] = []
+        for point in self._runs:
+            feeds = {name: value for name, value in self._feeds(point).items() if name in taken}
             results = dict(zip(names, session.run(None, feeds), strict=True))
             for place, output in enumerate(self.outputs):
-                found.append(self._compare(place, batch, np.asarray(results[output.name])))
-        told = {one.output.name: one.told(lone=self._lone) for one in found if one.batch == self.samples}
+                found.append(self._compare(place, point, np.asarray(results[output.name])))
+        told = {one.output.name: one.told(lone=self._lone) for one in found if one.point == self._main}
         parity = self._parity(found, told)
         enough = self._tells(told) or self._made_up or self._fed is not None
         return parity if enough else self._by_made_up_inputs(session, parity)
@@ -259,12 +279,12 @@ class Reference:
             text = f"{text}, and move none either: {self.program.name!r} seems to be constant"
         return dataclasses.replace(parity, samples=self.samples, uncompared=(text, *parity.uncompared))
 
-    def _compare(self, place: int, batch: int, result: Array) -> _Compared:
-        output, run = self.outputs[place], self._runs[batch]
+    def _compare(self, place: int, point: Point, result: Array) -> Compared:
+        output, run = self.outputs[place], self._runs[point]
         want = run.wanted[place]
         if want.shape != result.shape:
             raise ExportError(
-                f"output {output.name!r} has shape {result.shape} in the file, {want.shape} in the program, at batch {batch}. "
+                f"output {output.name!r} has shape {result.shape} in the file, {want.shape} in the program, at {self._at(point)}. "
                 f"Nothing was written. Please report this model."
             )
         table = self._table(place, want)
@@ -274,11 +294,11 @@ class Reference:
             self._disturb(run)
             tolerance, size = self._tolerances(place, run)
         if (error > tolerance).any():
-            raise ExportError(self._refusal(place, batch, error, tolerance, result))
-        return _Compared(output, batch, table, error, tolerance, size)
+            raise ExportError(self._refusal(place, point, error, tolerance, result))
+        return Compared(output, point, table, error, tolerance, size)
 
-    def _refusal(self, place: int, batch: int, error: Array, tolerance: Array, result: Array) -> str:
-        run, name = self._runs[batch], self.outputs[place].name
+    def _refusal(self, place: int, point: Point, error: Array, tolerance: Array, result: Array) -> str:
+        run, name = self._runs[point], self.outputs[place].name
         again = _array(self._leaves(run.inputs)[self.outputs[place].place])
         if not np.array_equal(again, run.wanted[place], equal_nan=True):
             return (
@@ -294,13 +314,16 @@ class Reference:
             f"sample {worst[0]}, unit {worst[1]}" if self.outputs[place].samples is not None else f"entry {worst[1]}"
         )
         return (
-            f"output {name!r} of the ONNX file differs from the program at batch {batch}: {want:.7g} in the program, {have:.7g} in the "
+            f"output {name!r} of the ONNX file differs from the program at {self._at(point)}: {want:.7g} in the program, {have:.7g} in the "
             f"file for {where}, off by {error[worst]:.2e} where {tolerance[worst]:.2e} is allowed; {samples} of {len(wrong)} samples and "
             f"{units} of {wrong.shape[1]} units differ. Nothing was written. Please report this model."
         )
 
-    def _parity(self, found: Sequence[_Compared], told: Mapping[str, Array]) -> Parity:
-        whole = [one for one in found if one.batch == self.samples]
+    def _at(self, point: Point) -> str:
+        return _shown(dict(point), self.samples)
+
+    def _parity(self, found: Sequence[Compared], told: Mapping[str, Array]) -> Parity:
+        whole = [one for one in found if one.point == self._main]
         uncompared = [*self.unrun]
         for one in whole:
             missed = int((~told[one.output.name]).sum())
@@ -327,40 +350,9 @@ class Reference:
             share = max(share, float(np.max(shares, where=np.isfinite(shares), initial=0.0)))
         clear, ties = (sum(counts) for counts in zip(*(one.decisions() for one in found), strict=True))
         units = sum(int(mask.sum()) for mask in told.values())
-        return Parity(self.batches, self.samples, units, largest, tolerance, share, clear, ties, tuple(uncompared))
-
-
-@dataclass(frozen=True)
-class _Compared:
-    """One output at one batch, [N, U] each: the program's values, and error, tolerance and size of the file's."""
-
-    output: Output
-    batch: int
-    wanted: Array
-    error: Array
-    tolerance: Array
-    size: Array
-
-    def told(self, *, lone: bool) -> Array:
-        """Bool [U]: which units the samples move by `TOLD` tolerances; of a lone sample, which differ from 0 by them."""
-        finite = np.isfinite(self.wanted) & np.isfinite(self.tolerance)
-        if lone or len(self.wanted) == 1:
-            return (finite & (np.abs(self.wanted) > TOLD * self.tolerance))[0]
-        low = np.min(self.wanted + self.tolerance * TOLD / 2, axis=0, where=finite, initial=np.inf)
-        high = np.max(self.wanted - self.tolerance * TOLD / 2, axis=0, where=finite, initial=-np.inf)
-        return high > low
-
-    def decisions(self) -> tuple[int, int]:
-        """Samples whose highest logit is clear, and those where it is a tie; (0, 0) for an output that does not choose among classes."""
-        if not self.output.chooses:
-            return 0, 0
-        rows = np.arange(len(self.wanted))
-        order = np.argsort(np.nan_to_num(self.wanted, nan=-np.inf, posinf=np.inf, neginf=-np.inf), axis=1)
-        first, second = order[:, -1], order[:, -2]
-        with np.errstate(all="ignore"):
-            margin = self.wanted[rows, first] - self.wanted[rows, second]
-            clear = margin > self.tolerance[rows, first] + self.tolerance[rows, second]
-        return int(clear.sum()), int((~clear).sum())
+        return Parity(
+            self.batches, self.samples, units, largest, tolerance, share, clear, ties, tuple(uncompared), self.sizes
+        )
 
 
 def prove(file: bytes | Path, reference: Reference) -> Parity:
@@ -368,6 +360,11 @@ def prove(file: bytes | Path, reference: Reference) -> Parity:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return reference.compare(opened(file if isinstance(file, bytes) else str(file), options))
+
+
+def _shown(sizes: Mapping[str, int], samples: int) -> str:
+    others = (f"{name} = {size}" for name, size in sizes.items() if name != BATCH)
+    return ", ".join([f"batch {sizes.get(BATCH, samples)}", *others])
 
 
 def _array(value: Tensor) -> Array:

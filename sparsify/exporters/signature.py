@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-from sparsify.errors import ExportError
+from sparsify.arguments import found as in_words
+from sparsify.errors import ExportError, TraceError
 from sparsify.ir import Program, TensorSpec
+from sparsify.ir.binding import Inputs
+from sparsify.ir.dimensions import BATCH, mentions, resized
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def tensor_outputs(program: Program) -> tuple[Output, ...]:
     for place, (name, leaf) in enumerate(zip(program.output_names("eval"), leaves, strict=True)):  # type: ignore[arg-type]
         if isinstance(leaf, fx.Node) and isinstance(spec := leaf.meta.get("spec"), TensorSpec):
             kind = getattr(torch, spec.dtype)
-            samples = next((i for i, size in enumerate(spec.shape) if isinstance(size, str)), None)
+            samples = _sample_dimension(program, spec)
             if not program.dynamic_batch and batch in spec.shape[:1]:
                 samples = 0
             chooses = samples == 0 and name == "logits" and len(spec.shape) == 2 and spec.shape[1] != 1
@@ -49,22 +52,51 @@ def tensor_outputs(program: Program) -> tuple[Output, ...]:
     return tuple(found)
 
 
+def _sample_dimension(program: Program, spec: TensorSpec) -> int | None:
+    """The dimension that counts samples: the first that depends on the batch, or on sizes that only a run tells."""
+    others = [name for name in program.sizes if name != BATCH]
+    found = [
+        i
+        for i, size in enumerate(spec.shape)
+        if mentions(size, BATCH) or (isinstance(size, str) and not any(mentions(size, name) for name in others))
+    ]
+    return found[0] if found else None
+
+
 def holds_samples(program: Program, spec: TensorSpec) -> bool:
     """Whether an input holds a row per sample."""
     return bool(spec.shape) and (spec.shape[0] == "N" or not program.dynamic_batch)
 
 
-def batch_slices(program: Program, inputs: Sequence[Tensor], count: int) -> list[Tensor]:
-    """The first ``count`` samples of each input, repeated where there are fewer; an input without a batch dimension stays whole."""
-    found: list[Tensor] = []
-    for spec, value in zip(program.input_specs, inputs, strict=True):
-        for dimension, size in enumerate(spec.shape):
-            if size == "N" and program.dynamic_batch:
-                have = value.shape[dimension]
-                if have < count:
-                    value = value.index_select(dimension, torch.arange(count, device=value.device) % have)
-                value = value.narrow(dimension, 0, count)
-        found.append(value)
+def flat_inputs(program: Program, inputs: Inputs) -> list[Tensor]:
+    """One tensor per input of the program, from that or from what the program is called with.
+
+    Raises:
+        ExportError: If the inputs are something else.
+    """
+    if isinstance(inputs, (tuple, list)) and all(isinstance(x, Tensor) for x in inputs):
+        return list(inputs)
+    try:
+        return program.input_tensors(inputs)
+    except TraceError as error:
+        raise ExportError(
+            f"inputs should be tensors [N, ...], one per program input, or what the program is called with, found "
+            f"{in_words(inputs)}: {error}"
+        ) from error
+
+
+def sizes_of(program: Program, inputs: Sequence[Tensor]) -> dict[str, int]:
+    """The sizes of inputs by dimension."""
+    return {name: int(inputs[place].shape[at]) for place, at, name in program.places}
+
+
+def sized(program: Program, inputs: Sequence[Tensor], sizes: Mapping[str, int]) -> list[Tensor]:
+    """Inputs in other sizes: their first values along each dimension, repeated where there are fewer."""
+    found = list(inputs)
+    for place, at, name in program.places:
+        if name in sizes:
+            last = found[place].ndim == 4 and _is_last(program.input_specs[place], found[place])
+            found[place] = resized(found[place], {(0, 3, 1, 2)[at] if last else at: sizes[name]})
     return found
 
 
@@ -111,6 +143,11 @@ def batches_of(program: Program, inputs: Sequence[Tensor], sizes: Sequence[int])
             batch.append(value)
         yield batch
         start += size
+
+
+def _is_last(spec: TensorSpec, value: Tensor) -> bool:
+    """Whether a value has its channels last, other than the program: bytes of pictures as libraries store them."""
+    return value.shape[1] != spec.shape[1] and value.shape[3] == spec.shape[1] and isinstance(spec.shape[1], int)
 
 
 def batch_size(program: Program, inputs: Sequence[Tensor]) -> int:

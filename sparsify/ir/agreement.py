@@ -1,4 +1,4 @@
-"""Checks of a trace: both phases behave like the model, at several batch sizes, gradients included."""
+"""Checks of a trace: both phases behave like the model, at several sizes of every dimension that varies, gradients included."""
 
 from __future__ import annotations
 
@@ -13,52 +13,146 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sparsify.errors import TraceError
-from sparsify.ir.batches import BatchRange
+from sparsify.ir.dimensions import BATCH, Dimensions, Example
 from sparsify.ir.effects import changed_in_place, place_of
 from sparsify.ir.nodes import PHASES
 from sparsify.ir.program import Program
+from sparsify.ir.size_ranges import EVERY, SizeRange
 
 RELATIVE_TOLERANCE = 1e-4
 TRIALS = 4
 """Sizes below a range that are tried: torch.export assumes that sizes it computes from the batch are not 1."""
-Example = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments of a model."""
 _Run = tuple[list[Tensor], list[Tensor | None]]
 
 
-def compare(model: nn.Module, program: Program, example: Example) -> dict[str, BatchRange]:
-    """Compare both phases with the model, at batch sizes other than the example's where the batch may vary.
+Ranges = dict[str, SizeRange]
+LARGEST_TRIAL = 4096
+"""A limit that the user gives is tried up to this size."""
 
-    Outputs of the train phase and its gradients are compared at one more sample than the example has, outputs of the eval phase at
-    twice as many, and outputs of both at one sample.
+
+def compare(model: nn.Module, program: Program, example: Example, dimensions: Dimensions) -> dict[str, Ranges]:
+    """Compare both phases with the model, at sizes other than the example's where these may vary.
+
+    Outputs of the train phase and its gradients are compared at sizes one larger than the example's, outputs of the eval phase at twice
+    as much, and outputs of both at the smallest sizes and at limits that the user gave.
 
     Args:
         model: as it was traced; its mode is changed.
         program: of it.
         example: the arguments it was traced with.
+        dimensions: those that vary.
 
     Returns:
-        The batch sizes each phase holds for: those of the program, without 1 where the model does something else there.
+        The sizes each phase holds for: those of the program, without 1 where the model does something else there.
 
     Raises:
         TraceError: If a phase differs from the model.
     """
-    ranges = dict(program.batch_ranges)
-    batch = batch_of(example)
+    found = {phase: dict(program.ranges[phase]) for phase in PHASES}
     for phase in PHASES:
         model.train(phase == "train")
         program.train(phase == "train")
-        if not program.dynamic_batch:
-            _compare_at(model, program, phase, example)
+        if not dimensions.names:
+            _compare_at(model, program, phase, example, {})
             continue
-        wanted = ranges[phase].nearest(batch + 1 if phase == "train" else 2 * batch + 1)
-        _compare_at(model, program, phase, resized(example, wanted))
-        ranges[phase] = _lowered(model, program, phase, example, ranges[phase])
-    return ranges
+        checks = _Checks(model, program, phase, example, dimensions)
+        ranges = checks.capped(found[phase])
+        wanted = {name: ranges[name].nearest(checks.second(name)) for name in dimensions.names}
+        _compare_at(model, program, phase, dimensions.resized(example, wanted), wanted)
+        for name in dimensions.names:
+            ranges[name] = checks.lowered(name, ranges[name])
+        found[phase] = checks.cornered(ranges)
+        checks.ends(found[phase])
+    return found
 
 
-def _compare_at(model: nn.Module, program: Program, phase: str, example: Example) -> None:
-    batch, training = batch_of(example), phase == "train"
+class _Checks:
+    """What finds the sizes that one phase holds for."""
+
+    def __init__(
+        self, model: nn.Module, program: Program, phase: str, example: Example, dimensions: Dimensions
+    ) -> None:
+        self.model, self.program, self.phase = model, program, phase
+        self.example, self.dimensions, self.sizes = example, dimensions, dimensions.sizes(example)
+
+    def second(self, name: str) -> int:
+        """Another size than the example's."""
+        return self.sizes[name] + 1 if self.phase == "train" else 2 * self.sizes[name] + 1
+
+    def capped(self, ranges: Ranges) -> Ranges:
+        """The ranges without sizes at which the model itself fails, as where a table of positions ends; the batch is left as it is."""
+        found = dict(ranges)
+        for name in self.dimensions.names:
+            top = ranges[name].nearest(self.second(name))
+            if name == BATCH or top <= self.sizes[name] or self._runs({name: top}):
+                continue
+            low, high = self.sizes[name], top
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if self._runs({name: middle}) else (low, middle)
+            found[name] = replace(ranges[name], high=low)
+        self.program.ranges[self.phase] = found
+        return found
+
+    def lowered(self, name: str, allowed: SizeRange) -> SizeRange:
+        """The range from the smallest size on at which model and program agree, among those that torch.export left open."""
+        if allowed.low == 1:
+            return allowed if self._agree({name: 1}) else allowed.without_one()
+        limit = self.dimensions.limits.get(name, EVERY).low
+        for _ in range(TRIALS):
+            size = allowed.low - allowed.step
+            if size < limit or not self._agree({name: size}):
+                break
+            allowed = replace(allowed, low=size)
+        return allowed
+
+    def cornered(self, ranges: Ranges) -> Ranges:
+        """The ranges with low ends at which model and program agree when all dimensions are there at once."""
+        if len(ranges) == 1 or self._agree({name: allowed.low for name, allowed in ranges.items()}):
+            return ranges
+        found = {name: allowed if name == BATCH else allowed.without_one() for name, allowed in ranges.items()}
+        if self._agree({name: allowed.low for name, allowed in found.items()}):
+            return found
+        found = {name: replace(allowed, low=self.sizes[name]) for name, allowed in ranges.items() if name != BATCH}
+        return {**ranges, **found}
+
+    def ends(self, ranges: Ranges) -> None:
+        """Compare at the largest sizes that the user asked for."""
+        for name in self.dimensions.limits:
+            high = ranges[name].high
+            if high is not None and high <= LARGEST_TRIAL and high in ranges[name]:
+                sizes = {name: high} | ({BATCH: ranges[BATCH].nearest(2)} if BATCH in ranges and name != BATCH else {})
+                _compare_at(self.model, self.program, self.phase, self.dimensions.resized(self.example, sizes), sizes)
+
+    def _runs(self, sizes: Mapping[str, int]) -> bool:
+        try:
+            _observe(self.model, self.model, self.dimensions.resized(self.example, sizes), gradients=False)
+        except Exception:
+            return False  # the range leaves the size out, and a call outside it says so
+        return True
+
+    def _agree(self, sizes: Mapping[str, int]) -> bool:
+        """Whether model and program give the same outputs; False where either fails."""
+        example, known = self.dimensions.resized(self.example, sizes), self.program.ranges[self.phase]
+        self.program.ranges[self.phase] = {}
+        try:
+            eager, traced = (_observe(f, self.model, example, gradients=False)[0] for f in (self.model, self.program))
+        except Exception:
+            return False  # the range leaves the size out, and a call outside it says so
+        finally:
+            self.program.ranges[self.phase] = known
+        return len(eager) == len(traced) and all(
+            w.shape == h.shape and _close(w, h) for w, h in zip(eager, traced, strict=True)
+        )
+
+
+def _shown(example: Example, sizes: Mapping[str, int]) -> str:
+    batch = sizes.get(BATCH, batch_of(example))
+    return ", ".join([f"batch {batch}", *(f"{name} = {size}" for name, size in sizes.items() if name != BATCH)])
+
+
+def _compare_at(model: nn.Module, program: Program, phase: str, example: Example, sizes: Mapping[str, int]) -> None:
+    where, training = _shown(example, sizes), phase == "train"
     try:
         eager, eager_grads = _observe(model, model, example, gradients=training)
         traced, traced_grads = _observe(program, model, example, gradients=training)
@@ -68,14 +162,14 @@ def _compare_at(model: nn.Module, program: Program, phase: str, example: Example
         if training and "modified by an inplace operation" in str(error):
             raise TraceError(_untrainable(model, program, str(error))) from error
         raise TraceError(
-            f"the model or its trace fails at batch {batch} in {phase} mode, though it was traced with another one: "
+            f"the model or its trace fails at {where} in {phase} mode, though it was traced with another one: "
             f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}. Trace with an example of "
             f"several samples, or make forward independent of their number."
         ) from error
     for index, (want, have) in enumerate(zip(eager, traced, strict=True)):
         if want.shape != have.shape or not _close(want, have):
             raise TraceError(
-                f"output {index} of the {phase} phase differs from the model at batch {batch}: shapes {list(have.shape)} and "
+                f"output {index} of the {phase} phase differs from the model at {where}: shapes {list(have.shape)} and "
                 f"{list(want.shape)}, largest difference {_difference(want, have)}. {_cause(model, example)}"
             )
     if training:
@@ -90,7 +184,9 @@ def _untrainable(model: nn.Module, program: Program, text: str) -> str:
     for node in changed_in_place(program, "train"):
         spec = node.meta.get("spec")
         shape = [str(size) for size in getattr(spec, "shape", ())]
-        if not found or (len(shape) == len(sizes) and all(a in (b, "N") for a, b in zip(shape, sizes, strict=True))):
+        if not found or (
+            len(shape) == len(sizes) and all(a == b or not a.isdigit() for a, b in zip(shape, sizes, strict=True))
+        ):
             places.append(place_of(node))
     made = f", the output of {found[2]}" if found else ""
     return (
@@ -116,33 +212,6 @@ def _compare_gradients(model: nn.Module, eager: list[Tensor | None], traced: lis
             f"gradients of {wrong[:8]} differ between the model and its trace. A custom backward pass is lost by "
             f"torch.export: write it as torch.library.custom_op with register_autograd."
         )
-
-
-def _lowered(model: nn.Module, program: Program, phase: str, example: Example, allowed: BatchRange) -> BatchRange:
-    """The range from the smallest size on at which model and program agree, among those that torch.export left open."""
-    if allowed.low == 1:
-        return allowed if _agree(model, program, phase, resized(example, 1)) else allowed.without_one()
-    for _ in range(TRIALS):
-        size = allowed.low - allowed.step
-        if size < 1 or not _agree(model, program, phase, resized(example, size)):
-            break
-        allowed = replace(allowed, low=size)
-    return allowed
-
-
-def _agree(model: nn.Module, program: Program, phase: str, example: Example) -> bool:
-    """Whether model and program give the same outputs; False where either fails."""
-    open_program = program.batch_ranges[phase]
-    program.batch_ranges[phase] = BatchRange()
-    try:
-        eager, traced = (_observe(f, model, example, gradients=False)[0] for f in (model, program))
-    except Exception:
-        return False  # the range leaves the size out, and a call outside it says so
-    finally:
-        program.batch_ranges[phase] = open_program
-    return len(eager) == len(traced) and all(
-        w.shape == h.shape and _close(w, h) for w, h in zip(eager, traced, strict=True)
-    )
 
 
 def _cause(model: nn.Module, example: Example) -> str:
@@ -241,16 +310,3 @@ def batch_of(example: Any) -> int:
             "the example inputs hold no tensor with a batch dimension. Give at least one tensor of shape [N, ...]."
         )
     return sizes[0]
-
-
-def map_batch(example: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The example with ``change`` applied to every tensor that carries the batch."""
-    batch = batch_of(example)
-    return pytree.tree_map(
-        lambda x: change(x) if isinstance(x, Tensor) and x.ndim and x.shape[0] == batch else x, example
-    )
-
-
-def resized(example: Any, size: int) -> Any:
-    """The example with ``size`` samples: its first ones, repeated where it has fewer."""
-    return map_batch(example, lambda x: torch.cat([x] * -(-size // len(x)))[:size])

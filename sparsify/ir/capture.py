@@ -1,13 +1,16 @@
-"""One mode of a model through `torch.export`: the exported program, and the batch sizes that its guards allow."""
+"""One mode of a model through `torch.export`: the exported program, and the sizes of its inputs that the guards allow."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import io
 import logging
+import re
 import traceback
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +22,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
 from sparsify.errors import TraceError
-from sparsify.ir.agreement import Example, batch_of
-from sparsify.ir.batches import BatchRange, range_of
+from sparsify.ir.dimensions import BATCH, Dimensions, Example, joined
 from sparsify.ir.flattening import source_line
+from sparsify.ir.recurrent_shapes import of_any_length
 from sparsify.ir.roles import TraceWarning
+from sparsify.ir.size_ranges import SizeRange, UnreadableGuard, keys_of, ranges_of
+
+_MARKED = re.compile(r"marked L((?:\[[^\[\]]*\])+)\.size\(\)\[(\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -31,57 +37,97 @@ class Captured:
 
     Attributes:
         exported: by torch.export.
-        dynamic: whether the batch may vary.
-        batches: the sizes its guards allow.
+        dimensions: those that vary.
+        ranges: the sizes its guards allow, by dimension.
         conditions: lines of the model that hold for these sizes only.
     """
 
     exported: ExportedProgram
-    dynamic: bool
-    batches: BatchRange
+    dimensions: Dimensions
+    ranges: dict[str, SizeRange]
     conditions: tuple[str, ...] = ()
 
 
-def capture(model: nn.Module, example: Example, phase: str, *, dynamic: bool = True) -> Captured:
+def capture(model: nn.Module, example: Example, phase: str, dimensions: Dimensions) -> Captured:
     """Export ``model`` in the mode it is in.
 
     Args:
         model: in the mode of ``phase``.
         example: its arguments.
         phase: what messages call the mode.
-        dynamic: let the batch vary where the model allows it; a `TraceWarning` says where it does not.
+        dimensions: those that should vary. Where the model fixes its batch, that is fixed, and a `TraceWarning` says so.
 
     Raises:
-        TraceError: If it cannot be exported.
+        TraceError: If it cannot be exported, or fixes another dimension.
     """
-    batch = batch_of(example)
+    sizes = dimensions.sizes(example)
     try:
-        exported = _export(model, example, batch if dynamic else None)
+        exported = _export(model, example, dimensions)
     except Exception as error:
-        if dynamic and _fixes_batch(error):
-            captured = capture(model, example, phase, dynamic=False)
-            _say_fixed(model, batch, first_line(error))
-            return captured
-        raise TraceError(_message(model, phase, error)) from error
-    if not dynamic:
-        return Captured(exported, False, BatchRange())
-    batches = range_of(exported._guards_code, batch)
-    if batches is None:
-        _say_fixed(model, batch, f"its conditions on the batch size are {', '.join(exported._guards_code)}")
-        return capture(model, example, phase, dynamic=False)
-    return Captured(exported, True, batches, _conditions(exported))
+        if not dimensions.names or not _fixes_size(error):
+            raise TraceError(_message(model, phase, error)) from error
+        fixed = _fixed_dimensions(str(error), dimensions)
+        return _without(model, example, phase, dimensions, fixed, first_line(error), error)
+    if not dimensions.names:
+        return Captured(exported, dimensions, {})
+    try:
+        ranges = ranges_of(exported._guards_code, sizes, functools.partial(_named, dimensions), dimensions.limits)
+    except UnreadableGuard as guard:
+        return _without(model, example, phase, dimensions, {guard.name or BATCH}, guard.reason, guard)
+    return Captured(exported, dimensions, ranges, _conditions(exported))
 
 
-def _export(model: nn.Module, example: Example, batch: int | None) -> ExportedProgram:
+def _without(
+    model: nn.Module,
+    example: Example,
+    phase: str,
+    dimensions: Dimensions,
+    fixed: Collection[str],
+    reason: str,
+    error: Exception,
+) -> Captured:
+    """The model with its batch fixed.
+
+    Raises:
+        TraceError: If it fixes a dimension that was declared.
+    """
+    sizes = dimensions.sizes(example)
+    declared = [name for name in dimensions.names if name != BATCH and (name in fixed or BATCH not in dimensions.names)]
+    if declared:
+        raise TraceError(
+            f"{type(model).__name__} fixes dimension {declared[0]} at {sizes[declared[0]]} in {phase} mode: {reason}. Take it out of "
+            f"dynamic, or make forward compute with the sizes of its inputs (x.shape[1]) in place of numbers."
+        ) from error
+    captured = capture(model, example, phase, dimensions.without(BATCH))
+    warnings.warn(
+        f"{type(model).__name__} fixes its batch size at {sizes[BATCH]} ({reason}); traced with that batch only.",
+        TraceWarning,
+        stacklevel=5,
+    )
+    return captured
+
+
+def _fixed_dimensions(text: str, dimensions: Dimensions) -> set[str]:
+    """The dimensions that an error of torch.export names as fixed; the batch where it names none."""
+    found = {_named(dimensions, keys_of(path), int(at)) for path, at in _MARKED.findall(text)} - {None}
+    return {name for name in found if name} or {BATCH}
+
+
+def _named(dimensions: Dimensions, path: tuple[str, ...], at: int) -> str | None:
+    return dimensions.places.get(joined(path), {}).get(at)
+
+
+def _export(model: nn.Module, example: Example, dimensions: Dimensions) -> ExportedProgram:
     args, kwargs = example
-    flat, structure = pytree.tree_flatten(example)
-    shapes = [{0: torch.export.Dim.DYNAMIC} if _carries(x, batch) else None for x in flat]
+    structure = pytree.tree_structure(example)
+    shapes = [dict.fromkeys(places, torch.export.Dim.DYNAMIC) or None for places in dimensions.of_each(example)]
     dynamic_args, dynamic_kwargs = pytree.tree_unflatten(shapes, structure)
     with (
         warnings.catch_warnings(),
         redirect_stderr(io.StringIO()),  # it prints whole graphs
         quiet("torch.export", "torch._export", "torch._subclasses", "torch.fx"),
         torch.enable_grad(),
+        of_any_length() if {*dimensions.names} - {BATCH} else contextlib.nullcontext(),
     ):
         warnings.simplefilter("ignore")
         return torch.export.export(
@@ -89,32 +135,20 @@ def _export(model: nn.Module, example: Example, batch: int | None) -> ExportedPr
         )
 
 
-def _carries(value: Any, batch: int | None) -> bool:
-    return batch is not None and isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch
-
-
 def _by_argument(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Dynamic shapes by parameter name of ``forward``; those of ``*args`` and ``**kwargs`` as one tuple and one mapping."""
     return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
 
 
-def _fixes_batch(error: Exception) -> bool:
+def _fixes_size(error: Exception) -> bool:
     text = str(error)
     return "data-dependent" not in text and (
         "Constraints violated" in text or "specializ" in text.lower() or "marked" in text
     )
 
 
-def _say_fixed(model: nn.Module, batch: int, reason: str) -> None:
-    warnings.warn(
-        f"{type(model).__name__} fixes its batch size at {batch} ({reason}); traced with that batch only.",
-        TraceWarning,
-        stacklevel=4,
-    )
-
-
 def _conditions(exported: ExportedProgram) -> tuple[str, ...]:
-    """Lines of the model's own code that compare the batch size."""
+    """Lines of the model's own code that compare sizes."""
     sizes = (node.meta["val"].shape for node in exported.graph.nodes if isinstance(node.meta.get("val"), Tensor))
     symbolic = next((size for shape in sizes for size in shape if isinstance(size, torch.SymInt)), None)
     if symbolic is None:

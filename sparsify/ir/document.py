@@ -16,10 +16,10 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparsify.errors import LoadError
-from sparsify.ir.batches import EXCEPTIONS
 from sparsify.ir.binding import KINDS, UNKNOWN
 from sparsify.ir.foreign import checked_identifier, checked_path, checked_text, is_plain_structure
 from sparsify.ir.nodes import PHASES
+from sparsify.ir.size_ranges import EXCEPTIONS
 
 MOST_NODES = 200_000
 MOST_VALUES = 2**29
@@ -60,6 +60,11 @@ Shape = Annotated[list[int | str], AfterValidator(_shape)]
 Spec = Annotated[tuple[Text, Shape, Annotated[str, AfterValidator(_dtype)]], Field(strict=False)]  # JSON has lists
 
 
+MOST_SIZE = 2**20
+"""Of a dimension that varies, in the example of a trace."""
+Dimension = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$")]
+
+
 class _Form(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -79,11 +84,11 @@ class NodeForm(_Form):
 
 
 class RangeForm(_Form):
-    """A `sparsify.ir.batches.BatchRange`."""
+    """A `sparsify.ir.size_ranges.SizeRange`."""
 
     low: Annotated[int, Field(ge=1)]
     high: Annotated[int, Field(ge=1)] | None
-    step: Annotated[int, Field(ge=1)]
+    step: Annotated[int, Field(ge=1, le=MOST_SIZE)]
     excluded: Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=EXCEPTIONS)]
 
 
@@ -126,6 +131,9 @@ class ProgramForm(_Form):
     dynamic_batch: bool
     unfinished: Annotated[str, Field(max_length=LONGEST_NOTE), AfterValidator(checked_text)] = ""
     batch_ranges: dict[Literal["train", "eval"], RangeForm] = {}
+    """In files of earlier versions: the ranges of N."""
+    ranges: dict[Literal["train", "eval"], dict[Dimension, RangeForm]] = {}
+    sizes: dict[Dimension, Annotated[int, Field(ge=1, le=MOST_SIZE)]] = {}
     constants: Constants = []
     inputs: list[Spec]
     in_spec: Structure
@@ -143,8 +151,12 @@ class ProgramForm(_Form):
     def _agrees(self) -> ProgramForm:
         if {*self.graphs} != {*PHASES} or {*self.out_specs} != {*PHASES}:
             raise ValueError(f"there should be graphs and outputs for {' and '.join(PHASES)}")
-        if self.batch_ranges and {*self.batch_ranges} != {*PHASES}:
-            raise ValueError(f"there should be batch sizes for {' and '.join(PHASES)}")
+        for ranges in (self.batch_ranges, self.ranges):
+            if ranges and {*ranges} != {*PHASES}:
+                raise ValueError(f"there should be sizes for {' and '.join(PHASES)}")
+        used = {size for _, shape, _ in self.inputs for size in shape if isinstance(size, str)}
+        if unknown := [n for given in (*self.ranges.values(), self.sizes) for n in given if n not in used]:
+            raise ValueError(f"no input has a dimension {unknown[0]!r}")
         leaves = {*self.parameters, *(self.buffers or ())}
         hooks = {*self.taps, *self.records}
         owners = {name.rsplit(".", i)[0] for name in leaves | hooks for i in range(1, name.count(".") + 1)}

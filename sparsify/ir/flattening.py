@@ -48,13 +48,16 @@ class _Flattening:
     """Values in regions of no_grad that are an operand itself (``x.float()`` of a float32, ``x.add_(1)``), by the node that says so."""
 
 
-def flatten(exported: ExportedProgram, state: nn.Module, phase: str) -> FlatGraph:
+def flatten(
+    exported: ExportedProgram, state: nn.Module, phase: str, places: Mapping[str, Mapping[int, str]] | None = None
+) -> FlatGraph:
     """Copy an exported program into a graph that reads ``state`` by name, with regions of no_grad and autocast inlined.
 
     Args:
         exported: of one phase.
         state: parameters and buffers under the model's names; tensors that the export lifted out of the code are added to it.
         phase: of the program.
+        places: names of the dimensions that vary, by input and place.
 
     Returns:
         The graph, whose output node is still to be made from ``returned``.
@@ -62,7 +65,7 @@ def flatten(exported: ExportedProgram, state: nn.Module, phase: str) -> FlatGrap
     Raises:
         TraceError: If the model holds a condition, a loop or an autocast region that a flat graph cannot hold.
     """
-    made = _Flattening(exported, phase, _symbols(exported.graph))
+    made = _Flattening(exported, phase, _symbols(exported.graph, places or {}))
     constants, targets = _read_inputs(made, state)
     returned = cast("tuple[Any, ...]", _copy(made, exported.graph_module, detached=False, full_precision=False))
     kept: list[Any] = []
@@ -262,16 +265,19 @@ def _meta(made: _Flattening, node: fx.Node, copied: fx.Node) -> dict[str, Any]:
     return meta
 
 
-def _symbols(graph: fx.Graph) -> dict[str, str]:
-    """Names of the symbolic sizes, in order of appearance: N for the first, then N1, N2, ..."""
+def _symbols(graph: fx.Graph, places: Mapping[str, Mapping[int, str]]) -> dict[str, str]:
+    """Names of the symbolic sizes: those given, then N1, N2, ... in order of appearance."""
     names: dict[str, str] = {}
-    for node in graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, Tensor):
-            for size in value.shape:
-                if not isinstance(size, int):
-                    for symbol in re.findall(r"[a-z]\d+", str(size)):
-                        names.setdefault(symbol, "N" if not names else f"N{len(names)}")
+    shapes = [(node, node.meta["val"].shape) for node in graph.nodes if isinstance(node.meta.get("val"), Tensor)]
+    for node, shape in shapes:
+        for at, name in places.get(str(node.target), {}).items() if node.op == "placeholder" else ():
+            if not isinstance(shape[at], int) and re.fullmatch(r"[a-z]\d+", str(shape[at])):
+                names.setdefault(str(shape[at]), name)
+    for _, shape in shapes:
+        for size in shape:
+            if not isinstance(size, int):
+                for symbol in re.findall(r"[a-z]\d+", str(size)):
+                    names.setdefault(symbol, f"N{len(set(names.values()))}" if names else "N")
     return names
 
 

@@ -1,4 +1,4 @@
-"""What a program is called with: the structure, constants, shapes and batch sizes that it was traced for."""
+"""What a program is called with: the structure, constants, shapes and sizes that it was traced for."""
 
 from __future__ import annotations
 
@@ -22,18 +22,28 @@ def tensors_of(program: Program, phase: str, flat: Sequence[Any]) -> list[Tensor
     """The tensors among the flat arguments, in the order of the program's inputs, for a run of one phase.
 
     Raises:
-        TraceError: If the arguments do not have the constants, shapes or batch size of the trace.
+        TraceError: If the arguments do not have the constants, shapes or sizes of the trace.
     """
     tensors = checked_tensors(program, flat)
     sizes = _sizes(program, tensors)
-    allowed = program.batch_ranges[phase]
-    for name, size in sizes.items():
-        if size not in allowed:
+    for name, allowed in program.ranges[phase].items():
+        if name in sizes and sizes[name] not in allowed:
+            what = "batches of " if name == "N" else ""
             raise TraceError(
-                f"program {program.name!r} holds for batches of {allowed} in {phase} mode, found {name} = {size}: forward takes "
-                f"another branch there, or fails. Call it within that range, or trace it with an example of that size."
+                f"program {program.name!r} holds for {what}{allowed.text(name)} in {phase} mode, found {name} = {sizes[name]}: forward "
+                f"takes another branch there, or fails. Call it within that range, or trace it with an example of that size."
             )
     return tensors
+
+
+def varying_places(specs: Sequence[TensorSpec]) -> tuple[tuple[int, int, str], ...]:
+    """Input, dimension and name of every size that may vary and has a name of its own."""
+    return tuple(
+        (place, at, size)
+        for place, spec in enumerate(specs)
+        for at, size in enumerate(spec.shape)
+        if isinstance(size, str) and size.isidentifier()
+    )
 
 
 def checked_tensors(program: Program, flat: Sequence[Any]) -> list[Tensor]:
@@ -56,15 +66,19 @@ def checked_tensors(program: Program, flat: Sequence[Any]) -> list[Tensor]:
 
 def _sizes(program: Program, tensors: Sequence[Tensor]) -> dict[str, int]:
     sizes = dict[str, int]()
-    for value, expected in zip(tensors, program.input_specs, strict=True):
-        if expected.shape and isinstance(expected.shape[0], str):
-            size = int(value.shape[0])
-            if sizes.setdefault(expected.shape[0], size) != size:
-                raise TraceError(
-                    f"inputs of program {program.name!r} share their first dimension {expected.shape[0]}, found "
-                    f"{sizes[expected.shape[0]]} and {size} ({expected.name!r}). Give as many samples of each."
-                )
+    for place, at, name in program.places:
+        size = int(tensors[place].shape[at])
+        if sizes.setdefault(name, size) != size:
+            where = f"their first dimension {name}" if at == 0 else f"dimension {name}"
+            raise TraceError(
+                f"inputs of program {program.name!r} share {where}, found {sizes[name]} and {size} "
+                f"(dimension {at} of {program.input_specs[place].name!r}). {_advice(name)}"
+            )
     return sizes
+
+
+def _advice(name: str) -> str:
+    return "Give as many samples of each." if name == "N" else f"Give one size of {name}, or trace with two names."
 
 
 def _check(value: Any, expected: TensorSpec, program: str) -> None:
@@ -77,17 +91,28 @@ def _check(value: Any, expected: TensorSpec, program: str) -> None:
         [isinstance(want, str) or want == have for want, have in zip(expected.shape, value.shape, strict=False)]
     )
     if not fits:
-        free = "only N may vary" if any(isinstance(size, str) for size in expected.shape) else "no dimension may vary"
+        names = dict.fromkeys(size for size in expected.shape if isinstance(size, str))
+        free = f"only {' and '.join(names)} may vary" if names else "no dimension may vary"
         raise TraceError(
             f"input {expected.name!r} of program {program!r} was traced with shape {_shape(expected)}, found "
-            f"{list(value.shape)}: the trace fixed the other sizes, {free}. Give inputs of that shape, or trace again with "
-            f"an example of the new one."
+            f"{list(value.shape)}: the trace fixed the other sizes, {free}. Give inputs of that shape, or trace again"
+            f"{_declaration(value, expected)}."
         )
     if str(value.dtype).removeprefix("torch.") != expected.dtype and not torch.is_autocast_enabled(value.device.type):
         raise TraceError(
             f"input {expected.name!r} of program {program!r} was traced with dtype {expected.dtype}, found {value.dtype}. "
             f"Convert it with .to(torch.{expected.dtype})."
         )
+
+
+def _declaration(value: Tensor, expected: TensorSpec) -> str:
+    """How the first dimension that differs is declared."""
+    if value.dim() != len(expected.shape):
+        return " with an example of the new one"
+    pairs = enumerate(zip(expected.shape, value.shape, strict=True))
+    at = next(i for i, (want, have) in pairs if isinstance(want, int) and want != have)
+    name = "N" if at == 0 else "T"
+    return f" with dynamic={{{expected.name!r}: {{{at}: {name!r}}}}} if dimension {at} is to vary"
 
 
 def _shape(expected: TensorSpec) -> str:

@@ -141,3 +141,14 @@ def _table(state: nn.Module, name: str) -> tuple[Mapping[str, Any], str]:
             if leaf in getattr(module, table):
                 return getattr(module, table), leaf
     return {}, leaf  # the verifier names state that does not exist
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy of a flat graph, metadata included."""
+    fresh = fx.Graph()
+    value_map: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        copied = fresh.node_copy(node, lambda n: value_map[n])
+        copied.meta = dict(node.meta)
+        value_map[node] = copied
+    return fresh

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from sparsify.ir.dimensions import BATCH, value_of
 from sparsify.ir.nodes import MASK_OPERATORS, TensorSpec, apply_random_mask
 
 if TYPE_CHECKING:
@@ -126,13 +127,21 @@ def is_free(node: fx.Node) -> bool:
     return target.namespace in ("aten", "prims") and (is_view or name in _FREE)
 
 
+_UNNAMED = re.compile(r"N\d*")
+"""A size that only a run tells."""
+
+
 class Macs:
-    """Multiply-accumulates per example of the nodes of a program, from the shapes the trace recorded."""
+    """Multiply-accumulates per example of the nodes of a program, from the shapes the trace recorded.
+
+    Dimensions that vary beside the batch have the size of the example.
+    """
 
     def __init__(self, program: Program) -> None:
         sizes = (first.shape[0] for first in program.input_specs if first.shape)
         batch = next((size for size in sizes if isinstance(size, int)), 1)
         self._batch = 1 if program.dynamic_batch else batch
+        self._sizes = {**program.sizes, BATCH: 1}
 
     def of(self, node: fx.Node) -> int | None:
         """What a product costs, or None where a shape is not known."""
@@ -145,7 +154,7 @@ class Macs:
         """What a product costs on account of one of its weights; 0 where a shape is not known."""
         try:
             if node.target in _RECURRENT or node.target in _CELLS:
-                return self._steps(node) * math.prod(map(_size, _shape(value)))
+                return self._steps(node) * math.prod(map(self._size, _shape(value)))
         except _UnknownShape:
             return 0
         return (self.of(node) or 0) if is_product(node) else 0
@@ -153,27 +162,29 @@ class Macs:
     def _of(self, node: fx.Node) -> int:
         target: Any = node.target
         if target in _RECURRENT or target in _CELLS:
-            weights = [math.prod(map(_size, _shape(w))) for w in _recurrent_weights(node) if len(_shape(w)) > 1]
+            weights = [math.prod(map(self._size, _shape(w))) for w in _recurrent_weights(node) if len(_shape(w)) > 1]
             return self._steps(node) * sum(weights)
         if _is_transposed(node):
             # each input value is multiplied by the kernels of all outputs of its group
-            return self._values(node.args[0]) * math.prod(map(_size, _shape(node.args[1])[1:]))
+            return self._values(node.args[0]) * math.prod(map(self._size, _shape(node.args[1])[1:]))
         if target in _CONV:
-            return self._values(node) * math.prod(map(_size, _shape(node.args[1])[1:]))
+            return self._values(node) * math.prod(map(self._size, _shape(node.args[1])[1:]))
         if target is aten.linear.default:
-            return self._values(node) * _size(_shape(node.args[1])[-1])
+            return self._values(node) * self._size(_shape(node.args[1])[-1])
         if target is aten.bilinear.default:
-            return self._values(node) * math.prod(map(_size, _shape(node.args[2])[1:]))
+            return self._values(node) * math.prod(map(self._size, _shape(node.args[2])[1:]))
         if target is aten.scaled_dot_product_attention.default:
             query, key, value = (_shape(argument) for argument in node.args[:3])
             queries = self._values(node.args[0])
-            return queries * _size(key[-2]) + queries // _size(query[-1]) * _size(key[-2]) * _size(value[-1])
+            return queries * self._size(key[-2]) + queries // self._size(query[-1]) * self._size(key[-2]) * self._size(
+                value[-1]
+            )
         if target is aten.einsum.default:
             return self._einsum(node)
         first = _shape(node.args[_MATMUL[target]])
         if target is aten.tensordot.default:
-            return self._values(node) * math.prod(_size(first[dim]) for dim in node.args[2])  # type: ignore[union-attr, index, arg-type]
-        return self._values(node) * _size(first[-1])
+            return self._values(node) * math.prod(self._size(first[dim]) for dim in node.args[2])  # type: ignore[union-attr, index, arg-type]
+        return self._values(node) * self._size(first[-1])
 
     def _einsum(self, node: fx.Node) -> int:
         """All indices of the equation, for every operand after the first: the most that any order of products takes."""
@@ -185,18 +196,25 @@ class Macs:
             shape, extra = _shape(operand), len(_shape(operand)) - len(labels.replace("...", ""))
             spelt = labels.replace("...", "".join(chr(0x2460 + i) for i in range(extra))) if "..." in labels else labels
             sizes |= {label: size for label, size in zip(spelt, shape, strict=True) if sizes.get(label, 1) == 1}
-        return self._shared(math.prod(map(_size, sizes.values()))) * max(len(operands) - 1, 1)
+        return self._shared(math.prod(map(self._size, sizes.values()))) * max(len(operands) - 1, 1)
 
     def _steps(self, node: fx.Node) -> int:
         """Time steps per example, directions apart: every weight is used once in each."""
-        return self._values(node.args[0]) // max(_size(_shape(node.args[0])[-1]), 1)
+        return self._values(node.args[0]) // max(self._size(_shape(node.args[0])[-1]), 1)
 
     def _values(self, node: Any) -> int:
         """Values per example, wherever the batch stands: the second of ``f32[8, 2*N, 16]`` counts 2."""
-        return self._shared(math.prod(map(_size, _shape(node))))
+        return self._shared(math.prod(map(self._size, _shape(node))))
 
     def _shared(self, total: int) -> int:
         return max(total // self._batch, 1)
+
+    def _size(self, size: int | str) -> int:
+        """A size per example: the factor of the batch in ``"2*N"`` or ``"N"``."""
+        value = value_of(size, self._sizes | ({size: 1} if isinstance(size, str) and _UNNAMED.fullmatch(size) else {}))
+        if value is None:
+            raise _UnknownShape
+        return value
 
 
 class _UnknownShape(Exception):
@@ -208,15 +226,6 @@ def _shape(node: Any) -> tuple[int | str, ...]:
         spec = node.meta.get("spec")
         if isinstance(spec, TensorSpec):
             return spec.shape
-    raise _UnknownShape
-
-
-def _size(size: int | str) -> int:
-    """A size per example: the factor of the batch in ``"2*N"`` or ``"N"``."""
-    if isinstance(size, int):
-        return size
-    if match := re.fullmatch(r"(?:(\d+)\*)?N\d*", size):
-        return int(match[1] or 1)
     raise _UnknownShape
 
 

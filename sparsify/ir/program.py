@@ -13,9 +13,8 @@ from torch.utils import _pytree as pytree
 
 from sparsify.arguments import checked, found
 from sparsify.errors import LoadError, TraceError
-from sparsify.ir.batches import BatchRange
 from sparsify.ir.binding import Inputs, arguments_of, leaves_of, plain_signature
-from sparsify.ir.inputs import Constant, checked_tensors, tensors_of
+from sparsify.ir.inputs import Constant, checked_tensors, tensors_of, varying_places
 from sparsify.ir.nodes import (
     HOOKS,
     PHASES,
@@ -28,7 +27,8 @@ from sparsify.ir.nodes import (
     TensorSpec,
     WeightSite,
 )
-from sparsify.ir.phase import Phase
+from sparsify.ir.phase import Phase, copy_graph
+from sparsify.ir.size_ranges import EVERY, SizeRange
 from sparsify.ir.state import clone_state, find, submodule
 
 
@@ -45,9 +45,11 @@ class Program(nn.Module):
         phases: ``{"train": GraphModule, "eval": GraphModule}``.
         input_specs: name, shape and dtype of every flat input.
         dynamic_batch: whether the first dimension of the inputs may vary.
-        batch_ranges: the batch sizes each phase holds for; a call outside is refused.
+        sizes: of the example that was traced, by the name of each dimension that varies; ``N`` is the batch.
+        ranges: the sizes each phase holds for, by phase and dimension; a call outside is refused.
         signature: parameters of the model's ``forward``; a call binds its arguments through it.
         constants: arguments that are no tensors, by their place among all; a call must repeat them.
+        places: input, dimension and name of every size that may vary.
         plain_inputs: how many positional arguments a call gives, where each is one value and there are no others; -1 elsewhere.
         unfinished: what a trainer has still to do before the program is as sparse as asked for; empty without a trainer.
     """
@@ -57,12 +59,14 @@ class Program(nn.Module):
     phases: dict[str, Phase]
     input_specs: tuple[TensorSpec, ...]
     dynamic_batch: bool
-    batch_ranges: dict[str, BatchRange]
+    sizes: dict[str, int]
+    ranges: dict[str, dict[str, SizeRange]]
     signature: inspect.Signature
     constants: dict[int, Constant]
     unfinished: str
     in_spec: pytree.TreeSpec
     plain_inputs: int
+    places: tuple[tuple[int, int, str], ...]
     out_specs: dict[str, pytree.TreeSpec]
 
     @checked(TraceError)
@@ -77,7 +81,8 @@ class Program(nn.Module):
         dynamic_batch: bool,
         in_spec: pytree.TreeSpec,
         out_specs: Mapping[str, pytree.TreeSpec],
-        batch_ranges: Mapping[str, BatchRange] | None = None,
+        sizes: Mapping[str, int] | None = None,
+        ranges: Mapping[str, Mapping[str, SizeRange]] | None = None,
         constants: Mapping[int, Constant] | None = None,
         signature: inspect.Signature | None = None,
     ) -> None:
@@ -95,7 +100,9 @@ class Program(nn.Module):
             in_spec=in_spec,
             plain_inputs=_plain_inputs(in_spec),
             out_specs=dict(out_specs),
-            batch_ranges=dict(batch_ranges or dict.fromkeys(PHASES, BatchRange())),
+            sizes=dict(sizes or {}),
+            ranges={phase: dict((ranges or {}).get(phase, {})) for phase in PHASES},
+            places=varying_places(input_specs),
             constants=dict(constants or {}),
             signature=signature or plain_signature([spec.name for spec in input_specs], in_spec),
             unfinished="",
@@ -108,6 +115,11 @@ class Program(nn.Module):
             object.__setattr__(self, name, value)
 
     # --- running
+
+    @property
+    def batch_ranges(self) -> dict[str, SizeRange]:
+        """The batch sizes each phase holds for."""
+        return {phase: self.ranges[phase].get("N", EVERY) for phase in PHASES}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         phase = "train" if self.training else "eval"
@@ -319,7 +331,8 @@ class Program(nn.Module):
             dynamic_batch=self.dynamic_batch,
             in_spec=self.in_spec,
             out_specs=self.out_specs,
-            batch_ranges=self.batch_ranges,
+            sizes=self.sizes,
+            ranges=self.ranges,
             constants=self.constants,
             signature=self.signature,
         ).train(self.training)
@@ -384,14 +397,3 @@ class Program(nn.Module):
 def _plain_inputs(spec: pytree.TreeSpec) -> int:
     count = spec.num_leaves
     return count if spec == pytree.tree_structure(((0,) * count, {})) else -1
-
-
-def copy_graph(graph: fx.Graph) -> fx.Graph:
-    """A copy of a flat graph, metadata included."""
-    fresh = fx.Graph()
-    value_map: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        copied = fresh.node_copy(node, lambda n: value_map[n])
-        copied.meta = dict(node.meta)
-        value_map[node] = copied
-    return fresh

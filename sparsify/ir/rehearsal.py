@@ -7,7 +7,7 @@ or reach as much by a chain of harmless steps.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +50,16 @@ def rehearse(program: Program) -> None:
     for phase, module in program.phases.items():
         inputs = iter(program.input_specs)
         named = {node: next(inputs, None) for node in module.graph.nodes if node.op == "placeholder"}
-        rehearse_graph(module.graph, f"of {phase}", named.__getitem__, program.tensor)
+        sizes = {name: size for name, size in program.sizes.items() if name != "N"}
+        rehearse_graph(module.graph, f"of {phase}", named.__getitem__, program.tensor, sizes)
 
 
 def rehearse_graph(
-    graph: fx.Graph, where: str, given: Callable[[fx.Node], TensorSpec | Tensor | None], tensor: Callable[[str], Tensor]
+    graph: fx.Graph,
+    where: str,
+    given: Callable[[fx.Node], TensorSpec | Tensor | None],
+    tensor: Callable[[str], Tensor],
+    sizes: Mapping[str, int] | None = None,
 ) -> None:
     """Run a graph on inputs without values.
 
@@ -63,6 +68,7 @@ def rehearse_graph(
         where: the graph, for messages.
         given: what a placeholder stands for: a spec (text becomes one of `BATCHES`), a tensor, or None where it is not known.
         tensor: parameters and buffers by name.
+        sizes: of dimensions other than the batch, by name.
 
     Raises:
         LoadError: If a node cannot run on what it is given, or makes more than `MOST_VALUES` values.
@@ -71,7 +77,7 @@ def rehearse_graph(
     with _quiet():
         for batch in BATCHES:
             try:
-                return _Rehearsal(graph, where, given, tensor, batch).run()
+                return _Rehearsal(graph, where, given, tensor, batch, sizes or {}).run()
             except _DoesNotRun as problem:
                 problems.append(problem)
     raise problems[0]
@@ -103,14 +109,15 @@ class _Rehearsal:
         given: Callable[[fx.Node], TensorSpec | Tensor | None],
         tensor: Callable[[str], Tensor],
         batch: int,
+        sizes: Mapping[str, int],
     ) -> None:
         self.graph, self.where, self.given, self.tensor = graph, where, given, tensor
         self.values: dict[fx.Node, Any] = {}
-        self.batch = batch
+        self.batch, self.sizes = batch, sizes
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         specs = [given(node) for node in graph.nodes if node.op == "placeholder"]
         names = {size for spec in specs if isinstance(spec, TensorSpec) for size in spec.shape if isinstance(size, str)}
-        self.uncertain = bool(names - {"N"}) or any(spec is None for spec in specs)
+        self.uncertain = bool(names - {"N", *sizes}) or any(spec is None for spec in specs)
 
     def run(self) -> None:
         with self.mode, torch.no_grad():
@@ -151,7 +158,8 @@ class _Rehearsal:
         if given is None:
             return None
         return torch.empty(
-            [size if isinstance(size, int) else self.batch for size in given.shape], dtype=getattr(torch, given.dtype)
+            [size if isinstance(size, int) else self.sizes.get(size, self.batch) for size in given.shape],
+            dtype=getattr(torch, given.dtype),
         )
 
     def _check(self, node: fx.Node, value: Any) -> None:

@@ -25,7 +25,6 @@ from torch.utils import _pytree as pytree
 
 from sparsify.errors import LoadError, SparsifyError
 from sparsify.files import write_atomically
-from sparsify.ir.batches import BatchRange
 from sparsify.ir.binding import KINDS, UNKNOWN
 from sparsify.ir.document import LONGEST_NOTE, NodeForm, ProgramForm, checked_document
 from sparsify.ir.foreign import INTEGERS, checked_keyword, checked_text, parse_json
@@ -33,6 +32,7 @@ from sparsify.ir.nodes import GradientTap, RandomnessRecord, Stage, TensorSpec
 from sparsify.ir.operators import FUNCTIONS, aten_operator
 from sparsify.ir.phase import FULL_PRECISION
 from sparsify.ir.rehearsal import rehearse
+from sparsify.ir.size_ranges import SizeRange
 from sparsify.ir.state import place
 
 if TYPE_CHECKING:
@@ -170,10 +170,13 @@ def _encode_spec(spec: TensorSpec) -> list[Any]:
 def _encode_limits(program: Program) -> dict[str, Any]:
     """What the calls of a program are limited to; nothing where they are not, as in files of earlier versions."""
     limits: dict[str, Any] = {}
-    if not all(allowed.everything for allowed in program.batch_ranges.values()):
-        limits["batch_ranges"] = {
-            phase: {**dataclasses.asdict(r), "excluded": list(r.excluded)} for phase, r in program.batch_ranges.items()
+    if not all(allowed.everything for ranges in program.ranges.values() for allowed in ranges.values()):
+        limits["ranges"] = {
+            phase: {name: {**dataclasses.asdict(r), "excluded": list(r.excluded)} for name, r in ranges.items()}
+            for phase, ranges in program.ranges.items()
         }
+    if program.sizes:
+        limits["sizes"] = program.sizes
     if program.constants:
         limits["constants"] = [[place, _encode(value)] for place, value in program.constants.items()]
     return limits
@@ -268,7 +271,8 @@ def _decode_program(document: ProgramForm, tensors: dict[str, Tensor], make: typ
         dynamic_batch=document.dynamic_batch,
         in_spec=in_spec,
         out_specs={phase: pytree.treespec_loads(spec) for phase, spec in document.out_specs.items()},
-        batch_ranges=_decode_ranges(document),
+        sizes=document.sizes,
+        ranges=_decode_ranges(document),
         constants={place: _decode(value, {}) for place, value in document.constants},
         signature=_decode_signature(document),
     ).train(document.training)
@@ -286,10 +290,11 @@ def _decode_signature(document: ProgramForm) -> inspect.Signature | None:
     return inspect.Signature(found)
 
 
-def _decode_ranges(document: ProgramForm) -> dict[str, BatchRange]:
+def _decode_ranges(document: ProgramForm) -> dict[str, dict[str, SizeRange]]:
+    earlier = {phase: {"N": form} for phase, form in document.batch_ranges.items()}
     return {
-        phase: BatchRange(form.low, form.high, form.step, tuple(form.excluded))
-        for phase, form in document.batch_ranges.items()
+        phase: {name: SizeRange(form.low, form.high, form.step, tuple(form.excluded)) for name, form in ranges.items()}
+        for phase, ranges in (document.ranges or earlier).items()
     }
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsify.ir.nodes import TensorSpec
-from sparsify.ir.program import Program, copy_graph
+from sparsify.ir.phase import copy_graph
+from sparsify.ir.program import Program
 from sparsify.ir.state import place
 
 _HELD = "_recompilation_held"

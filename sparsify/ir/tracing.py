@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import re
 import warnings
@@ -18,9 +19,10 @@ from torch.utils import _pytree as pytree
 
 from sparsify.arguments import LATER, checked
 from sparsify.errors import TraceError
-from sparsify.ir.agreement import Example, batch_of, compare, map_batch, untouched
+from sparsify.ir.agreement import batch_of, compare, untouched
 from sparsify.ir.binding import Inputs, arguments_of, ordered, signature_of
 from sparsify.ir.capture import Captured, capture, first_line
+from sparsify.ir.dimensions import BATCH, Declared, Dimensions, Example, Limits, declared, input_names
 from sparsify.ir.effects import beside, changed_buffers, place_of, random_draws
 from sparsify.ir.flattening import flatten
 from sparsify.ir.inputs import brief
@@ -28,6 +30,7 @@ from sparsify.ir.nodes import PHASES, Stage
 from sparsify.ir.program import Program
 from sparsify.ir.roles import LOGITS, output_names
 from sparsify.ir.roles import TraceWarning as TraceWarning
+from sparsify.ir.size_ranges import EVERY
 from sparsify.ir.state import skeleton
 from sparsify.ir.verifier import verify
 from sparsify.tasks import Task, kind
@@ -44,6 +47,8 @@ def trace(
     kwargs: Mapping[str, Any] | None = None,
     *,
     name: str | None = None,
+    dynamic: Annotated[Declared | None, LATER] = None,
+    limits: Annotated[Limits | None, LATER] = None,
     outputs: Mapping[str, int | str] | None = None,
     classes: int | None = None,
     task: str | Task | None = None,
@@ -58,18 +63,22 @@ def trace(
         model: any module that `torch.export` can capture.
         inputs: example: a tensor, a tuple of arguments of ``forward``, or a mapping of them by name (a dictionary that a tokenizer
             makes). The first dimension of each tensor is the batch. A batch of 1 is doubled, unless the model takes no other. Other
-            sizes, and arguments that are no tensors, are fixed by the trace. Calls may give arguments by position or by name.
+            sizes, unless they are declared, and arguments that are no tensors are fixed by the trace. Calls may give arguments by
+            position or by name.
         kwargs: further example arguments by name.
         name: of the program; the class name in snake case by default.
+        dynamic: names of further dimensions that vary, by input and place: ``{"ids": {1: "T"}, "mask": {1: "T"}}``. Dimensions of one
+            name have one size. Inputs are called as `Program.input_specs` calls them: after their argument, and the path inside it.
+        limits: smallest and largest size of such dimensions, ``{"T": (1, 512)}``; None in place of the largest: no bound.
         outputs: position (from 0) or key of an output, by the name it gets; ``{"logits": 1}`` where more than one output could be
             the one that the task reads.
         classes: K of the logits [N, K], which decides where exactly one output has K columns.
         task: what the outputs mean, a task of `sparsify.tasks` or its name: the output it reads gets its name (``prediction`` of a
             regression, else ``logits``). None: ``logits`` is the only floating-point output [N, K], or the only one at all.
-        check: compare both phases with the model at other batch sizes: outputs, and gradients in train mode.
+        check: compare both phases with the model at other sizes: outputs, and gradients in train mode.
 
     Returns:
-        A verified program of stage ``TRACED``, in the model's mode. Its ``batch_ranges`` are the batch sizes the trace holds for.
+        A verified program of stage ``TRACED``, in the model's mode. Its ``ranges`` are the sizes the trace holds for.
 
     Raises:
         TraceError: If an argument is of another kind or not one of ``forward``, the model cannot be exported, several outputs could be
@@ -88,16 +97,22 @@ def trace(
         _initialise(model, given)
         with untouched(model), _draws_from_torch(model):
             model.train()
-            example = _accepted(model, given)
-            captured = _captured(model, example)
+            example, dimensions = _accepted(model, given, dynamic or {}, limits or {})
+            captured = _captured(model, example, dimensions)
     program = _assemble(
-        model, captured, name=name or _snake(type(model).__name__), chosen=outputs or {}, classes=classes, task=meaning
+        model,
+        captured,
+        example,
+        name=name or _snake(type(model).__name__),
+        chosen=outputs or {},
+        classes=classes,
+        task=meaning,
     )
     verify(program)
     if check:
         with _mode_kept(model), untouched(model):
-            ranges = compare(model, program, example)
-        program.batch_ranges = ranges
+            ranges = compare(model, program, example, captured["eval"].dimensions)
+        program.ranges = ranges
     _say_limits(program, captured, LOGITS if meaning is None else meaning.output)
     return program.train(mode)
 
@@ -144,21 +159,34 @@ def _initialise(model: nn.Module, example: Example) -> None:
             _called(model, example)
 
 
-def _accepted(model: nn.Module, example: Example) -> Example:
-    """The example, a batch of 1 repeated where the model takes two: export specialises a dimension of size 1."""
-    batch = batch_of(example)
-    if batch != 1:
+def _accepted(model: nn.Module, example: Example, dynamic: Declared, limits: Limits) -> tuple[Example, Dimensions]:
+    """The example and its dimensions that vary, those of size 1 doubled where the model takes two: export specialises a size of 1.
+
+    A batch of 1 that the model insists on is fixed.
+
+    Raises:
+        TraceError: If the model fails on the example, or on two where a declared dimension has one.
+    """
+    batch_of(example)
+    args, kwargs = example
+    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    arguments = {**{k: v for k, v in bound.items() if k not in kwargs}, **kwargs}
+    dimensions = declared(input_names(arguments), pytree.tree_leaves(example), dynamic, limits)
+    single = {name: 2 for name, size in dimensions.sizes(example).items() if size == 1}
+    if not single:
         _run(model, example)
-        return example
-    doubled = map_batch(example, lambda x: torch.cat([x, x]))
+        return example, dimensions
+    doubled = dimensions.resized(example, single)
     try:
         _run(model, doubled)
     except TraceError as error:
-        if not isinstance(error.__cause__, Exception):
+        if not isinstance(error.__cause__, Exception) or BATCH not in single:
             raise
+        fixed = dimensions.without(BATCH)
+        example = fixed.resized(example, single)
         _run(model, example)
-        return example
-    return doubled
+        return example, fixed
+    return doubled, dimensions
 
 
 @contextmanager
@@ -210,28 +238,28 @@ def _called(model: nn.Module, example: Example) -> None:
 # --- the export
 
 
-def _captured(model: nn.Module, example: Example) -> dict[str, Captured]:
-    """Both modes, each with a batch that may vary, or neither."""
+def _captured(model: nn.Module, example: Example, dimensions: Dimensions) -> dict[str, Captured]:
+    """Both modes, with the same dimensions that may vary."""
     found: dict[str, Captured] = {}
-    dynamic = batch_of(example) > 1
-    if not dynamic:
+    if BATCH not in dimensions.names and batch_of(example) == 1:
         warnings.warn(
             f"{type(model).__name__} takes a batch of 1 only; traced with that batch.", TraceWarning, stacklevel=3
         )
     for phase in PHASES:
         model.train(phase == "train")
         with untouched(model):
-            found[phase] = capture(model, example, phase, dynamic=dynamic)
-        dynamic = found[phase].dynamic
-    if found["train"].dynamic and not found["eval"].dynamic:
+            found[phase] = capture(model, example, phase, dimensions)
+        dimensions = found[phase].dimensions
+    if found["train"].dimensions != dimensions:
         model.train()
-        found["train"] = capture(model, example, "train", dynamic=False)
+        found["train"] = capture(model, example, "train", dimensions)
     return found
 
 
 def _assemble(
     model: nn.Module,
     captured: Mapping[str, Captured],
+    example: Example,
     *,
     name: str,
     chosen: Mapping[str, int | str],
@@ -239,7 +267,8 @@ def _assemble(
     task: type[Task] | None,
 ) -> Program:
     state = skeleton(model)
-    graphs = {phase: flatten(captured[phase].exported, state, phase) for phase in PHASES}
+    dimensions = captured["eval"].dimensions
+    graphs = {phase: flatten(captured[phase].exported, state, phase, dimensions.places) for phase in PHASES}
     structures = {phase: captured[phase].exported.call_spec for phase in PHASES}
     out_specs = {phase: _given(structures[phase].out_spec) for phase in PHASES}
     for phase, flat in graphs.items():
@@ -253,10 +282,11 @@ def _assemble(
         name=name,
         stage=Stage.TRACED,
         input_specs=inputs,
-        dynamic_batch=captured["train"].dynamic,
+        dynamic_batch=BATCH in dimensions.names,
         in_spec=_given(structures["train"].in_spec),
         out_specs=out_specs,
-        batch_ranges={phase: captured[phase].batches for phase in PHASES},
+        sizes=dimensions.sizes(example),
+        ranges={phase: captured[phase].ranges for phase in PHASES},
         constants=graphs["train"].constants,
         signature=signature_of(model),
     )
@@ -271,19 +301,22 @@ def _given(structure: pytree.TreeSpec | None) -> pytree.TreeSpec:
 
 
 def _say_limits(program: Program, captured: Mapping[str, Captured], reads: str | None) -> None:
-    """Warn of batch sizes that a phase does not hold for, and of what an exported file would lose."""
-    ranges, lines = program.batch_ranges["eval"], captured["eval"].conditions
-    guarded = {phase: captured[phase].batches for phase in PHASES}
-    for phase in PHASES:
-        if program.batch_ranges[phase].everything or (phase == "train" and guarded["train"].everything):
-            continue  # a model that fails on one sample in training, as batch norms do, fails there itself
-        if phase == "train" and program.batch_ranges["train"] == ranges:
-            continue
-        where = f" ({'; '.join(lines)})" if lines else ""
-        _warn(
-            f"{program.name!r} holds for batches of {program.batch_ranges[phase]} in {phase} mode: outside, forward takes another "
-            f"branch or fails{where}. The program refuses other batches."
-        )
+    """Warn of sizes that a phase does not hold for, and of what an exported file would lose."""
+    lines = captured["eval"].conditions
+    where = f" ({'; '.join(lines)})" if lines else ""
+    for name in program.sizes:
+        found = {phase: program.ranges[phase].get(name, EVERY) for phase in PHASES}
+        asked = captured["eval"].dimensions.limits.get(name, EVERY)
+        for phase in PHASES:
+            if found[phase] in (EVERY, asked) or (phase == "train" and captured["train"].ranges[name] == EVERY):
+                continue  # a model that fails on one sample in training, as batch norms do, fails there itself
+            if phase == "train" and found["train"] == found["eval"]:
+                continue
+            what, others = ("batches of ", "other batches") if name == BATCH else ("", "other sizes")
+            _warn(
+                f"{program.name!r} holds for {what}{found[phase].text(name)} in {phase} mode: outside, forward takes another "
+                f"branch or fails{where}. The program refuses {others}."
+            )
     if reads is not None and (others := beside(program, "train", reads)):
         shown = ", ".join(f"{name!r} (output {output!r})" for name, output in list(others.items())[:4])
         more = f" and {len(others) - 4} more" if len(others) > 4 else ""

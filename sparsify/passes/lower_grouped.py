@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from sparsify.errors import PassError
 from sparsify.ir import Program, Stage, TensorSpec, surgery
+from sparsify.ir.dimensions import BATCH, mentions
 from sparsify.parts.packing import Packing, best_packing
 from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 from sparsify.passes.eliminate_unread_outputs import groups_of, reads_of
@@ -114,11 +115,13 @@ class LowerGroupedLinear(Pass):
 
     def run(self, program: Program) -> PassLog:
         log = PassLog(self.name)
-        packings = {
-            node: (weight, packing)
-            for node, weight in _layers(program, (aten.linear.default,), self, log)
-            if can_turn(node) and can_turn(node.args[0]) and (packing := _packing(program, weight, self, log))
-        }
+        packings: dict[fx.Node, tuple[fx.Node, Packing]] = {}
+        for node, weight in _layers(program, (aten.linear.default,), self, log):
+            if not (can_turn(node) and can_turn(node.args[0])):
+                if names := _varying(program, node):
+                    log.skip(str(weight.target), f"the size {' and '.join(names)} of its input varies")
+            elif packing := _packing(program, weight, self, log):
+                packings[node] = weight, packing
         if not packings:
             return log
         make_functional(program, "eval")
@@ -152,6 +155,13 @@ class LowerGroupedLinear(Pass):
             source = columns.twins[node.args[0]]  # type: ignore[index]
             product = columns.emit(node, aten.matmul.default, (node.args[1], source), feature_shape(node))
             columns.lowered(node, _with_bias(node, product, columns))
+
+
+def _varying(program: Program, node: fx.Node) -> list[str]:
+    """Dimensions of a layer's output that vary, other than the batch and the first."""
+    spec = node.meta.get("spec")
+    shape = spec.shape[1:] if isinstance(spec, TensorSpec) else ()
+    return [name for name in program.sizes if name != BATCH and any(mentions(size, name) for size in shape)]
 
 
 def _every_step(program: Program, node: fx.Node, source: fx.Node, weight: Tensor) -> fx.Node:

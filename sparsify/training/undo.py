@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsify.ir import Program
 from sparsify.ir.nodes import HOOKS
-from sparsify.ir.program import copy_graph
+from sparsify.ir.phase import copy_graph
 from sparsify.ir.state import place, skeleton
 from sparsify.training.optimizers import Optimizers
 
@@ -34,7 +34,8 @@ def undone_on_error(program: Program, optimizers: Optimizers) -> Generator[None]
             "in_spec",
             "training",
             "dynamic_batch",
-            "batch_ranges",
+            "sizes",
+            "ranges",
             "constants",
             "signature",
         )
@@ -52,7 +53,8 @@ def undone_on_error(program: Program, optimizers: Optimizers) -> Generator[None]
             stage=kept["stage"],
             input_specs=kept["input_specs"],
             dynamic_batch=kept["dynamic_batch"],
-            batch_ranges=kept["batch_ranges"],
+            sizes=kept["sizes"],
+            ranges=kept["ranges"],
             constants=kept["constants"],
             signature=kept["signature"],
             in_spec=kept["in_spec"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from sparsify.errors import TraceError
 from sparsify.ir import Program, TraceWarning, trace
-from sparsify.ir.batches import BatchRange, range_of
+from sparsify.ir.size_ranges import SizeRange, UnreadableGuard, ranges_of
 from tests.cases import digits
 
 
@@ -31,20 +32,20 @@ def asserted(x, y):
 
 
 RULES = {
-    "greater": (lambda x, y: -y if x.shape[0] > 16 else y, 6, BatchRange(1, 16)),
-    "beyond": (lambda x, y: -y if x.shape[0] > 5000 else y, 6, BatchRange(1, 5000)),
-    "from_above": (lambda x, y: -y if x.shape[0] > 16 else y, 18, BatchRange(17)),
-    "equal": (lambda x, y: -y if x.shape[0] == 16 else y, 6, BatchRange(1, excluded=(16,))),
-    "even": (lambda x, y: -y if x.shape[0] % 2 else y, 6, BatchRange(2, step=2)),
-    "odd": (lambda x, y: -y if x.shape[0] % 2 else y, 5, BatchRange(1, step=2)),
-    "divided": (lambda x, y: -y if x.shape[0] // 4 >= 3 else y, 6, BatchRange(1, 11)),
-    "product": (lambda x, y: -y if x.numel() > 64 * 30 else y, 6, BatchRange(1, 30)),
-    "asserted": (asserted, 6, BatchRange(1, 20)),
-    "pairs": (lambda x, y: y.view(-1, 2, 10).mean(1), 6, BatchRange(2, step=2)),
-    "one": (lambda x, y: y * 2 if x.shape[0] == 1 else y, 6, BatchRange(2)),
-    "squeezed": (lambda x, y: y + y.squeeze(0).shape[0], 6, BatchRange(2)),
-    "largest": (lambda x, y: y * max(x.shape[0], 5), 6, BatchRange()),
-    "mean": (lambda x, y: y / x.shape[0], 6, BatchRange()),
+    "greater": (lambda x, y: -y if x.shape[0] > 16 else y, 6, SizeRange(1, 16)),
+    "beyond": (lambda x, y: -y if x.shape[0] > 5000 else y, 6, SizeRange(1, 5000)),
+    "from_above": (lambda x, y: -y if x.shape[0] > 16 else y, 18, SizeRange(17)),
+    "equal": (lambda x, y: -y if x.shape[0] == 16 else y, 6, SizeRange(1, excluded=(16,))),
+    "even": (lambda x, y: -y if x.shape[0] % 2 else y, 6, SizeRange(2, step=2)),
+    "odd": (lambda x, y: -y if x.shape[0] % 2 else y, 5, SizeRange(1, step=2)),
+    "divided": (lambda x, y: -y if x.shape[0] // 4 >= 3 else y, 6, SizeRange(1, 11)),
+    "product": (lambda x, y: -y if x.numel() > 64 * 30 else y, 6, SizeRange(1, 30)),
+    "asserted": (asserted, 6, SizeRange(1, 20)),
+    "pairs": (lambda x, y: y.view(-1, 2, 10).mean(1), 6, SizeRange(2, step=2)),
+    "one": (lambda x, y: y * 2 if x.shape[0] == 1 else y, 6, SizeRange(2)),
+    "squeezed": (lambda x, y: y + y.squeeze(0).shape[0], 6, SizeRange(2)),
+    "largest": (lambda x, y: y * max(x.shape[0], 5), 6, SizeRange()),
+    "mean": (lambda x, y: y / x.shape[0], 6, SizeRange()),
 }
 
 
@@ -67,7 +68,7 @@ def test_the_range_is_that_of_the_code(name):
 
 
 def test_the_warning_names_the_line_and_the_file_keeps_the_range(tmp_path):
-    with pytest.warns(TraceWarning, match=r"1 <= N <= 16 in eval mode.*test_batches\.py:\d+ in <lambda>"):
+    with pytest.warns(TraceWarning, match=r"1 <= N <= 16 in eval mode.*test_size_ranges\.py:\d+ in <lambda>"):
         program = trace(Conditional(RULES["greater"][0]), (digits(6)[0],))
     program.save(tmp_path / "a.sparsify")
     for other in (Program.load(tmp_path / "a.sparsify"), program.clone()):
@@ -86,7 +87,7 @@ def test_a_phase_has_a_range_of_its_own():
             return self.norm(self.fc(x.flatten(1)))
 
     program = trace(Trained(), (digits(6)[0],))  # no warning: in training the model itself refuses one sample
-    assert program.batch_ranges == {"train": BatchRange(2), "eval": BatchRange()}
+    assert program.batch_ranges == {"train": SizeRange(2), "eval": SizeRange()}
     with pytest.raises(TraceError, match="found N = 1"):
         program.train()(digits(1)[0])
     assert program.eval()(digits(1)[0]).shape == (1, 10)
@@ -123,13 +124,36 @@ def test_a_model_of_one_sample_is_fixed_to_it():
         program(digits(2)[0])
 
 
+def ranges(guards, **sizes):
+    """Of guards on one input ``x`` whose dimensions have the names of ``sizes``, in order."""
+    names = list(sizes)
+    return ranges_of(guards, sizes, lambda path, at: names[at] if path in (("x",), ("args", "0")) else None)
+
+
 def test_guards_by_hand():
-    assert range_of(["L['x'].size()[0] <= 16", "L['x'].size()[0] != 4"], 6) == BatchRange(1, 16, excluded=(4,))
-    assert range_of(["(L['args'][0].size()[0] % 3) == 1"], 4) == BatchRange(1, step=3)
-    assert range_of(["L['x'].size()[0] == 6"], 6) is None
-    assert range_of(["L['x'].size()[1] <= 16"], 6) is None
-    assert str(BatchRange(2, 16, 2, (4,))) == "2 <= N <= 16 in steps of 2, but not 4"
-    assert BatchRange(2, 16, 2, (4,)).nearest(3) == 6
-    assert BatchRange(2, 16, 2).nearest(40) == 16
+    x = "L['x'].size()"
+    assert ranges([f"{x}[0] <= 16", f"{x}[0] != 4"], N=6) == {"N": SizeRange(1, 16, excluded=(4,))}
+    assert ranges(["(L['args'][0].size()[0] % 3) == 1"], N=4) == {"N": SizeRange(1, step=3)}
+    assert ranges([f"{x}[1] <= 16"], N=6, T=6) == {"N": SizeRange(), "T": SizeRange(1, 16)}
+    assert ranges([f"{x}[0]*{x}[1] != 1"], H=6, W=8) == {"H": SizeRange(2), "W": SizeRange()}
+    assert ranges([f"{x}[0] >= {x}[1]", f"{x}[1] <= 6"], H=6, W=6) == {"H": SizeRange(6), "W": SizeRange(1, 6)}
+    for guards, name, reason in (
+        ([f"{x}[0] == 6"], "N", "conditions on the batch size are N == 6"),
+        (["L['y'].size()[0] <= 6"], None, "L['y'].size()[0] <= 6"),
+        ([f"{x}[0] == {x}[1]"], "N", "N and T have to be equal; give them one name"),
+        ([f"{x}[0]*{x}[1] <= 40"], "T", "ties N and T together"),
+    ):
+        with pytest.raises(UnreadableGuard, match=re.escape(reason)) as raised:
+            ranges(guards, N=6, T=6)
+        assert raised.value.name == name
+
+
+def test_ranges_by_hand():
+    assert str(SizeRange(2, 16, 2, (4,))) == "2 <= N <= 16 in steps of 2, but not 4"
+    assert SizeRange(2, 16, 2, (4,)).nearest(3) == 6
+    assert SizeRange(2, 16, 2).nearest(40) == 16
     with pytest.raises(ValueError, match="positive"):
-        BatchRange(0)
+        SizeRange(0)
+    assert SizeRange(2, 16, 2).within(SizeRange(3, 30, 3)) == SizeRange(6, 16, 6)
+    assert SizeRange(1, 4).within(SizeRange(6)) is None
+    assert SizeRange(3, 9).text("T") == "3 <= T <= 9"
