@@ -18,6 +18,7 @@ from sparsify.loading.arrays import samples_of_arrays
 from sparsify.loading.factories import call_factory
 from sparsify.loading.pairs import (
     IGNORED,
+    TARGET_KEYS,
     described,
     holds_arrays,
     pair_of,
@@ -210,7 +211,8 @@ class DatasetSamples:
         return self._checked(values, where)
 
     def _checked(self, values: Any, where: str) -> Tree:
-        values = values if isinstance(values, Mapping) else np.asarray(values)
+        if isinstance(values, list):
+            values = stacked(values)
         return checked_targets(values, where, task=self._task)
 
     def _target(self, index: int) -> Any:
@@ -244,7 +246,14 @@ def _known_targets(dataset: Any) -> Any:
         base = _known_targets(dataset.dataset)
         return None if base is None else [base[index] for index in dataset.indices]
     known = (getattr(dataset, name, None) for name in ("targets", "labels"))
-    return next((values for values in known if hasattr(values, "__len__")), None)
+    kept = next((values for values in known if hasattr(values, "__len__")), None)
+    columns = [name for name in TARGET_KEYS if name in (getattr(dataset, "column_names", None) or ())]
+    if kept is None and len(columns) == 1:
+        try:
+            kept = list(dataset[columns[0]])
+        except Exception:  # a data set that has columns, but is read by row alone: its rows say the same
+            return None
+    return kept
 
 
 @contextmanager

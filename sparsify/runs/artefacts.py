@@ -18,6 +18,7 @@ from sparsify.exporters.int8 import Int8
 from sparsify.ir import Program
 from sparsify.ir.evaluation import outputs_of
 from sparsify.loading import Data, load_data, load_ood
+from sparsify.loading.sources import TABLES
 from sparsify.parts.samples import Samples
 from sparsify.parts.trees import Tree, tensors
 from sparsify.reports import compare, quality
@@ -259,6 +260,11 @@ def export_saved(
     if out.exists() and not overwrite:
         raise ExportError(f"{out} exists. Replace it with --overwrite, or use another --out.")
     loaded = Program.load(program).eval()
+    if recipe is None and data is not None and Path(data).suffix.lower() in TABLES:
+        raise RecipeError(
+            f"{data} is a table, and how its columns became inputs stands in the recipe of the run. Give --recipe, its recipe.toml, in "
+            f"place of --data."
+        )
     if recipe is None:
         found = load_data("digits" if data is None else data, seed=0, image_size=image_size, task="classification")
     elif data is None and image_size is None:

@@ -56,6 +56,11 @@ def test_a_table_is_trained_on_and_its_file_fed_with_new_rows(table, tmp_path):
         "large",
         "small",
     ]
+    saved = tmp_path / "a" / "program.sparsify"
+    code, _, err = command("export", saved, "--data", path, "--out", tmp_path / "b.onnx")
+    assert code == 2 and "Give --recipe, its recipe.toml, in place of --data" in " ".join(err.split())
+    code, _, err = command("export", saved, "--recipe", tmp_path / "a" / "recipe.toml", "--out", tmp_path / "b.onnx")
+    assert code == 0, err
     session = onnxruntime.InferenceSession(str(tmp_path / "a" / "model.onnx"))
     found = np.asarray(session.run(["logits"], {session.get_inputs()[0].name: encode(preparation, rows)})[0])
     right = found.argmax(1) == np.array([metrics["data"]["class_names"].index(row["diagnosis"]) for row in rows])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_linnerud, load_wine
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from sparsify.errors import DataError, LoadWarning
 from sparsify.loading import load_data
@@ -107,6 +108,27 @@ def test_categories_become_one_column_each_and_text_targets_classes(tmp_path):
     assert data.preparation["classes"] == ["no", "yes"]
     binary = load_data(path, seed=0, target=["bought"], test_holdout=0.2, task="binary")
     assert int(binary.test.targets.sum()) == int(data.test.targets.sum()) == 2, "stratified"
+
+
+def test_scikit_learn_prepares_the_columns_alike(tmp_path):
+    rng = np.random.default_rng(0)
+    columns = {
+        "row": range(200), "size": (rng.lognormal(3, 2, 200)).tolist(), "kind": rng.choice(["a", "b", "c d"], 200).tolist(),
+        "price": rng.normal(size=200).tolist(),
+    }  # fmt: skip
+    path = write(tmp_path / "d.csv", columns)
+    options: dict[str, Any] = {"seed": 0, "target": ["price"], "test_holdout": 0.25}
+    data, plain = (load_data(path, normalise=normalise, **options) for normalise in (True, False))
+    parts = [part for whole in (plain, data) for part in (whole.train, whole.validation, whole.test)]
+    raw_train, raw_held, raw_test, *found = [part.batch(torch.arange(len(part))).inputs.numpy() for part in parts]
+    numbers = np.array([columns["row"], columns["size"]]).T
+    kinds = np.array(columns["kind"])[:, None]
+    kept = np.concatenate([raw_train[:, 0], raw_held[:, 0]]).astype(int)
+    scaler, encoder = StandardScaler().fit(numbers[kept]), OneHotEncoder(sparse_output=False).fit(kinds[kept])
+    for raw, inputs in zip((raw_train, raw_held, raw_test), found, strict=True):
+        rows = raw[:, 0].astype(int)
+        wanted = np.hstack([scaler.transform(numbers[rows]), encoder.transform(kinds[rows])])
+        np.testing.assert_allclose(inputs, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_new_rows_are_encoded_as_the_training_rows_were(tmp_path):

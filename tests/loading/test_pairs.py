@@ -53,6 +53,17 @@ class Rows:
         return {"image": IMAGES[index, None], "ink": INK[index], "label": LABELS[index]}
 
 
+class Sealed(Rows):
+    """Rows that are never read, beside columns that are."""
+
+    def __getitem__(self, index):
+        return LABELS[:20].tolist() if index == "label" else pytest.fail("a row was read")
+
+
+def test_targets_are_read_from_their_column_where_there_is_one():
+    assert DatasetSamples(Sealed(), "mine", task="classification").targets.tolist() == LABELS[:20].tolist()
+
+
 PARTS = {
     "a pair with a mapping": ({"image": IMAGES[:20], "ink": INK[:20]}, LABELS[:20]),
     "a nested mapping": {"x": {"image": IMAGES[:20], "ink": torch.tensor(INK[:20])}, "y": LABELS[:20]},
