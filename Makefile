@@ -2,14 +2,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test fuzz lint check clean
+.PHONY: setup demo test fuzz lint docs check clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check,docs]'
 	touch $(STAMP)
 
 demo: setup
@@ -26,7 +26,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-check: lint test
+docs: setup
+	$(BIN)/zensical build --strict --clean
+
+check: lint docs test
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .cache runs site

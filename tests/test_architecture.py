@@ -31,7 +31,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
-OUTPUT = {"runs", "dist", "build"}
+OUTPUT = {"runs", "dist", "build", "site"}
 """Folders that commands write, at the root."""
 EDITORS = {
     "sparsify/ir/surgery.py": "the room's right",

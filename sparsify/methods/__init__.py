@@ -25,3 +25,10 @@ from sparsify.methods.srigl import srigl as srigl
 from sparsify.methods.static_random import static_random as static_random
 from sparsify.methods.weight_dropout import weight_dropout as weight_dropout
 from sparsify.parts.corrections import Correction as Correction
+
+__all__ = [
+    "METHODS", "WRAPPERS", "Averaging", "Correction", "Method", "adversarial", "agent", "averaged", "build", "cigl",
+    "dense", "distilled", "dst_ee", "gmp", "granet", "imp", "itop", "moon", "one_shot", "rigl", "srigl",
+    "static_random", "weight_dropout", "widened",
+]  # fmt: skip
+"""Without `set`, so that ``from sparsify.methods import *`` leaves the builtin alone; write `sparsify.methods.set`."""

@@ -55,7 +55,8 @@ def dst_ee(
         density: of the whole run.
         c: weight of exploration, at least 0. Its scale is that of the gradients; see ``normalise``.
         eps: above 0.
-        c_decay, c_decay_every: c is multiplied by ``c_decay`` every so many steps.
+        c_decay: factor of ``c``, applied every ``c_decay_every`` steps.
+        c_decay_every: steps between two decays of ``c``.
         normalise: ``layer`` divides the gradient of each layer by its mean |dL/dw| over inactive positions; ``outputs``, ``inputs`` and
             ``both`` divide it by its root mean square over the weights of each output, of each input, or of both. All bring gradients to
             the order of 1, so that one c suits layers and models of any scale: extensions of the published rule, ``none``.
@@ -64,7 +65,8 @@ def dst_ee(
         signed: |dL/dw + c ln(t) / (N + eps)|, as a related code has it; the bonus then counts against negative gradients.
         update_every: steps between rounds, or a share of the run.
         stop_at: step, or share of the run, from which masks stay.
-        drop_fraction, drop_fraction_end: of the active positions, in [0, 1], along half a cosine from the first to the second.
+        drop_fraction: share of the active positions dropped per round at the start, in [0, 1].
+        drop_fraction_end: the same at the end; half a cosine leads from the one to the other.
         replaces_step: a round takes the place of the optimizer step.
         regrow_dropped: a position just dropped may be grown at once and keeps its value.
         initial_scale: ``none`` or ``fan-in``, which keeps the variance of each output at the start.

@@ -27,7 +27,8 @@ def gmp(
 
     Args:
         density: final density.
-        start_at, stop_at: steps, or shares of the run; a quarter is left to train the final masks.
+        start_at: step, or share of the run, of the first round.
+        stop_at: step, or share of the run, of the last round; the default leaves a quarter to train the final masks.
         update_every: steps between rounds, or a share of the run.
         allocation: global ranking by default.
         pattern: which positions may be active together. A pattern that fixes its density is reached in one round.

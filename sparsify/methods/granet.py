@@ -38,9 +38,11 @@ def granet(
         density: final density.
         initial_density: 1 starts dense; less starts from random masks (the paper's sparse-to-sparse is 0.5).
         update_every: steps between rounds, or a share of the run; the default is 1000 of the steps of the published runs on CIFAR.
-        prune_from, prune_until: where pruning begins and ends, in steps or as shares of the run; 0 is the start.
+        prune_from: where pruning begins, a step or a share of the run; 0 is the start.
+        prune_until: where pruning ends, a step or a share of the run.
         regenerate_until: step, or share of the run, from which masks stay.
-        drop_fraction, drop_fraction_end: of the active positions, in [0, 1], along half a cosine from the first to the second.
+        drop_fraction: share of the active positions dropped per round at the start, in [0, 1].
+        drop_fraction_end: the same at the end; half a cosine leads from the one to the other.
         regrow_dropped: a position dropped for regeneration may be grown at once and keeps its value; one that was pruned starts at 0.
         normalise: ``outputs``, ``inputs`` or ``both`` divides the gradient by its root mean square over the weights of each output, of each
             input, or of both, so that growth does not gather on a few of them; ``none`` is the published rule.

@@ -46,7 +46,8 @@ def itop(
         update_every: steps between rounds, or a share of the run; None: 4 % of it for growth by gradient and 1.5 % for the others,
             which is 4000 and 1500 of the steps of the published runs on CIFAR (250 epochs, batch size 128).
         stop_at: step, or share of the run, from which masks stay.
-        drop_fraction, drop_fraction_end: of the active positions, in [0, 1], along half a cosine from the first to the second.
+        drop_fraction: share of the active positions dropped per round at the start, in [0, 1].
+        drop_fraction_end: the same at the end; half a cosine leads from the one to the other.
         replaces_step: a round takes the place of the optimizer step.
         regrow_dropped: a position just dropped may be grown at once and keeps its value.
         normalise: with growth by gradient, ``outputs``, ``inputs`` or ``both`` divides it by its root mean square over the weights of each

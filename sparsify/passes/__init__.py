@@ -65,3 +65,12 @@ from sparsify.passes.registry import Pipeline as Pipeline
 from sparsify.passes.registry import register as register
 from sparsify.passes.remove_random_masks import RemoveRandomMasks as RemoveRandomMasks
 from sparsify.passes.widen_classifier import WidenClassifier as WidenClassifier
+
+__all__ = [
+    "CHANGED", "DEPLOYED", "PASSES", "UNCHANGED", "AbsorbBiases", "AttachCalibrationHead", "Effect",
+    "EliminateDeadCode", "EliminateUnreadOutputs", "FoldBatchNorm", "FoldLayerNorm", "FoldMasks",
+    "InsertGradientTaps", "InsertMasks", "InsertRandomMasks", "Kept", "LowerGroupedConv", "LowerGroupedLinear",
+    "LowerMasks", "Option", "OrderOutputs", "Pass", "PassLog", "Pipeline", "Preserves", "Range", "RecordRandomness",
+    "RemoveRandomMasks", "WidenClassifier", "dump_to", "option", "print_after", "print_diff", "recording",
+    "register",
+]  # fmt: skip

@@ -16,3 +16,8 @@ from sparsify.tasks.registry import infer as infer
 from sparsify.tasks.registry import kind as kind
 from sparsify.tasks.registry import register as register
 from sparsify.tasks.regression import Regression as Regression
+
+__all__ = [
+    "TASKS", "Binary", "Classification", "Custom", "Dense", "Multilabel", "Regression", "Sequence", "Shape", "Task",
+    "build", "check_task", "headline", "infer", "kind", "register",
+]  # fmt: skip
