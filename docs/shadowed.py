@@ -11,9 +11,11 @@ class Shadowed(Extension):
     """``sparsify.methods.rigl`` is the function; without this, griffe takes it for the file ``methods/rigl.py``."""
 
     def on_package(self, *, pkg: Module, **kwargs: Any) -> None:
-        """Put the functions in the place of their files."""
-        for package in pkg.modules.values():
-            for name, path in package.imports.items():
-                file = package.members.get(name)
-                if isinstance(file, Module) and path == f"{file.path}.{name}":
-                    package.set_member(name, Alias(name, file.members[name], parent=package))
+        """Put the functions in the place of their files, in a package and in those inside it."""
+        for package in [*pkg.modules.values()]:
+            if package.is_init_module:
+                self.on_package(pkg=package)
+        for name, path in pkg.imports.items():
+            file = pkg.members.get(name)
+            if isinstance(file, Module) and path == f"{file.path}.{name}":
+                pkg.set_member(name, Alias(name, file.members[name], parent=pkg))

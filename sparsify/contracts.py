@@ -26,6 +26,8 @@ from sparsify.passes.contract import check_pass
 from sparsify.tasks import Task, check_task
 from sparsify.training import SparseTrainer, attach
 
+__all__ = ["check", "check_method"]
+
 STEPS, INTERRUPTED = 40, 13
 """Optimizer steps of a run that a method is tried in, and the step after which one of them is saved and resumed."""
 

@@ -15,6 +15,8 @@ from typing import TypeVar
 
 from sparsify.errors import PluginWarning, SparsifyError
 
+__all__ = ["Registry", "load_plugins", "not_loaded"]
+
 GROUP = "sparsify.plugins"
 T = TypeVar("T")
 

@@ -6,3 +6,5 @@ from sparsify.passes.contract.check import SETUPS as SETUPS
 from sparsify.passes.contract.check import check_pass as check_pass
 from sparsify.passes.contract.table import Row as Row
 from sparsify.passes.contract.table import table as table
+
+__all__ = ["CASES", "SETUPS", "Case", "Row", "check_pass", "table"]
