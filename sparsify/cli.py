@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sparsify.training import Interrupted
 
 DEFAULTS = {
+    "task": "classification",
     "model": "sparsify.loading:digits_cnn",
     "data": "digits",
     "method": "gmp",
@@ -38,6 +39,9 @@ DEFAULTS = {
 WITH_OPTION = (
     "model",
     "data",
+    "task",
+    "loss",
+    "figures",
     "ood",
     "weights",
     "trust_pickle",
@@ -146,6 +150,21 @@ def run(
             rich_help_panel=WHAT,
         ),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="what the outputs mean: classification, binary, multilabel, regression, dense, sequence, custom",
+            show_default=DEFAULTS["task"],
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(help="of regression mse, mae or huber; of custom file.py:function", rich_help_panel=WHAT),
+    ] = None,
+    figures: Annotated[
+        str | None, typer.Option(help="of custom: file.py:function that returns numbers by name", rich_help_panel=WHAT)
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option(help="of file.csv: the column to predict; several with commas between them", rich_help_panel=WHAT),
@@ -242,6 +261,7 @@ def run(
     from sparsify.training import Interrupted
 
     given = {"model": model, "data": data, "method": method, "sparsity": sparsity, "pattern": pattern}
+    given |= {"task": task, "loss": loss, "figures": figures}
     given |= {
         "target": target,
         "weights": weights,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import sys
@@ -76,6 +77,27 @@ def find(where: str, name: str) -> Callable[..., Any]:
         nearest = f" Nearest: {', '.join(near)}." if near else ""
         raise LoadError(f"{where} has no callable {name!r}; it has {', '.join(names) or 'none'}.{nearest}")
     return found
+
+
+def function(text: str, gives: str) -> Callable[..., Any]:
+    """The function of a reference, which runs with what lies beside its file.
+
+    Args:
+        text: ``file.py:function`` or ``package.module:function``.
+        gives: what it stands for, for messages.
+
+    Raises:
+        LoadError: If there is no such file, module or function, or the import fails.
+    """
+    where, name = split(text, gives=gives, called="function")
+    found = find(where, name)
+
+    @functools.wraps(found)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with within(where):
+            return found(*args, **kwargs)
+
+    return called
 
 
 @contextmanager

@@ -13,4 +13,5 @@ from sparsify.reports.measures import ood_quality as ood_quality
 from sparsify.reports.measures import pass_rows as pass_rows
 from sparsify.reports.measures import quality as quality
 from sparsify.reports.measures import sizes as sizes
+from sparsify.reports.measures import task_quality as task_quality
 from sparsify.reports.verdict import verdict as verdict

@@ -10,7 +10,7 @@ from sparsify.errors import ReportError
 from sparsify.files import write_atomically
 from sparsify.reports import integers, markup, plots, sections
 from sparsify.reports.folder import RunFolder, read_folder
-from sparsify.reports.headline import headline, own_score, parts, sentences, sets, title
+from sparsify.reports.headline import headline, headline_figure, own_score, parts, sentences, sets, title
 from sparsify.reports.markup import escaped as _e
 from sparsify.reports.markup import folded as _folded
 from sparsify.reports.markup import table as _table
@@ -45,7 +45,6 @@ def _page(run: RunFolder) -> str:
     report, latency, names = run.report, run.latency, parts(run.report)
     titles = {name: title(name, report) for name in names}
     table, columns, model = headline(report, latency), tuple(titles.values()), report["model"]
-    diagrams = {name: report[name]["reliability"] for name in names}
     masked = any(layer["active"] is not None for layer in model["layers"])
     body = [
         f"<h1>{_e(titles['model'])} on {_e(report['data']['name'])}</h1>",
@@ -53,20 +52,10 @@ def _page(run: RunFolder) -> str:
         _table(("", *table.columns), [(label, *cells) for label, cells in table.rows]),
         "<ul>" + "".join(f"<li>{_e(line)}</li>" for line in sentences(report, latency)) + "</ul>",
         "<h2>Training</h2>",
-        _wide(plots.curves(run.histories, titles)),
+        _wide(plots.curves(run.histories, titles, headline_figure(report))),
         _table(("counted", *columns), sections.compute(report)),
         *_method(run),
-        "<h2>Calibration</h2>",
-        _wide(plots.reliability(diagrams, titles)),
-        _table(("", *columns), sections.calibration(report)),
-        _folded(
-            "Bins of the diagrams", _table(("", "bin", "samples", "confidence", "accuracy"), sections.bins(report))
-        ),
-        "<p>ECE: 15 equal-width bins of the predicted class's confidence, closed on the right, weighted mean of the gaps. Adaptive: "
-        "15 bins of equal mass. Class-wise: mean over classes. Measured on the test set; the head never saw it.</p>",
-        *_out_of_distribution(run, titles),
-        "<h2>Accuracy by class</h2>",
-        _classes(run),
+        *(_of_classes(run, titles) if "reliability" in model else _of_task(run, titles)),
         "<h2>Density by layer</h2>" if masked else "<h2>Layers</h2>",
         _wide(plots.densities(model["layers"])) if masked else "",
         _table(
@@ -85,6 +74,31 @@ def _page(run: RunFolder) -> str:
         _folded("The program", f"<pre>{_e(run.program)}</pre>"),
     ]
     return markup.page(f"{titles['model']}: sparsify report", body)
+
+
+def _of_classes(run: RunFolder, titles: Mapping[str, str]) -> list[str]:
+    """What is measured of class scores: calibration, the unknown, and each class."""
+    report = run.report
+    return [
+        "<h2>Calibration</h2>",
+        _wide(plots.reliability({name: report[name]["reliability"] for name in titles}, titles)),
+        _table(("", *titles.values()), sections.calibration(report)),
+        _folded(
+            "Bins of the diagrams", _table(("", "bin", "samples", "confidence", "accuracy"), sections.bins(report))
+        ),
+        "<p>ECE: 15 equal-width bins of the predicted class's confidence, closed on the right, weighted mean of the gaps. Adaptive: "
+        "15 bins of equal mass. Class-wise: mean over classes. Measured on the test set; the head never saw it.</p>",
+        *_out_of_distribution(run, titles),
+        "<h2>Accuracy by class</h2>",
+        _classes(run),
+    ]
+
+
+def _of_task(run: RunFolder, titles: Mapping[str, str]) -> list[str]:
+    """How the head of another task was fitted, where it has one."""
+    if run.report["model"]["calibration"] is None:
+        return []
+    return ["<h2>Calibration</h2>", _table(("", *titles.values()), sections.task_calibration(run.report))]
 
 
 def _masks(run: RunFolder) -> Iterable[str]:

@@ -67,7 +67,12 @@ def headline(report: Report, latency: Report | None) -> Headline:
         latency: content of ``latency.json``, or None where it was not measured.
     """
     columns = _columns(report)
-    rows = [(label, tuple(format(column[key], style) for column in columns.values())) for label, key, style in ROWS]
+    rows = [
+        (label, tuple(format(column[key], style) for column in columns.values()))
+        for label, key, style in ROWS
+        if all(key in column for column in columns.values())
+    ]
+    rows[:0] = _figures(columns)
     rows += [(f"AUROC against {name}, {score}", cells) for (name, score), cells in _aurocs(report, columns).items()]
     if latency:
         timings = {row["name"]: row for row in latency["timings"]}
@@ -76,6 +81,37 @@ def headline(report: Report, latency: Report | None) -> Headline:
             ratios = ("1" if n == "dense" else _ratio(timings[n]) if n in timings else "" for n in columns)
             rows.append((LATENCY_ROWS[1], tuple(ratios)))
     return Headline(tuple(column["title"] for column in columns.values()), tuple(rows))
+
+
+def _figures(columns: Mapping[str, Report]) -> list[tuple[str, tuple[str, ...]]]:
+    """The figures of a task other than classification, the headline first, and what intervals hold."""
+    model = columns["model"]
+    found = [
+        (key.replace("_", " "), tuple(_shown(c["figures"].get(key)) for c in columns.values()))
+        for key in figure_names(model)
+    ]
+    if model.get("interval"):
+        level = model["calibration"]["level"]
+        for label, key in (
+            (f"coverage of {100 * level:g} % intervals", "coverage"),
+            ("mean width of intervals", "width"),
+        ):
+            found.append((label, tuple(_shown((c.get("interval") or {}).get(key)) for c in columns.values())))
+    return found
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"
+
+
+def headline_figure(report: Report) -> str:
+    """The key of the figure that stands for all of a run: the task's first, ``accuracy`` of classification."""
+    return str(report["model"].get("headline", "accuracy"))
+
+
+def figure_names(model: Report) -> list[str]:
+    """The figures of a task other than classification, the headline first."""
+    return sorted(model.get("figures", ()), key=lambda name: name != model["headline"])
 
 
 def _columns(report: Report) -> dict[str, dict[str, Any]]:
@@ -110,8 +146,10 @@ def sentences(report: Report, latency: Report | None) -> list[str]:
             f"It learned from a teacher, {model['teacher']['name']}, of accuracy {model['teacher']['accuracy']:.4f}."
         )
     if "dense" in parts(report):
-        found += [_accuracy(report), *_better_and_worse(report), _size(report)]
-    found += [_calibrated(report), *_told_apart(report), _agreement(model["parity"])]
+        judged = _task_figures(report) if "figures" in model else [_accuracy(report), *_better_and_worse(report)]
+        found += [*judged, _size(report)]
+    found += _task_calibrated(model) if "figures" in model else [_calibrated(report)]
+    found += [*_told_apart(report), _agreement(model["parity"])]
     if latency and latency["verdict"]:
         found.append(_speed(report, latency))
     if model.get("int8"):
@@ -211,6 +249,38 @@ def _accuracy(report: Report) -> str:
     if worst[0] < 0:
         text += f" Class {worst[1]} loses most: {-worst[0]:.2f} points."
     return text
+
+
+def _task_figures(report: Report) -> list[str]:
+    """The figures of a task beside those of the baseline."""
+    found: dict[str, list[str]] = {"better": [], "worse": []}
+    model, dense = report["model"], report["dense"]
+    for key, ours in model["figures"].items():
+        theirs = dense["figures"].get(key)
+        if ours is None or theirs is None or _shown(ours) == _shown(theirs):
+            continue
+        better = (ours < theirs) == (key in model["lower_is_better"])
+        found["better" if better else "worse"].append(
+            f"{key.replace('_', ' ')} {_shown(ours)} against {_shown(theirs)}"
+        )
+    return [f"{kind.capitalize()} than the dense model: {', '.join(rows)}." for kind, rows in found.items() if rows]
+
+
+def _task_calibrated(model: Report) -> list[str]:
+    fitted = model["calibration"]
+    if fitted is None:
+        return []
+    if fitted["kind"] == "interval":
+        text = (
+            f"Intervals of {100 * fitted['level']:g} %, fitted on {fitted['samples']:,} held-out samples, hold "
+            f"{100 * model['interval']['coverage']:.1f} % of the test targets; their mean width is {_shown(model['interval']['width'])}."
+        )
+    else:
+        text = f"The calibration head ({fitted['kind']}) was fitted on {fitted['samples']:,} held-out samples"
+        if fitted["ece_before"] is not None:
+            text += f": their ECE is {fitted['ece_before']:.4f} before and {fitted['ece_after']:.4f} after"
+        text += "."
+    return [text + (f" The calibration is {fitted['note']}." if fitted.get("note") else "")]
 
 
 def _better_and_worse(report: Report) -> list[str]:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from sparsify.ir import Program
 from sparsify.ir.sites import mostly_dense
-from sparsify.parts import metrics
+from sparsify.parts import conformal, metrics
 from sparsify.parts.ood_scores import scores
 from sparsify.passes import Pass, PassLog
+from sparsify.tasks import Task
 
 BINS = 40
 """Of a histogram of scores."""
@@ -43,6 +44,30 @@ def quality(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, Any]:
             when: [dataclasses.asdict(row) for row in metrics.reliability(table, labels)] for when, table in tables
         },
     }
+
+
+def task_quality(task: Task, read: Any, outputs: Mapping[str, Tensor], targets: Any) -> dict[str, Any]:
+    """What a task says of a model on the test set; of classification, all of `quality`.
+
+    Args:
+        task: of the run.
+        read: what it reads of the outputs, [N, ...].
+        outputs: all of the program, with ``probabilities``, or ``lower`` and ``upper``, where a head was attached.
+        targets: [N, ...].
+
+    Returns:
+        ``figures`` by name, None where the samples define none; ``headline``, the name of the first; ``lower_is_better``, names of some
+        of them; of an interval its ``coverage`` and mean ``width``.
+    """
+    if task.name == "classification":
+        return quality(read.softmax(1), outputs["probabilities"], targets)
+    found = {key: value if math.isfinite(value) else None for key, value in task.figures(read, targets).items()}
+    lower = [name for name in found if not task.higher_is_better(name)]
+    row: dict[str, Any] = {"figures": found, "headline": next(iter(found)), "lower_is_better": lower}
+    if "lower" in outputs and task.output is not None:
+        low, high, wanted = outputs["lower"], outputs["upper"], targets.double().reshape(outputs["lower"].shape)
+        row["interval"] = {"coverage": conformal.coverage(wanted, low, high), "width": conformal.width(low, high)}
+    return row
 
 
 def ood_quality(inside: Mapping[str, Tensor], outside: Mapping[str, Tensor]) -> dict[str, Any]:

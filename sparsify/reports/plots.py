@@ -65,8 +65,9 @@ def shade(share: float) -> Any:
     return mpl.colormaps["viridis"](share)
 
 
-def curves(histories: Mapping[str, History], titles: Mapping[str, str]) -> str:
-    """Training loss and validation accuracy by step, one line a model."""
+def curves(histories: Mapping[str, History], titles: Mapping[str, str], figure_key: str = "accuracy") -> str:
+    """Training loss and a figure of the validation part, such as its accuracy, by step; one line per model."""
+    key, name = f"val_{figure_key}", figure_key.replace("_", " ")
     with canvas(3.2) as figure:
         loss, accuracy = figure.subplots(1, 2)
         ends = []
@@ -78,16 +79,18 @@ def curves(histories: Mapping[str, History], titles: Mapping[str, str]) -> str:
                 steps, [row["val_loss"] for row in rows], label=f"{titles[part]}, validation",
                 **{**look, "marker": "", "linestyle": ":"},
             )  # fmt: skip
-            accuracy.plot(steps, [row["val_accuracy"] for row in rows], label=titles[part], **look)
-            if rows:
-                ends.append(f"{titles[part]} ends at {rows[-1]['val_accuracy']:.4f}")
-        loss.set(xlabel="step", ylabel="loss", yscale="log")
+            accuracy.plot(steps, [row.get(key, float("nan")) for row in rows], label=titles[part], **look)
+            if rows and key in rows[-1]:
+                ends.append(f"{titles[part]} ends at {rows[-1][key]:.4f}")
+        loss.set(xlabel="step", ylabel="loss", yscale="log" if _positive(histories) else "linear")
         loss.legend(loc="upper right", fontsize=8)
-        accuracy.set(xlabel="step", ylabel="validation accuracy")
+        accuracy.set(xlabel="step", ylabel=f"validation {name}")
         accuracy.legend(loc="lower right")
-        return svg(
-            figure, f"Loss and validation accuracy by optimizer step. Validation accuracy: {'; '.join(ends)}.", "c"
-        )
+        return svg(figure, f"Loss and validation {name} by optimizer step. Validation {name}: {'; '.join(ends)}.", "c")
+
+
+def _positive(histories: Mapping[str, History]) -> bool:
+    return all(row[key] > 0 for rows in histories.values() for row in rows for key in ("loss", "val_loss"))
 
 
 def readings(history: History) -> str:

@@ -169,13 +169,33 @@ class Teacher(_Form):
     accuracy: float
 
 
-class Part(_Form):
-    """One model of the run; ``ood`` where such inputs were given.
+class _Trained(_Form):
+    """What is known of a model of any task."""
+
+    method: str
+    bytes: int
+    maskable: int
+    nonzeros: int
+    density: float
+    params: int
+    model_density: float
+    unknown: list[str]
+    mostly_dense: str | None
+    coverage: float | None
+    macs: int
+    layers: Annotated[list[Layer], Few]
+    parity: Parity
+    passes: list[PassRow]
+    forms: dict[str, str]
+    counts: dict[str, int]
+
+
+class Part(_Trained):
+    """One model of a run of classification; ``ood`` where such inputs were given.
 
     Of the two calibrations, accuracy is that of the logits, adaptive and class-wise ECE are after it.
     """
 
-    method: str
     accuracy: float
     accuracy_after: float
     class_accuracy: list[float | None]
@@ -190,26 +210,36 @@ class Part(_Form):
     signed_gap_before: float
     signed_gap_after: float
     reliability: Diagrams
-    bytes: int
-    maskable: int
-    nonzeros: int
-    density: float
-    params: int
-    model_density: float
-    unknown: list[str]
-    mostly_dense: str | None
-    coverage: float | None
-    macs: int
-    layers: Annotated[list[Layer], Few]
     calibration: Calibration
-    parity: Parity
-    passes: list[PassRow]
-    forms: dict[str, str]
-    counts: dict[str, int]
     ood: dict[str, Ood] = Field(default_factory=dict)
     ood_threshold: float | None = None
     int8: Int8 | None = None
     teacher: Teacher | None = None
+
+
+class TaskCalibration(_Form):
+    """How the head of another task was fitted; an interval has a ``level`` and nothing of decisions."""
+
+    kind: str
+    samples: int
+    temperature: float | None
+    note: str | None = None
+    nll_before: float | None
+    nll_after: float | None
+    ece_before: float | None
+    ece_after: float | None
+    level: float | None = None
+
+
+class TaskPart(_Trained):
+    """One model of a run of another task; ``headline`` names one of the ``figures``, which are None where the samples define none;
+    ``interval`` has the ``coverage`` and mean ``width`` of intervals on the test set."""
+
+    figures: Annotated[dict[str, float | None], Field(min_length=1)]
+    headline: str
+    lower_is_better: list[str]
+    calibration: TaskCalibration | None
+    interval: dict[str, float] | None = None
 
 
 class Flips(_Form):
@@ -227,6 +257,7 @@ class Data(_Form):
     """The data of the run."""
 
     name: str
+    task: str = "classification"
     classes: int
     class_names: list[str] | None = None
     preparation: dict[str, Any] = {}
@@ -287,6 +318,13 @@ class Metrics(_Form):
     missing: list[Missing] = Field(default_factory=list)
 
 
+class TaskMetrics(Metrics):
+    """``metrics.json`` of another task than classification."""
+
+    model: TaskPart  # pyright: ignore[reportIncompatibleVariableOverride]
+    dense: TaskPart | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
 class TimingRow(_Form):
     """`sparsify.reports.latency.Timing`."""
 
@@ -332,7 +370,7 @@ class Epoch(_Form):
     step: int
     loss: float
     val_loss: float
-    val_accuracy: float
+    val_accuracy: float | None = None
     coverage: dict[str, float] | None = None
     turnover: dict[str, float] | None = None
     readings: dict[str, float] = {}
@@ -344,6 +382,9 @@ def check(form: type[_Form], value: Any, path: Path) -> None:
     Raises:
         ReportError: Naming the file and the first keys that do not fit.
     """
+    data = value.get("data") if form is Metrics and isinstance(value, dict) else None
+    if isinstance(data, dict) and data.get("task", "classification") != "classification":
+        form = TaskMetrics
     try:
         TypeAdapter(form).validate_python(value)
     except ValidationError as error:

@@ -35,6 +35,24 @@ def calibration(report: Report) -> Rows:
     return rows
 
 
+def task_calibration(report: Report) -> Rows:
+    """How each head of a task other than classification was fitted, and what it did to the samples it was fitted on."""
+    fitted = [report[name]["calibration"] for name in parts(report)]
+    rows: Rows = [
+        ("kind", *(entry["kind"] for entry in fitted)),
+        ("held-out samples", *(f"{entry['samples']:,}" for entry in fitted)),
+    ]
+    for label, key in (
+        ("temperature", "temperature"), ("level", "level"), ("held-out NLL, before", "nll_before"), ("held-out NLL, after", "nll_after"),
+        ("held-out ECE, before", "ece_before"), ("held-out ECE, after", "ece_after"),
+    ):  # fmt: skip
+        if any(entry.get(key) is not None for entry in fitted):
+            rows.append((label, *(_number(entry.get(key)) for entry in fitted)))
+    if any(entry.get("note") for entry in fitted):
+        rows.append(("note", *(entry.get("note") or "" for entry in fitted)))
+    return rows
+
+
 def bins(report: Report) -> Rows:
     """Every bin that holds samples: model, when, the bin's edges, count, confidence, accuracy."""
     rows: Rows = []
@@ -153,7 +171,12 @@ def facts(report: Report, latency: Report | None) -> Rows:
     """Seed, recipe, versions, data, and the machine that was timed."""
     data = report["data"]
     rows: Rows = [("seed", str(report["seed"])), ("recipe, SHA-256", report["recipe_hash"])]
-    rows += [("data", data["name"]), ("data, SHA-256", data["fingerprint"]), ("classes", f"{data['classes']:,}")]
+    rows += [
+        ("data", data["name"]),
+        ("data, SHA-256", data["fingerprint"]),
+        ("task", data.get("task", "classification")),
+        ("classes", f"{data['classes']:,}"),
+    ]
     rows += [(f"samples, {part}", f"{count:,}") for part, count in data["samples"].items()]
     rows += [(name, version) for name, version in report["versions"].items()]
     if latency:

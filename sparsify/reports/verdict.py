@@ -26,6 +26,8 @@ def verdict(report: Report, latency: Report | None) -> list[str]:
 def _accuracy(report: Report) -> str:
     model, dense, flips = report["model"], report.get("dense"), report.get("flips")
     samples = report["data"]["samples"]["test"]
+    if "figures" in model:
+        return _figure(report)
     if not dense or not flips:
         low, high = share_interval(round(model["accuracy"] * samples), samples)
         return f"Accuracy: {model['accuracy']:.4f} on {samples:,} test samples (95 % interval {low:.4f} to {high:.4f}); {WITHOUT}"
@@ -35,6 +37,22 @@ def _accuracy(report: Report) -> str:
         f"Accuracy: {what}, {100 * points:+.2f} points (95 % interval {100 * low:+.2f} to {100 * high:+.2f}, {samples:,} test samples, one "
         f"seed): {model['accuracy']:.4f} against {dense['accuracy']:.4f}."
     )
+
+
+def _figure(report: Report) -> str:
+    """The headline figure of a task other than classification: one seed, so without an interval."""
+    model, dense, samples = report["model"], report.get("dense"), report["data"]["samples"]["test"]
+    key = model["headline"]
+    value = model["figures"][key]
+    name = key.replace("_", " ")
+    if value is None:
+        return f"{name}: the {samples:,} test samples do not define it."
+    other = dense["figures"].get(key) if dense else None
+    if other is None:
+        return f"{name}: {value:.4f} on {samples:,} test samples; {WITHOUT}"
+    better = (value < other) == (key in model["lower_is_better"])
+    what = "as dense" if f"{value:.4f}" == f"{other:.4f}" else "better than dense" if better else "worse than dense"
+    return f"{name}: {what}, {value:.4f} against {other:.4f} ({samples:,} test samples, one seed, without an interval)."
 
 
 def _speed(report: Report, latency: Report | None) -> str:
@@ -66,9 +84,22 @@ def _size(report: Report) -> str:
 
 def _worse(report: Report) -> str:
     dense, model, flips = report.get("dense"), report["model"], report.get("flips")
+    if dense and "figures" in model:
+        return _worse_figures(model, dense)
     if not dense or not flips:
         return f"Worse than dense: {WITHOUT}"
     found = [*_classes(report), *_calibration(dense, model)]
+    return f"Worse than dense: {'; '.join(found)}." if found else "Worse than dense: nothing that was measured."
+
+
+def _worse_figures(model: Report, dense: Report) -> str:
+    found = list[str]()
+    for key, ours in model["figures"].items():
+        theirs = dense["figures"].get(key)
+        if ours is None or theirs is None or f"{ours:.4f}" == f"{theirs:.4f}":
+            continue
+        if (ours > theirs) == (key in model["lower_is_better"]):
+            found.append(f"{key.replace('_', ' ')} {ours:.4f} against {theirs:.4f}")
     return f"Worse than dense: {'; '.join(found)}." if found else "Worse than dense: nothing that was measured."
 
 

@@ -32,12 +32,13 @@ MOST_BYTES = 256 * 2**20
 """Of the samples of either kind."""
 
 
-def feeding(data: Data, input_type: str = "float") -> dict[str, Any]:
+def feeding(data: Data, input_type: str = "float", task: str = "classification") -> dict[str, Any]:
     """The arguments of `sparsify.export` that say how a file for these data is fed and read.
 
     Args:
         data: as the program was trained on.
         input_type: ``float``, or ``uint8``, for a file that takes images as bytes [N, H, W, C], as image libraries store them.
+        task: the name of the task.
 
     Raises:
         ExportError: If ``uint8`` is asked for and the data were not given as bytes.
@@ -48,7 +49,7 @@ def feeding(data: Data, input_type: str = "float") -> dict[str, Any]:
             f"Export with input float, or from Python with sparsify.Preprocessing."
         )
     names = data.class_names or tuple(map(str, range(data.classes)))
-    found: dict[str, Any] = {"classes": names, "task": "classification", "input_type": input_type}
+    found: dict[str, Any] = {"classes": names, "task": task, "input_type": input_type}
     if data.given_as == "prepared" or (data.given_as == "numbers" and data.statistics is None):
         return found
     mean, std = (tuple(value.tolist()) for value in data.statistics) if data.statistics else ((0.0,), (1.0,))
@@ -286,6 +287,7 @@ def export_saved(
 
 def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = None) -> Data:
     """The recipe's data, split by its seed, and its out-of-distribution inputs."""
+    recipe.build_task()  # raises where keys do not fit it, before anything is read
     data = load_data(
         recipe.data,
         seed=recipe.seed,
@@ -297,7 +299,7 @@ def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = N
         normalise=recipe.normalise == "auto",
         mean=recipe.mean,
         std=recipe.std,
-        task="classification",
+        task=recipe.task,
         target=recipe.target,
         category_columns=recipe.category_columns,
         ignore_columns=recipe.ignore_columns,

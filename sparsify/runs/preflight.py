@@ -15,25 +15,28 @@ from sparsify.exporters.conversion import convert
 from sparsify.exporters.signature import holds_samples
 from sparsify.ir import Program, Stage, trace
 from sparsify.ir.effects import unexportable
-from sparsify.ir.evaluation import outputs_of
+from sparsify.ir.evaluation import outputs_of, outputs_over
 from sparsify.loading import Data, load_model
 from sparsify.loading.inputs import example_inputs
 from sparsify.methods import Method, dense
+from sparsify.parts.samples import Subset
 from sparsify.passes import AttachCalibrationHead, Pipeline
 from sparsify.runs.artefacts import feeding, recipe_data
 from sparsify.runs.continuation import training_key
 from sparsify.runs.recipe import Recipe
+from sparsify.tasks import Classification, Task
 from sparsify.training import rehearse
 from sparsify.training.plan import check_augment
+from sparsify.user_code import told
 
 Progress = Callable[[int, int], None]
 LARGEST_FILE = 2**31 - 1
 """Bytes that one ONNX file can hold (a limit of protobuf)."""
 DATA_KEYS = (
-    "data", "target", "category_columns", "ignore_columns", "holdout", "test_holdout", "train_samples", "image_size", "channels",
+    "data", "task", "target", "category_columns", "ignore_columns", "holdout", "test_holdout", "train_samples", "image_size", "channels",
     "normalise", "mean", "std",
 )  # fmt: skip
-MODEL_KEYS = ("model", "weights", "trust_pickle", "logits", "batch_size")
+MODEL_KEYS = ("model", "weights", "trust_pickle", "logits", "batch_size", "loss", "figures", "task_options")
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,12 @@ def jobs(recipe: Recipe, data: Data, *, converts: bool = False) -> dict[str, Job
         )
     feeding(data, recipe.export_input)
     check_augment(data.example(), recipe.augment)
+    task = recipe.build_task()
     methods = {"dense": dense()} if recipe.baseline and recipe.method != "dense" else {}
     methods["model"] = recipe.build_method()
     found = {name: Job(name, method, traced(recipe, data)) for name, method in methods.items()}
     for job in found.values():
-        rehearsed = rehearse(job.method, job.program, len(data.train), recipe.settings())
+        rehearsed = rehearse(job.method, job.program, len(data.train), recipe.settings(), task=task)
         if job.name == "model" and not converts:  # the baseline has the same operators
             check_export(rehearsed, recipe, data)
     return found
@@ -89,7 +93,7 @@ def check_export(program: Program, recipe: Recipe, data: Data) -> None:
         raise ExportError(
             f"the weights of {recipe.model} take {size:,} bytes, and an ONNX file holds at most {LARGEST_FILE:,}. Use a smaller model."
         )
-    finished = Pipeline((AttachCalibrationHead(kind=recipe.calibrator),))(program)
+    finished = Pipeline(heads(recipe))(program)
     if finished.stage is Stage.MASKED:
         finished = Pipeline.parse("fold-masks")(finished)
     example = finished.input_tensors(data.example())
@@ -97,6 +101,13 @@ def check_export(program: Program, recipe: Recipe, data: Data) -> None:
         example = [torch.cat([value, value]) if holds_samples(finished, spec) else value
                    for spec, value in zip(finished.input_specs, example, strict=True)]  # fmt: skip
     convert(finished.eval(), example, recipe.opset)
+
+
+def heads(recipe: Recipe) -> tuple[AttachCalibrationHead, ...]:
+    """The pass that attaches the calibration head of a run: the recipe's where the task has it, else the task's usual one; or none."""
+    task = recipe.build_task()
+    kind = recipe.calibrator if recipe.calibrator in task.heads else next(iter(task.heads), None)
+    return () if kind is None else (AttachCalibrationHead(kind=kind, task=task.name),)
 
 
 def failing(
@@ -159,7 +170,7 @@ def _reason(recipe: Recipe, program: Program | str, data: Data) -> str:
     if isinstance(program, str):
         return program
     try:
-        rehearse(recipe.build_method(), program, len(data.train), recipe.settings())
+        rehearse(recipe.build_method(), program, len(data.train), recipe.settings(), task=recipe.build_task())
     except SparsifyError as error:
         return str(error)
     return ""
@@ -173,15 +184,17 @@ def traced(recipe: Recipe, data: Data) -> Program:
     """The recipe's model, seeded and traced on real inputs.
 
     Raises:
-        TraceError: If it cannot be traced, does not return one score per class, or could not be trained or exported.
-        DataError: If the data have more classes than it has outputs.
+        TraceError: If it cannot be traced, does not return what the task reads, or could not be trained or exported.
+        DataError: If the data have more classes than it has outputs, or targets that do not fit the task.
     """
     torch.manual_seed(recipe.seed)
     weights = None if recipe.weights is None else Path(recipe.weights)
     model: nn.Module = load_model(recipe.model, weights=weights, trust_pickle=recipe.trust_pickle)
     example = data.example()
-    outputs = {} if recipe.logits is None else {"logits": recipe.logits}
-    program = trace(model, example, outputs=outputs, classes=data.classes)
+    task = recipe.build_task()
+    outputs = {} if recipe.logits is None else {task.output or "logits": recipe.logits}
+    plain = type(task) is Classification
+    program = trace(model, example, outputs=outputs, classes=data.classes or None, task=None if plain else task)
     if lost := unexportable(program):
         raise TraceError(f"{recipe.model} {lost}")
     if program.dynamic_batch and recipe.batch_size not in program.batch_ranges["train"]:
@@ -194,6 +207,9 @@ def traced(recipe: Recipe, data: Data) -> Program:
             f"{recipe.model} holds for batches of {program.batch_ranges['eval']} in eval mode; a run evaluates and exports with others as "
             f"well. Make forward independent of the number of samples, or use sparsify.trace and a loop of your own."
         )
+    if not plain:
+        _check_targets(program, task, data)
+        return program
     with torch.no_grad():
         shape = outputs_of(program.eval(), example)["logits"].shape
     if len(shape) != 2:
@@ -227,3 +243,25 @@ def traced_without_data(
     args, kwargs = example_inputs(inputs)
     loaded = load_model(model, weights=weights, trust_pickle=trust_pickle)
     return trace(loaded, args, kwargs, outputs={} if logits is None else {"logits": logits})
+
+
+def _check_targets(program: Program, task: Task, data: Data) -> None:
+    """Whether the targets of every part fit what the program returns, and the task can measure it."""
+    program.eval()
+    first = Subset(data.validation, torch.arange(min(2, len(data.validation))))
+    found = outputs_over(program, first)
+    output = program.reading(task.output, "eval", list(found.values()))
+    if task.output is not None:
+        for part in (data.train, data.validation, data.test):
+            task.check(part.targets, ("N", *output.shape[1:]))
+    try:
+        with torch.no_grad():
+            task.loss(output, first.targets)
+        task.figures(output, first.targets)
+    except SparsifyError:
+        raise
+    except Exception as error:
+        raise TraceError(
+            f"the loss or the figures of task {str(task)!r} fail on two samples of the data: {told(error)}. Check what they expect of "
+            f"the model's output and of the targets."
+        ) from error

@@ -16,12 +16,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from sparsify.errors import RecipeError
+from sparsify.errors import RecipeError, TaskError
 from sparsify.ir.foreign import INTEGERS, LONGEST_TEXT, read_text
 from sparsify.methods import Method, build
 from sparsify.methods.registry import layers
 from sparsify.methods.registry import options as method_options
+from sparsify.tasks import Task
+from sparsify.tasks import build as build_task
 from sparsify.training import Settings
+from sparsify.user_code import function as user_function
 
 LARGEST_RECIPE = 1 << 20
 """Bytes."""
@@ -44,7 +47,11 @@ class Recipe:
     Attributes:
         model: ``file.py:factory``, ``package.module:factory`` or ``model.pt2``.
         weights: safetensors or a state dict to start from; None: the model's own.
-        logits: position (from 0) or key of the output that holds the class scores, where the model returns several that could.
+        logits: position (from 0) or key of the output that the task reads, where the model returns several that could.
+        task: what the outputs mean: ``classification``, ``binary``, ``multilabel``, ``regression``, ``dense``, ``sequence``, ``custom``.
+        loss: of regression ``mse``, ``mae`` or ``huber``; of a custom task ``file.py:function`` of output and target. None: the task's own.
+        figures: of a custom task: ``file.py:function`` of output and target, which returns numbers by name, the headline first.
+        task_options: further options of the task, such as ``delta`` of regression and ``ignore`` of dense and sequence.
         trust_pickle: let the files of model and weights run the code they may contain.
         data: ``digits``, ``file.npz``, ``file.csv``, a folder of images, or ``file.py:factory``.
         target: columns of a table to predict; several are predicted together.
@@ -81,6 +88,10 @@ class Recipe:
     model: str = "sparsify.loading:digits_cnn"
     weights: str | None = None
     logits: Annotated[int, Field(ge=0)] | str | None = None
+    task: str = "classification"
+    loss: str | None = None
+    figures: str | None = None
+    task_options: dict[str, Value] = Field(default_factory=dict)
     trust_pickle: bool = False
     data: str = "digits"
     target: tuple[str, ...] = ()
@@ -145,6 +156,28 @@ class Recipe:
         known = method_options(layers(self.method)[-1])
         common = {"density": self.density, "pattern": self.pattern, "keep_dense": self.keep_dense}
         return build(self.method, {**{k: v for k, v in common.items() if k in known}, **self.method_options})
+
+    def build_task(self) -> Task:
+        """The task with this recipe's loss, figures and options.
+
+        Raises:
+            TaskError: If it is unknown, or an option is unknown or has a wrong value.
+            RecipeError: If another key is for classification only.
+            LoadError: If a function of the user's own cannot be loaded.
+        """
+        given: dict[str, Any] = dict(self.task_options)
+        for key, text in (("criterion", self.loss), ("measure", self.figures)):
+            if text is not None:
+                given[key] = user_function(text, "loss" if key == "criterion" else "figures") if ":" in text else text
+        found = build_task(self.task, given)
+        for key, asked in (("ood", bool(self.ood)), ("export_precision", self.export_precision == "int8")):
+            if asked and found.name != "classification":
+                raise RecipeError(f"{key} is for the task classification, and this is {found.name!r}. Leave it out.")
+        if self.label_smoothing and found.link == "none":
+            raise TaskError(
+                f"task {self.task!r} has no labels to smooth, found label_smoothing = {self.label_smoothing}. Leave it out."
+            )
+        return found
 
     def taught_by_baseline(self) -> bool:
         """Whether the method learns from the dense baseline of the run."""

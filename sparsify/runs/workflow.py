@@ -22,14 +22,15 @@ from sparsify.ir import Program
 from sparsify.loading import Data
 from sparsify.methods import Method
 from sparsify.parts import metrics
-from sparsify.passes import AttachCalibrationHead, Pass, PassLog, Pipeline, recording
-from sparsify.reports import covered, layers, ood_quality, pass_rows, quality, sizes, write_report
+from sparsify.passes import Pass, PassLog, Pipeline, recording
+from sparsify.reports import covered, layers, ood_quality, pass_rows, sizes, task_quality, write_report
 from sparsify.runs.artefacts import feeding, input_row, measure_latency, recipe_data, several_rows, trials, write_int8
 from sparsify.runs.continuation import check_continues, training_key
 from sparsify.runs.folder import hold_folder
-from sparsify.runs.preflight import Job, jobs
+from sparsify.runs.preflight import Job, heads, jobs
 from sparsify.runs.recipe import Recipe, parse_recipe
 from sparsify.runs.teachers import TeacherProgram, load_teacher
+from sparsify.tasks import Task
 from sparsify.training import Trained, train
 from sparsify.version import versions
 
@@ -130,6 +131,7 @@ def _train(
             recipe.settings(),
             folder=folder,
             key=f"{training_key(recipe)}-{fingerprint}-{job.name}{taught.fingerprint if taught else ''}",
+            task=recipe.build_task(),
             teacher=taught.program if taught else None,
             resume=resume,
             on_step=(lambda row: on_step(job.name, row)) if on_step else None,
@@ -164,18 +166,19 @@ def _finish(
 ) -> dict[str, Any]:
     """All that comes after training. A failure leaves out what it concerns, and is raised at the end."""
     missing, rows = _Missing(out), dict[str, Any]()
-    logits, chosen_by = dict[str, Tensor](), dict[str, Any]()
+    task = recipe.build_task()
+    read, chosen_by = dict[str, Any](), dict[str, Any]()
     for name, model in models.items():
         with missing.unless(f"{name}.onnx", _advice(model, out, f"{name}.onnx", "--form dense")), recording() as record:
-            row, logits[name] = _export(model, recipe, data, out)
+            row, read[name] = _export(model, recipe, task, data, out)
             rows[name] = {**row, "passes": pass_rows([*model.passes, *record])}
         if recipe.export_precision == "int8" and name in rows:
             with missing.unless(f"{name}-int8.onnx", _advice(model, out, f"{name}-int8.onnx", "--precision int8")):
                 rows[name]["int8"], chosen_by[name] = _int8(model, recipe, data, out)
     if "model" not in rows:
         raise missing.error(None)
-    if "dense" in rows:
-        rows["flips"] = dataclasses.asdict(metrics.flips(logits["dense"], logits["model"], data.test.targets))
+    if "dense" in rows and task.name == "classification":
+        rows["flips"] = dataclasses.asdict(metrics.flips(read["dense"], read["model"], data.test.targets))
     report = {
         "recipe_hash": recipe.hash(),
         "seed": recipe.seed,
@@ -183,7 +186,7 @@ def _finish(
         "versions": versions(),
         "data": {
             "name": recipe.data,
-            "task": "classification",
+            "task": task.name,
             "classes": data.classes,
             "class_names": data.class_names,
             "fingerprint": fingerprint,
@@ -228,14 +231,15 @@ def _advice(model: _Model, out: Path, file: str, option: str) -> str:
     return f"Make it with: {command} {option}; or give the same command with --resume, which does not train again."
 
 
-def _export(model: _Model, recipe: Recipe, data: Data, out: Path) -> tuple[dict[str, Any], Tensor]:
-    """Calibrate and export one model of the run: its row of ``metrics.json``, and its logits on the test set."""
-    program, name = model.program, model.name
-    Pipeline((AttachCalibrationHead(kind=recipe.calibrator),)).apply(program)
-    log = fit(program, data.validation)
+def _export(model: _Model, recipe: Recipe, task: Task, data: Data, out: Path) -> tuple[dict[str, Any], Any]:
+    """Calibrate and export one model of the run: its row of ``metrics.json``, and what the task reads of it on the test set."""
+    program, name, log = model.program, model.name, None
+    if head := heads(recipe):
+        Pipeline(head).apply(program)
+        log = fit(program, data.validation, task=task)
     program.save(model.folder / "program.sparsify")
     outputs = evaluate(program, data.test)
-    logits = outputs["logits"]
+    read = program.reading(task.output, "eval", list(outputs.values()))
     scores = evaluate(program, data.validation).get("ood_score") if "ood_score" in outputs else None
     threshold = None if scores is None else float(scores.quantile(1 - ACCEPTED))
     threshold_text = {} if threshold is None else {"ood_threshold": repr(threshold)}
@@ -249,18 +253,18 @@ def _export(model: _Model, recipe: Recipe, data: Data, out: Path) -> tuple[dict[
         selection=recipe.selection,
         batch=recipe.export_batch,
         metadata=_metadata(model, recipe, data) | threshold_text | _noted(log),
-        **feeding(data, recipe.export_input),
+        **feeding(data, recipe.export_input, task.name),
     )
     size, table = sizes(program), layers(program, model.trained.coverage)
     row = {
         "method": model.method.name,
-        **quality(logits.softmax(1), outputs["probabilities"], data.test.targets),
+        **task_quality(task, read, outputs, data.test.targets),
         **size,
         "nonzeros": result.nonzeros if program.masks() else size["active"],
         "bytes": result.bytes,
         "layers": table,
         "coverage": covered(table),
-        "calibration": log.to_dict(),
+        "calibration": log.to_dict() if log else None,
         "forms": dict(result.forms),
         "parity": {"ok": True, **dataclasses.asdict(result.parity)},
         "counts": model.trained.counts,
@@ -268,7 +272,7 @@ def _export(model: _Model, recipe: Recipe, data: Data, out: Path) -> tuple[dict[
         "ood": {name: ood_quality(outputs, evaluate(program, samples)) for name, samples in data.ood.items()},
         "ood_threshold": threshold,
     }
-    return row, logits
+    return row, read
 
 
 def _int8(model: _Model, recipe: Recipe, data: Data, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -294,11 +298,13 @@ def _metadata(model: _Model, recipe: Recipe, data: Data) -> dict[str, str]:
         "method": model.method.name,
         "density": repr(model.program.costs().density),
         "pattern": model.method.pattern,
-        "calibration": recipe.calibrator,
+        "calibration": next((step.kind for step in heads(recipe)), "none"),
+        **({} if recipe.task == "classification" else {"task_options": str(recipe.build_task())}),
         "recipe_hash": recipe.hash(),
         **({"preparation": json.dumps(data.preparation)} if data.preparation else {}),
     }
 
 
-def _noted(log: CalibrationLog) -> dict[str, str]:
-    return {"calibration_note": log.note} if log.note else {}
+def _noted(log: CalibrationLog | None) -> dict[str, str]:
+    found = {"calibration_note": log.note} if log and log.note else {}
+    return found | ({"interval_level": repr(log.level)} if log and log.level is not None else {})

@@ -57,7 +57,7 @@ def grid_bars(total: int) -> Generator[tuple[Event, Decode]]:
                 case "found":
                     end(cell, "")
                 case "finished":
-                    end(cell, f"{cell}, accuracy {details['accuracy']:.4f}, ECE {details['ece_after']:.4f} calibrated")
+                    end(cell, f"{cell}, {_result(details)}")
                 case "failed":
                     end(cell, f"{cell} failed: {details['error']}")
 
@@ -79,6 +79,14 @@ def _decoding(bars: Progress) -> Decode:
         bars.update(tasks[0], completed=done, total=total, state=f"{done:,} of {total:,} images")
 
     return on_decode
+
+
+def _result(model: Mapping[str, Any]) -> str:
+    """The headline figure of a finished model."""
+    if "figures" in model:
+        value = model["figures"][model["headline"]]
+        return f"{model['headline']} {'not defined' if value is None else format(value, '.4f')}"
+    return f"accuracy {model['accuracy']:.4f}, ECE {model['ece_after']:.4f} calibrated"
 
 
 def _state(row: Mapping[str, Any]) -> str:

@@ -76,10 +76,10 @@ def test_a_task_of_another_package_is_built_and_inferred():
         assert register(Ordinal) is Ordinal
         assert build("ordinal") == Ordinal()
         assert infer(torch.zeros(3, dtype=torch.int16) + 5, ("N",)) == Ordinal()
-        with pytest.raises(TaskError, match="a task 'regression' already"):
+        with pytest.raises(TaskError, match="the task name 'regression' is taken"):
             register(type("Regression", (Ordinal,), {"name": "regression"}))
     finally:
-        TASKS.pop("ordinal", None)
+        TASKS._entries.pop("ordinal", None)
 
 
 def test_custom_reads_functions_of_the_user():

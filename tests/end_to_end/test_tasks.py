@@ -1,0 +1,187 @@
+"""Every task through a run: trained sparse beside its baseline, calibrated, exported, proved, reported, and run in ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from sparsify.errors import DataError, RecipeError, SparsifyError, TaskError, TraceError
+from sparsify.loading import load_data
+from sparsify.reports import headline, verdict
+from sparsify.runs.recipe import parse_pairs, parse_recipe
+from sparsify.runs.workflow import run
+from tests.end_to_end.commands import command
+
+FILE = """
+import torch
+from torch import nn
+
+G = torch.Generator().manual_seed(0)
+X = torch.randn(600, 8, generator=G)
+Z = X @ torch.randn(8, 6, generator=G) / 3
+TARGETS = {
+    "binary": Z[:, 0] > 0,
+    "multilabel": (Z[:, :3] > 0).long(),
+    "regression": Z[:, 0] + 0.2 * torch.randn(600, generator=G),
+    "dense": Z.reshape(-1, 3, 2).argmax(1),
+    "sequence": Z.reshape(-1, 2, 3).argmax(2),
+    "custom": Z[:, 0],
+    "classification": Z[:, :3].argmax(1),
+}
+
+class Net(nn.Module):
+    def __init__(self, *shape):
+        super().__init__()
+        self.body, self.head, self.shape = nn.Linear(8, 32), nn.Linear(32, max(1, torch.Size(shape).numel())), shape
+
+    def forward(self, x):
+        return self.head(torch.relu(self.body(x))).reshape(-1, *self.shape)
+
+class Two(Net):
+    def forward(self, x):
+        found = super().forward(x)
+        return {"mean": found[:, 0], "log_variance": found[:, 1]}
+
+def binary(): return Net()
+def multilabel(): return Net(3)
+def regression(): return Net(1)
+def dense(): return Net(3, 2)
+def sequence(): return Net(2, 3)
+def custom(): return Two(2)
+def classification(): return Net(3)
+
+def data(task):
+    y = TARGETS[task]
+    return (X[:500], y[:500]), (X[500:], y[500:])
+
+def loss(output, target):
+    error = (output["mean"] - target) ** 2
+    return (0.5 * error * (-output["log_variance"]).exp() + 0.5 * output["log_variance"]).mean()
+
+def figures(output, target):
+    return {"within": float(((output["mean"] - target).abs() < 0.5).double().mean())}
+
+def broken(output, target):
+    return output["mean"].no_such_thing
+
+""" + "\n".join(
+    f"def data_{task}(): return data({task!r})"
+    for task in ("binary", "multilabel", "regression", "dense", "sequence", "custom", "classification")
+)
+OUTPUTS = {
+    "binary": ["logits", "probabilities"],
+    "multilabel": ["logits", "probabilities"],
+    "regression": ["prediction", "lower", "upper"],
+    "dense": ["logits", "probabilities"],
+    "sequence": ["logits", "probabilities"],
+    "custom": ["mean", "log_variance"],
+}
+HEADLINES = {
+    "binary": ("auroc", 0.9),
+    "multilabel": ("mean_average_precision", 0.9),
+    "regression": ("r2", 0.8),
+    "dense": ("mean_iou", 0.5),
+    "sequence": ("accuracy", 0.7),
+    "custom": ("within", 0.5),
+}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(FILE)
+    return path
+
+
+def recipe_of(file, task, *pairs, **given):
+    own = {"loss": f"{file}:loss", "figures": f"{file}:figures"} if task == "custom" else {}
+    keys = {"task": task, "model": f"{file}:{task}", "data": f"{file}:data_{task}", **own, **given}
+    keys |= {"epochs": 12, "warmup": 0, "threads": 1, "lr": 0.02, "sparsity": 0.5, "optimizer": "adamw"}
+    return parse_recipe(None, keys | parse_pairs(pairs))
+
+
+@pytest.mark.parametrize("task", OUTPUTS)
+def test_a_task_is_trained_exported_proved_and_reported(task, file, tmp_path):
+    out = tmp_path / "run"
+    report = run(recipe_of(file, task, "baseline=true"), out, timed=False)
+    key, least = HEADLINES[task]
+    for part in ("dense", "model"):
+        assert report[part]["headline"] == key
+        assert report[part]["figures"][key] > least
+        assert report[part]["parity"]["ok"] and not report[part]["parity"]["uncompared"]
+    assert report["model"]["density"] < 0.6 and report["data"]["task"] == task
+    found = onnx.load(out / "model.onnx")
+    assert [output.name for output in found.graph.output] == OUTPUTS[task]
+    assert {entry.key: entry.value for entry in found.metadata_props}["task"] == task
+
+    data = load_data(f"{file}:data_{task}", seed=0, task=task)
+    x, y = data.test.batch(torch.arange(len(data.test)))
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"))
+    values = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    outputs = {name: torch.from_numpy(np.asarray(value)) for name, value in zip(OUTPUTS[task], values, strict=True)}
+    meaning = recipe_of(file, task).build_task()
+    read = outputs if meaning.output is None else outputs[meaning.output]
+    assert meaning.figures(read, y) == pytest.approx(report["model"]["figures"], abs=1e-4)
+    if task == "regression":
+        held = (y >= outputs["lower"][:, 0]) & (y <= outputs["upper"][:, 0])
+        assert float(held.double().mean()) == pytest.approx(report["model"]["interval"]["coverage"])
+        assert 0.75 < report["model"]["interval"]["coverage"] <= 1.0
+        assert report["model"]["calibration"]["level"] == 0.9
+
+    page, name = (out / "report.html").read_text(), key.replace("_", " ")
+    assert f"validation {name}" in page and f"{report['model']['figures'][key]:.4f}" in page
+    assert verdict(report, None)[0].startswith(f"{name}: ") and headline(report, None).rows[0][0] == name
+    rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert f"val_{key}" in rows[-1]
+    again = run(recipe_of(file, task, "baseline=true"), out, resume=True, timed=False)
+    assert again["model"]["figures"] == report["model"]["figures"]
+
+
+def test_through_the_command(file, tmp_path):
+    given = ("--data", f"{file}:data_regression", "--set", "threads=1", "--set", "warmup=0", "--epochs", "2")
+    model, out = f"{file}:regression", tmp_path / "a"
+    code, shown, err = command("run", model, *given, "--task", "regression", "--loss", "huber", "--out", out)
+    assert code == 0, shown + err
+    assert "r2" in shown and "rmse" in shown and 'task = "regression"' in (out / "recipe.toml").read_text()
+    code, shown, err = command("report", out)
+    assert code == 0, shown + err
+
+
+@pytest.mark.parametrize(
+    ("task", "changed", "kind", "words"),
+    [
+        ("regression", {"data": "classification"}, None, ""),
+        ("binary", {"data": "classification"}, DataError, "task 'binary' takes 0 or 1"),
+        ("multilabel", {"model": "classification", "data": "dense"}, DataError, "task 'multilabel'"),
+        ("dense", {"model": "regression"}, TraceError, "task 'dense' takes class numbers"),
+        ("sequence", {"model": "dense"}, DataError, "task 'sequence' takes .*"),
+        ("regression", {"loss": "mean"}, TaskError, "should be one of mse, mae, huber"),
+        ("regression", {"label_smoothing": 0.1}, TaskError, "no labels to smooth"),
+        ("regression", {"ood": ("photos",)}, RecipeError, "ood is for the task classification"),
+        ("regression", {"export_precision": "int8"}, RecipeError, "export_precision is for the task classification"),
+        ("regression", {"method": "moon(rigl)"}, SparsifyError, "made for the task classification"),
+        ("regresion", {}, TaskError, "Nearest: regression"),
+        ("custom", {"loss": None}, TaskError, "needs a loss"),
+        ("custom", {"loss": "broken"}, TraceError, "no_such_thing"),
+        ("custom", {"loss": "missing"}, SparsifyError, "no callable 'missing'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_first_step(task, changed, kind, words, file, tmp_path):
+    base = task if task in HEADLINES else "regression"
+    given = {"model": f"{file}:{base}", "data": f"{file}:data_{base}", **changed}
+    for key, prefix in (("model", ""), ("data", "data_")):
+        if key in changed:
+            given[key] = f"{file}:{prefix}{changed[key]}"
+    if changed.get("loss") in ("broken", "missing"):
+        given["loss"] = f"{file}:{changed['loss']}"
+    if kind is None:
+        run(recipe_of(file, task, **given), tmp_path / "run", timed=False)
+        return
+    with pytest.raises(kind, match=words):
+        run(recipe_of(file, task, **given), tmp_path / "run", timed=False)
+    assert not (tmp_path / "run" / "history.jsonl").exists()
