@@ -55,7 +55,7 @@ PUBLIC = {"__version__",
 }  # fmt: skip
 LONGEST = 400
 LONGEST_METHOD = 150
-NO_METHODS = {"__init__", "base", "registry", "own"}
+NO_METHODS = {"__init__", "base", "durations", "registry", "own"}
 """Files of `sparsify/methods` that implement none."""
 ALSO_WORDS = {"dense", "set", "static", "averaged"}
 """Names of methods that are words of training as well."""

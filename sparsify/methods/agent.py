@@ -96,8 +96,8 @@ def agent(
         found |= {"pairs": {}, "step": view.step, "snapshot": {n: v.clone() for n, v in view.weights.items()}}
         return found if snapshot != "running" else {**found, **_EMPTY}
 
-    def correct(view: GradientView, state: State, total: int) -> tuple[Tensors, State]:
-        period = as_steps(refresh_every, total, "refresh_every", least=0) or view.epoch_steps
+    def correct(view: GradientView, state: State, refresh: int) -> tuple[Tensors, State]:
+        period = refresh or view.epoch_steps
         if period is None:
             raise TrainingError(
                 "agent takes a snapshot once an epoch: give sparsify.attach epoch_steps=len(loader), or agent refresh_every."
@@ -119,13 +119,15 @@ def agent(
                 state["pairs"] = compare.add(state["pairs"], new, old)
         return found, state
 
+    def correction(total: int) -> Correction:
+        refresh = as_steps(refresh_every, total, "refresh_every", least=0)
+        return Correction(first, lambda view, state: correct(view, state, refresh), readings=_readings, dense=True)
+
     return dataclasses.replace(
         base,
         name=f"agent({base.name})",
         passes=(*base.passes, RecordRandomness()),
-        correction=lambda total: Correction(
-            first, lambda view, state: correct(view, state, total), readings=_readings, dense=True
-        ),
+        correction=correction,
     )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,6 +20,7 @@ The unit never depends on the type of a number: a whole number is a number of st
 UPDATE_EVERY = "3% from 4 to 100"
 """The usual interval of rounds: 100 steps, as published, and less in short runs, where it would leave no round or very few."""
 
+_RESOLVED: ContextVar[dict[str, int] | None] = ContextVar("resolved durations", default=None)
 _TEXT = re.compile(r"\s*(?P<percent>\d+(\.\d*)?|\.\d+)\s*%(\s+from\s+(?P<low>\d+)\s+to\s+(?P<high>\d+))?\s*")
 
 
@@ -53,7 +57,26 @@ def as_steps(value: Duration, total_steps: int, option: str, *, least: int = 1) 
     Raises:
         RecipeError: If the value is no duration, or is less than ``least``.
     """
-    return read_length(value, option, least).steps(total_steps)
+    return resolved(option, read_length(value, option, least).steps(total_steps))
+
+
+def resolved(option: str, steps: int) -> int:
+    """``steps`` itself, recorded for `resolving`; for a duration that is a share of something else than the run."""
+    record = _RESOLVED.get()
+    if record is not None:
+        record[option] = steps
+    return steps
+
+
+@contextmanager
+def resolving() -> Generator[dict[str, int]]:
+    """Collect the steps that durations stand for, by option, as they are resolved within the block."""
+    record = dict[str, int]()
+    token = _RESOLVED.set(record)
+    try:
+        yield record
+    finally:
+        _RESOLVED.reset(token)
 
 
 def check_durations(least: int = 1, /, **given: Duration) -> None:

@@ -6,7 +6,7 @@ import bisect
 
 from sparsify.errors import RecipeError
 from sparsify.methods.base import Method, check_density, checked_method, in_range, one_of
-from sparsify.methods.durations import Duration, check_durations, read_length
+from sparsify.methods.durations import Duration, check_durations, read_length, resolved
 from sparsify.parts.allocation import Allocation, global_magnitude
 from sparsify.parts.patterns import NM, parse_pattern
 from sparsify.parts.scores import magnitude
@@ -53,10 +53,10 @@ def imp(
 
     def plan(total: int) -> Rewinding:
         early, ends = trainings(total, len(densities), rewind_to)
-        return Rewinding(save_at=early, at=ends, weights=rewind == "weights")
+        return Rewinding(save_at=resolved("rewind_to", early), at=ends, weights=rewind == "weights")
 
     def topology(total: int) -> Prune:
-        at = plan(total).at
+        _, at = trainings(total, len(densities), rewind_to)
         return Prune(
             by=magnitude(),
             density=lambda step: densities[bisect.bisect_left(at, step)],

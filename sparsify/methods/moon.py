@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Averaging, Method, checked_method, in_range, made_for
+from sparsify.methods.base import Averaging, Method, checked_method, in_range, made_for, one_of
 from sparsify.methods.durations import Duration, as_steps, check_durations
 from sparsify.parts.objectives import Objective, UnknownAware
 from sparsify.passes import WidenClassifier
+from sparsify.passes.widen_classifier import SCORES
 
 
 @checked_method
@@ -21,8 +22,9 @@ def widened(base: Method, *, score: str = "known") -> Method:
             code), or ``odds``, the log-odds of known against unknown.
 
     Raises:
-        RecipeError: If ``base`` has an unknown class already.
+        RecipeError: If ``base`` has an unknown class already, or there is no such score.
     """
+    one_of(score, SCORES, "score")
     if any(isinstance(step, WidenClassifier) for step in base.passes):
         raise RecipeError(f"method {base.name!r} has an unknown class already.")
     return dataclasses.replace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Method, checked_method, in_range
+from sparsify.methods.base import Method, checked_method
 from sparsify.passes import InsertRandomMasks
 
 
@@ -30,7 +30,8 @@ def weight_dropout(base: Method, *, rate: float = 0.1, rescale: bool = True, hol
         raise RecipeError(
             f"method {base.name!r} has random masks already; put one wrapper that adds them around a method."
         )
-    in_range(rate, 0.0, 0.999, "rate")
+    if not 0.0 <= rate < 1.0:
+        raise RecipeError(f"weight-dropout: rate should be a share of the weights in [0, 1), found {rate}.")
     return dataclasses.replace(
         base,
         name=f"weight-dropout({base.name})",

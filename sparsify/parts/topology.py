@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sparsify.arguments import checked_fields
+from sparsify.errors import RecipeError
 from sparsify.parts.allocation import Allocation
 from sparsify.parts.patterns import Balanced, Pattern, Unstructured
 from sparsify.parts.schedules import Schedule, Trigger, at, constant
@@ -29,6 +31,7 @@ class Exchange(Protocol):
     ) -> Tensor: ...
 
 
+@checked_fields(RecipeError)
 @dataclass(frozen=True)
 class DropAndGrow:
     """Each round drops a fraction of the active units of every layer and grows as many.
@@ -51,6 +54,7 @@ class DropAndGrow:
     exchange: Exchange | None = None
 
 
+@checked_fields(RecipeError)
 @dataclass(frozen=True)
 class Prune:
     """Each round only drops, to the density of the schedule, ranked over all layers by ``allocation``."""
@@ -61,6 +65,7 @@ class Prune:
     allocation: Allocation
 
 
+@checked_fields(RecipeError)
 @dataclass(frozen=True)
 class InTurn:
     """Several moves; on a step, those whose own trigger names it act in this order, on the same gradients."""
@@ -83,6 +88,7 @@ def after_dense(move: DropAndGrow, until: int, *, density: float, allocation: Al
     return InTurn((Prune(magnitude(), constant(density), at(until), allocation), move))
 
 
+@checked_fields(RecipeError)
 @dataclass(frozen=True)
 class Rewinding:
     """Go back to an early state and train again, on what masks are left (Frankle et al. 2019, arXiv:1903.01611).

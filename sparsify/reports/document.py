@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def _page(run: RunFolder) -> str:
         "<h2>Training</h2>",
         _wide(plots.curves(run.histories, titles, headline_figure(report))),
         _table(("counted", *columns), sections.compute(report)),
+        *_schedule(report, columns),
         *_method(run),
         *(_of_classes(run, titles) if "reliability" in model else _of_task(run, titles)),
         "<h2>Density by layer</h2>" if masked else "<h2>Layers</h2>",
@@ -155,6 +156,11 @@ def _int8(run: RunFolder) -> str:
         body += _folded("Layers", _table(("weight", "form in the file", "each form, alone"), layers, kind="text"))
         body += _folded("Files that were timed", _table(("form", "ms a call"), integers.int8_trials(run.latency)))
     return body
+
+
+def _schedule(report: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    rows = sections.schedule(report)
+    return [_table(("schedule, in steps", *columns), rows)] if rows else []
 
 
 def _method(run: RunFolder) -> list[str]:

@@ -188,6 +188,7 @@ class _Trained(_Form):
     passes: list[PassRow]
     forms: dict[str, str]
     counts: dict[str, int]
+    schedule: dict[str, int] = {}
 
 
 class Part(_Trained):

@@ -167,6 +167,18 @@ def compute(report: Report) -> Rows:
     return [(key.replace("_", " "), *(f"{report[name]['counts'].get(key, 0):,}" for name in names)) for key in keys]
 
 
+def schedule(report: Report) -> Rows:
+    """The steps that the durations of each model's method stood for, and when its rounds were due; empty without any."""
+    found = [report[name].get("schedule", {}) for name in parts(report)]
+    keys = list(dict.fromkeys(key for entry in found for key in entry if key not in ("total_steps", "rounds")))
+    labels = {key: key if "." in key else key.replace("_", " ") for key in keys}
+    return [(labels[key], *(_steps(entry.get(key)) for entry in found)) for key in keys]
+
+
+def _steps(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
 def facts(report: Report, latency: Report | None) -> Rows:
     """Seed, recipe, versions, data, and the machine that was timed."""
     data = report["data"]

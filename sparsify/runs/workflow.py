@@ -268,6 +268,7 @@ def _export(model: _Model, recipe: Recipe, task: Task, data: Data, out: Path) ->
         "forms": dict(result.forms),
         "parity": {"ok": True, **dataclasses.asdict(result.parity)},
         "counts": model.trained.counts,
+        "schedule": model.trained.schedule,
         **({"teacher": model.teacher.row(data)} if model.teacher else {}),
         "ood": {name: ood_quality(outputs, evaluate(program, samples)) for name, samples in data.ood.items()},
         "ood_threshold": threshold,

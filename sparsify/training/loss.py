@@ -9,16 +9,17 @@ from torch import Tensor
 
 from sparsify.errors import TrainingError
 from sparsify.methods import Method
+from sparsify.parts.objectives import Objective
 from sparsify.tasks import Classification, Task
 
 
 class RunningLoss:
     """Called with an output and its target. The first call of a step shows the batch to the objective; later ones read its state alone."""
 
-    def __init__(self, method: Method, total_steps: int, task: Task | None = None) -> None:
+    def __init__(self, method: Method, objective: Objective | None, task: Task | None = None) -> None:
         self._task = Classification() if task is None else task
         self._name, self._taught = method.name, method.distillation is not None
-        self._objective = method.objective(total_steps) if method.objective else None
+        self._objective = objective
         self._state: Any = self._objective.init() if self._objective else None
         self._observed = False
 

@@ -15,6 +15,7 @@ from sparsify.errors import TrainingError, TrainingWarning
 from sparsify.ir import GradientTap, Program
 from sparsify.ir.channels import written_together
 from sparsify.ir.sites import masks_and_patterns
+from sparsify.methods.base import GROWN_IN_SHORT_RUNS
 from sparsify.parts import coverage
 from sparsify.parts.allocation import Layer
 from sparsify.parts.patterns import Pattern, parse_pattern
@@ -24,6 +25,10 @@ from sparsify.parts.topology import DropAndGrow, InTurn, Move, Prune, Topology, 
 from sparsify.training.checkpoint import placed
 from sparsify.training.optimizers import Optimizers
 
+SHORT = range(100, 500)
+"""Steps of a run that is short for growth by gradient; below, it is a trial of the loop, and nothing is trained."""
+CLOSE = 100
+"""Fewer steps from one round to the next leave what was grown by gradient little time, in a short run."""
 SEARCHED = 1_000_000
 """Steps beyond the end of a run that are searched for the first round, for the message."""
 
@@ -35,7 +40,7 @@ class Rounds:
         visited: by weight, which positions have been active (`sparsify.parts.coverage`).
         grown: by weight, how many positions rounds have activated.
         named: weights that a warning was given for.
-        last: the step of the last round, 0 without rounds.
+        first, last: the steps of the first and the last round, 0 without rounds.
         last_pruning: the step of the last pruning, 0 without one.
     """
 
@@ -61,7 +66,7 @@ class Rounds:
         self._states: dict[str, dict[str, Any]] = {}
         self.visited: dict[str, Tensor] = {}
         self.grown: dict[str, int] = {}
-        self.last = self.last_pruning = 0
+        self.first = self.last = self.last_pruning = 0
 
     def check(self, method: str, density: float, total_steps: int) -> None:
         """Find out before the first step whether the rounds happen, and whether prunings can end at this density.
@@ -79,7 +84,9 @@ class Rounds:
                     f"{'none is due at all' if first is None else f'the first is due on step {first}'}. Lower update_every, let masks "
                     f"change for longer (stop_at), or train longer."
                 )
-            self.last = max(self.last, last)
+            first = next(step for step in range(1, last + 1) if move.when(step))
+            self.first, self.last = min(self.first or first, first), max(self.last, last)
+            self._say_if_short(move, method, total_steps, first, last)
             if isinstance(move, Prune):
                 reached = move.density(last)
                 if reached > density * (1 + 1e-9):
@@ -96,6 +103,24 @@ class Rounds:
                         stacklevel=4,
                     )
                 move.allocation(layers(self._program, patterns_of(self._program)), density)
+
+    def _say_if_short(self, move: Move, method: str, total_steps: int, first: int, last: int) -> None:
+        """Growth by gradient from a sparse start: what was measured of short runs."""
+        sparse = not any(isinstance(other, Prune) for other in self._moves)
+        if not sparse or not isinstance(move, DropAndGrow) or not move.grow_by.needs_gradient:
+            return
+        if total_steps not in SHORT:
+            return
+        later = sum(map(move.when, range(first + 1, last + 1)))
+        if later and (last - first) / later < CLOSE:
+            between = round((last - first) / later)
+            told = GROWN_IN_SHORT_RUNS.format(method=method, total=total_steps, between=between)
+            warnings.warn(told, TrainingWarning, stacklevel=5)
+
+    @property
+    def span(self) -> dict[str, int]:
+        """``first_round`` and ``last_round``; empty without rounds."""
+        return {"first_round": self.first, "last_round": self.last} if self.last else {}
 
     def start(self) -> None:
         """First states of the scores, from the weights and masks as they are."""

@@ -34,6 +34,7 @@ from sparsify.training.probe import Closure, Sweep
 from sparsify.training.random_masks import RandomMasks
 from sparsify.training.rewinding import Rewinder
 from sparsify.training.rounds import Rounds
+from sparsify.training.slots import filled
 from sparsify.training.teaching import Teacher, Teaching
 from sparsify.training.zeros import Zeros
 
@@ -54,6 +55,7 @@ class SparseTrainer:
         counts: rounds, skipped rounds, skipped steps (their gradients were not finite), probes (evaluations of a batch beside the step's
             own), and forward and backward passes, each of one batch, those of the steps included.
         left_dense: why each weight that could have a mask has none.
+        schedule: the steps that the durations of the method stand for in this run, by ``slot.option``; ``first_round`` and ``last_round``.
     """
 
     __class__ = property(lambda self: torch.optim.Optimizer)  # type: ignore[assignment]  # torch's schedulers ask for it
@@ -80,32 +82,32 @@ class SparseTrainer:
         self.left_dense: dict[str, str] = {}
         self._corrected = False
         self._generator = torch.Generator().manual_seed((seed + SALT) % 2**63)
-        topology = method.topology(total_steps) if method.topology else None
-        self._rounds = Rounds(topology, program, optimizers, self._generator)
+        slots = filled(method, total_steps)
+        self._rounds = Rounds(slots.topology, program, optimizers, self._generator)
         self._gradients = Gradients(program, optimizers, self.counts, self._rounds.named)
-        self._rewinder = Rewinder(method.rewinding(total_steps), program, optimizers) if method.rewinding else None
-        self._average = WeightAverage(method.averaging(total_steps)) if method.averaging else None
+        self._rewinder = Rewinder(slots.rewinding, program, optimizers) if slots.rewinding else None
+        self._average = WeightAverage(slots.averaging) if slots.averaging else None
         if self._average:
             check_averaging(method, self._average.plan, self._masks_change, total_steps)
-        self._loss = RunningLoss(method, total_steps, self.task)
+        self._loss = RunningLoss(method, slots.objective, self.task)
         self._teaching = Teaching(method, teacher, program, self.counts)
-        correction = method.correction(total_steps) if method.correction else None
-        if method.initial != "dense" or topology is not None:
-            tapped = self._rounds.needs_gradient or (correction is not None and correction.dense)
+        if method.initial != "dense" or slots.topology is not None:
+            tapped = self._rounds.needs_gradient or (slots.correction is not None and slots.correction.dense)
             self.left_dense = insert_masks(method, program, optimizers, self._generator, tapped=tapped)
             self._rounds.check(method.name, method.density, total_steps)
+        self.schedule = {**slots.durations, **self._rounds.span}
         Pipeline(method.passes).apply(program)
         added = adopt(program, optimizers)
-        if optimizers.evaluates and (added or correction is not None):
+        if optimizers.evaluates and (added or slots.correction):
             raise TrainingError(
-                f"method {method.name!r} {'corrects gradients' if correction else 'adds parameters'}, which an optimizer that evaluates "
-                f"the batch itself (LBFGS) does not allow. Attach another optimizer, such as SGD or AdamW."
+                f"method {method.name!r} {'corrects gradients' if slots.correction else 'adds parameters'}, which an optimizer that "
+                f"evaluates the batch itself (LBFGS) does not allow. Attach another optimizer, such as SGD or AdamW."
             )
         self._random = RandomMasks(program, seed=(seed + 2 * SALT) % 2**63)
         self._corrector = None
-        if correction is not None:
+        if slots.correction:
             self._corrector = Corrector(
-                correction, method.name, program, self._random, self.counts, epoch_steps=epoch_steps, sweep=sweep
+                slots.correction, method.name, program, self._random, self.counts, epoch_steps=epoch_steps, sweep=sweep
             )
         self._rounds.start()
         if self._rewinder:

@@ -90,11 +90,13 @@ class Trained:
         history: one row an epoch, see `sparsify.training.history`.
         counts: steps, samples, and what `SparseTrainer` counts.
         coverage: of each masked weight at the end.
+        schedule: what `SparseTrainer.schedule` holds, the steps of the run (``total_steps``) and the rounds that were made (``rounds``).
     """
 
     history: list[dict[str, Any]]
     counts: dict[str, int]
     coverage: dict[str, float]
+    schedule: dict[str, int]
 
 
 class Interrupted(Exception):
@@ -271,7 +273,8 @@ def train(
     surgery.move(program, torch.device("cpu"))
     program.eval()
     counts = {"steps": trainer.steps, "samples": trainer.steps * settings.batch_size, **trainer.counts}
-    return Trained(history, counts, trainer.coverage)
+    schedule = {"total_steps": total, **trainer.schedule, "rounds": counts["rounds"]}
+    return Trained(history, counts, trainer.coverage, schedule)
 
 
 def _answering(teacher: Program, device: torch.device) -> Teacher:

@@ -202,11 +202,17 @@ def test_averaging_before_the_topology_is_frozen_is_refused():
         ({"smoothing": 0.0}, "smoothing should be between"),
         ({"alpha_final": -1.0}, "alpha_final should be"),
         ({"alpha_divisor": 0.0}, "alpha_divisor should be"),
+        ({"score": "bogus"}, "^score should be known or odds, found 'bogus'"),
     ],
 )
 def test_options_out_of_range(options, message):
     with pytest.raises(RecipeError, match=message):
         attached(moon(sp.methods.rigl(density=0.2, update_every=5), **options))
+
+
+def test_the_score_of_a_widened_method_is_one_of_two():
+    with pytest.raises(RecipeError, match=r"^score should be known or odds, found 'bogus'"):
+        sp.methods.widened(sp.methods.static_random(density=0.5), score="bogus")
 
 
 def test_two_losses_are_refused():

@@ -99,5 +99,9 @@ def test_what_is_refused():
     base = sp.methods.rigl(density=0.1)
     with pytest.raises(RecipeError, match="has random masks already"):
         sp.methods.weight_dropout(sp.methods.weight_dropout(base))
-    with pytest.raises(RecipeError, match="rate should be between"):
-        sp.methods.weight_dropout(base, rate=1.0)
+    for rate in (1.0, 7, -0.1, float("nan")):
+        with pytest.raises(
+            RecipeError, match=r"^weight-dropout: rate should be a share of the weights in \[0, 1\), found"
+        ):
+            sp.methods.weight_dropout(base, rate=rate)
+    sp.methods.weight_dropout(base, rate=0.9995)

@@ -7,6 +7,7 @@ import html
 import json
 import re
 import shutil
+from copy import deepcopy
 from html.parser import HTMLParser
 
 import pytest
@@ -237,3 +238,24 @@ def test_what_a_method_measured_of_itself_is_drawn(finished, tmp_path):
     text = write_report(copy).read_text()
     assert "What the method did" in text and "coefficient ends at 0.3500" in text
     Page(text)
+
+
+def test_the_schedule_is_recorded_and_shown_in_steps(finished, tmp_path):
+    folder, report = finished[0], deepcopy(finished[1])
+    model, steps = report["model"], report["model"]["counts"]["steps"]
+    stop = round(0.75 * steps)
+    last = (stop - 1) // 10 * 10
+    durations = {"topology.stop_at": stop, "topology.dense_until": 0, "topology.update_every": 10}
+    rounds = {"first_round": 10, "last_round": last, "rounds": last // 10}
+    assert model["schedule"] == {"total_steps": steps, **durations, **rounds}
+    assert report["dense"]["schedule"] == {"total_steps": steps, "rounds": 0}
+    page = (folder / "report.html").read_text()
+    table = page[page.index("schedule, in steps") :]
+    for label, value in (("topology.update_every", 10), ("topology.stop_at", stop), ("last round", last)):
+        assert f"<tr><td>{label}</td><td></td><td>{value}</td></tr>" in table
+    copy = tmp_path / "copy"  # as an earlier version left it
+    shutil.copytree(folder, copy)
+    for part in ("model", "dense"):
+        del report[part]["schedule"]
+    (copy / "metrics.json").write_text(json.dumps({key: value for key, value in report.items() if key != "latency"}))
+    assert "schedule, in steps" not in write_report(copy).read_text()

@@ -37,7 +37,7 @@ def with_objective(base):
 
 
 def test_without_an_objective_it_is_cross_entropy():
-    loss = RunningLoss(sp.methods.dense(), 10)
+    loss = RunningLoss(sp.methods.dense(), None)
     assert torch.equal(loss(LOGITS, LABELS, 1), nn.functional.cross_entropy(LOGITS, LABELS))
     smoothed = nn.functional.cross_entropy(LOGITS, LABELS, label_smoothing=0.1)
     assert torch.equal(loss(LOGITS, LABELS, 1, label_smoothing=0.1), smoothed)
@@ -46,7 +46,7 @@ def test_without_an_objective_it_is_cross_entropy():
 
 
 def test_a_step_is_observed_once():
-    loss, plain = RunningLoss(with_objective(sp.methods.dense()), 10), nn.functional.cross_entropy(LOGITS, LABELS)
+    loss, plain = RunningLoss(sp.methods.dense(), Scaled()), nn.functional.cross_entropy(LOGITS, LABELS)
     with pytest.raises(TrainingError, match="which this step did not use"):
         loss.check_used()
     assert torch.equal(loss(LOGITS, LABELS, 1), plain)
@@ -54,13 +54,13 @@ def test_a_step_is_observed_once():
     loss.check_used()
     loss.end_step()
     assert torch.equal(loss(LOGITS, LABELS, 2), 2 * plain) and loss.readings() == {"scale": 2.0}
-    other = RunningLoss(with_objective(sp.methods.dense()), 10)
+    other = RunningLoss(sp.methods.dense(), Scaled())
     other.load_state_dict(loss.state_dict())
     assert torch.equal(other(LOGITS, LABELS, 2), 2 * plain), "saved between loss and step"
 
 
 def test_smoothing_beside_an_objective_is_refused():
-    loss = RunningLoss(with_objective(sp.methods.dense()), 10)
+    loss = RunningLoss(sp.methods.dense(), Scaled())
     with pytest.raises(TrainingError, match=r"label-smoothing 0\.1 would not enter"):
         loss(LOGITS, LABELS, 1, label_smoothing=0.1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -105,3 +106,35 @@ def test_the_command_s_run_resumes_to_the_same_bits_and_history(name, tmp_path):
     assert first == second and 0.3 <= first.coverage["8.weight"] <= 1.0
     assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in whole.state_dict().items())
     assert (tmp_path / "a" / "history.jsonl").read_bytes() == (tmp_path / "b" / "history.jsonl").read_bytes()
+
+
+def quiet(method, total_steps):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        OneLayer(method, WEIGHTS, total_steps=total_steps)
+
+
+@pytest.mark.parametrize("name", ["rigl", "srigl", "itop", "dst-ee", "cigl(rigl)", "averaged(dst-ee)"])
+def test_growth_by_gradient_in_a_short_run_is_said(name):
+    method = sp.methods.build(name, {"density": 0.5, "update_every": 20})
+    words = "grows by gradient from a sparse start, and 420 steps with 20 between rounds may be too few"
+    with pytest.warns(TrainingWarning, match=words):
+        OneLayer(method, WEIGHTS, total_steps=420)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "total_steps"),
+    [
+        ("set", {"update_every": 20}, 420),  # grows at random
+        ("granet", {"update_every": 20}, 420),  # starts dense, and was above the others
+        ("rigl", {"update_every": 20, "dense_until": 100}, 420),
+        ("gmp", {"update_every": 20}, 420),
+        ("itop", {"update_every": 20, "growth": "random"}, 420),
+        ("rigl", {"update_every": 20}, 500),  # no short run
+        ("rigl", {"update_every": 20}, 99),  # a trial of a loop
+        ("rigl", {"update_every": 100}, 420),  # rounds far apart
+        ("rigl", {"update_every": 300}, 420),  # one round
+    ],
+)
+def test_nothing_is_said_of_other_runs(name, options, total_steps):
+    quiet(sp.methods.build(name, {"density": 0.5, **options}), total_steps)
