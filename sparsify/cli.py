@@ -127,6 +127,9 @@ class RunCommand(RecipeCommand):
         self.epilog = shown
 
 
+DYNAMIC = "a dimension that varies beside the batch, as ids:1=T, or its sizes, as T=1..512; repeatable"
+
+
 @app.command(
     cls=RunCommand,
     rich_help_panel="The job",
@@ -172,6 +175,10 @@ def run(
     ood: Annotated[
         list[str] | None,
         typer.Option(help="inputs of no class, to be told from the test part; repeatable", rich_help_panel=WHAT),
+    ] = None,
+    dynamic: Annotated[
+        list[str] | None,
+        typer.Option(help=DYNAMIC, rich_help_panel=WHAT),
     ] = None,
     weights: Annotated[
         str | None,
@@ -269,6 +276,7 @@ def run(
         "epochs": epochs,
         "baseline": baseline,
         "ood": tuple(ood) if ood else None,
+        "dynamic": tuple(dynamic) if dynamic else None,
         "form": export_form,
         "selection": export_selection,
         "export_precision": export_precision,
@@ -367,6 +375,7 @@ def compare_command(
         "sparsify trace",
         "sparsify trace model.py:build --data data.npz --out model.sparsify",
         "sparsify trace bert.py:build --input input_ids=2x16:int64 --input attention_mask=2x16:int64",
+        "sparsify trace text.py:build --input ids=2x16:int64 --dynamic ids:1=T --dynamic T=1..512",
     ),
 )
 def trace_command(
@@ -386,6 +395,7 @@ def trace_command(
     logits: Annotated[
         str | None, typer.Option(help="position (from 0) or key of the output that holds the class scores")
     ] = None,
+    dynamic: Annotated[list[str] | None, typer.Option(help=DYNAMIC)] = None,
     out: Annotated[Path | None, typer.Option(help="save the program here, e.g. model.sparsify")] = None,
 ) -> None:
     """Print the traced program, what each weight costs, and which can be sparse."""
@@ -395,7 +405,9 @@ def trace_command(
     from sparsify.terminal import tables
 
     if inputs:
-        program = traced_without_data(model, inputs, weights=weights, trust_pickle=trust_pickle, logits=logits)
+        program = traced_without_data(
+            model, inputs, weights=weights, trust_pickle=trust_pickle, logits=logits, dynamic=dynamic or ()
+        )
     else:
         given: dict[str, Any] = {
             "model": model,
@@ -405,6 +417,8 @@ def trace_command(
         }
         if target:  # rows of a table are kept for testing; which ones does not matter here
             given |= {"target": target, "test_holdout": 0.15}
+        if dynamic:
+            given["dynamic"] = tuple(dynamic)
         if logits is not None:
             given["logits"] = int(logits) if logits.isdigit() else logits
         recipe = parse_recipe(None, given)

@@ -14,6 +14,7 @@ from sparsify.errors import DataError, ExportError, RecipeError, SparsifyError, 
 from sparsify.exporters.conversion import convert
 from sparsify.exporters.signature import holds_samples
 from sparsify.ir import Program, Stage, trace
+from sparsify.ir.dimensions import parsed
 from sparsify.ir.effects import unexportable
 from sparsify.ir.evaluation import outputs_of, outputs_over
 from sparsify.loading import Data, load_model
@@ -36,7 +37,9 @@ DATA_KEYS = (
     "data", "task", "target", "category_columns", "ignore_columns", "holdout", "test_holdout", "train_samples", "image_size", "channels",
     "normalise", "mean", "std",
 )  # fmt: skip
-MODEL_KEYS = ("model", "weights", "trust_pickle", "logits", "batch_size", "loss", "figures", "task_options")
+MODEL_KEYS = (
+    "model", "weights", "trust_pickle", "logits", "dynamic", "batch_size", "loss", "figures", "task_options"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,11 @@ def traced(recipe: Recipe, data: Data) -> Program:
     task = recipe.build_task()
     outputs = {} if recipe.logits is None else {task.output or "logits": recipe.logits}
     plain = type(task) is Classification
-    program = trace(model, example, outputs=outputs, classes=data.classes or None, task=None if plain else task)
+    dynamic, limits = parsed(recipe.dynamic)
+    meaning = None if plain else task
+    program = trace(
+        model, example, dynamic=dynamic, limits=limits, outputs=outputs, classes=data.classes or None, task=meaning
+    )
     if lost := unexportable(program):
         raise TraceError(f"{recipe.model} {lost}")
     if program.dynamic_batch and recipe.batch_size not in program.batch_ranges["train"]:
@@ -232,6 +239,7 @@ def traced_without_data(
     weights: Path | None = None,
     trust_pickle: bool = False,
     logits: str | None = None,
+    dynamic: Sequence[str] = (),
 ) -> Program:
     """A model traced on inputs made from text (`sparsify.loading.inputs.example_inputs`).
 
@@ -242,7 +250,9 @@ def traced_without_data(
     torch.manual_seed(0)
     args, kwargs = example_inputs(inputs)
     loaded = load_model(model, weights=weights, trust_pickle=trust_pickle)
-    return trace(loaded, args, kwargs, outputs={} if logits is None else {"logits": logits})
+    places, limits = parsed(dynamic)
+    outputs = {} if logits is None else {"logits": logits}
+    return trace(loaded, args, kwargs, dynamic=places, limits=limits, outputs=outputs)
 
 
 def _check_targets(program: Program, task: Task, data: Data) -> None:

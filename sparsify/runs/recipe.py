@@ -26,8 +26,7 @@ from sparsify.tasks import build as build_task
 from sparsify.training import Settings
 from sparsify.user_code import function as user_function
 
-LARGEST_RECIPE = 1 << 20
-"""Bytes."""
+LARGEST_RECIPE = 1 << 20  # bytes
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Threads = Annotated[int, Field(ge=1, le=512)]
@@ -36,7 +35,7 @@ Rate = Field(gt=0.0, allow_inf_nan=False)
 Value = int | float | str | bool
 LISTS = ("keep_dense", "ood", "mean", "std")
 """Keys whose values are lists, written with commas in ``key=value``."""
-COLUMNS = ("target", "category_columns", "ignore_columns")
+COLUMNS = ("target", "category_columns", "ignore_columns", "dynamic")
 """Keys whose values are lists of names, or one text of names with commas."""
 
 
@@ -52,6 +51,7 @@ class Recipe:
         loss: of regression ``mse``, ``mae`` or ``huber``; of a custom task ``file.py:function`` of output and target. None: the task's own.
         figures: of a custom task: ``file.py:function`` of output and target, which returns numbers by name, the headline first.
         task_options: further options of the task, such as ``delta`` of regression and ``ignore`` of dense and sequence.
+        dynamic: dimensions of inputs that vary beside the batch, as ``ids:1=T``, and their smallest and largest size, as ``T=1..512``.
         trust_pickle: let the files of model and weights run the code they may contain.
         data: ``digits``, ``file.npz``, ``file.csv``, a folder of images, or ``file.py:factory``.
         target: columns of a table to predict; several are predicted together.
@@ -92,6 +92,7 @@ class Recipe:
     loss: str | None = None
     figures: str | None = None
     task_options: dict[str, Value] = Field(default_factory=dict)
+    dynamic: tuple[str, ...] = ()
     trust_pickle: bool = False
     data: str = "digits"
     target: tuple[str, ...] = ()

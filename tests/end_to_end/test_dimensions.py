@@ -17,6 +17,7 @@ from sparsify.exporters import export
 from sparsify.exporters.preprocessing import Preprocessing
 from sparsify.ir import Program, TraceWarning, trace
 from sparsify.passes import Pipeline
+from tests.end_to_end.test_command import sparsify
 
 
 class Attention(nn.Module):
@@ -228,3 +229,38 @@ def test_a_hugging_face_model_fed_with_dictionaries(tmp_path):
             torch.testing.assert_close(program(**given).logits, want)
         got = np.asarray(session.run(None, {key: value.numpy() for key, value in given.items()})[0])
         np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_the_command_declares_what_varies(capsys, tmp_path):
+    (tmp_path / "pictures.py").write_text(
+        "from torch import nn\n\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))\n"
+    )
+    code, out, err = sparsify(
+        capsys, "trace", tmp_path / "pictures.py:build", "--input", "3x1x8x8", "--dynamic", "input:2=H", "--dynamic", "input:3=W",
+        "--out", tmp_path / "p.sparsify",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "f32[N, 1, H, W]" in out
+    assert Program.load(tmp_path / "p.sparsify")(torch.rand(2, 1, 5, 30)).shape == (2, 10)
+    code, _, err = sparsify(capsys, "trace", "--dynamic", "input=H")
+    assert code == 2
+    assert "INPUT:PLACE=NAME" in err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_exports_pictures_of_any_size(capsys, tmp_path):
+    (tmp_path / "pictures.py").write_text(
+        "from torch import nn\n\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))\n"
+    )
+    code, _, err = sparsify(
+        capsys, "run", tmp_path / "pictures.py:build", "--data", "digits", "--epochs", "1", "--sparsity", "0.5", "--set", "warmup=2",
+        "--dynamic", "input:2=H", "--dynamic", "input:3=W", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert code == 0, err
+    session = onnxruntime.InferenceSession(tmp_path / "run" / "model.onnx")
+    assert session.get_inputs()[0].shape == ["batch", 1, "H", "W"]
+    assert np.asarray(session.run(None, {"input": np.zeros((2, 1, 11, 5), np.float32)})[0]).shape == (2, 10)

@@ -9,8 +9,8 @@ import pytest
 from sparsify.errors import TraceError
 from sparsify.ir import TraceWarning
 from sparsify.runs.artefacts import recipe_data
-from sparsify.runs.preflight import traced
-from sparsify.runs.recipe import Recipe
+from sparsify.runs.preflight import traced, traced_without_data
+from sparsify.runs.recipe import Recipe, parse_recipe
 
 MODELS = """
 import torch
@@ -59,3 +59,30 @@ def test_the_logits_are_chosen_by_the_data_or_the_recipe_and_limits_stop_a_run_e
         pytest.raises(TraceError, match="a run evaluates and exports"),
     ):
         made("small", batch_size=8)
+
+
+PICTURES = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+"""
+
+
+def test_a_recipe_declares_what_varies(tmp_path):
+    (tmp_path / "pictures.py").write_text(PICTURES)
+    values = {"model": f"{tmp_path / 'pictures.py'}:build", "dynamic": ["input:2=H", "input:3=W", "H=4..16"]}
+    recipe = parse_recipe(None, values)
+    assert recipe == parse_recipe(None, values | {"dynamic": "input:2=H, input:3=W, H=4..16"})
+    program = traced(recipe, recipe_data(recipe, None))
+    assert program.input_specs[0].shape == ("N", 1, "H", "W")
+    assert str(program.ranges["eval"]["H"].text("H")) == "4 <= H <= 16"
+    with pytest.raises(TraceError, match="INPUT:PLACE=NAME"):
+        traced(dataclasses.replace(recipe, dynamic=("H",)), recipe_data(recipe, None))
+
+
+def test_a_trace_without_data_declares_what_varies(tmp_path):
+    (tmp_path / "pictures.py").write_text(PICTURES)
+    model = f"{tmp_path / 'pictures.py'}:build"
+    program = traced_without_data(model, ["2x1x8x8"], dynamic=["input:2=H"])
+    assert program.input_specs[0].shape == ("N", 1, "H", 8)
