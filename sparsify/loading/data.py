@@ -146,7 +146,11 @@ def _checked(text: str, parts: Parts, names: Sequence[str] | None, task: str | N
         DataError: If classes are missing from the training part, or ``names`` are not as many as there are.
     """
     targets = parts["train"].targets
-    train, count, hint = sample_classes(targets, task), count_classes(targets, task), "" if task else AMOUNTS
+    train, count, hint = (
+        sample_classes(targets, task),
+        count_classes(targets, task),
+        "" if task == "binary" else AMOUNTS,
+    )
     if train is None:
         _check_names(text, names, targets, count, task)
         return count

@@ -70,7 +70,7 @@ def held_rows(
         return split(total, held=held_count, seed=seed)
     counts = np.bincount(classes.numpy())
     kinds, scarce = int((counts > 0).sum()), np.flatnonzero(counts == 1)
-    hint = "" if task else AMOUNTS
+    hint = "" if task == "binary" else AMOUNTS
     if len(scarce):
         at = int((classes.numpy() == scarce[0]).argmax())
         raise DataError(

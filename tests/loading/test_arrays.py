@@ -52,7 +52,7 @@ BAD = {
     "a single number": ({"x_train": np.float32(3)}, "x_train is empty"),
     "flat bytes": ({"x_train": IMAGES[:200].reshape(200, 64)}, "x_train has shape [200, 64]"),
     "one sample of a class": (
-        {"x_train": IMAGES[:21], "y_train": np.r_[np.arange(20) % 10, 10]}, "class 10 has a single training sample, at 20",
+        {"x_train": IMAGES[:21], "y_train": np.r_[np.arange(20) % 10, 10]}, "amounts and no classes, set the task to 'regression'",
     ),
     "one class": ({"y_train": np.full(200, 3), "y_test": np.full(60, 3)}, "all training labels are 3"),
     "no labels of a part": ({"y_validation": LABELS[:5]}, "lacks x_validation"),
