@@ -3,48 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparsify.parts import compute
 from sparsify.parts.intervals import Difference, Spread, paired_difference, spread
 from sparsify.reports.headline import Headline
+from sparsify.reports.summary_measures import COSTS, MEASURES, OWN, SHORT, measure, unknown
 
 CONFIDENCE = 0.95
-NOT_MEASURES = frozenset(
-    ("layers", "reliability", "class_accuracy", "passes", "forms", "calibration", "parity", "counts", "histogram")
-)
-"""Keys of a model in ``metrics.json`` that are no figures of quality or cost."""
-OWN_SCORE = "ood_score"
-
-
-@dataclass(frozen=True)
-class Measure:
-    """How a figure is shown: its label, the format of a mean, and which way is better: 1 up, -1 down, 0 neither."""
-
-    label: str
-    style: str = ".4f"
-    better: int = 0
-
-
-MEASURES = {
-    "accuracy": Measure("accuracy", better=1),
-    "nll_before": Measure("NLL before", better=-1),
-    "nll_after": Measure("NLL after", better=-1),
-    "ece_before": Measure("ECE before", better=-1),
-    "ece_after": Measure("ECE after", better=-1),
-    "coverage": Measure("coverage", ".3f"),
-    "evaluations": Measure("evaluations", ",.0f"),
-    "steps": Measure("steps", ",.0f"),
-}
-"""What every table shows, in order; what measures the unknown (`unknown`) stands before the costs."""
-COSTS = ("evaluations", "steps")
-SHORT = ("accuracy", "nll_after", "ece_before", "ece_after")
-"""What fits a terminal, beside AUROC, and evaluations where they differ."""
 JUDGED = ("better", "worse")
-UNKNOWN = {"auroc": 1, "aupr": 1, "fpr": -1}
-"""Figures of the unknown, by the word in their key, and which way is better."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +36,7 @@ class CellResult:
 
 @dataclass(frozen=True)
 class Reach:
-    """How soon a row reached the last validation accuracy of its base, of the same seed.
+    """How soon a row reached the last validation accuracy of its base (loss, where there is no accuracy), of the same seed.
 
     Attributes:
         reached: seeds that did, ``of`` so many.
@@ -104,14 +72,15 @@ class Summary:
     def shown(self) -> list[str]:
         """The figures a table shows."""
         present = list(dict.fromkeys(key for row in self.rows for key in row.spreads))
-        quality = [key for key in MEASURES if key in present and key not in COSTS]
+        quality = [key for key in MEASURES if key in present and key not in COSTS and not unknown(key)]
+        quality += [key for key in present if key.startswith(tuple(OWN))]
         return [*quality, *filter(unknown, present), *(key for key in COSTS if key in present)]
 
     def shortlist(self) -> list[str]:
         """The figures that fit a terminal."""
         counts = {row.spreads["evaluations"].mean for row in self.rows if "evaluations" in row.spreads}
         costs = ["evaluations"] if len(counts) > 1 else []
-        return [key for key in self.shown() if key in SHORT or key.startswith("auroc") or key in costs]
+        return [key for key in self.shown() if key in SHORT or key.startswith(("auroc", *OWN)) or key in costs]
 
     def brief(self) -> Headline:
         """The terminal's table, in three decimals: below a mean, the difference to the base and, if clear, its verdict."""
@@ -183,45 +152,6 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: every figure of every row."""
         return {"confidence": CONFIDENCE, "rows": [_row_dict(row) for row in self.rows]}
-
-
-def figures(model: Mapping[str, Any]) -> dict[str, float]:
-    """Every figure of a model of ``metrics.json``, nested ones by dotted key, and what its training cost.
-
-    ``evaluations`` are those of `sparsify.parts.compute.evaluations`; runs that did not count passes have one a step and one a probe.
-    Of each set of unknown inputs, AUROC and FPR also stand under ``auroc.<set>`` and ``fpr.<set>``, by the score the model is judged by:
-    its method's own ``ood_score`` where it has one, else the first.
-    """
-    found = dict(_leaves(model))
-    for name, row in (model.get("ood") or {}).items():
-        judged = row["scores"].get(OWN_SCORE) or next(iter(row["scores"].values()))
-        found |= {f"auroc.{name}": judged["auroc"], f"fpr.{name}": judged["fpr_at_95_tpr"]}
-    counts = {key: float(value) for key, value in model["counts"].items()}
-    pairs = counts["steps"] + counts.get("probes", 0.0)
-    spent = compute.evaluations(counts.get("forwards", pairs), counts.get("backwards", pairs))
-    return {**found, **counts, "evaluations": spent}
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
-    for key, value in values.items():
-        if key in NOT_MEASURES:
-            continue
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield f"{prefix}{key}", float(value)
-
-
-def unknown(key: str) -> bool:
-    """Whether a figure measures how well the unknown is told apart, by the score the model is judged by."""
-    return key.startswith(("auroc", "fpr"))
-
-
-def measure(key: str) -> Measure:
-    """How a figure is shown."""
-    better = next((way for word, way in UNKNOWN.items() if word in key.lower()), 0)
-    label = key.replace("auroc", "AUROC").replace("fpr.", "FPR at 95 % TPR.").replace(".", " ").replace("_", " ")
-    return MEASURES.get(key) or Measure(label, better=better)
 
 
 def verdict(key: str, difference: Difference) -> str:
@@ -296,8 +226,9 @@ def _reach(pairs: Sequence[tuple[CellResult, CellResult]]) -> Reach | None:
     for cell, base in pairs:
         if not cell.history or not base.history:
             return None
-        target = base.history[-1]["val_accuracy"]
-        own, others = (next((r for r in c.history if r["val_accuracy"] >= target), None) for c in (cell, base))
+        key, sign = ("val_accuracy", 1) if "val_accuracy" in base.history[-1] else ("val_loss", -1)
+        target = sign * base.history[-1][key]
+        own, others = (next((r for r in c.history if sign * r[key] >= target), None) for c in (cell, base))
         if own is not None and others is not None:
             shares["steps"].append(own["step"] / others["step"])
             shares["evaluations"].append(evaluations(own) / evaluations(others))
@@ -316,7 +247,7 @@ def mean_curve(
     """A figure of the histories by ``x``, both as means over cells, as far as the shortest history goes."""
     rows = list(zip(*(cell.history for cell in cells), strict=False))
     return [spread([x(r) for r in row]).mean for row in rows], [
-        spread([float(r[key]) for r in row]).mean for row in rows
+        spread([float(r.get(key, "nan")) for r in row]).mean for row in rows
     ]
 
 

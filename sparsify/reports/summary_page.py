@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from sparsify.reports import markup
 from sparsify.reports.headline import Headline
-from sparsify.reports.summary import CONFIDENCE, CellResult, Summary, measure
+from sparsify.reports.summary import CONFIDENCE, CellResult, Summary
+from sparsify.reports.summary_measures import measure
 from sparsify.reports.summary_plots import against_evaluations, against_sparsity, against_steps
 
 READING = (

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparsify.reports.plots import COLOURS, canvas, svg
-from sparsify.reports.summary import COSTS, CellResult, Summary, evaluations, mean_curve, measure
+from sparsify.reports.summary import CellResult, Summary, evaluations, mean_curve
+from sparsify.reports.summary_measures import COSTS, measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,7 +86,7 @@ def _curves(cells: Sequence[CellResult], x: Callable[[Mapping[str, Any]], float]
     masked = sorted({cell.sparsity for cell in cells if cell.sparsity is not None})
     levels: list[float | None] = [*masked] or [None]
     names = list(dict.fromkeys(cell.name for cell in cells))
-    style, keys = looks(names), (("val_accuracy", "validation accuracy"), ("val_loss", "validation NLL"))
+    style, keys = looks(names), _measured(cells)
     with canvas(2.8 * len(levels) + 0.5) as figure:
         grid = figure.subplots(len(levels), 2, squeeze=False)
         for line, level in enumerate(levels):
@@ -96,10 +97,26 @@ def _curves(cells: Sequence[CellResult], x: Callable[[Mapping[str, Any]], float]
                     places, values = mean_curve(group, x, key)
                     axis.plot(places, values, label=name, linewidth=1.2, **{**style[name], "marker": ""})
                     heights += values
-                _focus(axis, heights, up=key == "val_accuracy")
+                _focus(axis, heights, up=key != "val_loss" and measure(key.removeprefix("val_")).better >= 0)
                 axis.set(xlabel=label, ylabel=title, title="" if level is None else f"sparsity {level:g}")
         _legend(figure, grid[0, 0])
-        return svg(figure, f"Validation accuracy and NLL by {label}, means over seeds, a line a method.", prefix)
+        return svg(
+            figure,
+            f"{keys[0][1].capitalize()} and {keys[1][1][11:]} by {label}, means over seeds, a line a method.",
+            prefix,
+        )
+
+
+def _measured(cells: Sequence[CellResult]) -> tuple[tuple[str, str], tuple[str, str]]:
+    """The headline figure and the loss of the validation part: keys of a row, and their titles."""
+    rows = [row for cell in cells for row in cell.history]
+    figures = [key for key in (rows[-1] if rows else {}) if key.startswith("val_") and key != "val_loss"]
+    if not figures or figures[0] == "val_accuracy":
+        return (("val_accuracy", "validation accuracy"), ("val_loss", "validation NLL"))
+    return (
+        (figures[0], f"validation {figures[0].removeprefix('val_').replace('_', ' ')}"),
+        ("val_loss", "validation loss"),
+    )
 
 
 def _focus(axis: Axes, heights: Sequence[float], *, up: bool) -> None:

@@ -19,7 +19,8 @@ from sparsify.errors import CheckpointError, RecipeError, ReportError, SparsifyE
 from sparsify.files import write_atomically, write_json
 from sparsify.ir.foreign import read_json
 from sparsify.reports.folder import read_measured
-from sparsify.reports.summary import CellResult, Summary, figures, summarise
+from sparsify.reports.summary import CellResult, Summary, summarise
+from sparsify.reports.summary_measures import figures
 from sparsify.reports.summary_page import document, markdown
 from sparsify.runs.apart import check_cells, end_with_parent, how_it_ended, start
 from sparsify.runs.folder import hold_folder

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from sparsify.parts.intervals import Difference
-from sparsify.reports.summary import CellResult, figures, mean_curve, measure, summarise, unknown, verdict
+from sparsify.reports.summary import CellResult, mean_curve, summarise, verdict
+from sparsify.reports.summary_measures import figures, measure, unknown
 
 
 def cell(name, seed, accuracy, *, base="dense", sparsity: float | None = 0.9, evaluations=100.0, accuracies=(), **more):

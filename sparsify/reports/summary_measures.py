@@ -1,0 +1,117 @@
+"""The figures of a grid: which there are of a model, how each is shown, and which way is better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sparsify.parts import compute
+
+NOT_MEASURES = frozenset(
+    (
+        "layers",
+        "reliability",
+        "class_accuracy",
+        "passes",
+        "forms",
+        "calibration",
+        "parity",
+        "counts",
+        "histogram",
+        "figures",
+    )
+)
+"""Keys of a model in ``metrics.json`` that are no figures of quality or cost."""
+OWN_SCORE = "ood_score"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a figure is shown: its label, the format of a mean, and which way is better: 1 up, -1 down, 0 neither."""
+
+    label: str
+    style: str = ".4f"
+    better: int = 0
+
+
+MEASURES = {
+    "accuracy": Measure("accuracy", better=1),
+    "nll_before": Measure("NLL before", better=-1),
+    "nll_after": Measure("NLL after", better=-1),
+    "ece_before": Measure("ECE before", better=-1),
+    "ece_after": Measure("ECE after", better=-1),
+    "auroc": Measure("AUROC", better=1),
+    "mean_average_precision": Measure("mean average precision", better=1),
+    "average_precision": Measure("average precision", better=1),
+    "r2": Measure("R2", better=1),
+    "rmse": Measure("RMSE", better=-1),
+    "mae": Measure("MAE", better=-1),
+    "mean_iou": Measure("mean IoU", better=1),
+    "perplexity": Measure("perplexity", better=-1),
+    "nll": Measure("NLL", better=-1),
+    "ece": Measure("ECE", better=-1),
+    "interval.coverage": Measure("coverage of intervals"),
+    "interval.width": Measure("width of intervals", better=-1),
+    "coverage": Measure("coverage", ".3f"),
+    "evaluations": Measure("evaluations", ",.0f"),
+    "steps": Measure("steps", ",.0f"),
+}
+"""What every table shows, in order; what measures the unknown (`unknown`) stands before the costs."""
+COSTS = ("evaluations", "steps")
+OWN = {"higher.": 1, "lower.": -1}
+"""Prefixes of the figures of a user's own task, and which way is better."""
+SHORT = (
+    "accuracy", "nll_after", "ece_before", "ece_after", "mean_average_precision", "r2", "rmse", "mean_iou", "perplexity",
+    "interval.coverage",
+)  # fmt: skip
+"""What fits a terminal, beside AUROC, and evaluations where they differ."""
+UNKNOWN = {"auroc": 1, "aupr": 1, "fpr": -1}
+"""Figures of the unknown, by the word in their key, and which way is better."""
+
+
+def figures(model: Mapping[str, Any]) -> dict[str, float]:
+    """Every figure of a model of ``metrics.json``, nested ones by dotted key, and what its training cost.
+
+    ``evaluations`` are those of `sparsify.parts.compute.evaluations`; runs that did not count passes have one a step and one a probe.
+    Of each set of unknown inputs, AUROC and FPR also stand under ``auroc.<set>`` and ``fpr.<set>``, by the score the model is judged by:
+    its method's own ``ood_score`` where it has one, else the first. Figures of a task stand under their names, those of a user's own task
+    under ``higher.<name>`` or ``lower.<name>``, as is better.
+    """
+    found = dict(_leaves(model))
+    for key, value in model.get("figures", {}).items():
+        if value is not None:
+            prefix = "" if key in MEASURES else "lower." if key in model["lower_is_better"] else "higher."
+            found[f"{prefix}{key}"] = float(value)
+    for name, row in (model.get("ood") or {}).items():
+        judged = row["scores"].get(OWN_SCORE) or next(iter(row["scores"].values()))
+        found |= {f"auroc.{name}": judged["auroc"], f"fpr.{name}": judged["fpr_at_95_tpr"]}
+    counts = {key: float(value) for key, value in model["counts"].items()}
+    pairs = counts["steps"] + counts.get("probes", 0.0)
+    spent = compute.evaluations(counts.get("forwards", pairs), counts.get("backwards", pairs))
+    return {**found, **counts, "evaluations": spent}
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+    for key, value in values.items():
+        if key in NOT_MEASURES:
+            continue
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}{key}", float(value)
+
+
+def unknown(key: str) -> bool:
+    """Whether a figure measures how well the unknown is told apart, by the score the model is judged by."""
+    return key.startswith(("auroc", "fpr"))
+
+
+def measure(key: str) -> Measure:
+    """How a figure is shown."""
+    for prefix, way in OWN.items():
+        if key.startswith(prefix):
+            return Measure(key.removeprefix(prefix).replace("_", " "), better=way)
+    better = next((way for word, way in UNKNOWN.items() if word in key.lower()), 0)
+    label = key.replace("auroc", "AUROC").replace("fpr.", "FPR at 95 % TPR.").replace(".", " ").replace("_", " ")
+    return MEASURES.get(key) or Measure(label, better=better)
