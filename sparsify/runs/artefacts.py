@@ -266,10 +266,12 @@ def export_saved(
             f"{data} is a table, and how its columns became inputs stands in the recipe of the run. Give --recipe, its recipe.toml, in "
             f"place of --data."
         )
+    task = "classification"
     if recipe is None:
         found = load_data("digits" if data is None else data, seed=0, image_size=image_size, task="classification")
     elif data is None and image_size is None:
-        found = recipe_data(parse_recipe(recipe, {}))
+        parsed = parse_recipe(recipe, {})
+        found, task = recipe_data(parsed), parsed.task
     else:
         raise RecipeError("the recipe names the data and their size; leave out --data and --image-size, or --recipe.")
     batch_inputs = found.test.batch(torch.arange(min(64, len(found.test)))).inputs
@@ -280,7 +282,7 @@ def export_saved(
         )  # fmt: skip
     result = export(
         loaded, out, inputs=loaded.input_tensors(batch_inputs), opset=opset, storage=storage, form=form, selection=selection,
-        precision=precision, batch=batch, threads=threads, **feeding(found, input_type),
+        precision=precision, batch=batch, threads=threads, **feeding(found, input_type, task),
     )  # fmt: skip
     return result, None
 

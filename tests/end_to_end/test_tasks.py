@@ -150,6 +150,10 @@ def test_through_the_command(file, tmp_path):
     assert "r2" in shown and "rmse" in shown and 'task = "regression"' in (out / "recipe.toml").read_text()
     code, shown, err = command("report", out)
     assert code == 0, shown + err
+    again = ("export", out / "program.sparsify", "--recipe", out / "recipe.toml", "--out", tmp_path / "again.onnx")
+    code, shown, err = command(*again)
+    assert code == 0, shown + err
+    assert {e.key: e.value for e in onnx.load(tmp_path / "again.onnx").metadata_props}["task"] == "regression"
 
 
 @pytest.mark.parametrize(
