@@ -5,7 +5,7 @@ on with --resume.
 
 python benchmarks/methods.py [digits] [--cores 2] [--out runs/methods/digits] [--resume] [--json out.json]
 python benchmarks/methods.py fashion_mnist --data fashion_mnist.npz
-python benchmarks/methods.py cifar10 --data cifar10.npz --set epochs=10 --set grid.seeds=0,1,2
+python benchmarks/methods.py cifar10 --data cifar10.npz --set train.epochs=10 --set grid.seeds=0,1,2
 """
 
 from __future__ import annotations

@@ -136,8 +136,8 @@ DYNAMIC = "a dimension that varies beside the batch, as ids:1=T, or its sizes, a
     epilog=examples(
         "sparsify run",
         "sparsify run model.py:build --data data.npz --sparsity 0.9 --baseline --out runs/a",
-        "sparsify run model.py:build --data images/ --set lr=0.1 --set method_options.update_every=50 --out runs/b",
-        "sparsify run --recipe runs/a/recipe.toml --set seed=1 --out runs/c",
+        "sparsify run model.py:build --data images/ --set train.lr=0.1 --set method.options.update_every=50 --out runs/b",
+        "sparsify run --recipe runs/a/recipe.toml --set train.seed=1 --out runs/c",
     ),
 )
 def run(
@@ -310,8 +310,8 @@ def run(
     rich_help_panel="The job",
     epilog=examples(
         "sparsify compare recipes/compare_digits.toml --cores 4",
-        "sparsify compare grid.toml --set epochs=5 --set grid.seeds=0,1 --out runs/quick",
-        "sparsify compare grid.toml --out runs/quick --set epochs=5 --set grid.seeds=0,1 --resume",
+        "sparsify compare grid.toml --set train.epochs=5 --set grid.seeds=0,1 --out runs/quick",
+        "sparsify compare grid.toml --out runs/quick --set train.epochs=5 --set grid.seeds=0,1 --resume",
     ),
 )
 def compare_command(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
@@ -69,6 +70,16 @@ class Registry(Mapping[str, T]):
         near = difflib.get_close_matches(name, self, n=3)
         nearest = f" Nearest: {', '.join(near)}." if near else ""
         raise self._error(f"there is no {self.kind} {name!r}.{nearest} All: {', '.join(self)}.{not_loaded()}")
+
+    @contextmanager
+    def forgetting(self) -> Generator[None]:
+        """Forget after the block what is registered within it; for tests."""
+        load_plugins()
+        entries, origins = dict(self._entries), dict(self._origins)
+        try:
+            yield
+        finally:
+            self._entries, self._origins = entries, origins
 
     def __getitem__(self, name: str) -> T:
         load_plugins()

@@ -66,12 +66,12 @@ def test_public_names_are_listed_and_no_others_are_there():
 @pytest.mark.parametrize(
     ("arguments", "advice"),
     [
-        (["run", "--lr", "0.1"], "Write --set lr=0.1."),
-        (["run", "--batch-size=32", "--epochs", "1"], "Write --set batch_size=32."),
-        (["run", "--update-every", "20"], "Write --set method_options.update_every=20."),
-        (["run", "--seed"], "Write --set seed=VALUE."),
-        (["compare", "grid.toml", "--sparsity", "0.5"], "Write --set sparsity=0.5."),
-        (["run", "--gamma", "0.2"], "Write --set method_options.agent.gamma=0.2."),
+        (["run", "--lr", "0.1"], "Write --set train.lr=0.1."),
+        (["run", "--batch-size=32", "--epochs", "1"], "Write --set train.batch_size=32."),
+        (["run", "--update-every", "20"], "Write --set method.options.update_every=20."),
+        (["run", "--seed"], "Write --set train.seed=VALUE."),
+        (["compare", "grid.toml", "--sparsity", "0.5"], "Write --set method.sparsity=0.5."),
+        (["run", "--gamma", "0.2"], "Write --set method.options.agent.gamma=0.2."),
     ],
 )
 def test_an_option_that_is_a_key_is_answered_with_what_to_write(capsys, monkeypatch, arguments, advice):

@@ -35,3 +35,11 @@ def test_registering_is_a_decorator_too() -> None:
     def mine() -> None: ...
 
     assert registry["mine"] is mine
+
+
+def test_what_is_registered_within_a_block_is_forgotten_after_it() -> None:
+    registry: Registry[int] = Registry("number", RecipeError, {"two": 2})
+    with registry.forgetting():
+        registry.register("one", 1)
+        assert "one" in registry
+    assert list(registry) == ["two"]

@@ -128,7 +128,7 @@ def _read(
         raise TraceError(
             f"the model returns {_listed(keys, specs)} in {phase} mode, and more than one could be {told}. Say which, by "
             f"position or key: sparsify.trace(model, args, outputs={{{reads!r}: {int(example) if example.isdigit() else example!r}}}), "
-            f"or --set logits={example} for sparsify run and --logits {example} for sparsify trace."
+            f"or --set model.logits={example} for sparsify run and --logits {example} for sparsify trace."
         )
     if task is not None and floats:
         raise TraceError(

@@ -7,7 +7,9 @@ import hashlib
 from pathlib import Path
 
 from sparsify.errors import CheckpointError
-from sparsify.runs.recipe import Recipe, to_toml
+from sparsify.runs.keys import spelt
+from sparsify.runs.recipe import Recipe
+from sparsify.runs.toml import to_toml
 
 AFTER_TRAINING = frozenset(
     {
@@ -66,7 +68,9 @@ def check_continues(recipe: Recipe, earlier: Recipe, where: Path) -> None:
     changed = [name for name in names if getattr(recipe, name) != getattr(earlier, name)]
     fixed = [name for name in changed if name not in AFTER_TRAINING | NO_BITS | {"epochs"}]
     if fixed:
-        differences = ", ".join(f"{key} {getattr(earlier, key)!r}, now {getattr(recipe, key)!r}" for key in fixed)
+        differences = ", ".join(
+            f"{spelt(key)} {getattr(earlier, key)!r}, now {getattr(recipe, key)!r}" for key in fixed
+        )
         raise CheckpointError(
             f"the run was started with another recipe; see {where}: {differences}. Resume with that, or use another --out."
         )
@@ -76,7 +80,7 @@ def check_continues(recipe: Recipe, earlier: Recipe, where: Path) -> None:
             reason = "epochs that were trained cannot be taken back"
         if reason is not None:
             raise CheckpointError(
-                f"the run was started with another recipe; see {where}: epochs {earlier.epochs}, now {recipe.epochs}, and {reason}. "
+                f"the run was started with another recipe; see {where}: train.epochs {earlier.epochs}, now {recipe.epochs}, and {reason}. "
                 f"Resume with {earlier.epochs}, or train anew with another --out."
             )
     if earlier.baseline and not recipe.baseline:

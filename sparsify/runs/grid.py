@@ -15,7 +15,9 @@ from pydantic.dataclasses import dataclass as checked
 from sparsify.errors import RecipeError, SparsifyError
 from sparsify.methods.own import label
 from sparsify.methods.registry import inner, layers, options
-from sparsify.runs.recipe import Fraction, Recipe, check_keys, merged, parse_pairs, parse_recipe, read_toml, to_toml
+from sparsify.runs.keys import from_tables, spelt, to_tables
+from sparsify.runs.recipe import Fraction, Recipe, check_keys, merged, parse_pairs, parse_recipe
+from sparsify.runs.toml import read_toml, to_toml
 
 DENSE = "dense"
 LISTED = {
@@ -66,7 +68,7 @@ class Lists:
         seeds: of data order, masks and growth; every cell is trained with each.
         bases: by name, the row or rows it is compared with, where that is not what stands in the parentheses of a wrapper, the
             method of a variant, or the dense baseline.
-        variants: by name, recipe keys of its own, ``method`` among them.
+        variants: by name, recipe keys of its own in their tables, ``method.name`` among them.
     """
 
     methods: Annotated[list[str], Field(min_length=1)]
@@ -90,7 +92,9 @@ class Grid:
 
     def to_toml(self) -> str:
         """The resolved grid; `parse_grid` reads it back unchanged."""
-        return to_toml({**self.common, "grid": dataclasses.asdict(self.lists)})  # type: ignore[arg-type]
+        lists = dataclasses.asdict(self.lists)  # type: ignore[arg-type]
+        lists["variants"] = {name: to_tables(own) for name, own in self.lists.variants.items()}
+        return to_toml({**to_tables(self.common), "grid": lists})
 
     def names(self) -> list[str]:
         """The rows: the dense baseline, then as listed, each behind what it is compared with."""
@@ -183,14 +187,14 @@ def shared_options(given: Mapping[str, Any], method: str) -> dict[str, Any]:
     names = layers(method)
     *wrappers, core = map(label, names)
     for name in (*wrappers, core):
-        _check_table(given, name, f"[method_options.{name}]")
+        _check_table(given, name, f"[method.options.{name}]")
     plain = {key: value for key, value in given.items() if key in options(names[-1])}
     return {**plain, **given.get(core, {}), **{name: given[name] for name in wrappers if name in given}}
 
 
 def _flat(given: Mapping[str, Any], core: str) -> dict[str, Any]:
     """Options of a variant with those of the innermost method's table among the plain ones."""
-    _check_table(given, core, f"method_options.{core} of a variant")
+    _check_table(given, core, f"method.options.{core} of a variant")
     return {**{key: value for key, value in given.items() if key != core}, **given.get(core, {})}
 
 
@@ -210,11 +214,12 @@ def parse_grid(path: Path, pairs: Sequence[str] = ()) -> Grid:
         )
     lists |= _list_pairs([pair for pair in pairs if pair.startswith("grid.")])
     given = parse_pairs([pair for pair in pairs if not pair.startswith("grid.")])
-    _check_table(values, "method_options", "[method_options]")
+    values = from_tables(values, "the recipe of a grid")
+    _check_table(values, "method_options", "[method.options]")
     values = merged({"threads": 1, "method_options": {}, **values}, given)
     for key, where in LISTED.items():
         if key in values:
-            raise RecipeError(f"the recipe of a grid has no key {key!r}, but {where}.")
+            raise RecipeError(f"the recipe of a grid has no key {spelt(key)!r}, but {where}.")
     check_keys("the recipe of a grid", values, [key for key in OVERRIDES if key != "method"])
     check_keys("[grid]", lists, [f.name for f in dataclasses.fields(Lists)])  # type: ignore[arg-type]
     grid = Grid(_common(values), _lists(lists))
@@ -243,7 +248,7 @@ def _common(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lists(values: Mapping[str, Any]) -> Lists:
     try:
-        lists = TypeAdapter(Lists).validate_python(dict(values))
+        lists = TypeAdapter(Lists).validate_python(_with_fields(dict(values)))
     except ValidationError as error:
         problems = [f"grid.{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}" for e in error.errors()]
         raise RecipeError("the grid does not hold: " + "; ".join(problems) + ".") from error
@@ -254,7 +259,7 @@ def _lists(values: Mapping[str, Any]) -> Lists:
             raise RecipeError(f"grid.{name} has {twice!r} twice. Each cell is run once; leave one out.")
     for name, keys in lists.variants.items():
         check_keys(f"variant {name!r} of the grid", keys, OVERRIDES)
-        _check_table(keys, "method_options", f"method_options of variant {name!r}")
+        _check_table(keys, "method_options", f"method.options of variant {name!r}")
         if name == DENSE:
             raise RecipeError("'dense' is the baseline and cannot be a variant. Give the variant another name.")
     return lists
@@ -267,7 +272,7 @@ def _check_options(grid: Grid) -> None:
     parts = [layers(grid.method(name)) for name in rows]
     tables = {label(name) for names in parts for name in names}
     plain = {key for names in parts for key in options(names[-1])}
-    check_keys("[method_options], of all methods of the grid together,", given, sorted(plain | tables))
+    check_keys("[method.options], of all methods of the grid together,", given, sorted(plain | tables))
     for table, named in (("variants", grid.lists.variants), ("bases", grid.lists.bases)):
         unused = [name for name in named if name not in rows]
         if unused:
@@ -275,6 +280,17 @@ def _check_options(grid: Grid) -> None:
                 f"grid.{table} has {unused[0]!r}, which is no row of the grid. Add it to grid.methods, or leave it out. "
                 f"Rows: {', '.join(rows)}."
             )
+
+
+def _with_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """The lists, variants as fields of a recipe."""
+    variants = values.get("variants", {})
+    if isinstance(variants, Mapping):
+        values["variants"] = {
+            name: from_tables(own, f"variant {name!r} of the grid") if isinstance(own, Mapping) else own
+            for name, own in variants.items()
+        }
+    return values
 
 
 def _list_pairs(pairs: Sequence[str]) -> dict[str, list[Any]]:

@@ -1,14 +1,10 @@
-"""A recipe: everything a run depends on. TOML keys, command-line options and fields are the same."""
+"""A recipe: everything a run depends on. `sparsify.runs.keys` says how a file writes each field."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import hashlib
-import json
-import math
-import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,22 +13,24 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from sparsify.errors import RecipeError, TaskError
-from sparsify.ir.foreign import INTEGERS, LONGEST_TEXT, read_text
 from sparsify.methods import Method, build
 from sparsify.methods.registry import layers
 from sparsify.methods.registry import options as method_options
+from sparsify.runs.keys import field_of, from_tables, spelt, to_tables
+from sparsify.runs.toml import check_values, read_toml, shown, to_toml
 from sparsify.tasks import Task
 from sparsify.tasks import build as build_task
 from sparsify.training import Settings
 from sparsify.user_code import function as user_function
 
-LARGEST_RECIPE = 1 << 20  # bytes
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Threads = Annotated[int, Field(ge=1, le=512)]
 """More than any machine gains by; a system that cannot start them ends the process without a word."""
 Rate = Field(gt=0.0, allow_inf_nan=False)
 Value = int | float | str | bool
+OPTIONS = ("method_options", "task_options")
+"""Keys that are tables of further keys."""
 LISTS = ("keep_dense", "ood", "mean", "std")
 """Keys whose values are lists, written with commas in ``key=value``."""
 COLUMNS = ("target", "category_columns", "ignore_columns", "dynamic")
@@ -190,7 +188,7 @@ class Recipe:
 
     def to_toml(self) -> str:
         """The resolved recipe; `parse_recipe` reads it back unchanged."""
-        return to_toml({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})  # type: ignore[arg-type]
+        return to_toml(to_tables({f.name: getattr(self, f.name) for f in dataclasses.fields(self)}))  # type: ignore[arg-type]
 
     def hash(self) -> str:
         """SHA-256 of the resolved recipe."""
@@ -221,10 +219,10 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: If the file is missing or malformed, a key is unknown (naming the nearest), or a value out of range.
     """
-    values = read_toml(path) if path is not None else {}
-    values = merged(values, {key: value for key, value in overrides.items() if value is not None})
-    if "grid" in values:
+    written = read_toml(path) if path is not None else {}
+    if "grid" in written:
         raise RecipeError(f"{path} is the recipe of a grid: it has a [grid]. Run it with `sparsify compare {path}`.")
+    values = merged(from_tables(written), {key: value for key, value in overrides.items() if value is not None})
     check_keys("a recipe", values, [f.name for f in dataclasses.fields(Recipe)])  # type: ignore[arg-type]
     check_values(values)
     for key in COLUMNS:
@@ -233,8 +231,8 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
     try:
         recipe = TypeAdapter(Recipe).validate_python(values)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, found {_shown(e['input'])}" for e in error.errors()]
-        raise RecipeError("the recipe does not hold: " + "; ".join(problems[:6]) + ".") from error
+        problems = [f"{_place(e['loc'])}: {e['msg']}, found {shown(e['input'])}" for e in error.errors()]
+        raise RecipeError("invalid recipe: " + "; ".join(problems[:6]) + ".") from error
     if len({*recipe.ood}) < len(recipe.ood):
         raise RecipeError(f"ood names a set twice: {', '.join(recipe.ood)}. Name each once.")
     method = recipe.build_method()
@@ -250,59 +248,9 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
-
-    Raises:
-        RecipeError: If the file cannot be read or is not TOML.
-    """
-    try:
-        return tomllib.loads(read_text(path, largest=LARGEST_RECIPE))
-    except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}.") from error
-    except RecursionError as error:
-        raise RecipeError(f"{path} is not the TOML of a recipe: it is nested too deeply.") from error
-    except ValueError as error:  # not TOML, not UTF-8, too large, or a number of thousands of digits
-        raise RecipeError(f"{path} is not TOML: {error}.") from error
-
-
-def check_values(value: Any, where: str = "the recipe") -> None:
-    """Refuse what no key can mean: numbers that are not finite or have more than 64 bits, text that is no text.
-
-    Raises:
-        RecipeError: Naming the key.
-    """
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            check_values(inner, str(key))
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            check_values(inner, where)
-    elif isinstance(value, int) and value not in INTEGERS:
-        raise RecipeError(f"{where} is a number of more than 64 bits. Give one that fits.")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise RecipeError(f"{where} is {value}; it should be finite.")
-    elif isinstance(value, str) and not _is_text(value):
-        raise RecipeError(
-            f"{where} is {_shown(value)}, which is longer than {LONGEST_TEXT} characters, or holds control characters or bytes that are "
-            f"not UTF-8. A recipe is a text file: rename what it names."
-        )
-
-
-def _is_text(value: str) -> bool:
-    try:
-        return (
-            len(value.encode()) <= 4 * LONGEST_TEXT
-            and len(value) <= LONGEST_TEXT
-            and not re.search(r"[\x00-\x1f\x7f]", value)
-        )
-    except UnicodeEncodeError:
-        return False
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+def _place(location: Sequence[int | str]) -> str:
+    """Where in the file a value stands: ``train.lr``."""
+    return ".".join([spelt(str(location[0])), *map(str, location[1:])])
 
 
 def check_keys(owner: str, given: Iterable[str], known: Sequence[str]) -> None:
@@ -319,25 +267,9 @@ def check_keys(owner: str, given: Iterable[str], known: Sequence[str]) -> None:
             )
 
 
-def to_toml(values: Mapping[str, Any], table: str = "") -> str:
-    """TOML of scalars, lists and, after them, tables; None and empty tables are left out. `read_toml` reads it back."""
-    lines = [
-        f"{_key(key)} = {_toml(value)}"
-        for key, value in values.items()
-        if value is not None and not isinstance(value, Mapping)
-    ]
-    text = "".join(f"{line}\n" for line in lines)
-    if table and lines:
-        text = f"\n[{table}]\n{text}"
-    nested = (
-        (f"{table}.{_key(key)}".lstrip("."), value) for key, value in values.items() if isinstance(value, Mapping)
-    )
-    return text + "".join(to_toml(value, name) for name, value in nested)
-
-
 def parse_pairs(items: Sequence[str]) -> dict[str, Any]:
-    """Overrides for `parse_recipe` from ``key=value`` texts; ``method_options.key=value`` is an option of the method,
-    and ``method_options.wrapper.key=value`` one of a wrapper.
+    """Overrides for `parse_recipe` from ``table.key=value`` texts; ``method.options.key=value`` is an option of the
+    method, and ``method.options.wrapper.key=value`` one of a wrapper.
 
     Raises:
         RecipeError: If an item is not of that form.
@@ -345,13 +277,17 @@ def parse_pairs(items: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for item in items:
         key, equals, text = item.partition("=")
-        first, *rest = key.split(".")
-        key = first.replace("-", "_")
         if not equals:
-            raise RecipeError(f"--set {item!r} should be key=value.")
-        if key == "method_options" and rest:
+            raise RecipeError(f"--set {item!r} should be table.key=value, such as train.lr=0.1.")
+        words = key.strip().split(".")
+        rest = words[2:]
+        try:
+            key = field_of(".".join(words[:2]))
+        except RecipeError as error:
+            raise RecipeError(f"--set {item!r}: {error}") from error
+        if key in OPTIONS and rest:
             *layer, option = rest
-            table = found.setdefault("method_options", {})
+            table = found.setdefault(key, {})
             for name in layer:
                 table = table.setdefault(name, {})
                 if not isinstance(table, dict):
@@ -360,7 +296,9 @@ def parse_pairs(items: Sequence[str]) -> dict[str, Any]:
                     )
             table[option.replace("-", "_")] = _value(text)
         elif rest:
-            raise RecipeError(f"--set {item!r}: only method_options has keys below it. Write key=value.")
+            raise RecipeError(
+                f"--set {item!r}: only method.options and task.options have keys below them. Write table.key=value."
+            )
         else:
             found[key] = text if key in COLUMNS else _list(text) if key in LISTS else _value(text)
     return found
@@ -386,15 +324,3 @@ def _value(text: str) -> Any:
         except ValueError:
             continue
     return {"true": True, "false": False}.get(text, text)
-
-
-def _key(text: str) -> str:
-    return text if re.fullmatch(r"[\w-]+", text, re.ASCII) else json.dumps(text)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value) if isinstance(value, str) else repr(value)

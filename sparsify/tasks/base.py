@@ -122,7 +122,7 @@ class Task(ABC):
         return f"{self.name}{{{inside}}}" if inside else self.name
 
 
-SET = "Mend the data or the model, or set another task: task in a recipe, --task for the command, task=... in Python."
+SET = "Mend the data or the model, or set another task: [task] kind in a recipe, --task for the command, task=... in Python."
 
 
 def headline(figures: Mapping[str, float]) -> str:

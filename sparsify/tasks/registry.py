@@ -20,7 +20,7 @@ TASKS: Registry[type[Task]] = Registry(
     {cls.name: cls for cls in (Classification, Binary, Multilabel, Regression, Dense, Sequence, Custom)},
 )
 """The kinds of tasks, by name."""
-SET = "Say which it is: task = {0!r} in a recipe, --task {0} for the command, task={0!r} in Python."
+SET = "Say which it is: kind = {0!r} under [task] in a recipe, --task {0} for the command, task={0!r} in Python."
 
 
 def register(task: type[Task]) -> type[Task]:

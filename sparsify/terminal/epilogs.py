@@ -15,10 +15,13 @@ def examples(*lines: str, more: str = "") -> str:
 
 def other_keys(*shown: str) -> str:
     """The recipe keys that have no option of their own, with their defaults."""
+    from sparsify.runs.keys import spelt
     from sparsify.runs.recipe import Recipe
 
     values = ((f.name, getattr(Recipe(), f.name)) for f in dataclasses.fields(Recipe))  # type: ignore[arg-type]
-    pairs = (f"{name}={'none' if value in (None, (), {}) else value}" for name, value in values if name not in shown)
+    pairs = (
+        f"{spelt(name)}={'none' if value in (None, (), {}) else value}" for name, value in values if name not in shown
+    )
     return "[bold]Keys for --set, with their defaults[/bold]\n\n" + escape(", ".join(pairs))
 
 
@@ -30,15 +33,16 @@ def as_setting(option: str, arguments: Sequence[str]) -> str | None:
         arguments: all that was typed, for its value.
     """
     from sparsify.methods.registry import METHODS, WRAPPERS, options
+    from sparsify.runs.keys import spelt as spelt_key
     from sparsify.runs.recipe import Recipe
 
     key = option.lstrip("-").replace("-", "_")
     if key in {f.name for f in dataclasses.fields(Recipe)}:
-        spelt = key
+        spelt = spelt_key(key)
     elif any(key in options(name) for name in METHODS):
-        spelt = f"method_options.{key}"
+        spelt = f"method.options.{key}"
     elif wrapper := next((name for name in WRAPPERS if key in options(name)), None):
-        spelt = f"method_options.{wrapper}.{key}"
+        spelt = f"method.options.{wrapper}.{key}"
     else:
         return None
     return f"--set {spelt}={_value_of(option, arguments)}"

@@ -22,18 +22,10 @@ from onnx import numpy_helper
 from sparsify.loading import digits_cnn
 from tests.end_to_end.commands import command
 
-SHORT = [
-    "--epochs",
-    "3",
-    "--set",
-    "method_options.update_every=10",
-    "--set",
-    "checkpoint_every=5",
-    "--set",
-    "threads=1",
-    "--data",  # or it would be the embedded job, which is larger
-    "digits",
-]
+FLAT = "lr=0.2"
+SETTINGS = ("method.options.update_every=10", "train.checkpoint_every=5", "train.threads=1")
+SHORT = ["--epochs", "3", *(part for pair in SETTINGS for part in ("--set", pair)), "--data", "digits"]
+"""Without --data it would be the embedded job, which is larger."""
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SECONDS = 120
 """More than any machine needs: a command that hangs ends its test."""
@@ -74,7 +66,17 @@ def test_the_written_recipe_reproduces_the_run(capsys, tmp_path, finished):
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
-    words = [sys.executable, "-m", "sparsify", "run", "--out", str(tmp_path / "a"), *SHORT, "--set", "epochs=2000"]
+    words = [
+        sys.executable,
+        "-m",
+        "sparsify",
+        "run",
+        "--out",
+        str(tmp_path / "a"),
+        *SHORT,
+        "--set",
+        "train.epochs=2000",
+    ]
     process = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     end = time.monotonic() + SECONDS
     while not (tmp_path / "a" / "checkpoint.pt").exists():
@@ -166,26 +168,27 @@ OPTIONS = {
     "unknown method": (["--method", "rigle"], "Nearest: rigl"),
     "unknown pattern": (["--pattern", "2:4"], "there is no pattern"),
     "pattern does not divide": (["--pattern", "nm:2:4", "--sparsity", "0.5"], "divisible by 4"),
-    "unknown key": (["--set", "epoch=3"], "Nearest: epochs"),
-    "unknown method option": (["--set", "method_options.update_evry=3"], "Nearest: update_every"),
+    "unknown key": (["--set", "train.epoch=3"], "Nearest: train.epochs"),
+    "a flat key": (["--set", FLAT], "stands in a table: write train.lr"),
+    "unknown method option": (["--set", "method.options.update_evry=3"], "Nearest: update_every"),
     "unknown wrapper": (["--method", "cgil(rigl)"], "Nearest: cigl"),
     "wrapper alone": (["--method", "cigl"], "write cigl(rigl)"),
     "parenthesis left open": (["--method", "cigl(rigl"], "cannot read the method"),
-    "option of the wrong layer": (["--method", "cigl(rigl)", "--set", "method_options.rate=0.2"], "Nearest: cigl.rate"),
-    "option of no layer": (["--method", "rigl", "--set", "method_options.cigl.rate=0.2"], "no layer 'cigl'"),
+    "option of the wrong layer": (["--method", "cigl(rigl)", "--set", "method.options.rate=0.2"], "Nearest: cigl.rate"),
+    "option of no layer": (["--method", "rigl", "--set", "method.options.cigl.rate=0.2"], "no layer 'cigl'"),
     "value, then a table": (
-        ["--set", "method_options.cigl=3", "--set", "method_options.cigl.rate=0.2"],
+        ["--set", "method.options.cigl=3", "--set", "method.options.cigl.rate=0.2"],
         "was given a value before",
     ),
-    "keys below a key": (["--set", "lr.base=0.2"], "only method_options has keys below it"),
+    "keys below a key": (["--set", "train.lr.base=0.2"], "only method.options and task.options have keys below them"),
     "averaging too early": (
-        ["--method", "averaged(rigl)", "--set", "method_options.averaged.start_at=0.5"],
+        ["--method", "averaged(rigl)", "--set", "method.options.averaged.start_at=0.5"],
         "the topology still changes",
     ),
     "not key=value": (["--set", "epochs"], "key=value"),
-    "bad type": (["--set", "lr=fast"], "valid number"),
+    "bad type": (["--set", "train.lr=fast"], "valid number"),
     "zero epochs": (["--epochs", "0"], "greater than or equal to 1"),
-    "keep-dense matches nothing": (["--set", "keep_dense=head.*"], "matches no weight"),
+    "keep-dense matches nothing": (["--set", "method.keep_dense=head.*"], "matches no weight"),
     "no such recipe": (["--recipe", "nowhere.toml"], "cannot read the recipe"),
     "no such file": (["nowhere.py:build"], "there is no file"),
     "no colon": (["model"], "file.py:factory"),
@@ -193,8 +196,8 @@ OPTIONS = {
     "not a module": (["pathlib:Path"], "should return a torch.nn.Module"),
     "factory raises": (["math:sqrt"], "called without arguments"),
     "no such factory": (["math:nothing"], "has no callable"),
-    "bad opset": (["--set", "opset=3"], "greater than or equal to 18, found 3"),
-    "diverging": (["--set", "lr=1e30", "--set", "warmup=0"], "Lower lr"),
+    "bad opset": (["--set", "export.opset=3"], "greater than or equal to 18, found 3"),
+    "diverging": (["--set", "train.lr=1e30", "--set", "train.warmup=0"], "Lower lr"),
     "too sparse": (["--sparsity", "0.9999999"], "lowest density that works"),
 }
 
@@ -334,7 +337,7 @@ def test_a_folder_with_something_else_is_left_alone(capsys, tmp_path):
 
 def test_a_damaged_checkpoint_and_another_recipe_are_refused(capsys, tmp_path, finished):
     shutil.copytree(finished, tmp_path / "a")
-    code, _, err = sparsify(capsys, "run", "--out", tmp_path / "a", *SHORT, "--set", "seed=5", "--resume")
+    code, _, err = sparsify(capsys, "run", "--out", tmp_path / "a", *SHORT, "--set", "train.seed=5", "--resume")
     assert code == 2 and "another recipe" in err
     (tmp_path / "a" / "checkpoint.pt").write_bytes(b"torn")
     code, _, err = sparsify(capsys, "run", "--out", tmp_path / "a", *SHORT, "--resume")

@@ -24,10 +24,15 @@ def build():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 """
 GRID = """
-model = "{folder}/model.py:build"
+[model]
+source = "{folder}/model.py:build"
+
+[train]
 epochs = 8
 checkpoint_every = 2
-method_options = {{ update_every = 5 }}
+
+[method]
+options = {{ update_every = 5 }}
 
 [grid]
 methods = ["rigl"]
@@ -171,7 +176,7 @@ def test_a_cell_whose_process_dies_costs_the_others_nothing_and_is_tried_again(c
     another_grid(tmp_path / "out")  # which --overwrite replaces
     (tmp_path / "crash.py").write_text(FAILING + MODEL)
     (tmp_path / "grid.toml").write_text(variants(recipe.read_text(), tmp_path, "crash"))
-    options = ("--out", tmp_path / "out", "--set", "epochs=1", "--cores", "4")
+    options = ("--out", tmp_path / "out", "--set", "train.epochs=1", "--cores", "4")
     code, shown, err = sparsify(capsys, "compare", tmp_path / "grid.toml", *options, "--overwrite")
     err = " ".join(err.split())
     assert code == 1, err  # a process that died is nobody's mistake
@@ -190,24 +195,24 @@ def test_a_cell_whose_process_dies_costs_the_others_nothing_and_is_tried_again(c
 
 def another_grid(out: Path) -> None:
     out.mkdir()
-    (out / "grid.toml").write_text("epochs = 3\n")
+    (out / "grid.toml").write_text("[train]\nepochs = 3\n")
 
 
 def a_run(out: Path) -> None:
     out.mkdir()
-    (out / "recipe.toml").write_text("epochs = 3\n")
+    (out / "recipe.toml").write_text("[train]\nepochs = 3\n")
 
 
 MISTAKES = {
     "unknown method": (["--set", "grid.methods=rigl,riggl"], None, "Nearest: rigl"),
     "seeds empty": (["--set", "grid.seeds="], None, "at least 1"),
     "a cell twice": (["--set", "grid.seeds=1,1"], None, "has 1 twice"),
-    "unknown key": (["--set", "epoch=1"], None, "Nearest: epochs"),
-    "key of the lists": (["--set", "seed=1"], None, "grid.seeds"),
-    "more threads than cores": (["--set", "threads=3", "--cores", "2"], None, "takes 3 cores"),
-    "workers count": (["--set", "workers=2", "--cores", "2"], None, "workers = 2"),
-    "no data": (["--set", "data=nothing.npz"], None, "there is no data file"),
-    "no model": (["--set", "model=nothing.py:build"], None, "there is no file"),
+    "unknown key": (["--set", "train.epoch=1"], None, "Nearest: train.epochs"),
+    "key of the lists": (["--set", "train.seed=1"], None, "grid.seeds"),
+    "more threads than cores": (["--set", "train.threads=3", "--cores", "2"], None, "takes 3 cores"),
+    "workers count": (["--set", "train.workers=2", "--cores", "2"], None, "workers = 2"),
+    "no data": (["--set", "data.source=nothing.npz"], None, "there is no data file"),
+    "no model": (["--set", "model.source=nothing.py:build"], None, "there is no file"),
     "another grid": (["--resume"], another_grid, "started with another grid"),
     "a run's folder, resumed": (["--resume"], a_run, "holds no grid to go on with"),
     "a run's folder": (["--overwrite"], a_run, "has no grid.toml"),
@@ -229,7 +234,7 @@ def test_mistakes(capsys, recipe, tmp_path, name):
 
 
 def test_a_recipe_without_a_grid_and_a_folder_without_one(capsys, tmp_path):
-    (tmp_path / "run.toml").write_text("epochs = 3\n")
+    (tmp_path / "run.toml").write_text("[train]\nepochs = 3\n")
     code, _, err = sparsify(capsys, "compare", tmp_path / "run.toml", "--out", tmp_path / "out")
     assert code == 2 and "has no [grid]" in err
     code, _, err = sparsify(capsys, "compare", tmp_path / "none.toml", "--out", tmp_path / "out")

@@ -257,7 +257,7 @@ def test_a_run_exports_pictures_of_any_size(capsys, tmp_path):
         "    return nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))\n"
     )
     code, _, err = sparsify(
-        capsys, "run", tmp_path / "pictures.py:build", "--data", "digits", "--epochs", "1", "--sparsity", "0.5", "--set", "warmup=2",
+        capsys, "run", tmp_path / "pictures.py:build", "--data", "digits", "--epochs", "1", "--sparsity", "0.5", "--set", "train.warmup=2",
         "--dynamic", "input:2=H", "--dynamic", "input:3=W", "--out", tmp_path / "run",
     )  # fmt: skip
     assert code == 0, err

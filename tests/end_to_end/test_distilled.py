@@ -37,7 +37,7 @@ def test_the_baseline_teaches(taught):
 
 def test_the_same_teacher_in_a_file_gives_the_same_model_and_resumes(taught, tmp_path):
     teacher = taught / "dense" / "program.sparsify"
-    code, _, err = command("run", "--out", tmp_path / "b", *METHOD, "--set", f"teacher={teacher}", *SHORT)
+    code, _, err = command("run", "--out", tmp_path / "b", *METHOD, "--set", f"method.teacher={teacher}", *SHORT)
     assert code == 0, err
     programs = [sp.Program.load(folder / "program.sparsify").state_dict() for folder in (taught, tmp_path / "b")]
     assert all(torch.equal(value, programs[1][key]) for key, value in programs[0].items())
@@ -53,7 +53,7 @@ def test_the_same_teacher_in_a_file_gives_the_same_model_and_resumes(taught, tmp
 def test_a_teacher_that_changed_is_not_resumed_with(taught, tmp_path):
     teacher = tmp_path / "teacher.sparsify"
     teacher.write_bytes((taught / "dense" / "program.sparsify").read_bytes())
-    options = ["run", "--out", tmp_path / "b", *METHOD, "--set", f"teacher={teacher}", *SHORT]
+    options = ["run", "--out", tmp_path / "b", *METHOD, "--set", f"method.teacher={teacher}", *SHORT]
     assert command(*options)[0] == 0
     teacher.write_bytes((taught / "program.sparsify").read_bytes())
     code, _, err = command(*options, "--resume")
@@ -69,10 +69,10 @@ def saved(path, model, example):
     ("options", "message"),
     [
         ([*METHOD], "Train one in this run with baseline = true (--baseline), or name one with teacher ="),
-        (["--method", "rigl", "--set", "teacher=x.sparsify"], "Wrap it: distilled(rigl)."),
-        ([*METHOD, "--set", "teacher=absent.sparsify"], "no program at absent.sparsify"),
-        ([*METHOD, "--set", "teacher=seven.sparsify"], "returns logits of shape [2, 7], the model [2, 10]"),
-        ([*METHOD, "--set", "teacher=wide.sparsify"], "the teacher wide.sparsify does not take these data"),
+        (["--method", "rigl", "--set", "method.teacher=x.sparsify"], "Wrap it: distilled(rigl)."),
+        ([*METHOD, "--set", "method.teacher=absent.sparsify"], "no program at absent.sparsify"),
+        ([*METHOD, "--set", "method.teacher=seven.sparsify"], "returns logits of shape [2, 7], the model [2, 10]"),
+        ([*METHOD, "--set", "method.teacher=wide.sparsify"], "the teacher wide.sparsify does not take these data"),
     ],
 )
 def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_trained(options, message, tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def test_options_override_its_keys(given, embedded):
 
 def test_its_wide_layers_are_written_in_the_fast_form(tmp_path):
     code, shown, err = command(
-        "run", "--method", "static", "--epochs", "1", "--set", "train_samples=256", "--out", tmp_path / "a"
+        "run", "--method", "static", "--epochs", "1", "--set", "data.train_samples=256", "--out", tmp_path / "a"
     )
     assert code == 0, err
     assert "times as fast" in " ".join(shown.split())

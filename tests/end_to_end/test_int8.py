@@ -13,7 +13,9 @@ from tests.end_to_end.test_command import SHORT, sparsify
 
 def test_int8_of_a_saved_program_is_shown_beside_fp32(capsys, tmp_path):
     run = tmp_path / "run"
-    code, _, err = sparsify(capsys, "run", "--out", run, "--export-precision", "int8", "--set", "epochs=2", *SHORT)
+    code, _, err = sparsify(
+        capsys, "run", "--out", run, "--export-precision", "int8", "--set", "train.epochs=2", *SHORT
+    )
     assert code == 0, err
     arguments = ("export", run / "program.sparsify", "--out", tmp_path / "m.onnx", "--precision", "int8", "--batch", 8)
     code, out, err = sparsify(capsys, *arguments, "--recipe", run / "recipe.toml")
@@ -22,7 +24,7 @@ def test_int8_of_a_saved_program_is_shown_beside_fp32(capsys, tmp_path):
     assert "layers in int8" in text and "written," in text and "accuracy" in text and "Calibration head:" in text
     code, _, err = sparsify(capsys, *arguments, "--recipe", run / "recipe.toml", "--data", "digits", "--overwrite")
     assert code == 2 and "leave out --data" in err
-    code, _, err = sparsify(capsys, "run", "--out", tmp_path / "b", "--set", "export_batch=1000", *SHORT)
+    code, _, err = sparsify(capsys, "run", "--out", tmp_path / "b", "--set", "export.batch=1000", *SHORT)
     assert code == 2 and "export_batch is 1000" in err and "Lower it" in err
 
 
@@ -32,7 +34,7 @@ def test_a_run_whose_int8_form_is_refused_is_whole_and_says_why(capsys, tmp_path
         raise ValueError("no kernel for it")
 
     monkeypatch.setattr(int8_dense.quantization, "quantize_static", fails)
-    options = ("--export-precision", "int8", "--pattern", "unstructured", "--set", "epochs=1")
+    options = ("--export-precision", "int8", "--pattern", "unstructured", "--set", "train.epochs=1")
     code, _, err = sparsify(capsys, "run", "--out", tmp_path / "a", *options, *SHORT)
     assert code == 0, err
     assert "note: " in err and "computes in fp32, not in int8" in err and "no kernel for it" in err

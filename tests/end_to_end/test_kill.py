@@ -19,8 +19,8 @@ import pytest
 from sparsify.training import load_checkpoint
 from tests.end_to_end.commands import command
 
-OPTIONS = ["--data", "digits", "--epochs", "3", "--baseline", "--set", "method_options.update_every=10"]
-OPTIONS += ["--set", "checkpoint_every=5", "--set", "threads=1"]
+OPTIONS = ["--data", "digits", "--epochs", "3", "--baseline", "--set", "method.options.update_every=10"]
+OPTIONS += ["--set", "train.checkpoint_every=5", "--set", "train.threads=1"]
 SAME = (
     "model.onnx",
     "dense.onnx",

@@ -108,15 +108,15 @@ QUICK = [
     "--sparsity",
     "0.5",
     "--set",
-    "lr=0.1",
+    "train.lr=0.1",
     "--set",
-    "warmup=0",
+    "train.warmup=0",
     "--set",
-    "batch_size=32",
+    "train.batch_size=32",
     "--set",
-    "threads=1",
+    "train.threads=1",
     "--set",
-    "method_options.update_every=2",
+    "method.options.update_every=2",
 ]
 
 
@@ -130,9 +130,9 @@ def resized(mine):
         "--data",
         write_folder(mine / "images", size=10, colour="RGB"),
         "--set",
-        "image_size=8",
+        "data.image_size=8",
         "--set",
-        "normalise=none",
+        "data.normalise=none",
     ]
 
 
@@ -149,9 +149,9 @@ def packed(mine):
         "--data",
         write_npz(mine / "d.npz", **parts),
         "--set",
-        "test_holdout=0.2",
+        "data.test_holdout=0.2",
         "--set",
-        "channels=rgb",
+        "data.channels=rgb",
     ]
 
 
@@ -171,7 +171,7 @@ def test_an_exported_program_with_weights_runs(capsys, mine):
     path = export_to(mine / "m.pt2", model)
     torch.save(model.state_dict(), mine / "w.pt")
     code, err = command(
-        capsys, "run", path, "--weights", mine / "w.pt", *QUICK, "--set", "lr=0.01", "--out", mine / "a"
+        capsys, "run", path, "--weights", mine / "w.pt", *QUICK, "--set", "train.lr=0.01", "--out", mine / "a"
     )
     assert code == 0, err
 
@@ -194,11 +194,11 @@ def test_training_starts_from_the_weights(mine):
 
 MISTAKES = {
     "a forged archive": (["m.pt2"], "is no .pt2 archive"),
-    "an ignored image size": (["--set", "image_size=8"], "image_size is for folders"),
-    "an ignored test holdout": (["--set", "test_holdout=0.1"], "leave test_holdout out"),
-    "an unknown normalisation": (["--set", "normalise=maybe"], "'auto' or 'none'"),
-    "fewer than no workers": (["--set", "workers=-1"], "greater than or equal to 0"),
-    "a holdout that leaves nothing": (["--set", "holdout=0.999"], "leaves fewer than the 10 classes"),
+    "an ignored image size": (["--set", "data.image_size=8"], "image_size is for folders"),
+    "an ignored test holdout": (["--set", "data.test_holdout=0.1"], "leave test_holdout out"),
+    "an unknown normalisation": (["--set", "data.normalise=maybe"], "'auto' or 'none'"),
+    "fewer than no workers": (["--set", "train.workers=-1"], "greater than or equal to 0"),
+    "a holdout that leaves nothing": (["--set", "data.holdout=0.999"], "leaves fewer than the 10 classes"),
 }
 
 

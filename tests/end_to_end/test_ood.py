@@ -97,7 +97,7 @@ def test_sets_in_a_recipe_and_their_names(tmp_path):
 
 def test_moon_from_the_command_to_the_file(capsys, tmp_path, turned):
     out = tmp_path / "m"
-    options = ("--method", "moon(rigl)", "--set", "method_options.moon.alpha_every=5", "--ood", turned, "--baseline")
+    options = ("--method", "moon(rigl)", "--set", "method.options.moon.alpha_every=5", "--ood", turned, "--baseline")
     code, shown, err = sparsify(capsys, "run", "--out", out, *SHORT, *options)
     assert code == 0, err
     report = json.loads((out / "metrics.json").read_text())
@@ -130,6 +130,6 @@ def test_moon_from_the_command_to_the_file(capsys, tmp_path, turned):
 
 
 def test_smoothed_labels_beside_moon_are_refused(capsys, tmp_path):
-    options = ("--method", "moon(rigl)", "--set", "label_smoothing=0.1")
+    options = ("--method", "moon(rigl)", "--set", "train.label_smoothing=0.1")
     code, _, err = sparsify(capsys, "run", "--out", tmp_path / "m", *SHORT, *options)
     assert code == 2 and "label-smoothing 0.1 would not enter" in err

@@ -32,7 +32,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_it_is_trained_exported_and_resumed(folder):
-    options = ["--method", "cigl(own.py:named(own.py:calm))", "--set", "method_options.named.tag=mine", *SHORT]
+    options = ["--method", "cigl(own.py:named(own.py:calm))", "--set", "method.options.named.tag=mine", *SHORT]
     code, shown, err = command("run", "--out", "a", *options)
     assert code == 0, err
     assert "cigl(mine(calm))" in shown

@@ -46,7 +46,7 @@ def test_what_a_plugin_brings_is_listed_with_its_package(installed: Path) -> Non
 
 def test_the_command_trains_with_a_plugins_method_and_allocation(installed: Path, tmp_path: Path) -> None:
     words = ["run", "--data", "digits", "--method", "mest", "--epochs", "2", "--out", str(tmp_path / "run")]
-    options = ["--set", "method_options.allocation=by_inputs", "--set", "method_options.update_every=5"]
+    options = ["--set", "method.options.allocation=by_inputs", "--set", "method.options.update_every=5"]
     result = command(installed, *words, *options)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run/model.onnx").is_file()

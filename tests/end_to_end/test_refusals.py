@@ -105,12 +105,14 @@ def place(tmp_path_factory):
 
 RUN = [
     *(["--set", pair] for pair in (
-        "workers=100000", "threads=99999999", "threads=0", f"seed={HUGE}", "seed=99999999999999999999", "seed=-1", "image_size=1000000000",
-        "epochs=0", "epochs=1000000000000", "batch_size=0", "batch_size=1000000000000000000000", "lr=nan", "lr=inf", "lr=-1", "lr=x",
-        "weight_decay=inf", "momentum=1", "holdout=1.5", "holdout=nan", "export_batch=1000000000", "train_samples=999999999999",
-        "opset=99", "device=warp", "device=cuda:99", "warmup=-3", "nonsense=1", "epochs", "=", "method_options.update_every=x",
-        "method_options=3", "label_smoothing=2", "checkpoint_every=0", "early_stop=0", "clip_gradient_norm=nan", "model=a\x00b",
-        "method_options.drop_fraction=nan", "seed.x=1", "precision=fp8",
+        "train.workers=100000", "train.threads=99999999", "train.threads=0", f"train.seed={HUGE}", "train.seed=99999999999999999999",
+        "train.seed=-1", "data.image_size=1000000000", "train.epochs=0", "train.epochs=1000000000000", "train.batch_size=0",
+        "train.batch_size=1000000000000000000000", "train.lr=nan", "train.lr=inf", "train.lr=-1", "train.lr=x",
+        "train.weight_decay=inf", "train.momentum=1", "data.holdout=1.5", "data.holdout=nan", "export.batch=1000000000",
+        "data.train_samples=999999999999", "export.opset=99", "train.device=warp", "train.device=cuda:99", "train.warmup=-3",
+        "nonsense=1", "epochs", "=", "method.options.update_every=x", "method.options=3", "train.label_smoothing=2",
+        "train.checkpoint_every=0", "train.early_stop=0", "train.clip_gradient_norm=nan", "model.source=a\x00b",
+        "method.options.drop_fraction=nan", "train.seed.x=1", "train.precision=fp8",
     )),
     ["--data", "none.npz"], ["--data", "huge.npz"], ["--data", "negative.npz"], ["--data", "zero.npz"], ["--data", "pipe"],
     ["--data", "loop"], ["--data", "objects.npz"], ["--data", "floats.npz"], ["--data", "nan.npz"], ["--data", "bomb"], ["--data", "bytes"],
@@ -143,7 +145,7 @@ OTHERS = [
     *(["report", f"runs/{name}"] for name in ("deep", "digits", "nan", "list", "bytes", "zero")),
     ["report", "run"], ["report", "grid"], ["report", "pipe"], ["report", "none"],
     ["compare", "deep.toml", "--out", "OUT"], ["compare", "nogrid.toml", "--out", "OUT"], ["compare", "emptygrid.toml", "--out", "OUT"],
-    ["compare", "textgrid.toml", "--out", "OUT"], ["compare", "grid/grid.toml", "--set", "workers=100000", "--out", "OUT"],
+    ["compare", "textgrid.toml", "--out", "OUT"], ["compare", "grid/grid.toml", "--set", "train.workers=100000", "--out", "OUT"],
     ["compare", "grid/grid.toml", "--set", "grid.seeds=99999999999999999999999", "--out", "OUT"], ["compare", "pipe", "--out", "OUT"],
     ["run", "--nonsense", "[/x]"], ["nonsense"], ["run", "--out", "empty"], ["run", "--out", "pipe/x"], ["run", "--out", "run"],
 ]  # fmt: skip

@@ -170,8 +170,10 @@ def test_every_recipe_key_is_in_the_help(capsys):
 
 
 def test_texts_become_overrides_and_shapes():
-    found = parse_pairs(["lr=0.1", "keep-dense=a,b", "method_options.update_every=5", "method_options.regrow=true"])
+    found = parse_pairs(
+        ["train.lr=0.1", "method.keep-dense=a,b", "method.options.update_every=5", "method.options.regrow=true"]
+    )
     assert found == {"lr": 0.1, "keep_dense": ("a", "b"), "method_options": {"update_every": 5, "regrow": True}}
-    nested = parse_pairs(["method_options.weight-dropout.rate=0.2", "method_options.update-every=5"])
+    nested = parse_pairs(["method.options.weight-dropout.rate=0.2", "method.options.update-every=5"])
     assert nested == {"method_options": {"weight-dropout": {"rate": 0.2}, "update_every": 5}}
     assert parse_shapes(["x=1x3", "a=b=2"]) == {"x": (1, 3), "a=b": (2,)}

@@ -21,7 +21,18 @@ MODEL = """
 from torch import nn
 def build(): return nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 2))
 """
-RUN = ("--set", "test_holdout=0.2", "--set", "threads=1", "--set", "warmup=0", "--epochs", "8", "--sparsity", "0.5")
+RUN = (
+    "--set",
+    "data.test_holdout=0.2",
+    "--set",
+    "train.threads=1",
+    "--set",
+    "train.warmup=0",
+    "--epochs",
+    "8",
+    "--sparsity",
+    "0.5",
+)
 
 
 @pytest.fixture
@@ -75,5 +86,5 @@ def test_columns_are_named_in_every_form(table, tmp_path):
     set_ = parse_pairs(["target=diagnosis", "ignore_columns=size, mean area"])
     for recipe in (parse_recipe(tmp_path / "r.toml", {}), parse_recipe(None, set_)):
         assert (recipe.target, recipe.ignore_columns) == (("diagnosis",), ("size", "mean area"))
-    code, _, err = command("run", "--data", path, "--set", "test_holdout=0.2", "--out", tmp_path / "a")
+    code, _, err = command("run", "--data", path, "--set", "data.test_holdout=0.2", "--out", tmp_path / "a")
     assert code == 2 and "needs the column to predict" in err.replace("\n", " ")

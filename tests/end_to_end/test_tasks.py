@@ -143,11 +143,20 @@ def test_a_task_is_trained_exported_proved_and_reported(task, file, tmp_path):
 
 
 def test_through_the_command(file, tmp_path):
-    given = ("--data", f"{file}:data_regression", "--set", "threads=1", "--set", "warmup=0", "--epochs", "2")
+    given = (
+        "--data",
+        f"{file}:data_regression",
+        "--set",
+        "train.threads=1",
+        "--set",
+        "train.warmup=0",
+        "--epochs",
+        "2",
+    )
     model, out = f"{file}:regression", tmp_path / "a"
     code, shown, err = command("run", model, *given, "--task", "regression", "--loss", "huber", "--out", out)
     assert code == 0, shown + err
-    assert "r2" in shown and "rmse" in shown and 'task = "regression"' in (out / "recipe.toml").read_text()
+    assert "r2" in shown and "rmse" in shown and 'kind = "regression"' in (out / "recipe.toml").read_text()
     code, shown, err = command("report", out)
     assert code == 0, shown + err
     again = ("export", out / "program.sparsify", "--recipe", out / "recipe.toml", "--out", tmp_path / "again.onnx")

@@ -27,7 +27,13 @@ def images(tmp_path):
 def test_the_files_of_a_run_show_the_speed(capsys, tmp_path, images):
     out = tmp_path / "a"
     options = ["--pattern", "grouped:32:learned", "--sparsity", "0.9", "--epochs", "2", "--baseline"]
-    settings = ["form=auto", "method=rigl", "method_options.dense_until=0.3", "threads=1", "batch_size=16"]
+    settings = [
+        "export.form=auto",
+        "method.name=rigl",
+        "method.options.dense_until=0.3",
+        "train.threads=1",
+        "train.batch_size=16",
+    ]
     settings = [part for setting in settings for part in ("--set", setting)]
     code, _, err = sparsify(capsys, "run", MODEL, "--data", images, *options, *settings, "--out", out)
     assert code == 0, err

@@ -163,11 +163,11 @@ def test_a_corrected_command_works_in_the_same_folder(files, tmp_path):
         "--epochs",
         1,
         "--set",
-        "batch_size=32",
+        "train.batch_size=32",
         "--out",
         tmp_path / "a",
     ]
-    words += ["--set", "threads=1"]
+    words += ["--set", "train.threads=1"]
     assert command("run", f"{files}/m.py:bild", *words)[0] == 2
     code, _, err = command("run", f"{files}/m.py:build", *words)
     assert code == 0, err

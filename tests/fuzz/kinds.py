@@ -303,7 +303,7 @@ def make_recipe(draw: random.Random, folder: Path) -> Path:
         path.write_bytes(m.spoiled("\n".join(lines).encode(), draw))
         return path
     for _ in range(draw.choice([1, 1, 2])):
-        at = draw.randrange(len(lines))
+        at = draw.choice([index for index, line in enumerate(lines) if " = " in line])
         key = lines[at].partition(" =")[0]
         lines[at] = f"{key} = {_toml(m.attack(draw))}"
     if draw.random() < 0.3:

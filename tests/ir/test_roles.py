@@ -52,7 +52,7 @@ AMBIGUOUS = {
 def test_several_that_could_be_are_listed_and_one_is_chosen(name):
     form, choice = AMBIGUOUS[name]
     x, _ = digits(6)
-    with pytest.raises(TraceError, match=rf"f32\[N, 32.*f32\[N, 10.*outputs=.*--set logits={choice}"):
+    with pytest.raises(TraceError, match=rf"f32\[N, 32.*f32\[N, 10.*outputs=.*--set model.logits={choice}"):
         trace(Returns(form), (x,))
     model = Returns(form).eval()
     program = trace(model, (x,), outputs={"logits": choice, "features": 0})

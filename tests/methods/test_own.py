@@ -85,7 +85,7 @@ def test_a_changed_file_is_read_again(own, tmp_path):
 
 
 def test_a_recipe_keeps_the_reference_and_reads_it_back(own, tmp_path):
-    pairs = ["method_options.note=c", "method_options.named.tag=w"]
+    pairs = ["method.options.note=c", "method.options.named.tag=w"]
     recipe = parse_recipe(None, {"method": f"{own}:named({own}:still)", **parse_pairs(pairs)})
     assert recipe.build_method().name == "w(still[c])" and recipe.build_method().density == 0.1
     (tmp_path / "recipe.toml").write_text(recipe.to_toml())
@@ -94,7 +94,7 @@ def test_a_recipe_keeps_the_reference_and_reads_it_back(own, tmp_path):
 
 def test_rows_of_a_grid(own, tmp_path):
     (tmp_path / "grid.toml").write_text(f"""
-[method_options]
+[method.options]
 note = "d"
 named = {{ tag = "v" }}
 still = {{ density = 0.3 }}

@@ -77,7 +77,7 @@ def test_warnings_and_errors_of_the_rehearsal_are_those_of_the_command(recipes, 
 def test_a_grid_of_such_a_model_leaves_no_folder(recipes, tmp_path):
     recipes(bad="os._exit(7)")
     (tmp_path / "grid.toml").write_text(
-        f'model = "{tmp_path}/bad.py:build"\n[grid]\nmethods = ["static"]\nsparsities = [0.5]\nseeds = [0]\n'
+        f'[model]\nsource = "{tmp_path}/bad.py:build"\n[grid]\nmethods = ["static"]\nsparsities = [0.5]\nseeds = [0]\n'
     )
     with pytest.raises(RecipeError, match=r"dense seed 0; static 0\.5 seed 0: its rehearsal ended with 7"):
         run_grid(parse_grid(tmp_path / "grid.toml"), tmp_path / "out", cores=1)

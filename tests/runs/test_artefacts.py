@@ -86,7 +86,7 @@ def test_the_same_choice_gives_the_same_bytes(program, data, tmp_path, integers_
 
 def test_a_saved_program_by_the_data_of_its_recipe(program, tmp_path, integers_first, monkeypatch):
     program.save(tmp_path / "p.sparsify")
-    (tmp_path / "r.toml").write_text("seed = 5\nholdout = 0.25\n")
+    (tmp_path / "r.toml").write_text("[train]\nseed = 5\n[data]\nholdout = 0.25\n")
     asked = []
     original = artefacts.load_data
     monkeypatch.setattr("sparsify.runs.artefacts.load_data", lambda *a, **k: asked.append(k) or original(*a, **k))
@@ -99,7 +99,7 @@ def test_a_saved_program_by_the_data_of_its_recipe(program, tmp_path, integers_f
 
 def test_misuse_leaves_no_file(program, tmp_path):
     program.save(tmp_path / "p.sparsify")
-    (tmp_path / "r.toml").write_text("seed = 5\n")
+    (tmp_path / "r.toml").write_text("[train]\nseed = 5\n")
     cases: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"data": "digits", "recipe": tmp_path / "r.toml"}, RecipeError, "leave out --data"),
         ({"precision": "int4"}, ExportError, "fp32, int8"),

@@ -25,7 +25,13 @@ def grid(tmp_path):
 
 @pytest.mark.parametrize(
     ("keys", "cores", "processes"),
-    [((), 1, 1), ((), 7, 7), (("threads=2",), 7, 3), (("threads=2", "workers=1"), 7, 2), (("threads=4",), 4, 1)],
+    [
+        ((), 1, 1),
+        ((), 7, 7),
+        (("train.threads=2",), 7, 3),
+        (("train.threads=2", "train.workers=1"), 7, 2),
+        (("train.threads=4",), 4, 1),
+    ],
 )
 def test_cells_share_the_budget_of_cores(tmp_path, grid, keys, cores, processes):
     cells = parse_grid(tmp_path / "grid.toml", keys).cells()
@@ -33,7 +39,7 @@ def test_cells_share_the_budget_of_cores(tmp_path, grid, keys, cores, processes)
 
 
 def test_a_cell_that_is_wider_than_the_budget_is_refused_before_anything_is_written(tmp_path, grid):
-    wide = parse_grid(tmp_path / "grid.toml", ["threads=2", "workers=3"])
+    wide = parse_grid(tmp_path / "grid.toml", ["train.threads=2", "train.workers=3"])
     with pytest.raises(RecipeError, match=r"takes 5 cores .*threads = 2, workers = 3.*--cores is 4"):
         run_grid(wide, tmp_path / "out", cores=4)
     assert not (tmp_path / "out").exists() and available() >= 1
@@ -61,9 +67,9 @@ def test_every_cell_that_cannot_be_run_is_named_before_any_starts(tmp_path, monk
     (tmp_path / "m.py").write_text(WIDE)
     lists = (
         '[grid]\nmethods = ["static", "odd", "gmp"]\nsparsities = [0.5, 0.9999]\nseeds = [0, 1]\n'
-        '[grid.variants.odd]\nmethod = "static"\npattern = "block:7x7"\n'
+        '[grid.variants.odd]\nmethod = { name = "static", pattern = "block:7x7" }\n'
     )
-    (tmp_path / "grid.toml").write_text(f'model = "{tmp_path}/m.py:build"\nepochs = 2\n{lists}')
+    (tmp_path / "grid.toml").write_text(f'[model]\nsource = "{tmp_path}/m.py:build"\n[train]\nepochs = 2\n{lists}')
     monkeypatch.setattr(comparison._Pool, "run", lambda *_: pytest.fail("a process would have been started"))
     with pytest.raises(RecipeError, match="cells cannot be run, so none was started") as raised:
         run_grid(parse_grid(tmp_path / "grid.toml"), tmp_path / "out", cores=1)

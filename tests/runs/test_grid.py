@@ -15,7 +15,7 @@ def written(tmp_path, text):
     return path
 
 
-def grid(tmp_path, text="", *pairs, head="epochs = 2\n"):
+def grid(tmp_path, text="", *pairs, head="[train]\nepochs = 2\n"):
     lists = '[grid]\nmethods = ["set", "rigl"]\nsparsities = [0.9, 0.95]\nseeds = [0, 1]\n'
     return parse_grid(written(tmp_path, f"{head}{lists}{text}"), pairs)
 
@@ -43,8 +43,8 @@ def test_what_a_wrapper_wraps_is_in_the_grid_in_front_of_it():
 
 
 def test_a_variant_has_keys_of_its_own_and_is_compared_with_its_method(tmp_path):
-    text = '[grid.variants.fan-in]\nmethod = "rigl"\nlr = 0.01\nmethod_options = { initial_scale = "fan-in" }\n'
-    found = grid(tmp_path, text, "grid.methods=fan-in", head="[method_options]\nupdate_every = 7\n")
+    text = '[grid.variants.fan-in]\ntrain = { lr = 0.01 }\nmethod = { name = "rigl", options = { initial_scale = "fan-in" } }\n'
+    found = grid(tmp_path, text, "grid.methods=fan-in", head="[method.options]\nupdate_every = 7\n")
     assert found.names() == ["dense", "rigl", "fan-in"] and found.bases("fan-in") == ("rigl",)
     rows = {cell.name: cell.recipe for cell in found.cells()}
     assert rows["fan-in"].method == "rigl" and (rows["fan-in"].lr, rows["rigl"].lr) == (0.01, Recipe().lr)
@@ -67,7 +67,7 @@ def test_a_row_may_have_several_bases_and_each_is_in_the_grid(tmp_path):
 
 
 def test_options_go_to_the_methods_that_have_them(tmp_path):
-    head = "[method_options]\nupdate_every = 7\n[method_options.set]\ndrop_fraction = 0.1\nupdate_every = 9\n"
+    head = "[method.options]\nupdate_every = 7\n[method.options.set]\ndrop_fraction = 0.1\nupdate_every = 9\n"
     rows = {cell.name: cell.recipe.method_options for cell in grid(tmp_path, head=head).cells()}
     assert rows == {"dense": {}, "set": {"update_every": 9, "drop_fraction": 0.1}, "rigl": {"update_every": 7}}
     given = {"update_every": 7, "cigl": {"rate": 0.5}, "rigl": {"stop_at": 0.5}}
@@ -78,11 +78,10 @@ def test_options_go_to_the_methods_that_have_them(tmp_path):
 def test_options_of_wrappers_come_from_the_file_the_pairs_and_the_variant(tmp_path):
     text = """
 [grid.variants.rare]
-method = "moon(cigl(rigl))"
-method_options = { rigl = { update_every = 9 }, cigl = { start_at = 0.9 } }
+method = { name = "moon(cigl(rigl))", options = { rigl = { update_every = 9 }, cigl = { start_at = 0.9 } } }
 """
-    head = "[method_options]\nupdate_every = 7\n[method_options.cigl]\nrate = 0.2\naverage_every = 5\n"
-    found = grid(tmp_path, text, "grid.methods=rare", "grid.seeds=0", "method_options.cigl.rate=0.3", head=head)
+    head = "[method.options]\nupdate_every = 7\n[method.options.cigl]\nrate = 0.2\naverage_every = 5\n"
+    found = grid(tmp_path, text, "grid.methods=rare", "grid.seeds=0", "method.options.cigl.rate=0.3", head=head)
     assert found.names() == ["dense", "rigl", "cigl(rigl)", "moon(cigl(rigl))", "rare"]
     rows = {cell.name: cell.recipe.method_options for cell in found.cells()}
     cigl = {"rate": 0.3, "average_every": 5}
@@ -94,23 +93,30 @@ method_options = { rigl = { update_every = 9 }, cigl = { start_at = 0.9 } }
 
 
 def test_pairs_override_keys_lists_and_options(tmp_path):
-    pairs = ("grid.seeds=3, 4", "grid.sparsities=0.5", "grid.methods=rigl", "epochs=9", "method_options.update_every=5")
+    pairs = (
+        "grid.seeds=3, 4",
+        "grid.sparsities=0.5",
+        "grid.methods=rigl",
+        "train.epochs=9",
+        "method.options.update_every=5",
+    )
     cells = grid(tmp_path, "", *pairs).cells()
     assert [str(cell) for cell in cells] == ["dense seed 3", "rigl 0.5 seed 3", "dense seed 4", "rigl 0.5 seed 4"]
     assert (cells[1].recipe.epochs, cells[1].recipe.method_options) == (9, {"update_every": 5})
 
 
 def test_the_resolved_grid_is_read_back_unchanged(tmp_path):
-    text = '[grid.bases]\nrigl = "set"\n[grid.variants."set, slow"]\nmethod = "set"\nlr = 0.001\nkeep_dense = ["0.*"]\n'
+    own = 'train = { lr = 0.001 }\nmethod = { name = "set", keep_dense = ["0.*"] }\n'
+    text = f'[grid.bases]\nrigl = "set"\n[grid.variants."set, slow"]\n{own}'
     lists = '[grid]\nmethods = ["rigl", "set, slow"]\nsparsities = [0.9]\nseeds = [0]\n'
-    found = parse_grid(written(tmp_path, f"[method_options]\nupdate_every = 5\n{lists}{text}"))
+    found = parse_grid(written(tmp_path, f"[method.options]\nupdate_every = 5\n{lists}{text}"))
     again = parse_grid(written(tmp_path, found.to_toml()))
     assert again == found and again.to_toml() == found.to_toml()
     assert [cell.recipe.hash() for cell in again.cells()] == [cell.recipe.hash() for cell in found.cells()]
 
 
 def test_who_teaches_in_a_grid(tmp_path):
-    text = '[grid.bases]\ntaught = "set"\n[grid.variants.taught]\nmethod = "distilled(set)"\nteacher = "t.sparsify"\n'
+    text = '[grid.bases]\ntaught = "set"\n[grid.variants.taught]\nmethod = { name = "distilled(set)", teacher = "t.sparsify" }\n'
     lists = '[grid]\nmethods = ["taught", "distilled(set)"]\nsparsities = [0.9]\nseeds = [0]\n'
     cells = parse_grid(written(tmp_path, lists + text)).cells()
     found = {cell.name: (cell.recipe.teacher, cell.recipe.baseline) for cell in cells}
@@ -120,13 +126,14 @@ def test_who_teaches_in_a_grid(tmp_path):
 
 
 MISTAKES = {
-    "no grid": ("epochs = 2\n", "has no [grid]. It names methods, sparsities and seeds"),
+    "no grid": ("[train]\nepochs = 2\n", "has no [grid]. It names methods, sparsities and seeds"),
     "grid is no table": ("grid = 3\n", "has no [grid]"),
-    "unknown key": ("epoch = 2\n[grid]\n", "has no key 'epoch'. Nearest: epochs"),
+    "unknown key": ("[train]\nepoch = 2\n[grid]\n", "there is no key 'train.epoch'. Nearest: train.epochs"),
+    "a flat key": ("epochs = 2\n[grid]\n", "the recipe of a grid has its keys in tables: epochs is train.epochs"),
     "unknown key of the grid": ("[grid]\nmethod = ['rigl']\n", "[grid] has no key 'method'. Nearest: methods"),
-    "a teacher of all rows": ("teacher = 't.sparsify'\n[grid]\n", "no key 'teacher', but teacher: a key of the variants"),
-    "the grid decides": ("seed = 3\n[grid]\n", "has no key 'seed', but seeds: grid.seeds"),
-    "a baseline": ("baseline = true\n[grid]\n", "the dense model is always in a grid"),
+    "a teacher of all rows": ("[method]\nteacher = 't.sparsify'\n[grid]\n", "no key 'method.teacher', but teacher: a key of the variants"),
+    "the grid decides": ("[train]\nseed = 3\n[grid]\n", "has no key 'train.seed', but seeds: grid.seeds"),
+    "a baseline": ("[method]\nbaseline = true\n[grid]\n", "the dense model is always in a grid"),
     "lists missing": ("[grid]\nmethods = ['rigl']\n", "grid.sparsities: Field required"),
     "no seeds": ("[grid]\nmethods = ['rigl']\nsparsities = [0.9]\nseeds = []\n", "grid.seeds: List should have at least 1"),
     "no methods": ("[grid]\nmethods = []\nsparsities = [0.9]\nseeds = [0]\n", "grid.methods: List should have at least 1"),
@@ -141,49 +148,50 @@ MISTAKES = {
     "a seed twice": ("[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1, 1]\n", "grid.seeds has 1 twice"),
     "a sparsity twice": ("[grid]\nmethods = ['set']\nsparsities = [0.9, 0.90]\nseeds = [1]\n", "grid.sparsities has 0.9 twice"),
     "one cell under two names": (
-        "[grid]\nmethods = ['set', 'mine']\nsparsities = [0.9]\nseeds = [1]\n[grid.variants.mine]\nmethod = 'set'\n",
+        "[grid]\nmethods = ['set', 'mine']\nsparsities = [0.9]\nseeds = [1]\n[grid.variants.mine]\nmethod = { name = 'set' }\n",
         "two cells of the grid are the same run: set 0.9 seed 1 and mine 0.9 seed 1",
     ),
     "one folder of two cells": (
-        "[grid]\nmethods = ['a b', 'a-b']\nsparsities = [0.9]\nseeds = [1]\n[grid.variants.'a b']\nmethod = 'set'\nlr = 1\n"
-        "[grid.variants.a-b]\nmethod = 'set'\nlr = 2\n",
+        "[grid]\nmethods = ['a b', 'a-b']\nsparsities = [0.9]\nseeds = [1]\n[grid.variants.'a b']\n"
+        "method = { name = 'set' }\ntrain = { lr = 1 }\n"
+        "[grid.variants.a-b]\nmethod = { name = 'set' }\ntrain = { lr = 2 }\n",
         "two cells of the grid are one folder",
     ),
     "pattern against sparsity": (
-        "pattern = 'nm:2:4'\n[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n",
+        "[method]\npattern = 'nm:2:4'\n[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n",
         "grid row 'set' at sparsity 0.9: method 'set': pattern nm:2:4 fixes the density",
     ),
     "an option of no method": (
-        "[method_options]\nupdat_every = 3\n[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n",
+        "[method.options]\nupdat_every = 3\n[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n",
         "has no key 'updat_every'. Nearest: update_every",
     ),
-    "options no table": ("method_options = 3\n[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n", "should be a table"),
+    "options no table": ("[method]\noptions = 3\n[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n", "should be a table"),
     "options of one method no table": (
-        "[method_options]\nset = 3\n[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n",
-        "[method_options.set] should be a table of options, found 3",
+        "[method.options]\nset = 3\n[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n",
+        "[method.options.set] should be a table of options, found 3",
     ),
     "unknown method before its options": (
-        "[method_options]\nupdate_every = 3\n[grid]\nmethods = ['riggl']\nsparsities = [0.9]\nseeds = [1]\n",
+        "[method.options]\nupdate_every = 3\n[grid]\nmethods = ['riggl']\nsparsities = [0.9]\nseeds = [1]\n",
         "there is no method 'riggl'",
     ),
     "an option of another method": (
-        "[method_options.set]\nreplaces_step = true\n[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n",
+        "[method.options.set]\nreplaces_step = true\n[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n",
         "method 'set' has no option 'replaces_step'",
     ),
     "unknown key of a variant": (
-        "[grid]\nmethods = ['mine']\nsparsities = [0.9]\nseeds = [1]\n[grid.variants.mine]\nmethd = 'set'\n",
-        "variant 'mine' of the grid has no key 'methd'. Nearest: method",
+        "[grid]\nmethods = ['mine']\nsparsities = [0.9]\nseeds = [1]\n[grid.variants.mine]\nmethod = { nam = 'set' }\n",
+        "variant 'mine' of the grid: there is no key 'method.nam'. Nearest: method.name",
     ),
     "options of a variant no table": (
-        "[grid]\nmethods = ['mine']\nsparsities = [0.9]\nseeds = [1]\n[grid.variants.mine]\nmethod_options = 1\n",
-        "method_options of variant 'mine' should be a table",
+        "[grid]\nmethods = ['mine']\nsparsities = [0.9]\nseeds = [1]\n[grid.variants.mine]\nmethod = { options = 1 }\n",
+        "method.options of variant 'mine' should be a table",
     ),
     "an unused variant": (
-        "[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n[grid.variants.mine]\nmethod = 'set'\n",
+        "[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n[grid.variants.mine]\nmethod = { name = 'set' }\n",
         "grid.variants has 'mine', which is no row",
     ),
     "dense as a variant": (
-        "[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n[grid.variants.dense]\nlr = 1.0\n",
+        "[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n[grid.variants.dense]\ntrain = { lr = 1.0 }\n",
         "'dense' is the baseline and cannot be a variant",
     ),
     "an unused base": (
@@ -213,8 +221,9 @@ def test_a_mistake_is_told(tmp_path, name):
         ("grid.seds=1", "should be grid.methods"),
         ("grid.seeds", "should be grid.methods"),
         ("grid.seeds=", "at least 1"),
-        ("epochs", "key=value"),
-        ("lr=fast", "valid number"),
+        ("train.epochs", "key=value"),
+        ("lr=0.1", r"the key 'lr' stands in a table: write train\.lr\."),
+        ("train.lr=fast", "valid number"),
     ],
 )
 def test_a_mistake_in_a_pair_is_told(tmp_path, pair, message):
@@ -228,6 +237,7 @@ def test_a_run_refuses_the_recipe_of_a_grid(tmp_path):
 
 
 def test_all_rows_whose_recipe_does_not_hold_are_named(tmp_path):
-    text = '[grid.variants.odd]\nmethod = "set"\npattern = "2:4"\n[grid.variants.late]\nmethod = "set"\nlr = -1\n'
+    text = '[grid.variants.odd]\nmethod = { name = "set", pattern = "2:4" }\n[grid.variants.late]\n'
+    text += 'method = { name = "set" }\ntrain = { lr = -1 }\n'
     with pytest.raises(RecipeError, match=r"'odd' at sparsity 0\.9.*'late' at sparsity 0\.9"):
         grid(tmp_path, text, "grid.methods=odd,late")

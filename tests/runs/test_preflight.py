@@ -47,7 +47,7 @@ def test_the_logits_are_chosen_by_the_data_or_the_recipe_and_limits_stop_a_run_e
 
     with pytest.warns(TraceWarning, match="the only one with 10 columns"):
         assert made("features").output_names("eval") == ("output_0", "logits")
-    with pytest.raises(TraceError, match="--set logits=1"):
+    with pytest.raises(TraceError, match=r"--set model\.logits=1"):
         made("alike")
     assert made("alike", logits=1).output_names("eval") == ("output_0", "logits")
     with pytest.warns(TraceWarning, match="'calls'"), pytest.raises(TraceError, match="a file keeps no state"):

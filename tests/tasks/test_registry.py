@@ -71,15 +71,13 @@ def test_a_task_of_another_package_is_built_and_inferred():
         def suits(self, target, shape):
             return target.dtype is torch.int16
 
-    try:
+    with TASKS.forgetting():
         assert register(Ordinal) is Ordinal
         assert register(Ordinal) is Ordinal
         assert build("ordinal") == Ordinal()
         assert infer(torch.zeros(3, dtype=torch.int16) + 5, ("N",)) == Ordinal()
         with pytest.raises(TaskError, match="the task name 'regression' is taken"):
             register(type("Regression", (Ordinal,), {"name": "regression"}))
-    finally:
-        TASKS._entries.pop("ordinal", None)
 
 
 def test_custom_reads_functions_of_the_user():

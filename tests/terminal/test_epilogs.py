@@ -13,4 +13,4 @@ def test_examples_by_hand():
 
 def test_keys_without_an_option_are_listed_with_their_defaults():
     text = other_keys("model", "data")
-    assert "export_precision=fp32" in text and "weights=none" in text and "model=" not in text
+    assert "export.precision=fp32" in text and "model.weights=none" in text and "model.source=" not in text

@@ -1,0 +1,155 @@
+"""The keys of a recipe as its file writes them, in tables, and the fields of `Recipe` they are.
+
+``[train] lr`` is the field ``lr``, and ``--set train.lr=0.1`` for the command.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparsify.errors import RecipeError
+
+TABLES: Mapping[str, Mapping[str, str]] = {
+    "model": {
+        "source": "model",
+        "weights": "weights",
+        "logits": "logits",
+        "dynamic": "dynamic",
+        "trust_pickle": "trust_pickle",
+    },
+    "data": {
+        "source": "data",
+        "target": "target",
+        "category_columns": "category_columns",
+        "ignore_columns": "ignore_columns",
+        "holdout": "holdout",
+        "test_holdout": "test_holdout",
+        "train_samples": "train_samples",
+        "image_size": "image_size",
+        "channels": "channels",
+        "normalise": "normalise",
+        "mean": "mean",
+        "std": "std",
+        "ood": "ood",
+    },
+    "task": {
+        "kind": "task",
+        "loss": "loss",
+        "figures": "figures",
+        "options": "task_options",
+    },
+    "method": {
+        "name": "method",
+        "sparsity": "sparsity",
+        "pattern": "pattern",
+        "keep_dense": "keep_dense",
+        "baseline": "baseline",
+        "teacher": "teacher",
+        "options": "method_options",
+    },
+    "train": {
+        "epochs": "epochs",
+        "batch_size": "batch_size",
+        "optimizer": "optimizer",
+        "lr": "lr",
+        "momentum": "momentum",
+        "weight_decay": "weight_decay",
+        "schedule": "schedule",
+        "warmup": "warmup",
+        "label_smoothing": "label_smoothing",
+        "clip_gradient_norm": "clip_gradient_norm",
+        "augment": "augment",
+        "device": "device",
+        "precision": "precision",
+        "early_stop": "early_stop",
+        "seed": "seed",
+        "threads": "threads",
+        "checkpoint_every": "checkpoint_every",
+        "workers": "workers",
+    },
+    "export": {
+        "calibrator": "calibrator",
+        "opset": "opset",
+        "storage": "storage",
+        "form": "form",
+        "selection": "selection",
+        "precision": "export_precision",
+        "input": "export_input",
+        "batch": "export_batch",
+    },
+}
+"""By table, the field of each key."""
+_SPELT = {field: f"{table}.{key}" for table, keys in TABLES.items() for key, field in keys.items()}
+
+
+def spelt(field: str) -> str:
+    """How a file writes a field of `Recipe`: ``train.lr``."""
+    return _SPELT.get(field, field)
+
+
+def field_of(words: str) -> str:
+    """The field that ``train.lr`` is; hyphens stand for underscores.
+
+    Raises:
+        RecipeError: If there is no such key, naming the nearest, or the table of one that is written without.
+    """
+    words = words.replace("-", "_")
+    table, dot, key = words.partition(".")
+    if dot and key in TABLES.get(table, {}):
+        return TABLES[table][key]
+    raise RecipeError(_unknown(words))
+
+
+def from_tables(values: Mapping[str, Any], owner: str = "a recipe") -> dict[str, Any]:
+    """The fields that the tables of a file are.
+
+    Args:
+        values: tables by name.
+        owner: what they are of, for messages.
+
+    Raises:
+        RecipeError: If a key is unknown, naming the nearest, or stands outside its table, with the new spelling of each.
+    """
+    if outside := [key for key in values if not (key in TABLES and isinstance(values[key], Mapping))]:
+        raise RecipeError(_outside(outside, owner))
+    found: dict[str, Any] = {}
+    for table, keys in values.items():
+        for key, value in keys.items():
+            if key not in TABLES[table]:
+                raise RecipeError(f"{owner}: {_unknown(f'{table}.{key}')}")
+            found[TABLES[table][key]] = value
+    return found
+
+
+def to_tables(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The inverse of `from_tables`, tables and keys in their order."""
+    found = {
+        table: {key: fields[field] for key, field in keys.items() if field in fields} for table, keys in TABLES.items()
+    }
+    return {table: keys for table, keys in found.items() if keys}
+
+
+def _outside(keys: Sequence[str], owner: str) -> str:
+    known = [f"{key} is {spelt(key)}" for key in keys if key in _SPELT]
+    others = [key for key in keys if key not in _SPELT]
+    if not known:
+        return f"{owner} has no table {others[0]!r}. Its tables are {', '.join(f'[{table}]' for table in TABLES)}."
+    more = f" There is no key {', '.join(map(repr, others))}." if others else ""
+    table, _, key = spelt(next(key for key in keys if key in _SPELT)).partition(".")
+    return f"{owner} has its keys in tables: {', '.join(known)}. Write [{table}] and, below it, {key}.{more}"
+
+
+def _unknown(words: str) -> str:
+    field = words.rpartition(".")[2]
+    if field in _SPELT and "." not in words:
+        return f"the key {words!r} stands in a table: write {spelt(field)}."
+    names = list(_SPELT.values())
+    near = [spelt(field)] if field in _SPELT else []
+    near += [name for name in difflib.get_close_matches(words, names, n=3) if name not in near]
+    near += [n for n in names if difflib.get_close_matches(field, [n.partition(".")[2]], cutoff=0.75) and n not in near]
+    table = words.partition(".")[0]
+    listed = ", ".join(TABLES[table]) if table in TABLES else ", ".join(f"[{name}]" for name in TABLES)
+    where = table if table in TABLES else "the tables"
+    return f"there is no key {words!r}. Nearest: {', '.join(near[:4]) or 'none'}. All of {where}: {listed}."

@@ -1,0 +1,99 @@
+"""TOML read as a stranger's text, and written."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sparsify.errors import RecipeError
+from sparsify.ir.foreign import INTEGERS, LONGEST_TEXT, read_text
+
+LARGEST_RECIPE = 1 << 20  # bytes
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        RecipeError: If the file cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(read_text(path, largest=LARGEST_RECIPE))
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}.") from error
+    except RecursionError as error:
+        raise RecipeError(f"{path} is not the TOML of a recipe: it is nested too deeply.") from error
+    except ValueError as error:  # not TOML, not UTF-8, too large, or a number of thousands of digits
+        raise RecipeError(f"{path} is not TOML: {error}.") from error
+
+
+def check_values(value: Any, where: str = "the recipe") -> None:
+    """Refuse what no key can mean: numbers that are not finite or have more than 64 bits, text that is no text.
+
+    Raises:
+        RecipeError: Naming the key.
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            check_values(inner, str(key))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            check_values(inner, where)
+    elif isinstance(value, int) and value not in INTEGERS:
+        raise RecipeError(f"{where} is a number of more than 64 bits. Give one that fits.")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{where} is {value}; it should be finite.")
+    elif isinstance(value, str) and not _is_text(value):
+        raise RecipeError(
+            f"{where} is {shown(value)}, which is longer than {LONGEST_TEXT} characters, or holds control characters or bytes that are "
+            f"not UTF-8. A recipe is a text file: rename what it names."
+        )
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return (
+            len(value.encode()) <= 4 * LONGEST_TEXT
+            and len(value) <= LONGEST_TEXT
+            and not re.search(r"[\x00-\x1f\x7f]", value)
+        )
+    except UnicodeEncodeError:
+        return False
+
+
+def shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def to_toml(values: Mapping[str, Any], table: str = "") -> str:
+    """TOML of scalars, lists and, after them, tables; None and empty tables are left out. `read_toml` reads it back."""
+    lines = [
+        f"{_key(key)} = {_toml(value)}"
+        for key, value in values.items()
+        if value is not None and not isinstance(value, Mapping)
+    ]
+    text = "".join(f"{line}\n" for line in lines)
+    if table and lines:
+        text = f"\n[{table}]\n{text}"
+    nested = (
+        (f"{table}.{_key(key)}".lstrip("."), value) for key, value in values.items() if isinstance(value, Mapping)
+    )
+    return text + "".join(to_toml(value, name) for name, value in nested)
+
+
+def _key(text: str) -> str:
+    return text if re.fullmatch(r"[\w-]+", text, re.ASCII) else json.dumps(text)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value) if isinstance(value, str) else repr(value)
