@@ -331,7 +331,7 @@ def methods_are_values(root: Path) -> Iterator[str]:
 
 
 def training_knows_no_method(root: Path) -> Iterator[str]:
-    """Training reads the slots of a `Method`: it imports no method, names none, and does not ask for a name."""
+    """Training reads the slots of a `Method`: it imports no method, names none outside examples, and does not ask for a name."""
     stems = {path.stem for path in (root / "sparsify/methods").glob("*.py")} - NO_METHODS
     names = {name for stem in stems for name in (stem, stem.replace("_", "-"))} | {*METHODS, *WRAPPERS}
     words = re.compile(rf"(?<![\w-])(?:{'|'.join(sorted(map(re.escape, names - ALSO_WORDS)))})(?![\w-])", re.IGNORECASE)
@@ -341,7 +341,8 @@ def training_knows_no_method(root: Path) -> Iterator[str]:
             if name.startswith("sparsify.methods.") and room != "base" and not hasattr(base, room):
                 yield f"{path}:{line}: imports {name}"
         for number, line in enumerate((root / path).read_text().splitlines(), 1):
-            if match := words.search(line):
+            example = line.lstrip().startswith(">>> ")
+            if not example and (match := words.search(line)):
                 yield f"{path}:{number}: names {match[0]!r}"
         for node in ast.walk(tree):
             asked = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []

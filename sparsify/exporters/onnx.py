@@ -122,6 +122,14 @@ def export(
 
     Warns:
         ExportWarning: If a file in the form asked for was made and does not agree with the program; the dense one is written.
+
+    Examples:
+        >>> import torch
+        >>> import sparsify as sp
+        >>> program = sp.trace(torch.nn.Linear(4, 3), torch.rand(2, 4)).eval()
+        >>> result = sp.export(program, "model.onnx", inputs=torch.rand(8, 4))
+        >>> result.path.name
+        'model.onnx'
     """
     if min(batch, threads) < 1:
         raise ExportError(f"batch and threads should be at least 1, found batch {batch} and threads {threads}.")

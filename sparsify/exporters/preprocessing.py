@@ -34,6 +34,12 @@ class Preprocessing:
 
     Raises:
         ExportError: If a value is out of range, or the numbers of channels differ.
+
+    Examples:
+        >>> import torch
+        >>> import sparsify as sp
+        >>> sp.Preprocessing(mean=(0.5,), std=(0.5,)).inputs(torch.tensor([[0, 255]], dtype=torch.uint8))
+        tensor([[-1.,  1.]])
     """
 
     mean: tuple[float, ...] = (0.0,)

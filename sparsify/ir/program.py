@@ -52,6 +52,13 @@ class Program(nn.Module):
         places: input, dimension and name of every size that may vary.
         plain_inputs: how many positional arguments a call gives, where each is one value and there are no others; -1 elsewhere.
         unfinished: what a trainer has still to do before the program is as sparse as asked for; empty without a trainer.
+
+    Examples:
+        >>> import torch
+        >>> import sparsify as sp
+        >>> program = sp.trace(torch.nn.Linear(4, 3), torch.rand(2, 4), name="layer")
+        >>> program.stage.value, program.input_specs[0].name, [site.name for site in program.maskable()]
+        ('traced', 'input', ['weight'])
     """
 
     name: str
@@ -227,9 +234,7 @@ class Program(nn.Module):
         return self.get_parameter(name)
 
     def tensor(self, name: str) -> Tensor:
-        """The parameter or buffer called ``name``.
-
-        Looked up in the state tables, never as an attribute: a user's parameter may be called like a method of this class.
+        """The parameter or buffer called ``name``, even where a method of this class has the same name.
 
         Raises:
             AttributeError: If there is none.
@@ -263,11 +268,7 @@ class Program(nn.Module):
 
     def taps(self) -> dict[str, GradientTap]:
         """Gradient taps by weight name (after `insert-gradient-taps`)."""
-        return {
-            name.removesuffix("_tap"): module
-            for name, module in self.named_modules()
-            if isinstance(module, GradientTap)
-        }
+        return {name.removesuffix("_tap"): tap for name, tap in self.named_modules() if isinstance(tap, GradientTap)}
 
     def hooks(self) -> dict[str, nn.Module]:
         """Taps and other modules that passes put into the graphs, by qualified name."""
@@ -356,8 +357,7 @@ class Program(nn.Module):
 
         return program_text(self)
 
-    def __str__(self) -> str:
-        return self.text()
+    __str__ = text
 
     def verify(self) -> None:
         """Check every rule of the program's stage.

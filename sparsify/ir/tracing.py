@@ -84,6 +84,14 @@ def trace(
         TraceError: If an argument is of another kind or not one of ``forward``, the model cannot be exported, several outputs could be
             the one that the task reads, or a phase does not behave like the model.
         TaskError: If there is no task of that name.
+
+    Examples:
+        >>> import torch
+        >>> import sparsify as sp
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> program = sp.trace(model, torch.rand(2, 4))
+        >>> program(torch.rand(5, 4)).shape
+        torch.Size([5, 3])
     """
     meaning = None if task is None else kind(task)
     _check_inputs(model, inputs, kwargs or {})

@@ -27,6 +27,11 @@ def adversarial(base: Method, *, radius: float = 8 / 255, step_size: float = 2 /
 
     Raises:
         RecipeError: If ``base`` attacks already, or an option is out of range.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> sp.methods.adversarial(sp.methods.rigl(density=0.1), iterations=3).attack.iterations
+        3
     """
     if base.attack is not None:
         raise RecipeError(f"method {base.name!r} attacks inputs already.")

@@ -58,13 +58,16 @@ def agent(
 
     Raises:
         RecipeError: If ``base`` corrects gradients already, or an option is out of range.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> sp.methods.agent(sp.methods.rigl(density=0.1)).name
+        'agent(rigl)'
     """
     if base.correction is not None:
         raise RecipeError(f"method {base.name!r} corrects gradients already; agent() around it would replace that.")
-    for value, among, option in (
-        (snapshot, SNAPSHOTS, "snapshot"),
-        (coefficient, (*COMPARISONS, "fixed"), "coefficient"),
-    ):
+    named = (snapshot, SNAPSHOTS, "snapshot"), (coefficient, (*COMPARISONS, "fixed"), "coefficient")
+    for value, among, option in named:
         if value not in among:
             raise RecipeError(f"{option} should be one of {', '.join(among)}, found {value!r}.")
     in_range(smoothing, 0.0, 1.0, "smoothing")

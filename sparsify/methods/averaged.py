@@ -28,6 +28,12 @@ def averaged(
 
     Raises:
         RecipeError: If ``base`` averages already.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> method = sp.methods.averaged(sp.methods.rigl(density=0.1), start_at="90%")
+        >>> method.name, method.averaging(1000).start_at
+        ('averaged(rigl)', 900)
     """
     if base.averaging is not None:
         raise RecipeError(f"method {base.name!r} averages weights already; averaged() around it has nothing to add.")

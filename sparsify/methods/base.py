@@ -77,6 +77,11 @@ class Method:
         holds_hidden: weights that a random mask hid keep their value through the step; False: momentum and weight decay move them.
         calibrator: the kind of head fitted at the end.
         tasks: names of the tasks it is made for; none named: every task.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> sp.Method(name="half", density=0.5, initial="random").name
+        'half'
     """
 
     name: str

@@ -38,6 +38,12 @@ def cigl(
 
     Raises:
         RecipeError: If ``base`` averages weights or has random masks already.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> method = sp.methods.cigl(sp.methods.rigl(density=0.1), rate=0.2)
+        >>> method.name, [str(part) for part in method.passes]
+        ('cigl(rigl)', ['insert-random-masks{rate=0.2}'])
     """
     if base.averaging is not None:
         raise RecipeError(

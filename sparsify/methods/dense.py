@@ -7,5 +7,11 @@ from sparsify.methods.base import Method, checked_method
 
 @checked_method
 def dense() -> Method:
-    """No masks."""
+    """No masks.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> sp.methods.dense().density
+        1.0
+    """
     return Method(name="dense", density=1.0, initial="dense")

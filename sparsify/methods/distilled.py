@@ -28,6 +28,12 @@ def distilled(base: Method, *, weight: float = 0.9, temperature: float = 4.0) ->
 
     Raises:
         RecipeError: If ``base`` has a teacher already, or an option is out of range.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> method = sp.methods.distilled(sp.methods.gmp(density=0.1), temperature=2.0)
+        >>> method.name, method.distillation.temperature
+        ('distilled(gmp)', 2.0)
     """
     if base.distillation is not None:
         raise RecipeError(

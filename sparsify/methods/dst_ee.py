@@ -73,6 +73,12 @@ def dst_ee(
         allocation: ERK by default.
         pattern: which positions may be active together.
         keep_dense: globs of weights without a mask.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> method = sp.methods.dst_ee(density=0.1, c=0.001, update_every=50)
+        >>> method.name, method.density
+        ('dst-ee', 0.1)
     """
     in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
     in_range(drop_fraction_end, 0.0, 1.0, "drop_fraction_end")

@@ -33,6 +33,13 @@ def gmp(
         allocation: global ranking by default.
         pattern: which positions may be active together. A pattern that fixes its density is reached in one round.
         keep_dense: globs of weights without a mask.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> method = sp.methods.gmp(density=0.1)
+        >>> density = method.topology(1000).density
+        >>> [round(density(step), 2) for step in (0, 50, 400, 750)]
+        [1.0, 1.0, 0.21, 0.1]
     """
 
     check_durations(start_at=start_at, stop_at=stop_at, update_every=update_every)

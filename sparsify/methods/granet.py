@@ -50,6 +50,12 @@ def granet(
         allocation: of each pruning; global ranking by default.
         pattern: which positions may be active together. A pattern that fixes its density is reached in one round.
         keep_dense: globs of weights without a mask.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> method = sp.methods.granet(density=0.1, initial_density=0.5)
+        >>> method.initial, method.initial_density
+        ('random', 0.5)
     """
     in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
     in_range(drop_fraction_end, 0.0, 1.0, "drop_fraction_end")

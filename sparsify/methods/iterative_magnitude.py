@@ -42,6 +42,12 @@ def imp(
         allocation: global ranking by default.
         pattern: which positions may be active together. A pattern that fixes its density is reached in one pruning.
         keep_dense: globs of weights without a mask.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> method = sp.methods.imp(density=0.1, rewind_to="10%")
+        >>> method.name, method.density
+        ('imp', 0.1)
     """
     check_density("imp", density)
     in_range(prune_fraction, 1e-3, 1.0, "prune_fraction")

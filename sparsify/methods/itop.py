@@ -59,6 +59,11 @@ def itop(
 
     Raises:
         RecipeError: If ``normalise`` is given where growth is not by gradient.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> sp.methods.itop(density=0.1, growth="random").name
+        'itop'
     """
     in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
     in_range(drop_fraction_end, 0.0, 1.0, "drop_fraction_end")

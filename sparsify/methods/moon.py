@@ -23,6 +23,12 @@ def widened(base: Method, *, score: str = "known") -> Method:
 
     Raises:
         RecipeError: If ``base`` has an unknown class already, or there is no such score.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> method = sp.methods.widened(sp.methods.rigl(density=0.1))
+        >>> [str(part) for part in method.passes]
+        ['widen-classifier']
     """
     one_of(score, SCORES, "score")
     if any(isinstance(step, WidenClassifier) for step in base.passes):
@@ -68,6 +74,11 @@ def moon(
 
     Raises:
         RecipeError: If ``base`` has a loss of its own, or an option is out of range.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> sp.methods.moon(sp.methods.rigl(density=0.1)).name
+        'moon(rigl)'
     """
     if base.objective is not None:
         raise RecipeError(f"moon({base.name}): {base.name!r} has a loss of its own already; wrap a method without one.")

@@ -27,6 +27,11 @@ def one_shot(
         allocation: global ranking by default.
         pattern: which positions may be active together.
         keep_dense: globs of weights without a mask.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> sp.methods.one_shot(density=0.1, prune_at="25%").initial
+        'dense'
     """
     check_durations(prune_at=prune_at)
     return Method(

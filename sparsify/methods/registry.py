@@ -143,6 +143,11 @@ def build(name: str, given: Mapping[str, Any]) -> Method:
     Raises:
         RecipeError: If a method or an option is unknown, a required option is missing, two wrappers exclude each other, or a function
             of the user's own fails or returns something else.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> sp.methods.build("cigl(agent(rigl))", {"density": 0.1, "agent": {"gamma": 0.05}}).name
+        'cigl(agent(rigl))'
     """
     *wrappers, base = layers(name)
     tables = _tables(name, (*wrappers, base), given)

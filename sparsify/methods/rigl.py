@@ -44,6 +44,12 @@ def rigl(
         allocation: ERK by default.
         pattern: which positions may be active together.
         keep_dense: globs of weights without a mask.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> method = sp.methods.rigl(density=0.1, update_every=20, pattern="grouped:8")
+        >>> method.name, method.density, method.pattern
+        ('rigl', 0.1, 'grouped:8')
     """
     in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
     check_durations(update_every=update_every, stop_at=stop_at)

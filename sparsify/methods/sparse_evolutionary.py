@@ -38,6 +38,11 @@ def set(
         allocation: ERK by default.
         pattern: which positions may be active together.
         keep_dense: globs of weights without a mask.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> sp.methods.set(density=0.1, drop_fraction=0.2).name
+        'set'
     """
     in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
     check_durations(update_every=update_every, stop_at=stop_at)

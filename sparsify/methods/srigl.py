@@ -49,6 +49,12 @@ def srigl(
 
     Raises:
         RecipeError: If the pattern is another.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> method = sp.methods.srigl(density=0.1)
+        >>> method.pattern, method.initial_scale
+        ('fan-in', 'fan-in')
     """
     in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
     check_durations(update_every=update_every, stop_at=stop_at)

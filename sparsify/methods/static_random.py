@@ -23,6 +23,12 @@ def static_random(
         allocation: ERK by default.
         pattern: which positions may be active together.
         keep_dense: globs of weights without a mask.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> method = sp.methods.static_random(density=0.1, keep_dense=("head.*",))
+        >>> method.initial, method.keep_dense
+        ('random', ('head.*',))
     """
     return Method(
         name="static",

@@ -25,6 +25,12 @@ def weight_dropout(base: Method, *, rate: float = 0.1, rescale: bool = True, hol
 
     Raises:
         RecipeError: If ``base`` has random masks already, or ``rate`` is out of range.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> method = sp.methods.weight_dropout(sp.methods.rigl(density=0.1), rate=0.2)
+        >>> [str(part) for part in method.passes]
+        ['insert-random-masks{rate=0.2 rescale=true}']
     """
     if any(isinstance(step, InsertRandomMasks) for step in base.passes):
         raise RecipeError(

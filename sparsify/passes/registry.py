@@ -54,7 +54,16 @@ for _cls in (
 @checked_fields(PassError)
 @dataclass(frozen=True)
 class Pipeline:
-    """Passes in order. Calling it clones the program once and returns the rewritten clone."""
+    """Passes in order. Calling it clones the program once and returns the rewritten clone.
+
+    Examples:
+        >>> import torch
+        >>> import sparsify as sp
+        >>> program = sp.trace(torch.nn.Linear(8, 4), torch.rand(2, 8))
+        >>> sparse = sp.Pipeline.parse("insert-masks{density=0.25} | fold-masks")(program)
+        >>> int(sparse.weight("weight").count_nonzero()), int(program.weight("weight").count_nonzero())
+        (8, 32)
+    """
 
     passes: tuple[Pass, ...]
 

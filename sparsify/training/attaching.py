@@ -65,6 +65,20 @@ def attach(
         PatternError: If the pattern does not fit a weight.
         AllocationError: If the density cannot be met.
         TaskError: If there is no task of that name.
+
+    Examples:
+        >>> import torch
+        >>> import sparsify as sp
+        >>> program = sp.trace(torch.nn.Linear(20, 5), torch.rand(2, 20)).train()
+        >>> optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
+        >>> trainer = sp.attach(sp.methods.gmp(density=0.1), program, optimizer, total_steps=40)
+        >>> for _ in range(40):
+        ...     loss = torch.nn.functional.cross_entropy(program(torch.rand(8, 20)), torch.randint(5, (8,)))
+        ...     loss.backward()
+        ...     trainer.step()
+        ...     optimizer.zero_grad()
+        >>> int(program.weight("weight").count_nonzero())
+        10
     """
     if total_steps < 1:
         raise TrainingError(f"total_steps should be at least 1, found {total_steps}. Use len(loader) * epochs.")

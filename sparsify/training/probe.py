@@ -16,6 +16,8 @@ Closure = Callable[[], Tensor]
 """The loss of a batch, a scalar, by a forward pass of the program in train mode; no backward pass."""
 Sweep = Callable[[], Iterable[Closure]]
 """The losses of the training batches, one after another, in an order drawn anew; each is asked for before the next is made."""
+COUNTED = ("rounds", "skipped_rounds", "skipped_steps", "probes", "forwards", "backwards")
+"""What a trainer counts."""
 
 
 class ProbedBatch:

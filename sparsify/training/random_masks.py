@@ -10,6 +10,10 @@ from torch import Tensor
 
 from sparsify.ir import Program, RandomMaskSite
 
+SALT = 0x9E3779B97F4A7C15
+"""Added to the seed of masks: weights initialised with the same seed come from the same stream, and masks drawn from it again would
+keep the weights with the highest values, all of one sign."""
+
 
 class RandomMasks:
     """The random masks of a program, all visible until they are drawn.

@@ -30,19 +30,13 @@ from sparsify.training.initial_masks import insert_masks
 from sparsify.training.loss import RunningLoss
 from sparsify.training.meaning import meaning, read
 from sparsify.training.optimizers import Optimizers, Watch, check_single_process
-from sparsify.training.probe import Closure, Sweep
-from sparsify.training.random_masks import RandomMasks
+from sparsify.training.probe import COUNTED, Closure, Sweep
+from sparsify.training.random_masks import SALT, RandomMasks
 from sparsify.training.rewinding import Rewinder
 from sparsify.training.rounds import Rounds
 from sparsify.training.slots import filled
 from sparsify.training.teaching import Teacher, Teaching
 from sparsify.training.zeros import Zeros
-
-SALT = 0x9E3779B97F4A7C15
-"""Added to the seed of masks: weights initialised with the same seed come from the same stream, and masks drawn from it again would
-keep the weights with the highest values, all of one sign."""
-
-COUNTED = ("rounds", "skipped_rounds", "skipped_steps", "probes", "forwards", "backwards")
 
 
 class SparseTrainer:
@@ -56,6 +50,15 @@ class SparseTrainer:
             own), and forward and backward passes, each of one batch, those of the steps included.
         left_dense: why each weight that could have a mask has none.
         schedule: the steps that the durations of the method stand for in this run, by ``slot.option``; ``first_round`` and ``last_round``.
+
+    Examples:
+        >>> import torch
+        >>> import sparsify as sp
+        >>> program = sp.trace(torch.nn.Linear(8, 4), torch.rand(2, 8)).train()
+        >>> optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
+        >>> trainer = sp.attach(sp.methods.static_random(density=0.25), program, optimizer, total_steps=10)
+        >>> trainer.steps, trainer.density
+        (0, 0.25)
     """
 
     __class__ = property(lambda self: torch.optim.Optimizer)  # type: ignore[assignment]  # torch's schedulers ask for it
@@ -104,11 +107,8 @@ class SparseTrainer:
                 f"evaluates the batch itself (LBFGS) does not allow. Attach another optimizer, such as SGD or AdamW."
             )
         self._random = RandomMasks(program, seed=(seed + 2 * SALT) % 2**63)
-        self._corrector = None
-        if slots.correction:
-            self._corrector = Corrector(
-                slots.correction, method.name, program, self._random, self.counts, epoch_steps=epoch_steps, sweep=sweep
-            )
+        correction, known = slots.correction, (method.name, program, self._random, self.counts)
+        self._corrector = Corrector(correction, *known, epoch_steps=epoch_steps, sweep=sweep) if correction else None
         self._rounds.start()
         if self._rewinder:
             self._rewinder.keep(0)
