@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from sparsify.errors import RecipeError, TrainingError
-from sparsify.methods.base import Method, checked_method, in_range
+from sparsify.methods.base import Method, checked_method, in_range, one_of
 from sparsify.methods.durations import Duration, as_steps, check_durations
 from sparsify.parts.averaging import running_mean
 from sparsify.parts.corrections import (
@@ -66,10 +66,8 @@ def agent(
     """
     if base.correction is not None:
         raise RecipeError(f"method {base.name!r} corrects gradients already; agent() around it would replace that.")
-    named = (snapshot, SNAPSHOTS, "snapshot"), (coefficient, (*COMPARISONS, "fixed"), "coefficient")
-    for value, among, option in named:
-        if value not in among:
-            raise RecipeError(f"{option} should be one of {', '.join(among)}, found {value!r}.")
+    one_of(snapshot, SNAPSHOTS, "snapshot")
+    one_of(coefficient, (*COMPARISONS, "fixed"), "coefficient")
     in_range(smoothing, 0.0, 1.0, "smoothing")
     in_range(gamma, 0.0, float("inf"), "gamma")
     in_range(bound, 0.0, float("inf"), "bound")

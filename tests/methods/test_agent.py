@@ -205,8 +205,8 @@ def test_the_correction_has_the_expected_value_zero():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"snapshot": "half"}, "snapshot should be one of full, subset, running"),
-        ({"coefficient": "loss2"}, "coefficient should be one of loss, gradient, layer, fixed"),
+        ({"snapshot": "half"}, "snapshot should be full or subset or running"),
+        ({"coefficient": "loss2"}, "coefficient should be loss or gradient or layer or fixed"),
         ({"smoothing": 1.5}, "smoothing should be between"),
         ({"gamma": -0.1}, "gamma should be between"),
         ({"snapshot_batches": 0}, "snapshot_batches should be between"),
