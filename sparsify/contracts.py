@@ -44,6 +44,11 @@ def check(thing: Method | Pass | Task, *batch: Any) -> None:
         ContractError: If a method breaks a promise, naming it and what was found, or if there is nothing to try.
         PassError: If a pass does.
         TaskError: If a task does.
+
+    Examples:
+        >>> import sparsify as sp
+        >>> from sparsify.contracts import check
+        >>> check(sp.methods.set(density=0.2, update_every=5))
     """
     match thing:
         case Method():

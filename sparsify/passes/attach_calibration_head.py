@@ -30,6 +30,14 @@ class AttachCalibrationHead(Pass):
 
     Raises:
         PassError: If there is a head already, the task has no head of that kind, or the output is none that the task takes.
+
+    Examples:
+        >>> import torch
+        >>> import sparsify as sp
+        >>> program = sp.trace(torch.nn.Linear(8, 4), torch.rand(2, 8)).eval()
+        >>> program = sp.Pipeline.parse("attach-calibration-head")(program)
+        >>> list(program.outputs(torch.rand(3, 8)))
+        ['logits', 'probabilities']
     """
 
     name: ClassVar = "attach-calibration-head"

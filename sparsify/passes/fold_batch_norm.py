@@ -25,6 +25,15 @@ class FoldBatchNorm(Pass):
     For deployment: batch statistics are gone, so the train phase becomes a copy of the eval phase, if a norm is folded. Zeros stay zeros.
     Arithmetic in float64, rounded once. Left alone, with the reason: a weight or bias that is computed, shared or read elsewhere, and a
     norm without running statistics, or whose scale and shift are computed.
+
+    Examples:
+        >>> import torch
+        >>> import sparsify as sp
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.BatchNorm1d(4))
+        >>> program = sp.trace(model, torch.rand(2, 8)).eval()
+        >>> folded = sp.Pipeline.parse("fold-batch-norm")(program)
+        >>> "batch_norm" in program.text(), "batch_norm" in folded.text()
+        (True, False)
     """
 
     name: ClassVar = "fold-batch-norm"

@@ -19,6 +19,14 @@ class FoldMasks(Pass):
     """Set inactive weights to 0, then remove every mask, random mask and hook from both phases.
 
     The mask of a weight that no phase reads any more (an unused head) goes as well.
+
+    Examples:
+        >>> import torch
+        >>> import sparsify as sp
+        >>> program = sp.trace(torch.nn.Linear(8, 4), torch.rand(2, 8))
+        >>> folded = sp.Pipeline.parse("insert-masks{density=0.5} | fold-masks")(program)
+        >>> folded.masks(), int(folded.weight("weight").count_nonzero())
+        ({}, 16)
     """
 
     name: ClassVar = "fold-masks"

@@ -35,6 +35,14 @@ class InsertMasks(Pass):
         PassError: If a glob of ``weights`` or ``keep-dense`` matches nothing, or an option has a wrong type or value.
         PatternError: If the pattern is misspelt, or does not fit a matched weight.
         AllocationError: If the density cannot be met.
+
+    Examples:
+        >>> import torch
+        >>> import sparsify as sp
+        >>> program = sp.trace(torch.nn.Linear(8, 4), torch.rand(2, 8))
+        >>> masked = sp.Pipeline.parse("insert-masks{pattern=nm:2:4 density=0.5}")(program)
+        >>> masked.mask("weight").sum(1).tolist()
+        [4, 4, 4, 4]
     """
 
     name: ClassVar = "insert-masks"

@@ -16,7 +16,15 @@ from sparsify.tasks.base import Shape, Task, decided, fits, is_whole, mismatch, 
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """One of K classes per sample: logits [N, K], targets int [N]. The loss also takes probabilities [N, K] as targets."""
+    """One of K classes per sample: logits [N, K], targets int [N]. The loss also takes probabilities [N, K] as targets.
+
+    Examples:
+        >>> import torch
+        >>> from sparsify.tasks import Classification
+        >>> logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+        >>> Classification().figures(logits, labels)["accuracy"]
+        0.5
+    """
 
     name: ClassVar = "classification"
     targets: ClassVar = "class numbers, int [N], for logits [N, K]"

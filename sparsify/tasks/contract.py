@@ -23,6 +23,11 @@ def check_task(task: Task, output: Any, target: Any) -> None:
 
     Raises:
         TaskError: Naming the first promise that is broken, with what was found.
+
+    Examples:
+        >>> import torch
+        >>> from sparsify.tasks import Classification, check_task
+        >>> check_task(Classification(), torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))
     """
     before = [leaf.clone() for leaf in _tensors((output, target))]
     shape = tuple(output.shape) if isinstance(output, Tensor) else ()

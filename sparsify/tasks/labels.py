@@ -41,7 +41,14 @@ class _YesNo(Task):
 
 @dataclass(frozen=True)
 class Binary(_YesNo):
-    """Yes or no per sample: one logit, [N] or [N, 1], targets 0 or 1."""
+    """Yes or no per sample: one logit, [N] or [N, 1], targets 0 or 1.
+
+    Examples:
+        >>> import torch
+        >>> from sparsify.tasks import Binary
+        >>> Binary().figures(torch.tensor([[2.0], [-1.0]]), torch.tensor([1, 0]))["auroc"]
+        1.0
+    """
 
     name: ClassVar = "binary"
     targets: ClassVar = "0 or 1, [N] or [N, 1], for one logit per sample, [N] or [N, 1]"
@@ -72,7 +79,14 @@ class Binary(_YesNo):
 
 @dataclass(frozen=True)
 class Multilabel(_YesNo):
-    """K questions per sample that do not exclude each other: logits [N, K], targets 0 or 1 [N, K]."""
+    """K questions per sample that do not exclude each other: logits [N, K], targets 0 or 1 [N, K].
+
+    Examples:
+        >>> import torch
+        >>> from sparsify.tasks import Multilabel
+        >>> float(Multilabel().loss(torch.zeros(2, 3), torch.ones(2, 3)).exp())
+        2.0
+    """
 
     name: ClassVar = "multilabel"
     targets: ClassVar = "0 or 1, [N, K], for logits [N, K]"

@@ -37,6 +37,11 @@ def build(task: str | Task, options: Mapping[str, Any] | None = None) -> Task:
 
     Raises:
         TaskError: If the name or an option is unknown (naming the nearest), or an option has a wrong value.
+
+    Examples:
+        >>> from sparsify.tasks import build
+        >>> build("regression").criterion
+        'mse'
     """
     if isinstance(task, Task):
         return task

@@ -25,6 +25,13 @@ class Regression(Task):
 
     Raises:
         TaskError: If an option has another value.
+
+    Examples:
+        >>> import torch
+        >>> from sparsify.tasks import Regression
+        >>> prediction, target = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[1.0], [2.0], [3.0]])
+        >>> Regression().figures(prediction, target)["r2"]
+        0.5
     """
 
     name: ClassVar = "regression"
