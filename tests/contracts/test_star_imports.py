@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import tomllib
 import types
 from typing import TypeVar
 
 import pytest
 
-from tests.docs.test_site import public_modules
+from tests.docs.test_site import ROOT, public_modules
 
 LEFT_OUT = {"sparsify.methods": {"set"}}
 """Public names that a star does not import, since they would shadow a builtin."""
@@ -42,3 +43,10 @@ def test_no_public_name_is_forgotten(module):
         if hasattr(room, "__path__") or getattr(value, "__module__", "") == module
     }
     assert offered - set(room.__all__) == LEFT_OUT.get(module, set()), f"add them to __all__ in {module}"
+
+
+def test_the_package_says_that_it_is_typed():
+    """Type checkers read the annotations of an installed package only where it ships ``py.typed``."""
+    assert (ROOT / "sparsify/py.typed").is_file()
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "py.typed" in settings["package-data"]["sparsify"]
