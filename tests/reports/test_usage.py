@@ -189,11 +189,11 @@ def test_pictures_with_four_channels_keep_their_transparency(tmp_path):
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        (["mean=0.5"], "go together, and std is missing"),
-        (["mean=0.5", "std=0"], "std numbers above 0"),
-        (["mean=0.5,0.5", "std=1"], "mean has 2 numbers, the inputs 1 channels"),
-        (["mean=0.5", "std=1", "normalise=none"], "Leave one of the two out"),
-        (["mean=black", "std=1"], "mean"),
+        (["data.mean=0.5"], "go together, and std is missing"),
+        (["data.mean=0.5", "data.std=0"], "std numbers above 0"),
+        (["data.mean=0.5,0.5", "data.std=1"], "mean has 2 numbers, the inputs 1 channels"),
+        (["data.mean=0.5", "data.std=1", "data.normalise=none"], "Leave one of the two out"),
+        (["data.mean=black", "data.std=1"], r"data\.mean.*found 'black'"),
     ],
 )
 def test_a_mean_that_cannot_be_meant_is_refused(pairs, message):
