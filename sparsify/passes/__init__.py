@@ -64,13 +64,20 @@ from sparsify.passes.registry import PASSES as PASSES
 from sparsify.passes.registry import Pipeline as Pipeline
 from sparsify.passes.registry import register as register
 from sparsify.passes.remove_random_masks import RemoveRandomMasks as RemoveRandomMasks
+from sparsify.passes.scale_prediction import ScalePrediction as ScalePrediction
+from sparsify.passes.scale_prediction import (
+    scale_of as scale_of,
+)
+from sparsify.passes.scale_prediction import (
+    set_scale as set_scale,
+)
 from sparsify.passes.widen_classifier import WidenClassifier as WidenClassifier
 
 __all__ = [
     "CHANGED", "DEPLOYED", "PASSES", "UNCHANGED", "AbsorbBiases", "AttachCalibrationHead", "Effect",
     "EliminateDeadCode", "EliminateUnreadOutputs", "FoldBatchNorm", "FoldLayerNorm", "FoldMasks",
     "InsertGradientTaps", "InsertMasks", "InsertRandomMasks", "Kept", "LowerGroupedConv", "LowerGroupedLinear",
-    "LowerMasks", "Option", "OrderOutputs", "Pass", "PassLog", "Pipeline", "Preserves", "Range", "RecordRandomness",
-    "RemoveRandomMasks", "WidenClassifier", "dump_to", "option", "print_after", "print_diff", "recording",
-    "register",
+    "LowerMasks", "Option", "OrderOutputs", "Pass", "PassLog", "Pipeline", "Preserves", "Range",
+    "RecordRandomness", "RemoveRandomMasks", "ScalePrediction", "WidenClassifier", "dump_to", "option",
+    "print_after", "print_diff", "recording", "register", "scale_of", "set_scale",
 ]  # fmt: skip

@@ -25,6 +25,7 @@ from sparsify.passes.lower_masks import LowerMasks
 from sparsify.passes.order_outputs import OrderOutputs
 from sparsify.passes.record_randomness import RecordRandomness
 from sparsify.passes.remove_random_masks import RemoveRandomMasks
+from sparsify.passes.scale_prediction import ScalePrediction
 from sparsify.passes.widen_classifier import WidenClassifier
 
 _NO_PROGRAM = "a pipeline takes a program, found {found}. Trace the model: sparsify.trace(model, (x,))."
@@ -37,6 +38,7 @@ for _cls in (
     RecordRandomness,
     LowerMasks,
     WidenClassifier,
+    ScalePrediction,
     AttachCalibrationHead,
     FoldBatchNorm,
     FoldMasks,

@@ -234,13 +234,14 @@ class TaskCalibration(_Form):
 
 class TaskPart(_Trained):
     """One model of a run of another task; ``headline`` names one of the ``figures``, which are None where the samples define none;
-    ``interval`` has the ``coverage`` and mean ``width`` of intervals on the test set."""
+    ``interval`` has the ``coverage`` and mean ``width`` of intervals on the test set; ``shortfall`` says why the model is of no use."""
 
     figures: Annotated[dict[str, float | None], Field(min_length=1)]
     headline: str
     lower_is_better: list[str]
     calibration: TaskCalibration | None
     interval: dict[str, float] | None = None
+    shortfall: str | None = None
 
 
 class Flips(_Form):
@@ -255,13 +256,14 @@ class Flips(_Form):
 
 
 class Data(_Form):
-    """The data of the run."""
+    """The data of the run; ``scale`` has ``mean`` and ``deviation`` of training targets that a regression standardised."""
 
     name: str
     task: str = "classification"
     classes: int
     class_names: list[str] | None = None
     preparation: dict[str, Any] = {}
+    scale: dict[str, list[float]] | None = None
     fingerprint: str
     samples: dict[str, int]
 

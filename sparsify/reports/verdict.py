@@ -14,13 +14,18 @@ CALIBRATION = (("ECE", "ece_after"), ("NLL", "nll_after"), ("Brier score", "brie
 
 
 def verdict(report: Report, latency: Report | None) -> list[str]:
-    """Three lines, on accuracy, speed and size, and one line on what got worse.
+    """Three lines, on accuracy, speed and size, and one line on what got worse; before them, which models are of no use, and why.
 
     Args:
         report: content of ``metrics.json``.
         latency: content of ``latency.json``, or None where it was not measured.
     """
-    return [_accuracy(report), _speed(report, latency), _size(report), _worse(report)]
+    useless = [
+        f"The {'dense baseline' if name == 'dense' else 'model'} is of no use: {report[name]['shortfall']}."
+        for name in ("model", "dense")
+        if (report.get(name) or {}).get("shortfall")
+    ]
+    return [*useless, _accuracy(report), _speed(report, latency), _size(report), _worse(report)]
 
 
 def _accuracy(report: Report) -> str:

@@ -25,6 +25,7 @@ from sparsify.passes import AttachCalibrationHead, Pipeline
 from sparsify.runs.artefacts import feeding, recipe_data
 from sparsify.runs.continuation import training_key
 from sparsify.runs.recipe import Recipe
+from sparsify.runs.standardising import learned, standardised
 from sparsify.tasks import Classification, Task
 from sparsify.training import rehearse
 from sparsify.training.plan import check_augment
@@ -79,7 +80,8 @@ def jobs(recipe: Recipe, data: Data, *, converts: bool = False) -> dict[str, Job
     methods["model"] = recipe.build_method()
     found = {name: Job(name, method, traced(recipe, data)) for name, method in methods.items()}
     for job in found.values():
-        rehearsed = rehearse(job.method, job.program, len(data.train), recipe.settings(), task=task)
+        meant = learned(task, job.program)
+        rehearsed = rehearse(job.method, job.program, len(data.train), recipe.settings(), task=meant)
         if job.name == "model" and not converts:  # the baseline has the same operators
             check_export(rehearsed, recipe, data)
     return found
@@ -173,7 +175,8 @@ def _reason(recipe: Recipe, program: Program | str, data: Data) -> str:
     if isinstance(program, str):
         return program
     try:
-        rehearse(recipe.build_method(), program, len(data.train), recipe.settings(), task=recipe.build_task())
+        task = learned(recipe.build_task(), program)
+        rehearse(recipe.build_method(), program, len(data.train), recipe.settings(), task=task)
     except SparsifyError as error:
         return str(error)
     return ""
@@ -184,7 +187,7 @@ def _text(recipe: Recipe, keys: Sequence[str]) -> str:
 
 
 def traced(recipe: Recipe, data: Data) -> Program:
-    """The recipe's model, seeded and traced on real inputs.
+    """The recipe's model, seeded and traced on real inputs, with the scale of the targets where the task is a regression.
 
     Raises:
         TraceError: If it cannot be traced, does not return what the task reads, or could not be trained or exported.
@@ -216,7 +219,7 @@ def traced(recipe: Recipe, data: Data) -> Program:
         )
     if not plain:
         _check_targets(program, task, data)
-        return program
+        return standardised(program, task, data)
     with torch.no_grad():
         shape = outputs_of(program.eval(), example)["logits"].shape
     if len(shape) != 2:

@@ -48,7 +48,7 @@ class Recipe:
         task: what the outputs mean: ``classification``, ``binary``, ``multilabel``, ``regression``, ``dense``, ``sequence``, ``custom``.
         loss: of regression ``mse``, ``mae`` or ``huber``; of a custom task ``file.py:function`` of output and target. None: the task's own.
         figures: of a custom task: ``file.py:function`` of output and target, which returns numbers by name, the headline first.
-        task_options: further options of the task, such as ``delta`` of regression and ``ignore`` of dense and sequence.
+        task_options: further options of the task, such as ``delta`` and ``scale`` of regression and ``ignore`` of dense and sequence.
         dynamic: dimensions of inputs that vary beside the batch, as ``ids:1=T``, and their smallest and largest size, as ``T=1..512``.
         trust_pickle: let the files of model and weights run the code they may contain.
         data: ``digits``, ``file.npz``, ``file.csv``, a folder of images, or ``file.py:factory``.

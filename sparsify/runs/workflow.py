@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparsify.calibration import CalibrationLog, evaluate, fit
-from sparsify.errors import SparsifyError, UnfinishedError
+from sparsify.errors import SparsifyError, TrainingWarning, UnfinishedError
 from sparsify.exporters import export
 from sparsify.files import write_json
 from sparsify.ir import Program
@@ -29,6 +30,7 @@ from sparsify.runs.continuation import check_continues, training_key
 from sparsify.runs.folder import hold_folder
 from sparsify.runs.preflight import Job, heads, jobs
 from sparsify.runs.recipe import Recipe, parse_recipe
+from sparsify.runs.standardising import learned, scale_row, shortfall
 from sparsify.runs.teachers import TeacherProgram, load_teacher
 from sparsify.tasks import Task
 from sparsify.training import Trained, train
@@ -131,7 +133,7 @@ def _train(
             recipe.settings(),
             folder=folder,
             key=f"{training_key(recipe)}-{fingerprint}-{job.name}{taught.fingerprint if taught else ''}",
-            task=recipe.build_task(),
+            task=learned(recipe.build_task(), job.program),
             teacher=taught.program if taught else None,
             resume=resume,
             on_step=(lambda row: on_step(job.name, row)) if on_step else None,
@@ -191,6 +193,7 @@ def _finish(
             "class_names": data.class_names,
             "fingerprint": fingerprint,
             "preparation": dict(data.preparation),
+            **scale_row(models["model"].program),
             "samples": {part: len(getattr(data, part)) for part in ("train", "validation", "test")},
             "ood": {name: samples.fingerprint() for name, samples in data.ood.items()},
         },
@@ -255,10 +258,12 @@ def _export(model: _Model, recipe: Recipe, task: Task, data: Data, out: Path) ->
         metadata=_metadata(model, recipe, data) | threshold_text | _noted(log),
         **feeding(data, recipe.export_input, task.name),
     )
+    lacking = _lacking(program, task, read, data)
     size, table = sizes(program), layers(program, model.trained.coverage)
     row = {
         "method": model.method.name,
         **task_quality(task, read, outputs, data.test.targets),
+        **({"shortfall": lacking} if lacking else {}),
         **size,
         "nonzeros": result.nonzeros if program.masks() else size["active"],
         "bytes": result.bytes,
@@ -274,6 +279,22 @@ def _export(model: _Model, recipe: Recipe, task: Task, data: Data, out: Path) ->
         "ood_threshold": threshold,
     }
     return row, read
+
+
+def _lacking(program: Program, task: Task, read: Any, data: Data) -> str:
+    """Why the model is of no use, with a warning; the empty text where it is."""
+    figures = None
+    if task.constant is not None:
+        outputs = evaluate(program, data.validation)
+        figures = task.figures(program.reading(task.output, "eval", list(outputs.values())), data.validation.targets)
+    found = shortfall(task, read, figures)
+    if found:
+        warnings.warn(
+            f"the model is of no use: {found}. Lower train.lr, train longer, or set method.sparsity lower.",
+            TrainingWarning,
+            stacklevel=2,
+        )
+    return found
 
 
 def _int8(model: _Model, recipe: Recipe, data: Data, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -303,6 +324,7 @@ def _metadata(model: _Model, recipe: Recipe, data: Data) -> dict[str, str]:
         **({} if recipe.task == "classification" else {"task_options": str(recipe.build_task())}),
         "recipe_hash": recipe.hash(),
         **({"preparation": json.dumps(data.preparation)} if data.preparation else {}),
+        **{key: json.dumps(value) for key, value in scale_row(model.program).items()},
     }
 
 

@@ -30,6 +30,7 @@ class Task(ABC):
         targets: what the targets are, for messages and help.
         lower: names of the figures of which the lower value is better.
         heads: kinds of calibration heads that fit its outputs, the usual one first.
+        constant: the headline figure of the best answer that is the same for every sample; None: it depends on the data.
         link: what makes probabilities of its scores: ``softmax`` over dimension ``class_dim``, ``sigmoid``, or ``none``.
     """
 
@@ -38,6 +39,7 @@ class Task(ABC):
     targets: ClassVar[str]
     lower: ClassVar[frozenset[str]] = frozenset({"nll", "ece", "perplexity", "rmse", "mae"})
     heads: ClassVar[tuple[str, ...]] = ()
+    constant: ClassVar[float | None] = None
     link: ClassVar[str] = "none"
     class_dim: ClassVar[int] = -1
 
@@ -106,6 +108,17 @@ class Task(ABC):
     def higher_is_better(self, figure: str) -> bool:
         """Whether the higher value of a figure is the better one."""
         return figure not in self.lower
+
+    def shortfall(self, figures: Mapping[str, float]) -> str:
+        """Why a model with such figures is worse than one answer for every sample; the empty text where it is not, or where that depends.
+
+        Args:
+            figures: of held-out samples.
+        """
+        name = headline(figures)
+        if self.constant is None or not figures[name] < self.constant:
+            return ""
+        return f"{name} is {figures[name]:.4g}, and one answer for every sample reaches {self.constant:g}"
 
     def check(self, target: Any, shape: Shape) -> None:
         """Check targets against the output that the task reads.

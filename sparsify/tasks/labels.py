@@ -53,6 +53,7 @@ class Binary(_YesNo):
     name: ClassVar = "binary"
     targets: ClassVar = "0 or 1, [N] or [N, 1], for one logit per sample, [N] or [N, 1]"
     heads: ClassVar = ("temperature",)
+    constant: ClassVar = 0.5
 
     def figures(self, output: Any, target: Any) -> dict[str, float]:
         scores, answers = output.detach().cpu().double().flatten(), self.answers(target).cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from sparsify.errors import TaskError, TrainingError
 from sparsify.tasks.base import Shape, Task, fits, mismatch, shown, tensors, unsmoothed
 
 LOSSES = {"mse": functional.mse_loss, "mae": functional.l1_loss, "huber": functional.huber_loss}
+SCALES = ("standard", "none")
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,11 @@ class Regression(Task):
 
     Attributes:
         criterion: the loss: ``mse``, ``mae`` or ``huber``.
-        delta: where Huber's loss goes from squares to absolute values, above 0.
+        delta: where Huber's loss goes from squares to absolute values, above 0; of errors that are divided by ``deviations``.
+        scale: what a run does: ``standard`` lets the model learn targets of mean 0 and deviation 1, and predict them in their own units
+            (`sparsify.passes.ScalePrediction`); ``none`` leaves them as they are. It means nothing to a loop of your own.
+        deviations: what errors are divided by before the loss, one number per column of outputs [N, K], or one; a run of ``standard``
+            sets them. Empty: nothing. Figures are in the targets' own units.
 
     Raises:
         TaskError: If an option has another value.
@@ -38,9 +44,12 @@ class Regression(Task):
     output: ClassVar = "prediction"
     targets: ClassVar = "numbers of the shape of the output, [N, ...]"
     heads: ClassVar = ("interval",)
+    constant: ClassVar = 0.0
 
     criterion: str = "mse"
     delta: float = 1.0
+    scale: str = "standard"
+    deviations: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.criterion not in LOSSES:
@@ -49,12 +58,19 @@ class Regression(Task):
             )
         if not self.delta > 0:
             raise TaskError(f"delta of task 'regression' should be above 0, found {self.delta}.")
+        if self.scale not in SCALES:
+            raise TaskError(f"scale of task 'regression' should be one of {', '.join(SCALES)}, found {self.scale!r}.")
+        if not all(0 < value < math.inf for value in self.deviations):
+            raise TaskError(f"deviations of task 'regression' should be above 0, found {self.deviations}.")
 
     def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
         unsmoothed(self, label_smoothing)
         wanted = _like(target, output) if tensors(output, target) else None
         if wanted is None:
             raise TrainingError(mismatch(self, output, target))
+        if self.deviations:
+            unit = output.new_tensor(self.deviations)
+            output, wanted = output / unit, wanted.to(output.dtype) / unit
         options = {"delta": self.delta} if self.criterion == "huber" else {}
         return LOSSES[self.criterion](output, wanted.to(output.dtype), **options)
 
@@ -75,6 +91,21 @@ class Regression(Task):
         squares, spread = float((error**2).sum()), float(((wanted - wanted.mean(0)) ** 2).sum())
         r2 = 1 - squares / spread if spread else float(squares == 0)
         return {"r2": r2, "rmse": float((error**2).mean().sqrt()), "mae": float(error.abs().mean())}
+
+    def moments(self, target: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of targets: of each column for an output [N, K], else of all values.
+
+        Args:
+            target: of the training samples, [N, ...].
+            shape: of the output, [N, ...].
+
+        Returns:
+            Both float64, [K] or [1]; the deviation is exactly 0 where all values are the same.
+        """
+        columns = len(shape) == 2 and isinstance(shape[1], int)
+        rows = target.cpu().double().reshape(-1, int(shape[1]) if columns else 1)
+        same = rows.amin(0) == rows.amax(0)
+        return rows.mean(0), rows.std(0, correction=0).where(~same, 0.0)
 
     def problem(self, target: Any, shape: Shape) -> str:
         if not isinstance(target, Tensor) or target.is_complex():

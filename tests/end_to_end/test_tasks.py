@@ -108,7 +108,7 @@ def recipe_of(file, task, *pairs, **given):
 @pytest.mark.parametrize("task", OUTPUTS)
 def test_a_task_is_trained_exported_proved_and_reported(task, file, tmp_path):
     out = tmp_path / "run"
-    report = run(recipe_of(file, task, "baseline=true"), out, timed=False)
+    report = run(recipe_of(file, task, "method.baseline=true"), out, timed=False)
     key, least = HEADLINES[task]
     for part in ("dense", "model"):
         assert report[part]["headline"] == key
@@ -138,7 +138,7 @@ def test_a_task_is_trained_exported_proved_and_reported(task, file, tmp_path):
     assert verdict(report, None)[0].startswith(f"{name}: ") and headline(report, None).rows[0][0] == name
     rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     assert f"val_{key}" in rows[-1]
-    again = run(recipe_of(file, task, "baseline=true"), out, resume=True, timed=False)
+    again = run(recipe_of(file, task, "method.baseline=true"), out, resume=True, timed=False)
     assert again["model"]["figures"] == report["model"]["figures"]
 
 
@@ -151,7 +151,7 @@ def test_through_the_command(file, tmp_path):
         "--set",
         "train.warmup=0",
         "--epochs",
-        "2",
+        "6",
     )
     model, out = f"{file}:regression", tmp_path / "a"
     code, shown, err = command("run", model, *given, "--task", "regression", "--loss", "huber", "--out", out)

@@ -8,7 +8,7 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 from torch.nn import functional
 
 from sparsify.errors import DataError, TaskError, TrainingError
-from sparsify.tasks import Regression
+from sparsify.tasks import Binary, Classification, Regression
 
 OUTPUT = torch.tensor([1.0, 2.0, 5.0])
 TARGET = torch.tensor([1.0, 3.0, 2.0])
@@ -92,4 +92,39 @@ def test_targets_that_do_not_fit_are_refused_by_name(target, shape, words):
 @pytest.mark.parametrize("options", [{"criterion": "mean"}, {"delta": 0.0}])
 def test_options_are_checked(options):
     with pytest.raises(TaskError, match="task 'regression'"):
+        Regression(**options)
+
+
+def test_errors_are_divided_by_the_deviations_before_the_loss():
+    output, target = torch.tensor([[10.0, 1.0], [30.0, 1.0]]), torch.tensor([[20.0, 1.5], [30.0, 0.5]])
+    task = Regression(deviations=(10.0, 0.5))
+    assert task.loss(output, target).item() == pytest.approx((1 + 1 + 0 + 1) / 4)
+    assert Regression("huber", delta=0.5, deviations=(10.0, 0.5)).loss(output, target).item() == pytest.approx(
+        3 * 0.5 * (1 - 0.25) / 4
+    )
+    assert task.figures(output, target) == Regression().figures(output, target)
+    column = Regression(deviations=(10.0,))
+    assert column.loss(output[:, :1], target[:, 0]).item() == pytest.approx(0.5)
+
+
+def test_moments_by_hand():
+    target = torch.tensor([[1.0, 7.0], [3.0, 7.0]])
+    mean, deviation = Regression().moments(target, ("N", 2))
+    assert mean.tolist() == [2.0, 7.0] and deviation.tolist() == [1.0, 0.0]
+    mean, deviation = Regression().moments(torch.tensor([1, 3]), ("N", 1))
+    assert mean.tolist() == [2.0] and deviation.tolist() == [1.0]
+    mean, deviation = Regression().moments(target[:, :, None], ("N", 2, 1))
+    assert mean.tolist() == [4.5] and len(deviation) == 1
+
+
+def test_what_is_worse_than_one_answer_for_all_is_said():
+    assert Regression().shortfall({"r2": 0.0}) == Regression().shortfall({"r2": float("nan")}) == ""
+    assert Regression().shortfall({"r2": -2.0}) == "r2 is -2, and one answer for every sample reaches 0"
+    assert Binary().shortfall({"auroc": 0.4}) and not Binary().shortfall({"auroc": 0.6})
+    assert not Classification().shortfall({"accuracy": 0.0})
+
+
+@pytest.mark.parametrize("options", [{"scale": "minmax"}, {"deviations": (0.0,)}, {"deviations": (float("nan"),)}])
+def test_scales_are_checked(options):
+    with pytest.raises(TaskError, match="of task 'regression'"):
         Regression(**options)

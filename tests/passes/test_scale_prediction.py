@@ -1,0 +1,94 @@
+"""The scale after a prediction, by hand, in both phases, through a file and through ONNX Runtime."""
+
+from __future__ import annotations
+
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import sparsify as sp
+from sparsify.errors import PassError
+from sparsify.passes import scale_of, set_scale
+
+
+def scaled(model, x, **options):
+    program = sp.Pipeline.parse("scale-prediction")(sp.trace(model, (x,), task="regression", **options))
+    return program
+
+
+def by_hand():
+    model = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0], [-2.0]]))
+    return model
+
+
+def test_a_column_has_its_own_mean_and_deviation():
+    program = scaled(by_hand(), torch.zeros(2, 1))
+    x = torch.tensor([[1.0], [3.0]])
+    assert program.train()(x).tolist() == [[1.0, -2.0], [3.0, -6.0]]
+    set_scale(program, torch.tensor([100.0, 7.0]), torch.tensor([10.0, 0.5]))
+    for phase in (program.train(), program.eval()):
+        assert phase(x).tolist() == [[110.0, 6.0], [130.0, 4.0]]
+    program.train()(x).sum().backward()
+    assert program.get_parameter("weight").grad.tolist() == [[40.0], [2.0]]  # 10 and 0.5 times the sum of x
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4, 3)])
+def test_an_output_of_another_shape_has_one_number(shape):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(2, max(1, torch.Size(shape).numel()))
+
+        def forward(self, x):
+            return self.fc(x).reshape(-1, *shape)
+
+    program, x = scaled(Net(), torch.randn(2, 2)).eval(), torch.randn(5, 2)
+    before = program(x)
+    assert [len(value) for value in scale_of(program)] == [1, 1]
+    set_scale(program, torch.tensor([3.0]), torch.tensor([2.0]))
+    assert torch.equal(program(x), before * 2 + 3)
+
+
+def test_mixed_precision_keeps_the_units():
+    """A mean of thousands in bfloat16 would leave no digits for the differences."""
+    program = scaled(by_hand(), torch.zeros(2, 1)).train()
+    set_scale(program, torch.tensor([4096.0, 4096.0]), torch.ones(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert program(torch.ones(2, 1)).tolist() == [[4097.0, 4094.0]] * 2
+
+
+def test_it_is_saved_masked_folded_and_exported(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+    program = scaled(model, torch.randn(4, 6))
+    set_scale(program, torch.tensor([150.0, 0.0, -2.0]), torch.tensor([70.0, 1e-3, 1.0]))
+    program = sp.Pipeline.parse("insert-masks{density=0.5} | fold-masks | fold-batch-norm")(program).eval()
+    program.save(tmp_path / "p.sparsify")
+    x = torch.randn(8, 6)
+    assert torch.equal(sp.Program.load(tmp_path / "p.sparsify").eval()(x), program(x))
+    sp.export(program, tmp_path / "m.onnx", inputs=(x,), task="regression")
+    found = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).run(["prediction"], {"input": x.numpy()})[0]
+    assert torch.allclose(torch.from_numpy(found), program(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["custom"])
+def test_a_program_without_a_prediction_is_refused(task):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+
+        def forward(self, x):
+            return {"a": self.fc(x), "b": x}
+
+    program = sp.trace(Named(), (torch.randn(2, 2),), task=sp.tasks.Custom(criterion=lambda a, b: a))
+    with pytest.raises(PassError, match="returns a, b, and neither prediction nor logits"):
+        sp.Pipeline.parse("scale-prediction")(program)
+
+
+def test_it_is_refused_twice():
+    with pytest.raises(PassError, match="is scaled already"):
+        sp.Pipeline.parse("scale-prediction")(scaled(by_hand(), torch.zeros(2, 1)))
