@@ -156,7 +156,8 @@ def run(
     task: Annotated[
         str | None,
         typer.Option(
-            help="what the outputs mean: classification, binary, multilabel, regression, dense, sequence, custom",
+            help="what the outputs mean: classification, binary, multilabel, regression, dense, sequence, custom, or auto, the one "
+            "that fits data and model",
             show_default=DEFAULTS["task"],
             rich_help_panel=WHAT,
         ),
@@ -260,6 +261,7 @@ def run(
     a run that was stopped or killed goes on with --resume.
     """
     from sparsify.reports import headline, verdict
+    from sparsify.runs.inferring import with_task
     from sparsify.runs.recipe import parse_pairs, parse_recipe, with_embedded
     from sparsify.runs.workflow import ARTEFACTS
     from sparsify.runs.workflow import run as run_workflow
@@ -283,7 +285,10 @@ def run(
         "export_input": export_input,
         **parse_pairs(set_ or []),
     }
-    resolved = parse_recipe(recipe, with_embedded(recipe, given))
+    asked = parse_recipe(recipe, with_embedded(recipe, given))
+    resolved = with_task(asked)
+    if resolved is not asked:
+        console.print(f"task: {resolved.task}, the one that fits the data and the model", highlight=False)
     unfinished: UnfinishedError | None = None
     with run_bars() as (on_step, on_decode):
         try:

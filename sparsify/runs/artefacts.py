@@ -22,7 +22,7 @@ from sparsify.loading.sources import TABLES
 from sparsify.parts.samples import Samples
 from sparsify.parts.trees import Tree, tensors
 from sparsify.reports import compare, quality
-from sparsify.runs.recipe import Recipe, parse_recipe
+from sparsify.runs.recipe import AUTO, Recipe, parse_recipe
 
 CALIBRATION = 256
 """Training samples on which int8 ranges are observed."""
@@ -290,7 +290,14 @@ def export_saved(
 def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = None) -> Data:
     """The recipe's data, split by its seed, and its out-of-distribution inputs."""
     recipe.build_task()  # raises where keys do not fit it, before anything is read
-    data = load_data(
+    data = read_data(recipe, on_decode)
+    ood = {name: load_ood(text, data, on_progress=on_decode) for name, text in recipe.ood_names().items()}
+    return dataclasses.replace(data, ood=ood)
+
+
+def read_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = None) -> Data:
+    """The recipe's data, split by its seed, without out-of-distribution inputs; targets of any task where it is ``auto``."""
+    return load_data(
         recipe.data,
         seed=recipe.seed,
         holdout=recipe.holdout,
@@ -301,11 +308,9 @@ def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = N
         normalise=recipe.normalise == "auto",
         mean=recipe.mean,
         std=recipe.std,
-        task=recipe.task,
+        task=None if recipe.task == AUTO else recipe.task,
         target=recipe.target,
         category_columns=recipe.category_columns,
         ignore_columns=recipe.ignore_columns,
         on_progress=on_decode,
     )
-    ood = {name: load_ood(text, data, on_progress=on_decode) for name, text in recipe.ood_names().items()}
-    return dataclasses.replace(data, ood=ood)

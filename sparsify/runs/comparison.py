@@ -25,7 +25,9 @@ from sparsify.reports.summary_page import document, markdown
 from sparsify.runs.apart import check_cells, end_with_parent, how_it_ended, start
 from sparsify.runs.folder import hold_folder
 from sparsify.runs.grid import Cell, Grid, parse_grid
+from sparsify.runs.inferring import with_task
 from sparsify.runs.preflight import DATA_KEYS
+from sparsify.runs.recipe import AUTO
 from sparsify.runs.workflow import run
 from sparsify.training import Interrupted, stop_flag
 
@@ -86,6 +88,7 @@ def run_grid(
         Interrupted: After SIGINT or SIGTERM; running cells have written their checkpoints.
         SparsifyError: If data or a model cannot be used.
     """
+    grid = _with_task(grid, on_decode)
     cells = grid.cells()
     at_once = _at_once(cells, available() if cores is None else cores)
     if resume:
@@ -101,6 +104,14 @@ def run_grid(
             (folder_of(cell, out) / FAILED).unlink(missing_ok=True)
         _Pool(out, at_once, on_event).run(waiting)
         return write_comparison(out)
+
+
+def _with_task(grid: Grid, on_decode: Callable[[int, int], None] | None) -> Grid:
+    """The grid with the task that its rows share, where that is ``auto``."""
+    if grid.common["task"] != AUTO:
+        return grid
+    task = with_task(grid.cells()[0].recipe, on_decode).task
+    return dataclasses.replace(grid, common={**grid.common, "task": task})
 
 
 def available() -> int:

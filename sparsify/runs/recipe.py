@@ -29,6 +29,8 @@ Threads = Annotated[int, Field(ge=1, le=512)]
 """More than any machine gains by; a system that cannot start them ends the process without a word."""
 Rate = Field(gt=0.0, allow_inf_nan=False)
 Value = int | float | str | bool
+AUTO = "auto"
+"""The task of a recipe that leaves it to the data and the model (`sparsify.runs.inferring`)."""
 OPTIONS = ("method_options", "task_options")
 """Keys that are tables of further keys."""
 LISTS = ("keep_dense", "ood", "mean", "std")
@@ -45,7 +47,8 @@ class Recipe:
         model: ``file.py:factory``, ``package.module:factory`` or ``model.pt2``.
         weights: safetensors or a state dict to start from; None: the model's own.
         logits: position (from 0) or key of the output that the task reads, where the model returns several that could.
-        task: what the outputs mean: ``classification``, ``binary``, ``multilabel``, ``regression``, ``dense``, ``sequence``, ``custom``.
+        task: what the outputs mean: ``classification``, ``binary``, ``multilabel``, ``regression``, ``dense``, ``sequence``, ``custom``,
+            or ``auto``, the one that fits the data and the model, where only one does.
         loss: of regression ``mse``, ``mae`` or ``huber``; of a custom task ``file.py:function`` of output and target. None: the task's own.
         figures: of a custom task: ``file.py:function`` of output and target, which returns numbers by name, the headline first.
         task_options: further options of the task, such as ``delta`` and ``scale`` of regression and ``ignore`` of dense and sequence.
@@ -164,6 +167,11 @@ class Recipe:
             RecipeError: If another key is for classification only.
             LoadError: If a function of the user's own cannot be loaded.
         """
+        if self.task == AUTO:
+            raise TaskError(
+                "the task 'auto' is found out for a run, and for the keys that the rows of a grid share. Name the task here: kind = "
+                "'regression' under [task]."
+            )
         given: dict[str, Any] = dict(self.task_options)
         for key, text in (("criterion", self.loss), ("measure", self.figures)):
             if text is not None:

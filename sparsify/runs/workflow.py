@@ -28,6 +28,7 @@ from sparsify.reports import covered, layers, ood_quality, pass_rows, sizes, tas
 from sparsify.runs.artefacts import feeding, input_row, measure_latency, recipe_data, several_rows, trials, write_int8
 from sparsify.runs.continuation import check_continues, training_key
 from sparsify.runs.folder import hold_folder
+from sparsify.runs.inferring import with_task
 from sparsify.runs.preflight import Job, heads, jobs
 from sparsify.runs.recipe import Recipe, parse_recipe
 from sparsify.runs.standardising import learned, scale_row, shortfall
@@ -60,7 +61,7 @@ def run(
     before anything that comes after training is tried; what fails then costs nothing that was made before it.
 
     Args:
-        recipe: resolved.
+        recipe: resolved. The task ``auto`` is replaced by the one that fits, also in the record.
         out: folder of the run; must be new or empty unless ``resume`` or ``overwrite``.
         resume: continue from the last checkpoint, to the same bits; keys that training does not read may differ.
         overwrite: delete what an earlier run left in ``out`` first.
@@ -79,6 +80,7 @@ def run(
         SparsifyError: Any other of its kinds, before the first step or in training, with what to do.
     """
     torch.set_num_threads(recipe.threads)
+    recipe = with_task(recipe, on_decode)
     with hold_folder(out, RECORD, resume=resume, overwrite=overwrite) as begin:
         if resume:
             _check_continues(recipe, out / RECORD)

@@ -1,0 +1,55 @@
+"""The task of a recipe that says ``auto``: the one that fits data and model."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from sparsify.errors import SparsifyWarning
+from sparsify.ir import trace
+from sparsify.ir.dimensions import parsed
+from sparsify.ir.evaluation import outputs_of
+from sparsify.loading import Data, load_model
+from sparsify.runs.artefacts import read_data
+from sparsify.runs.recipe import AUTO, Recipe
+from sparsify.tasks import Task, infer
+
+
+def with_task(recipe: Recipe, on_decode: Callable[[int, int], None] | None = None) -> Recipe:
+    """The recipe with the task that fits its data and its model; one that names a task stays itself.
+
+    Data and model are read for this alone, as targets of any task are, and read again for the task that was found.
+
+    Args:
+        recipe: resolved.
+        on_decode: called while images are decoded, with how many are done of how many.
+
+    Raises:
+        TaskError: If none fits, or several do; naming them, and how to say which it is.
+        SparsifyError: Any other of its kinds, if data or model cannot be read.
+    """
+    if recipe.task != AUTO:
+        return recipe
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SparsifyWarning)  # they are said when the run reads both again
+        found = _fitting(recipe, read_data(recipe, on_decode))
+    named = dataclasses.replace(recipe, task=found.name)  # type: ignore[type-var]
+    named.build_task()  # raises where other keys do not fit it
+    return named
+
+
+def _fitting(recipe: Recipe, data: Data) -> Task:
+    torch.manual_seed(recipe.seed)
+    weights = None if recipe.weights is None else Path(recipe.weights)
+    model = load_model(recipe.model, weights=weights, trust_pickle=recipe.trust_pickle)
+    dynamic, limits = parsed(recipe.dynamic)
+    outputs = {} if recipe.logits is None else {"logits": recipe.logits}
+    example = data.example()
+    program = trace(model, example, dynamic=dynamic, limits=limits, outputs=outputs, classes=data.classes or None)
+    with torch.no_grad():
+        shape = outputs_of(program.eval(), example)["logits"].shape
+    return infer(data.train.targets, ("N", *shape[1:]))
