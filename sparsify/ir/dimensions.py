@@ -134,6 +134,12 @@ def declared(inputs: Sequence[str], leaves: Sequence[Any], dynamic: Declared, li
     Raises:
         TraceError: If there is no such input or dimension, a name cannot be used, sizes of one name differ, or limits leave them out.
     """
+    for option, value, written in (
+        ("dynamic", dynamic, "{'ids': {1: 'T'}}"),
+        ("limits", limits, "{'T': (1, 512)}"),
+    ):
+        if not isinstance(value, Mapping):
+            raise TraceError(f"{option} should be a mapping, found {type(value).__name__}. Write {option}={written}.")
     values = {name: leaf for name, leaf in zip(inputs, leaves, strict=True) if isinstance(leaf, Tensor)}
     places: dict[str, dict[int, str]] = {}
     for name, given in dynamic.items():

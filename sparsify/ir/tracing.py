@@ -105,7 +105,9 @@ def trace(
         _initialise(model, given)
         with untouched(model), _draws_from_torch(model):
             model.train()
-            example, dimensions = _accepted(model, given, dynamic or {}, limits or {})
+            example, dimensions = _accepted(
+                model, given, {} if dynamic is None else dynamic, {} if limits is None else limits
+            )
             captured = _captured(model, example, dimensions)
     program = _assemble(
         model,
