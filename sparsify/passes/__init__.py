@@ -65,12 +65,6 @@ from sparsify.passes.registry import Pipeline as Pipeline
 from sparsify.passes.registry import register as register
 from sparsify.passes.remove_random_masks import RemoveRandomMasks as RemoveRandomMasks
 from sparsify.passes.scale_prediction import ScalePrediction as ScalePrediction
-from sparsify.passes.scale_prediction import (
-    scale_of as scale_of,
-)
-from sparsify.passes.scale_prediction import (
-    set_scale as set_scale,
-)
 from sparsify.passes.widen_classifier import WidenClassifier as WidenClassifier
 
 __all__ = [
@@ -79,5 +73,5 @@ __all__ = [
     "InsertGradientTaps", "InsertMasks", "InsertRandomMasks", "Kept", "LowerGroupedConv", "LowerGroupedLinear",
     "LowerMasks", "Option", "OrderOutputs", "Pass", "PassLog", "Pipeline", "Preserves", "Range",
     "RecordRandomness", "RemoveRandomMasks", "ScalePrediction", "WidenClassifier", "dump_to", "option",
-    "print_after", "print_diff", "recording", "register", "scale_of", "set_scale",
+    "print_after", "print_diff", "recording", "register",
 ]  # fmt: skip

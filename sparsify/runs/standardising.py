@@ -14,7 +14,8 @@ from sparsify.ir import Program
 from sparsify.ir.evaluation import outputs_over
 from sparsify.loading import Data
 from sparsify.parts.samples import Subset
-from sparsify.passes import Pipeline, ScalePrediction, scale_of, set_scale
+from sparsify.passes import Pipeline, ScalePrediction
+from sparsify.passes.scale_prediction import scale_of, set_scale
 from sparsify.tasks import Regression, Task
 
 LOOKED_AT = 1024

@@ -14,7 +14,7 @@ from sklearn.metrics import r2_score
 
 from sparsify.errors import TaskError, TrainingWarning
 from sparsify.ir import Program
-from sparsify.passes import scale_of
+from sparsify.passes.scale_prediction import scale_of
 from sparsify.runs.recipe import parse_pairs, parse_recipe
 from sparsify.runs.workflow import run
 from tests.end_to_end.commands import command

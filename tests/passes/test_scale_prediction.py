@@ -9,7 +9,7 @@ from torch import nn
 
 import sparsify as sp
 from sparsify.errors import PassError
-from sparsify.passes import scale_of, set_scale
+from sparsify.passes.scale_prediction import scale_of, set_scale
 
 
 def scaled(model, x, **options):
