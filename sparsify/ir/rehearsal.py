@@ -74,6 +74,8 @@ def rehearse_graph(
         LoadError: If a node cannot run on what it is given, or makes more than `MOST_VALUES` values.
     """
     problems: list[LoadError] = []
+    for node in graph.nodes:
+        _check_kinds(node)
     with _quiet():
         for batch in BATCHES:
             try:
@@ -201,6 +203,25 @@ def _check_numbers(node: fx.Node, args: Sequence[Any]) -> None:
         base, exponent = args
         if abs(base) > 1 and abs(exponent) * abs(base).bit_length() > 64:
             raise LoadError(f"%{node.name} raises {base} to the power {exponent}, a number of more than 64 bits.")
+
+
+_KINDS = {"ScalarType": torch.dtype, "Layout": torch.layout, "MemoryFormat": torch.memory_format}
+"""What torch takes whole numbers for as well, which it looks up in tables without a bound."""
+
+
+def _check_kinds(node: fx.Node) -> None:
+    """Refuse a number in place of a dtype, a layout or a memory format."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return
+    names = [argument.name for argument in node.target._schema.arguments]
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    for argument in node.target._schema.arguments:
+        kind = _KINDS.get(str(argument.real_type).removeprefix("Optional[").removesuffix("]"))
+        value = given.get(argument.name)
+        if kind is not None and value is not None and not isinstance(value, kind):
+            raise LoadError(
+                f"%{node.name} calls {node.target} with {argument.name} {str(value)[:80]!r}, which is no {kind.__name__}."
+            )
 
 
 def _on_cpu(value: Any) -> Any:

@@ -160,7 +160,7 @@ def variants(text: str, folder: Path, *names: str) -> str:
     """The grid's text with a row per name, each a model of its own file, compared with the dense network."""
     text = text.replace("[0, 1]", "[0]").replace('["rigl"]', json.dumps(names))
     for name in names:
-        text += f'\n[grid.variants.{name}]\nmethod = "rigl"\nmodel = "{folder}/{name}.py:build"\n'
+        text += f'\n[grid.variants.{name}]\nmethod.name = "rigl"\nmodel.source = "{folder}/{name}.py:build"\n'
     return text + "\n[grid.bases]\n" + "".join(f'{name} = "dense"\n' for name in names)
 
 

@@ -77,7 +77,7 @@ def test_a_set_that_does_not_fit_ends_before_training(capsys, tmp_path, monkeypa
 
 
 def test_sets_in_a_recipe_and_their_names(tmp_path):
-    recipe = parse_recipe(None, parse_pairs(["ood=a/letters.npz,photos,f.py:shapes"]))
+    recipe = parse_recipe(None, parse_pairs(["data.ood=a/letters.npz,photos,f.py:shapes"]))
     assert recipe.ood == ("a/letters.npz", "photos", "f.py:shapes")
     (tmp_path / "r.toml").write_text(recipe.to_toml())
     assert parse_recipe(tmp_path / "r.toml", {}) == recipe

@@ -39,7 +39,7 @@ def test_it_is_trained_exported_and_resumed(folder):
     report = json.loads((folder / "a" / "metrics.json").read_text())["model"]
     assert report["method"] == "cigl(mine(calm))" and report["nonzeros"] == round(0.1 * report["maskable"])
     assert report["counts"]["rounds"] > 0, "update_every reached it"
-    assert 'method = "cigl(own.py:named(own.py:calm))"' in (folder / "a" / "recipe.toml").read_text()
+    assert 'name = "cigl(own.py:named(own.py:calm))"' in (folder / "a" / "recipe.toml").read_text()
     before = (folder / "a" / "model.onnx").read_bytes()
     for name in ("model.onnx", "metrics.json", "report.html"):
         (folder / "a" / name).unlink()

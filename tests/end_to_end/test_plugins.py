@@ -50,7 +50,7 @@ def test_the_command_trains_with_a_plugins_method_and_allocation(installed: Path
     result = command(installed, *words, *options)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run/model.onnx").is_file()
-    assert 'method = "mest"' in (tmp_path / "run/recipe.toml").read_text()
+    assert 'name = "mest"' in (tmp_path / "run/recipe.toml").read_text()
 
 
 def test_the_tests_of_the_plugin_pass_with_one_helper(installed: Path) -> None:

@@ -82,8 +82,8 @@ def test_columns_are_named_in_every_form(table, tmp_path):
     path, _ = table
     wanted = load_data(str(path), seed=0, target=["diagnosis"], ignore_columns=["size", "mean area"], test_holdout=0.2)
     assert wanted.example(2).shape == (2, 29)
-    (tmp_path / "r.toml").write_text('target = "diagnosis"\nignore_columns = ["size", "mean area"]\n')
-    set_ = parse_pairs(["target=diagnosis", "ignore_columns=size, mean area"])
+    (tmp_path / "r.toml").write_text('[data]\ntarget = "diagnosis"\nignore_columns = ["size", "mean area"]\n')
+    set_ = parse_pairs(["data.target=diagnosis", "data.ignore_columns=size, mean area"])
     for recipe in (parse_recipe(tmp_path / "r.toml", {}), parse_recipe(None, set_)):
         assert (recipe.target, recipe.ignore_columns) == (("diagnosis",), ("size", "mean area"))
     code, _, err = command("run", "--data", path, "--set", "data.test_holdout=0.2", "--out", tmp_path / "a")

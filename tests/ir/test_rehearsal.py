@@ -39,6 +39,32 @@ def test_a_model_that_needs_a_multiple_of_frames_runs_at_some_batch():
         run((ATEN.view.default, [-1, 7, 5]))
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        (ATEN.softmax.int, -1, -1),
+        (ATEN.softmax.int, -1, 10**6),
+        (ATEN.sum.default, 77),
+        (ATEN.to.dtype, 255),
+        (ATEN.clone.default, 9),
+    ],
+)
+@pytest.mark.parametrize("spec", [("N", 4), None])
+def test_a_number_is_no_dtype(step, spec):
+    target, *arguments = step
+    graph = fx.Graph()
+    value = graph.placeholder("x")
+    last = {a.name: v for a, v in zip(target._schema.arguments[1:], arguments, strict=False)}
+    if target in (ATEN.sum.default, ATEN.clone.default):  # keywords only
+        last = {"dtype" if target is ATEN.sum.default else "memory_format": arguments[0]}
+    value = graph.call_function(ATEN.nonzero.default, (value,))  # from here on nothing is rehearsed
+    graph.output((graph.call_function(target, (value,), last),))
+    with pytest.raises(LoadError, match=r"which is no (dtype|memory_format)\."):
+        rehearse_graph(
+            graph, "of eval", lambda node: spec and TensorSpec("x", spec, "float32"), lambda name: torch.zeros(4)
+        )
+
+
 def test_sizes_that_are_not_known_prove_nothing_and_those_of_values_end_it():
     run((ATEN.view.default, [7, 5]), spec=("N", "N1"))
     run((ATEN.view.default, [7, 5]), spec=None)
