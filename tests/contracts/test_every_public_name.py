@@ -25,6 +25,9 @@ SOURCE = sp.trace(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)), (
 ON_EVERY_STEP = (SOURCE.run_phase, SOURCE.logits, SOURCE.output_names)
 """How many arguments these have is left to Python to say: they are called on every step of a loop."""
 
+TAKES_HALF_A_SECOND = (sp.export,)
+"""Where a value is accepted; each parameter meets a third of the values there."""
+
 
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:
     for name in sp.__all__:
@@ -82,9 +85,11 @@ def calls(door: Callable[..., Any], folder) -> Iterator[tuple[str, Callable[[], 
     if door not in ON_EVERY_STEP:
         yield "()", lambda: door()
         yield "(nonsense=3)", lambda: door(nonsense=3)
-    for value in VALUES:
+    for index, value in enumerate(VALUES):
         yield f"({value!r})", lambda value=value: door(value)
-        for name in named:
+        for place, name in enumerate(named):
+            if door in TAKES_HALF_A_SECOND and (index + place) % 3:
+                continue
 
             def call(name=name, value=value):
                 have = fitting(folder)
