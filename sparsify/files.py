@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 UNFINISHED = ".unfinished"
-"""How temporary names end; a process killed while it writes leaves such a file behind."""
+"""The suffix of temporary names. A process that is killed while it writes leaves a file with this suffix."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -33,7 +33,7 @@ class Int8:
     Attributes:
         chosen: the fastest trial that agrees well enough, which is the file.
         trials: all, fastest first.
-        layers: milliseconds of each layer alone, by weight and form.
+        layers: milliseconds of each layer run by itself, by weight and form.
         batch, threads: of the trials.
         decisions: samples whose argmax was compared with the program's; 0 where the outputs are not scores of classes.
         agreed: those whose argmax is the program's.

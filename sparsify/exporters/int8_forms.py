@@ -51,7 +51,7 @@ class Tried:
 
     Attributes:
         found: the fp32 files and their int8 forms, timed in turn, the fastest first.
-        layers: milliseconds of each layer alone, by weight and form.
+        layers: milliseconds of each layer run by itself, by weight and form.
         failed: by name of a form that could not be made or run, why.
     """
 

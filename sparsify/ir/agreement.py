@@ -127,7 +127,7 @@ class _Checks:
     def _runs(self, sizes: Mapping[str, int]) -> bool:
         try:
             _observe(self.model, self.model, self.dimensions.resized(self.example, sizes), gradients=False)
-        except Exception:
+        except Exception:  # code of the user's, which may raise anything at a size it does not take
             return False  # the range leaves the size out, and a call outside it says so
         return True
 
@@ -137,7 +137,7 @@ class _Checks:
         self.program.ranges[self.phase] = {}
         try:
             eager, traced = (_observe(f, self.model, example, gradients=False)[0] for f in (self.model, self.program))
-        except Exception:
+        except Exception:  # code of the user's, which may raise anything at a size it does not take
             return False  # the range leaves the size out, and a call outside it says so
         finally:
             self.program.ranges[self.phase] = known

@@ -50,7 +50,7 @@ def outputs_of(program: Program, inputs: Inputs) -> dict[str, Any]:
 
 
 def _filled(value: Tensor, sizes: list[int]) -> Tensor:
-    """A tensor [B, ...] with zeros behind its values, up to the sizes of a sample."""
+    """A tensor [B, ...] padded with zeros at the end of each dimension, to the sizes of a sample."""
     found = value.new_zeros([len(value), *sizes])
     found[tuple(slice(size) for size in value.shape)] = value
     return found

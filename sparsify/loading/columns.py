@@ -147,7 +147,8 @@ def _check_names(table: Table, **named: Sequence[str]) -> None:
     keys = {"target": "target", "categories": "category_columns", "ignored": "ignore_columns"}
     if not named["target"]:
         raise DataError(
-            f"{table.path} needs the column to predict: target = '...' in a recipe, --target for the command. It has the columns "
+            f"{table.path} needs the column to predict: target = '...' under [data] in a recipe, --target for the command. It has the "
+            f"columns "
             f"{_listed(list(table.columns))}."
         )
     for key, names in named.items():

@@ -119,7 +119,7 @@ def load_data(
     if "test" not in parts:
         if test_holdout is None:
             raise DataError(
-                f"{text} has no test part. Add one, or set test_holdout = 0.15 to keep that much of the training part for testing."
+                f"{text} has no test part. Add one, or set data.test_holdout = 0.15 to keep that much of the training part for testing."
             )
         parts["train"], parts["test"] = held_out(text, parts["train"], seed=0, fraction=test_holdout, task=task)
     if train_samples is not None:

@@ -251,7 +251,7 @@ def _known_targets(dataset: Any) -> Any:
     if kept is None and len(columns) == 1:
         try:
             kept = list(dataset[columns[0]])
-        except Exception:  # a data set that has columns, but is read by row alone: its rows say the same
+        except Exception:  # the data set has columns but can only be read by row; its rows hold the same targets
             return None
     return kept
 

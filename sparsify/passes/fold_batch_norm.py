@@ -20,7 +20,7 @@ _LAYERS += (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 
 @dataclass(frozen=True)
 class FoldBatchNorm(Pass):
-    """Scale the weights and bias of a layer by the batch norm that alone reads it, and remove the batch norm.
+    """Fold a batch norm into the weights and bias of the layer before it, where nothing else reads that layer, and remove the norm.
 
     For deployment: batch statistics are gone, so the train phase becomes a copy of the eval phase, if a norm is folded. Zeros stay zeros.
     Arithmetic in float64, rounded once. Left alone, with the reason: a weight or bias that is computed, shared or read elsewhere, and a

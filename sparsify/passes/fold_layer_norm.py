@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class FoldLayerNorm(Pass):
-    """Let linear layers whose outputs read few inputs in groups scale and shift for the layer norm that they alone read.
+    """Move the scale and shift of a layer norm into the grouped linear layers after it, where nothing else reads the norm.
 
     W (s * n + t) + b = (W s) n + (W t + b), n being the normalised value. Zeros stay zeros. Before dense layers nothing is gained: runtimes
     have an operator for a whole layer norm, but none for one of feature-major values, of which scale and shift are two operators. For

@@ -70,7 +70,7 @@ class OrderOutputs(Pass):
 
 
 def _layers(program: Program) -> dict[str, fx.Node]:
-    """By weight, the layer that alone reads it and its bias."""
+    """Returns, for each weight, the only layer that reads it and its bias."""
     reads, found = reads_of(program), dict[str, fx.Node]()
     for node in program.phases["eval"].graph.nodes:
         weight = own_parameter(program, node, 1, reads) if node.target in (*CONVOLUTIONS, aten.linear.default) else None

@@ -251,7 +251,7 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
     if recipe.taught_by_baseline() and not recipe.baseline:
         raise RecipeError(
             f"method {method.name!r} learns from a teacher. Train one in this run with baseline = true (--baseline), or name one with "
-            f"teacher = the program.sparsify of another run."
+            f"teacher = the program.sparsify of another run; both keys stand under [method]."
         )
     return recipe
 
