@@ -43,7 +43,7 @@ def measure_layers(
     layer in the feature-major form of a chain.
 
     Args:
-        program: of stage FOLDED, not lowered.
+        program: of stage DEPLOYED, not lowered.
         written: what a file becomes before it is written.
         batch: samples of a call, where the program leaves it open.
         threads: of a session.

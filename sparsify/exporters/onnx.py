@@ -172,6 +172,8 @@ def export(
     masks = program.masks()
     measured = functools.partial(measure_layers, written=written, batch=batch, threads=threads)
     folded = _folded(program)
+    if program.stage is Stage.TRACED:
+        form = "dense"  # nothing was pruned, so no groups are looked for
 
     def made(form: str) -> _Made:
         arranged = _arranged(folded, form)
@@ -325,14 +327,16 @@ def _rewritten(program: Program, pipeline: Pipeline) -> tuple[Program, tuple[Pas
 
 def _folded(program: Program) -> Program:
     steps = ["fold-batch-norm", "eliminate-dead-code"]
+    if program.stage is not Stage.DEPLOYED:
+        steps.insert(0, "deploy")
     if program.stage is Stage.MASKED:
-        steps.insert(1, "fold-masks")
+        steps.insert(0, "fold-masks")
     return _rewritten(program, Pipeline.parse(" | ".join(steps)))[0].cpu().eval()
 
 
 def _arranged(folded: Program, form: str) -> Program:
     """The program with outputs of a group side by side, without those that nothing reads, and without what layer norms can leave to it."""
-    if form == "dense" or folded.stage is not Stage.FOLDED:
+    if form == "dense":
         return folded
     return _rewritten(folded, Pipeline((OrderOutputs(), EliminateUnreadOutputs(), FoldLayerNorm())))[0]
 
@@ -341,7 +345,7 @@ def _lowered(
     folded: Program, form: str, measured: Callable[[Program], Mapping[str, Trial]]
 ) -> tuple[Program, dict[str, str]]:
     """The program with grouped layers in their own form, and what became of each weight."""
-    if form == "dense" or folded.stage is not Stage.FOLDED:
+    if form == "dense":
         return folded, {}
     trials = measured(folded) if form == "auto:measure" else {}
     slower = tuple(name for name, trial in trials.items() if trial.grouped >= trial.dense)

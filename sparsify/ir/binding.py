@@ -198,3 +198,9 @@ def plain_signature(names: Sequence[str], spec: pytree.TreeSpec) -> inspect.Sign
         *(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in given),
         *(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in kwargs.context),
     ])  # fmt: skip
+
+
+def plain_inputs(spec: pytree.TreeSpec) -> int:
+    """How many positional arguments a call gives, where each is one value and there are no others; else -1."""
+    count = spec.num_leaves
+    return count if spec == pytree.tree_structure(((0,) * count, {})) else -1

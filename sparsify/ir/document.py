@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from sparsify.errors import LoadError
 from sparsify.ir.binding import KINDS, UNKNOWN
 from sparsify.ir.foreign import checked_identifier, checked_path, checked_text, is_plain_structure
-from sparsify.ir.nodes import PHASES
+from sparsify.ir.nodes import Stage, phases_of
 from sparsify.ir.size_ranges import EXCEPTIONS
 
 MOST_NODES = 200_000
@@ -126,7 +126,7 @@ class ProgramForm(_Form):
     """``program.json``."""
 
     name: Text
-    stage: Literal["traced", "masked", "folded"]
+    stage: Literal["traced", "masked", "folded", "deployed"]
     training: bool
     dynamic_batch: bool
     unfinished: Annotated[str, Field(max_length=LONGEST_NOTE), AfterValidator(checked_text)] = ""
@@ -149,11 +149,12 @@ class ProgramForm(_Form):
 
     @model_validator(mode="after")
     def _agrees(self) -> ProgramForm:
-        if {*self.graphs} != {*PHASES} or {*self.out_specs} != {*PHASES}:
-            raise ValueError(f"there should be graphs and outputs for {' and '.join(PHASES)}")
+        phases = phases_of(Stage(self.stage))
+        if {*self.graphs} != {*phases} or {*self.out_specs} != {*phases} or (self.training and "train" not in phases):
+            raise ValueError(f"there should be graphs and outputs for {' and '.join(phases)}")
         for ranges in (self.batch_ranges, self.ranges):
-            if ranges and {*ranges} != {*PHASES}:
-                raise ValueError(f"there should be sizes for {' and '.join(PHASES)}")
+            if ranges and {*ranges} != {*phases}:
+                raise ValueError(f"there should be sizes for {' and '.join(phases)}")
         used = {size for _, shape, _ in self.inputs for size in shape if isinstance(size, str)}
         if unknown := [n for given in (*self.ranges.values(), self.sizes) for n in given if n not in used]:
             raise ValueError(f"no input has a dimension {unknown[0]!r}")

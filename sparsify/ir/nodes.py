@@ -26,6 +26,12 @@ class Stage(enum.Enum):
     TRACED = "traced"
     MASKED = "masked"
     FOLDED = "folded"
+    DEPLOYED = "deployed"
+
+
+def phases_of(stage: Stage) -> tuple[str, ...]:
+    """The phases that a program of a stage has: a deployed one is run, and trained no more."""
+    return PHASES[1:] if stage is Stage.DEPLOYED else PHASES
 
 
 @dataclass(frozen=True)

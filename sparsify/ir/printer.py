@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from sparsify.ir.nodes import MASK_OPERATORS, PHASES, GradientTap, apply_random_mask
+from sparsify.ir.nodes import MASK_OPERATORS, GradientTap, apply_random_mask
 
 if TYPE_CHECKING:
     from sparsify.ir.program import Program
@@ -21,7 +21,7 @@ def program_text(program: Program) -> str:
         head += f" maskable={costs.maskable} active={costs.active} density={costs.density:.4f}"
     lines = [head]
     parameters = {name for name, _ in program.named_parameters(remove_duplicate=False)}
-    for phase in PHASES:
+    for phase in program.phases:
         lines.append(f"  {phase}:")
         rows = [_row(program, node, parameters) for node in program.phases[phase].graph.nodes]
         width = min(max((len(left) for left, _ in rows), default=0), 72)

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from sparsify.arguments import checked, found
-from sparsify.errors import LoadError, TraceError
-from sparsify.ir.binding import Inputs, arguments_of, leaves_of, plain_signature
+from sparsify.errors import LoadError, TraceError, TrainingError
+from sparsify.ir.binding import Inputs, arguments_of, leaves_of, plain_inputs, plain_signature
 from sparsify.ir.inputs import Constant, checked_tensors, tensors_of, varying_places
 from sparsify.ir.nodes import (
     HOOKS,
@@ -42,7 +42,7 @@ class Program(nn.Module):
     Attributes:
         name: of the model.
         stage: how far it has come.
-        phases: ``{"train": GraphModule, "eval": GraphModule}``.
+        phases: ``{"train": GraphModule, "eval": GraphModule}``; ``eval`` only once the program is deployed.
         input_specs: name, shape and dtype of every flat input.
         dynamic_batch: whether the first dimension of the inputs may vary.
         sizes: of the example that was traced, by the name of each dimension that varies; ``N`` is the batch.
@@ -96,7 +96,7 @@ class Program(nn.Module):
         super().__init__()
         for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[table] = state.__dict__[table]
-        phases = {phase: Phase(state, graphs[phase], f"{name}_{phase}") for phase in PHASES}
+        phases = {phase: Phase(state, graphs[phase], f"{name}_{phase}") for phase in PHASES if phase in graphs}
         # Plain attributes: the phases own no state, so they must not appear among the program's submodules.
         self.__dict__.update(
             name=name,
@@ -105,14 +105,15 @@ class Program(nn.Module):
             input_specs=input_specs,
             dynamic_batch=dynamic_batch,
             in_spec=in_spec,
-            plain_inputs=_plain_inputs(in_spec),
+            plain_inputs=plain_inputs(in_spec),
             out_specs=dict(out_specs),
             sizes=dict(sizes or {}),
-            ranges={phase: dict((ranges or {}).get(phase, {})) for phase in PHASES},
+            ranges={phase: dict((ranges or {}).get(phase, {})) for phase in phases},
             places=varying_places(input_specs),
             constants=dict(constants or {}),
             signature=signature or plain_signature([spec.name for spec in input_specs], in_spec),
             unfinished="",
+            training="train" in phases,
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -121,12 +122,10 @@ class Program(nn.Module):
         else:  # a user's module may be called like an attribute of the program
             object.__setattr__(self, name, value)
 
-    # --- running
-
     @property
     def batch_ranges(self) -> dict[str, SizeRange]:
         """The batch sizes each phase holds for."""
-        return {phase: self.ranges[phase].get("N", EVERY) for phase in PHASES}
+        return {phase: self.ranges[phase].get("N", EVERY) for phase in self.phases}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         phase = "train" if self.training else "eval"
@@ -186,8 +185,11 @@ class Program(nn.Module):
         return next(iter(reversed(self.phases[phase].graph.nodes)))
 
     def _check_phase(self, phase: object) -> None:
-        if phase not in PHASES:
-            raise TraceError(f"a program has the phases {' and '.join(PHASES)}, found {found(phase)}.")
+        if phase not in self.phases:
+            known = " and ".join(self.phases)
+            raise TraceError(
+                f"{self.name!r}, which is {self.stage.value}, has the phases {known}, found {found(phase)}."
+            )
 
     def reading(self, name: str | None, phase: str, leaves: Sequence[Any]) -> Any:
         """What a task reads of the flat outputs of a phase.
@@ -218,16 +220,15 @@ class Program(nn.Module):
             TraceError: If it is something else.
         """
         leaves = pytree.tree_leaves(output)
-        missing = self.out_specs["train"].num_leaves - len(leaves)
-        logits = None if missing > 0 else self.reading("logits", "train", leaves)
+        phase = next(iter(self.phases))
+        missing = self.out_specs[phase].num_leaves - len(leaves)
+        logits = None if missing > 0 else self.reading("logits", phase, leaves)
         if not isinstance(logits, Tensor):
             raise TraceError(
-                f"program {self.name!r} returns {self.out_specs['train'].num_leaves} values, the logits among them, found {found(output)}. "
+                f"program {self.name!r} returns {self.out_specs[phase].num_leaves} values, the logits among them, found {found(output)}. "
                 f"Give what calling the program returned."
             )
         return logits
-
-    # --- state by name
 
     def weight(self, name: str) -> nn.Parameter:
         """The parameter called ``name``."""
@@ -274,8 +275,6 @@ class Program(nn.Module):
         """Taps and other modules that passes put into the graphs, by qualified name."""
         return {name: module for name, module in self.named_modules() if isinstance(module, HOOKS)}
 
-    # --- derived tables; all computed from the graph
-
     def maskable(self) -> tuple[WeightSite, ...]:
         """Weights that take part in a matrix product, in graph order; ``skip`` says which stay dense by default."""
         from sparsify.ir.sites import weight_sites
@@ -306,11 +305,15 @@ class Program(nn.Module):
 
         return costs(self)
 
-    # --- whole-program operations
-
     def train(self, mode: bool = True) -> Program:
         """Set the phase, as for any module. Going to eval sets inactive weights under lowered masks to 0, where something else wrote to
-        them: an average of weights made by the user, values that were loaded."""
+        them: an average of weights made by the user, values that were loaded.
+
+        Raises:
+            TrainingError: If the program is deployed and ``mode`` is True.
+        """
+        if mode and "train" not in self.phases:
+            raise TrainingError(f"{self.name!r} is deployed: train the program that the pass deploy was given.")
         if not mode and self.stage is Stage.MASKED:
             from sparsify.ir.sites import clear_stray
 
@@ -392,8 +395,3 @@ class Program(nn.Module):
         raise LoadError(
             "programs are not pickled: pickles can execute code. Use program.save(path) and Program.load(path)."
         )
-
-
-def _plain_inputs(spec: pytree.TreeSpec) -> int:
-    count = spec.num_leaves
-    return count if spec == pytree.tree_structure(((0,) * count, {})) else -1

@@ -83,6 +83,11 @@ def clear_stray(program: Program) -> None:
                 parameters[weight].masked_fill_(inactive, 0.0)
 
 
+def leading_phase(program: Program) -> str:
+    """The phase that tables are made from: ``train``, or ``eval`` of a deployed program, which has no other."""
+    return next(iter(program.phases))
+
+
 def mask_names(program: Program) -> dict[str, str]:
     """Names of the masks by weight, in the order of the train graph."""
     return {weight: mask for weight, (mask, _) in masks_and_patterns(program).items()}
@@ -91,7 +96,7 @@ def mask_names(program: Program) -> dict[str, str]:
 def masks_and_patterns(program: Program) -> dict[str, tuple[str, str]]:
     """The name of the mask and the spelling of the pattern by weight, in the order of the train graph; `mask_sites` also counts MACs."""
     names, found = parameter_names(program), dict[str, tuple[str, str]]()
-    for node in program.phases["train"].graph.nodes:
+    for node in program.phases[leading_phase(program)].graph.nodes:
         if node.target in MASK_OPERATORS:
             found.setdefault(names[node.args[0].target], (node.args[1].target, node.args[2]))
     return found
@@ -106,7 +111,7 @@ def random_mask_sites(program: Program) -> tuple[RandomMaskSite, ...]:
     """All weights that the train phase reads through a random mask, in graph order; one for a tied or shared weight."""
     names = parameter_names(program)
     sites: dict[str, RandomMaskSite] = {}
-    for node in program.phases["train"].graph.nodes:
+    for node in program.phases[leading_phase(program)].graph.nodes:
         if node.target is apply_random_mask:
             visible, rate, rescale = str(node.args[1].target), float(node.args[2]), bool(node.args[3])
             weight = names[visible.removesuffix("_visible")]
@@ -117,7 +122,7 @@ def random_mask_sites(program: Program) -> tuple[RandomMaskSite, ...]:
 def batch_norm_sites(program: Program) -> tuple[BatchNormSite, ...]:
     """Running statistics that the train phase updates, in graph order; one for each pair of buffers."""
     sites: dict[str, BatchNormSite] = {}
-    for node in program.phases["train"].graph.nodes:
+    for node in program.phases[leading_phase(program)].graph.nodes:
         if node.target is aten.batch_norm.default and node.args[3] is not None and node.args[5]:
             mean, variance = str(node.args[3].target), str(node.args[4].target)
             sites.setdefault(mean, BatchNormSite(mean, variance, float(node.args[6])))
@@ -162,7 +167,7 @@ class _Weights:
     """The weights of the train phase and its products, followed once."""
 
     def __init__(self, program: Program) -> None:
-        self._program, self._module = program, program.phases["train"]
+        self._program, self._module = program, program.phases[leading_phase(program)]
         self._live = from_inputs(self._module) & for_outputs(self._module)
         self.macs = Macs(program)
 
@@ -177,7 +182,7 @@ class _Weights:
 
     def sites(self) -> tuple[WeightSite, ...]:
         nodes: dict[str, list[fx.Node]] = {}
-        for node, name in parameter_nodes(self._program, "train"):
+        for node, name in parameter_nodes(self._program, leading_phase(self._program)):
             nodes.setdefault(name, []).append(node)
         for name, _ in self._program.named_parameters():
             nodes.setdefault(name, [])

@@ -19,6 +19,7 @@ class StandaloneModule(nn.Module):
         for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[table] = program.__dict__[table]
         self.__dict__["_program"] = program
+        self.training = "train" in program.phases
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         program: Program = self.__dict__["_program"]

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsify.ir.nodes import TensorSpec
-from sparsify.ir.phase import copy_graph
 from sparsify.ir.program import Program
 from sparsify.ir.state import place
 
@@ -229,18 +228,28 @@ def add_bias(program: Program, phase: str, layer: fx.Node, values: Tensor) -> No
     set_bias(layer, state_node(program, phase, name, before=layer))
 
 
-def copy_phase(program: Program, source: str, destination: str) -> None:
-    """Let ``destination`` run a copy of ``source``, restricted to the outputs both name."""
-    graph, hidden = copy_graph(program.phases[source].graph), program.random_mask_sites()
-    program.phases[destination].graph = graph
-    program.out_specs[destination] = program.out_specs[source]
-    output = next(iter(reversed(graph.nodes)))
-    count = program.out_specs[source].num_leaves
-    output.args = (output.args[0][:count],)  # type: ignore[index]
-    output.meta["names"] = output.meta["names"][:count]
-    erase_dead(program, destination)
-    for name in (*program.hooks(), *(site.visible for site in hidden)):
+def drop_train(program: Program) -> list[str]:
+    """Leave the eval phase only, in eval mode; returns the names of hooks and state that it does not need, which go with dead nodes."""
+    program.eval()
+    hooks = [*program.hooks()]
+    for table in (program.phases, program.out_specs, program.ranges):
+        table.pop("train")
+    erase_dead(program, "eval")
+    unread = drop_unread(program)
+    for name in hooks:
         remove_state(program, name)
+    return [*unread, *hooks]
+
+
+def drop_unread(program: Program) -> list[str]:
+    """Remove parameters and buffers that no phase reads; returns their names."""
+    nodes = [node for phase in program.phases.values() for node in phase.graph.nodes if node.op == "get_attr"]
+    read = {id(program.tensor(str(node.target))) for node in nodes}
+    state = [*program.named_parameters(remove_duplicate=False), *program.named_buffers(remove_duplicate=False)]
+    unread = [name for name, value in state if id(value) not in read]
+    for name in unread:
+        remove_state(program, name)
+    return unread
 
 
 def respec(node: fx.Node, dimension: int, size: int) -> TensorSpec | None:

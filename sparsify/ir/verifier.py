@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import VerificationError
-from sparsify.ir.nodes import MASK_OPERATORS, PHASES, Stage, apply_random_mask, is_vouched
+from sparsify.ir.nodes import MASK_OPERATORS, Stage, apply_random_mask, is_vouched, phases_of
 from sparsify.ir.sites import first_names
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Tables:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.nodes: dict[str, list[Any]] = {phase: list(program.phases[phase].graph.nodes) for phase in PHASES}
+        self.nodes: dict[str, list[Any]] = {phase: list(module.graph.nodes) for phase, module in program.phases.items()}
         self.parameters = dict(program.named_parameters(remove_duplicate=False))
         self.buffers = dict(program.named_buffers(remove_duplicate=False))
         self.first = first_names(self.parameters)
@@ -68,7 +68,7 @@ def state_missing(tables: Tables) -> Iterator[Violation]:
     """Every ``get_attr`` and ``call_module`` node names existing state."""
     tensors = tables.parameters.keys() | tables.buffers.keys()
     modules = {name for name, _ in tables.program.named_modules(remove_duplicate=False)}
-    for phase in PHASES:
+    for phase in tables.nodes:
         for node in tables.nodes[phase]:
             if node.op == "get_attr" and node.target not in tensors:
                 yield Violation(
@@ -83,7 +83,7 @@ def state_missing(tables: Tables) -> Iterator[Violation]:
 def spec_missing(tables: Tables) -> Iterator[Violation]:
     """Every parameter node has a spec that agrees with the parameter's shape."""
     shapes = {name: tuple(p.shape) for name, p in tables.parameters.items()}
-    for phase in PHASES:
+    for phase in tables.nodes:
         for node in tables.nodes[phase]:
             if node.op == "get_attr" and node.target in shapes:
                 spec = node.meta.get("spec")
@@ -95,22 +95,39 @@ def spec_missing(tables: Tables) -> Iterator[Violation]:
                     )
 
 
+def phases_missing(tables: Tables) -> Iterator[Violation]:
+    """A program has the phases of its stage: train and eval, or eval only once it is deployed; and is in the mode of one of them."""
+    stage, found = tables.program.stage, tuple(tables.nodes)
+    if found != phases_of(stage):
+        yield Violation(
+            "phases-missing", stage.value, f"has {' and '.join(found)}, not {' and '.join(phases_of(stage))}"
+        )
+    if tables.program.training and "train" not in found:
+        yield Violation("phases-missing", stage.value, "is in train mode, and has no train phase")
+
+
+def inputs_disagree(tables: Tables) -> Iterator[Violation]:
+    """Every phase takes the inputs of the program."""
+    for phase, nodes in tables.nodes.items():
+        names = [node.name for node in nodes if node.op == "placeholder"]
+        if len(names) != len(tables.program.input_specs):
+            wanted = [spec.name for spec in tables.program.input_specs]
+            yield Violation("inputs-disagree", phase, f"takes {names}, the program {wanted}")
+
+
 def phases_disagree(tables: Tables) -> Iterator[Violation]:
-    """Both phases take the same inputs and mask the same weights with the same masks and patterns."""
-    masks = {phase: tables.masks(phase) for phase in PHASES}
+    """Both phases mask the same weights with the same masks and patterns."""
+    masks = {phase: tables.masks(phase) for phase in tables.nodes}
     used = tables.read("train") & tables.read("eval")
     for weight in sorted(masks["train"].keys() | masks["eval"].keys()):
         train, evaluation = masks["train"].get(weight), masks["eval"].get(weight)
         if train != evaluation and weight in used:
             yield Violation("phases-disagree", weight, f"train has mask {train}, eval has {evaluation}")
-    inputs = {phase: [n.name for n in tables.nodes[phase] if n.op == "placeholder"] for phase in PHASES}
-    if len(inputs["train"]) != len(inputs["eval"]) or len(inputs["train"]) != len(tables.program.input_specs):
-        yield Violation("phases-disagree", "inputs", f"train takes {inputs['train']}, eval {inputs['eval']}")
 
 
 def outputs_named(tables: Tables) -> Iterator[Violation]:
     """Every flat output has a name of its own."""
-    for phase in PHASES:
+    for phase in tables.nodes:
         node = tables.nodes[phase][-1]
         names = node.meta.get("names", ())
         if len(names) != len(node.args[0]) or len(set(names)) != len(names):  # type: ignore[arg-type]
@@ -119,8 +136,8 @@ def outputs_named(tables: Tables) -> Iterator[Violation]:
 
 def mask_bypassed(tables: Tables) -> Iterator[Violation]:
     """Every use of a masked weight goes through its mask."""
-    masked = {weight for phase in PHASES for weight in tables.masks(phase)}
-    for phase in PHASES:
+    masked = {weight for phase in tables.nodes for weight in tables.masks(phase)}
+    for phase in tables.nodes:
         for node in tables.nodes[phase]:
             if node.op == "get_attr" and tables.first.get(str(node.target)) in masked:
                 for user in node.users:
@@ -140,8 +157,8 @@ def inactive_nonzero(tables: Tables) -> Iterator[Violation]:
     """Where a lowered mask reads a weight unmasked, because a trainer vouches for it, inactive weights are exactly 0."""
     lowered = {
         str(node.args[0].target): str(node.args[1].target)
-        for phase in PHASES
-        for node in tables.nodes[phase]
+        for nodes in tables.nodes.values()
+        for node in nodes
         if node.target is MASK_OPERATORS[1]
     }
     for weight, mask in lowered.items():
@@ -153,7 +170,7 @@ def inactive_nonzero(tables: Tables) -> Iterator[Violation]:
 
 def random_mask_malformed(tables: Tables) -> Iterator[Violation]:
     """A random mask stands in the train phase alone; it is a bool buffer ``<weight>_visible`` of its weight's shape."""
-    for phase in PHASES:
+    for phase in tables.nodes:
         for node in tables.nodes[phase]:
             if node.target is not apply_random_mask:
                 continue
@@ -167,21 +184,23 @@ def random_mask_malformed(tables: Tables) -> Iterator[Violation]:
 
 
 def masks_absent(tables: Tables) -> Iterator[Violation]:
-    """A folded program has no mask, tap or mask buffer left."""
-    for phase in PHASES:
+    """A folded or deployed program has no mask, tap or mask buffer left."""
+    for phase in tables.nodes:
         for node in tables.nodes[phase]:
             if node.target in (*MASK_OPERATORS, apply_random_mask) or node.op == "call_module":
-                yield Violation("masks-absent", node.name, f"left in {phase} of a folded program")
+                yield Violation("masks-absent", node.name, f"left in {phase} of a {tables.program.stage.value} program")
     for name, value in tables.buffers.items():
         if name.endswith("_mask") and value.dtype is torch.bool and name[:-5] in tables.parameters:
-            yield Violation("masks-absent", name, "buffer left in a folded program")
+            yield Violation("masks-absent", name, f"buffer left in a {tables.program.stage.value} program")
 
 
-_ALWAYS: tuple[Rule, ...] = (state_missing, spec_missing, phases_disagree, outputs_named)
+_ALWAYS: tuple[Rule, ...] = (phases_missing, state_missing, spec_missing, inputs_disagree, outputs_named)
+_TRAINED: tuple[Rule, ...] = (*_ALWAYS, phases_disagree)
 RULES: dict[Stage, tuple[Rule, ...]] = {
-    Stage.TRACED: (*_ALWAYS, random_mask_malformed),
-    Stage.MASKED: (*_ALWAYS, mask_bypassed, mask_malformed, inactive_nonzero, random_mask_malformed),
-    Stage.FOLDED: (*_ALWAYS, masks_absent),
+    Stage.TRACED: (*_TRAINED, random_mask_malformed),
+    Stage.MASKED: (*_TRAINED, mask_bypassed, mask_malformed, inactive_nonzero, random_mask_malformed),
+    Stage.FOLDED: (*_TRAINED, masks_absent),
+    Stage.DEPLOYED: (*_ALWAYS, masks_absent),
 }
 
 

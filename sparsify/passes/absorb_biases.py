@@ -23,13 +23,12 @@ class AbsorbBiases(Pass):
 
     The spare output, one whose every reader has only zeros for it, is made 1 by its bias, or by the constant that its layer reads. It
     arrives as what the activation makes of 1, and a column of a reader's weight does what its bias did: an addition less for one more
-    input. For fp32: a bias among the weights would widen the range of a quantised matrix. For deployment: if a bias is absorbed, the train
-    phase becomes a copy of the eval phase.
+    input. For fp32: a bias among the weights would widen the range of a quantised matrix.
     """
 
     name: ClassVar = "absorb-biases"
-    requires: ClassVar = (Stage.FOLDED,)
-    effects: ClassVar = Effect.GRAPH | Effect.WEIGHTS
+    requires: ClassVar = (Stage.DEPLOYED,)
+    effects: ClassVar = Effect.EVAL_GRAPH | Effect.WEIGHTS
 
     @property
     def preserves(self) -> Mapping[str, Kept]:
@@ -54,7 +53,6 @@ class AbsorbBiases(Pass):
                     log.change(str(reader.args[1].target))  # type: ignore[union-attr]
         if log.changed:
             surgery.erase_dead(program, "eval")
-            surgery.copy_phase(program, "eval", "train")
         return log
 
 

@@ -41,7 +41,7 @@ class AttachCalibrationHead(Pass):
     """
 
     name: ClassVar = "attach-calibration-head"
-    requires: ClassVar = (Stage.TRACED, Stage.MASKED, Stage.FOLDED)
+    requires: ClassVar = tuple(Stage)
     effects: ClassVar = Effect.EVAL_GRAPH | Effect.NAMES
 
     kind: str = option(

@@ -64,8 +64,8 @@ class Kept:
 
 UNCHANGED = Kept(Preserves.EXACTLY, Preserves.EXACTLY)
 CHANGED = Kept(Preserves.NOTHING, Preserves.NOTHING)
-DEPLOYED: Mapping[str, Kept] = {"train": CHANGED, "eval": Kept(Preserves.NUMERICALLY, Preserves.NOTHING)}
-"""What passes for deployment preserve: they rewrite weights, and training ends with them."""
+DEPLOYED: Mapping[str, Kept] = {"eval": Kept(Preserves.NUMERICALLY, Preserves.NOTHING)}
+"""What passes after `deploy` preserve: they rewrite the weights of the only phase."""
 
 
 @checked_fields(PassError)
@@ -121,7 +121,10 @@ class Pass(abc.ABC):
     @property
     @abc.abstractmethod
     def preserves(self) -> Mapping[str, Kept]:
-        """How much of the phases ``train`` and ``eval`` the pass preserves, whatever the program, with the options that it has."""
+        """How much of each phase (``train``, ``eval``) the pass preserves, whatever the program, with the options that it has.
+
+        Passes that take deployed programs only have no ``train``.
+        """
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         """Refuse options that the pass does not have, before it is made."""

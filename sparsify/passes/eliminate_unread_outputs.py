@@ -26,12 +26,12 @@ class EliminateUnreadOutputs(Pass):
 
     Outputs are followed through elementwise operators, pooling and depthwise convolutions to the layers that read them, whose inputs go as
     well, so that nothing is left to run. Where something else reads the outputs, a residual addition say, all of them stay. Groups stay of
-    equal size, for convolutions a multiple of 16. For deployment: if outputs are removed, the train phase becomes a copy of the eval phase.
+    equal size, for convolutions a multiple of 16.
     """
 
     name: ClassVar = "eliminate-unread-outputs"
-    requires: ClassVar = (Stage.FOLDED,)
-    effects: ClassVar = Effect.GRAPH | Effect.WEIGHTS
+    requires: ClassVar = (Stage.DEPLOYED,)
+    effects: ClassVar = Effect.EVAL_GRAPH | Effect.WEIGHTS
 
     @property
     def preserves(self) -> Mapping[str, Kept]:
@@ -51,7 +51,6 @@ class EliminateUnreadOutputs(Pass):
             _eliminate(program, node, weight, flow, log)
         if log.changed:
             surgery.erase_dead(program, "eval")
-            surgery.copy_phase(program, "eval", "train")
         return log
 
 

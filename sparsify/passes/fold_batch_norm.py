@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from sparsify.ir import Program, Stage, surgery
-from sparsify.ir.nodes import MASK_OPERATORS
 from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
+from sparsify.passes.eliminate_unread_outputs import reads_of
 
 aten = torch.ops.aten
 _LAYERS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
@@ -22,23 +22,22 @@ _LAYERS += (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 class FoldBatchNorm(Pass):
     """Fold a batch norm into the weights and bias of the layer before it, where nothing else reads that layer, and remove the norm.
 
-    For deployment: batch statistics are gone, so the train phase becomes a copy of the eval phase, if a norm is folded. Zeros stay zeros.
-    Arithmetic in float64, rounded once. Left alone, with the reason: a weight or bias that is computed, shared or read elsewhere, and a
-    norm without running statistics, or whose scale and shift are computed.
+    Zeros stay zeros. Arithmetic in float64, rounded once. Left alone, with the reason: a weight or bias that is computed, shared or read
+    elsewhere, and a norm without running statistics, or whose scale and shift are computed.
 
     Examples:
         >>> import torch
         >>> import sparsify as sp
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.BatchNorm1d(4))
         >>> program = sp.trace(model, torch.rand(2, 8)).eval()
-        >>> folded = sp.Pipeline.parse("fold-batch-norm")(program)
+        >>> folded = sp.Pipeline.parse("deploy | fold-batch-norm")(program)
         >>> "batch_norm" in program.text(), "batch_norm" in folded.text()
         (True, False)
     """
 
     name: ClassVar = "fold-batch-norm"
-    requires: ClassVar = (Stage.TRACED, Stage.MASKED, Stage.FOLDED)
-    effects: ClassVar = Effect.GRAPH | Effect.NAMES | Effect.WEIGHTS
+    requires: ClassVar = (Stage.DEPLOYED,)
+    effects: ClassVar = Effect.EVAL_GRAPH | Effect.NAMES | Effect.WEIGHTS
 
     @property
     def preserves(self) -> Mapping[str, Kept]:
@@ -55,7 +54,6 @@ class FoldBatchNorm(Pass):
                 log.change(where)
         if log.changed:
             surgery.erase_dead(program, "eval")
-            surgery.copy_phase(program, "eval", "train")
         return log
 
     def _fold(self, program: Program, norm: fx.Node) -> str | None:
@@ -71,7 +69,7 @@ class FoldBatchNorm(Pass):
             return "it computes the statistics of each batch, in eval mode as well"
         if {"weight", "bias"} & layer.kwargs.keys():
             return "the layer takes its parameters by name"
-        weight, bias = own_tensor(program, layer, 1), own_tensor(program, layer, 2)
+        weight, bias = _own(program, layer, 1), _own(program, layer, 2)
         if isinstance(weight, str) or weight is None:
             return weight or "the layer has no weight"
         if isinstance(bias, str):
@@ -99,36 +97,17 @@ class FoldBatchNorm(Pass):
         return None
 
 
-def own_tensor(program: Program, layer: fx.Node, index: int) -> fx.Node | str | None:
-    """The node of the parameter that is an argument of a layer, through its mask; None without one, else why it cannot be changed."""
-    value = layer.args[index] if len(layer.args) > index else None
+def _own(program: Program, layer: fx.Node, index: int) -> fx.Node | str | None:
+    """The node of the parameter that is an argument of a layer; None without one, else why it cannot be changed."""
+    value, what = layer.args[index] if len(layer.args) > index else None, "weight" if index == 1 else "bias"
     if value is None:
         return None
-    what = "weight" if index == 1 else "bias"
-    source = _source(value)
-    if source is None:
+    if not isinstance(value, fx.Node) or value.op != "get_attr":
         return f"the layer's {what} is computed, not a parameter"
-    if str(source.target) not in dict(program.named_parameters(remove_duplicate=False)):
+    reads = reads_of(program).get(str(value.target))
+    if reads is None:
         return f"the layer's {what} is a buffer, not a parameter"
-    if _readers(program, source) > 1:
-        return "the layer's parameters are used more than once"
-    return source
-
-
-def _source(value: object) -> fx.Node | None:
-    """The ``get_attr`` node behind a weight argument, through its mask."""
-    while isinstance(value, fx.Node) and (value.target in MASK_OPERATORS or value.op == "call_module"):
-        value = value.args[0]
-    return value if isinstance(value, fx.Node) and value.op == "get_attr" else None
-
-
-def _readers(program: Program, node: fx.Node) -> int:
-    """How many nodes of the eval phase read the tensor, under any of its names."""
-    tensors = dict(program.named_parameters(remove_duplicate=False))
-    tensor = tensors[str(node.target)]
-    nodes = program.phases["eval"].graph.nodes
-    direct = [n for n in nodes if n.op == "get_attr" and tensors.get(str(n.target)) is tensor]
-    return sum(max(len(user.users), 1) if user.target in MASK_OPERATORS else 1 for n in direct for user in n.users)
+    return "the layer's parameters are used more than once" if reads > 1 else value
 
 
 def _statistic(program: Program, value: object) -> Tensor | str | None:

@@ -22,13 +22,12 @@ class FoldLayerNorm(Pass):
     """Move the scale and shift of a layer norm into the grouped linear layers after it, where nothing else reads the norm.
 
     W (s * n + t) + b = (W s) n + (W t + b), n being the normalised value. Zeros stay zeros. Before dense layers nothing is gained: runtimes
-    have an operator for a whole layer norm, but none for one of feature-major values, of which scale and shift are two operators. For
-    deployment: if a norm is folded, the train phase becomes a copy of the eval phase.
+    have an operator for a whole layer norm, but none for one of feature-major values, of which scale and shift are two operators.
     """
 
     name: ClassVar = "fold-layer-norm"
-    requires: ClassVar = (Stage.FOLDED,)
-    effects: ClassVar = Effect.GRAPH | Effect.NAMES | Effect.WEIGHTS
+    requires: ClassVar = (Stage.DEPLOYED,)
+    effects: ClassVar = Effect.EVAL_GRAPH | Effect.NAMES | Effect.WEIGHTS
 
     @property
     def preserves(self) -> Mapping[str, Kept]:
@@ -46,7 +45,6 @@ class FoldLayerNorm(Pass):
                 log.change(where)
         if log.changed:
             surgery.erase_dead(program, "eval")
-            surgery.copy_phase(program, "eval", "train")
         return log
 
 

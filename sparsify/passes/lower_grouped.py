@@ -28,16 +28,16 @@ FORMS = ("auto", "grouped")
 class LowerGroupedConv(Pass):
     """Convolution -> selection of channels and a convolution in groups, where groups of outputs read few input channels.
 
-    For deployment: if a layer is lowered, the train phase becomes a copy of the eval phase. The selection is left out where it is the
-    identity. Kept channels are filled up to a multiple of 16, below which runtimes leave their blocked layouts.
+    The selection is left out where it is the identity. Kept channels are filled up to a multiple of 16, below which runtimes leave their
+    blocked layouts.
 
     Raises:
         PassError: If the form is unknown or a glob matches no weight.
     """
 
     name: ClassVar = "lower-grouped-conv"
-    requires: ClassVar = (Stage.FOLDED,)
-    effects: ClassVar = Effect.GRAPH | Effect.NAMES | Effect.WEIGHTS
+    requires: ClassVar = (Stage.DEPLOYED,)
+    effects: ClassVar = Effect.EVAL_GRAPH | Effect.NAMES | Effect.WEIGHTS
 
     form: str = option(
         "auto", "auto: where a cost model predicts a gain; grouped: wherever inputs can be left out", choices=FORMS
@@ -60,7 +60,6 @@ class LowerGroupedConv(Pass):
                 log.change(str(weight.target))
         if log.changed:
             surgery.erase_dead(program, "eval")
-            surgery.copy_phase(program, "eval", "train")
         return log
 
     def _lower(self, program: Program, node: fx.Node, weight: fx.Node, packing: Packing) -> None:
@@ -93,16 +92,15 @@ class LowerGroupedLinear(Pass):
     """Linear layer -> selection of rows of feature-major values and one product of small matrices, a group each.
 
     Over tokens the product is a convolution of width 1 in groups. Chains of layers stay feature-major: through elementwise operators,
-    residual additions and layer norms, with dense layers between lowered ones turned too, so that transposes remain at the ends alone. If a
-    layer is lowered, the train phase becomes a copy of the eval phase.
+    residual additions and layer norms, with dense layers between lowered ones turned too, so that transposes remain at the ends only.
 
     Raises:
         PassError: If the form is unknown or a glob matches no weight.
     """
 
     name: ClassVar = "lower-grouped-linear"
-    requires: ClassVar = (Stage.FOLDED,)
-    effects: ClassVar = Effect.GRAPH | Effect.NAMES | Effect.WEIGHTS
+    requires: ClassVar = (Stage.DEPLOYED,)
+    effects: ClassVar = Effect.EVAL_GRAPH | Effect.NAMES | Effect.WEIGHTS
 
     form: str = option(
         "auto", "auto: where a cost model predicts a gain; grouped: wherever inputs can be left out", choices=FORMS
@@ -135,7 +133,6 @@ class LowerGroupedLinear(Pass):
                 columns.follow(node)
                 self._follow_dense(node, columns)
         columns.finish()
-        surgery.copy_phase(program, "eval", "train")
         return log
 
     def _lower(self, program: Program, node: fx.Node, weight: fx.Node, packing: Packing, columns: FeatureMajor) -> None:

@@ -33,24 +33,22 @@ class OrderOutputs(Pass):
     Groups are found in the zeros of the weights, whatever pattern made them. Only weights change: rows of the layers that write the
     values, columns of those that read them, and what has one value a channel in between. Where the order of outputs is not free (they are
     outputs of the program, are read by something that does not follow, or in chunks), a layer is reordered if a cost model predicts a gain
-    for it: a selection then undoes the order, and the train phase becomes a copy of the eval phase. Otherwise it stays as it is.
+    for it: a selection then undoes the order. Otherwise it stays as it is.
     """
 
     name: ClassVar = "order-outputs"
-    requires: ClassVar = (Stage.FOLDED,)
-    effects: ClassVar = Effect.GRAPH | Effect.NAMES | Effect.WEIGHTS
+    requires: ClassVar = (Stage.DEPLOYED,)
+    effects: ClassVar = Effect.EVAL_GRAPH | Effect.NAMES | Effect.WEIGHTS
 
     @property
     def preserves(self) -> Mapping[str, Kept]:
         return DEPLOYED
 
     def run(self, program: Program) -> PassLog:
-        log, training, layers = PassLog(self.name), channel_sets(program, "train"), _layers(program)
-        undone = False
+        log, layers = PassLog(self.name), _layers(program)
         for channels in channel_sets(program):
             order, grouped = _common_order(program, channels)
             reason = channels.pinned or (None if order is None else _chunked(program, channels))
-            reason = reason or (None if channels in training else "the train phase reads them in another way")
             together = list[str]()
             if order is not None and reason is None:
                 _reorder(program, channels, order)
@@ -61,11 +59,8 @@ class OrderOutputs(Pass):
                     continue
                 if name in layers and _order_and_undo(program, name, layers[name]):
                     log.change(f"{name}: undone by a selection")
-                    undone = True
                 elif name in grouped:
                     log.skip(name, f"the order of its outputs is not free: {reason}")
-        if undone:
-            surgery.copy_phase(program, "eval", "train")
         return log
 
 

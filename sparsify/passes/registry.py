@@ -11,6 +11,7 @@ from sparsify.ir import Program
 from sparsify.passes.absorb_biases import AbsorbBiases
 from sparsify.passes.attach_calibration_head import AttachCalibrationHead
 from sparsify.passes.base import PASSES, Pass, PassLog, register, say, split_pipeline
+from sparsify.passes.deploy import Deploy
 from sparsify.passes.eliminate_dead_code import EliminateDeadCode
 from sparsify.passes.eliminate_unread_outputs import EliminateUnreadOutputs
 from sparsify.passes.fold_batch_norm import FoldBatchNorm
@@ -40,8 +41,9 @@ for _cls in (
     WidenClassifier,
     ScalePrediction,
     AttachCalibrationHead,
-    FoldBatchNorm,
     FoldMasks,
+    Deploy,
+    FoldBatchNorm,
     EliminateDeadCode,
     OrderOutputs,
     EliminateUnreadOutputs,

@@ -338,7 +338,7 @@ def _passes() -> str:
             (inspect.getdoc(cls) or "").splitlines()[0].replace("``", "`"),
             ", ".join(f"`{o.name}` {_spelt(o.default)}".strip() for o in cls.options()),
             " or ".join(stage.value for stage in cls.requires),
-            *(str(cls().preserves[phase]) for phase in ("train", "eval")),
+            *(str(cls().preserves.get(phase, "no such phase")) for phase in ("train", "eval")),
         )
         for name, cls in PASSES.items()
     ]

@@ -112,7 +112,7 @@ def network(name: str) -> Network:
         optimizer.step()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TraceWarning)  # the embedding has layers of its own
-        program = sp.Pipeline.parse("fold-batch-norm")(sp.trace(model.eval(), (x[:2],)).eval())
+        program = sp.Pipeline.parse("deploy | fold-batch-norm")(sp.trace(model.eval(), (x[:2],)).eval())
     samples = samples_of(program, [x[:256]], [x[1200:1500]], None, batch=1)
     plain = name_weights(convert(program, [x[:64]], 20), program)
     kinds = dict.fromkeys(quantizable(plain, "dense"), "int8")

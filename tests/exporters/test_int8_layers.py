@@ -77,7 +77,7 @@ def test_shapes_of_a_file_are_inferred_once_and_without_its_weights(pattern, mos
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
     )
-    program = sp.Pipeline.parse("fold-batch-norm" + pattern)(sp.trace(model, (x,)).eval())
+    program = sp.Pipeline.parse("deploy | fold-batch-norm" + pattern)(sp.trace(model, (x,)).eval())
     sizes, real = [], onnx.shape_inference.infer_shapes
 
     def counted(given, *arguments, **options):

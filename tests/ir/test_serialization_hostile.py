@@ -111,6 +111,7 @@ ATTACKS = {
     "no output": (lambda d: d["graphs"]["eval"].pop(), "end with its only output"),
     "a name for all outputs": (lambda d: node(d, "output").update(names=[]), "have no names"),
     "one phase": (lambda d: d["graphs"].pop("train"), "graphs and outputs for train and eval"),
+    "a deployed program that trains": (lambda d: d.update(stage="deployed"), "graphs and outputs for eval"),
     "a tensor that is not there": (lambda d: d["parameters"].update({"more.weight": True}), "is in one of them only"),
     "an alias of nothing": (lambda d: d["aliases"].update({"1.weight": "x"}), "damaged"),
     "a stage of its own": (lambda d: d.update(stage="trusted"), "stage: Input should be 'traced'"),

@@ -71,7 +71,19 @@ def break_masks_absent(program):
     program.stage = Stage.FOLDED
 
 
+def break_phases_missing(program):
+    program.stage = Stage.DEPLOYED
+
+
+def break_inputs_disagree(program):
+    graph = program.phases["train"].graph
+    with graph.inserting_before(next(iter(graph.nodes))):
+        graph.placeholder("extra")
+
+
 BREAKERS = {
+    "phases_missing": break_phases_missing,
+    "inputs_disagree": break_inputs_disagree,
     "state_missing": break_state_missing,
     "spec_missing": break_spec_missing,
     "phases_disagree": break_phases_disagree,

@@ -9,7 +9,7 @@ import sparsify as sp
 from tests.cases import digits
 
 
-def absorbed(model, x, prefix="insert-masks | fold-masks"):
+def absorbed(model, x, prefix="insert-masks | fold-masks | deploy"):
     program = sp.Pipeline.parse(prefix)(sp.trace(model, (x[:4],)).eval())
     after, logs = sp.Pipeline.parse("absorb-biases").run(program)
     torch.testing.assert_close(after(x), program(x), rtol=0, atol=1e-5)
@@ -42,7 +42,7 @@ def test_a_constant_is_handed_on_and_scaled_by_the_activation():
         nn.GELU(),
         nn.Linear(256, 10),
     )
-    masks = "insert-masks{pattern=grouped:64 density=0.1 keep-dense=7.weight} | fold-masks"
+    masks = "insert-masks{pattern=grouped:64 density=0.1 keep-dense=7.weight} | fold-masks | deploy"
     after, log = absorbed(nn.Sequential(nn.Flatten(), *layers), digits(6)[0], masks)
     assert biases(after) == [True, False, False, True]  # the dense head reads every output, so that its bias stays
     assert ("5.weight", "a layer that reads it is dense, or keeps inputs in chunks") in log.skipped
@@ -50,6 +50,6 @@ def test_a_constant_is_handed_on_and_scaled_by_the_activation():
 
 def test_what_has_no_output_to_spare_keeps_its_bias():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-    after, log = absorbed(model, digits(6)[0], "insert-masks | fold-masks")
+    after, log = absorbed(model, digits(6)[0], "insert-masks | fold-masks | deploy")
     assert biases(after) == [True, True]
     assert log.skipped[0] == ("1.weight", "a layer that reads it is dense, or keeps inputs in chunks")

@@ -15,7 +15,7 @@ def zero_inputs(weight, inputs):
 
 
 def eliminated(model, x):
-    program = sp.Pipeline.parse("insert-masks | fold-masks")(sp.trace(model, (x[:4],)).eval())
+    program = sp.Pipeline.parse("insert-masks | fold-masks | deploy")(sp.trace(model, (x[:4],)).eval())
     after, logs = sp.Pipeline.parse("eliminate-unread-outputs").run(program)
     torch.testing.assert_close(after(x), program(x), rtol=0, atol=1e-6)
     return after, logs[0]
@@ -82,7 +82,7 @@ def test_groups_stay_equal_and_chunks_whole():
         nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
     )
     program = sp.trace(model, (digits()[0],)).eval()
-    pattern = "insert-masks{pattern=grouped:64x4 density=0.25 keep-dense=5.weight} | fold-masks"
+    pattern = "insert-masks{pattern=grouped:64x4 density=0.25 keep-dense=5.weight} | fold-masks | deploy"
     program = sp.Pipeline.parse(pattern)(program)
     after = sp.Pipeline.parse("eliminate-unread-outputs")(program)
     first, second = after.get_parameter("1.weight"), after.get_parameter("3.weight")

@@ -38,7 +38,7 @@ class Normed(nn.Module):
 def folded(model):
     torch.manual_seed(0)
     x = digits(6)[0]
-    program = sp.Pipeline.parse("insert-masks{density=1.0} | fold-masks")(sp.trace(model, (x[:4],)).eval())
+    program = sp.Pipeline.parse("insert-masks{density=1.0} | fold-masks | deploy")(sp.trace(model, (x[:4],)).eval())
     after, logs = sp.Pipeline.parse("fold-layer-norm").run(program)
     torch.testing.assert_close(after(x), program(x), rtol=0, atol=1e-5)
     return after, logs[0]

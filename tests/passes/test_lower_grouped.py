@@ -90,7 +90,7 @@ def masked(name, pattern="grouped:32", density=0.25):
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_are_those_of_the_masked_program(name, pattern):
     program = masked(name, pattern)
-    folded = sp.Pipeline.parse("fold-batch-norm | fold-masks")(program)
+    folded = sp.Pipeline.parse("fold-masks | deploy | fold-batch-norm")(program)
     lowered = sp.Pipeline.parse(LOWER)(folded)
     x = digits(20)[0]
     for batch in (1, 20):
@@ -101,7 +101,7 @@ def test_outputs_are_those_of_the_masked_program(name, pattern):
 
 
 def test_a_chain_is_turned_at_its_ends_alone():
-    program = sp.Pipeline.parse(f"fold-masks | {LOWER}")(masked("mlp"))
+    program = sp.Pipeline.parse(f"fold-masks | deploy | {LOWER}")(masked("mlp"))
     targets = [node.target for node in program.phases["eval"].graph.nodes]
     assert targets.count(aten.permute.default) == 2
     assert targets.count(aten.embedding.default) == 2 and targets.count(aten.matmul.default) == 3
@@ -110,7 +110,7 @@ def test_a_chain_is_turned_at_its_ends_alone():
 
 def test_one_group_that_reads_every_input_needs_no_selection():
     program = sp.Pipeline.parse("insert-masks{pattern=grouped:64}")(sp.trace(mlp(), (digits()[0],)).eval())
-    lowered, logs = sp.Pipeline.parse(f"fold-masks | {LOWER}").run(program)
+    lowered, logs = sp.Pipeline.parse(f"fold-masks | deploy | {LOWER}").run(program)
     assert all("read all of its" in reason for log in logs[1:] for _, reason in log.skipped)
     assert aten.index_select.default not in [node.target for node in lowered.phases["eval"].graph.nodes]
 
@@ -124,7 +124,7 @@ def test_blocks_along_the_diagonal_need_no_selection(kind):
     model = nn.Sequential(
         *([nn.Flatten()] if kind == "linear" else [nn.PixelUnshuffle(8)]), layer, nn.Flatten(1), nn.Linear(64, 10)
     )
-    program = sp.Pipeline.parse("insert-masks | fold-masks")(sp.trace(model, (digits()[0],)).eval())
+    program = sp.Pipeline.parse("insert-masks | fold-masks | deploy")(sp.trace(model, (digits()[0],)).eval())
     lowered = sp.Pipeline.parse(LOWER)(program)
     targets = [node.target for node in lowered.phases["eval"].graph.nodes]
     assert not {aten.index_select.default, aten.embedding.default} & set(targets)
@@ -143,12 +143,12 @@ def test_a_shared_weight_stays_dense_and_says_so():
             return self.body(torch.relu(self.body(x.flatten(1))))
 
     program = sp.Pipeline.parse("insert-masks{pattern=grouped:32 density=0.25}")(sp.trace(Shared(), (digits()[0],)))
-    _, logs = sp.Pipeline.parse(f"fold-masks | {LOWER}").run(program)
-    assert ("body.weight", "more than one layer reads it") in logs[2].skipped
+    _, logs = sp.Pipeline.parse(f"fold-masks | deploy | {LOWER}").run(program)
+    assert ("body.weight", "more than one layer reads it") in logs[-1].skipped
 
 
 def test_a_lowered_program_survives_the_file(tmp_path):
-    program = sp.Pipeline.parse(f"fold-masks | {LOWER}")(masked("block"))
+    program = sp.Pipeline.parse(f"fold-masks | deploy | {LOWER}")(masked("block"))
     program.save(tmp_path / "p.sparsify")
     loaded = sp.Program.load(tmp_path / "p.sparsify")
     assert loaded.text() == program.text()
@@ -219,7 +219,7 @@ def test_the_optimised_graph_of_a_chain_has_little_beside_its_products(tmp_path)
 
 
 def test_a_strided_selection_takes_the_steps_first():
-    program = sp.Pipeline.parse(f"fold-batch-norm | fold-masks | {LOWER}")(masked("residual"))
+    program = sp.Pipeline.parse(f"fold-masks | deploy | fold-batch-norm | {LOWER}")(masked("residual"))
     nodes = program.phases["eval"].graph.nodes
     (pool,) = [node for node in nodes if node.target is aten.max_pool2d.default]
     (selection,) = pool.users
@@ -229,7 +229,7 @@ def test_a_strided_selection_takes_the_steps_first():
 
 
 def test_misuse_says_what_to_do(tmp_path):
-    program = sp.Pipeline.parse("fold-masks")(masked("mlp"))
+    program = sp.Pipeline.parse("fold-masks | deploy")(masked("mlp"))
     for text, message in (("form=fast", "no choice 'fast'"), ("keep-dense=nothing", "matches no weight")):
         with pytest.raises(PassError, match=message):
             sp.Pipeline.parse(f"lower-grouped-linear{{{text}}}")(program)

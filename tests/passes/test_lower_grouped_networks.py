@@ -14,7 +14,7 @@ from sparsify.ir import trace
 from sparsify.passes import Pipeline
 
 LOWERED = (
-    "fold-batch-norm | fold-masks | order-outputs | eliminate-unread-outputs | fold-layer-norm | absorb-biases | "
+    "fold-masks | deploy | fold-batch-norm | order-outputs | eliminate-unread-outputs | fold-layer-norm | absorb-biases | "
     "lower-grouped-linear{form=grouped}"
 )
 VECTORS, TOKENS, IMAGES = (9, 64), (9, 4, 64), (9, 3, 3, 64)

@@ -65,7 +65,7 @@ def test_it_is_saved_masked_folded_and_exported(tmp_path):
     model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
     program = scaled(model, torch.randn(4, 6))
     set_scale(program, torch.tensor([150.0, 0.0, -2.0]), torch.tensor([70.0, 1e-3, 1.0]))
-    program = sp.Pipeline.parse("insert-masks{density=0.5} | fold-masks | fold-batch-norm")(program).eval()
+    program = sp.Pipeline.parse("insert-masks{density=0.5} | fold-masks | deploy | fold-batch-norm")(program).eval()
     program.save(tmp_path / "p.sparsify")
     x = torch.randn(8, 6)
     assert torch.equal(sp.Program.load(tmp_path / "p.sparsify").eval()(x), program(x))

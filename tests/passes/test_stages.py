@@ -11,12 +11,17 @@ from sparsify.passes import PASSES
 from sparsify.passes.stages import advice, route
 from tests.cases import case
 
-MADE_BY = {Stage.TRACED: "", Stage.MASKED: "insert-masks", Stage.FOLDED: "insert-masks | fold-masks"}
+MADE_BY = {
+    Stage.TRACED: "",
+    Stage.MASKED: "insert-masks",
+    Stage.FOLDED: "insert-masks | fold-masks",
+    Stage.DEPLOYED: "deploy",
+}
 
 
 def test_the_shortest_route_is_found():
     names = {goal: [step.name for step in route(PASSES.values(), Stage.TRACED, (goal,)) or ()] for goal in Stage}
-    assert names == {Stage.TRACED: [], Stage.MASKED: ["insert-masks"], Stage.FOLDED: ["insert-masks", "fold-masks"]}
+    assert names == {stage: [step for step in text.split(" | ") if step] for stage, text in MADE_BY.items()}
     assert route(PASSES.values(), Stage.FOLDED, (Stage.MASKED,)) is None
     assert route([], Stage.TRACED, (Stage.MASKED,)) is None
 
@@ -39,8 +44,9 @@ def test_advice_that_is_followed_works(name, stage):
         assert step.ensures is not None and said.startswith("It has run already")
 
 
-def test_order_outputs_on_a_masked_program_is_told_to_fold():
-    with pytest.raises(PassError, match=r"order-outputs needs .* is masked\. Run fold-masks first\.") as caught:
+def test_order_outputs_on_a_masked_program_is_told_to_fold_and_deploy():
+    told = r"order-outputs needs .* is masked\. Run fold-masks \| deploy first\."
+    with pytest.raises(PassError, match=told) as caught:
         sp.Pipeline.parse("insert-masks | order-outputs")(case("mlp").trace())
     assert "already has masks" not in str(caught.value)
 

@@ -132,6 +132,7 @@ STEPS = [
     "attach-calibration-head",
     "eliminate-dead-code",
     "fold-masks",
+    "deploy",
     "fold-batch-norm",
 ]
 

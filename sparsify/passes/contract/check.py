@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from sparsify.errors import PassError, SparsifyError, VerificationError
-from sparsify.ir import PHASES, Program, Stage
-from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, Preserves
+from sparsify.ir import Program, Stage
+from sparsify.passes.base import CHANGED, UNCHANGED, Effect, Kept, Pass, Preserves
 from sparsify.passes.contract.cases import CASES, Case
 from sparsify.passes.contract.measuring import Run, State, effects, kept, run, state, trained
 from sparsify.passes.contract.specs import false_specs
@@ -28,8 +28,12 @@ SETUPS: Mapping[Stage, tuple[str, ...]] = {
     Stage.FOLDED: (
         "insert-masks{density=0.3} | fold-masks",
         "insert-masks | fold-masks",
-        "insert-masks{pattern=grouped:32 density=0.25 allocation=uniform} | fold-masks",
-        "insert-masks{pattern=grouped:32:learned density=0.25 allocation=uniform} | fold-masks",
+    ),
+    Stage.DEPLOYED: (
+        "insert-masks{density=0.3} | fold-masks | deploy",
+        "deploy",
+        "insert-masks{pattern=grouped:32 density=0.25 allocation=uniform} | fold-masks | deploy",
+        "insert-masks{pattern=grouped:32:learned density=0.25 allocation=uniform} | fold-masks | deploy",
     ),
 }
 """Pipelines that make the programs a pass is tried on, by the stages that it requires. Random masks are drawn, and where there are taps,
@@ -92,15 +96,15 @@ def _tried(step: Pass, case: Case, setup: str, *, closely: bool) -> Row:
         return Row(str(step), case.name, setup, refused=str(error).splitlines()[0], broken=fault)
     now = state(result)
     found = effects(before, now)
-    changed = [phase for phase in PHASES if found & (_GRAPHS[phase] | Effect.WEIGHTS)]
-    again = {phase: run(result, phase, case.args, runs[phase].names) for phase in changed}
-    preserved = {phase: kept(runs[phase], again[phase]) if phase in changed else UNCHANGED for phase in PHASES}
+    changed = [phase for phase in program.phases if found & (_GRAPHS[phase] | Effect.WEIGHTS)]
+    again = {p: run(result, p, case.args, runs[p].names) for p in changed if p in result.phases}
+    preserved = {p: kept(runs[p], again[p]) if p in again else CHANGED if p in changed else UNCHANGED for p in runs}
     broken = list(_broken(step, program, result, found, preserved, bool(log.changed)))
     if trained(before) != {**trained(before), **{k: v for k, v in trained(now).items() if k in trained(before)}}:
         broken.append("changes which parameters train")
     if effects(before, state(program)) is not Effect.NONE:
         broken.append("changes the program that it is given a copy of")
-    broken += [line for phase in changed for line in false_specs(result, phase, _fewer(result, case.args))]
+    broken += [line for phase in again for line in false_specs(result, phase, _fewer(result, case.args))]
     if closely and found is not Effect.NONE:
         broken += _close_look(step, program, now, result)
     return Row(str(step), case.name, setup, found is not Effect.NONE, "", found, preserved, tuple(broken))
@@ -112,7 +116,7 @@ def _broken(
     """Promises that one program shows to be broken."""
     if found & ~step.effects:
         yield f"changes {_names(found & ~step.effects)}, which its effects do not name"
-    for phase in PHASES:
+    for phase in preserved:
         for what, said, seen in _levels(step, phase, preserved[phase]):
             if seen < said:
                 yield f"{what} of {phase} should be preserved {said}, found {seen}"
@@ -136,10 +140,10 @@ def _overall(step: Pass, rows: Sequence[Row], at_least: int) -> Iterator[str]:
     if step.effects & ~seen:
         yield f"declares the effects {_names(step.effects & ~seen)}, which no case shows"
     tried = [row for row in rows if row.preserved]
-    for phase in PHASES if tried else ():
+    for phase in step.preserves:
         for place, what in enumerate(("outputs", "gradients")):
-            levels = [tuple(_levels(step, phase, row.preserved[phase]))[place] for row in tried]
-            if (least := min(level[2] for level in levels)) > levels[0][1]:
+            levels = [tuple(_levels(step, phase, r.preserved[phase]))[place] for r in tried if phase in r.preserved]
+            if levels and (least := min(level[2] for level in levels)) > levels[0][1]:
                 yield f"declares that {what} of {phase} are preserved {levels[0][1]}; every case preserves them {least}"
     text = str(step).partition("{")[2].removesuffix("}")
     if type(step).parse_options(text) != step:
@@ -187,7 +191,7 @@ def _prepared(case: Case, setup: str) -> tuple[Program, State, dict[str, Run]] |
                 name.endswith(("running_mean", "running_var")) and len(buffer.unique()) == 1
             ):  # statistics that say nothing yet
                 buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
-    return program, state(program), {phase: run(program, phase, case.args) for phase in PHASES}
+    return program, state(program), {phase: run(program, phase, case.args) for phase in program.phases}
 
 
 def _fewer(program: Program, args: Sequence[Any]) -> list[Any]:

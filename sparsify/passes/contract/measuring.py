@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.ir import PHASES, Program
+from sparsify.ir import Program
 from sparsify.passes.base import Effect, Kept, Preserves
 
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
@@ -103,7 +103,7 @@ def state(program: Program) -> State:
     """What a program is made of now; its tensors are copied."""
     tensors = [*program.named_parameters(remove_duplicate=False), *program.named_buffers(remove_duplicate=False)]
     return State(
-        {phase: _lines(program, phase) for phase in PHASES},
+        {phase: _lines(program, phase) for phase in program.phases},
         {name: _copied(value) for name, value in tensors},
         frozenset(name for name, _ in program.named_modules(remove_duplicate=False)),
     )
@@ -113,7 +113,7 @@ def effects(before: State, after: State) -> Effect:
     """What a pass changed."""
     found = Effect.NONE
     for phase, effect in (("train", Effect.TRAIN_GRAPH), ("eval", Effect.EVAL_GRAPH)):
-        if before.graphs[phase] != after.graphs[phase]:
+        if before.graphs.get(phase) != after.graphs.get(phase):
             found |= effect
     if before.tensors.keys() != after.tensors.keys() or before.modules != after.modules:
         found |= Effect.NAMES

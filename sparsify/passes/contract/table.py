@@ -11,7 +11,7 @@ from sparsify.passes.base import Effect, Kept, Preserves
 _LEVELS = {Preserves.EXACTLY: "=", Preserves.NUMERICALLY: "~", Preserves.NOTHING: "x"}
 _EFFECTS = {Effect.TRAIN_GRAPH: "T", Effect.EVAL_GRAPH: "E", Effect.NAMES: "N", Effect.WEIGHTS: "W"}
 LEGEND = (
-    "train outputs, train gradients, eval outputs, eval gradients: = exactly, ~ up to rounding, x changed;\n"
+    "train outputs, train gradients, eval outputs, eval gradients: = exactly, ~ up to rounding, x changed, - no such phase;\n"
     "then effects: T train graph, E eval graph, N names, W weights; . nothing changed; - refused"
 )
 
@@ -47,7 +47,8 @@ class Row:
         if not self.changed:
             return "."
         levels = "".join(
-            _LEVELS[level] for p in PHASES for level in (self.preserved[p].outputs, self.preserved[p].gradients)
+            _LEVELS[kept.outputs] + _LEVELS[kept.gradients] if (kept := self.preserved.get(phase)) else "--"
+            for phase in PHASES
         )
         return f"{levels} {''.join(letter for effect, letter in _EFFECTS.items() if effect in self.effects)}"
 
@@ -83,10 +84,8 @@ def _joined(a: Row, b: Row) -> Row:
     if not (a.preserved and b.preserved):
         return a if a.preserved else b
     preserved = {
-        phase: Kept(
-            min(a.preserved[phase].outputs, b.preserved[phase].outputs),
-            min(a.preserved[phase].gradients, b.preserved[phase].gradients),
-        )
+        phase: Kept(min(kept.outputs for kept in found), min(kept.gradients for kept in found))
         for phase in PHASES
+        if (found := [row.preserved[phase] for row in (a, b) if phase in row.preserved])
     }
     return Row(a.step, a.case, "", a.changed or b.changed, "", a.effects | b.effects, preserved, (*a.broken, *b.broken))

@@ -96,7 +96,9 @@ class StopsGradients(Honest):
 
 class TrainsOtherwise(Honest):
     def lie(self, program, log):
-        surgery.copy_phase(program, "eval", "train")
+        value = program.output_node("train").args[0][0]
+        made = surgery.call_after(program, "train", value, aten.mul.Tensor, (value, 2.0))
+        surgery.replace_output(program, "train", program.output_names("train")[0], made)
         return log
 
 
