@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 PIECE = 1 << 18
 """Positions masked at a time."""
 KEPT_AS_NUMBERS = 1 << 16
 """Masks of at most this many positions are also kept as numbers of the weight's type, which multiply twice as fast as bytes."""
+HOLDERS = 2
+"""References to a gradient in a hook that has it for itself: the engine's and the hook's."""
 PHASES = ("train", "eval")
 GradientForm = Literal["copied", "in-place", "tapped"]
 
@@ -175,6 +178,29 @@ def is_vouched(weight: Tensor, mask: Tensor) -> bool:
     return given is not None and given == (id(weight), weight._version)
 
 
+def masks_its_gradient(weight: Tensor, mask: Tensor) -> bool:
+    """Whether a hook of the weight itself, registered by `mask_gradient`, masks every gradient that arrives there."""
+    hooks = weight._backward_hooks
+    return hooks is not None and mask.__dict__.get("hook") in hooks
+
+
+def mask_gradient(weight: Tensor, current: Callable[[], Tensor | None]) -> RemovableHandle:
+    """Mask every gradient that arrives at a leaf from now on, so that no forward pass has to.
+
+    A hook that stays costs a step of a small network half of what a view with a new hook per forward pass does.
+
+    Args:
+        weight: a leaf that requires gradients.
+        current: its mask, bool of its shape, or None where gradients should pass as they are now.
+    """
+
+    def masked(gradient: Tensor) -> Tensor | None:
+        mask = current()
+        return None if mask is None else _masked(gradient, mask=mask, in_place=_is_owned(gradient))
+
+    return weight.register_hook(masked)
+
+
 def multiplier(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask as what a tensor of ``dtype`` is multiplied by in place: numbers where it is small, made anew after each write to it; bytes
     otherwise, which torch casts faster than bools.
@@ -332,10 +358,26 @@ def _with_masked_gradient(value: Tensor, mask: Tensor, *, in_place: bool) -> Ten
     """
     if torch.compiler.is_compiling():
         return value * mask
+    if masks_its_gradient(value, mask):
+        return value
     view = value.view_as(value)
     if view.requires_grad:
         view.register_hook(functools.partial(_masked, mask=mask, in_place=in_place))
     return view
+
+
+def _is_owned(gradient: Tensor) -> bool:
+    """Whether a gradient that a hook was given is held by nobody else, so that it may be written to.
+
+    The engine and the hook hold it, and what it is a view of is held by it and by this call. A gradient that arrives elsewhere as well,
+    such as both terms of a sum of weights, has a holder more.
+    """
+    base = gradient._base
+    return all([_holders(value) <= HOLDERS for value in ((gradient,) if base is None else (gradient, base))])
+
+
+def _holders(value: Any) -> int:
+    return value._use_count() if hasattr(value, "_use_count") else HOLDERS + 1
 
 
 def _masked(gradient: Tensor, *, mask: Tensor, in_place: bool) -> Tensor:

@@ -16,7 +16,7 @@ from sparsify.parts.allocation import Allocation
 from sparsify.parts.patterns import Balanced, Pattern, Unstructured
 from sparsify.parts.schedules import Schedule, Trigger, at, constant
 from sparsify.parts.scores import Score, magnitude
-from sparsify.parts.top import top
+from sparsify.parts.top import ones, top
 
 UNSTRUCTURED = Unstructured()
 LazyTensor = Tensor | Callable[[], Tensor]
@@ -128,7 +128,7 @@ def drop(mask: Tensor, score: Tensor, n: int, *, pattern: Pattern = UNSTRUCTURED
         ValueError: If ``n`` exceeds the active count.
     """
     active = pattern.reduce(mask)
-    count = int(active.count_nonzero())
+    count = ones(active)
     if not 0 <= n <= count:
         raise ValueError(f"cannot drop {n} of {count} active units")
     return pattern.expand(top(pattern.pool(score.float()), count - n, among=active), tuple(mask.shape))
@@ -153,7 +153,7 @@ def grow(
         ValueError: If fewer than ``n`` units may be grown.
     """
     closed = pattern.reduce(mask if exclude is None else mask | exclude)
-    free = closed.numel() - int(closed.count_nonzero())
+    free = closed.numel() - ones(closed)
     if not 0 <= n <= free:
         raise ValueError(f"cannot grow {n} units, {free} are inactive and allowed")
     units = top(pattern.pool(score.float()), n, among=~closed).logical_or_(pattern.reduce(mask))
@@ -185,8 +185,9 @@ def update(
     pattern = pattern.bound(mask)
     if isinstance(pattern, Balanced):
         return _update_groups(mask, drop_score, grow_score, fraction, pattern, regrow_dropped=regrow_dropped)
-    active = int(pattern.reduce(mask).count_nonzero())
-    inactive = pattern.reduce(mask).numel() - active
+    units = pattern.reduce(mask)
+    active = ones(units)
+    inactive = units.numel() - active
     n = min(int(fraction * active), inactive) if not regrow_dropped else int(fraction * active)
     kept = drop(mask, made(drop_score), n, pattern=pattern)
     return grow(kept, made(grow_score), n, pattern=pattern, exclude=None if regrow_dropped else mask & ~kept)
@@ -208,7 +209,7 @@ def _update_groups(
 ) -> Tensor:
     """Drop the lowest units of the whole layer, at most one exchange more than a group has room for, and refill groups."""
     drop_score = made(drop_score)
-    count = int(fraction * int(pattern.reduce(mask).count_nonzero()))
+    count = int(fraction * ones(pattern.reduce(mask)))
     dropped = mask & ~drop(mask, drop_score, count, pattern=pattern)
     before, lost = pattern.groups(mask), pattern.groups(dropped)
     if not regrow_dropped:

@@ -21,6 +21,7 @@ from sparsify.parts.allocation import Layer
 from sparsify.parts.patterns import Pattern, parse_pattern
 from sparsify.parts.patterns.grouped import bound_together, select_together
 from sparsify.parts.scores import Score, View
+from sparsify.parts.top import ones
 from sparsify.parts.topology import DropAndGrow, InTurn, Move, Prune, Topology, update
 from sparsify.training.checkpoint import placed
 from sparsify.training.optimizers import Optimizers
@@ -287,7 +288,7 @@ class Rounds:
         mask = self._program.mask(name)
         grown = new & ~mask
         mask.copy_(new)
-        count = int(grown.count_nonzero())
+        count = ones(grown)
         if count:
             self.grown[name] += count
             self.visited[name] = coverage.visit(self.visited[name], new)

@@ -80,10 +80,9 @@ class SparseTrainer:
     ) -> None:
         self.method, self.program, self.optimizer = method, program, optimizers
         self.task = meaning(task, program, method)
-        self.total_steps, self.steps = total_steps, 0
+        self.total_steps, self.steps, self._corrected = total_steps, 0, False
         self.counts: dict[str, int] = dict.fromkeys(COUNTED, 0)
         self.left_dense: dict[str, str] = {}
-        self._corrected = False
         self._generator = torch.Generator().manual_seed((seed + SALT) % 2**63)
         slots = filled(method, total_steps)
         self._rounds = Rounds(slots.topology, program, optimizers, self._generator)
@@ -324,6 +323,7 @@ class SparseTrainer:
             TrainingError: If batches are needed and there are none.
         """
         self._watch.release()
+        self._zeros.release()
         if self.steps < self._rounds.last and not (stopped_early and not self.program.unfinished):
             asked = (
                 f" at density {self.density:.4g}, where {self.method.density:.4g} was asked for"

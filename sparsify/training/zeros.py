@@ -1,52 +1,85 @@
-"""Inactive weights are 0 after every step, whatever the optimizer, its state and the gradients did."""
+"""Inactive weights are 0 after every step, whatever the optimizer, its state and the gradients did; their gradients are 0 as well."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
-from sparsify.ir import Program
-from sparsify.ir.nodes import multiplier, vouch
+from sparsify.ir import GradientTap, Program
+from sparsify.ir.nodes import mask_gradient, multiplier, vouch
+
+
+@dataclass
+class _Place:
+    """Where a weight and its mask are: in the tables of their modules, since ``program.to`` replaces masks."""
+
+    parameters: Mapping[str, Any]
+    weight: str
+    buffers: Mapping[str, Any]
+    mask: str
+    hook: RemovableHandle | None = None
 
 
 class Zeros:
-    """Masks the weights of a program after each step, and vouches for them, so that lowered masks read them directly.
-
-    Weights and masks are looked up in the tables of their modules, since ``program.to`` replaces masks.
+    """Masks the weights of a program after each step, and their gradients as they arrive. Vouches for the weights, so that lowered masks
+    read them directly.
     """
 
     def __init__(self, program: Program) -> None:
-        self._slots = [(*_slot(program, name), _slot(program, f"{name}_mask")) for name in program.masks()]
-
-    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for module, leaf, (owner, mask) in self._slots:
-            value = module._parameters[leaf]
-            kept = owner._buffers[mask]
-            assert value is not None and kept is not None
-            yield value, kept
+        masks, taps = program.masks(), program.taps()
+        self._places = [
+            _Place(*_slot(program, name, "_parameters"), *_slot(program, f"{name}_mask", "_buffers")) for name in masks
+        ]
+        for name, place in zip(masks, self._places, strict=True):
+            weight = place.parameters[place.weight]
+            if weight.requires_grad:
+                place.hook = mask_gradient(weight, _current(place, taps.get(name)))
 
     def keep(self) -> None:
         """Set inactive weights to 0."""
-        pairs = list(self._pairs())
-        if pairs:
-            with torch.no_grad():
-                torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage]
-                    [weight for weight, _ in pairs], [multiplier(mask, weight.dtype) for weight, mask in pairs]
-                )
+        if not self._places:
+            return
+        weights = [place.parameters[place.weight] for place in self._places]
+        masks = [place.buffers[place.mask] for place in self._places]
+        with torch.no_grad():
+            torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage]
+                weights, [multiplier(mask, weight.dtype) for weight, mask in zip(weights, masks, strict=True)]
+            )
 
     def vouch(self) -> None:
-        """Say that inactive weights are 0 now."""
-        for weight, mask in self._pairs():
-            vouch(weight, mask)
+        """Say that inactive weights are 0 now, and that their gradients are masked where they arrive."""
+        for place in self._places:
+            mask = place.buffers[place.mask]
+            vouch(place.parameters[place.weight], mask)
+            mask.hook = None if place.hook is None else place.hook.id
+
+    def release(self) -> None:
+        """Leave gradients to the graphs again."""
+        for place in self._places:
+            if place.hook is not None:
+                place.hook.remove()
 
 
-def _slot(program: Program, name: str) -> tuple[torch.nn.Module, str]:
+def _current(place: _Place, tap: GradientTap | None) -> Callable[[], Tensor | None]:
+    """The mask, unless it is gone, or a tap leaves the dense gradient to a round."""
+    buffers, name = place.buffers, place.mask
+
+    def current() -> Tensor | None:
+        return None if tap is not None and tap.armed and tap.in_grad else buffers.get(name)
+
+    return current
+
+
+def _slot(program: Program, name: str, table: str) -> tuple[dict[str, Any], str]:
     path, _, leaf = name.rpartition(".")
     module: torch.nn.Module = program
     for part in path.split(".") if path else ():
         child = module._modules[part]
         assert child is not None
         module = child
-    return module, leaf
+    return getattr(module, table), leaf

@@ -89,6 +89,45 @@ def test_values_loaded_into_the_program_are_read_under_its_masks():
     assert torch.equal(program.eval()(X), got)
 
 
+# --- gradients, whoever reads them
+
+
+def test_a_gradient_is_masked_and_no_other_that_shares_its_memory():
+    program, _, _ = started(rigl())
+    name, weight = next((name, program.weight(name)) for name in program.masks())
+    mask, other = program.mask(name), torch.zeros_like(program.weight(name)).requires_grad_()
+    given = torch.rand_like(weight)
+    torch.autograd.backward([weight + other], [given])  # both get the same tensor
+    assert torch.equal(other.grad, given) and torch.equal(weight.grad, given * mask)
+    joined = torch.zeros(2 * len(weight), *weight.shape[1:], requires_grad=True)
+    weight.grad = None
+    torch.autograd.backward([torch.cat([weight, weight]) + joined], [torch.cat([given, given])])
+    assert torch.equal(joined.grad, torch.cat([given, given])) and torch.equal(weight.grad, 2 * given * mask)
+    weight.grad = None
+    weight.sum().backward()  # the gradient is one number, expanded
+    assert torch.equal(weight.grad, mask.float())
+    (taken,) = torch.autograd.grad(loss(program), [weight])
+    assert not taken[~mask].any() and taken[mask].any()
+
+
+def test_gradients_are_masked_of_moved_programs_and_dense_where_the_masks_are_gone():
+    program, optimizer, trainer = started(rigl())
+    program._apply(torch.clone)  # as a move to another device does
+    for _ in range(2):
+        loss(program).backward()
+        for name, mask in program.masks().items():
+            assert not program.weight(name).grad[~mask].any() and program.weight(name).grad[mask].any()
+        trainer.step()
+        optimizer.zero_grad()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.finish()
+    masks = program.masks()
+    sp.Pipeline.parse("fold-masks").apply(program)
+    loss(program.train()).backward()
+    assert any(program.weight(name).grad[~mask].any() for name, mask in masks.items())
+
+
 # --- copies, and attaches that fail
 
 
