@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import io
@@ -23,8 +24,6 @@ from sparsify.ir import Program
 from sparsify.ir.dimensions import BATCH
 from sparsify.ir.phase import PhaseCall
 from sparsify.ir.recurrent_shapes import of_any_length
-
-_TABLE = "get_torchlib_ops"
 
 
 class _NamedOutputs(nn.Module):
@@ -87,28 +86,34 @@ def _name_sizes(program: Program, model: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def _operators_read_once() -> Generator[None]:
-    """Let torch.onnx take its table of operators from the export before: it parses 500 functions anew each time, 0.45 s.
+    """Let torch.onnx take its table of operators from the export before: it reads 500 functions anew each time, half of a small export.
 
     The table is reached through a private module of torch. Where a version of torch has no such place, nothing is changed.
     """
     try:
-        lazy = importlib.import_module("torch.onnx._internal._lazy_import").onnxscript_apis
-        read, held = lazy.get_torchlib_ops, vars(lazy)
-    except (ImportError, AttributeError, TypeError):
-        read, held = None, dict[str, Any]()
-    if read is None or _TABLE in held:
+        registry = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+        given, read = vars(registry)["from_torchlib"], registry.from_torchlib
+    except (ImportError, AttributeError, KeyError):
         yield
         return
-    held[_TABLE] = functools.partial(_operators, read)
+
+    def known(*given: Any, **named: Any) -> Any:
+        found = copy.copy(_operators(read, given, tuple(named.items())))
+        found.functions = {
+            target: list(functions) for target, functions in found.functions.items()
+        }  # an export adds to it
+        return found
+
+    registry.from_torchlib = staticmethod(known)
     try:
         yield
     finally:
-        held.pop(_TABLE, None)
+        registry.from_torchlib = given
 
 
 @functools.cache
-def _operators(read: Callable[[], Any]) -> Any:
-    return read()
+def _operators(read: Callable[..., Any], given: tuple[Any, ...], named: tuple[tuple[str, Any], ...]) -> Any:
+    return read(*given, **dict(named))
 
 
 def refusal(program: Program, opset: int, error: BaseException) -> str:
