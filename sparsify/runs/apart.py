@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
 import threading
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -19,6 +20,11 @@ from sparsify.runs.recipe import Recipe
 
 REHEARSAL = "rehearsal"
 """Name of the process."""
+AHEAD = (
+    "torch.export._trace", "torch.onnx._internal.exporter._compat", "onnxscript.function_libs.torch_lib.ops", "sklearn.datasets",
+    "matplotlib.backends.backend_svg", "sparsify.loading", "sparsify.training", "sparsify.calibration",
+)  # fmt: skip
+"""What every process of a grid imports, which takes seconds. None of it starts a thread, as onnxruntime does: a fork would lose it."""
 
 
 def check_cells(recipes: Mapping[str, Recipe], on_decode: Progress | None = None) -> None:
@@ -52,9 +58,7 @@ def check_cells(recipes: Mapping[str, Recipe], on_decode: Progress | None = None
 def _rehearsed(recipes: Mapping[str, Recipe], on_decode: Progress | None) -> tuple[dict[str, str], str | None, str]:
     """Why cells cannot be run, and, where the process did not live to say so, the cell it was at and how it ended."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = start(multiprocessing.get_context("spawn").Process(
-        target=_work, args=(dict(recipes), sender, on_decode is not None), name=REHEARSAL
-    ))  # fmt: skip
+    process = started(_work, (dict(recipes), sender, on_decode is not None), REHEARSAL)
     sender.close()
     at = next(iter(recipes))
     try:
@@ -103,14 +107,25 @@ def _work(recipes: Mapping[str, Recipe], updates: Connection, decodes: bool) -> 
         tell("error", RuntimeError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
 
 
-def start(process: BaseProcess) -> BaseProcess:
+def started(target: Callable[..., None], args: tuple[Any, ...], name: str) -> BaseProcess:
     """Start a process that ignores Ctrl-C, which the terminal sends to all: it is this one's to pass on."""
+    process = _context().Process(target=target, args=args, name=name)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()  # it inherits what is blocked
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return process
+
+
+@functools.cache
+def _context() -> Any:
+    """Processes are forked from one that has imported `AHEAD` and nothing of the user's; each is new where a system has no such thing."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(AHEAD))
+    return context
 
 
 def how_it_ended(process: BaseProcess) -> str:

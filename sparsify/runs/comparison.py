@@ -22,7 +22,7 @@ from sparsify.reports.folder import read_measured
 from sparsify.reports.summary import CellResult, Summary, summarise
 from sparsify.reports.summary_measures import figures
 from sparsify.reports.summary_page import document, markdown
-from sparsify.runs.apart import check_cells, end_with_parent, how_it_ended, start
+from sparsify.runs.apart import check_cells, end_with_parent, how_it_ended, started
 from sparsify.runs.folder import hold_folder
 from sparsify.runs.grid import Cell, Grid, parse_grid
 from sparsify.runs.inferring import with_task
@@ -260,10 +260,7 @@ class _Pool:
 
     def _start(self, cell: Cell) -> None:
         receiver, sender = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("spawn").Process(
-            target=work, args=(cell, folder_of(cell, self.out), sender), name=str(cell)
-        )
-        start(process)
+        process = started(work, (cell, folder_of(cell, self.out), sender), str(cell))
         sender.close()
         self.running.append(_Running(cell, process, receiver))
         _tell(self.on_event, "started", cell)
