@@ -9,7 +9,7 @@ from torch import nn, relu
 
 import sparsify as sp
 from sparsify.errors import ExportWarning
-from sparsify.exporters import onnx as onnx_exporter
+from sparsify.exporters import lowering as onnx_exporter
 from sparsify.ir import trace
 from sparsify.passes import Pipeline
 
@@ -202,7 +202,7 @@ def test_a_form_that_fails_is_written_dense_and_says_so(broken, tmp_path, monkey
 
 def test_a_grouped_file_that_disagrees_is_never_a_quiet_success(tmp_path, monkeypatch):
     program, x = masked("two readers of one value")
-    original, selected = onnx_exporter._convert, []
+    original, selected = onnx_exporter.convert, []
 
     def negated(*arguments):
         model = original(*arguments)
@@ -213,7 +213,7 @@ def test_a_grouped_file_that_disagrees_is_never_a_quiet_success(tmp_path, monkey
                     item.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(item), item.name))
         return model
 
-    monkeypatch.setattr(onnx_exporter, "_convert", negated)
+    monkeypatch.setattr(onnx_exporter, "convert", negated)
     with pytest.warns(ExportWarning, match="differs from the program"):
         result = sp.export(program, tmp_path / "m.onnx", inputs=[x], form="grouped")
     assert selected and all("it was made, and was wrong: output" in form for form in result.forms.values())
