@@ -11,7 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from sparsify.exporters.grouped_linears import GroupedLinear, View, find_grouped_linears
-from sparsify.exporters.trials import Array
+from sparsify.timing import Array
 
 
 def fused_products(model: onnx.ModelProto) -> onnx.ModelProto:

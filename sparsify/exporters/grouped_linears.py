@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from sparsify.exporters.skeleton import inferred
-from sparsify.exporters.trials import Array
+from sparsify.timing import Array
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from sparsify.exporters.int8_samples import Samples
 from sparsify.exporters.int8_spared import bearable
 from sparsify.exporters.preprocessing import Preprocessing
 from sparsify.exporters.single_samples import check_same
-from sparsify.exporters.trials import Array, Written, opened, run_over, times, values_of
+from sparsify.exporters.skeleton import Written
+from sparsify.timing import Array, opened, run_over, times, values_of
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from onnxruntime import quantization
 
 from sparsify.errors import ExportError
 from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
-from sparsify.exporters.trials import Array, Batches
+from sparsify.timing import Array, Batches
 
 FOLLOWERS = ("Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Concat")
 """Operators that stay in integers where everything they read is."""

@@ -16,7 +16,8 @@ from sparsify.exporters.int8_dense import dense_int8, dense_layers, in_groups
 from sparsify.exporters.int8_grouped import write_grouped_int8
 from sparsify.exporters.int8_layers import time_layers
 from sparsify.exporters.int8_samples import Samples
-from sparsify.exporters.trials import Array, Batches, Feeds, Written, run_over, session_of, times
+from sparsify.exporters.skeleton import Written
+from sparsify.timing import Array, Batches, Feeds, run_over, session_of, times
 
 MOST_VALUES = 65_536
 """Values of a tensor that are kept of a batch, and its extremes, to choose a range by."""

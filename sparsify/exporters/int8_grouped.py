@@ -21,7 +21,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from sparsify.exporters.grouped_linears import GroupedLinear, View
-from sparsify.exporters.trials import Array
+from sparsify.timing import Array
 
 BIAS_COLUMNS = 4
 """Constant rows at least; more where inputs come in longer chunks. A multiple of 4 keeps int8 kernels on whole vectors."""

@@ -8,9 +8,9 @@ import torch
 from onnx import numpy_helper
 
 from sparsify.exporters.int8_samples import Samples
-from sparsify.exporters.trials import Array, values_of
 from sparsify.parts import metrics
 from sparsify.parts.calibrators import fit_temperature, fit_vector_scaling
+from sparsify.timing import Array, values_of
 
 
 def refit_head(model: onnx.ModelProto, samples: Samples) -> tuple[str, dict[str, float]]:

@@ -16,8 +16,8 @@ from onnx.utils import Extractor
 from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
 from sparsify.exporters.int8_dense import dense_int8, dense_layers, in_groups
 from sparsify.exporters.int8_grouped import write_grouped_int8
-from sparsify.exporters.skeleton import inferred
-from sparsify.exporters.trials import Array, Feeds, Written, session_of, times
+from sparsify.exporters.skeleton import Written, inferred
+from sparsify.timing import Array, Feeds, session_of, times
 
 ROUNDS = 9
 Cut = tuple[str, str]

@@ -12,9 +12,9 @@ from torch import Tensor
 from sparsify.errors import ExportError
 from sparsify.exporters.signature import batches_of, refuse_alike, sample_count, tensor_outputs
 from sparsify.exporters.size_ranges import allowed_batches
-from sparsify.exporters.trials import BATCH, Array, Batches, Feeds
 from sparsify.ir import Program
 from sparsify.ir.size_ranges import SizeRange
+from sparsify.timing import BATCH, Array, Batches, Feeds
 
 BRANCH_SAMPLES = 32
 """Held-out samples on which an int8 file is run with and without operators of its own for one sample."""

@@ -18,9 +18,9 @@ from sparsify.exporters.lowering import grouped
 from sparsify.exporters.options import Request
 from sparsify.exporters.proof import Parity, prove
 from sparsify.exporters.size_ranges import allowed_batches
-from sparsify.exporters.trials import values_of
 from sparsify.exporters.writing import draft, write
 from sparsify.ir import Program
+from sparsify.timing import values_of
 
 
 def write_int8(request: Request, folded: Program, fp32: Fp32File) -> tuple[int8.Int8, Parity]:

@@ -30,10 +30,10 @@ from sparsify.exporters.signature import (
     tensor_outputs,
 )
 from sparsify.exporters.size_ranges import proof_sizes
-from sparsify.exporters.trials import opened
 from sparsify.ir import Program, surgery
 from sparsify.ir.agreement import put_back
 from sparsify.ir.dimensions import BATCH
+from sparsify.timing import opened
 
 Array = np.ndarray
 FLOOR = 1e-5

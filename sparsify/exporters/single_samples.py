@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparsify.errors import ExportError
 from sparsify.exporters.skeleton import inferred
-from sparsify.exporters.trials import Batches, values_of
+from sparsify.timing import Batches, values_of
 
 SELECTIONS = ("by-batch", "gather")
 LEAST = 256

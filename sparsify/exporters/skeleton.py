@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import onnx
 from onnx import helper
 
 MOST = 1024
 """Numbers of a constant up to which it is kept: shapes, axes and indices that decide on shapes."""
+
+
+Written = Callable[[onnx.ModelProto], onnx.ModelProto]
+"""What a file becomes before it is written; trials time that."""
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:

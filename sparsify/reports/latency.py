@@ -29,6 +29,7 @@ from onnx import TensorProto, numpy_helper
 
 from sparsify.errors import ExportError
 from sparsify.reports.headline import Headline
+from sparsify.timing import bound, seconds_per_call
 
 Interval = tuple[float, float]
 TIMED_SECONDS = 0.005
@@ -187,7 +188,7 @@ def compare(
     for _ in range(rounds):
         rng.shuffle(order)
         for name in order:
-            seconds[name].append(_timed(calls[name], repeats[name]))
+            seconds[name].append(seconds_per_call(calls[name], repeats[name]))
     rows = []
     for name, path in files.items():
         low, _, high = statistics.quantiles([1000 * value for value in seconds[name]], n=4)
@@ -333,7 +334,7 @@ def _call(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]
     wanted = [given.name for given in session.get_inputs()]
     if set(wanted) != set(feeds):
         raise ExportError(f"{path} takes {', '.join(wanted)}; the inputs at hand are {', '.join(feeds)}.")
-    call = _bound(session, feeds)
+    call = bound(session, feeds)
     try:
         start, count = time.perf_counter(), 0
         while count < 3 or time.perf_counter() - start < WARM_UP_SECONDS:
@@ -345,28 +346,6 @@ def _call(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]
     return call
 
 
-def _bound(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> Callable[[], Any]:
-    """A call with inputs and outputs bound: what Python does for a call would else count, which small files feel."""
-    outputs = session.get_outputs()
-    if not all(out.type.startswith("tensor(") for out in outputs):
-        return lambda: session.run([out.name for out in outputs], dict(feeds))
-    binding = session.io_binding()
-    for name, value in feeds.items():
-        binding.bind_cpu_input(name, np.ascontiguousarray(value))
-    for out in outputs:
-        binding.bind_output(out.name)
-    return lambda: session.run_with_iobinding(binding)
-
-
 def _repeats(call: Callable[[], Any]) -> int:
-    fastest = min(_timed(call, 1) for _ in range(5))
+    fastest = min(seconds_per_call(call, 1) for _ in range(5))
     return max(1, math.ceil(TIMED_SECONDS / max(fastest, 1e-7)))
-
-
-def _timed(call: Callable[[], Any], repeats: int) -> float:
-    """Seconds a call, behind one that is not timed."""
-    call()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats

@@ -17,7 +17,7 @@ from sparsify.exporters.conversion import quiet as quiet
 from sparsify.exporters.grouped_linears import find_grouped_linears
 from sparsify.exporters.int8_grouped import write_grouped_int8
 from sparsify.exporters.int8_samples import Samples, Wanted
-from sparsify.exporters.trials import values_of
+from sparsify.timing import values_of
 from tests.cases import digits
 
 

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from sparsify.exporters.acceptance import judge
 from sparsify.exporters.int8_dense import dense_int8, dense_layers
-from sparsify.exporters.trials import values_of
+from sparsify.timing import values_of
 from tests.exporters.grouped_mlp import grouped_int8, images, in_batches, with_dense_layer
 
 RANDOM = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 from sparsify.exporters.int8 import compared, refusal
-from sparsify.exporters.trials import values_of
+from sparsify.timing import values_of
 from tests.exporters.int8_networks import NETWORKS, network
 
 

@@ -9,7 +9,7 @@ from torch import nn, relu
 
 import sparsify as sp
 from sparsify.errors import ExportWarning
-from sparsify.exporters import lowering as onnx_exporter
+from sparsify.exporters import fp32, lowering
 from sparsify.ir import trace
 from sparsify.passes import Pipeline
 
@@ -172,11 +172,12 @@ def test_the_file_holds_grouped_layers(name, tmp_path):
     assert {"Gather"} <= {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
 
 
-@pytest.mark.parametrize("broken", ["_convert", "check_budgets", "prove"])
+@pytest.mark.parametrize("broken", ["convert", "check_budgets", "prove"])
 def test_a_form_that_fails_is_written_dense_and_says_so(broken, tmp_path, monkeypatch, recwarn):
     program, x = masked("two readers of one value")
     sp.export(program, tmp_path / "dense.onnx", inputs=[x], form="dense")
-    original, calls = getattr(onnx_exporter, broken), []
+    module = lowering if broken == "convert" else fp32
+    original, calls = getattr(module, broken), []
 
     def fails_first(*arguments):
         calls.append(arguments)
@@ -184,11 +185,11 @@ def test_a_form_that_fails_is_written_dense_and_says_so(broken, tmp_path, monkey
             raise RuntimeError("no such operator\nand more")
         return original(*arguments)
 
-    monkeypatch.setattr(onnx_exporter, broken, fails_first)
+    monkeypatch.setattr(module, broken, fails_first)
     recwarn.clear()
     result = sp.export(program, tmp_path / "m.onnx", inputs=[x], form="grouped")
     assert set(result.forms) == {site.weight for site in program.mask_sites()}
-    made = broken != "_convert"
+    made = broken != "convert"
     wrong = "it was made, and was wrong: " if made else ""
     reason = f"dense: the file in another form was not usable ({wrong}RuntimeError: no such operator)"
     assert set(result.forms.values()) == {reason}
@@ -202,7 +203,7 @@ def test_a_form_that_fails_is_written_dense_and_says_so(broken, tmp_path, monkey
 
 def test_a_grouped_file_that_disagrees_is_never_a_quiet_success(tmp_path, monkeypatch):
     program, x = masked("two readers of one value")
-    original, selected = onnx_exporter.convert, []
+    original, selected = lowering.convert, []
 
     def negated(*arguments):
         model = original(*arguments)
@@ -213,7 +214,7 @@ def test_a_grouped_file_that_disagrees_is_never_a_quiet_success(tmp_path, monkey
                     item.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(item), item.name))
         return model
 
-    monkeypatch.setattr(onnx_exporter, "convert", negated)
+    monkeypatch.setattr(lowering, "convert", negated)
     with pytest.warns(ExportWarning, match="differs from the program"):
         result = sp.export(program, tmp_path / "m.onnx", inputs=[x], form="grouped")
     assert selected and all("it was made, and was wrong: output" in form for form in result.forms.values())

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from sparsify import timing
 from sparsify.errors import ExportError
-from sparsify.reports import latency
 from sparsify.reports.latency import Latency, Timing, compare, median_interval, nonzeros
 
 
@@ -92,8 +92,8 @@ def test_the_call_behind_another_file_is_not_timed(monkeypatch):
     def call():
         now[0] += times.pop(0)
 
-    monkeypatch.setattr(latency.time, "perf_counter", lambda: now[0])
-    assert latency._timed(call, 3) == 2.0 and not times
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    assert timing.seconds_per_call(call, 3) == 2.0 and not times
 
 
 def test_sparse_initializers_are_counted(tmp_path):
