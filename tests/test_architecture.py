@@ -18,9 +18,9 @@ from sparsify.methods import METHODS, WRAPPERS, base
 ROOT = Path(__file__).parents[1]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "files", "version"}),
-    frozenset({"arguments", "registry", "user_code"}),
+    frozenset({"arguments", "registry", "timing", "user_code"}),
     frozenset({"parts"}),
-    frozenset({"tasks"}),
+    frozenset({"deployment", "tasks"}),
     frozenset({"ir"}),
     frozenset({"passes"}),
     frozenset({"methods"}),

@@ -12,10 +12,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import fx
 
+from sparsify.deployment.packing import Packing, best_packing
 from sparsify.exporters.skeleton import Written
 from sparsify.ir import Program, TensorSpec
 from sparsify.ir.dimensions import BATCH, value_of
-from sparsify.parts.packing import Packing, best_packing
 from sparsify.timing import Feeds, times
 
 aten = torch.ops.aten

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from sparsify.deployment.packing import best_packing
 from sparsify.ir import Program, Stage, TensorSpec, surgery
-from sparsify.parts.packing import best_packing
+from sparsify.ir.feature_major import UNARY
 from sparsify.parts.patterns.grouped import LANES
 from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
-from sparsify.passes.feature_major import UNARY
 
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)

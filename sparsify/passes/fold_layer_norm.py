@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
+from sparsify.deployment.packing import best_packing
 from sparsify.ir import Program, Stage, surgery
-from sparsify.parts.packing import best_packing
 from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 from sparsify.passes.eliminate_unread_outputs import own_parameter, reads_of, set_parameter
 

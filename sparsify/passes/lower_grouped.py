@@ -10,13 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
+from sparsify.deployment.packing import Packing, best_packing
 from sparsify.errors import PassError
 from sparsify.ir import Program, Stage, TensorSpec, surgery
 from sparsify.ir.dimensions import BATCH, mentions
-from sparsify.parts.packing import Packing, best_packing
+from sparsify.ir.feature_major import FeatureMajor, can_turn, feature_shape, sizes
 from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 from sparsify.passes.eliminate_unread_outputs import groups_of, reads_of
-from sparsify.passes.feature_major import FeatureMajor, can_turn, feature_shape, sizes
 from sparsify.passes.in_place import make_functional
 from sparsify.passes.options import option
 

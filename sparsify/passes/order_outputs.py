@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
+from sparsify.deployment.packing import best_packing, order_of_outputs, predicted_gain
 from sparsify.ir import Program, Stage, surgery
 from sparsify.ir.channels import Channels, channel_sets
-from sparsify.parts.packing import best_packing, order_of_outputs, predicted_gain
 from sparsify.parts.patterns.grouping import order_by_inputs, shared_inputs
 from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 from sparsify.passes.eliminate_unread_outputs import (

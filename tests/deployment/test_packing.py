@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsify.parts.packing import best_packing, pack
+from sparsify.deployment.packing import best_packing, pack
 from sparsify.parts.patterns import parse_pattern
 
 

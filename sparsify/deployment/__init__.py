@@ -1,0 +1,1 @@
+"""What fast files are made of: weights packed into small dense matrices."""
