@@ -123,7 +123,7 @@ def trace(
         with _mode_kept(model), untouched(model):
             ranges = compare(model, program, example, captured["eval"].dimensions)
         program.ranges = ranges
-    _say_limits(program, captured, LOGITS if meaning is None else meaning.output)
+    _say_limits(program, captured, _trained_on(task, meaning))
     return program.train(mode)
 
 
@@ -179,8 +179,10 @@ def _accepted(model: nn.Module, example: Example, dynamic: Declared, limits: Lim
     """
     batch_of(example)
     args, kwargs = example
-    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-    arguments = {**{k: v for k, v in bound.items() if k not in kwargs}, **kwargs}
+    arguments = {
+        **inspect.signature(model.forward).bind_partial(*args).arguments,
+        **kwargs,
+    }  # as torch.export names them
     dimensions = declared(input_names(arguments), pytree.tree_leaves(example), dynamic, limits)
     single = {name: 2 for name, size in dimensions.sizes(example).items() if size == 1}
     if not single:
@@ -300,6 +302,13 @@ def _assemble(
         constants=graphs["train"].constants,
         signature=signature_of(model),
     )
+
+
+def _trained_on(task: str | Task | None, meaning: type[Task] | None) -> str | None:
+    """The output that a loss will read, as far as it is known; None: all."""
+    if isinstance(task, Task):
+        return task.trained_on
+    return LOGITS if meaning is None else meaning.output
 
 
 def _given(structure: pytree.TreeSpec | None) -> pytree.TreeSpec:

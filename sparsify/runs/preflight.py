@@ -263,13 +263,13 @@ def _check_targets(program: Program, task: Task, data: Data) -> None:
     program.eval()
     first = Subset(data.validation, torch.arange(min(2, len(data.validation))))
     found = outputs_over(program, first)
-    output = program.reading(task.output, "eval", list(found.values()))
+    output, judged = (program.reading(name, "eval", list(found.values())) for name in (task.output, task.trained_on))
     if task.output is not None:
         for part in (data.train, data.validation, data.test):
             task.check(part.targets, ("N", *output.shape[1:]))
     try:
         with torch.no_grad():
-            task.loss(output, first.targets)
+            task.loss(judged, first.targets)
         task.figures(output, first.targets)
     except SparsifyError:
         raise

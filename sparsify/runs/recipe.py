@@ -49,7 +49,8 @@ class Recipe:
         logits: position (from 0) or key of the output that the task reads, where the model returns several that could.
         task: what the outputs mean: ``classification``, ``binary``, ``multilabel``, ``regression``, ``dense``, ``sequence``, ``custom``,
             or ``auto``, the one that fits the data and the model, where only one does.
-        loss: of regression ``mse``, ``mae`` or ``huber``; of a custom task ``file.py:function`` of output and target. None: the task's own.
+        loss: of regression ``mse``, ``mae`` or ``huber``; of regression and a custom task ``file.py:function`` of output and target. None:
+            the task's own.
         figures: of a custom task: ``file.py:function`` of output and target, which returns numbers by name, the headline first.
         task_options: further options of the task, such as ``delta`` and ``scale`` of regression and ``ignore`` of dense and sequence.
         dynamic: dimensions of inputs that vary beside the batch, as ``ids:1=T``, and their smallest and largest size, as ``T=1..512``.

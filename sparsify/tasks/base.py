@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -48,7 +48,7 @@ class Task(ABC):
         """The loss of a batch: a scalar with a gradient, the mean over what is judged.
 
         Args:
-            output: what the model returns under the name `output`, [N, ...].
+            output: what the model returns under the name `trained_on`, [N, ...].
             target: of the batch, [N, ...].
             label_smoothing: in [0, 1), for tasks that choose among classes.
 
@@ -73,6 +73,11 @@ class Task(ABC):
             target: of all samples, [N, ...]. Types, shapes and ranges are looked at.
             shape: of the output, [N, ...].
         """
+
+    @property
+    def trained_on(self) -> str | None:
+        """The name of the output that the loss reads, `output` unless the loss reads more; None: all of them, as the model returns them."""
+        return self.output
 
     @classmethod
     def takes(cls, shape: Shape) -> bool:
@@ -180,6 +185,21 @@ def is_whole(target: Tensor) -> bool:
 def is_zero_one(target: Tensor) -> bool:
     """Whether all values are 0 or 1, in any type."""
     return target.dtype is torch.bool or bool(((target == 0) | (target == 1)).all())
+
+
+def own_loss(task: Task, criterion: Callable[[Any, Any], Any], output: Any, target: Any) -> Tensor:
+    """The loss of a function of the user's own.
+
+    Raises:
+        TrainingError: If it returns something else than one number.
+    """
+    value = criterion(output, target)
+    if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
+        raise TrainingError(
+            f"the loss of task {str(task)!r} should return one number, a floating-point tensor of shape []; it returned "
+            f"{shown(value)}. Take the mean over the batch."
+        )
+    return value
 
 
 def tensors(*values: Any) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsify.errors import TaskError, TrainingError
 from sparsify.parts.trees import mapped
-from sparsify.tasks.base import Shape, Task, shown, unsmoothed
+from sparsify.tasks.base import Shape, Task, own_loss, shown, unsmoothed
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,7 @@ class Custom(Task):
     def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
         unsmoothed(self, label_smoothing)
         assert self.criterion is not None
-        value = self.criterion(output, target)
-        if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
-            raise TrainingError(
-                f"the loss of task {str(self)!r} should return one number, a floating-point tensor of shape []; it returned "
-                f"{shown(value)}. Take the mean over the batch."
-            )
-        return value
+        return own_loss(self, self.criterion, output, target)
 
     def figures(self, output: Any, target: Any) -> dict[str, float]:
         """Those of the user's function, else the loss.

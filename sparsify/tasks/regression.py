@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsify.errors import TaskError, TrainingError
-from sparsify.tasks.base import Shape, Task, fits, mismatch, shown, tensors, unsmoothed
+from sparsify.tasks.base import Shape, Task, fits, mismatch, own_loss, shown, tensors, unsmoothed
 
 LOSSES = {"mse": functional.mse_loss, "mae": functional.l1_loss, "huber": functional.huber_loss}
 SCALES = ("standard", "none")
@@ -22,7 +23,9 @@ class Regression(Task):
     """Numbers per sample: predictions and targets of one shape, [N, ...]; [N] and [N, 1] go together.
 
     Attributes:
-        criterion: the loss: ``mse``, ``mae`` or ``huber``.
+        criterion: the loss: ``mse``, ``mae`` or ``huber``; or ``loss(output, target)``, a function of your own that returns a scalar. Its
+            output is all that the model returns, in the structure in which it returns it, so that it may read more than the prediction.
+            It gets predictions and targets in their own units, and a run then leaves targets as they are.
         delta: where Huber's loss goes from squares to absolute values, above 0; of errors that are divided by ``deviations``.
         scale: what a run does: ``standard`` lets the model learn targets of mean 0 and deviation 1, and predict them in their own units
             (`sparsify.passes.ScalePrediction`); ``none`` leaves them as they are. It means nothing to a loop of your own.
@@ -46,15 +49,16 @@ class Regression(Task):
     heads: ClassVar = ("interval",)
     constant: ClassVar = 0.0
 
-    criterion: str = "mse"
+    criterion: str | Callable[[Any, Any], Tensor] = "mse"
     delta: float = 1.0
     scale: str = "standard"
     deviations: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.criterion not in LOSSES:
+        if self.criterion not in LOSSES and not callable(self.criterion):
             raise TaskError(
-                f"the loss of task 'regression' should be one of {', '.join(LOSSES)}, found {self.criterion!r}."
+                f"the loss of task 'regression' should be one of {', '.join(LOSSES)}, or a function of output and target (--loss "
+                f"file.py:function), found {self.criterion!r}."
             )
         if not self.delta > 0:
             raise TaskError(f"delta of task 'regression' should be above 0, found {self.delta}.")
@@ -63,8 +67,14 @@ class Regression(Task):
         if not all(0 < value < math.inf for value in self.deviations):
             raise TaskError(f"deviations of task 'regression' should be above 0, found {self.deviations}.")
 
+    @property
+    def trained_on(self) -> str | None:
+        return None if callable(self.criterion) else self.output
+
     def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
         unsmoothed(self, label_smoothing)
+        if callable(self.criterion):
+            return own_loss(self, self.criterion, output, target)
         wanted = _like(target, output) if tensors(output, target) else None
         if wanted is None:
             raise TrainingError(mismatch(self, output, target))

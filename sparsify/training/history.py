@@ -51,12 +51,13 @@ def epoch_row(
 def _validated(trainer: SparseTrainer, validation: Samples) -> dict[str, float]:
     program, task = trainer.program.eval(), trainer.task
     heads = program.output_names("eval")[program.out_specs["eval"].num_leaves :]
-    kept = None if task.output is None else {task.output, *heads}
+    kept = None if task.trained_on is None or task.output is None else {task.trained_on, task.output, *heads}
     found = outputs_over(program, validation, names=kept, batch_size=BATCH)
     program.train()
-    output = program.reading(None, "eval", list(found.values())) if task.output is None else found[task.output]
+    every = None if kept else program.reading(None, "eval", list(found.values()))
+    judged, output = (every if name is None else found[name] for name in (task.trained_on, task.output))
     with torch.no_grad():
-        loss, figures = float(task.loss(output, validation.targets)), task.figures(output, validation.targets)
+        loss, figures = float(task.loss(judged, validation.targets)), task.figures(output, validation.targets)
     return {
         "val_loss": loss,
         **{f"val_{name}": value for name, value in figures.items() if math.isfinite(value)},

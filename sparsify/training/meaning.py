@@ -45,7 +45,7 @@ def meaning(task: str | Task | None, program: Program, method: Method) -> Task:
 
 
 def read(program: Program, task: Task, output: Any) -> Any:
-    """What the task reads of an output of the train phase, in float32: a loss is not computed in bfloat16.
+    """What the loss of the task reads of an output of the train phase, in float32: a loss is not computed in bfloat16.
 
     Raises:
         TrainingError: If the program is in eval mode.
@@ -55,9 +55,9 @@ def read(program: Program, task: Task, output: Any) -> Any:
         raise TrainingError(
             "trainer.loss is for training steps. Call program.train() first, or measure with a criterion of your own."
         )
-    if task.output is None:
+    if task.trained_on is None:
         return mapped(_single, output)
-    return _single(program.reading(task.output, "train", pytree.tree_leaves(output)))
+    return _single(program.reading(task.trained_on, "train", pytree.tree_leaves(output)))
 
 
 def _single(value: Tensor) -> Tensor:

@@ -128,3 +128,12 @@ def test_what_is_worse_than_one_answer_for_all_is_said():
 def test_scales_are_checked(options):
     with pytest.raises(TaskError, match="of task 'regression'"):
         Regression(**options)
+
+
+def test_a_loss_of_the_users_own_reads_all_outputs():
+    task = Regression(criterion=lambda output, target: output["prediction"].mean() + output["more"].mean())
+    assert task.trained_on is None and task.output == "prediction" and Regression().trained_on == "prediction"
+    assert task.loss({"prediction": OUTPUT, "more": OUTPUT}, TARGET).item() == pytest.approx(2 * OUTPUT.mean().item())
+    assert str(task) == "regression{criterion=<lambda>}"
+    with pytest.raises(TrainingError, match=r"should return one number.*Take the mean"):
+        Regression(criterion=lambda output, target: output).loss(OUTPUT, TARGET)
