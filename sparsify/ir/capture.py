@@ -128,11 +128,36 @@ def _export(model: nn.Module, example: Example, dimensions: Dimensions) -> Expor
         quiet("torch.export", "torch._export", "torch._subclasses", "torch.fx"),
         torch.enable_grad(),
         of_any_length() if {*dimensions.names} - {BATCH} else contextlib.nullcontext(),
+        _each_named(model, kwargs),
     ):
         warnings.simplefilter("ignore")
         return torch.export.export(
             model, args, kwargs, dynamic_shapes=_by_argument(model, dynamic_args, dynamic_kwargs), strict=False
         )
+
+
+@contextmanager
+def _each_named(model: nn.Module, kwargs: Mapping[str, Any]) -> Generator[None]:
+    """Let ``forward`` have a parameter for each argument that its ``**kwargs`` takes; torch.export fails where the sizes of these vary."""
+    signature, forward = inspect.signature(model.forward), model.forward
+    named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    rest = [name for name in kwargs if name not in {p.name for p in named}]
+    if not rest:
+        yield
+        return
+
+    def spelt_out(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    parameters = [*named, *(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in rest)]
+    spelt_out.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    own = {key: value for key, value in vars(model).items() if key == "forward"}
+    vars(model)["forward"] = spelt_out
+    try:
+        yield
+    finally:
+        del vars(model)["forward"]
+        vars(model).update(own)
 
 
 def _by_argument(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,18 @@ def test_rest_arguments_are_bound():
         program(x, parts, scale)
 
 
+def test_arguments_of_any_name_are_bound(tmp_path):
+    model, (x, parts, scale) = Net().eval(), values()
+    more = {"left": scale + 1, "right": scale + 2}
+    program = trace(model, {"x": x, "parts": parts, **more})
+    assert [spec.name for spec in program.input_specs] == ["x", "parts_a", "parts_b_0", "left", "right"]
+    program.save(tmp_path / "a.sparsify")
+    fewer = {name: value[:3] for name, value in more.items()}
+    parts, x = {"a": parts["a"][:3], "b": [parts["b"][0][:3]]}, x[:3]
+    for other in (program, Program.load(tmp_path / "a.sparsify")):
+        assert torch.equal(other(x, parts, **fewer), model(x, parts, **fewer))
+
+
 def test_a_tensor_is_the_first_argument():
     model, (x, _) = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval(), digits(4)
     program = trace(model, x)
