@@ -1,0 +1,29 @@
+"""Tables of figures on pages are those that the benchmarks print of what is stored."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def benchmark(name):
+    """A script, and what it stored."""
+    stored = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    return runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py")), stored
+
+
+@pytest.mark.parametrize("data", ["synthetic", "alike", "images"])
+def test_the_page_of_inva(data):
+    script, stored = benchmark("inva")
+    page = (ROOT / "docs" / "inva.md").read_text(encoding="utf-8")
+    for lines in (script["table"](stored["cells"], data), script["intervals"](stored["cells"], data)):
+        assert "\n".join(lines) in page
+    assert not any(cell["random"] for cell in stored["cells"])
+
+
+def test_the_page_of_tasks():
+    script, stored = benchmark("tasks")
+    assert "\n".join(script["table"](stored["rows"])) in (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
