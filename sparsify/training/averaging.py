@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,21 +12,26 @@ from sparsify.errors import TrainingError
 from sparsify.ir import Program
 from sparsify.methods import Averaging, Method
 from sparsify.parts.averaging import running_mean
+from sparsify.training.mechanism import Mechanism
 
 
-class WeightAverage:
+class WeightAverage(Mechanism):
     """The running mean of the parameters as the training graph reads them.
 
     Attributes:
         means: by parameter name; empty before the first is taken.
     """
 
-    def __init__(self, plan: Averaging) -> None:
-        self.plan = plan
+    key = "averages"
+
+    def __init__(self, plan: Averaging, program: Program) -> None:
+        self.plan, self._program = plan, program
         self.means: dict[str, Tensor] = {}
 
-    def take(self, program: Program, step: int) -> None:
+    def after_step(self, step: int, moved: bool) -> None:
         """Take the weights after ``step`` into the mean, where the plan says so."""
+        del moved
+        program = self._program
         if step < self.plan.start_at or (step - self.plan.start_at) % self.plan.every:
             return
         count = (step - self.plan.start_at) // self.plan.every + 1
@@ -38,11 +43,18 @@ class WeightAverage:
                 value = value * hidden[name] if name in hidden else value
                 self.means[name] = running_mean(self.means.get(name), value, count)
 
-    def load(self, program: Program) -> None:
+    def finish(self) -> bool:
         """Give the program the averaged weights."""
         with torch.no_grad():
             for name, value in self.means.items():
-                program.weight(name).copy_(value)
+                self._program.weight(name).copy_(value)
+        return bool(self.means)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.means
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.means = dict(state)
 
 
 def check_averaging(method: Method, plan: Averaging, changes: Callable[[int], bool], total_steps: int) -> None:

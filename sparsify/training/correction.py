@@ -11,11 +11,12 @@ from torch import Tensor
 from sparsify.errors import TrainingError
 from sparsify.ir import Program
 from sparsify.parts.corrections import Batch, Correction, GradientView
+from sparsify.training.mechanism import Mechanism
 from sparsify.training.probe import Closure, ProbedBatch, Sweep
 from sparsify.training.random_masks import RandomMasks
 
 
-class Corrector:
+class Corrector(Mechanism):
     """Applies a correction to the gradients of a program.
 
     Args:
@@ -28,7 +29,10 @@ class Corrector:
 
     Attributes:
         state: of the correction.
+        applied: whether the gradients of the coming step are corrected already.
     """
+
+    key = "correction"
 
     def __init__(
         self,
@@ -44,7 +48,7 @@ class Corrector:
         self._correction, self._method, self._program, self._random = correction, method, program, random
         self._counts, self._epoch_steps, self._sweep = counts, epoch_steps, sweep
         self.state: Any = None
-        self.start()
+        self.applied = False
 
     def start(self) -> None:
         """Begin, or begin again, from the weights as they are."""
@@ -52,12 +56,14 @@ class Corrector:
             {name: p.detach() for name, p in self._program.named_parameters() if p.requires_grad}
         )
 
-    def apply(self, step: int, closure: Closure | None) -> None:
-        """Replace the gradients of ``step``; they stay 0 where a weight is inactive or hidden.
+    def before_step(self, step: int, closure: Closure | None) -> None:
+        """Replace the gradients of ``step``, once; they stay 0 where a weight is inactive or hidden.
 
         Raises:
             TrainingError: If the correction evaluates the batch again and there is no closure, or has no sweep.
         """
+        if self.applied:
+            return
         parameters, masks = dict(self._program.named_parameters()), self._program.masks()
         view = GradientView(
             step=step,
@@ -74,6 +80,12 @@ class Corrector:
         for name, value in corrected.items():
             value = value * masks[name] if name in masks else value
             parameters[name].grad = value * visible[name] if name in visible else value
+        self.applied = True
+
+    def after_step(self, step: int, moved: bool) -> None:
+        """The gradients of the next step are others."""
+        del step, moved
+        self.applied = False
 
     def _absent(self) -> Tensor:
         raise TrainingError(
@@ -84,6 +96,12 @@ class Corrector:
     def readings(self) -> dict[str, float]:
         """Figures of the correction, by name."""
         return dict(self._correction.readings(self.state))
+
+    def state_dict(self) -> Any:
+        return self.state
+
+    def load_state_dict(self, state: Any) -> None:
+        self.state, self.applied = state, False
 
     def _batch(self, closure: Closure, *, of_step: bool) -> Batch:
         return ProbedBatch(self._program, closure, self._counts, of_step=of_step, dense=self._correction.dense)

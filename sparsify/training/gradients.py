@@ -11,29 +11,32 @@ from torch import Tensor
 
 from sparsify.errors import TrainingError, TrainingWarning
 from sparsify.ir import Program
+from sparsify.training.mechanism import Mechanism
 from sparsify.training.optimizers import Optimizers
 
 HOPELESS = 100
 """Steps in a row without finite gradients after which training ends; a GradScaler needs about 20 to find its scale."""
 
 
-class Gradients:
+class Gradients(Mechanism):
     """Looks at the gradients of each step, and counts the steps that are skipped for them.
 
     Args:
         program, optimizers: of the loop.
         counts: of the trainer; ``skipped_steps`` is counted up.
-        named: weights that a warning was given for; those that the loss does not reach are added.
 
     Attributes:
+        named: weights that a warning was given for; those that the loss does not reach are added.
         finite: whether those of the coming step are; None before they were looked at.
         scale: what a GradScaler multiplied the loss of the coming step by; None without one.
         skipped_in_a_row: steps, until now.
     """
 
-    def __init__(self, program: Program, optimizers: Optimizers, counts: dict[str, int], named: set[str]) -> None:
+    key = "skipped_in_a_row"
+
+    def __init__(self, program: Program, optimizers: Optimizers, counts: dict[str, int]) -> None:
         self._program, self._optimizers, self._counts = program, optimizers, counts
-        self._named = named
+        self.named: set[str] = set()
         self.finite: bool | None = None
         self.scale: float | None = None
         self.skipped_in_a_row = 0
@@ -92,15 +95,15 @@ class Gradients:
         if not float(found_inf):
             torch._foreach_mul_(self._optimizers.gradients(), 1.0 / self.scale)  # pyright: ignore[reportPrivateImportUsage]
 
-    def end_step(self, step: int, *, skipped: bool) -> None:
+    def after_step(self, step: int, moved: bool) -> None:
         """Count a step that was skipped; the next look is at new gradients.
 
         Raises:
             TrainingError: If as many as `HOPELESS` steps in a row were skipped.
         """
         self.finite = self.scale = None
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        if not skipped:
+        self.skipped_in_a_row = 0 if moved else self.skipped_in_a_row + 1
+        if moved:
             return
         self._counts["skipped_steps"] += 1
         if self._counts["skipped_steps"] == 1:
@@ -116,10 +119,16 @@ class Gradients:
                 f"weights for NaN, and lower the learning rate."
             )
 
+    def state_dict(self) -> int:
+        return self.skipped_in_a_row
+
+    def load_state_dict(self, state: int) -> None:
+        self.skipped_in_a_row = int(state)
+
     def _name_unreached(self) -> None:
         weights = {name: self._program.weight(name) for name in self._program.masks()}
         lost = [name for name, weight in weights.items() if weight.requires_grad and weight.grad is None]
-        self._named.update(lost)
+        self.named.update(lost)
         if lost:
             warnings.warn(
                 f"the loss does not reach {', '.join(lost[:8])}: no gradient came on step 1. Rounds that read gradients leave the masks "

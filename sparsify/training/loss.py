@@ -11,10 +11,14 @@ from sparsify.errors import TrainingError
 from sparsify.methods import Method
 from sparsify.parts.objectives import Objective
 from sparsify.tasks import Classification, Task
+from sparsify.training.mechanism import Mechanism
+from sparsify.training.probe import Closure
 
 
-class RunningLoss:
+class RunningLoss(Mechanism):
     """Called with an output and its target. The first call of a step shows the batch to the objective; later ones read its state alone."""
+
+    key = "loss"
 
     def __init__(self, method: Method, objective: Objective | None, task: Task | None = None) -> None:
         self._task = Classification() if task is None else task
@@ -22,6 +26,7 @@ class RunningLoss:
         self._objective = objective
         self._state: Any = self._objective.init() if self._objective else None
         self._observed = False
+        self.active = objective is not None or self._taught
 
     def __call__(self, output: Any, target: Any, step: int, *, label_smoothing: float = 0.0) -> Tensor:
         """A scalar.
@@ -37,7 +42,7 @@ class RunningLoss:
                 or the task has no labels.
         """
         if self._objective is None:
-            self._observed = True
+            self._observed = self._taught
             return self._task.loss(output, target, label_smoothing=label_smoothing)
         if label_smoothing:
             raise TrainingError(
@@ -47,21 +52,23 @@ class RunningLoss:
             self._state, self._observed = self._objective.observe(output.detach(), target, self._state, step), True
         return self._objective.loss(output, target, self._state)
 
-    def check_used(self) -> None:
-        """To be called before the optimizer steps.
+    def before_step(self, step: int, closure: Closure | None = None) -> None:
+        """Refuse a step that did not use the loss.
 
         Raises:
             TrainingError: If the method has a loss of its own, or a teacher, that nobody asked for since the step before.
         """
-        if (self._objective is not None or self._taught) and not self._observed:
+        del step, closure
+        if self.active and not self._observed:
             inputs = ", inputs=x" if self._taught else ""
             raise TrainingError(
                 f"method {self._name!r} has a loss of its own, which this step did not use. Train with "
                 f"trainer.loss(program(x), y{inputs}).backward() in place of your criterion."
             )
 
-    def end_step(self) -> None:
+    def after_step(self, step: int, moved: bool) -> None:
         """The step is done; the next call begins another."""
+        del step, moved
         self._observed = False
 
     def readings(self) -> Mapping[str, float]:

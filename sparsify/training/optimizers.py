@@ -157,30 +157,3 @@ def check_single_process(method: Method) -> None:
             f"torch.distributed runs {count} processes: each would rank weights by the gradients of its own batches, and their masks would "
             f"differ. Train in one process, or train densely in several and prune afterwards in one."
         )
-
-
-class Watch:
-    """Notices steps of the optimizers that the trainer did not make.
-
-    Attributes:
-        stepping: set by the trainer while it steps them itself.
-    """
-
-    def __init__(self, optimizers: Optimizers, method: str) -> None:
-        self.stepping, self._method = False, method
-        for optimizer in optimizers.each:
-            if isinstance(optimizer, Optimizer) and hasattr(optimizer, "_optimizer_step_pre_hooks"):
-                optimizer.register_step_pre_hook(self._notice)
-
-    def _notice(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        del args, kwargs
-        if not self.stepping:
-            raise TrainingError(
-                f"{type(optimizer).__name__}.step() was called by the loop, and not by the trainer of method {self._method!r}: masks would "
-                f"stay as they are, or the batch be stepped twice. Write trainer.step() in its place (with a GradScaler: "
-                f"trainer.step(scaler=scaler)); where both are called, remove optimizer.step()."
-            )
-
-    def release(self) -> None:
-        """The run is over; the optimizers are the loop's own again."""
-        self.stepping = True

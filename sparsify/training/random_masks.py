@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from sparsify.ir import Program, RandomMaskSite
+from sparsify.passes import Pipeline, RemoveRandomMasks
+from sparsify.training.mechanism import Mechanism
 
 SALT = 0x9E3779B97F4A7C15
 """Added to the seed of masks: weights initialised with the same seed come from the same stream, and masks drawn from it again would
 keep the weights with the highest values, all of one sign."""
 
 
-class RandomMasks:
+class RandomMasks(Mechanism):
     """The random masks of a program, all visible until they are drawn.
 
     Attributes:
@@ -23,9 +25,12 @@ class RandomMasks:
         generator: on the program's device; its state belongs into a checkpoint. The masks themselves are buffers of the program.
     """
 
+    key = "draws"
+
     def __init__(self, program: Program, *, seed: int) -> None:
         self.sites: tuple[RandomMaskSite, ...] = program.random_mask_sites()
         self.generator = torch.Generator(device=next(program.parameters()).device).manual_seed(seed)
+        self.active = bool(self.sites)
         self._program = program
 
     def __contains__(self, weight: str) -> bool:
@@ -39,6 +44,28 @@ class RandomMasks:
         """Draw every mask anew, in place."""
         for site in self.sites:
             self._program.get_buffer(site.visible).bernoulli_(1.0 - site.rate, generator=self.generator)
+
+    def start(self) -> None:
+        self.draw()
+
+    def after_step(self, step: int, moved: bool) -> None:
+        """Draw those of the next step."""
+        del step, moved
+        self.draw()
+
+    def finish(self) -> bool:
+        """Take them out of the program."""
+        found = bool(self.sites)
+        if found:
+            Pipeline((RemoveRandomMasks(),)).apply(self._program)
+            self.sites = ()
+        return found
+
+    def state_dict(self) -> Tensor:
+        return self.generator.get_state()
+
+    def load_state_dict(self, state: Tensor) -> None:
+        self.generator.set_state(state.cpu())
 
     @contextmanager
     def kept(self) -> Generator[None]:

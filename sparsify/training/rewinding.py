@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from sparsify.ir import Program
 from sparsify.parts.topology import Rewinding
+from sparsify.training.correction import Corrector
+from sparsify.training.mechanism import Mechanism
 from sparsify.training.optimizers import Optimizers
 from sparsify.training.rounds import clear_inactive
 
 
-class Rewinder:
+class Rewinder(Mechanism):
     """A plan at work on a program; masks are not rewound.
+
+    Args:
+        plan: the method's.
+        program: whose parameters and buffers go back.
+        optimizer: whose state starts over.
+        corrector: what it remembers is of the training that ended, and starts over as well.
 
     Attributes:
         early: parameters and buffers by name, as they were after ``plan.save_at`` steps; empty before, and when no longer needed.
     """
 
-    def __init__(self, plan: Rewinding, program: Program, optimizer: Optimizers) -> None:
+    key = "early"
+
+    def __init__(
+        self, plan: Rewinding, program: Program, optimizer: Optimizers, corrector: Corrector | None = None
+    ) -> None:
         self.plan, self.early = plan, dict[str, Tensor]()
-        self._program, self._optimizer = program, optimizer
+        self._program, self._optimizer, self._corrector = program, optimizer, corrector
+
+    def start(self) -> None:
+        self.keep(0)
+
+    def after_step(self, step: int, moved: bool) -> None:
+        """Keep the state, or go back to it, where the plan says so."""
+        del moved
+        self.keep(step)
+        if self.rewind(step) and self._corrector:
+            self._corrector.start()
 
     def keep(self, step: int) -> None:
         """Keep the state after ``step``, where the plan says so."""
@@ -46,6 +70,12 @@ class Rewinder:
             self.early = {}
         self._program.verify()
         return True
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.early
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.early = dict(state)
 
     def _state(self) -> dict[str, Tensor]:
         masks = {f"{name}_mask" for name in self._program.masks()}

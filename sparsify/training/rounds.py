@@ -23,7 +23,8 @@ from sparsify.parts.patterns.grouped import bound_together, select_together
 from sparsify.parts.scores import Score, View
 from sparsify.parts.top import ones
 from sparsify.parts.topology import DropAndGrow, InTurn, Move, Prune, Topology, update
-from sparsify.training.checkpoint import placed
+from sparsify.training.gradients import Gradients
+from sparsify.training.mechanism import Mechanism
 from sparsify.training.optimizers import Optimizers
 
 SHORT = range(100, 500)
@@ -34,26 +35,38 @@ SEARCHED = 1_000_000
 """Steps beyond the end of a run that are searched for the first round, for the message."""
 
 
-class Rounds:
+class Rounds(Mechanism):
     """The topology of a method at work on a masked program.
+
+    Args:
+        topology: None: masks stay.
+        program: with its masks, once it has them.
+        optimizer: whose state is cleared where masks change.
+        gradients: of each step; their scale is that of recorded ones too.
+        counts: of the trainer; rounds are counted there.
+        generator: of random growth.
 
     Attributes:
         visited: by weight, which positions have been active (`sparsify.parts.coverage`).
         grown: by weight, how many positions rounds have activated.
-        named: weights that a warning was given for.
         first, last: the steps of the first and the last round, 0 without rounds.
         last_pruning: the step of the last pruning, 0 without one.
     """
+
+    key = "rounds"
 
     def __init__(
         self,
         topology: Topology | None,
         program: Program,
         optimizer: Optimizers,
+        gradients: Gradients,
+        counts: dict[str, int],
         generator: torch.Generator,
     ) -> None:
-        self._program, self._optimizer, self._generator = program, optimizer, generator
-        self._topology = topology
+        self._program, self._optimizer, self._gradients = program, optimizer, gradients
+        self._counts, self._generator = counts, generator
+        self._topology, self.active = topology, topology is not None
         self._moves: tuple[Move, ...] = (
             topology.moves if isinstance(topology, InTurn) else tuple(filter(None, [topology]))
         )
@@ -63,7 +76,6 @@ class Rounds:
         self._hidden: Container[str] = ()
         self._taps: dict[str, GradientTap] = {}
         self._armed = False
-        self.named: set[str] = set()
         self._states: dict[str, dict[str, Any]] = {}
         self.visited: dict[str, Tensor] = {}
         self.grown: dict[str, int] = {}
@@ -127,7 +139,6 @@ class Rounds:
         """First states of the scores, from the weights and masks as they are."""
         masks, self._patterns = self._program.masks(), patterns_of(self._program)
         self._hidden = {site.weight for site in self._program.random_mask_sites()}
-        self.find_taps()
         for index, move in enumerate(self._moves):
             for slot, score in _scores(move).items():
                 self._states[f"{index}.{slot}"] = {
@@ -136,9 +147,10 @@ class Rounds:
         self.visited = {name: coverage.visit(None, mask) for name, mask in masks.items()}
         self.grown = dict.fromkeys(masks, 0)
 
-    def find_taps(self) -> None:
+    def link(self, step: int) -> None:
         """Look up the taps of the program; a copy of a program has its own."""
         self._taps, self._armed = self._program.taps(), True
+        self.arm(step)
 
     def due(self, step: int) -> bool:
         """Whether a round ends this step."""
@@ -146,11 +158,15 @@ class Rounds:
 
     def replaces(self, step: int) -> bool:
         """Whether the round of this step takes the place of the optimizer's step."""
-        return any(isinstance(m, DropAndGrow) and m.replaces_step and m.when(step) for m in self._moves)
+        return self.replaces_step and any(
+            isinstance(m, DropAndGrow) and m.replaces_step and m.when(step) for m in self._moves
+        )
 
     def reads_gradient(self, step: int) -> bool:
         """Whether a round of this step reads the dense gradient."""
-        return any(m.when(step) and any(x.needs_gradient for x in _scores(m).values()) for m in self._moves)
+        return self.needs_gradient and any(
+            m.when(step) and any(x.needs_gradient for x in _scores(m).values()) for m in self._moves
+        )
 
     def forget_gradients(self) -> None:
         """Start recording anew: the batch is evaluated again."""
@@ -169,12 +185,17 @@ class Rounds:
             # Behind a random mask, .grad is not dense.
             tap.armed, tap.in_grad = due, alone and self.replaces(step) and name not in self._hidden
 
-    def update(self, step: int, *, scale: float | None = None) -> bool:
-        """Make the moves that are due. Weights that are frozen, or that the loss does not reach, keep their masks.
+    def after_step(self, step: int, moved: bool) -> None:
+        """Make a round where one is due and the step was not skipped; arm the taps for the next step."""
+        if self.due(step):
+            changed = moved and self.update(step)
+            self._counts["rounds" if changed else "skipped_rounds"] += 1
+            if changed and self._optimizer.evaluates:
+                self._optimizer.state.clear()  # its memory of the loss is of other masks
+        self.arm(step + 1)
 
-        Args:
-            step: of the run.
-            scale: what recorded gradients are multiplied by, by a GradScaler.
+    def update(self, step: int) -> bool:
+        """Make the moves that are due. Weights that are frozen, or that the loss does not reach, keep their masks.
 
         Returns:
             False where the dense gradient was not finite, and masks were left as they are.
@@ -189,7 +210,7 @@ class Rounds:
             still, f"are frozen since the run began (requires_grad is False), and keep their masks from step {step} on"
         )
         if any(score.needs_gradient for _, move in due for score in _scores(move).values()):
-            gradients = {name: self._dense_gradient(name, scale) for name in self._taps}
+            gradients = {name: self._dense_gradient(name) for name in self._taps}
             absent = {name for name, gradient in gradients.items() if gradient is None}
             if absent == gradients.keys():
                 raise TrainingError(
@@ -211,18 +232,18 @@ class Rounds:
         self._program.verify()
         return True
 
-    def _dense_gradient(self, name: str, scale: float | None) -> Tensor | None:
-        tap = self._taps[name]
+    def _dense_gradient(self, name: str) -> Tensor | None:
+        tap, scale = self._taps[name], self._gradients.scale
         if tap.in_grad:
             return self._program.weight(name).grad if tap.passed else None
         return tap.gradient if tap.gradient is None or scale is None else tap.gradient / scale
 
     def _name(self, weights: Collection[str], what: str) -> None:
         """Name weights once."""
-        new = sorted(set(weights) - self.named)
-        self.named.update(new)
+        new = sorted(set(weights) - self._gradients.named)
+        self._gradients.named.update(new)
         if new:
-            warnings.warn(f"weights {', '.join(new[:8])} {what}.", TrainingWarning, stacklevel=4)
+            warnings.warn(f"weights {', '.join(new[:8])} {what}.", TrainingWarning, stacklevel=5)
 
     def _rate(self, slot: str, score: Score, name: str, step: int, gradients: Mapping[str, Tensor | None]) -> Tensor:
         view = View(
@@ -304,8 +325,9 @@ class Rounds:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
-        self._states = placed(state["scores"], next(self._program.parameters()).device)
-        self.visited, self.grown = dict(state["visited"]), dict(state["grown"])
+        self._states = state["scores"]
+        self.visited = {name: seen.cpu() for name, seen in state["visited"].items()}
+        self.grown = dict(state["grown"])
 
 
 def patterns_of(program: Program) -> dict[str, Pattern]:

@@ -6,7 +6,6 @@ gradients are not finite is left out, counted and said.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import warnings
 from collections.abc import Iterable
@@ -19,22 +18,22 @@ from sparsify.arguments import checked
 from sparsify.errors import TrainingError, TrainingWarning
 from sparsify.ir import Program
 from sparsify.methods import Method
-from sparsify.passes import Pipeline, RemoveRandomMasks
 from sparsify.tasks import Task
 from sparsify.training.averaging import WeightAverage, check_averaging, reestimate_batch_norm
 from sparsify.training.checkpoint import placed
 from sparsify.training.correction import Corrector
-from sparsify.training.gradients import Gradients, are_finite
-from sparsify.training.groups import adopt
-from sparsify.training.initial_masks import insert_masks
+from sparsify.training.gradients import Gradients
 from sparsify.training.loss import RunningLoss
 from sparsify.training.meaning import meaning, read
-from sparsify.training.optimizers import Optimizers, Watch, check_single_process
+from sparsify.training.mechanism import ABSENT, Mechanism, hooks
+from sparsify.training.optimizers import Optimizers, check_single_process
 from sparsify.training.probe import COUNTED, Closure, Sweep
 from sparsify.training.random_masks import SALT, RandomMasks
 from sparsify.training.rewinding import Rewinder
+from sparsify.training.rewriting import rewrite
 from sparsify.training.rounds import Rounds
 from sparsify.training.slots import filled
+from sparsify.training.stepping import Stepper
 from sparsify.training.teaching import Teacher, Teaching
 from sparsify.training.zeros import Zeros
 
@@ -80,59 +79,57 @@ class SparseTrainer:
     ) -> None:
         self.method, self.program, self.optimizer = method, program, optimizers
         self.task = meaning(task, program, method)
-        self.total_steps, self.steps, self._corrected = total_steps, 0, False
+        self.total_steps, self.steps = total_steps, 0
         self.counts: dict[str, int] = dict.fromkeys(COUNTED, 0)
-        self.left_dense: dict[str, str] = {}
         self._generator = torch.Generator().manual_seed((seed + SALT) % 2**63)
         slots = filled(method, total_steps)
-        self._rounds = Rounds(slots.topology, program, optimizers, self._generator)
-        self._gradients = Gradients(program, optimizers, self.counts, self._rounds.named)
-        self._rewinder = Rewinder(slots.rewinding, program, optimizers) if slots.rewinding else None
-        self._average = WeightAverage(slots.averaging) if slots.averaging else None
-        if self._average:
-            check_averaging(method, self._average.plan, self._masks_change, total_steps)
+        self._rewinding = slots.rewinding
+        self._gradients = Gradients(program, optimizers, self.counts)
+        self._rounds = Rounds(slots.topology, program, optimizers, self._gradients, self.counts, self._generator)
         self._loss = RunningLoss(method, slots.objective, self.task)
-        self._teaching = Teaching(method, teacher, program, self.counts)
-        if method.initial != "dense" or slots.topology is not None:
-            tapped = self._rounds.needs_gradient or (slots.correction is not None and slots.correction.dense)
-            self.left_dense = insert_masks(method, program, optimizers, self._generator, tapped=tapped)
-            self._rounds.check(method.name, method.density, total_steps)
+        teaching = Teaching(method, teacher, program, self.counts)
+        if slots.averaging:
+            check_averaging(method, slots.averaging, self._masks_change, total_steps)
+        tapped = self._rounds.needs_gradient or bool(slots.correction and slots.correction.dense)
+        self.left_dense = rewrite(
+            method, program, optimizers, self._generator, tapped=tapped, corrects=slots.correction is not None
+        )
+        self._rounds.check(method.name, method.density, total_steps)
         self.schedule = {**slots.durations, **self._rounds.span}
-        Pipeline(method.passes).apply(program)
-        added = adopt(program, optimizers)
-        if optimizers.evaluates and (added or slots.correction):
-            raise TrainingError(
-                f"method {method.name!r} {'corrects gradients' if slots.correction else 'adds parameters'}, which an optimizer that "
-                f"evaluates the batch itself (LBFGS) does not allow. Attach another optimizer, such as SGD or AdamW."
-            )
-        self._random = RandomMasks(program, seed=(seed + 2 * SALT) % 2**63)
-        correction, known = slots.correction, (method.name, program, self._random, self.counts)
-        self._corrector = Corrector(correction, *known, epoch_steps=epoch_steps, sweep=sweep) if correction else None
-        self._rounds.start()
-        if self._rewinder:
-            self._rewinder.keep(0)
-        self._random.draw()
-        self._take_over()
+        random = RandomMasks(program, seed=(seed + 2 * SALT) % 2**63)
+        zeros = Zeros(program)
+        corrector = slots.correction and Corrector(
+            slots.correction, method.name, program, random, self.counts, epoch_steps=epoch_steps, sweep=sweep
+        )
+        rewinder = slots.rewinding and Rewinder(slots.rewinding, program, optimizers, corrector)
+        average = slots.averaging and WeightAverage(slots.averaging, program)
+        begun = (self._rounds, rewinder, zeros, average, self._loss, teaching, random, corrector, self._gradients)
+        self._mechanisms: tuple[Mechanism, ...] = tuple(filter(None, begun))
+        self._before_step, self._after_step, self._join = (
+            hooks(self._mechanisms, name) for name in ("before_step", "after_step", "join")
+        )
+        self._stepper = Stepper(optimizers, zeros, random if method.holds_hidden else None, method.name)
+        for start in hooks(self._mechanisms, "start"):
+            start()
+        self._link()
 
-    def _take_over(self) -> None:
-        """What belongs to this very program and these very optimizers."""
-        self._zeros, self._watch = Zeros(self.program), Watch(self.optimizer, self.method.name)
-        self._zeros.vouch()
-        self._rounds.find_taps()
-        self._rounds.arm(self.steps + 1)
+    def _link(self) -> None:
+        """Find what belongs to this very program and these very optimizers."""
+        for link in hooks(self._mechanisms, "link"):
+            link(self.steps + 1)
         self._say_what_is_left()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseTrainer:
         made = object.__new__(type(self))
         memo[id(self)] = made
         for name, value in self.__dict__.items():
-            if name not in ("_zeros", "_watch", "step"):  # a scheduler puts a ``step`` of its own there
+            if name != "step":  # a scheduler puts one of its own there
                 made.__dict__[name] = copy.deepcopy(value, memo)
-        made._take_over()
+        made._link()
         return made
 
     def _masks_change(self, step: int) -> bool:
-        return self._rounds.due(step) or (self._rewinder is not None and step in self._rewinder.plan.at)
+        return self._rounds.due(step) or (self._rewinding is not None and step in self._rewinding.at)
 
     # --- what it tells
 
@@ -154,11 +151,11 @@ class SparseTrainer:
     def position(self, step: int) -> tuple[int, int]:
         """Where the learning rate's schedule stands after ``step`` steps, and its length: they differ from ``step`` and
         ``total_steps`` where the method rewinds."""
-        return self._rewinder.plan.position(step, self.total_steps) if self._rewinder else (step, self.total_steps)
+        return self._rewinding.position(step, self.total_steps) if self._rewinding else (step, self.total_steps)
 
     def readings(self) -> dict[str, float]:
         """Figures of the method's own at this step, by name, for the history of a run."""
-        return {**(self._corrector.readings() if self._corrector else {}), **self._loss.readings()}
+        return {name: value for read in hooks(self._mechanisms, "readings") for name, value in read().items()}
 
     # --- the loop
 
@@ -177,7 +174,9 @@ class SparseTrainer:
         """
         found = read(self.program, self.task, output)
         loss = self._loss(found, target, self.steps + 1, label_smoothing=label_smoothing)
-        return self._teaching.joined(loss, found, inputs)
+        for join in self._join:
+            loss = join(loss, found, inputs)
+        return loss
 
     def correct(self, closure: Closure | None = None, *, scaler: Any = None) -> None:
         """Correct the gradients of the coming step now, for loops that clip gradients between; `step` does it otherwise.
@@ -189,14 +188,12 @@ class SparseTrainer:
         Raises:
             TrainingError: As `step` does.
         """
-        self._loss.check_used()
         if scaler is not None:
             self._gradients.unscale(scaler)
         step = self.steps + 1
-        finite = self._gradients.look(step)
-        if finite and self._corrector and not self._corrected and not self._rounds.replaces(step):
-            self._corrector.apply(step, closure)
-            self._corrected = True
+        if self._gradients.look(step) and self._before_step and not self._rounds.replaces(step):
+            for act in self._before_step:
+                act(step, closure)
 
     def step(self, closure: Closure | None = None, *, scaler: Any = None) -> None:
         """Optimizer step, then a topology update when one is due. Call it after ``loss.backward()``.
@@ -214,6 +211,28 @@ class SparseTrainer:
             TrainingError: If the program is in eval mode; no gradient is there, or gradients were not finite many times in a row; the
                 method needs a closure, a sweep or its own loss; or the dense gradient of a due round did not arrive.
         """
+        if not self.program.training or not 0 < self.steps < self.total_steps:
+            self._check_place()
+        step = self.steps + 1
+        if self.optimizer.evaluates:
+            moved = self._evaluated_step(step, closure)
+        else:
+            if "found_inf" in self.__dict__:
+                self._gradients.take(self.__dict__["grad_scale"], self.__dict__["found_inf"])
+            self.correct(closure, scaler=scaler)
+            moved = bool(self._gradients.finite)
+            if moved and not self._rounds.replaces(step):
+                self._stepper.step()
+        self.steps = step
+        self.counts["forwards"] += 1
+        self.counts["backwards"] += 1
+        for act in self._after_step:
+            act(step, moved)
+        if step == self._rounds.last_pruning:
+            self._say_what_is_left()
+
+    def _check_place(self) -> None:
+        """Refuse a step in eval mode, and in several processes; say where the run is over."""
         if not self.program.training:
             raise TrainingError(
                 "trainer.step() found the program in eval mode, in which nothing is recorded for rounds. Call program.train() before the "
@@ -223,48 +242,9 @@ class SparseTrainer:
             check_single_process(self.method)
         if self.steps == self.total_steps:
             self._warn(f"step {self.steps + 1} is beyond total_steps ({self.total_steps}): schedules have ended there.")
-        if self.optimizer.evaluates:
-            self._loss.check_used()
-            moved = self._evaluated_step(closure)
-        else:
-            if "found_inf" in self.__dict__:
-                self._gradients.take(self.__dict__["grad_scale"], self.__dict__["found_inf"])
-            self.correct(closure, scaler=scaler)
-            moved = self._gradients.look(self.steps + 1)
-            if moved and not self._rounds.replaces(self.steps + 1):
-                self._optimize(None)
-        self.steps += 1
-        for key in ("forwards", "backwards"):
-            self.counts[key] += 1
-        if self._rounds.due(self.steps):
-            changed = moved and self._rounds.update(self.steps, scale=self._gradients.scale)
-            self.counts["rounds" if changed else "skipped_rounds"] += 1
-            if changed and self.optimizer.evaluates:
-                self.optimizer.state.clear()  # its memory of the loss is of other masks
-        self._rewind()
-        self._zeros.vouch()
-        if self._average:
-            self._average.take(self.program, self.steps)
-        self._loss.end_step()
-        self._random.draw()
-        self._corrected = False
-        self._rounds.arm(self.steps + 1)
-        self._gradients.end_step(self.steps, skipped=not moved)
-        if self.steps == self._rounds.last_pruning:
-            self._say_what_is_left()
 
-    def _optimize(self, closure: Any) -> None:
-        held = self.method.holds_hidden and self._random.sites
-        with self._random.hidden_still() if held else contextlib.nullcontext():
-            self._watch.stepping = True
-            try:
-                self.optimizer.step(closure)
-            finally:
-                self._watch.stepping = False
-        self._zeros.keep()
-
-    def _evaluated_step(self, closure: Closure | None) -> bool:
-        """The step of an optimizer that evaluates the batch itself; put back where it ends in weights that are not finite."""
+    def _evaluated_step(self, step: int, closure: Closure | None) -> bool:
+        """The step of an optimizer that evaluates the batch itself."""
         if closure is None:
             raise TrainingError(
                 "an attached optimizer evaluates the batch itself: call trainer.step(closure) with a function that zeroes the gradients, "
@@ -273,21 +253,15 @@ class SparseTrainer:
 
         def evaluated() -> Any:
             self._rounds.forget_gradients()  # a round reads those of the last evaluation
-            return closure()
+            loss = closure()
+            for act in self._before_step:
+                act(step, None)
+            return loss
 
-        if self._rounds.replaces(self.steps + 1):
+        if self._rounds.replaces(step):
             evaluated()
-            return self._gradients.look(self.steps + 1)
-        parameters = self.optimizer.parameters()
-        before = [parameter.detach().clone() for parameter in parameters]
-        self._optimize(evaluated)
-        if are_finite([parameter.detach() for parameter in parameters]):
-            return True
-        with torch.no_grad():
-            for parameter, value in zip(parameters, before, strict=True):
-                parameter.copy_(value)
-        self.optimizer.state.clear()
-        return False
+            return self._gradients.look(step)
+        return self._stepper.evaluated_step(evaluated)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -300,7 +274,7 @@ class SparseTrainer:
         return self.optimizer.defaults
 
     def _warn(self, message: str) -> None:
-        warnings.warn(message, TrainingWarning, stacklevel=3)
+        warnings.warn(message, TrainingWarning, stacklevel=4)
 
     def _say_what_is_left(self) -> None:
         """Let the program say, when it is exported, that it is not yet as sparse as asked for."""
@@ -322,8 +296,7 @@ class SparseTrainer:
         Raises:
             TrainingError: If batches are needed and there are none.
         """
-        self._watch.release()
-        self._zeros.release()
+        self._stepper.release()
         if self.steps < self._rounds.last and not (stopped_early and not self.program.unfinished):
             asked = (
                 f" at density {self.density:.4g}, where {self.method.density:.4g} was asked for"
@@ -334,23 +307,9 @@ class SparseTrainer:
                 f"the run ends on step {self.steps} of {self.total_steps}{asked}; method {self.method.name!r} has rounds until step "
                 f"{self._rounds.last}. Train to the end, or attach with the total_steps that are taken."
             )
-        averaged = self._average is not None and bool(self._average.means)
-        if not averaged and not self._random.sites:
-            return
-        if self._random.sites:
-            Pipeline((RemoveRandomMasks(),)).apply(self.program)
-            self._random.sites = ()
-        if self._average:
-            self._average.load(self.program)
-        self.counts["forwards"] += reestimate_batch_norm(self.program, batches)
-        self.program.verify()
-
-    def _rewind(self) -> None:
-        if self._rewinder is None:
-            return
-        self._rewinder.keep(self.steps)
-        if self._rewinder.rewind(self.steps) and self._corrector:
-            self._corrector.start()  # what it remembers is of the training that ended, as the optimizer's state is
+        if any([finish() for finish in hooks(self._mechanisms, "finish")]):
+            self.counts["forwards"] += reestimate_batch_norm(self.program, batches)
+            self.program.verify()
 
     # --- state
 
@@ -361,14 +320,9 @@ class SparseTrainer:
             "total_steps": self.total_steps,
             "steps": self.steps,
             "counts": dict(self.counts),
-            "skipped_in_a_row": self._gradients.skipped_in_a_row,
             "generator": self._generator.get_state(),
-            "draws": self._random.generator.get_state(),
-            "rounds": self._rounds.state_dict(),
-            "early": self._rewinder.early if self._rewinder else {},
-            "correction": self._corrector.state if self._corrector else None,
-            "loss": self._loss.state_dict(),
-            "averages": self._average.means if self._average else {},
+            **ABSENT,
+            **{mechanism.key: mechanism.state_dict() for mechanism in self._mechanisms if mechanism.key},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -382,19 +336,11 @@ class SparseTrainer:
                 raise TrainingError(
                     f"the saved state has {key} {state[key]!r}, this trainer {have!r}. Attach what was saved."
                 )
-        self.steps, self._gradients.skipped_in_a_row = int(state["steps"]), int(state["skipped_in_a_row"])
+        self.steps = int(state["steps"])
         self.counts.update(state["counts"])
         self._generator.set_state(state["generator"])
-        self._random.generator.set_state(state["draws"])
-        self._rounds.load_state_dict(state["rounds"])
         device = next(self.program.parameters()).device
-        self._loss.load_state_dict(placed(state["loss"], device))
-        if self._rewinder:
-            self._rewinder.early = placed(state["early"], device)
-        if self._corrector:
-            self._corrector.state = placed(state["correction"], device)
-        if self._average:
-            self._average.means = placed(state["averages"], device)
-        self._rounds.find_taps()
-        self._rounds.arm(self.steps + 1)
-        self._say_what_is_left()
+        for mechanism in self._mechanisms:
+            if mechanism.key:
+                mechanism.load_state_dict(placed(state[mechanism.key], device))
+        self._link()

@@ -12,12 +12,13 @@ from sparsify.errors import TrainingError
 from sparsify.ir import Program
 from sparsify.ir.classifier import classes
 from sparsify.methods import Method
+from sparsify.training.mechanism import Mechanism
 
 Teacher = Callable[[Any], Tensor]
 """Logits [N, K] of the inputs of a batch; a module must be in eval mode."""
 
 
-class Teaching:
+class Teaching(Mechanism):
     """Joins the loss of a batch with the method's distillation; of a method without, loss stays loss.
 
     Args:
@@ -42,13 +43,14 @@ class Teaching:
             )
         self._method, self._teacher, self._counts = method, teacher, counts
         self._classes = classes(program) if teacher is not None else 0
+        self.active = teacher is not None
 
-    def joined(self, loss: Tensor, logits: Tensor, inputs: Any) -> Tensor:
+    def join(self, loss: Tensor, output: Tensor, inputs: Any) -> Tensor:
         """The loss with the teacher's term: one forward pass of the teacher.
 
         Args:
             loss: a scalar, the method's own.
-            logits: [N, K, ...], or [N, K + 1, ...] with an unknown class, which is left out.
+            output: logits [N, K, ...], or [N, K + 1, ...] with an unknown class, which is left out.
             inputs: of the batch; None where the loop did not say.
 
         Raises:
@@ -67,11 +69,11 @@ class Teaching:
         with torch.no_grad():
             answer = self._teacher(inputs)
         self._counts["forwards"] += 1
-        wanted = (len(logits), self._classes, *logits.shape[2:])
+        wanted = (len(output), self._classes, *output.shape[2:])
         found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         if found != wanted:
             raise TrainingError(
                 f"the teacher of method {self._method.name!r} should return logits of shape {list(wanted)}, found "
                 f"{list(found) if isinstance(found, tuple) else found}. Give one that knows the same classes."
             )
-        return self._method.distillation.joined(loss, logits[:, : self._classes], answer.float())
+        return self._method.distillation.joined(loss, output[:, : self._classes], answer.float())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sparsify.ir import GradientTap, Program
 from sparsify.ir.nodes import mask_gradient, multiplier, vouch
+from sparsify.training.mechanism import Mechanism
 
 
 @dataclass
@@ -25,13 +27,13 @@ class _Place:
     hook: RemovableHandle | None = None
 
 
-class Zeros:
+class Zeros(Mechanism):
     """Masks the weights of a program after each step, and their gradients as they arrive. Vouches for the weights, so that lowered masks
     read them directly.
     """
 
     def __init__(self, program: Program) -> None:
-        masks, taps = program.masks(), program.taps()
+        self._program, masks, taps = program, program.masks(), program.taps()
         self._places = [
             _Place(*_slot(program, name, "_parameters"), *_slot(program, f"{name}_mask", "_buffers")) for name in masks
         ]
@@ -39,10 +41,14 @@ class Zeros:
             weight = place.parameters[place.weight]
             if weight.requires_grad:
                 place.hook = mask_gradient(weight, _current(place, taps.get(name)))
+        self.active = bool(self._places)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Zeros:
+        return Zeros(copy.deepcopy(self._program, memo))
 
     def keep(self) -> None:
         """Set inactive weights to 0."""
-        if not self._places:
+        if not self.active:
             return
         weights = [place.parameters[place.weight] for place in self._places]
         masks = [place.buffers[place.mask] for place in self._places]
@@ -51,6 +57,13 @@ class Zeros:
                 weights, [multiplier(mask, weight.dtype) for weight, mask in zip(weights, masks, strict=True)]
             )
 
+    def start(self) -> None:
+        self.vouch()
+
+    def after_step(self, step: int, moved: bool) -> None:
+        del step, moved
+        self.vouch()
+
     def vouch(self) -> None:
         """Say that inactive weights are 0 now, and that their gradients are masked where they arrive."""
         for place in self._places:
@@ -58,11 +71,12 @@ class Zeros:
             vouch(place.parameters[place.weight], mask)
             mask.hook = None if place.hook is None else place.hook.id
 
-    def release(self) -> None:
+    def finish(self) -> bool:
         """Leave gradients to the graphs again."""
         for place in self._places:
             if place.hook is not None:
                 place.hook.remove()
+        return False
 
 
 def _current(place: _Place, tap: GradientTap | None) -> Callable[[], Tensor | None]:

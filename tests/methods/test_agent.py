@@ -194,7 +194,7 @@ def test_the_correction_has_the_expected_value_zero():
     for rows in batches:
         loss(rows)().backward()
         raw = {name: p.grad.clone() for name, p in program.named_parameters()}
-        trainer._corrector.state, trainer._corrected = state, False
+        trainer.load_state_dict({**trainer.state_dict(), "correction": state})
         trainer.correct(loss(rows))
         for name, p in program.named_parameters():
             sums[name] += p.grad - raw[name]

@@ -41,18 +41,18 @@ def test_without_an_objective_it_is_cross_entropy():
     assert torch.equal(loss(LOGITS, LABELS, 1), nn.functional.cross_entropy(LOGITS, LABELS))
     smoothed = nn.functional.cross_entropy(LOGITS, LABELS, label_smoothing=0.1)
     assert torch.equal(loss(LOGITS, LABELS, 1, label_smoothing=0.1), smoothed)
-    loss.check_used()
+    loss.before_step(1)
     assert loss.readings() == {}
 
 
 def test_a_step_is_observed_once():
     loss, plain = RunningLoss(sp.methods.dense(), Scaled()), nn.functional.cross_entropy(LOGITS, LABELS)
     with pytest.raises(TrainingError, match="which this step did not use"):
-        loss.check_used()
+        loss.before_step(1)
     assert torch.equal(loss(LOGITS, LABELS, 1), plain)
     assert torch.equal(loss(LOGITS, LABELS, 1), plain), "a probe"
-    loss.check_used()
-    loss.end_step()
+    loss.before_step(1)
+    loss.after_step(1, True)
     assert torch.equal(loss(LOGITS, LABELS, 2), 2 * plain) and loss.readings() == {"scale": 2.0}
     other = RunningLoss(sp.methods.dense(), Scaled())
     other.load_state_dict(loss.state_dict())

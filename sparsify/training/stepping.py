@@ -1,0 +1,79 @@
+"""The step of the optimizers: made by the trainer and by nobody else, and followed by zeros where weights are inactive."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sparsify.errors import TrainingError
+from sparsify.training.gradients import are_finite
+from sparsify.training.optimizers import Optimizer, Optimizers
+from sparsify.training.random_masks import RandomMasks
+from sparsify.training.zeros import Zeros
+
+
+class Stepper:
+    """Steps the optimizers of a run, and refuses steps that it did not make until it is released.
+
+    Args:
+        optimizers: of the run.
+        zeros: of the program.
+        held: random masks whose hidden weights keep their values through the step; None: those move as well.
+        method: its name, for messages.
+    """
+
+    def __init__(self, optimizers: Optimizers, zeros: Zeros, held: RandomMasks | None, method: str) -> None:
+        self._optimizers, self._zeros, self._held, self._method = optimizers, zeros, held, method
+        self._stepping = False
+        for optimizer in optimizers.each:
+            if isinstance(optimizer, Optimizer) and hasattr(optimizer, "_optimizer_step_pre_hooks"):
+                optimizer.register_step_pre_hook(self._notice)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stepper:
+        parts = (self._optimizers, self._zeros, self._held, self._method)
+        made = Stepper(*copy.deepcopy(parts, memo))
+        made._stepping = self._stepping
+        return made
+
+    def _notice(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        if not self._stepping:
+            raise TrainingError(
+                f"{type(optimizer).__name__}.step() was called by the loop, and not by the trainer of method {self._method!r}: masks would "
+                f"stay as they are, or the batch be stepped twice. Write trainer.step() in its place (with a GradScaler: "
+                f"trainer.step(scaler=scaler)); where both are called, remove optimizer.step()."
+            )
+
+    def release(self) -> None:
+        """The run is over; the optimizers are the loop's own again."""
+        self._stepping = True
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
+        """Step each optimizer, and set inactive weights to 0."""
+        released, self._stepping = self._stepping, True
+        try:
+            if self._held is not None and self._held.sites:
+                with self._held.hidden_still():
+                    self._optimizers.step(closure)
+            else:
+                self._optimizers.step(closure)
+        finally:
+            self._stepping = released
+        self._zeros.keep()
+
+    def evaluated_step(self, closure: Callable[[], Any]) -> bool:
+        """`step`, for optimizers that evaluate the batch themselves. Returns False where it ended in weights that are not finite, and was
+        taken back."""
+        parameters = self._optimizers.parameters()
+        before = [parameter.detach().clone() for parameter in parameters]
+        self.step(closure)
+        if are_finite([parameter.detach() for parameter in parameters]):
+            return True
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)
+        self._optimizers.state.clear()
+        return False
