@@ -1,8 +1,8 @@
-"""An attach that fails leaves the program and the optimizers as they were."""
+"""An attach that fails leaves the program, the optimizers and the global random state as they were."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,66 +12,108 @@ from torch import Tensor
 from sparsify.ir import Program
 from sparsify.ir.nodes import HOOKS
 from sparsify.ir.phase import copy_graph
-from sparsify.ir.state import place, skeleton
-from sparsify.training.optimizers import Optimizers
+from sparsify.training.optimizers import Optimizer, Optimizers
+
+STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+"""Tables of a module, which phases share: put back in place."""
 
 
 @contextmanager
 def undone_on_error(program: Program, optimizers: Optimizers) -> Generator[None]:
-    """Put everything back if the block raises: graphs, names, values of weights and buffers, groups and state of the optimizers."""
-    state = skeleton(program)
-    for name, module in program.named_modules():
-        if isinstance(module, HOOKS):
-            place(state, name, module)
-    tensors: list[Tensor] = [*program.parameters(), *program.buffers()]
-    values = [tensor.detach().clone() for tensor in tensors]
-    graphs = {phase: copy_graph(module.graph) for phase, module in program.phases.items()}
-    kept = {
-        key: program.__dict__[key]
-        for key in (
-            "stage",
-            "input_specs",
-            "in_spec",
-            "training",
-            "dynamic_batch",
-            "sizes",
-            "ranges",
-            "constants",
-            "signature",
-        )
-    }
-    out_specs = dict(program.out_specs)
-    groups = [(group, list(group["params"])) for group in optimizers.param_groups]
-    entries = [(entry, _copied(entry)) for optimizer in optimizers.each for entry in optimizer.state.values()]
+    """Put everything back if the block raises.
+
+    That is: graphs, names and attributes of the program; values, gradients, hooks and ``requires_grad`` of its tensors; groups, state and
+    hooks of the optimizers; the state of the global random generator on the CPU. Objects stay the same ones.
+    """
+    undo = [_program(program), *map(_tensor, [*program.parameters(), *program.buffers()])]
+    undo += [step for optimizer in optimizers.each for step in _optimizer(optimizer)]
+    random = torch.random.get_rng_state()
     try:
         yield
     except BaseException:
-        before = Program(
-            state,
-            graphs,
-            name=program.name,
-            stage=kept["stage"],
-            input_specs=kept["input_specs"],
-            dynamic_batch=kept["dynamic_batch"],
-            sizes=kept["sizes"],
-            ranges=kept["ranges"],
-            constants=kept["constants"],
-            signature=kept["signature"],
-            in_spec=kept["in_spec"],
-            out_specs=out_specs,
-        )
-        program.adopt(before)
-        program.__dict__["training"] = kept["training"]
-        with torch.no_grad():
-            for tensor, value in zip(tensors, values, strict=True):
-                tensor.copy_(value)
-        for group, params in groups:
-            group["params"][:] = params
-        for entry, copy in entries:
-            entry.clear()
-            entry.update(copy)
+        for step in undo:
+            step()
+        torch.random.set_rng_state(random)
         raise
 
 
-def _copied(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in entry.items()}
+def _program(program: Program) -> Callable[[], None]:
+    tables = [(module.__dict__[name], module.__dict__[name].copy()) for module in program.modules() for name in STATE]
+    attributes = {name: _nested(value) for name, value in program.__dict__.items() if name not in STATE}
+    graphs = {phase: copy_graph(module.graph) for phase, module in program.phases.items()}
+    recorded = [(module, dict(module.__dict__)) for module in program.modules() if isinstance(module, HOOKS)]
+
+    def undo() -> None:
+        for table, before in tables:
+            table.clear()
+            table.update(before)
+        own = {name: program.__dict__[name] for name in STATE}
+        program.__dict__.clear()
+        program.__dict__.update(own | attributes)
+        for phase, graph in graphs.items():
+            program.phases[phase].graph = graph
+        for module, before in recorded:
+            module.__dict__.update(before)
+
+    return undo
+
+
+def _tensor(tensor: Tensor) -> Callable[[], None]:
+    memory, value, trains = tensor.data, tensor.detach().clone(), tensor.requires_grad
+    gradient = tensor.grad
+    slope = None if gradient is None else gradient.detach().clone()
+    hooks = {*(tensor._backward_hooks or {})}
+
+    def undo() -> None:
+        added = tensor._backward_hooks or {}
+        for key in added.keys() - hooks:
+            del added[key]
+        tensor.data = memory
+        tensor.requires_grad_(trains)
+        tensor.grad = gradient
+        with torch.no_grad():
+            tensor.copy_(value)
+            if gradient is not None and slope is not None:
+                gradient.copy_(slope)
+
+    return undo
+
+
+def _optimizer(optimizer: Optimizer) -> Generator[Callable[[], None]]:
+    yield _mapping(optimizer.state)
+    for entry in optimizer.state.values():
+        if isinstance(entry, dict):
+            yield _mapping(entry)
+            yield from (_tensor(value) for value in entry.values() if isinstance(value, Tensor))
+    yield _list(optimizer.param_groups)
+    for group in optimizer.param_groups:
+        yield _mapping(group)
+        if isinstance(group["params"], list):
+            yield _list(group["params"])
+    hooks = getattr(optimizer, "_optimizer_step_pre_hooks", None)
+    if hooks is not None:
+        yield _mapping(hooks)
+
+
+def _mapping(found: Any) -> Callable[[], None]:
+    before = dict(found)
+
+    def undo() -> None:
+        found.clear()
+        found.update(before)
+
+    return undo
+
+
+def _list(found: list[Any]) -> Callable[[], None]:
+    before = list(found)
+
+    def undo() -> None:
+        found[:] = before
+
+    return undo
+
+
+def _nested(value: Any) -> Any:
+    """A copy of nested dicts over the same values."""
+    return {key: _nested(inner) for key, inner in value.items()} if type(value) is dict else value
