@@ -43,34 +43,90 @@ class States(Mapping[Any, Any]):
             optimizer.state.clear()
 
 
-class Optimizers:
-    """One optimizer or several, stepped in turn.
+class Joined(Optimizer):
+    """An optimizer made of others: parameter groups, state and settings are theirs. Schedulers and a GradScaler take it as any other.
 
     Attributes:
-        each: as they were given.
-        evaluates: whether a step evaluates the batch itself, by a closure (LBFGS).
+        each: what it is made of.
+        state: the state of each parameter, in whichever of them holds it.
     """
 
-    __class__ = property(lambda self: Optimizer)  # type: ignore[assignment]  # torch's schedulers ask for it
-
-    def __init__(self, given: Optimizer | Iterable[Optimizer]) -> None:
-        single = hasattr(given, "param_groups") or not isinstance(given, Iterable)
-        self.each: tuple[Optimizer, ...] = (
-            (cast(Optimizer, given),) if single else tuple(cast(Iterable[Optimizer], given))
-        )
-        self._evaluating = [hasattr(o, "param_groups") and _needs_closure(o) for o in self.each]
-        self.evaluates = any(self._evaluating)
-        self.state = States(self.each)
+    def __init__(self, each: tuple[Optimizer, ...]) -> None:
+        # Not that of Optimizer, which would make groups and state of its own.
+        self.each = each
+        self.state = States(each)  # type: ignore[assignment]
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
         """The groups of all."""
         return [group for optimizer in self.each for group in optimizer.param_groups]
 
     @property
-    def defaults(self) -> dict[str, Any]:
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
         """Settings of all, those of the first where they differ."""
         return {key: value for optimizer in reversed(self.each) for key, value in optimizer.defaults.items()}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As of an optimizer."""
+        for optimizer in self.each:
+            optimizer.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused.
+
+        Raises:
+            TrainingError: Always: what trains is known when a method is attached.
+        """
+        raise TrainingError(
+            f"parameters cannot be added during a run, found a group of {len(param_group)} entries. Add them to an optimizer before "
+            f"sparsify.attach."
+        )
+
+    def _refuse(self, hook: Any) -> Any:
+        raise TrainingError(
+            f"{type(self).__name__} calls no hooks, and the optimizers that it is made of do, found {hook}. Register it with those that "
+            f"were given to sparsify.attach."
+        )
+
+    register_step_pre_hook = register_step_post_hook = _refuse  # type: ignore[assignment]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+class Optimizers(Joined):
+    """One optimizer or several, stepped in turn.
+
+    Attributes:
+        evaluates: whether a step evaluates the batch itself, by a closure (LBFGS).
+    """
+
+    def __init__(self, given: Optimizer | Iterable[Optimizer]) -> None:
+        if isinstance(given, Optimizers):
+            given = given.each
+        single = hasattr(given, "param_groups") or not isinstance(given, Iterable)
+        super().__init__((cast(Optimizer, given),) if single else tuple(cast(Iterable[Optimizer], given)))
+        self._evaluating = [hasattr(o, "param_groups") and _needs_closure(o) for o in self.each]
+        self.evaluates = any(self._evaluating)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state dicts of all, as ``each``."""
+        return {"each": [optimizer.state_dict() for optimizer in self.each]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` gave.
+
+        Raises:
+            TrainingError: If it is of another number of optimizers.
+        """
+        states = state_dict.get("each", ())
+        if len(states) != len(self.each):
+            raise TrainingError(f"the saved state is of {len(states)} optimizers, and {len(self.each)} are attached.")
+        for optimizer, state in zip(self.each, states, strict=True):
+            optimizer.load_state_dict(state)
 
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter held, in order."""
@@ -82,7 +138,7 @@ class Optimizers:
         found = [gradient for gradient in grads if gradient is not None]
         return [gradient._values() if gradient.is_sparse else gradient for gradient in found]
 
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Let each step; those that evaluate the batch get the closure."""
         for optimizer, evaluates in zip(self.each, self._evaluating, strict=True):
             if evaluates:
@@ -90,11 +146,6 @@ class Optimizers:
                 optimizer.step(closure)
             else:
                 optimizer.step()
-
-    def zero_grad(self) -> None:
-        """As of an optimizer."""
-        for optimizer in self.each:
-            optimizer.zero_grad()
 
     def check(self, program: Program) -> None:
         """Refuse optimizers that do not train the program.
@@ -134,7 +185,8 @@ class Optimizers:
 
 def _steps(optimizer: object) -> bool:
     """Whether it is an optimizer, and not a trainer that has one already."""
-    return hasattr(optimizer, "param_groups") and isinstance(getattr(optimizer, "state", None), Mapping)
+    made = not isinstance(optimizer, Joined) and hasattr(optimizer, "param_groups")
+    return made and isinstance(getattr(optimizer, "state", None), Mapping)
 
 
 def _needs_closure(optimizer: Optimizer) -> bool:

@@ -26,7 +26,7 @@ from sparsify.training.gradients import Gradients
 from sparsify.training.loss import RunningLoss
 from sparsify.training.meaning import meaning, read
 from sparsify.training.mechanism import ABSENT, Mechanism, hooks
-from sparsify.training.optimizers import Optimizers, check_single_process
+from sparsify.training.optimizers import Joined, Optimizers, check_single_process
 from sparsify.training.probe import COUNTED, Closure, Sweep
 from sparsify.training.random_masks import SALT, RandomMasks
 from sparsify.training.rewinding import Rewinder
@@ -38,11 +38,14 @@ from sparsify.training.teaching import Teacher, Teaching
 from sparsify.training.zeros import Zeros
 
 
-class SparseTrainer:
+class SparseTrainer(Joined):
     """A method at work on a program. Made by `attach`.
 
+    It is an optimizer whose `step` is a training step of the method, so schedulers and a GradScaler take it; its state dict is that of the
+    run, and is saved beside those of the program and of the optimizer.
+
     Attributes:
-        optimizer: those that were attached, as one.
+        optimizer: what was attached; several as one.
         task: what the outputs of the program mean.
         steps: optimizer steps taken, rounds that replaced one and steps that were skipped included.
         counts: rounds, skipped rounds, skipped steps (their gradients were not finite), probes (evaluations of a batch beside the step's
@@ -60,7 +63,6 @@ class SparseTrainer:
         (0, 0.25)
     """
 
-    __class__ = property(lambda self: torch.optim.Optimizer)  # type: ignore[assignment]  # torch's schedulers ask for it
     _step_supports_amp_scaling = True  # GradScaler.step(trainer) hands over its scale and what it found
 
     @checked(TrainingError)
@@ -77,7 +79,9 @@ class SparseTrainer:
         teacher: Teacher | None = None,
         task: str | Task | None = None,
     ) -> None:
-        self.method, self.program, self.optimizer = method, program, optimizers
+        super().__init__(optimizers.each)
+        self.method, self.program, self._optimizers = method, program, optimizers
+        self.optimizer = self.each[0] if len(self.each) == 1 else optimizers
         self.task = meaning(task, program, method)
         self.total_steps, self.steps = total_steps, 0
         self.counts: dict[str, int] = dict.fromkeys(COUNTED, 0)
@@ -214,7 +218,7 @@ class SparseTrainer:
         if not self.program.training or not 0 < self.steps < self.total_steps:
             self._check_place()
         step = self.steps + 1
-        if self.optimizer.evaluates:
+        if self._optimizers.evaluates:
             moved = self._evaluated_step(step, closure)
         else:
             if "found_inf" in self.__dict__:
@@ -262,16 +266,6 @@ class SparseTrainer:
             evaluated()
             return self._gradients.look(step)
         return self._stepper.evaluated_step(evaluated)
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Those of the optimizers, for a GradScaler and learning-rate schedulers."""
-        return self.optimizer.param_groups
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """Those of the optimizers, for learning-rate schedulers."""
-        return self.optimizer.defaults
 
     def _warn(self, message: str) -> None:
         warnings.warn(message, TrainingWarning, stacklevel=4)

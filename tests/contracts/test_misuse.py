@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ PROGRAM = sp.trace(network(), (X,)).eval()
 
 
 def attached(method=None, program=None, optimizer=None, **options):
-    traced = sp.trace(network(), (X,), check=False).train()
+    traced = PROGRAM.clone().train()
     optimizer = optimizer or torch.optim.SGD(traced.parameters(), lr=0.1)
     return sp.attach(
         method or sp.methods.gmp(density=0.5), program or traced, optimizer, **{"total_steps": 20, **options}
@@ -176,34 +177,86 @@ def test_control_flow_on_values_is_told_once_and_nothing_else_is_printed(name, c
 
 
 SCHEDULERS = {
-    "cosine": lambda o: lr.CosineAnnealingLR(o, 6),
-    "step": lambda o: lr.StepLR(o, 2),
-    "one cycle": lambda o: lr.OneCycleLR(o, 0.1, total_steps=20),
-    "cyclic": lambda o: lr.CyclicLR(o, 0.01, 0.1, step_size_up=2),
-    "in sequence": lambda o: lr.SequentialLR(o, [lr.LinearLR(o), lr.ExponentialLR(o, 0.9)], [3]),
+    "LambdaLR": lambda o: lr.LambdaLR(o, lambda step: 0.9**step),
+    "MultiplicativeLR": lambda o: lr.MultiplicativeLR(o, lambda step: 0.9),
+    "StepLR": lambda o: lr.StepLR(o, 2),
+    "MultiStepLR": lambda o: lr.MultiStepLR(o, [2, 4]),
+    "ConstantLR": lambda o: lr.ChainedScheduler([lr.ConstantLR(o, total_iters=3), lr.LinearLR(o)]),
+    "LinearLR": lr.LinearLR,
+    "ExponentialLR": lambda o: lr.ExponentialLR(o, 0.9),
+    "PolynomialLR": lambda o: lr.PolynomialLR(o, 6),
+    "CosineAnnealingLR": lambda o: lr.CosineAnnealingLR(o, 6),
+    "CosineAnnealingWarmRestarts": lambda o: lr.CosineAnnealingWarmRestarts(o, 4),
+    "OneCycleLR": lambda o: lr.OneCycleLR(o, 0.1, total_steps=20),
+    "CyclicLR": lambda o: lr.CyclicLR(o, 0.01, 0.1, step_size_up=2),
+    "ReduceLROnPlateau": lambda o: lr.ReduceLROnPlateau(o, patience=0, threshold=1e6),
+    "ChainedScheduler": lambda o: lr.ChainedScheduler([lr.ExponentialLR(o, 0.9), lr.StepLR(o, 2)]),
+    "SequentialLR": lambda o: lr.SequentialLR(o, [lr.LinearLR(o), lr.ExponentialLR(o, 0.9)], [3]),
 }
 
 
+def test_the_schedulers_that_are_tried_are_all_that_torch_has():
+    assert {*SCHEDULERS} == {*lr.__all__} - {"LRScheduler"}
+
+
+def pair(program):
+    """Two optimizers, with the weights in one and the biases in the other."""
+    parts = [[p for p in program.parameters() if (p.ndim > 1) == weights] for weights in (True, False)]
+    return [torch.optim.SGD(part, lr=0.1, momentum=0.9) for part in parts]
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize("over", ["the trainer", "its optimizer"])
-def test_a_learning_rate_scheduler_over_a_trainer_is_one_over_its_optimizer(name, over):
+@pytest.mark.parametrize("optimizers", [1, 2])
+def test_a_learning_rate_scheduler_over_a_trainer_is_one_over_its_optimizer(name, optimizers):
     def rates(scheduled):
-        program = sp.trace(network(), (X,), check=False).train()
-        optimizer = torch.optim.SGD(program.parameters(), lr=0.1, momentum=0.9)
-        trainer = attached(program=program, optimizer=optimizer, method=sp.methods.set(density=0.5, update_every=4))
-        scheduler, seen = SCHEDULERS[name](scheduled(trainer, optimizer)), []
+        program = PROGRAM.clone().train()
+        made = [torch.optim.SGD(program.parameters(), lr=0.1, momentum=0.9)] if optimizers == 1 else pair(program)
+        trainer = sp.attach(sp.methods.set(density=0.5, update_every=4), program, made, total_steps=20)
+        assert isinstance(trainer, torch.optim.Optimizer) and isinstance(trainer.optimizer, torch.optim.Optimizer)
+        scheduler, seen = SCHEDULERS[name](scheduled(trainer)), []
         for _ in range(6):
-            program(X).square().mean().backward()
+            loss = program(X).square().mean()
+            loss.backward()
             trainer.step()
-            optimizer.zero_grad()
-            scheduler.step()
-            seen.append(optimizer.param_groups[0]["lr"])
+            trainer.zero_grad()
+            assert all(p.grad is None for p in program.parameters())
+            scheduler.step(*([loss.item()] if name == "ReduceLROnPlateau" else []))
+            seen.append([group["lr"] for group in trainer.param_groups])
         assert trainer.steps == 6 and trainer.counts["rounds"] == 1
         return seen
 
-    wanted = rates(lambda trainer, optimizer: optimizer)
-    assert len(set(wanted)) > 2
-    assert rates(lambda trainer, optimizer: trainer if over == "the trainer" else trainer.optimizer) == wanted
+    wanted = rates(lambda trainer: trainer.optimizer)
+    assert len({*map(tuple, wanted)}) > 2
+    assert rates(lambda trainer: trainer) == wanted
+
+
+def test_one_optimizer_is_handed_out_as_it_is_and_two_as_one_that_can_be_saved():
+    program = PROGRAM.clone().train()
+    optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
+    assert attached(program=program, optimizer=optimizer).optimizer is optimizer
+    program = PROGRAM.clone().train()
+    trainer = attached(program=program, optimizer=pair(program))
+    program(X).square().mean().backward()
+    trainer.step()
+    joined = trainer.optimizer
+    saved = copy.deepcopy(joined.state_dict())
+    copied = pickle.loads(pickle.dumps(joined))
+    assert [*map(len, (copied.state, copied.param_groups, copied.each))] == [4, 2, 2]
+    for entry in joined.state.values():
+        entry["momentum_buffer"].zero_()
+    joined.load_state_dict(saved)
+    for mine, theirs in zip(joined.state.values(), copied.state.values(), strict=True):
+        assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"]) and mine["momentum_buffer"].any()
+    with pytest.raises(TrainingError, match="of 0 optimizers, and 2 are attached"):
+        joined.load_state_dict({})
+    for refused in (trainer, joined):
+        with pytest.raises(TrainingError, match="cannot be added during a run"):
+            refused.add_param_group({"params": []})
+        with pytest.raises(TrainingError, match="calls no hooks"):
+            refused.register_step_post_hook(print)
+    again = PROGRAM.clone().train()
+    with pytest.raises(TrainingError, match="found SparseTrainer"):
+        sp.attach(sp.methods.gmp(density=0.5), again, [trainer], total_steps=20)
 
 
 def test_a_scheduled_trainer_is_copied_without_its_scheduler():

@@ -151,7 +151,7 @@ def test_copies_of_program_and_optimizer_stay_linked(order):
     if order != "trainer":
         assert other.program is copied[0 if order == "program first" else 2]
     with pytest.raises(TrainingError, match="called by the loop"):
-        other.optimizer.each[0].step()
+        other.optimizer.step()
 
 
 def test_copies_before_attach_stay_linked():
