@@ -143,7 +143,10 @@ DYNAMIC = "a dimension that varies beside the batch, as ids:1=T, or its sizes, a
 def run(
     model: Annotated[
         str | None,
-        typer.Argument(help="file.py:factory, package.module:factory or model.pt2", show_default="a small CNN"),
+        typer.Argument(
+            help="file.py:factory, package.module:factory, model.pt2, or a saved program to train on",
+            show_default="a small CNN",
+        ),
     ] = None,
     data: Annotated[
         str | None,

@@ -76,7 +76,9 @@ def fit(
         TrainingError: If there is no head, or the program's outputs hold NaN or +infinity.
         TaskError: If there is no task of that name.
     """
-    meaning, kind = build(task), _kind(program)
+    meaning, kind = build(task), kind_of(program)
+    if kind is None:
+        raise TrainingError(f"{program.name!r} has no calibration head. Apply attach-calibration-head first.")
     assert meaning.output is not None, "a task with heads reads one output"
     found = outputs_over(program, held_out, names=(meaning.output,), batch_size=batch_size)[meaning.output].double()
     if bool((found.isnan() | (found == torch.inf)).any()):
@@ -111,15 +113,13 @@ def fit(
     )
 
 
-def _kind(program: Program) -> str:
-    """The kind of the program's head, by its buffers."""
+def kind_of(program: Program) -> str | None:
+    """The kind of the program's head, by its buffers; None without one."""
     buffers = {name: buffer for name, buffer in program.named_buffers() if name.startswith("calibration.")}
     if "calibration.temperature" in buffers:
         return "label-temperature" if buffers["calibration.temperature"].ndim else "temperature"
-    for kind, name in (("vector", "scale"), ("interval", "reach")):
-        if f"calibration.{name}" in buffers:
-            return kind
-    raise TrainingError(f"{program.name!r} has no calibration head. Apply attach-calibration-head first.")
+    found = {"calibration.scale": "vector", "calibration.reach": "interval"}
+    return next((kind for name, kind in found.items() if name in buffers), None)
 
 
 def _judged(task: Task, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from sparsify.errors import PassError
 from sparsify.ir import PHASES, Program, Stage, surgery
-from sparsify.ir.nodes import apply_mask, masked_view
+from sparsify.ir.nodes import MASK_OPERATORS, apply_mask, masked_view
 from sparsify.ir.verifier import count_stray
 from sparsify.ir.weight_reads import gradient_is_private, is_tap
 from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
@@ -18,7 +18,8 @@ from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
 class LowerMasks(Pass):
     """Replace ``weight * mask`` by a view of the weight whose gradient is masked: same outputs and gradients, bit for bit.
 
-    Where every consumer is a matrix product or convolution the gradient is masked in place; where a tap follows, the tap does it.
+    Where every consumer is a matrix product or convolution the gradient is masked in place; where a tap follows, the tap does it. Masks
+    that are lowered already stay as they are, unless a tap was inserted since.
     It holds where inactive weights are exactly 0, which a trainer keeps true after every step.
 
     Raises:
@@ -45,12 +46,14 @@ class LowerMasks(Pass):
         for phase in PHASES:
             module = program.phases[phase]
             for node in module.graph.nodes:
-                if node.target is apply_mask:
+                if node.target not in MASK_OPERATORS:
+                    continue
+                taps = [user for user in node.users if is_tap(module, user) and len(user.args) == 1]
+                if node.target is apply_mask or taps:  # taps may be inserted after masks were lowered
                     form = "in-place" if gradient_is_private(module, node) else "copied"
                     surgery.replace_target(node, masked_view)
-                    taps = [user for user in node.users if is_tap(module, user)]
                     for tap in taps:
                         surgery.append_arguments(tap, node.args[1], form)
-                    surgery.append_arguments(node, "tapped" if taps else form)
+                    surgery.set_arguments(node, (*node.args[:3], "tapped" if taps else form))
                     log.change(node.name)
         return log

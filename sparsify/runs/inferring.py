@@ -16,6 +16,7 @@ from sparsify.ir.evaluation import outputs_of
 from sparsify.loading import Data, load_model
 from sparsify.runs.artefacts import read_data
 from sparsify.runs.recipe import AUTO, Recipe
+from sparsify.runs.saved import is_saved, load_saved
 from sparsify.tasks import Task, infer
 
 
@@ -43,13 +44,17 @@ def with_task(recipe: Recipe, on_decode: Callable[[int, int], None] | None = Non
 
 
 def _fitting(recipe: Recipe, data: Data) -> Task:
-    torch.manual_seed(recipe.seed)
-    weights = None if recipe.weights is None else Path(recipe.weights)
-    model = load_model(recipe.model, weights=weights, trust_pickle=recipe.trust_pickle)
-    dynamic, limits = parsed(recipe.dynamic)
-    outputs = {} if recipe.logits is None else {"logits": recipe.logits}
     example = data.example()
-    program = trace(model, example, dynamic=dynamic, limits=limits, outputs=outputs, classes=data.classes or None)
+    if is_saved(recipe):
+        program = load_saved(recipe, data)
+    else:
+        torch.manual_seed(recipe.seed)
+        weights = None if recipe.weights is None else Path(recipe.weights)
+        model = load_model(recipe.model, weights=weights, trust_pickle=recipe.trust_pickle)
+        dynamic, limits = parsed(recipe.dynamic)
+        outputs = {} if recipe.logits is None else {"logits": recipe.logits}
+        program = trace(model, example, dynamic=dynamic, limits=limits, outputs=outputs, classes=data.classes or None)
     with torch.no_grad():
-        shape = outputs_of(program.eval(), example)["logits"].shape
+        found = outputs_of(program.eval(), example)
+    shape = next(found[name] for name in ("logits", "prediction") if name in found).shape
     return infer(data.train.targets, ("N", *shape[1:]))

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sparsify.calibration import kind_of
 from sparsify.errors import DataError, ExportError, RecipeError, SparsifyError, TraceError
 from sparsify.exporters.conversion import convert
 from sparsify.exporters.signature import holds_samples
@@ -25,6 +26,7 @@ from sparsify.passes import AttachCalibrationHead, Pipeline
 from sparsify.runs.artefacts import feeding, recipe_data
 from sparsify.runs.continuation import training_key
 from sparsify.runs.recipe import Recipe
+from sparsify.runs.saved import is_saved, load_saved
 from sparsify.runs.standardising import learned, standardised
 from sparsify.tasks import Classification, Task
 from sparsify.training import rehearse
@@ -98,7 +100,7 @@ def check_export(program: Program, recipe: Recipe, data: Data) -> None:
         raise ExportError(
             f"the weights of {recipe.model} take {size:,} bytes, and an ONNX file holds at most {LARGEST_FILE:,}. Use a smaller model."
         )
-    finished = Pipeline(heads(recipe))(program)
+    finished = Pipeline(heads(recipe, program))(program)
     if finished.stage is Stage.MASKED:
         finished = Pipeline.parse("fold-masks")(finished)
     example = finished.input_tensors(data.example())
@@ -108,8 +110,11 @@ def check_export(program: Program, recipe: Recipe, data: Data) -> None:
     convert(finished.eval(), example, recipe.opset)
 
 
-def heads(recipe: Recipe) -> tuple[AttachCalibrationHead, ...]:
-    """The pass that attaches the calibration head of a run: the recipe's where the task has it, else the task's usual one; or none."""
+def heads(recipe: Recipe, program: Program) -> tuple[AttachCalibrationHead, ...]:
+    """The pass that attaches the calibration head of a run: the recipe's where the task has it, else the task's usual one; or none, and
+    none where the program has a head already."""
+    if kind_of(program) is not None:
+        return ()
     task = recipe.build_task()
     kind = recipe.calibrator if recipe.calibrator in task.heads else next(iter(task.heads), None)
     return () if kind is None else (AttachCalibrationHead(kind=kind, task=task.name),)
@@ -187,24 +192,14 @@ def _text(recipe: Recipe, keys: Sequence[str]) -> str:
 
 
 def traced(recipe: Recipe, data: Data) -> Program:
-    """The recipe's model, seeded and traced on real inputs, with the scale of the targets where the task is a regression.
+    """The recipe's model, seeded and traced on real inputs, or its saved program; of a regression with the scale of the targets.
 
     Raises:
         TraceError: If it cannot be traced, does not return what the task reads, or could not be trained or exported.
         DataError: If the data have more classes than it has outputs, or targets that do not fit the task.
     """
-    torch.manual_seed(recipe.seed)
-    weights = None if recipe.weights is None else Path(recipe.weights)
-    model: nn.Module = load_model(recipe.model, weights=weights, trust_pickle=recipe.trust_pickle)
-    example = data.example()
-    task = recipe.build_task()
-    outputs = {} if recipe.logits is None else {task.output or "logits": recipe.logits}
-    plain = type(task) is Classification
-    dynamic, limits = parsed(recipe.dynamic)
-    meaning = None if plain else task
-    program = trace(
-        model, example, dynamic=dynamic, limits=limits, outputs=outputs, classes=data.classes or None, task=meaning
-    )
+    program = load_saved(recipe, data) if is_saved(recipe) else _traced(recipe, data)
+    example, task = data.example(), recipe.build_task()
     if lost := unexportable(program):
         raise TraceError(f"{recipe.model} {lost}")
     if program.dynamic_batch and recipe.batch_size not in program.batch_ranges["train"]:
@@ -217,7 +212,7 @@ def traced(recipe: Recipe, data: Data) -> Program:
             f"{recipe.model} holds for batches of {program.batch_ranges['eval']} in eval mode; a run evaluates and exports with others as "
             f"well. Make forward independent of the number of samples, or use sparsify.trace and a loop of your own."
         )
-    if not plain:
+    if type(task) is not Classification:
         _check_targets(program, task, data)
         return standardised(program, task, data)
     with torch.no_grad():
@@ -233,6 +228,18 @@ def traced(recipe: Recipe, data: Data) -> Program:
         )
         raise DataError(f"{recipe.model} has {shape[1]} outputs, the data have {data.classes} classes. {advice}")
     return program
+
+
+def _traced(recipe: Recipe, data: Data) -> Program:
+    torch.manual_seed(recipe.seed)
+    weights = None if recipe.weights is None else Path(recipe.weights)
+    model: nn.Module = load_model(recipe.model, weights=weights, trust_pickle=recipe.trust_pickle)
+    task = recipe.build_task()
+    outputs = {} if recipe.logits is None else {task.output or "logits": recipe.logits}
+    dynamic, limits = parsed(recipe.dynamic)
+    meaning = None if type(task) is Classification else task
+    classes = data.classes or None
+    return trace(model, data.example(), dynamic=dynamic, limits=limits, outputs=outputs, classes=classes, task=meaning)
 
 
 def traced_without_data(

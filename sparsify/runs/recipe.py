@@ -44,7 +44,7 @@ class Recipe:
     """What to train, on what, and how. The defaults are the embedded digits job.
 
     Attributes:
-        model: ``file.py:factory``, ``package.module:factory`` or ``model.pt2``.
+        model: ``file.py:factory``, ``package.module:factory``, ``model.pt2``, or ``program.sparsify``, which is trained on from its masks.
         weights: safetensors or a state dict to start from; None: the model's own.
         logits: position (from 0) or key of the output that the task reads, where the model returns several that could.
         task: what the outputs mean: ``classification``, ``binary``, ``multilabel``, ``regression``, ``dense``, ``sequence``, ``custom``,

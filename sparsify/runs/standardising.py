@@ -28,9 +28,9 @@ KNOWN = 0.0
 def standardised(program: Program, task: Task, data: Data) -> Program:
     """The program with the scale of the training targets after its prediction, where the task asks for that.
 
-    A model that predicts the targets before training, as one of loaded weights does, is left as it is, and so is one of another task or
-    of a loss of the user's own, which weighs errors in their own units. Columns that have one value in the training part are warned of;
-    their deviation is taken to be 1.
+    A model that predicts the targets before training, as one of loaded weights does, is left as it is, and so is one of another task, of
+    a loss of the user's own, which weighs errors in their own units, or with a scale already, such as a saved program. Columns that have
+    one value in the training part are warned of; their deviation is taken to be 1.
 
     Args:
         program: traced for the task.
@@ -40,6 +40,8 @@ def standardised(program: Program, task: Task, data: Data) -> Program:
     if not isinstance(task, Regression) or not isinstance(data.train.targets, Tensor):
         return program
     if task.scale == "none" or callable(task.criterion):
+        return program
+    if scale_of(program) is not None:
         return program
     first = Subset(data.validation, torch.arange(min(LOOKED_AT, len(data.validation))))
     found = outputs_over(program.eval(), first, names={PREDICTION})[PREDICTION]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.calibration import CalibrationLog, evaluate, fit
+from sparsify.calibration import CalibrationLog, evaluate, fit, kind_of
 from sparsify.errors import SparsifyError, TrainingWarning, UnfinishedError
 from sparsify.exporters import export
 from sparsify.files import write_json
@@ -239,8 +239,8 @@ def _advice(model: _Model, out: Path, file: str, option: str) -> str:
 def _export(model: _Model, recipe: Recipe, task: Task, data: Data, out: Path) -> tuple[dict[str, Any], Any]:
     """Calibrate and export one model of the run: its row of ``metrics.json``, and what the task reads of it on the test set."""
     program, name, log = model.program, model.name, None
-    if head := heads(recipe):
-        Pipeline(head).apply(program)
+    Pipeline(heads(recipe, program)).apply(program)
+    if kind_of(program) is not None:
         log = fit(program, data.validation, task=task)
     program.save(model.folder / "program.sparsify")
     outputs = evaluate(program, data.test)
@@ -322,7 +322,7 @@ def _metadata(model: _Model, recipe: Recipe, data: Data) -> dict[str, str]:
         "method": model.method.name,
         "density": repr(model.program.costs().density),
         "pattern": model.method.pattern,
-        "calibration": next((step.kind for step in heads(recipe)), "none"),
+        "calibration": kind_of(model.program) or "none",
         **({} if recipe.task == "classification" else {"task_options": str(recipe.build_task())}),
         "recipe_hash": recipe.hash(),
         **({"preparation": json.dumps(data.preparation)} if data.preparation else {}),

@@ -9,7 +9,7 @@ import torch
 
 from sparsify.arguments import LATER, checked
 from sparsify.errors import TrainingError
-from sparsify.ir import Program
+from sparsify.ir import Program, Stage
 from sparsify.methods import Method
 from sparsify.tasks import Task
 from sparsify.training.optimizers import Optimizers, check_single_process
@@ -46,7 +46,8 @@ def attach(
 
     Args:
         method: from `sparsify.methods`.
-        program: of stage TRACED; its parameters are those the optimizer holds.
+        program: of stage TRACED; its parameters are those the optimizer holds. One of stage MASKED, as a run or ``insert-masks`` leaves
+            it, is trained on from its masks: density and pattern of the method should be theirs, and a method that prunes may go below.
         optimizer: over ``program.parameters()`` or the traced model's, which are the same objects; or several, stepped in turn.
         total_steps: optimizer steps of the whole run; schedules given as shares are of this.
         seed: of random masks and random growth.
@@ -60,8 +61,8 @@ def attach(
 
     Raises:
         TrainingError: If an argument is of another kind, the optimizers do not hold the weights that train, ``total_steps`` is not
-            positive, no round would happen or the density not be reached, the method needs a teacher or is made for other tasks, or several
-            processes train together.
+            positive, no round would happen or the density not be reached, the method needs a teacher or is made for other tasks, does not
+            fit the masks that the program has, or several processes train together.
         PatternError: If the pattern does not fit a weight.
         AllocationError: If the density cannot be met.
         TaskError: If there is no task of that name.
@@ -84,6 +85,11 @@ def attach(
         raise TrainingError(f"total_steps should be at least 1, found {total_steps}. Use len(loader) * epochs.")
     if epoch_steps is not None and epoch_steps < 1:
         raise TrainingError(f"epoch_steps should be at least 1, found {epoch_steps}. Use len(loader).")
+    if program.stage is Stage.DEPLOYED:
+        raise TrainingError(
+            f"program {program.name!r} is deployed: its training is over, and only its eval phase is left. Attach to the program that "
+            f"deploy was given, such as the program.sparsify of a run."
+        )
     check_single_process(method)
     optimizers = Optimizers(optimizer)
     optimizers.check(program)

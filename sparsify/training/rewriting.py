@@ -5,49 +5,54 @@ from __future__ import annotations
 import torch
 
 from sparsify.errors import TrainingError
-from sparsify.ir import Program
+from sparsify.ir import Program, Stage
 from sparsify.methods import Method
+from sparsify.parts.corrections import Correction
 from sparsify.passes import Pipeline
 from sparsify.training.groups import adopt
 from sparsify.training.initial_masks import insert_masks
+from sparsify.training.kept_masks import keep_masks
 from sparsify.training.optimizers import Optimizers
+from sparsify.training.rounds import Rounds
 
 
 def rewrite(
     method: Method,
     program: Program,
     optimizers: Optimizers,
+    rounds: Rounds,
+    correction: Correction | None,
     generator: torch.Generator,
-    *,
-    tapped: bool,
-    corrects: bool,
 ) -> dict[str, str]:
     """Rewrite a program in place.
 
     Args:
         method: gives masks and passes.
-        program: of stage TRACED.
+        program: of stage TRACED; or MASKED, whose masks are gone on from.
         optimizers: parameters that passes add join them.
+        rounds: of the method.
+        correction: of the method.
         generator: of random masks, on the CPU.
-        tapped: insert gradient taps too.
-        corrects: whether the method corrects gradients.
 
     Returns:
         Why each weight that could have a mask has none.
 
     Raises:
-        TrainingError: If the optimizer does not allow what the method does.
+        TrainingError: If the optimizer does not allow what the method does, or the masks of a program do not fit it.
         PatternError: If the pattern does not fit a weight.
         AllocationError: If the density cannot be met.
     """
     left_dense = dict[str, str]()
-    if method.initial != "dense" or method.topology is not None:
+    tapped = rounds.needs_gradient or (correction is not None and correction.dense)
+    if program.stage is Stage.MASKED:
+        left_dense = keep_masks(method, program, optimizers, tapped=tapped, prunes=rounds.prunes)
+    elif method.initial != "dense" or method.topology is not None:
         left_dense = insert_masks(method, program, optimizers, generator, tapped=tapped)
     Pipeline(method.passes).apply(program)
     added = adopt(program, optimizers)
-    if optimizers.evaluates and (added or corrects):
+    if optimizers.evaluates and (added or correction):
         raise TrainingError(
-            f"method {method.name!r} {'corrects gradients' if corrects else 'adds parameters'}, which an optimizer that "
+            f"method {method.name!r} {'corrects gradients' if correction else 'adds parameters'}, which an optimizer that "
             f"evaluates the batch itself (LBFGS) does not allow. Attach another optimizer, such as SGD or AdamW."
         )
     return left_dense

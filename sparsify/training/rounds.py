@@ -71,6 +71,7 @@ class Rounds(Mechanism):
             topology.moves if isinstance(topology, InTurn) else tuple(filter(None, [topology]))
         )
         self.needs_gradient = any(score.needs_gradient for move in self._moves for score in _scores(move).values())
+        self.prunes = any(isinstance(move, Prune) for move in self._moves)
         self.replaces_step = any(isinstance(move, DropAndGrow) and move.replaces_step for move in self._moves)
         self._patterns: dict[str, Pattern] = {}
         self._hidden: Container[str] = ()
@@ -119,8 +120,7 @@ class Rounds(Mechanism):
 
     def _say_if_short(self, move: Move, method: str, total_steps: int, first: int, last: int) -> None:
         """Growth by gradient from a sparse start: what was measured of short runs."""
-        sparse = not any(isinstance(other, Prune) for other in self._moves)
-        if not sparse or not isinstance(move, DropAndGrow) or not move.grow_by.needs_gradient:
+        if self.prunes or not isinstance(move, DropAndGrow) or not move.grow_by.needs_gradient:
             return
         if total_steps not in SHORT:
             return

@@ -94,10 +94,7 @@ class SparseTrainer(Joined):
         teaching = Teaching(method, teacher, program, self.counts)
         if slots.averaging:
             check_averaging(method, slots.averaging, self._masks_change, total_steps)
-        tapped = self._rounds.needs_gradient or bool(slots.correction and slots.correction.dense)
-        self.left_dense = rewrite(
-            method, program, optimizers, self._generator, tapped=tapped, corrects=slots.correction is not None
-        )
+        self.left_dense = rewrite(method, program, optimizers, self._rounds, slots.correction, self._generator)
         self._rounds.check(method.name, method.density, total_steps)
         self.schedule = {**slots.durations, **self._rounds.span}
         random = RandomMasks(program, seed=(seed + 2 * SALT) % 2**63)
