@@ -38,6 +38,7 @@ import sparsify as sp
 from sparsify.calibration import evaluate, fit
 from sparsify.files import write_atomically
 from sparsify.loading import load_data
+from sparsify.loading.augmentation import augmented
 from sparsify.methods import Method
 from sparsify.parts.intervals import Difference, paired_difference
 from sparsify.parts.samples import Subset
@@ -128,7 +129,7 @@ def run(job: dict[str, Any], data_path: str, folder: str, threads: int) -> dict[
     program = sp.trace(wide_resnet(float(options.get("width", 1.0))), (data.example(),))
     settings = Settings(
         epochs=job["epochs"], batch_size=job["batch"], lr=job["lr"], weight_decay=job["weight_decay"], warmup=50,
-        augment="crop-flip", device="cpu", seed=seed,
+        device="cpu", seed=seed,
     )  # fmt: skip
     place = Path(folder) / "runs" / key_of(job)
     method = method_of(job["row"], job["sparsity"])
@@ -138,7 +139,7 @@ def run(job: dict[str, Any], data_path: str, folder: str, threads: int) -> dict[
     trained = train(
         method,
         program,
-        Subset(data.train, rows),
+        augmented(Subset(data.train, rows), "crop-flip"),
         held,
         settings,
         folder=place,

@@ -19,6 +19,7 @@ from sparsify.ir.dimensions import parsed
 from sparsify.ir.effects import unexportable
 from sparsify.ir.evaluation import outputs_of, outputs_over
 from sparsify.loading import Data, load_model
+from sparsify.loading.augmentation import check_augmentation
 from sparsify.loading.inputs import example_inputs
 from sparsify.methods import Method, dense
 from sparsify.parts.samples import Subset
@@ -30,7 +31,6 @@ from sparsify.runs.saved import is_saved, load_saved
 from sparsify.runs.standardising import learned, standardised
 from sparsify.tasks import Classification, Task
 from sparsify.training import rehearse
-from sparsify.training.plan import check_augment
 from sparsify.user_code import told
 
 Progress = Callable[[int, int], None]
@@ -76,7 +76,7 @@ def jobs(recipe: Recipe, data: Data, *, converts: bool = False) -> dict[str, Job
             f"{len(data.validation)} samples. Lower it."
         )
     feeding(data, recipe.export_input)
-    check_augment(data.example(), recipe.augment)
+    check_augmentation(data.example(), recipe.augment)
     task = recipe.build_task()
     methods = {"dense": dense()} if recipe.baseline and recipe.method != "dense" else {}
     methods["model"] = recipe.build_method()

@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from sparsify.errors import RecipeError, TaskError
+from sparsify.loading.augmentation import Augmentation
 from sparsify.methods import Method, build
 from sparsify.methods.registry import layers
 from sparsify.methods.registry import options as method_options
@@ -82,6 +83,7 @@ class Recipe:
         export_precision: ``int8`` also writes ``model-int8.onnx`` (and ``dense-int8.onnx``), the fastest of their int8 and fp32 forms by
             timed trials; ``precision`` is that of training.
         export_input: ``float``, or ``uint8`` for files that take images as bytes and normalise them in their graph.
+        augment: ``crop-flip`` pads training images by 4, crops at random and flips half of them.
         export_batch: samples most calls will have: trials and ``latency.json`` run so many, and above 1 no ``If`` is written.
         threads: torch threads.
         The others are those of `sparsify.training.Settings` and `sparsify.export`.
@@ -126,7 +128,7 @@ class Recipe:
     warmup: Annotated[int, Field(ge=0, le=10**9)] = 20
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     clip_gradient_norm: Annotated[float, Rate] | None = None
-    augment: Literal["none", "crop-flip"] = "none"
+    augment: Augmentation = "none"
     device: str = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     early_stop: Positive | None = None

@@ -21,6 +21,7 @@ from sparsify.exporters import export
 from sparsify.files import write_json
 from sparsify.ir import Program
 from sparsify.loading import Data
+from sparsify.loading.augmentation import augmented
 from sparsify.methods import Method
 from sparsify.parts import metrics
 from sparsify.passes import Pass, PassLog, Pipeline, recording
@@ -130,7 +131,7 @@ def _train(
         trained = train(
             job.method,
             job.program,
-            data.train,
+            augmented(data.train, recipe.augment),
             data.validation,
             recipe.settings(),
             folder=folder,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from sparsify.errors import TrainingError
 from sparsify.methods import Method
-from sparsify.parts.trees import Tree, shapes
 
 
 def steps_per_epoch(method: Method, samples: int, *, batch_size: int, early_stop: int | None, device: str) -> int:
@@ -25,23 +23,6 @@ def steps_per_epoch(method: Method, samples: int, *, batch_size: int, early_stop
         )
     find_device(device)
     return samples // batch_size
-
-
-def check_augment(inputs: Tree, augment: str) -> None:
-    """Refuse to augment what is no batch of images.
-
-    Raises:
-        TrainingError: If ``augment`` is not ``none`` and the inputs are no float tensor [N, C, H, W].
-    """
-    if augment == "none" or (isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.ndim == 4):
-        return
-    found = (
-        f"{inputs.dtype} of shape {list(inputs.shape)}" if isinstance(inputs, Tensor) else f"several ({shapes(inputs)})"
-    )
-    raise TrainingError(
-        f"augment = {augment!r} shifts and flips images, float [N, C, H, W]; the inputs are {found}. Set augment = 'none', and draw what "
-        f"is random in a Dataset of your own."
-    )
 
 
 def find_device(text: str) -> torch.device:

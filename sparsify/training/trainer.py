@@ -28,7 +28,7 @@ from sparsify.training.batch_loss import BatchLoss
 from sparsify.training.checkpoint import load_checkpoint, save_checkpoint
 from sparsify.training.fetching import fetch
 from sparsify.training.history import epoch_row
-from sparsify.training.plan import check_augment, find_device, steps_per_epoch
+from sparsify.training.plan import find_device, steps_per_epoch
 from sparsify.training.probe import Closure
 from sparsify.training.resumption import check_content, fitting
 from sparsify.training.state import SparseTrainer
@@ -53,7 +53,6 @@ class Settings:
         warmup: steps.
         label_smoothing: in [0, 1).
         clip_gradient_norm: None leaves gradients as they are.
-        augment: ``crop-flip`` pads by 4, crops at random and flips half of the images.
         device: ``cpu``, ``cuda``, ``cuda:1`` ...; ``auto`` is CUDA where there is one.
         precision: ``bf16`` runs the forward pass in mixed precision (bfloat16 where it is safe); parameters stay float32.
         early_stop: stop after this many epochs without a lower validation loss, counted once the final density is reached, and
@@ -73,7 +72,6 @@ class Settings:
     warmup: int = 0
     label_smoothing: float = 0.0
     clip_gradient_norm: float | None = None
-    augment: Literal["none", "crop-flip"] = "none"
     device: str = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     early_stop: int | None = None
@@ -136,15 +134,13 @@ def train(
         on_step: called after each step with step, total, loss, accuracy where the task decides something, and density.
 
     Raises:
-        TrainingError: If the loss is not finite, there are fewer samples than a batch, or what should be augmented is no image.
+        TrainingError: If the loss is not finite, or there are fewer samples than a batch.
         CheckpointError: If the checkpoint cannot be used.
         Interrupted: After SIGINT or SIGTERM.
     """
     per_epoch = steps_per_epoch(
         method, len(data), batch_size=settings.batch_size, early_stop=settings.early_stop, device=settings.device
     )
-    if settings.augment != "none":
-        check_augment(data.batch(torch.arange(1)).inputs, settings.augment)
     total = per_epoch * settings.epochs
     device = find_device(settings.device)
     surgery.move(program, device)
@@ -157,7 +153,7 @@ def train(
         rows = torch.randperm(len(data), generator=generator).split(settings.batch_size)[:per_epoch]
         seeds = torch.randint(2**31, (per_epoch,), generator=generator).tolist()
         for x, y in fetch(data, rows, seeds, workers=settings.workers):
-            yield _loss(trainer, moved(augmented(x, settings), device), moved(y, device), settings)
+            yield _loss(trainer, moved(x, device), moved(y, device), settings)
 
     trainer = attach(
         method,
@@ -243,7 +239,7 @@ def train(
             seeds = [settings.seed * 1_000_003 + epoch * per_epoch + start for start in left]
             fetched = fetch(data, rows, seeds, workers=settings.workers)
             for start, (x, y) in zip(left, fetched, strict=True):
-                x, y = moved(augmented(x, settings), device), moved(y, device)
+                x, y = moved(x, device), moved(y, device)
                 loss, hits = _step(trainer, x, y, settings)
                 scheduler.step()
                 sums = [sums[0] + loss, sums[1] + (hits or 0)]
@@ -291,9 +287,9 @@ def _copied(program: Program) -> dict[str, Tensor]:
 def _inputs(data: Samples, settings: Settings, device: torch.device) -> Iterator[Tree]:
     """Inputs of up to `REESTIMATED` training batches, in an order drawn by the seed: data may be sorted by class."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(settings.seed))
-    for rows in order.split(settings.batch_size)[:REESTIMATED]:
+    for index, rows in enumerate(order.split(settings.batch_size)[:REESTIMATED]):
         if len(rows) == settings.batch_size:
-            yield moved(data.batch(rows).inputs, device)
+            yield moved(data.batch(rows, seed=settings.seed + index).inputs, device)
 
 
 def build_optimizer(program: Program, settings: Settings) -> torch.optim.Optimizer:
@@ -325,19 +321,6 @@ def lr_factor(step: int, total: int, settings: Settings) -> float:
             return 0.04 + 0.96 * (progress / 0.3 if progress < 0.3 else max(1 - progress, 0.0) / 0.7)
         case "constant":
             return 1.0
-
-
-def augmented(x: Tree, settings: Settings) -> Tree:
-    """A batch of images [N, C, H, W] as the settings ask, drawn from the global RNG."""
-    if settings.augment == "none":
-        return x
-    n, _, h, w = x.shape
-    padded = nn.functional.pad(x, (4, 4, 4, 4))
-    top, left = torch.randint(9, (n,)), torch.randint(9, (n,))
-    rows = (top[:, None] + torch.arange(h))[:, None, :, None]
-    columns = (left[:, None] + torch.arange(w))[:, None, None, :]
-    cropped = padded[torch.arange(n)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], rows, columns]
-    return torch.where((torch.rand(n) < 0.5)[:, None, None, None], cropped.flip(3), cropped)
 
 
 def _step(trainer: SparseTrainer, x: Tree, y: Tree, settings: Settings) -> tuple[float, float | None]:
