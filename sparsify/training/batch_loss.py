@@ -2,65 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sparsify.errors import TrainingError
+from sparsify.ir import Program
+from sparsify.methods import Method
 from sparsify.parts.attacks import perturbed
 from sparsify.parts.trees import Tree, mapped, tensors
-from sparsify.training.state import SparseTrainer
 
 
 class BatchLoss:
-    """The method's loss of one batch; calling it runs the program once. An attack runs again with each call, from the same start.
+    """The loss of one batch; calling it runs the program once.
 
     Args:
-        trainer: of a program in train mode; its method's loss and attack are used, and passes of an attack counted in its counts.
-        x: inputs [N, ...], as `Program.call` takes them.
+        program: in train mode.
+        criterion: of what the program returned, the target, and ``inputs=`` what it was called with.
+        inputs: [N, ...], as `Program.call` takes them; a function gives them anew for each call.
         y: their target.
-        smoothing: of labels, in [0, 1).
+        reads: the output that decisions are made from; None: all of them.
         bf16: run the forward pass in mixed precision.
 
     Attributes:
-        output: what the task reads of the first call; None before it.
+        output: what ``reads`` names in the first call; None before it.
     """
 
-    def __init__(self, trainer: SparseTrainer, x: Tree, y: Tree, *, smoothing: float, bf16: bool) -> None:
-        self._trainer, self._x, self._y = trainer, x, y
-        self._smoothing, self._bf16 = smoothing, bf16
-        self._start: Tensor | None = None
-        method = trainer.method
-        if method.attack is not None:
-            if not isinstance(x, Tensor) or not x.is_floating_point():
-                found = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__} of inputs"
-                raise TrainingError(
-                    f"method {method.name!r} attacks inputs and needs numbers in one tensor, found {found}."
-                )
-            self._start = (2 * torch.rand_like(x) - 1) * method.attack.radius
+    def __init__(
+        self,
+        program: Program,
+        criterion: Callable[..., Tensor],
+        inputs: Tree | Callable[[], Tree],
+        y: Tree,
+        *,
+        reads: str | None,
+        bf16: bool,
+    ) -> None:
+        self._program, self._criterion, self._inputs, self._y = program, criterion, inputs, y
+        self._reads, self._bf16 = reads, bf16
         self.output: Tree = None
 
     def __call__(self) -> Tensor:
-        program, x = self._trainer.program, self._attacked()
+        x: Any = self._inputs() if callable(self._inputs) else self._inputs
         with torch.autocast(tensors(x)[0].device.type, torch.bfloat16, enabled=self._bf16):
-            output = program.call(x)
+            output = self._program.call(x)
         if self.output is None:
-            found = program.reading(self._trainer.task.output, "train", pytree.tree_leaves(output))
+            found = self._program.reading(self._reads, "train", pytree.tree_leaves(output))
             self.output = mapped(Tensor.detach, found)
-        return self._trainer.loss(output, self._y, inputs=x, label_smoothing=self._smoothing)
+        return self._criterion(output, self._y, inputs=x)
 
-    def _attacked(self) -> Tree:
-        attack = self._trainer.method.attack
-        if attack is None or self._start is None:
-            return self._x
-        program = self._trainer.program
-        index = program.output_names("eval").index("logits")
 
-        def loss(x: Tensor) -> Tensor:
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self._bf16):
-                logits = program.run_phase("eval", x)[index]
-            return nn.functional.cross_entropy(logits.float(), self._y, reduction="sum")
+def attacked(
+    method: Method, program: Program, x: Tree, y: Tensor, counts: dict[str, int], *, bf16: bool
+) -> Callable[[], Tensor]:
+    """Inputs under the attack of a method: made anew with each call, for the weights as they are then, from the same random start.
 
+    Args:
+        method: which has an attack.
+        program: which is attacked in its eval phase.
+        x: inputs [N, ...], float, of one tensor.
+        y: class numbers [N].
+        counts: ``forwards`` and ``backwards`` are counted up.
+        bf16: run the forward pass in mixed precision.
+
+    Raises:
+        TrainingError: If the inputs are no numbers in one tensor.
+    """
+    attack = method.attack
+    assert attack is not None
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        found = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__} of inputs"
+        raise TrainingError(f"method {method.name!r} attacks inputs and needs numbers in one tensor, found {found}.")
+    start = (2 * torch.rand_like(x) - 1) * attack.radius
+    index = program.output_names("eval").index("logits")
+
+    def loss(at: Tensor) -> Tensor:
+        with torch.autocast(at.device.type, torch.bfloat16, enabled=bf16):
+            logits = program.run_phase("eval", at)[index]
+        return nn.functional.cross_entropy(logits.float(), y, reduction="sum")
+
+    def inputs() -> Tensor:
         for key in ("forwards", "backwards"):
-            self._trainer.counts[key] += attack.iterations
-        return perturbed(loss, self._x, self._start, attack)
+            counts[key] += attack.iterations
+        return perturbed(loss, x, start, attack)
+
+    return inputs

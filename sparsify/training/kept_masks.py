@@ -84,11 +84,11 @@ def _check_density(method: Method, program: Program, patterns: Mapping[str, Patt
         raise TrainingError(
             f"program {program.name!r} has masks of density {have}, and method {method.name!r} prunes to {wanted:.6g}: it would have to "
             f"add weights. Attach with a density below {have} (sparsity above {1 - costs.density:.6g}), or train on with "
-            f"static_random(density={have})."
+            f"a method that keeps masks as they are, at density={have}."
         )
     advice = f"Attach with density={have} (sparsity {1 - costs.density:.6g})"
     if dense:
-        advice = f"To train on with the masks as they are, attach static_random(density={have})"
+        advice = f"To train on with the masks as they are, attach a method that has no rounds, at density={have}"
     raise TrainingError(
         f"program {program.name!r} has masks of density {have}, and method {method.name!r} begins with {begins:.6g}: masks stay as they "
         f"are at first, and its rounds keep the number of active weights. {advice}, or start from the program without masks."

@@ -16,11 +16,11 @@ ABSENT: Mapping[str, Any] = {"early": {}, "correction": None, "averages": {}}
 class Mechanism:
     """One thing that happens along a run. A trainer holds those of its method in the order in which they act after a step.
 
-    Each does what it needs to: a hook that it does not define, or while it is not ``active``, costs nothing.
+    Each does what it needs to: a hook of a step that it does not define, or has no use for in this run (``active``), costs nothing.
 
     Attributes:
         key: what its state is called in that of the trainer; empty without state.
-        active: whether its hooks have anything to do in this run, known when the run begins.
+        active: whether its `hooks` have anything to do in this run, known when the run begins.
     """
 
     key: ClassVar[str] = ""

@@ -9,7 +9,7 @@ from sparsify.methods import Method
 from sparsify.tasks import Task
 from sparsify.training.attaching import attach
 from sparsify.training.plan import steps_per_epoch
-from sparsify.training.trainer import Settings, build_optimizer
+from sparsify.training.settings import Settings, build_optimizer
 
 
 def rehearse(

@@ -110,14 +110,14 @@ class SparseTrainer(Joined):
             hooks(self._mechanisms, name) for name in ("before_step", "after_step", "join")
         )
         self._stepper = Stepper(optimizers, zeros, random if method.holds_hidden else None, method.name)
-        for start in hooks(self._mechanisms, "start"):
-            start()
+        for mechanism in self._mechanisms:
+            mechanism.start()
         self._link()
 
     def _link(self) -> None:
         """Find what belongs to this very program and these very optimizers."""
-        for link in hooks(self._mechanisms, "link"):
-            link(self.steps + 1)
+        for mechanism in self._mechanisms:
+            mechanism.link(self.steps + 1)
         self._say_what_is_left()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseTrainer:

@@ -28,14 +28,14 @@ class Stepper:
     def __init__(self, optimizers: Optimizers, zeros: Zeros, held: RandomMasks | None, method: str) -> None:
         self._optimizers, self._zeros, self._held, self._method = optimizers, zeros, held, method
         self._stepping = False
-        for optimizer in optimizers.each:
-            if isinstance(optimizer, Optimizer) and hasattr(optimizer, "_optimizer_step_pre_hooks"):
-                optimizer.register_step_pre_hook(self._notice)
+        watched = [o for o in optimizers.each if isinstance(o, Optimizer) and hasattr(o, "_optimizer_step_pre_hooks")]
+        self._handles = [optimizer.register_step_pre_hook(self._notice) for optimizer in watched]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stepper:
         parts = (self._optimizers, self._zeros, self._held, self._method)
         made = Stepper(*copy.deepcopy(parts, memo))
-        made._stepping = self._stepping
+        if not self._handles:
+            made.release()
         return made
 
     def _notice(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -49,11 +49,13 @@ class Stepper:
 
     def release(self) -> None:
         """The run is over; the optimizers are the loop's own again."""
-        self._stepping = True
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         """Step each optimizer, and set inactive weights to 0."""
-        released, self._stepping = self._stepping, True
+        self._stepping = True
         try:
             if self._held is not None and self._held.sites:
                 with self._held.hidden_still():
@@ -61,7 +63,7 @@ class Stepper:
             else:
                 self._optimizers.step(closure)
         finally:
-            self._stepping = released
+            self._stepping = False
         self._zeros.keep()
 
     def evaluated_step(self, closure: Callable[[], Any]) -> bool:

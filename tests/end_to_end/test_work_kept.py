@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 
 import sparsify.runs.workflow as workflow
 from sparsify.errors import CheckpointError, ExportError, SparsifyError, UnfinishedError
+from sparsify.ir import Program
+from sparsify.passes import Pipeline
 from sparsify.runs.recipe import parse_recipe
 from sparsify.runs.workflow import run
 from tests.end_to_end.commands import command
@@ -46,6 +49,7 @@ def perfect(): return split(20, lambda w: w)
 def chance(): return split(20, lambda w: (np.arange(20) // 2) % 2)
 def one_each(): return split(2, lambda w: w)
 def one(): return split(1, lambda w: w)
+def wide(): return [(np.c_[x, x], y) for x, y in perfect()]
 """
 TINY = {"method": "static", "sparsity": 0.5, "epochs": 3, "batch_size": 32, "lr": 0.05, "warmup": 0, "threads": 1}
 
@@ -102,6 +106,37 @@ def test_a_later_stage_that_fails_leaves_the_model_and_says_how_to_make_the_rest
     report = run(recipe, out, resume=True, on_step=lambda part, row: steps.append(part))
     assert steps == [] and "missing" not in report
     assert (out / "model-int8.onnx").exists() and (out / "latency.json").exists()
+
+
+def test_the_program_of_a_run_is_trained_on_and_refused_where_it_does_not_fit(files, tmp_path):
+    first = run(recipe_of(files), tmp_path / "a", timed=False)
+    saved = tmp_path / "a" / "program.sparsify"
+    masks = Program.load(saved).masks()
+    on = {"model": str(saved), "method": "rigl", "method_options": {"update_every": 2}, "epochs": 2}
+    report = run(recipe_of(files, **on), tmp_path / "b", timed=False)
+    assert report["model"]["active"] == first["model"]["active"] and report["model"]["parity"]["ok"]
+    assert report["model"]["schedule"]["rounds"] == 1 and report["model"]["calibration"]["kind"] == "temperature"
+    program = Program.load(tmp_path / "b" / "program.sparsify")
+    assert any(not torch.equal(mask, program.mask(name)) for name, mask in masks.items())
+    assert list(program.output_names("eval")) == ["logits", "probabilities"]
+    pruned = run(
+        recipe_of(files, **on | {"method": "one-shot", "sparsity": 0.75, "method_options": {}}), tmp_path / "c"
+    )
+    assert pruned["model"]["active"] == first["model"]["active"] // 2
+    program.name = "folded"
+    Pipeline.parse("fold-masks")(program).save(tmp_path / "folded.sparsify")
+    refused = {
+        r"density 0\.5, and method 'rigl' begins with 0\.1": {"sparsity": 0.9},
+        "dense baseline cannot start from it": {"baseline": True},
+        "Leave weights out": {"weights": "w.pt"},
+        "its masks are folded": {"model": str(tmp_path / "folded.sparsify")},
+        "no program at|does not exist|No such file|is missing": {"model": str(tmp_path / "none.sparsify")},
+        "does not take these data": {"data": "wide"},
+    }
+    for message, changes in refused.items():
+        with pytest.raises(SparsifyError, match=message):
+            run(recipe_of(files, **{**on, **changes}), tmp_path / "d", timed=False)
+        assert not (tmp_path / "d").exists()
 
 
 def test_an_export_that_fails_leaves_both_programs_and_the_next_form_needs_no_training(files, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from sparsify.methods import imp
 from sparsify.methods.iterative_magnitude import ladder, trainings
 from sparsify.parts.topology import Rewinding
 from sparsify.training import Settings, train
-from sparsify.training.trainer import lr_factor
+from sparsify.training.settings import lr_factor
 from tests.methods.one_layer import OneLayer
 
 WEIGHTS = [[0.1, -0.2, 0.3, -0.4, 0.5], [-0.6, 0.7, -0.8, 0.9, -1.0]]

@@ -10,7 +10,9 @@ from torch import nn
 
 import sparsify as sp
 from sparsify.errors import TrainingError
-from sparsify.training.batch_loss import BatchLoss
+from sparsify.parts.samples import Batch
+from sparsify.training import Settings
+from sparsify.training.trainer import loss_of
 from tests.cases import ConvBn, digits
 
 X, Y = digits(48)
@@ -31,7 +33,7 @@ def gradient(program):
 
 
 def batch(trainer, rows=slice(None), x=X):
-    return BatchLoss(trainer, x[rows], Y[rows], smoothing=0.0, bf16=False)
+    return loss_of(trainer, Batch(x[rows], Y[rows]), Settings(epochs=1))
 
 
 def test_without_an_attack_it_is_cross_entropy():
@@ -48,7 +50,7 @@ def test_an_attack_raises_the_loss_is_counted_and_repeats():
     first = float(found().detach())
     assert first > plain + 0.05 and float(found().detach()) == first
     assert [trainer.counts[key] for key in ("forwards", "backwards", "probes")] == [6, 6, 0]
-    moved = found._attacked() - X
+    moved = found._inputs() - X
     assert 0.099 < float(moved.abs().max()) <= 0.1 + 1e-6
     with torch.no_grad():
         assert float(found()) == first
@@ -57,7 +59,7 @@ def test_an_attack_raises_the_loss_is_counted_and_repeats():
 def test_an_attack_leaves_running_statistics_and_gradients_alone():
     program, trainer = made(ConvBn(), radius=0.1, step_size=0.05, iterations=2)
     found, before = batch(trainer), {name: value.clone() for name, value in program.named_buffers()}
-    found._attacked()
+    found._inputs()
     assert all(torch.equal(value, before[name]) for name, value in program.named_buffers())
     assert all(p.grad is None for p in program.parameters())
 
@@ -88,7 +90,7 @@ def test_a_correction_is_unbiased_where_attacks_follow_the_weights(crafted):
         optimizer.zero_grad()
     state, bias = trainer.state_dict()["correction"], torch.zeros(10)
     for loss, some in zip(losses, rows, strict=True):
-        fixed = loss._attacked()
+        fixed = loss._inputs()
         closure = loss
         if crafted == "at the current weights":
             closure = functools.partial(_plain, program, fixed, Y[some])

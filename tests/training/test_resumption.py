@@ -12,9 +12,8 @@ from torch import nn
 import sparsify as sp
 from sparsify.errors import CheckpointError
 from sparsify.parts.samples import TensorSamples
-from sparsify.training import load_checkpoint
+from sparsify.training import Settings, load_checkpoint, train
 from sparsify.training.checkpoint import FORMAT, form, save_checkpoint
-from sparsify.training.trainer import Settings, train
 from tests.cases import digits
 
 SETTINGS = Settings(epochs=2, batch_size=64, checkpoint_every=2, early_stop=2)

@@ -17,7 +17,9 @@ from sparsify.loading import load_data
 from sparsify.methods import Averaging
 from sparsify.parts.samples import Subset, TensorSamples
 from sparsify.training import Settings, train
-from sparsify.training.trainer import _inputs, find_device, lr_factor
+from sparsify.training.batches import Batches
+from sparsify.training.plan import find_device
+from sparsify.training.settings import lr_factor
 from tests.cases import cnn
 
 SETTINGS = Settings(epochs=4, lr=0.05, warmup=5, checkpoint_every=1000)
@@ -205,5 +207,5 @@ def test_averaging_and_early_stop_exclude_each_other(data, tmp_path):
 
 def test_batches_for_batch_norm_come_in_mixed_order(data):
     rows = TensorSamples(torch.arange(640.0).view(640, 1), torch.arange(640) // 64)
-    batches = list(_inputs(rows, SETTINGS, torch.device("cpu")))
+    batches = list(Batches(rows, SETTINGS, torch.device("cpu")).inputs())
     assert len(batches) == 10 and all(float(batch.std()) > 100 for batch in batches)

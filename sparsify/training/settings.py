@@ -1,0 +1,82 @@
+"""How a run trains: its settings, and what they say about the optimizer and the learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from sparsify.ir import Program
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. The learning rate decays by a schedule, after a linear warm-up.
+
+    Attributes:
+        epochs, batch_size: the last, smaller batch of an epoch is dropped.
+        optimizer: SGD with momentum, or AdamW.
+        lr, momentum, weight_decay: decay is not applied to biases and norm parameters.
+        schedule: of the learning rate. ``cosine-tail`` falls to a tenth over the first 0.8 of the run and stays there, which leaves
+            weights to average (Izmailov et al. 2018, arXiv:1803.05407).
+        warmup: steps.
+        label_smoothing: in [0, 1).
+        clip_gradient_norm: None leaves gradients as they are.
+        device: ``cpu``, ``cuda``, ``cuda:1`` ...; ``auto`` is CUDA where there is one.
+        precision: ``bf16`` runs the forward pass in mixed precision (bfloat16 where it is safe); parameters stay float32.
+        early_stop: stop after this many epochs without a lower validation loss, counted once the final density is reached, and
+            go back to the best epoch; None: never.
+        seed: of data order, masks and growth.
+        checkpoint_every: steps; each epoch's end too.
+        workers: processes that fetch batches ahead; 0 fetches in this one. The bits do not depend on it.
+    """
+
+    epochs: int
+    batch_size: int = 64
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["cosine", "cosine-tail", "step", "one-cycle", "constant"] = "cosine"
+    warmup: int = 0
+    label_smoothing: float = 0.0
+    clip_gradient_norm: float | None = None
+    device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    early_stop: int | None = None
+    seed: int = 0
+    checkpoint_every: int = 200
+    workers: int = 0
+
+
+def build_optimizer(program: Program, settings: Settings) -> torch.optim.Optimizer:
+    """The optimizer over the program's parameters; weight decay on weights only."""
+    weights = [p for p in program.parameters() if p.ndim >= 2]
+    others = [p for p in program.parameters() if p.ndim < 2]
+    groups = [
+        {"params": weights, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.lr)
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+
+
+def lr_factor(step: int, total: int, settings: Settings) -> float:
+    """The learning rate of ``step`` (from 0) over the base rate."""
+    if step < settings.warmup:
+        return (step + 1) / (settings.warmup + 1)
+    progress = (step - settings.warmup) / max(total - settings.warmup, 1)
+    match settings.schedule:
+        case "cosine":
+            return (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+        case "cosine-tail":
+            return 0.1 + 0.9 * (1 + math.cos(math.pi * min(progress / 0.8, 1.0))) / 2
+        case "step":
+            return 0.1 ** sum(progress >= milestone for milestone in (0.5, 0.75))
+        case "one-cycle":
+            return 0.04 + 0.96 * (progress / 0.3 if progress < 0.3 else max(1 - progress, 0.0) / 0.7)
+        case "constant":
+            return 1.0
