@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/sparsify run --recipe recipes/digits.toml --out runs/demo --overwrite
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
 fuzz: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases 20000

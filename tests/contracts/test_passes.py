@@ -10,12 +10,19 @@ import pytest
 from sparsify.errors import PassError, PatternError
 from sparsify.ir import Stage
 from sparsify.passes import UNCHANGED, Effect, InsertMasks, Pass, Pipeline
+from sparsify.passes.contract import CASES as AWKWARD
 from sparsify.passes.contract import check_pass
 from tests.cases import CASES
 from tests.contracts.tried_passes import setups, tried
 
+HALF = [
+    (step, (*cases[: len(AWKWARD)], *cases[len(AWKWARD) + place % 2 :: 2]))
+    for place, (step, cases) in enumerate(tried())
+]
+"""The awkward models and every second of the others; ``python -m tests.contracts.tried_passes`` tries all."""
 
-@pytest.mark.parametrize(("step", "cases"), tried(), ids=[str(step) for step, _ in tried()])
+
+@pytest.mark.parametrize(("step", "cases"), HALF, ids=[str(step) for step, _ in HALF])
 def test_a_pass_keeps_its_promises(step, cases):
     check_pass(step, cases=cases, after=setups(step))
 

@@ -19,6 +19,12 @@ import pytest
 from sparsify.training import load_checkpoint
 from tests.end_to_end.commands import command
 
+MODEL = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1), nn.Linear(72, 10))
+"""
 OPTIONS = ["--data", "digits", "--epochs", "3", "--baseline", "--set", "method.options.update_every=10"]
 OPTIONS += ["--set", "train.checkpoint_every=5", "--set", "train.threads=1"]
 SAME = (
@@ -38,10 +44,17 @@ SECONDS = 120
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.py"
+    path.write_text(MODEL)
+    return f"{path}:build"
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
     """The folder of a run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert command("run", "--out", folder, *OPTIONS)[0] == 0
+    assert command("run", model, "--out", folder, *OPTIONS)[0] == 0
     return folder
 
 
@@ -55,9 +68,9 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize(("after", "delay"), cases, ids=ids)
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(whole, tmp_path, after, delay):
+def test_a_killed_run_resumes_to_the_same_bytes(model, whole, tmp_path, after, delay):
     folder = tmp_path / "run"
-    words = [sys.executable, "-m", "sparsify", "run", "--out", str(folder), *OPTIONS]
+    words = [sys.executable, "-m", "sparsify", "run", model, "--out", str(folder), *OPTIONS]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     end = time.monotonic() + SECONDS
@@ -70,7 +83,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(whole, tmp_path, after, delay):
     assert process.returncode == -signal.SIGKILL, "it was still at work"
     for checkpoint in tmp_path.rglob("checkpoint.pt"):
         assert load_checkpoint(checkpoint)["trainer"]["steps"] > 0
-    code, _, err = command("run", "--out", folder, *OPTIONS, "--resume")
+    code, _, err = command("run", model, "--out", folder, *OPTIONS, "--resume")
     assert code == 0, err
     for name in SAME:
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
