@@ -37,6 +37,7 @@ EDITORS = {
     "sparsify/ir/surgery.py": "the room's right",
     "sparsify/ir/program.py": "copies whole graphs",
     "sparsify/ir/flattening.py": "builds graphs from those of torch.export",
+    "sparsify/exporters/graphs.py": "edits graphs of onnx_ir",
     "sparsify/ir/phase.py": "makes the copy of a graph that is compiled",
     "sparsify/ir/tracing.py": "gives traced graphs their outputs",
     "sparsify/ir/serialization.py": "builds graphs from a file",

@@ -7,6 +7,7 @@ import copy
 import functools
 import importlib
 import io
+import itertools
 import logging
 import re
 import warnings
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ExportError
+from sparsify.exporters.grouped_linears import MARK, translate
 from sparsify.exporters.signature import sized, tensor_outputs
 from sparsify.exporters.size_ranges import allowed_batches, range_metadata
 from sparsify.ir import Program
 from sparsify.ir.dimensions import BATCH
+from sparsify.ir.grouped_linear import GROUPED_LINEAR
 from sparsify.ir.phase import PhaseCall
 from sparsify.ir.recurrent_shapes import of_any_length
 
@@ -57,6 +60,7 @@ def convert(program: Program, inputs: Sequence[Tensor], opset: int) -> onnx.Mode
                 input_names=[spec.name for spec in program.input_specs],
                 output_names=[output.name for output in tensor_outputs(program)],
                 dynamic_shapes=(tuple(places or None for places in dynamic),) if any(dynamic) else None,
+                custom_translation_table=translations(),
                 verbose=False,
             )
         except Exception as error:
@@ -67,6 +71,16 @@ def convert(program: Program, inputs: Sequence[Tensor], opset: int) -> onnx.Mode
     for key, value in range_metadata(program).items():  # trials read it: they run the file in batches
         model.metadata_props.add(key=key, value=value)
     return model
+
+
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """What operators of this package become in a file: `translate`, with a number for each of its layers."""
+    numbers = itertools.count()
+
+    def numbered(values: Any, weight: Any, inputs: Any, bias: Any, chunk: int) -> Any:
+        return translate(values, weight, inputs, bias, chunk, mark=str(next(numbers)))
+
+    return {GROUPED_LINEAR: numbered}
 
 
 def _name_sizes(program: Program, model: onnx.ModelProto) -> None:
@@ -152,7 +166,10 @@ def refusal(program: Program, opset: int, error: BaseException) -> str:
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop what names the machine that wrote the file, and shapes of weights: tools that rewrite weights do not keep them up to date."""
+    """Drop what names the machine that wrote the file, and shapes of weights: tools that rewrite weights do not keep them up to date.
+
+    The marks of layers stay, for what rewrites them.
+    """
     weights = {item.name for item in model.graph.initializer}
     kept = [value for value in model.graph.value_info if value.name not in weights]
     if len(kept) < len(model.graph.value_info):
@@ -166,7 +183,9 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
         model.graph.initializer,
     ):
         for item in group:
+            kept = [entry for entry in item.metadata_props if entry.key == MARK]
             del item.metadata_props[:]
+            item.metadata_props.extend(kept)
             item.doc_string = ""
     del model.metadata_props[:]
     del model.graph.metadata_props[:]

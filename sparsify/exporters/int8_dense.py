@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnxruntime import quantization
 
 from sparsify.errors import ExportError
-from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
+from sparsify.exporters.graphs import constant, reading
+from sparsify.exporters.grouped_linears import find_grouped_linears, weight_name
 from sparsify.timing import Array, Batches
 
 FOLLOWERS = ("Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Concat")
@@ -28,23 +30,30 @@ def dense_layers(model: onnx.ModelProto) -> dict[str, str]:
 
     An output in int8 would be clipped to the range seen in calibration. A convolution in groups is slower in int8.
     """
-    view, grouped = View(model), {id(node) for layer in find_grouped_linears(model) for node in layer.nodes}
-    found: dict[str, str] = {}
-    for node in model.graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul") or id(node) in grouped or node.output[0] in view.outputs:
-            continue
-        weight = view.constant(node.input[1])
-        if weight is None or weight.dtype != np.float32 or in_groups(node, weight):
-            continue
-        if node.op_type == "MatMul" and weight.ndim != 2:
-            continue
-        found[node.name] = weight_name(node.input[1])
-    return found
+    with reading(model) as whole:
+        grouped = {node for layer in find_grouped_linears(whole.graph) for node in layer.nodes}
+        return {
+            str(node.name): name
+            for node, name, weight in products(whole.graph)
+            if node not in grouped
+            and not node.outputs[0].is_graph_output()
+            and weight.dtype == np.float32
+            and not in_groups(node, weight)
+            and (node.op_type != "MatMul" or weight.ndim == 2)
+        }
 
 
-def in_groups(node: onnx.NodeProto, weight: Array) -> bool:
+def products(graph: ir.Graph) -> Iterator[tuple[ir.Node, str, Array]]:
+    """Products by a constant on the right, in graph order, with the weight's name in the program and its values."""
+    for node in graph:
+        weight = constant(node.inputs[1]) if node.op_type in ("Conv", "Gemm", "MatMul") else None
+        if weight is not None:
+            yield node, weight_name(str(node.inputs[1].name)), weight  # type: ignore[union-attr]
+
+
+def in_groups(node: ir.Node, weight: Array) -> bool:
     """Whether a node is a convolution in groups, but not depthwise."""
-    groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+    groups = node.attributes.get_int("group", 1)
     return node.op_type == "Conv" and groups > 1 and groups != weight.shape[0]
 
 
@@ -86,15 +95,14 @@ def dense_int8(model: onnx.ModelProto, calibration: Batches, layers: Collection[
 
 def _with_followers(model: onnx.ModelProto, layers: set[str]) -> list[str]:
     """The layers, and operators between them that read nothing else."""
-    view, made, chosen = View(model), set[str](), list[str]()
-    for node in model.graph.node:
-        read = [name for name in node.input if name and view.constant(name) is None]
-        follows = (
-            node.op_type in FOLLOWERS and node.output[0] not in view.outputs and all(name in made for name in read)
-        )
-        if node.name in layers or (follows and (node.op_type != "Add" or len(read) == 2)):
-            chosen.append(node.name)
-            made.update(node.output)
+    made, chosen = set[ir.Value](), list[str]()
+    with reading(model) as whole:
+        for node in whole.graph:
+            read = [value for value in node.inputs if value is not None and constant(value) is None]
+            follows = node.op_type in FOLLOWERS and not node.outputs[0].is_graph_output() and made.issuperset(read)
+            if node.name in layers or (follows and (node.op_type != "Add" or len(read) == 2)):
+                chosen.append(str(node.name))
+                made.update(node.outputs)
     return chosen
 
 

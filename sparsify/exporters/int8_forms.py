@@ -11,8 +11,9 @@ import onnx
 from onnx import helper
 
 from sparsify.errors import ExportError
-from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
-from sparsify.exporters.int8_dense import dense_int8, dense_layers, in_groups
+from sparsify.exporters.graphs import reading
+from sparsify.exporters.grouped_linears import grouped_layers
+from sparsify.exporters.int8_dense import dense_int8, dense_layers, in_groups, products
 from sparsify.exporters.int8_grouped import write_grouped_int8
 from sparsify.exporters.int8_layers import time_layers
 from sparsify.exporters.int8_samples import Samples
@@ -148,18 +149,19 @@ def form_in_int8(
         reduce_range: 7 bits of weight in grouped layers.
     """
     shown = _shown(model, form, kinds, reduce_range=reduce_range)
-    layers = find_grouped_linears(model) if form == "grouped" else ()
+    layers = grouped_layers(model) if form == "grouped" else ()
     grouped = [layer for layer in layers if kinds.get(layer.name) == "int8"]
     dense = {node for node, weight in dense_layers(model).items() if kinds.get(weight) == "int8"}
     if grouped:
-        names = sorted({tensor for layer in grouped for tensor in (layer.source, layer.result)})
-        model = write_grouped_int8(model, grouped, observe(model, names, calibration), reduce_range=reduce_range)
+        names = sorted({str(value.name) for layer in grouped for value in (layer.source, layer.result)})
+        weights = {layer.name for layer in grouped}
+        model = write_grouped_int8(model, weights, observe(model, names, calibration), reduce_range=reduce_range)
     return (dense_int8(model, calibration, dense) if dense else model), shown
 
 
 def quantizable(model: onnx.ModelProto, form: str) -> tuple[str, ...]:
     """The weights of the layers of an fp32 file that can be in integers, in graph order."""
-    can = {layer.name for layer in find_grouped_linears(model)} if form == "grouped" else set[str]()
+    can = {layer.name for layer in grouped_layers(model)} if form == "grouped" else set[str]()
     can |= set(dense_layers(model).values())
     return tuple(weight for weight in forms(model, form) if weight in can)
 
@@ -176,12 +178,10 @@ def _shown(model: onnx.ModelProto, form: str, kinds: Mapping[str, str], *, reduc
 
 def forms(model: onnx.ModelProto, kind: str) -> dict[str, str]:
     """Weight -> ``fp32 dense`` or ``fp32 grouped``, of the layers of an fp32 file."""
-    view = View(model)
-    found = {layer.name: "fp32 grouped" for layer in find_grouped_linears(model)} if kind == "grouped" else {}
-    for node in model.graph.node:
-        weight = view.constant(node.input[1]) if node.op_type in ("Conv", "Gemm", "MatMul") else None
-        if weight is not None and weight_name(node.input[1]) not in found:
-            found[weight_name(node.input[1])] = f"fp32 {'grouped' if in_groups(node, weight) else 'dense'}"
+    found = {layer.name: "fp32 grouped" for layer in grouped_layers(model)} if kind == "grouped" else {}
+    with reading(model) as whole:
+        for node, name, weight in products(whole.graph):
+            found.setdefault(name, f"fp32 {'grouped' if in_groups(node, weight) else 'dense'}")
     return found
 
 

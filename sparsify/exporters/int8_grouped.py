@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+import onnx_ir as ir
 
-from sparsify.exporters.grouped_linears import GroupedLinear, View
+from sparsify.exporters.graphs import Writer, leaves, rewritten
+from sparsify.exporters.grouped_linears import GroupedLinear, find_grouped_linears
 from sparsify.timing import Array
 
 BIAS_COLUMNS = 4
@@ -102,152 +103,150 @@ def quantize_layer(layer: GroupedLinear, source: Scale, *, reduce_range: bool = 
     return Quantized(weight, zero, scale, source.zero + value, columns // layer.chunk)
 
 
-class Writer:
-    """New nodes and constants, with names of their own."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {}
-        self.values: list[onnx.ValueInfoProto] = []
-
-    def constant(self, name: str, value: Array) -> str:
-        self.constants.setdefault(name, numpy_helper.from_array(value, name))
-        return name
-
-    def call(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=f"{output}_node", **attributes))
-        return output
-
-    def scale(self, name: str, scale: Scale, *, signed: bool = False) -> tuple[str, str]:
-        """Constants of an activation's scale and zero point."""
-        zero = np.int8(scale.zero - SHIFT) if signed else np.uint8(scale.zero)
-        return (
-            self.constant(f"{name}_scale", np.float32(scale.scale)),  # type: ignore[arg-type]
-            self.constant(f"{name}_zero{'_signed' if signed else ''}", zero),  # type: ignore[arg-type]
-        )
-
-
 def write_grouped_int8(
     model: onnx.ModelProto,
-    layers: Sequence[GroupedLinear],
+    weights: Collection[str] | None,
     observed: Mapping[str, Sequence[Array]],
     *,
     exact: Collection[str] | None = None,
     reduce_range: bool = False,
 ) -> onnx.ModelProto:
-    """A copy of ``model`` whose ``layers`` compute in integers.
+    """A copy of ``model`` whose grouped layers compute in integers.
 
     Args:
         model: as exported.
-        layers: from `find_grouped_linears` of this model.
+        weights: names of the layers; None: all.
         observed: values of every source and result on calibration data.
         exact: results that are not rounded to 8 bits; None: those that leave the file.
         reduce_range: 7 bits of weight against activations in int8; layers whose results are exact keep 8 and uint8.
     """
-    view, by_result = View(model), {layer.result: layer for layer in layers}
-    if exact is None:
-        exact = {layer.result for layer in layers if view.leaves(layer.result)}
-    scales = {
-        layer.result: best_scale(observed[layer.result], rectified=layer.rectified)
-        for layer in layers
-        if layer.result not in exact
-    }
-    for layer in layers:
-        if layer.source not in scales:
-            scales[layer.source] = best_scale(observed[layer.source], rectified=False)
-    replaced = {id(node) for layer in layers for node in layer.nodes}
-    kept = {id(layer.nodes[-1]): layer for layer in layers}
-    writer, integers = Writer(), set[str]()
-    for node in model.graph.node:
-        if id(node) not in replaced:
-            writer.nodes.append(node)
-        layer = kept.get(id(node))
-        if layer is not None and layer.result in exact:
-            _write_exact(writer, view, layer, scales, integers)
-        elif layer is not None:
-            _write(writer, view, layer, scales, integers, by_result, reduce_range)
-    nodes = _live(writer.nodes, {value.name for value in model.graph.output})
-    read = {name for node in nodes for name in node.input}
-    constants = [*model.graph.initializer, *writer.constants.values()]
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
-    result.graph.node.extend(nodes)
-    result.graph.initializer.extend(item for item in constants if item.name in read)
-    result.graph.value_info.extend(writer.values)
-    return result
+
+    def write(graph: ir.Graph) -> bool:
+        layers = [layer for layer in find_grouped_linears(graph) if weights is None or layer.name in weights]
+        kept = exact
+        if kept is None:
+            kept = {str(layer.result.name) for layer in layers if leaves(layer.result)}
+        integers = _Integers(graph, layers, observed, kept, signed=reduce_range)
+        for layer in layers:
+            integers.write(layer)
+        return bool(layers)
+
+    return rewritten(model, write)
 
 
-def _live(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
-    """The nodes something reads, in order."""
-    wanted, live = set(wanted), list[onnx.NodeProto]()
-    for node in reversed(nodes):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            live.insert(0, node)
-    return live
+class _Integers:
+    """Writes layers of a graph, one after the other; activations stay integers between them."""
+
+    def __init__(
+        self,
+        graph: ir.Graph,
+        layers: Sequence[GroupedLinear],
+        observed: Mapping[str, Sequence[Array]],
+        exact: Collection[str],
+        *,
+        signed: bool,
+    ) -> None:
+        self._graph, self._exact, self._signed = graph, exact, signed
+        self._forms: dict[str, ir.Value] = {}
+        results = {str(layer.result.name): layer for layer in layers}
+        self._scales = {
+            name: best_scale(observed[name], rectified=layer.rectified)
+            for name, layer in results.items()
+            if name not in exact
+        }
+        for name in (str(layer.source.name) for layer in layers):
+            if name not in self._scales:
+                self._scales[name] = best_scale(observed[name], rectified=False)
+
+    def write(self, layer: GroupedLinear) -> None:
+        write = Writer(layer.nodes[0], self._graph)
+        exact = layer.result.name in self._exact
+        write.replace(layer.result, (self._sums if exact else self._rounded)(write, layer))
+
+    def _rounded(self, write: Writer, layer: GroupedLinear) -> ir.Value:
+        result, scales = str(layer.result.name), self._scales
+        given, made = scales[str(layer.source.name)], scales[result]
+        whole = quantize_layer(layer, given, reduce_range=self._signed)
+        groups, rows, _ = whole.weight.shape
+        values = self._form(write, layer.source, signed=self._signed)
+        data = _gather(write, layer, whole, values, signed=self._signed)
+        weight = write.constant(f"{result}_weight", _plain(whole.weight))
+        step = write.constant(f"{result}_weight_scale", np.array(whole.scale, np.float32))
+        middle = write.constant(f"weight_zero_{whole.zero}", np.array(whole.zero, np.uint8))
+        activations = (
+            *_constants(write, str(layer.source.name), given, signed=self._signed),
+            *_constants(write, result, made),
+        )
+        product = write.call(
+            "QLinearMatMul",
+            [weight, step, middle, data, *activations],
+            f"{result}_product" if groups > 1 else f"{result}_integers",
+        )
+        if groups > 1:
+            flat = write.constant(f"{result}_rows", np.array([groups * rows, -1], np.int64))
+            product = write.call("Reshape", [product, flat], f"{result}_integers")
+        self._forms[f"{result}_integers"] = product
+        return write.call("DequantizeLinear", [product, *_constants(write, result, made)], f"{result}_values")
+
+    def _sums(self, write: Writer, layer: GroupedLinear) -> ir.Value:
+        """A result that leaves the file: sums are not rounded to 8 bits, the bias is added to them as it is, and outputs do not clip."""
+        result, source = str(layer.result.name), str(layer.source.name)
+        given, (groups, rows, _) = self._scales[source], layer.weight.shape
+        steps = np.maximum(np.abs(layer.weight).max(axis=2, keepdims=True), 1e-12) / 127
+        weight = (np.rint(layer.weight / steps) + 128).astype(np.uint8)
+        whole = Quantized(weight, 128, 0.0, 0, 0)
+        data = _gather(write, layer, whole, self._form(write, layer.source))
+        middle = write.constant(f"weight_zero_{whole.zero}", np.array(whole.zero, np.uint8))
+        zero = _constants(write, source, given)[1]
+        inputs = [write.constant(f"{result}_weight", _plain(weight)), data, middle, zero]
+        sums = write.call("MatMulInteger", inputs, f"{result}_sums")
+        if groups > 1:
+            flat = write.constant(f"{result}_rows", np.array([groups * rows, -1], np.int64))
+            sums = write.call("Reshape", [sums, flat], f"{result}_flat")
+        value = write.call("Cast", [sums], f"{result}_float", to=ir.DataType.FLOAT.value)
+        scale = write.constant(f"{result}_step", (given.scale * steps).reshape(-1, 1).astype(np.float32))
+        value = write.call("Mul", [value, scale], f"{result}_scaled")
+        if layer.bias is not None:
+            bias = write.constant(f"{result}_bias", layer.bias.reshape(-1, 1).astype(np.float32))
+            value = write.call("Add", [value, bias], f"{result}_sum")
+        return write.call("Relu", [value], f"{result}_rectified") if layer.rectified else value
+
+    def _form(self, write: Writer, value: ir.Value, *, signed: bool = False) -> ir.Value:
+        """The uint8 or int8 form of a value; quantized before a transpose rather than after it, where there is less to move."""
+        name = str(value.name)
+        form, plain = f"{name}_signed" if signed else f"{name}_integers", self._forms.get(f"{name}_integers")
+        if form not in self._forms:
+            scale, node = self._scales[name], value.producer()
+            constants = _constants(write, name, scale, signed=signed)
+            if plain is not None:
+                # uint8 arithmetic is modulo 256, and so is the cast: exactly the number less 128.
+                shifted = write.call(
+                    "Sub", [plain, write.constant("shift", np.array(SHIFT, np.uint8))], f"{name}_shifted"
+                )
+                made = write.call("Cast", [shifted], form, to=ir.DataType.INT8.value)
+            elif node is None or node.op_type != "Transpose":
+                made = write.call("QuantizeLinear", [value, *constants], form)
+            else:
+                early = write.call("QuantizeLinear", [_input(node), *constants], f"{form}_early")
+                order: dict[str, Any] = {name: list(attribute.as_ints()) for name, attribute in node.attributes.items()}
+                made = write.call("Transpose", [early], form, **order)
+            self._forms[form] = made
+        return self._forms[form]
 
 
-def _write(
-    writer: Writer,
-    view: View,
-    layer: GroupedLinear,
-    scales: Mapping[str, Scale],
-    integers: set[str],
-    by_result: Mapping[str, GroupedLinear],
-    reduce_range: bool,
-) -> None:
-    source, result = layer.source, layer.result
-    given, made = scales[source], scales[result]
-    whole = quantize_layer(layer, given, reduce_range=reduce_range)
-    groups, rows, _ = whole.weight.shape
-    values = _as_integers(writer, view, source, given, integers, signed=reduce_range)
-    data = _gather(writer, view, layer, whole, values, signed=reduce_range)
-    weight = writer.constant(f"{result}_weight", _plain(whole.weight))
-    step = writer.constant(f"{result}_weight_scale", np.float32(whole.scale))  # type: ignore[arg-type]
-    middle = writer.constant(f"weight_zero_{whole.zero}", np.uint8(whole.zero))  # type: ignore[arg-type]
-    activations = *writer.scale(source, given, signed=reduce_range), *writer.scale(result, made)
-    product = writer.call(
-        "QLinearMatMul",
-        [weight, step, middle, data, *activations],
-        f"{result}_product" if groups > 1 else f"{result}_integers",
+def _input(node: ir.Node) -> ir.Value:
+    found = node.inputs[0]
+    assert found is not None
+    return found
+
+
+def _constants(write: Writer, name: str, scale: Scale, *, signed: bool = False) -> tuple[ir.Value, ir.Value]:
+    """Scale and zero point of an activation."""
+    zero = np.array(scale.zero - SHIFT, np.int8) if signed else np.array(scale.zero, np.uint8)
+    return (
+        write.constant(f"{name}_scale", np.array(scale.scale, np.float32)),
+        write.constant(f"{name}_zero{'_signed' if signed else ''}", zero),
     )
-    if groups > 1:
-        flat = writer.constant(f"{result}_rows", np.array([groups * rows, -1], np.int64))
-        writer.call("Reshape", [product, flat], f"{result}_integers")
-    integers.add(f"{result}_integers")
-    readers = [
-        node for node in view.readers.get(result, []) if not any(node is n for x in by_result.values() for n in x.nodes)
-    ]
-    if readers or result in view.outputs:
-        writer.call("DequantizeLinear", [f"{result}_integers", *writer.scale(result, made)], result)
-
-
-def _write_exact(
-    writer: Writer, view: View, layer: GroupedLinear, scales: Mapping[str, Scale], integers: set[str]
-) -> None:
-    """A layer whose result leaves the file: sums are not rounded to 8 bits, the bias is added to them as it is, and outputs do not clip."""
-    source, result = layer.source, layer.result
-    given, (groups, rows, _) = scales[source], layer.weight.shape
-    steps = np.maximum(np.abs(layer.weight).max(axis=2, keepdims=True), 1e-12) / 127
-    weight = (np.rint(layer.weight / steps) + 128).astype(np.uint8)
-    whole = Quantized(weight, 128, 0.0, 0, 0)
-    data = _gather(writer, view, layer, whole, _as_integers(writer, view, source, given, integers))
-    middle = writer.constant(f"weight_zero_{whole.zero}", np.uint8(whole.zero))  # type: ignore[arg-type]
-    inputs = [writer.constant(f"{result}_weight", _plain(weight)), data, middle, writer.scale(source, given)[1]]
-    sums = writer.call("MatMulInteger", inputs, f"{result}_sums")
-    if groups > 1:
-        flat = writer.constant(f"{result}_rows", np.array([groups * rows, -1], np.int64))
-        sums = writer.call("Reshape", [sums, flat], f"{result}_flat")
-    value = writer.call("Cast", [sums], f"{result}_float", to=onnx.TensorProto.FLOAT)
-    scale = writer.constant(f"{result}_step", (given.scale * steps).reshape(-1, 1).astype(np.float32))
-    last = layer.bias is None and not layer.rectified
-    value = writer.call("Mul", [value, scale], result if last else f"{result}_scaled")
-    if layer.bias is not None:
-        bias = writer.constant(f"{result}_bias", layer.bias.reshape(-1, 1).astype(np.float32))
-        value = writer.call("Add", [value, bias], f"{result}_sum" if layer.rectified else result)
-    if layer.rectified:
-        writer.call("Relu", [value], result)
 
 
 def _plain(values: Array) -> Array:
@@ -255,55 +254,31 @@ def _plain(values: Array) -> Array:
     return values if len(values) > 1 else values[0]
 
 
-def _gather(
-    writer: Writer, view: View, layer: GroupedLinear, whole: Quantized, data: str, *, signed: bool = False
-) -> str:
+def _gather(write: Writer, layer: GroupedLinear, whole: Quantized, data: ir.Value, *, signed: bool = False) -> ir.Value:
     """The integers [G, K', M] a layer reads, of one group [K', M], constants for its bias among them."""
     groups, _, width = whole.weight.shape
-    count, chunk, index = (view.shape(layer.source) or [0])[0] or 0, layer.chunk, layer.index
-    result = layer.result
+    shape = layer.source.shape
+    assert shape is not None
+    count, chunk, index, result = int(shape[0]), layer.chunk, layer.index, layer.result.name  # type: ignore[arg-type]
     if whole.extra:
-        pads = writer.constant(f"{result}_pads", np.array([0, 0, whole.extra * chunk, 0], np.int64))
-        constant = np.int8(whole.constant - SHIFT) if signed else np.uint8(whole.constant)
-        fill = writer.constant(f"{result}_fill", constant)  # type: ignore[arg-type]
-        data = writer.call("Pad", [data, pads, fill], f"{result}_padded")
+        pads = write.constant(f"{result}_pads", np.array([0, 0, whole.extra * chunk, 0], np.int64))
+        constant = np.array(whole.constant - SHIFT, np.int8) if signed else np.array(whole.constant, np.uint8)
+        data = write.call("Pad", [data, pads, write.constant(f"{result}_fill", constant)], f"{result}_padded")
         if index is not None:
             ones = np.arange(count // chunk, count // chunk + whole.extra)
             index = np.concatenate([index, np.broadcast_to(ones, (groups, whole.extra))], axis=1)
     if chunk > 1:
-        shape = writer.constant(f"{result}_chunks", np.array([count // chunk + whole.extra, -1], np.int64))
-        data = writer.call("Reshape", [data, shape], f"{result}_chunked")
+        sizes = write.constant(f"{result}_chunks", np.array([count // chunk + whole.extra, -1], np.int64))
+        data = write.call("Reshape", [data, sizes], f"{result}_chunked")
     if index is not None:
         if chunk == 1:  # shapes are not inferred through integer operators; `single_samples` looks for the batch
-            shape = [count + whole.extra, (view.sizes.get(layer.source) or [None])[-1]]
-            kind = onnx.TensorProto.INT8 if signed else onnx.TensorProto.UINT8
-            writer.values.append(helper.make_tensor_value_info(data, kind, shape))
-        places = writer.constant(f"{result}_index", _plain(index).astype(np.int64))
-        data = writer.call("Gather", [data, places], f"{result}_gathered", axis=0)
+            data.type = ir.TensorType(ir.DataType.INT8 if signed else ir.DataType.UINT8)
+            data.shape = ir.Shape([count + whole.extra, shape[1]])
+        places = write.constant(f"{result}_index", _plain(index).astype(np.int64))
+        data = write.call("Gather", [data, places], f"{result}_gathered", axis=0)
     if chunk > 1:
-        sizes = (groups, width, -1) if groups > 1 else (width, -1)
-        shape = writer.constant(f"{result}_groups", np.array(sizes, np.int64))
-        data = writer.call("Reshape", [data, shape], f"{result}_inputs")
+        sizes = write.constant(
+            f"{result}_groups", np.array((groups, width, -1) if groups > 1 else (width, -1), np.int64)
+        )
+        data = write.call("Reshape", [data, sizes], f"{result}_inputs")
     return data
-
-
-def _as_integers(
-    writer: Writer, view: View, name: str, scale: Scale, integers: set[str], *, signed: bool = False
-) -> str:
-    """The uint8 or int8 form of a tensor; quantized before a transpose rather than behind it, where there is less to move."""
-    form = f"{name}_signed" if signed else f"{name}_integers"
-    if form in integers:
-        return form
-    integers.add(form)
-    if f"{name}_integers" in integers and signed:
-        # uint8 arithmetic is modulo 256, and so is the cast: exactly the number less 128.
-        shift = writer.constant("shift", np.uint8(SHIFT))  # type: ignore[arg-type]
-        shifted = writer.call("Sub", [f"{name}_integers", shift], f"{name}_shifted")
-        return writer.call("Cast", [shifted], form, to=onnx.TensorProto.INT8)
-    node = view.producer.get(name)
-    constants = writer.scale(name, scale, signed=signed)
-    if node is None or node.op_type != "Transpose":
-        return writer.call("QuantizeLinear", [name, *constants], form)
-    early = writer.call("QuantizeLinear", [node.input[0], *constants], f"{form}_early")
-    perm = [list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"]
-    return writer.call("Transpose", [early], form, **({"perm": perm[0]} if perm else {}))

@@ -13,8 +13,9 @@ import onnx
 from onnx import TensorProto, helper
 from onnx.utils import Extractor
 
-from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
-from sparsify.exporters.int8_dense import dense_int8, dense_layers, in_groups
+from sparsify.exporters.graphs import leaves, reading
+from sparsify.exporters.grouped_linears import grouped_layers
+from sparsify.exporters.int8_dense import dense_int8, dense_layers, in_groups, products
 from sparsify.exporters.int8_grouped import write_grouped_int8
 from sparsify.exporters.skeleton import Written, inferred
 from sparsify.timing import Array, Feeds, session_of, times
@@ -43,7 +44,7 @@ def time_layers(
     forms: dict[str, dict[str, Timed]] = {}
     for kind, model in models.items():
         quantized = {name: node for node, name in dense_layers(model).items()}
-        view, linear, found = View(model), {layer.name: layer for layer in find_grouped_linears(model)}, _layers(model)
+        linear, found = {layer.name: layer for layer in grouped_layers(model)}, _layers(model)
         kept = {w: cut for w, cut in found.items() if kind == "dense" or w in linear or w not in quantized}
         values, extractor = _values(model, [start for start, _ in kept.values()], timed), Extractor(model)
         extractor.value_infos |= {value.name: value for value in inferred(model).value_info}
@@ -54,8 +55,8 @@ def time_layers(
             parts[f"fp32 {kind}"] = part, given
             if kind == "grouped" and weight in linear:
                 observed = {start: [values[start]], end: [_values(part, [end], given)[end]]}
-                exact = {end} if view.leaves(end) else set[str]()
-                integers = write_grouped_int8(part, find_grouped_linears(part), observed, exact=exact)
+                exact = {end} if leaves(linear[weight].result) else set[str]()
+                integers = write_grouped_int8(part, None, observed, exact=exact)
                 parts["int8 grouped"] = _inside(integers, given)
             elif kind == "dense" and weight in quantized:
                 parts["int8 dense"] = _inside(dense_int8(part, [given], {quantized[weight]}), given)
@@ -82,17 +83,16 @@ def _of_size(model: onnx.ModelProto, given: Feeds) -> onnx.ModelProto:
 
 def _layers(model: onnx.ModelProto) -> dict[str, Cut]:
     """Weight -> first and last tensor, of layers that compute one product."""
-    view, found = View(model), dict[str, Cut]()
-    for layer in find_grouped_linears(model):
-        found[layer.name] = layer.source, layer.result
-    for node in model.graph.node:
-        weight = view.constant(node.input[1]) if node.op_type in ("Conv", "Gemm", "MatMul") else None
-        if weight is None or weight_name(node.input[1]) in found or node.output[0] in view.outputs:
-            continue
-        start, before = node.input[0], view.producer.get(node.input[0])
-        if in_groups(node, weight) and before is not None and before.op_type == "Gather":
-            start = before.input[0]
-        found[weight_name(node.input[1])] = start, node.output[0]
+    found = {layer.name: (str(layer.source.name), str(layer.result.name)) for layer in grouped_layers(model)}
+    with reading(model) as whole:
+        for node, name, weight in products(whole.graph):
+            start = node.inputs[0]
+            if name in found or start is None or node.outputs[0].is_graph_output():
+                continue
+            before = start.producer()
+            if in_groups(node, weight) and before is not None and before.op_type == "Gather":
+                start = before.inputs[0]
+            found[name] = str(start and start.name), str(node.outputs[0].name)
     return found
 
 

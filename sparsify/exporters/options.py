@@ -11,11 +11,12 @@ import onnx
 from torch import Tensor
 
 from sparsify.errors import ExportError, TrainingWarning
-from sparsify.exporters.fused_products import fused_products
+from sparsify.exporters.fused_products import fuse_products
+from sparsify.exporters.graphs import rewritten
 from sparsify.exporters.preprocessing import Preprocessing
 from sparsify.exporters.proof import Reference
 from sparsify.exporters.signature import flat_inputs
-from sparsify.exporters.single_samples import SELECTIONS, single_samples
+from sparsify.exporters.single_samples import SELECTIONS, SingleSamples
 from sparsify.exporters.size_ranges import allowed_batches
 from sparsify.ir import Program, Stage
 from sparsify.ir.binding import Inputs
@@ -94,11 +95,15 @@ class Request:
     def written(self) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
         """What a file becomes before it is written."""
         several = self.program.dynamic_batch and self.batch > 1
-        return fused_products if self.options.selection == "gather" or several else _by_batch
+        return _fused if self.options.selection == "gather" or several else _by_batch
+
+
+def _fused(model: onnx.ModelProto) -> onnx.ModelProto:
+    return rewritten(model, fuse_products)
 
 
 def _by_batch(model: onnx.ModelProto) -> onnx.ModelProto:
-    return single_samples(fused_products(model))
+    return rewritten(model, fuse_products, SingleSamples(model))
 
 
 def requested(program: Program, path: Path, inputs: Inputs, options: Options, metadata: Mapping[str, str]) -> Request:

@@ -41,6 +41,8 @@ def write(file: Path, model: onnx.ModelProto, metadata: Mapping[str, str], baked
     """Finish a graph in place and write it: its metadata, what it computes from bytes, who made it."""
     if baked is not None:
         baked.bake(model)
+    for node in model.graph.node:
+        del node.metadata_props[:]
     del model.metadata_props[:]
     for key, value in sorted(metadata.items()):
         model.metadata_props.add(key=key, value=value)

@@ -23,12 +23,14 @@ from typing import Any
 import torch
 
 from sparsify.errors import LoadError
+from sparsify.ir.grouped_linear import GROUPED_LINEAR
 from sparsify.ir.nodes import apply_mask, apply_random_mask, masked_view
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sparsify.apply_mask": apply_mask,
     "sparsify.masked_view": masked_view,
     "sparsify.apply_random_mask": apply_random_mask,
+    "sparsify.grouped_linear": GROUPED_LINEAR,
     **{f"operator.{f.__name__}": f for f in (
         operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.neg,
         operator.pow, operator.getitem, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge,
@@ -37,7 +39,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch.sym_max": torch.sym_max, "torch.sym_min": torch.sym_min, "torch.sym_not": torch.sym_not,
     "torch.sym_float": torch.sym_float, "torch.sym_int": torch.sym_int,
 }  # fmt: skip
-"""Functions of Python and of this package that a graph may call: masks, and arithmetic of sizes."""
+"""Functions of Python and of this package that a graph may call: masks, packed layers, and arithmetic of sizes."""
 
 DENIED = re.compile(
     r"from_file|set_?|data|resize\w*|requires_grad_|retains_grad|output_nr|pin_memory|is_(pinned|vulkan_available|set_to|distributed)"

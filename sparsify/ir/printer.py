@@ -56,7 +56,9 @@ def _row(program: Program, node: fx.Node, parameters: Container[str]) -> tuple[s
 def target_name(target: Any) -> str:
     """``aten.linear`` for an ATen overload, the plain name for one of our operators."""
     text = str(target)
-    return text.removesuffix(".default") if text.startswith("aten.") else getattr(target, "__name__", text)
+    return (
+        text.removesuffix(".default") if text.startswith(("aten.", "sparsify.")) else getattr(target, "__name__", text)
+    )
 
 
 def _value(value: Any) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from sparsify.ir.dimensions import BATCH, value_of
+from sparsify.ir.grouped_linear import GROUPED_LINEAR
 from sparsify.ir.nodes import MASK_OPERATORS, TensorSpec, apply_random_mask
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.
 _MATMUL = {
     aten.matmul.default: 0, aten.mm.default: 0, aten.bmm.default: 0, aten.mv.default: 0, aten.dot.default: 0,
     aten.vdot.default: 0, aten.inner.default: 0, aten.einsum.default: 0, aten.tensordot.default: 0,
-    aten.addmm.default: 1, aten.baddbmm.default: 1, aten.addmv.default: 1, operator.matmul: 0,
+    aten.addmm.default: 1, aten.baddbmm.default: 1, aten.addmv.default: 1, operator.matmul: 0, GROUPED_LINEAR: 1,
 }  # fmt: skip
 """Products of two operands, with the position of the first."""
 _EMBEDDING = (aten.embedding.default,)

@@ -206,10 +206,10 @@ def _encode_node(node: fx.Node) -> dict[str, Any]:
 def _encode_target(target: Any) -> str:
     if isinstance(target, str):
         return target
-    if isinstance(target, torch._ops.OpOverload):
-        return f"op:{target}"
     if target in _NAMES:
         return f"py:{_NAMES[target]}"
+    if isinstance(target, torch._ops.OpOverload):
+        return f"op:{target}"
     raise LoadError(
         f"the graph calls {target}, which has no file form. Save before inserting it, or use ATen operators only."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import VerificationError
+from sparsify.ir.grouped_linear import GROUPED_LINEAR
 from sparsify.ir.nodes import MASK_OPERATORS, Stage, apply_random_mask, is_vouched, phases_of
 from sparsify.ir.sites import first_names
 
@@ -194,13 +196,42 @@ def masks_absent(tables: Tables) -> Iterator[Violation]:
             yield Violation("masks-absent", name, f"buffer left in a {tables.program.stage.value} program")
 
 
+def packing_malformed(tables: Tables) -> Iterator[Violation]:
+    """A packed layer reads inputs that there are, as many as its weight has columns, and has a bias for each output or none."""
+    for phase, nodes in tables.nodes.items():
+        for node in nodes:
+            if node.target is not GROUPED_LINEAR:
+                continue
+            source, weight, inputs, bias, chunk = node.args
+            shape, spec = weight.meta["spec"].shape, source.meta.get("spec")
+            features = spec.shape[0] if spec is not None else None
+            if inputs is not None:
+                index = tables.program.tensor(str(inputs.target))
+                fits = index.dtype is torch.int64 and (*index.shape[:-1], index.shape[-1] * chunk) == (
+                    *shape[:-2],
+                    shape[-1],
+                )
+                if not fits or (isinstance(features, int) and not _within(index, features // chunk)):
+                    yield Violation(
+                        "packing-malformed", node.name, f"reads inputs {inputs.target} of {phase} that do not fit"
+                    )
+            if bias is not None and bias.meta["spec"].shape != (math.prod(shape[:-1]),):
+                yield Violation(
+                    "packing-malformed", node.name, f"has weight {shape} and bias {bias.meta['spec'].shape}"
+                )
+
+
+def _within(index: Tensor, count: int) -> bool:
+    return not index.numel() or (int(index.min()) >= 0 and int(index.max()) < count)
+
+
 _ALWAYS: tuple[Rule, ...] = (phases_missing, state_missing, spec_missing, inputs_disagree, outputs_named)
 _TRAINED: tuple[Rule, ...] = (*_ALWAYS, phases_disagree)
 RULES: dict[Stage, tuple[Rule, ...]] = {
     Stage.TRACED: (*_TRAINED, random_mask_malformed),
     Stage.MASKED: (*_TRAINED, mask_bypassed, mask_malformed, inactive_nonzero, random_mask_malformed),
     Stage.FOLDED: (*_TRAINED, masks_absent),
-    Stage.DEPLOYED: (*_ALWAYS, masks_absent),
+    Stage.DEPLOYED: (*_ALWAYS, masks_absent, packing_malformed),
 }
 
 

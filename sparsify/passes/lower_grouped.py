@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,6 +16,7 @@ from sparsify.errors import PassError
 from sparsify.ir import Program, Stage, TensorSpec, surgery
 from sparsify.ir.dimensions import BATCH, mentions
 from sparsify.ir.feature_major import FeatureMajor, can_turn, feature_shape, sizes
+from sparsify.ir.grouped_linear import GROUPED_LINEAR
 from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 from sparsify.passes.eliminate_unread_outputs import groups_of, reads_of
 from sparsify.passes.in_place import make_functional
@@ -89,10 +91,11 @@ class LowerGroupedConv(Pass):
 
 @dataclass(frozen=True)
 class LowerGroupedLinear(Pass):
-    """Linear layer -> selection of rows of feature-major values and one product of small matrices, a group each.
+    """Linear layer -> one product of small matrices, one per group, over selected rows of feature-major values.
 
-    Over tokens the product is a convolution of width 1 in groups. Chains of layers stay feature-major: through elementwise operators,
-    residual additions and layer norms, with dense layers between lowered ones turned too, so that transposes remain at the ends only.
+    It is the operator ``sparsify.grouped_linear``; over tokens a convolution of width 1 in groups, after a selection. Chains of layers
+    stay feature-major: through elementwise operators, residual additions and layer norms, with dense layers between lowered ones turned
+    too, so that transposes remain at the ends only.
 
     Raises:
         PassError: If the form is unknown or a glob matches no weight.
@@ -137,21 +140,23 @@ class LowerGroupedLinear(Pass):
 
     def _lower(self, program: Program, node: fx.Node, weight: fx.Node, packing: Packing, columns: FeatureMajor) -> None:
         values, tokens = packing.values(program.get_parameter(str(weight.target))), len(feature_shape(node)) > 2
-        source, last = _selected(program, node, weight, packing, columns)
         if tokens:
+            source, last = _selected(program, node, weight, packing, columns)
             _replace(program, weight, values.flatten(0, 1).unsqueeze(-1))
-            made = _convolution(node, weight, source, packing.groups, columns, last)
-        else:
-            _replace(program, weight, values[0] if packing.groups == 1 else values)
-            made = _product(node, weight, source, packing, columns, last)
-        columns.lowered(node, made)
+            columns.lowered(node, _convolution(node, weight, source, packing.groups, columns, last))
+            return
+        inputs = None
+        if not packing.is_identity(program.get_parameter(str(weight.target)).shape[1]):
+            index = packing.inputs[:, :: packing.chunk] // packing.chunk
+            inputs = _index(program, weight, node, index[0] if packing.groups == 1 else index)
+        _replace(program, weight, values[0] if packing.groups == 1 else values)
+        columns.lowered(node, _product(node, weight, inputs, packing.chunk, columns))
 
     def _follow_dense(self, node: fx.Node, columns: FeatureMajor) -> None:
         """A dense layer that reads a feature-major value computes in that form as well."""
         if node.target is aten.linear.default and node.args[0] in columns.twins and can_turn(node):
-            source = columns.twins[node.args[0]]  # type: ignore[index]
-            product = columns.emit(node, aten.matmul.default, (node.args[1], source), feature_shape(node))
-            columns.lowered(node, _with_bias(node, product, columns))
+            made = _tokens if len(feature_shape(node)) > 2 else functools.partial(_product, inputs=None, chunk=1)
+            columns.lowered(node, made(node, node.args[1], columns=columns))  # type: ignore[arg-type]
 
 
 def _varying(program: Program, node: fx.Node) -> list[str]:
@@ -179,30 +184,21 @@ def _every_step(program: Program, node: fx.Node, source: fx.Node, weight: Tensor
 def _selected(
     program: Program, node: fx.Node, weight: fx.Node, packing: Packing, columns: FeatureMajor
 ) -> tuple[fx.Node, fx.Node]:
-    """What the groups read, feature-major, and the node behind which its readers go.
-
-    [N, G * K, S] of tokens, else [G, K, N], or [K, N] of one group.
-    """
+    """What the groups read of tokens, [N, G * K, S], and the node behind which its readers go."""
     source, last = columns.of(node.args[0]), node  # type: ignore[arg-type]
-    *lead, features, width = feature_shape(node.args[0])  # type: ignore[arg-type]
-    groups, kept, chunk = *packing.inputs.shape, packing.chunk
-    whole = packing.is_identity(int(features))
-    if not whole:
-        index = packing.inputs.reshape(groups, -1, chunk)[:, :, 0] // chunk
-        table = not lead and groups > 1  # of indices: it gives the groups their dimension at once
-        places = _index(program, weight, node, index if table else index.flatten())
-        line = width if chunk == 1 else chunk * width if isinstance(width, int) else f"{chunk}*{width}"
-        if chunk > 1:  # rows of a chunk lie side by side, so that a chunk is one line to copy
-            shape = (*lead, int(features) // chunk, line)
-            source = last = columns.emit(last, aten.reshape.default, (source, sizes(shape)), shape)
-        if table:
-            shape = (*index.shape, line)
-            source = last = columns.emit(last, aten.embedding.default, (source, places), shape)
-        else:
-            shape = (*lead, index.numel(), line)
-            source = last = columns.emit(last, aten.index_select.default, (source, len(lead), places), shape)
-    shape = (*lead, groups * kept, width) if lead or groups == 1 else (groups, kept, width)
-    if (chunk > 1 and not whole) or (whole and len(shape) > len(feature_shape(node))):
+    batch, features, width = feature_shape(node.args[0])  # type: ignore[arg-type]
+    chunk = packing.chunk
+    if packing.is_identity(int(features)):
+        return source, last
+    line = width if chunk == 1 else chunk * width if isinstance(width, int) else f"{chunk}*{width}"
+    if chunk > 1:  # rows of a chunk lie side by side, so that a chunk is one line to copy
+        shape = (batch, int(features) // chunk, line)
+        source = last = columns.emit(last, aten.reshape.default, (source, sizes(shape)), shape)
+    index = _index(program, weight, node, packing.inputs.flatten()[::chunk] // chunk)
+    shape = (batch, packing.inputs.numel() // chunk, line)
+    source = last = columns.emit(last, aten.index_select.default, (source, 1, index), shape)
+    if chunk > 1:
+        shape = (batch, packing.inputs.numel(), width)
         source = last = columns.emit(last, aten.reshape.default, (source, sizes(shape)), shape)
     return source, last
 
@@ -215,25 +211,20 @@ def _convolution(
     return columns.emit(last, aten.conv1d.default, (source, weight, bias, [1], [0], [1], groups), feature_shape(node))
 
 
-def _product(
-    node: fx.Node, weight: fx.Node, source: fx.Node, packing: Packing, columns: FeatureMajor, last: fx.Node
-) -> fx.Node:
-    """Of small matrices, a group each, flattened to [O, N]."""
-    groups, shape = packing.groups, feature_shape(node)
-    whole = shape if groups == 1 else (groups, packing.rows, shape[-1])
-    product = columns.emit(last, aten.matmul.default, (weight, source), whole)
-    if groups > 1:
-        product = columns.emit(product, aten.reshape.default, (product, sizes(shape)), shape)
-    return _with_bias(node, product, columns)
-
-
-def _with_bias(node: fx.Node, product: fx.Node, columns: FeatureMajor) -> fx.Node:
-    bias = node.args[2] if len(node.args) > 2 else None
+def _tokens(node: fx.Node, weight: fx.Node, columns: FeatureMajor) -> fx.Node:
+    """A dense layer over tokens."""
+    bias, shape = node.args[2] if len(node.args) > 2 else None, feature_shape(node)
+    product = columns.emit(node, aten.matmul.default, (weight, columns.of(node.args[0])), shape)  # type: ignore[arg-type]
     if not isinstance(bias, fx.Node):
         return product
-    shape = feature_shape(node)
     column = columns.emit(product, aten.unsqueeze.default, (bias, 1), (shape[-2], 1))
     return columns.emit(column, aten.add.Tensor, (product, column), shape)
+
+
+def _product(node: fx.Node, weight: fx.Node, inputs: fx.Node | None, chunk: int, columns: FeatureMajor) -> fx.Node:
+    bias = node.args[2] if len(node.args) > 2 else None
+    source = columns.of(node.args[0])  # type: ignore[arg-type]
+    return columns.emit(node, GROUPED_LINEAR, (source, weight, inputs, bias, chunk), feature_shape(node))
 
 
 def _layers(

@@ -14,9 +14,14 @@ from torch import Tensor, nn
 
 from sparsify.exporters import int8_forms
 from sparsify.exporters.conversion import quiet as quiet
-from sparsify.exporters.grouped_linears import find_grouped_linears
+from sparsify.exporters.conversion import translations
+from sparsify.exporters.fused_products import fuse_products
+from sparsify.exporters.graphs import rewritten
+from sparsify.exporters.grouped_linears import grouped_layers
 from sparsify.exporters.int8_grouped import write_grouped_int8
 from sparsify.exporters.int8_samples import Samples, Wanted
+from sparsify.exporters.single_samples import SingleSamples
+from sparsify.ir.grouped_linear import GROUPED_LINEAR
 from sparsify.timing import values_of
 from tests.cases import digits
 
@@ -28,15 +33,12 @@ class GroupedLinear(nn.Module):
         super().__init__()
         self.shape, self.chunk = (outputs // rows, rows, kept), chunk
         self.weight = nn.Parameter(torch.randn(self.shape) * kept**-0.5)
-        self.bias = nn.Parameter(torch.randn(outputs, 1) * 0.3)
+        self.bias = nn.Parameter((torch.randn(outputs, 1) * 0.3).reshape(-1))
         picked = [torch.randperm(inputs // chunk)[: kept // chunk].sort().values for _ in range(self.shape[0])]
-        self.register_buffer("index", torch.cat(picked))
+        self.register_buffer("index", torch.stack(picked))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.chunk > 1:
-            x = x.reshape(x.shape[0] // self.chunk, -1)
-        x = torch.index_select(x, 0, self.index).reshape(self.shape[0], self.shape[2], -1)
-        return torch.matmul(self.weight, x).reshape(self.shape[0] * self.shape[1], -1) + self.bias
+        return GROUPED_LINEAR(x, self.weight, self.index, self.bias, self.chunk)
 
 
 class GroupedMlp(nn.Module):
@@ -68,13 +70,22 @@ def trained_file(chunk: int) -> bytes:
     with quiet(), warnings.catch_warnings():
         exported = torch.onnx.export(
             model.eval(), (x[:2],), dynamo=True, opset_version=20, input_names=["x"], verbose=False,
-            output_names=["logits", "probabilities"], dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            output_names=["logits", "probabilities"], custom_translation_table=translations(),
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         )  # fmt: skip
     return exported.model_proto.SerializeToString()
 
 
 def load(chunk: int) -> onnx.ModelProto:
     return onnx.load_from_string(trained_file(chunk))
+
+
+def fused_products(model: onnx.ModelProto) -> onnx.ModelProto:
+    return rewritten(model, fuse_products)
+
+
+def single_samples(model: onnx.ModelProto) -> onnx.ModelProto:
+    return rewritten(model, SingleSamples(model))
 
 
 def run(model: onnx.ModelProto, x: np.ndarray, *names: str) -> list[np.ndarray]:
@@ -90,9 +101,9 @@ def images(count=1797):
 
 def grouped_int8(model, calibration, **options):
     """The file with every grouped layer in integers."""
-    layers = find_grouped_linears(model)
-    names = sorted({name for layer in layers for name in (layer.source, layer.result)})
-    return write_grouped_int8(model, layers, int8_forms.observe(model, names, calibration), **options)
+    layers = grouped_layers(model)
+    names = sorted({name for layer in layers for name in (layer.source.name, layer.result.name)})
+    return write_grouped_int8(model, None, int8_forms.observe(model, names, calibration), **options)
 
 
 def in_batches(x, size=32):

@@ -10,9 +10,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from sparsify.exporters.fused_products import fused_products
-from sparsify.exporters.single_samples import single_samples
-from tests.exporters.grouped_mlp import images, load, run
+from tests.exporters.grouped_mlp import fused_products, images, load, run, single_samples
 
 
 def kinds(nodes):

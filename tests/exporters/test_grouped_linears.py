@@ -1,59 +1,93 @@
-"""Grouped layers found again in a file, with what belongs to them and nothing else."""
+"""Grouped layers found in a file by their marks, with what belongs to them and nothing else."""
 
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+import torch
+from torch import nn
 
-from sparsify.exporters.grouped_linears import View, find_grouped_linears, weight_name
-from tests.exporters.grouped_mlp import load
+import sparsify as sp
+from sparsify.exporters.conversion import convert
+from sparsify.exporters.graphs import leaves
+from sparsify.exporters.grouped_linears import grouped_layers, weight_name
+from sparsify.ir.grouped_linear import GROUPED_LINEAR
+from tests.exporters.grouped_mlp import fused_products, load, single_samples
 
 
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_layers_are_found_with_what_belongs_to_them(chunk):
-    first, second = find_grouped_linears(load(chunk))
+    first, second = grouped_layers(load(chunk))
     assert first.weight.shape == (4, 32, 16) and second.weight.shape == (4, 32, 32)
     assert first.chunk == second.chunk == chunk and first.rectified and second.rectified
-    assert first.index.shape == (4, 16 // chunk) and second.source == first.result
+    assert first.index.shape == (4, 16 // chunk) and second.source.name == first.result.name
     assert first.bias is not None and first.bias.shape == (128,)
 
 
-def product(*before, index=None, weight=(2, 3, 4), rows=8):
-    """y = W @ x with nodes before it, and constants."""
-    tensors = {"w": np.ones(weight, np.float32), **({} if index is None else {"i": np.array(index)})}
-    tensors["shape"] = np.array([weight[0], weight[2], -1]) if len(weight) == 3 else np.array([-1])
-    nodes = [*before, helper.make_node("MatMul", ["w", "g" if before else "x"], ["y"])]
-    graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, "batch"])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(value, name) for name, value in tensors.items()],
-    )  # fmt: skip
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+def test_a_layer_that_was_made_into_something_else_is_none():
+    model = load(1)
+    product = next(node for node in model.graph.node if node.op_type == "MatMul")
+    product.op_type = "Gemm"
+    assert len(grouped_layers(model)) == 1
 
 
-def test_a_product_of_all_rows_is_a_group_of_one():
-    (layer,) = find_grouped_linears(product(weight=(3, 8)))
-    assert layer.index is None and layer.weight.shape == (1, 3, 8) and layer.name == "w" and layer.bias is None
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_operators_that_compute_a_layer_without_its_mark_are_no_layer(chunk):
+    model = load(chunk)
+    for node in model.graph.node:
+        del node.metadata_props[:]
+    assert grouped_layers(model) == ()
 
 
-def test_a_gather_along_columns_is_no_grouped_layer():
-    assert (
-        find_grouped_linears(
-            product(helper.make_node("Gather", ["x", "i"], ["g"], axis=1), index=[0, 1], weight=(3, 8))
-        )
-        == ()
-    )
+def values(file, x):
+    return onnxruntime.InferenceSession(file.SerializeToString()).run(None, {file.graph.input[0].name: x.numpy()})
+
+
+class Mixed(nn.Module):
+    """Three layers that read the same chunks, two of them by one table; one whose groups read their own parts; one group."""
+
+    def __init__(self):
+        super().__init__()
+        shapes = [(2, 3, 4), (2, 3, 4), (2, 3, 4), (2, 3, 3), (5, 4)]
+        self.weights = nn.ParameterList([torch.randn(shape) for shape in shapes])
+        self.register_buffer("alone", torch.tensor([[0, 2], [1, 3]]))
+        self.register_buffer("shared", torch.tensor([[1, 2], [0, 3]]))
+        self.register_buffer("rows", torch.tensor([0, 1, 4, 5]))
+
+    def forward(self, x):
+        x, tables = x.t(), (self.alone, self.shared, self.shared)
+        made = sum(GROUPED_LINEAR(x, self.weights[i], table, None, 2) for i, table in enumerate(tables))
+        parts = GROUPED_LINEAR(made, self.weights[3], None, None, 1)
+        return GROUPED_LINEAR(parts, self.weights[4], self.rows, None, 1).t()
+
+
+def test_layers_of_every_kind_compute_the_same_and_those_with_a_selection_of_their_own_are_found():
+    torch.manual_seed(0)
+    model, x = Mixed(), torch.randn(3, 8)
+    file = convert(sp.Pipeline.parse("deploy")(sp.trace(model, (x,)).eval()), [x], 20)
+    for form in (file, fused_products(file), single_samples(fused_products(file))):
+        assert np.allclose(model(x).detach(), values(form, x)[0], atol=1e-5)
+    layers = grouped_layers(file)
+    assert [layer.name for layer in layers] == ["weights.0", "weights.4"]
+    assert [layer.chunk for layer in layers] == [2, 1]
+    assert [layer.weight.shape for layer in layers] == [(2, 3, 4), (1, 5, 4)]
+    for layer in layers:
+        inner = {value for node in layer.nodes for value in node.outputs} - {layer.result}
+        assert all(use.node in layer.nodes for value in inner for use in value.uses())
 
 
 def test_a_value_leaves_where_only_its_shape_changes_on_the_way():
     model = load(1)
-    view, layers = View(model), find_grouped_linears(model)
-    assert not view.leaves(layers[0].result) and view.leaves("logits")
+    first, *_ = grouped_layers(model)
+    graph = ir.from_proto(model).graph
+    assert not leaves(first.result) and leaves(graph.outputs[0])
     turned = next(node for node in model.graph.node if node.op_type == "Transpose" and node.input[0] != "x")
     turned.output[0] = "turned"
     model.graph.output[0].name = "turned"
-    assert View(model).leaves(turned.input[0])
+    values = ir.convenience.create_value_mapping(ir.from_proto(model).graph)
+    assert leaves(values[turned.input[0]])
 
 
 def test_names_of_weights():

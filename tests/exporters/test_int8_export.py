@@ -12,7 +12,8 @@ from torch import nn
 import sparsify as sp
 from sparsify.errors import ExportError
 from sparsify.exporters import export, int8_forms
-from sparsify.exporters.grouped_linears import find_grouped_linears
+from sparsify.exporters.conversion import convert
+from sparsify.exporters.grouped_linears import grouped_layers
 from sparsify.exporters.int8_grouped import write_grouped_int8
 from tests.cases import digits
 
@@ -91,14 +92,14 @@ def test_every_int8_form_of_a_trained_network_keeps_its_predictions(build, tmp_p
     } and not result.forms.keys() - result.int8.chosen.layers.keys()
 
 
-def test_grouped_layers_of_a_masked_program_are_found_in_its_file(tmp_path):
-    program, (x, _) = trained(mlp), digits(64)
-    export(program, tmp_path / "m.onnx", inputs=[x], form="grouped")
-    model = onnx.load(tmp_path / "m.onnx")
+def test_grouped_layers_of_a_masked_program_are_found_in_its_graph():
+    x, _ = digits(64)
+    program = sp.Pipeline.parse("fold-masks | deploy | lower-grouped-linear{form=grouped}")(trained(mlp))
+    model = convert(program, [x], 20)
     names = [item.name for item in model.graph.input]
-    layers = find_grouped_linears(model)
-    tensors = [tensor for layer in layers for tensor in (layer.source, layer.result)]
-    written = write_grouped_int8(model, layers, int8_forms.observe(model, tensors, [{names[0]: x.numpy()}]))
+    layers = grouped_layers(model)
+    tensors = [tensor for layer in layers for tensor in (layer.source.name, layer.result.name)]
+    written = write_grouped_int8(model, None, int8_forms.observe(model, tensors, [{names[0]: x.numpy()}]))
     kinds = [node.op_type for node in written.graph.node]
     assert len(layers) == 3 and kinds.count("QLinearMatMul") == 2 and kinds.count("MatMulInteger") == 1
     assert kinds.count("QuantizeLinear") == 1 and "DequantizeLinear" not in kinds

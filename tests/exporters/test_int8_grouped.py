@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from sparsify.exporters import int8_forms
-from sparsify.exporters.grouped_linears import GroupedLinear, find_grouped_linears
+from sparsify.exporters.grouped_linears import GroupedLinear, grouped_layers
 from sparsify.exporters.int8_grouped import Scale, best_scale, quantize_layer, write_grouped_int8
 from tests.exporters.grouped_mlp import grouped_int8, images, in_batches, load, run
 
@@ -17,7 +17,10 @@ from tests.exporters.grouped_mlp import grouped_int8, images, in_batches, load, 
 def layer(weight, bias=None, *, chunk=1):
     weight = np.array(weight, np.float32)
     index = np.zeros((len(weight), weight.shape[2] // chunk), np.int64)
-    return GroupedLinear((), "x", "y", weight, None if bias is None else np.array(bias, np.float32), index, chunk, True)
+    return GroupedLinear(
+        nodes=(), entry=None, result=None, matrix=None, table=None, weight=weight,
+        bias=None if bias is None else np.array(bias, np.float32), index=index, chunk=chunk, rectified=True,
+    )  # fmt: skip
 
 
 def test_a_scale_by_hand():
@@ -81,14 +84,14 @@ def test_the_bias_is_right_to_half_a_constant(zero, chunk, size):
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_the_file_computes_what_a_loop_over_integers_gives(chunk, reduce_range):
     model, (x, _) = load(chunk), images(40)
-    layers = find_grouped_linears(model)
-    names = [name for part in layers for name in (part.source, part.result)]
+    layers = grouped_layers(model)
+    names = [name for part in layers for name in (part.source.name, part.result.name)]
     seen = int8_forms.observe(model, names, in_batches(x))
-    written = write_grouped_int8(model, layers, seen, reduce_range=reduce_range)
+    written = write_grouped_int8(model, None, seen, reduce_range=reduce_range)
     onnx.checker.check_model(written)
-    first = f"{layers[0].source}_{'signed' if reduce_range else 'integers'}"
-    stages = [first, *(f"{part.result}_integers" for part in layers[:2])]
-    stages += [f"{layers[0].result}_signed"] * reduce_range
+    first = f"{layers[0].source.name}_{'signed' if reduce_range else 'integers'}"
+    stages = [first, *(f"{part.result.name}_integers" for part in layers[:2])]
+    stages += [f"{layers[0].result.name}_signed"] * reduce_range
     written.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in stages)
     found = [values.astype(np.int64) for values in run(written, x, *stages)]
     if reduce_range:
@@ -96,11 +99,11 @@ def test_the_file_computes_what_a_loop_over_integers_gives(chunk, reduce_range):
             np.array_equal(found.pop(), found[1] - 128) and len(np.unique(found[1])) > 200
         )  # both halves of the range
         found[0] += 128
-    source = best_scale(seen[layers[0].source], rectified=False)
-    given = source.quantize(np.concatenate(seen[layers[0].source], axis=1))
+    source = best_scale(seen[layers[0].source.name], rectified=False)
+    given = source.quantize(np.concatenate(seen[layers[0].source.name], axis=1))
     assert np.abs(found[0] - given).max() <= 1  # pixels are multiples of 1/16: many lie halfway
     for part, values, have in zip(layers, found[:-1], found[1:], strict=True):
-        made = best_scale(seen[part.result], rectified=True)
+        made = best_scale(seen[part.result.name], rectified=True)
         whole = quantize_layer(part, source, reduce_range=reduce_range)
         want = np.empty_like(have)
         for row in range(len(want)):
@@ -131,7 +134,7 @@ def test_digits_survive_and_activations_stay_integers(chunk, reduce_range):
 
 def test_a_network_whose_hidden_values_leave_the_file_keeps_them():
     model, (x, _) = load(1), images(64)
-    hidden = find_grouped_linears(model)[0].result
+    hidden = grouped_layers(model)[0].result.name
     model.graph.output.append(onnx.helper.make_tensor_value_info(hidden, onnx.TensorProto.FLOAT, [128, "batch"]))
     written = grouped_int8(model, in_batches(x))
     want, have = run(model, x, hidden)[0], run(written, x, hidden)[0]
@@ -140,8 +143,8 @@ def test_a_network_whose_hidden_values_leave_the_file_keeps_them():
 
 def test_a_layer_whose_result_leaves_the_file_is_not_rounded_to_8_bits():
     model, (x, _) = load(1), images(64)
-    first = find_grouped_linears(model)[0]
-    alone = onnx.utils.Extractor(model).extract_model(["x"], [first.result])
+    first = grouped_layers(model)[0]
+    alone = onnx.utils.Extractor(model).extract_model(["x"], [first.result.name])
     written = grouped_int8(alone, in_batches(x))
     kinds = [node.op_type for node in written.graph.node]
     assert kinds.count("MatMulInteger") == 1 and "QLinearMatMul" not in kinds and "DequantizeLinear" not in kinds

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sparsify.errors import ExportError
-from sparsify.exporters.single_samples import check_same, single_samples
-from tests.exporters.grouped_mlp import run
+from sparsify.exporters.single_samples import check_same
+from tests.exporters.grouped_mlp import run, single_samples
 
 RNG = np.random.default_rng(0)
 TABLES = [RNG.integers(0, 64, (16, 24)), RNG.integers(0, 128, (16, 32))]
