@@ -15,11 +15,13 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sparsify.errors import LoadError
+from sparsify.errors import LoadError, TaskError
 from sparsify.ir.binding import KINDS, UNKNOWN
 from sparsify.ir.foreign import checked_identifier, checked_path, checked_text, is_plain_structure
 from sparsify.ir.nodes import Stage, phases_of
 from sparsify.ir.size_ranges import EXCEPTIONS
+from sparsify.tasks import Task
+from sparsify.tasks.stored import from_data
 
 MOST_NODES = 200_000
 MOST_VALUES = 2**29
@@ -92,6 +94,13 @@ class RangeForm(_Form):
     excluded: Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=EXCEPTIONS)]
 
 
+class TaskForm(_Form):
+    """What the outputs mean (`sparsify.tasks.stored`): a kind by its name, and options that are plain data."""
+
+    kind: Annotated[Text, Field(min_length=1, max_length=64)]
+    options: Annotated[dict[Text, bool | int | float | str | list[float]], Field(max_length=64)] = {}
+
+
 def _constant(value: Any) -> Any:
     number = value["float"] if isinstance(value, dict) and set(value) == {"float"} else value
     if not (number is None or isinstance(number, (bool, int, str))) or len(str(number)) > 300:
@@ -130,6 +139,7 @@ class ProgramForm(_Form):
     training: bool
     dynamic_batch: bool
     unfinished: Annotated[str, Field(max_length=LONGEST_NOTE), AfterValidator(checked_text)] = ""
+    task: TaskForm | None = None
     batch_ranges: dict[Literal["train", "eval"], RangeForm] = {}
     """In files of earlier versions: the ranges of N."""
     ranges: dict[Literal["train", "eval"], dict[Dimension, RangeForm]] = {}
@@ -202,3 +212,21 @@ def checked_document(value: Any) -> ProgramForm:
             f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg'].removeprefix('Value error, ')}"[:300] for e in found[:3]
         )
         raise LoadError(f"its program.json does not have the form of a program: {shown}.") from error
+
+
+def task_of(document: ProgramForm) -> Task | None:
+    """What the outputs of a program mean, where its file says that.
+
+    Raises:
+        LoadError: If the kind or an option is unknown here, or the graphs do not return what the task reads.
+    """
+    if document.task is None:
+        return None
+    try:
+        found = from_data(document.task.kind, document.task.options)
+    except TaskError as error:
+        raise LoadError(f"its task is none that is known here: {error}") from error
+    for phase, nodes in document.graphs.items():
+        if found.output is not None and found.output not in (nodes[-1].names or ()):
+            raise LoadError(f"its task {found.name!r} reads {found.output!r}, which the graph {phase} does not return.")
+    return found

@@ -36,7 +36,7 @@ def outputs_over(
             for name, value in outputs_of(program, moved(samples.batch(rows).inputs, device)).items():
                 if names is None or name in names:
                     parts.setdefault(name, []).append(value.cpu() if isinstance(value, Tensor) else value)
-    return {name: _joined(values) for name, values in parts.items()}
+    return {name: joined(values) for name, values in parts.items()}
 
 
 def outputs_of(program: Program, inputs: Inputs) -> dict[str, Any]:
@@ -56,7 +56,8 @@ def _filled(value: Tensor, sizes: list[int]) -> Tensor:
     return found
 
 
-def _joined(values: list[Any]) -> Any:
+def joined(values: list[Any]) -> Any:
+    """Outputs of batches as one of all samples, as `outputs_over` returns them."""
     if not isinstance(values[0], Tensor):
         return values[-1]
     if len({value.shape[1:] for value in values}) > 1:

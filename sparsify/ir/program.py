@@ -30,6 +30,7 @@ from sparsify.ir.nodes import (
 from sparsify.ir.phase import Phase, copy_graph
 from sparsify.ir.size_ranges import EVERY, SizeRange
 from sparsify.ir.state import clone_state, find, submodule
+from sparsify.tasks import Task
 
 
 class Program(nn.Module):
@@ -52,6 +53,7 @@ class Program(nn.Module):
         places: input, dimension and name of every size that may vary.
         plain_inputs: how many positional arguments a call gives, where each is one value and there are no others; -1 elsewhere.
         unfinished: what a trainer has still to do before the program is as sparse as asked for; empty without a trainer.
+        task: what its outputs mean, where it was traced for a task; functions of your own are not in its file.
 
     Examples:
         >>> import torch
@@ -71,6 +73,7 @@ class Program(nn.Module):
     signature: inspect.Signature
     constants: dict[int, Constant]
     unfinished: str
+    task: Task | None = None
     in_spec: pytree.TreeSpec
     plain_inputs: int
     places: tuple[tuple[int, int, str], ...]
@@ -340,7 +343,7 @@ class Program(nn.Module):
             constants=self.constants,
             signature=self.signature,
         ).train(self.training)
-        copy.__dict__["unfinished"] = self.unfinished
+        copy.__dict__.update(unfinished=self.unfinished, task=self.task)
         memo[id(self)] = copy
         return copy
 

@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from sparsify.errors import LoadError, SparsifyError
 from sparsify.files import write_atomically
 from sparsify.ir.binding import KINDS, UNKNOWN
-from sparsify.ir.document import LONGEST_NOTE, NodeForm, ProgramForm, checked_document
+from sparsify.ir.document import LONGEST_NOTE, NodeForm, ProgramForm, checked_document, task_of
 from sparsify.ir.foreign import INTEGERS, checked_keyword, checked_text, parse_json
 from sparsify.ir.nodes import GradientTap, RandomnessRecord, Stage, TensorSpec
 from sparsify.ir.operators import FUNCTIONS, aten_operator
@@ -34,6 +34,7 @@ from sparsify.ir.phase import FULL_PRECISION
 from sparsify.ir.rehearsal import rehearse
 from sparsify.ir.size_ranges import SizeRange
 from sparsify.ir.state import place
+from sparsify.tasks.stored import to_data
 
 if TYPE_CHECKING:
     from sparsify.ir.program import Program
@@ -60,6 +61,7 @@ def save_program(program: Program, path: Path) -> None:
         "training": program.training,
         "dynamic_batch": program.dynamic_batch,
         **({"unfinished": program.unfinished[:LONGEST_NOTE]} if program.unfinished else {}),
+        **_encode_task(program),
         **_encode_limits(program),
         "inputs": [_encode_spec(spec) for spec in program.input_specs],
         "in_spec": _encode_tree(program.in_spec),
@@ -165,6 +167,11 @@ def _encode_tree(spec: pytree.TreeSpec) -> str:
 
 def _encode_spec(spec: TensorSpec) -> list[Any]:
     return [spec.name, list(spec.shape), spec.dtype]
+
+
+def _encode_task(program: Program) -> dict[str, Any]:
+    found = None if program.task is None else to_data(program.task)
+    return {} if found is None else {"task": found}
 
 
 def _encode_limits(program: Program) -> dict[str, Any]:
@@ -277,6 +284,7 @@ def _decode_program(document: ProgramForm, tensors: dict[str, Tensor], make: typ
         signature=_decode_signature(document),
     ).train(document.training)
     program.unfinished = document.unfinished
+    program.task = task_of(document)
     return program
 
 

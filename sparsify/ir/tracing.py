@@ -34,6 +34,7 @@ from sparsify.ir.size_ranges import EVERY
 from sparsify.ir.state import skeleton
 from sparsify.ir.verifier import verify
 from sparsify.tasks import Task, kind
+from sparsify.tasks.stored import as_task
 
 
 @checked(
@@ -124,6 +125,7 @@ def trace(
             ranges = compare(model, program, example, captured["eval"].dimensions)
         program.ranges = ranges
     _say_limits(program, captured, _trained_on(task, meaning))
+    program.task = None if task is None else as_task(task)
     return program.train(mode)
 
 

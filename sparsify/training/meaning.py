@@ -18,7 +18,8 @@ def meaning(task: str | Task | None, program: Program, method: Method) -> Task:
     """The task of a trainer.
 
     Args:
-        task: by value or name; None: regression for a program that returns ``prediction`` and no logits, else classification.
+        task: by value or name; None: the program's own, or regression for one that returns ``prediction`` and no logits, else
+            classification.
         program: traced for it.
         method: which may be made for some tasks only.
 
@@ -27,6 +28,7 @@ def meaning(task: str | Task | None, program: Program, method: Method) -> Task:
         TrainingError: If the program does not return what the task reads, or the method is made for other tasks.
     """
     names = program.output_names("train")
+    task = program.task if task is None else task
     if task is None:
         found: Task = Regression() if "prediction" in names and "logits" not in names else Classification()
     else:

@@ -1,0 +1,128 @@
+"""A task as plain data: its kind and its options, so that a file can hold it. Functions of the user's own are no data and are left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from sparsify.errors import TaskError
+from sparsify.tasks.base import Task
+from sparsify.tasks.custom import Custom
+from sparsify.tasks.registry import kind
+
+LONGEST = 2**16
+"""Characters of a text, and numbers of a list, that an option may have."""
+
+
+def absent(output: Any, target: Any) -> Tensor:
+    """In the place of the loss of a custom task that was read from a file.
+
+    Raises:
+        TaskError: Always, with how to give the loss.
+    """
+    del output, target
+    raise TaskError(
+        "the loss and the figures of task 'custom' are functions, which the file of a program does not hold. Give them: --recipe for the "
+        "command, task=sparsify.tasks.Custom(criterion=...) in Python."
+    )
+
+
+def measurable(task: Task | None) -> bool:
+    """Whether the task can measure outputs: not where its functions are `absent`."""
+    return task is not None and not (isinstance(task, Custom) and task.criterion is absent)
+
+
+def as_task(task: str | Task) -> Task | None:
+    """The task of a value, or of a name with its defaults; None for a task of another package that has none for some option.
+
+    Raises:
+        TaskError: If there is no task of that name.
+    """
+    return task if isinstance(task, Task) else _made(kind(task), {})
+
+
+def to_data(task: Task) -> dict[str, Any] | None:
+    """``{"kind": name, "options": {...}}`` with the options that differ from their defaults; None where they are no plain data.
+
+    Examples:
+        >>> from sparsify.tasks import Regression
+        >>> from sparsify.tasks.stored import from_data, to_data
+        >>> to_data(Regression(criterion="huber"))
+        {'kind': 'regression', 'options': {'criterion': 'huber'}}
+        >>> str(from_data("regression", {"criterion": "huber"}))
+        'regression{criterion=huber}'
+    """
+    given = {
+        name: value
+        for name, default in _defaults(type(task)).items()
+        if (value := getattr(task, name)) != default and not callable(value)
+    }
+    options = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    try:
+        known = from_data(task.name, options) if _registered(task) else None
+    except TaskError:
+        return None
+    functions = isinstance(task, Custom)  # they are left out, and said to be
+    return {"kind": task.name, "options": options} if functions or known == task else None
+
+
+def from_data(name: str, options: Mapping[str, Any]) -> Task:
+    """The task of `to_data`, from data that may come from anyone.
+
+    Raises:
+        TaskError: If there is no such task, or it has no option of that name or kind.
+    """
+    cls, defaults = kind(name), _defaults(kind(name))
+    values: dict[str, Any] = {}
+    for key, value in options.items():
+        if key not in defaults or not _alike(value, defaults[key]):
+            known = ", ".join(key for key, default in defaults.items() if default is not None) or "none"
+            raise TaskError(f"task {name!r} has no option {key!r} of the kind {str(value)[:80]!r}. It has {known}.")
+        values[key] = tuple(value) if isinstance(value, list) else value
+    made = _made(cls, values)
+    if made is None:
+        raise TaskError(f"task {name!r} cannot be made of plain data: it has an option without a default.")
+    return made
+
+
+def _registered(task: Task) -> bool:
+    try:
+        return kind(task.name) is type(task)
+    except TaskError:
+        return False
+
+
+def _made(cls: type[Task], options: dict[str, Any]) -> Task | None:
+    if issubclass(cls, Custom):
+        return cls(criterion=absent, **options)
+    lacking = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in options}
+    return None if lacking else cls(**options)
+
+
+def _defaults(cls: type[Task]) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(cls)}
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a value is of the kind of a default; nothing is where that is a function or missing."""
+    match default:
+        case bool():
+            return isinstance(value, bool)
+        case int():
+            return isinstance(value, int) and not isinstance(value, bool)
+        case float():
+            return _number(value)
+        case str():
+            return isinstance(value, str) and len(value) <= LONGEST
+        case tuple():
+            return isinstance(value, list) and len(value) <= LONGEST and all(map(_number, value))
+        case _:
+            return False
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
