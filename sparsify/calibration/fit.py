@@ -18,6 +18,7 @@ from sparsify.parts import conformal, metrics
 from sparsify.parts.calibrators import NotIdentifiableError, fit_temperature, fit_vector_scaling
 from sparsify.parts.samples import Samples
 from sparsify.tasks import Task, build
+from sparsify.tasks.base import judged
 
 FEW = 5
 """Held-out samples per class below which a fit is called rough."""
@@ -94,14 +95,14 @@ def fit(
         after = found / fitted["temperature"]
         temperature = None
     else:
-        scores, answers = _judged(meaning, found, held_out.targets)
+        scores, answers = judged(meaning, found, held_out.targets.cpu())
         fitted, note = _fitted(kind, scores, answers)
         plain = kind == "temperature"
         after = found / fitted["temperature"] if plain else found * fitted["scale"] + fitted["bias"]
         temperature = float(fitted["temperature"]) if plain else None
     for name, value in fitted.items():
         program.tensor(f"calibration.{name}").copy_(value)
-    tables = {when: _judged(meaning, z, held_out.targets) for when, z in (("before", found), ("after", after))}
+    tables = {when: judged(meaning, z, held_out.targets.cpu()) for when, z in (("before", found), ("after", after))}
     figures = {when: (scores.softmax(1), answers) for when, (scores, answers) in tables.items()}
     return CalibrationLog(
         kind=kind,
@@ -120,13 +121,6 @@ def kind_of(program: Program) -> str | None:
         return "label-temperature" if buffers["calibration.temperature"].ndim else "temperature"
     found = {"calibration.scale": "vector", "calibration.reach": "interval"}
     return next((kind for name, kind in found.items() if name in buffers), None)
-
-
-def _judged(task: Task, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """A row of scores and the right column for each decision that is judged."""
-    scores, answers = task.scores(output), task.answers(target.cpu())
-    assert scores is not None and answers is not None, "a task with such a head decides"
-    return scores[answers >= 0], answers[answers >= 0]
 
 
 def _interval(program: Program, prediction: Tensor, target: Tensor, level: float) -> CalibrationLog:

@@ -6,11 +6,17 @@ Every output of a file is judged on its own, by its shape and type. A file is go
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+
+from sparsify.tasks import Task
 
 Array = np.ndarray
+Counts = tuple[int, int, int, int]
+"""Decisions, those agreed, clear ones, those agreed."""
 MOST_ERROR = 0.15
 """Root mean square error over all units of an output, relative to their standard deviation over the samples."""
 MOST_UNIT_ERROR = 0.4
@@ -35,6 +41,8 @@ MANY = 10
 """A class is judged on its own where it comes up so often, among pixels, tokens, signs and whole numbers; in scores [N, K] always."""
 CHANCE = 0.01
 """Losses of right answers that are as unlikely as this by chance are refused, if they are more than `MOST_LOSS`."""
+EXACT = 1000
+"""Changed answers up to which that chance is summed exactly; more are as good as normal."""
 MOST_LOSS = 0.01
 MOST_CLASS_LOSS = 0.1
 """Share of the samples, and of those of a class, whose right answer may be lost on balance."""
@@ -45,10 +53,11 @@ class Agreement:
     """How an output of a file agrees with the program's on held-out samples.
 
     Attributes:
-        decisions: samples whose argmax was compared; 0 where the outputs are not scores of classes, [N, K].
-        agreed: those whose argmax is the program's.
-        clear: samples whose margin is `CLEAR` typical errors or more.
-        clear_agreed: those of them whose argmax is the program's.
+        decisions: those of the task (of samples, labels, positions) that were compared; 0 where the outputs decide nothing. Without a
+            task: samples whose argmax was compared, of scores [N, K].
+        agreed: those that are the program's.
+        clear: those whose margin is `CLEAR` typical errors or more.
+        clear_agreed: those of them that are the program's.
         largest_error: of the outputs, relative to their largest magnitude.
         error: root mean square error relative to the standard deviation of the outputs over the samples; of whole numbers, the share
             that differs.
@@ -65,16 +74,28 @@ class Agreement:
 
 
 def judge(
-    want: Array, have: Array, labels: Array | None = None, *, scores: bool = False, by_sample: bool = True
+    want: Array,
+    have: Array,
+    labels: Array | None = None,
+    *,
+    scores: bool = False,
+    by_sample: bool = True,
+    task: Task | None = None,
+    threshold: float = 0.0,
 ) -> Agreement:
     """Compare an output of a file, of any shape, with the program's.
+
+    With a task, its decisions are compared (`sparsify.tasks.Task.scores`), label by label and class by class, and what they get right;
+    where it decides nothing, only errors relative to the spread over the samples. Without one, shapes tell what may be decided.
 
     Args:
         want: the program's, finite or -inf for classes that are excluded.
         have: the file's, of the same shape.
-        labels: int [N], to compare what both get right; None, or of another shape: it is not compared.
+        labels: int [N], or the targets of the task, to compare what both get right; None, or of another shape: it is not compared.
         scores: they are known to be scores of classes, as they are where ``labels`` are whole numbers.
         by_sample: the first dimension counts samples. If not, all values are taken as samples of one unit.
+        task: what the output means; None: it is not known.
+        threshold: above which a task of yes or no says yes: 0 of logits, 0.5 of probabilities.
     """
     if want.shape != have.shape:
         return _refused(f"its values have shape {list(have.shape)}, not {list(want.shape)}")
@@ -90,11 +111,17 @@ def judge(
     if by_sample and len(want) < 2:
         return _refused("one held-out sample is too few to compare it on")
     table, found = (np.where(known, values, 0.0).astype(np.float64) for values in (want, have))
-    scores = scores or (labels is not None and np.issubdtype(labels.dtype, np.integer))
+    if task is None:
+        scores = scores or (labels is not None and np.issubdtype(labels.dtype, np.integer))
+    else:
+        scores = by_sample and task.scores(torch.from_numpy(table)) is not None
     whole, reason = _by_error(table, found, scores=scores)
     largest = float(np.abs(found - table).max()) / max(float(np.abs(table).max()), 1e-30)
     if not by_sample:
         return Agreement(0, 0, 0, 0, largest, whole, reason)
+    if task is not None:
+        counts, by_class = _by_task(want - threshold, have - threshold, labels, task)
+        return Agreement(*counts, largest, whole, by_class or reason)
     if want.ndim == 1 or want.shape[1:] == (1,):  # one score, whose sign may decide between two classes
         want, have = (np.stack([0.0 * v.reshape(-1), v.reshape(-1)], axis=1) for v in (table, found))
         _, by_class = _decisions(want, have, labels, least=MANY)
@@ -110,6 +137,25 @@ def judge(
     return Agreement(*decisions, largest, whole, (by_class or reason) if want.ndim == 2 else (reason or by_class))
 
 
+def _by_task(want: Array, have: Array, labels: Array | None, task: Task) -> tuple[Counts, str]:
+    """The decisions of a task: counts as of `_decisions`, and what is wrong with them; those that its targets do not judge are left out."""
+    outputs = [torch.from_numpy(np.ascontiguousarray(values, np.float64)) for values in (want, have)]
+    first, second = (task.scores(output) for output in outputs)
+    if first is None or second is None:
+        return (0, 0, 0, 0), ""
+    about = task.about(outputs[0])
+    answers = None if labels is None else task.answers(torch.from_numpy(np.ascontiguousarray(labels)))
+    known = torch.ones(len(first), dtype=torch.bool)
+    if answers is not None and len(answers) == len(first):
+        known = answers >= 0
+    if not bool(known.any()):
+        return (0, 0, 0, 0), ""
+    mine = None if answers is None or len(answers) != len(first) else answers[known].numpy()
+    kinds = None if about is None else about[known].numpy()
+    least = 1 if task.link == "softmax" and len(first) == len(want) else MANY
+    return _decisions(first[known].numpy(), second[known].numpy(), mine, least=least, about=kinds)
+
+
 def _refused(reason: str) -> Agreement:
     return Agreement(0, 0, 0, 0, math.inf, math.inf, reason)
 
@@ -117,7 +163,7 @@ def _refused(reason: str) -> Agreement:
 def _whole_numbers(want: Array, have: Array) -> Agreement:
     """Classes, ranks, counts, masks: equal or not."""
     want, have = want.reshape(-1), have.reshape(-1)
-    reason = _by_class(want, have, "values", least=MANY) if want.size else ""
+    reason = _by_class(want, want == have, "values", least=MANY, named=_Names()) if want.size else ""
     return Agreement(0, 0, 0, 0, float((want != have).any()), float((want != have).mean()), reason)
 
 
@@ -163,38 +209,65 @@ def _by_channel(table: Array, found: Array, most: float) -> str:
     return ""
 
 
-def _decisions(want: Array, have: Array, labels: Array | None, *, least: int) -> tuple[tuple[int, int, int, int], str]:
-    """Of scores [N, K]: decisions, those agreed, clear ones, those agreed; and what is wrong with them."""
+def _decisions(
+    want: Array, have: Array, labels: Array | None, *, least: int, about: Array | None = None
+) -> tuple[Counts, str]:
+    """Of scores [N, K]: decisions, those agreed, clear ones, those agreed; and what is wrong with them.
+
+    Args:
+        want, have: of the program and of the file.
+        labels: int [N], what is right.
+        least: how often a class comes up that is judged on its own.
+        about: int [N], the label that each decision is about; its classes are judged apart from those of other labels.
+    """
     known = np.isfinite(want)
     error = np.where(known, have, 0.0) - np.where(known, want, 0.0)
     first, second = want.argmax(1), have.argmax(1)
     ordered = np.partition(want, -2, axis=1)
     centred = error - error.mean(axis=1, keepdims=True)
     clear = ordered[:, -1] - ordered[:, -2] > CLEAR * float(np.median(np.abs(centred).max(axis=1)))
-    reason = _by_class(first[clear], second[clear], "clear decisions", least=least) if clear.any() else ""
+    same, named = first == second, _Names(want.shape[1], about)
+    first = named.kinds(first)
+    reason = _by_class(first[clear], same[clear], "clear decisions", least=least, named=named) if clear.any() else ""
     if labels is not None and labels.shape == first.shape and np.issubdtype(labels.dtype, np.integer):
-        reason = reason or _by_labels(first == labels, second == labels, labels)
-    same = first == second
+        right = want.argmax(1) == labels, have.argmax(1) == labels
+        reason = reason or _by_labels(*right, named.kinds(labels), named)
     return (len(same), int(same.sum()), int(clear.sum()), int((same & clear).sum())), reason
 
 
-def _by_class(first: Array, second: Array, what: str, *, least: int) -> str:
+@dataclass(frozen=True)
+class _Names:
+    """Classes by number, those of each label with numbers of their own."""
+
+    columns: int = 1
+    about: Array | None = None
+
+    def kinds(self, choices: Array) -> Array:
+        return choices if self.about is None else choices + self.about * self.columns
+
+    def __call__(self, kind: int) -> str:
+        if self.about is None:
+            return f"class {kind}"
+        return f"answer {kind % self.columns} of label {kind // self.columns}"
+
+
+def _by_class(first: Array, same: Array, what: str, *, least: int, named: _Names) -> str:
     """What is wrong, by each class that comes up ``least`` times, and in all."""
     kinds, places, counts = np.unique(first, return_inverse=True, return_counts=True)
-    same = np.bincount(places, weights=first == second)
-    for kind, count, hits in zip(kinds, counts, same, strict=True):
+    found = np.bincount(places, weights=same)
+    for kind, count, hits in zip(kinds, counts, found, strict=True):
         if count >= least and _upper(int(hits), int(count)) < LEAST_CLASS_AGREEMENT:
-            return f"of {count} {what} for class {kind} it makes {int(hits)}"
-    hits = int(same.sum())
+            return f"of {count} {what} for {named(kind)} it makes {int(hits)}"
+    hits = int(found.sum())
     return "" if hits >= LEAST_AGREEMENT * len(first) else f"of {len(first)} {what} it makes {hits}"
 
 
-def _by_labels(before: Array, after: Array, labels: Array) -> str:
+def _by_labels(before: Array, after: Array, labels: Array, named: _Names) -> str:
     for kind in np.unique(labels):
         mine = labels == kind
         had, has = int(before[mine].sum()), int(after[mine].sum())
         if (had > 1 and has == 0) or _lost(before[mine], after[mine], MOST_CLASS_LOSS):
-            return f"of {int(mine.sum())} samples of class {kind} it finds {has}, the program {had}"
+            return f"of {int(mine.sum())} samples of {named(kind)} it finds {has}, the program {had}"
     if _lost(before, after, MOST_LOSS):
         return f"its accuracy is {after.mean():.4f}, the program's {before.mean():.4f}"
     return ""
@@ -206,6 +279,8 @@ def _lost(before: Array, after: Array, most: float) -> bool:
     if lost - gained <= most * len(before):
         return False
     count = lost + gained
+    if count > EXACT:
+        return (lost - gained - 1) / math.sqrt(count) > statistics.NormalDist().inv_cdf(1 - CHANCE)
     return sum(math.comb(count, k) for k in range(lost, count + 1)) / 2**count < CHANCE
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from sparsify.exporters.signature import Output
 
@@ -17,7 +19,7 @@ Point = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class Compared:
-    """One output at one batch, [N, U] each: the program's values, and error, tolerance and size of the file's."""
+    """One output at one batch, [N, U] each: the program's values, and error, tolerance and size of the file's; ``shape`` is [N, ...]."""
 
     output: Output
     point: Point
@@ -25,6 +27,7 @@ class Compared:
     error: Array
     tolerance: Array
     size: Array
+    shape: tuple[int, ...]
 
     def told(self, *, lone: bool) -> Array:
         """Bool [U]: which units the samples move by `TOLD` tolerances; of a lone sample, which differ from 0 by them."""
@@ -36,13 +39,29 @@ class Compared:
         return high > low
 
     def decisions(self) -> tuple[int, int]:
-        """Samples whose highest logit is clear, and those where it is a tie; (0, 0) for an output that does not choose among classes."""
-        if not self.output.chooses:
+        """Decisions of the task that are clear, and those that are ties; (0, 0) for an output that decides nothing."""
+        wanted, tolerance = self._scores(self.wanted), self._scores(self.tolerance)
+        if wanted is None or tolerance is None:
             return 0, 0
-        rows = np.arange(len(self.wanted))
-        order = np.argsort(np.nan_to_num(self.wanted, nan=-np.inf, posinf=np.inf, neginf=-np.inf), axis=1)
-        first, second = order[:, -1], order[:, -2]
-        with np.errstate(all="ignore"):
-            margin = self.wanted[rows, first] - self.wanted[rows, second]
-            clear = margin > self.tolerance[rows, first] + self.tolerance[rows, second]
+        known = wanted.nan_to_num(nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+        best = known.topk(2, dim=1).indices
+        first, second = wanted.gather(1, best).unbind(1)
+        clear = first - second > tolerance.gather(1, best).sum(1)
         return int(clear.sum()), int((~clear).sum())
+
+    def _scores(self, values: Array) -> Tensor | None:
+        task = self.output.task
+        return None if task is None else task.scores(torch.from_numpy(values).reshape(self.shape))
+
+
+def as_numbers(value: Tensor) -> Array:
+    """Numbers as float64, complex ones as pairs of them."""
+    return (torch.view_as_real(value) if value.is_complex() else value).detach().double().numpy()
+
+
+def distance(want: Array, have: Array) -> Array:
+    """|want - have|; 0 where both are the same infinity or both are not a number, infinite where only one of them is."""
+    with np.errstate(invalid="ignore"):
+        found = np.abs(want - have)
+    same = (want == have) | (np.isnan(want) & np.isnan(have))
+    return np.where(same, 0.0, np.where(np.isnan(found), np.inf, found))

@@ -26,6 +26,9 @@ from sparsify.exporters.single_samples import check_same
 from sparsify.exporters.skeleton import Written
 from sparsify.timing import Array, opened, run_over, times, values_of
 
+HEADS = ("probabilities", "lower", "upper")
+"""Outputs of calibration heads, which mean what the output before them means."""
+
 
 @dataclass(frozen=True)
 class Int8:
@@ -36,11 +39,12 @@ class Int8:
         trials: all, fastest first.
         layers: milliseconds of each layer run by itself, by weight and form.
         batch, threads: of the trials.
-        decisions: samples whose argmax was compared with the program's; 0 where the outputs are not scores of classes.
-        agreed: those whose argmax is the program's.
+        decisions: those of the task (of samples, labels, positions) that were compared with the program's; 0 where nothing is decided.
+        agreed: those that are the program's.
         largest_error: of the logits (or of what the task reads), relative to their largest magnitude.
         head: what became of the calibration head: fitted again, kept and why, or none.
-        figures: on the held-out samples, where labels were given: NLL and ECE with the program's head (before) and the file's (after).
+        figures: on the held-out samples, where labels were given: NLL and ECE, or coverage and width of intervals, with the program's head
+            (before) and the file's (after).
         clear, clear_agreed: decisions whose margin is well above the file's errors, and those of them that are the program's.
         passed_over: by name of a faster trial, which output is off and how (`sparsify.exporters.acceptance`); and of a form that could
             not be made, why.
@@ -178,14 +182,21 @@ class _Court:
 def compared(samples: Samples, values: Mapping[str, list[Array]]) -> dict[str, Agreement]:
     """How every output of the program agrees with what a file gives for the held-out samples, a batch an entry."""
     found: dict[str, Agreement] = {}
-    main = samples.wanted[samples.main]
+    main, task = samples.wanted[samples.main], samples.task
     shape = main.table(main.values).shape
     for name, wanted in samples.wanted.items():
         want, have = wanted.table(wanted.values), wanted.table(values[name])
-        alike = name in (samples.main, "probabilities") and want.shape == shape
+        alike = name in (samples.main, *HEADS) and want.shape == shape
         labels = samples.labels[: len(want)] if samples.labels is not None and alike else None
-        scores = alike and "probabilities" in samples.wanted
-        found[name] = judge(want, have, labels, scores=scores, by_sample=wanted.samples is not None)
+        found[name] = judge(
+            want,
+            have,
+            labels,
+            scores=alike and "probabilities" in samples.wanted,
+            by_sample=wanted.samples is not None,
+            task=task if alike and task is not None and task.output == samples.main else None,
+            threshold=0.5 if name == "probabilities" and task is not None and task.link == "sigmoid" else 0.0,
+        )
     return found
 
 

@@ -14,6 +14,7 @@ from sparsify.exporters.signature import batches_of, refuse_alike, sample_count,
 from sparsify.exporters.size_ranges import allowed_batches
 from sparsify.ir import Program
 from sparsify.ir.size_ranges import SizeRange
+from sparsify.tasks import Task
 from sparsify.timing import BATCH, Array, Batches, Feeds
 
 BRANCH_SAMPLES = 32
@@ -47,8 +48,9 @@ class Samples:
         timed: inputs of the call that is timed.
         held_out: inputs in batches, on which the file is compared with the program.
         wanted: every output of the program for ``held_out``, by name.
-        labels: int64 [N] of ``held_out``, to fit the calibration head on, or None.
+        labels: targets of ``held_out``, [N, ...], to fit the calibration head on, or None.
         tried: inputs on which the file as it is written is run beside the one that was judged; empty: those of ``held_out``.
+        task: what the outputs mean; None: shapes and heads tell what they can.
     """
 
     calibration: Batches
@@ -57,11 +59,13 @@ class Samples:
     wanted: Mapping[str, Wanted]
     labels: Array | None = None
     tried: Batches = field(default=())
+    task: Task | None = None
 
     @property
     def main(self) -> str:
-        """The output that a task reads: ``logits`` or ``prediction``, or else the first."""
-        return next((name for name in ("logits", "prediction") if name in self.wanted), next(iter(self.wanted)))
+        """The output that the task reads, else ``logits`` or ``prediction``, or the first."""
+        read = (self.task and self.task.output, "logits", "prediction")
+        return next((name for name in read if name in self.wanted), next(iter(self.wanted)))  # type: ignore[return-value]
 
 
 def samples_of(
@@ -72,18 +76,21 @@ def samples_of(
     *,
     batch: int,
     whole: bool = False,
+    task: Task | None = None,
 ) -> Samples:
     """Batches of sizes that the program takes, and its outputs for them.
 
     Args:
         program: in eval mode, on the CPU.
         calibration, held_out: a tensor per input. An input without a batch dimension goes into every batch as it is.
-        labels: of ``held_out``.
+        labels: targets of ``held_out``, [N, ...].
         batch: samples of the call that is timed, where the batch of the program is open.
         whole: do not split the samples: the program fails on some of them, as where an input points into the others.
+        task: what the outputs mean, where that is known.
 
     Raises:
         ExportError: If there are too few samples, or they do not fit the program.
+        DataError: If the labels do not fit the task.
     """
     for option, given in (("calibration", calibration), ("held_out", held_out)):
         if len(given) != len(program.input_specs):
@@ -120,14 +127,18 @@ def samples_of(
 
     pieces = split(held_out, count)
     first = [] if fixed or whole else [allowed.nearest(1), allowed.at_most(min(BRANCH_SAMPLES, count)) or 1]
+    wanted = _wanted(program, pieces, fixed)
+    if labels is not None and task is not None and task.output in wanted:
+        task.check(labels, ("N", *wanted[task.output].values[0].shape[1:]))
     tried = [named(next(batches_of(program, held_out, [size]))) for size in first]
     return Samples(
         calibration=[named(piece) for piece in split(calibration, observed)],
         timed=named(next(batches_of(program, calibration, [timed]))),
         held_out=[named(piece) for piece in pieces],
-        wanted=_wanted(program, pieces, fixed),
+        wanted=wanted,
         labels=None if labels is None else labels.cpu().numpy(),
         tried=tried,
+        task=task,
     )
 
 

@@ -67,4 +67,6 @@ def _samples(request: Request, folded: Program) -> Samples:
     if options.baked is not None and options.held_out:
         compared = [options.baked.inputs(options.baked.stored(x.cpu())) for x in options.held_out]
     whole = program.dynamic_batch and allowed_batches(program).nearest(1) not in reference.batches
-    return samples_of(folded, options.calibration, compared, options.labels, batch=request.batch, whole=whole)
+    return samples_of(
+        folded, options.calibration, compared, options.labels, batch=request.batch, whole=whole, task=options.task
+    )

@@ -13,12 +13,13 @@ from sparsify.errors import ExportError
 from sparsify.exporters.fp32 import fp32_file
 from sparsify.exporters.int8_writing import write_int8
 from sparsify.exporters.lowering import folded
-from sparsify.exporters.options import Options, requested
+from sparsify.exporters.options import Options, meaning, requested
 from sparsify.exporters.preprocessing import Preprocessing, described
 from sparsify.exporters.result import ExportResult as ExportResult
 from sparsify.exporters.size_ranges import range_metadata
 from sparsify.ir import Program
 from sparsify.ir.binding import Inputs
+from sparsify.tasks import Task
 
 _INPUTS = "inputs should be tensors [N, ...], one per program input, found {found}."
 
@@ -47,7 +48,7 @@ def export(
     preprocessing: Preprocessing | None = None,
     input_type: str = "float",
     classes: Sequence[str] = (),
-    task: str | None = None,
+    task: str | Task | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> ExportResult:
     """Write ``program`` as one ONNX file of standard operators; the live program is not touched.
@@ -69,7 +70,8 @@ def export(
         precision: ``fp32``, or ``int8`` for the fastest of the fp32 file and its int8 forms, timed in ONNX Runtime on this machine.
         calibration: for int8, training inputs like ``inputs``, on which ranges are observed.
         held_out: for int8, inputs that neither training nor a test set holds: predictions are compared on them. Empty: ``inputs``.
-        labels: int64 [N] of ``held_out``; the calibration head is fitted again on them where layers compute in int8. None: it stays.
+        labels: targets of ``held_out``, such as class numbers int64 [N]; what the file gets right is compared with the program, and the
+            calibration head is fitted again on them where layers compute in int8. None: it stays.
         batch: samples the file will mostly be called with, where its batch is open, or the size it takes that is nearest to that. Forms
             are timed at it (int8, ``auto:measure``), and above 1 nothing is written for single samples: the file takes one as well
             where the program does, but is slower at it.
@@ -79,7 +81,8 @@ def export(
         input_type: ``float``: the file takes what the program takes. ``uint8``: the file takes bytes and computes ``preprocessing`` itself;
             it is proved on the bytes nearest to ``inputs``.
         classes: names of the classes, in the order of the outputs; written into ``metadata_props``.
-        task: name of the task, such as ``classification``; written into ``metadata_props``.
+        task: what the outputs mean, a task of `sparsify.tasks` or its name: whose decisions are compared. None: that of the program
+            (`Program.task`). Its name is written into ``metadata_props``.
         metadata: further text put into ``metadata_props``.
 
     Raises:
@@ -109,8 +112,10 @@ def export(
         batch=batch,
         threads=threads,
         baked=preprocessing if input_type == "uint8" else None,
+        task=meaning(program, task),
     )
-    told = described(program, preprocessing=preprocessing, input_type=input_type, classes=classes, task=task)
+    named = None if options.task is None else options.task.name
+    told = described(program, preprocessing=preprocessing, input_type=input_type, classes=classes, task=named)
     request = requested(program, Path(path), inputs, options, {**told, **range_metadata(program), **(metadata or {})})
     copy = folded(program)
     file, integers = fp32_file(request, copy), None

@@ -21,6 +21,8 @@ from sparsify.exporters.size_ranges import allowed_batches
 from sparsify.ir import Program, Stage
 from sparsify.ir.binding import Inputs
 from sparsify.ir.effects import unexportable
+from sparsify.tasks import Task
+from sparsify.tasks.stored import as_task
 
 OPSETS = range(18, 24)
 CHOICES = {
@@ -51,6 +53,7 @@ class Options:
     threads: int
     baked: Preprocessing | None
     """What the file computes itself, from bytes."""
+    task: Task | None
 
     def __post_init__(self) -> None:
         if min(self.batch, self.threads) < 1:
@@ -102,6 +105,22 @@ def _fused(model: onnx.ModelProto) -> onnx.ModelProto:
     return rewritten(model, fuse_products)
 
 
+def meaning(program: Program, task: str | Task | None) -> Task | None:
+    """What the outputs of a program mean: the task that was asked for, else its own.
+
+    Raises:
+        ExportError: If the program does not return what the task reads.
+        TaskError: If there is no task of that name.
+    """
+    found, outputs = program.task if task is None else as_task(task), program.output_names("eval")
+    if found is not None and found.output not in (None, *outputs):
+        raise ExportError(
+            f"task {found.name!r} reads the output {found.output!r}, and {program.name!r} returns {', '.join(outputs)}. Trace it for its "
+            f"task: sparsify.trace(..., task={found.name!r})."
+        )
+    return found
+
+
 def _by_batch(model: onnx.ModelProto) -> onnx.ModelProto:
     return rewritten(model, fuse_products, SingleSamples(model))
 
@@ -130,5 +149,5 @@ def requested(program: Program, path: Path, inputs: Inputs, options: Options, me
     if options.baked is not None:
         fed = [options.baked.stored(x.cpu()) for x in tensors]
         tensors = [options.baked.inputs(x) for x in fed]
-    reference = Reference(program, tensors, fed=fed)
+    reference = Reference(program, tensors, fed=fed, task=options.task)
     return Request(program, path, options, metadata, reference, allowed_batches(program).nearest(options.batch))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import ExportError
-from sparsify.exporters.compared import Compared, Point
+from sparsify.exporters.compared import Compared, Point, as_numbers, distance
 from sparsify.exporters.late_masks import with_late_masks
 from sparsify.exporters.rounding import disturbed
 from sparsify.exporters.signature import (
@@ -33,6 +33,7 @@ from sparsify.exporters.size_ranges import proof_sizes
 from sparsify.ir import Program, surgery
 from sparsify.ir.agreement import put_back
 from sparsify.ir.dimensions import BATCH
+from sparsify.tasks import Task
 from sparsify.timing import opened
 
 Array = np.ndarray
@@ -58,8 +59,8 @@ class Parity:
         largest_error: the largest |file - program| of these units, relative to that size.
         tolerance: the largest that any of them was allowed, relative to that size.
         share: the largest error as a share of the tolerance of its own number; at most 1.
-        decisions: samples whose highest logit was compared, at all batch sizes; all agreed.
-        ties: samples whose two highest logits are closer than their tolerance, so that there was no decision to compare.
+        decisions: those of the task (of samples, labels, positions) that were compared, at all batch sizes; all agreed.
+        ties: those whose two highest scores are closer than their tolerance, so that there was no decision to compare.
         uncompared: what was not compared, a line each: units that no sample moves, outputs that are not in the file.
     """
 
@@ -103,6 +104,7 @@ class Reference:
         inputs: real ones, a tensor per input of the program.
         fed: what the file takes in their place, where that is something else.
         made_up: they are not, and the program may fail on them.
+        task: what the outputs mean; None: as the program says.
 
     Raises:
         ExportError: If the inputs do not fit the program or each other.
@@ -115,14 +117,15 @@ class Reference:
         *,
         fed: Sequence[Tensor] | None = None,
         made_up: bool = False,
+        task: Task | None = None,
     ) -> None:
-        self._made_up = made_up
+        self._made_up, self._task = made_up, task
         if any(tensor.device.type != "cpu" for tensor in (*program.parameters(), *program.buffers())):
             program = program.clone().eval()
             surgery.move(program, torch.device("cpu"))
         self.program = program
         self._phase = with_late_masks(program, "eval")
-        self.outputs = tensor_outputs(program)
+        self.outputs = tensor_outputs(program, task)
         given = [value.detach().cpu() for value in inputs]
         self.samples = batch_size(program, given)
         refuse_alike(program, given)
@@ -182,7 +185,7 @@ class Reference:
                 f"{self.program.name!r} draws random numbers in eval mode, so no file can be compared with it. Make the eval mode of the "
                 f"model deterministic. Nothing was written."
             )
-        wanted = [_array(leaves[output.place]) for output in self.outputs]
+        wanted = [as_numbers(leaves[output.place]) for output in self.outputs]
         lost = [o.name for o, value in zip(self.outputs, wanted, strict=True) if value.size and np.isnan(value).all()]
         if lost and not self._made_up:
             names = [name for name, value in self.program.named_parameters() if not value.isfinite().all()]
@@ -204,7 +207,7 @@ class Reference:
         leaves = self._leaves(run.inputs, seed=run.rounds)
         run.rounds += 1
         for place, (output, want) in enumerate(zip(self.outputs, run.wanted, strict=True)):
-            run.moved[place] = np.maximum(run.moved[place], _distance(want, _array(leaves[output.place])))
+            run.moved[place] = np.maximum(run.moved[place], distance(want, as_numbers(leaves[output.place])))
 
     def _table(self, place: int, values: Array) -> Array:
         """[samples, units] of an output."""
@@ -273,7 +276,7 @@ class Reference:
         text = (
             "no output moves with the inputs given; random inputs of 1 to 1000 times their size were compared as well"
         )
-        other = Reference(self.program, made_up(self.program, self.inputs), made_up=True)
+        other = Reference(self.program, made_up(self.program, self.inputs), made_up=True, task=self._task)
         parity = other.compare(session) if other.batches else parity
         if not parity.units:
             text = f"{text}, and move none either: {self.program.name!r} seems to be constant"
@@ -288,18 +291,19 @@ class Reference:
                 f"Nothing was written. Please report this model."
             )
         table = self._table(place, want)
-        error = _distance(table, self._table(place, _array(torch.from_numpy(np.array(result)))))
+        error = distance(table, self._table(place, as_numbers(torch.from_numpy(np.array(result)))))
         tolerance, size = self._tolerances(place, run)
         while (error > tolerance).any() and run.rounds < ROUNDS:
             self._disturb(run)
             tolerance, size = self._tolerances(place, run)
         if (error > tolerance).any():
             raise ExportError(self._refusal(place, point, error, tolerance, result))
-        return Compared(output, point, table, error, tolerance, size)
+        shape = table.shape if output.samples is None else np.moveaxis(want, output.samples, 0).shape
+        return Compared(output, point, table, error, tolerance, size, shape)
 
     def _refusal(self, place: int, point: Point, error: Array, tolerance: Array, result: Array) -> str:
         run, name = self._runs[point], self.outputs[place].name
-        again = _array(self._leaves(run.inputs)[self.outputs[place].place])
+        again = as_numbers(self._leaves(run.inputs)[self.outputs[place].place])
         if not np.array_equal(again, run.wanted[place], equal_nan=True):
             return (
                 f"the program gives output {name!r} differently each time it is run on the same inputs: it draws random numbers in eval "
@@ -365,19 +369,6 @@ def prove(file: bytes | Path, reference: Reference) -> Parity:
 def _shown(sizes: Mapping[str, int], samples: int) -> str:
     others = (f"{name} = {size}" for name, size in sizes.items() if name != BATCH)
     return ", ".join([f"batch {sizes.get(BATCH, samples)}", *others])
-
-
-def _array(value: Tensor) -> Array:
-    """Numbers as float64, complex ones as pairs of them."""
-    return (torch.view_as_real(value) if value.is_complex() else value).detach().double().numpy()
-
-
-def _distance(want: Array, have: Array) -> Array:
-    """|want - have|; 0 where both are the same infinity or both are not a number, infinite where only one of them is."""
-    with np.errstate(invalid="ignore"):
-        distance = np.abs(want - have)
-    same = (want == have) | (np.isnan(want) & np.isnan(have))
-    return np.where(same, 0.0, np.where(np.isnan(distance), np.inf, distance))
 
 
 @contextmanager

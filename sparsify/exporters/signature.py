@@ -13,6 +13,7 @@ from sparsify.errors import ExportError, TraceError
 from sparsify.ir import Program, TensorSpec
 from sparsify.ir.binding import Inputs
 from sparsify.ir.dimensions import BATCH, mentions, resized
+from sparsify.tasks import Classification, Task
 
 
 @dataclass(frozen=True)
@@ -23,19 +24,25 @@ class Output:
         place: among the flat outputs.
         name: in the program and in the file.
         samples: the dimension that counts samples, or None.
-        chooses: whether it is the scores of classes, [N, K] with K of 2 or more.
+        task: what its numbers mean, where a task reads it; None: only errors can be compared.
         epsilon: of its type; 0 for whole numbers.
     """
 
     place: int
     name: str
     samples: int | None
-    chooses: bool
+    task: Task | None
     epsilon: float
 
 
-def tensor_outputs(program: Program) -> tuple[Output, ...]:
-    """The flat outputs of the eval phase that are tensors; None and numbers cannot be outputs of a file."""
+def tensor_outputs(program: Program, task: Task | None = None) -> tuple[Output, ...]:
+    """The flat outputs of the eval phase that are tensors; None and numbers cannot be outputs of a file.
+
+    Args:
+        program: in any mode.
+        task: what its outputs mean. None: its own, else classification where it returns logits [N, K].
+    """
+    task = task or program.task or Classification()
     leaves = program.output_node("eval").args[0]
     sizes = {spec.shape[0] for spec in program.input_specs if spec.shape}
     batch = "N" if program.dynamic_batch else next(iter(sizes)) if len(sizes) == 1 else None
@@ -46,9 +53,9 @@ def tensor_outputs(program: Program) -> tuple[Output, ...]:
             samples = _sample_dimension(program, spec)
             if not program.dynamic_batch and batch in spec.shape[:1]:
                 samples = 0
-            chooses = samples == 0 and name == "logits" and len(spec.shape) == 2 and spec.shape[1] != 1
+            read = kind.is_floating_point and samples == 0 and name == task.output and task.takes(spec.shape)
             floats = kind.is_floating_point or kind.is_complex
-            found.append(Output(place, name, samples, chooses, torch.finfo(kind).eps if floats else 0.0))
+            found.append(Output(place, name, samples, task if read else None, torch.finfo(kind).eps if floats else 0.0))
     return tuple(found)
 
 

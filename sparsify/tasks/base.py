@@ -94,6 +94,16 @@ class Task(ABC):
         del target
         return None
 
+    def about(self, output: Any) -> Tensor | None:
+        """What each row of `scores` decides about, int64 [M], such as the number of a label; None: all rows are of one kind."""
+        del output
+        return None
+
+    def agreement(self, want: Any, have: Any) -> float | None:
+        """The share of decisions that two outputs of the same samples make alike; None where nothing is decided."""
+        first, second = self.decisions(want), self.decisions(have)
+        return None if first is None or second is None else float((first == second).double().mean())
+
     def suits(self, target: Any, shape: Shape) -> bool:
         """Whether the task is one to infer from such data; stricter than `problem` where data could mean several things."""
         return not self.problem(target, shape)
@@ -148,11 +158,18 @@ def headline(figures: Mapping[str, float]) -> str:
     return next(iter(figures))
 
 
-def decided(task: Task, output: Any, target: Any) -> dict[str, float]:
-    """Accuracy, NLL and ECE of a task's decisions; NaN where scores are not finite or no decision is to be judged."""
+def judged(task: Task, output: Any, target: Any) -> tuple[Tensor, Tensor]:
+    """A row of scores [M, K] and the right column [M] for each decision that is judged; for tasks that decide."""
     scores, answers = task.scores(output), task.answers(target)
     assert scores is not None and answers is not None
-    scores, answers = scores.detach().cpu()[(judged := answers.cpu() >= 0)].double(), answers.cpu()[judged]
+    known = answers >= 0
+    return scores[known], answers[known]
+
+
+def decided(task: Task, output: Any, target: Any) -> dict[str, float]:
+    """Accuracy, NLL and ECE of a task's decisions; NaN where scores are not finite or no decision is to be judged."""
+    scores, answers = judged(task, output.detach().cpu(), target.cpu())
+    scores = scores.double()
     if not len(answers):
         return dict.fromkeys(("accuracy", "nll", "ece"), float("nan"))
     known = ~(scores.isnan() | (scores == torch.inf)).any(1)

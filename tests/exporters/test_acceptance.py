@@ -9,8 +9,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sparsify.exporters.acceptance import judge
+from sparsify.exporters.acceptance import _lost, judge
 from sparsify.exporters.int8_dense import dense_int8, dense_layers
+from sparsify.tasks import Binary, Dense, Multilabel, Regression, Sequence
 from sparsify.timing import values_of
 from tests.exporters.grouped_mlp import grouped_int8, images, in_batches, with_dense_layer
 
@@ -115,3 +116,49 @@ def test_faults_in_the_integers_of_a_real_file_are_refused(name):
     reader.input[list(reader.input).index(target)] = "wrong"
     have = logits_of(model, held_out)
     assert (name == "nothing") == (judge(want, have, labels).refused == "") == (judge(want, have).refused == "")
+
+
+def answers(labels=3, samples=400):
+    """Logits of yes or no, [N, K], and targets; the last label is rarely yes."""
+    target = (RANDOM.random((samples, labels)) < 0.4).astype(np.int64)
+    target[:, -1] = np.arange(samples) % 20 == 0
+    return 6.0 * (2 * target - 1) + RANDOM.normal(size=target.shape), target
+
+
+def test_the_decisions_of_each_label_are_judged_apart():
+    want, target = answers()
+    assert judge(want, want + RANDOM.normal(size=want.shape) * 0.1, target, task=Multilabel()).refused == ""
+    have = want.copy()
+    have[target[:, 2] == 1, 2] -= 7.0  # one label of three says no, too often by 20 of 1,200 answers
+    judged = judge(want, have, target, task=Multilabel())
+    assert judged.decisions == 1200 and "answer 1 of label 2" in judged.refused
+    assert "answer 1 of label 2" in judge(want - 0.5, have - 0.5, task=Multilabel(), threshold=-0.5).refused
+    one = judge(want[:, :1], -want[:, :1], target[:, :1], task=Binary())
+    assert one.decisions == 400 and one.agreed == 0 and one.refused
+
+
+@pytest.mark.parametrize(("task", "axis"), [(Dense(ignore=9), 1), (Sequence(ignore=9), -1)])
+def test_positions_that_are_not_judged_may_say_what_they_like(task, axis):
+    target = RANDOM.integers(0, 3, size=(60, 12))
+    want = np.moveaxis(8.0 * np.eye(3)[target] + RANDOM.normal(size=(60, 12, 3)), -1, axis)
+    have, target[:, :4] = want.copy(), 9
+    np.moveaxis(have, axis, -1)[:, :2] = np.moveaxis(want, axis, -1)[:, :2][..., ::-1]
+    judged = judge(want, have, target, task=task)
+    assert judged.decisions == judged.agreed == 60 * 8
+    assert judge(want, have, task=task).agreed < judge(want, have, task=task).decisions == 60 * 12
+
+
+def test_a_regression_decides_nothing_and_is_judged_by_the_spread_of_its_outputs():
+    want = RANDOM.normal(size=(200, 2)) * np.array([1.0, 1000.0])
+    good = want + RANDOM.normal(size=want.shape) * np.array([0.05, 50.0])
+    judged = judge(want, good, task=Regression())
+    assert judged.refused == "" and judged.decisions == 0 and 0.04 < judged.error < 0.06
+    wrong = want + RANDOM.normal(size=want.shape) * np.array([0.6, 50.0])
+    assert "unit 0 is off by 0." in judge(want, wrong, task=Regression()).refused
+
+
+def test_chance_is_summed_for_few_changed_answers_and_taken_as_normal_for_many():
+    for count in (900, 1100):
+        for lost, found in ((0.52, False), (0.56, True)):
+            before = np.arange(count) < round(lost * count)
+            assert _lost(before, ~before, 0.0) == found
