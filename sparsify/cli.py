@@ -127,6 +127,7 @@ class RunCommand(RecipeCommand):
         self.epilog = shown
 
 
+TASK = "what the outputs mean, as for `sparsify run`; the saved program keeps it"
 DYNAMIC = "a dimension that varies beside the batch, as ids:1=T, or its sizes, as T=1..512; repeatable"
 
 
@@ -400,21 +401,30 @@ def trace_command(
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="let files of model and weights run the code they may contain")
     ] = False,
+    task: Annotated[
+        str | None, typer.Option(help=TASK, show_default=f"{DEFAULTS['task']}; of --input, what the outputs show")
+    ] = None,
     logits: Annotated[
-        str | None, typer.Option(help="position (from 0) or key of the output that holds the class scores")
+        str | None,
+        typer.Option(help="position (from 0) or key of the output that the task reads, such as class scores"),
     ] = None,
     dynamic: Annotated[list[str] | None, typer.Option(help=DYNAMIC)] = None,
     out: Annotated[Path | None, typer.Option(help="save the program here, e.g. model.sparsify")] = None,
 ) -> None:
     """Print the traced program, what each weight costs, and which can be sparse."""
     from sparsify.runs.artefacts import recipe_data
+    from sparsify.runs.inferring import with_task
     from sparsify.runs.preflight import traced, traced_without_data
     from sparsify.runs.recipe import parse_recipe
     from sparsify.terminal import tables
 
     if inputs:
         program = traced_without_data(
-            model, inputs, weights=weights, trust_pickle=trust_pickle, logits=logits, dynamic=dynamic or ()
+            model, inputs, weights=weights, trust_pickle=trust_pickle, logits=logits, dynamic=dynamic or (), task=task
+        )
+    elif task == "custom":
+        raise RecipeError(
+            "a custom task is traced without its loss: give the shapes of the inputs by --input, in place of --data."
         )
     else:
         given: dict[str, Any] = {
@@ -422,6 +432,7 @@ def trace_command(
             "data": data,
             "weights": weights and str(weights),
             "trust_pickle": trust_pickle,
+            "task": task,
         }
         if target:  # rows of a table are kept for testing; which ones does not matter here
             given |= {"target": target, "test_holdout": 0.15}
@@ -429,7 +440,7 @@ def trace_command(
             given["dynamic"] = tuple(dynamic)
         if logits is not None:
             given["logits"] = int(logits) if logits.isdigit() else logits
-        recipe = parse_recipe(None, given)
+        recipe = with_task(parse_recipe(None, given))
         program = traced(recipe, recipe_data(recipe))
     typer.echo(program.text())
     console.print(tables.weights(program), crop=False, soft_wrap=True)
@@ -488,6 +499,10 @@ def export(
     recipe: Annotated[
         Path | None, typer.Option(help="of the run, in place of --data: its data, split as they were there")
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="what the outputs mean", show_default="what the program's file says, or the one that fits"),
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="side in pixels, for a folder of images", min=1, max=8192)
     ] = None,
@@ -516,11 +531,11 @@ def export(
     predictions, and measured on the test samples.
     """
     from sparsify.reports import int8_sentence
-    from sparsify.runs.artefacts import export_saved
+    from sparsify.runs.exporting import export_saved
     from sparsify.terminal import tables
 
     result, measured = export_saved(
-        program, out, data=data, recipe=recipe, image_size=image_size, opset=opset, storage=storage, form=form,
+        program, out, data=data, recipe=recipe, task=task, image_size=image_size, opset=opset, storage=storage, form=form,
         selection=selection, precision=precision, batch=batch, threads=threads, input_type=input_type, overwrite=overwrite,
     )  # fmt: skip
     batches = " and ".join(map(str, result.parity.batches))

@@ -329,8 +329,9 @@ def _calibrated(report: Report) -> str:
 def _agreement(parity: Report) -> str:
     text = (
         f"ONNX Runtime agrees with the program as it was trained: largest error {parity['largest_error']:.1e}, relative to each output; "
-        f"tolerance {parity['tolerance']:.0e} at most; {parity['decisions']:,} predictions compared."
+        f"tolerance {parity['tolerance']:.0e} at most"
     )
+    text += f"; {parity['decisions']:,} predictions compared." if parity["decisions"] else "."
     missing = parity.get("uncompared", [])
     return f"{text} Not compared: {'; '.join(missing)}." if missing else text
 

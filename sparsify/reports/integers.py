@@ -22,20 +22,28 @@ def in_int8(report: Report) -> list[str]:
 
 
 def int8_sentence(row: Report) -> str:
-    """What the int8 file costs in quality: accuracy, ECE, and predictions that differ from the program's.
+    """What the int8 file costs in quality: its figures beside the program's, and predictions that differ.
 
     Args:
         row: under ``int8`` of a model in ``metrics.json``.
     """
     fp32 = row["fp32"]
     integers = sum(form.startswith("int8") for form in row["layers"].values())
-    points = round(100 * (row["accuracy"] - fp32["accuracy"]), 2)
-    where = "equal to" if points == 0 else f"{abs(points):.2f} points {'above' if points > 0 else 'below'}"
+    costs = [_figures(row)] if "figures" in row else []
+    if "accuracy" in row:
+        points = round(100 * (row["accuracy"] - fp32["accuracy"]), 2)
+        where = "equal to" if points == 0 else f"{abs(points):.2f} points {'above' if points > 0 else 'below'}"
+        costs.append(
+            f"accuracy {row['accuracy']:.4f} is {where} that in fp32, ECE {row['ece_after']:.4f} against {fp32['ece_after']:.4f}"
+        )
+    if row["agreement"] is not None:
+        costs.append(f"{100 * row['agreement']:.2f} % of the test predictions are those of fp32")
+    elif off := row["held_out"].get("outputs"):
+        shown = ", ".join(f"{name} {100 * off[name]:.1f} %" for name in sorted(off))
+        costs.append(f"on held-out samples its outputs are off by a share of their spread: {shown}")
     text = (
         f"The int8 file computes {integers} of {len(row['layers'])} layers in int8 ({row['form']}: the fastest form at batch "
-        f"{row['batch']}, {row['threads']} thread(s)); accuracy {row['accuracy']:.4f} is {where} that in fp32, ECE {row['ece_after']:.4f} "
-        f"against {fp32['ece_after']:.4f}; {100 * row['agreement']:.2f} % of the test predictions are those of fp32. "
-        f"Calibration head: {row['head']}."
+        f"{row['batch']}, {row['threads']} thread(s)); {'; '.join(costs)}. Calibration head: {row['head']}."
     )
     if not integers:
         reason = (
@@ -47,17 +55,45 @@ def int8_sentence(row: Report) -> str:
     return text
 
 
+def _figures(row: Report) -> str:
+    """Figures of a task: of the int8 file, against those in fp32."""
+    ours, theirs = row["figures"], row["fp32"]["figures"]
+    return ", ".join(
+        f"{name.replace('_', ' ')} {_shown(ours[name])} against {_shown(theirs[name])} in fp32" for name in _names(row)
+    )
+
+
+def _names(row: Report) -> list[str]:
+    """The figures of a task, the headline first."""
+    return sorted(row["figures"], key=lambda name: (name != row["headline"], name))
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
 def int8_rows(report: Report) -> Rows:
     """A row a figure; for each model in fp32 and in int8."""
     rows = [report[name]["int8"] for name in in_int8(report)]
-    found: Rows = [
-        (label, *(f"{part[key]:.4f}" for row in rows for part in (row["fp32"], row))) for label, key in FIGURES
-    ]
-    found.append(("predictions as in fp32", *(text for row in rows for text in ("", f"{row['agreement']:.4f}"))))
+    parts = [part for row in rows for part in (row["fp32"], row)]
+    if "figures" in rows[0]:
+        found: Rows = [
+            (key.replace("_", " "), *(_shown(part["figures"].get(key)) for part in parts)) for key in _names(rows[0])
+        ]
+        for label, key in (("coverage of intervals", "coverage"), ("mean width of intervals", "width")):
+            if all(part.get("interval") for part in parts):
+                found.append((label, *(_shown(part["interval"][key]) for part in parts)))
+    else:
+        found = [(label, *(f"{part[key]:.4f}" for part in parts)) for label, key in FIGURES]
+    if all(row["agreement"] is not None for row in rows):
+        found.append(("predictions as in fp32", *(text for row in rows for text in ("", f"{row['agreement']:.4f}"))))
     held = [row["held_out"] for row in rows]
     found.append(("held-out samples compared", *(text for row in held for text in ("", f"{row['samples']:,}"))))
     found.append(
-        ("largest error of the logits", *(text for row in held for text in ("", f"{row['largest_error']:.1e}")))
+        (
+            "largest error of the logits" if "accuracy" in rows[0] else "largest error of the outputs",
+            *(text for row in held for text in ("", f"{row['largest_error']:.1e}")),
+        )
     )
     found.append(
         (

@@ -8,21 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from sparsify.errors import ReportError
+from sparsify.reports.latency_form import Form, Pair, Two
+from sparsify.reports.latency_form import LatencyFile as LatencyFile
 
-Two = Field(min_length=2, max_length=2)
-Pair = Annotated[list[float], Two]
 Few = Field(max_length=4000)
 """Of what is drawn: each is a bar or a bin of a plot."""
 
 
-class _Form(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)  # strict: text is not taken for a number
-
-
-class Bin(_Form):
+class Bin(Form):
     """One bin of a reliability diagram."""
 
     count: int
@@ -30,14 +26,14 @@ class Bin(_Form):
     confidence: float
 
 
-class Diagrams(_Form):
+class Diagrams(Form):
     """Bins on the test set, without and with the calibration head."""
 
     before: Annotated[list[Bin], Few]
     after: Annotated[list[Bin], Few]
 
 
-class Layer(_Form):
+class Layer(Form):
     """A weight; ``active`` and ``coverage`` are None where it has no mask."""
 
     name: str
@@ -58,7 +54,7 @@ class Layer(_Form):
         return self
 
 
-class Calibration(_Form):
+class Calibration(Form):
     """How the head was fitted, and its effect on the samples it was fitted on; ``note``: why it was not, or is a rough one."""
 
     kind: str
@@ -71,7 +67,7 @@ class Calibration(_Form):
     ece_after: float
 
 
-class Parity(_Form):
+class Parity(Form):
     """How the ONNX file agrees with the program; ``uncompared`` says what could not be compared."""
 
     batches: list[int]
@@ -82,10 +78,10 @@ class Parity(_Form):
     share: float | None = None
     decisions: int
     ties: int | None = None
-    uncompared: list[str] = []
+    uncompared: list[str] = Field(default_factory=list)
 
 
-class PassRow(_Form):
+class PassRow(Form):
     """A pass that was applied; ``left_alone`` holds (where, why)."""
 
     changed: list[str]
@@ -93,7 +89,7 @@ class PassRow(_Form):
     left_alone: list[Annotated[list[str], Two]]
 
 
-class Histogram(_Form):
+class Histogram(Form):
     """Counts of a score in bins of equal width from ``low`` to ``high``: test inputs, and out-of-distribution ones."""
 
     low: float
@@ -102,7 +98,7 @@ class Histogram(_Form):
     outside: Annotated[list[int], Few]
 
 
-class OodScore(_Form):
+class OodScore(Form):
     """How well a score tells test inputs (positive) from out-of-distribution ones; FPR at 95 % TPR by both conventions."""
 
     auroc: float
@@ -113,14 +109,14 @@ class OodScore(_Form):
     histogram: Histogram
 
 
-class Ood(_Form):
+class Ood(Form):
     """A set of out-of-distribution inputs; scores by name."""
 
     samples: int
     scores: dict[str, OodScore]
 
 
-class Fp32Figures(_Form):
+class Fp32Figures(Form):
     """Of the program on the test samples."""
 
     accuracy: float
@@ -130,7 +126,7 @@ class Fp32Figures(_Form):
     ece_after: float
 
 
-class HeldOut(_Form):
+class HeldOut(Form):
     """The int8 file against the program on held-out samples."""
 
     samples: int
@@ -138,7 +134,7 @@ class HeldOut(_Form):
     largest_error: float
 
 
-class Int8(_Form):
+class Int8(Form):
     """The int8 file of a model on the test samples; ``layers`` has the form of each weight."""
 
     accuracy: float
@@ -162,14 +158,14 @@ class Int8(_Form):
     head: str
 
 
-class Teacher(_Form):
+class Teacher(Form):
     """Who a model learned from, and its accuracy on the test samples."""
 
     name: str
     accuracy: float
 
 
-class _Trained(_Form):
+class _Trained(Form):
     """What is known of a model of any task."""
 
     method: str
@@ -188,7 +184,7 @@ class _Trained(_Form):
     passes: list[PassRow]
     forms: dict[str, str]
     counts: dict[str, int]
-    schedule: dict[str, int] = {}
+    schedule: dict[str, int] = Field(default_factory=dict)
 
 
 class Part(_Trained):
@@ -218,7 +214,7 @@ class Part(_Trained):
     teacher: Teacher | None = None
 
 
-class TaskCalibration(_Form):
+class TaskCalibration(Form):
     """How the head of another task was fitted; an interval has a ``level`` and nothing of decisions."""
 
     kind: str
@@ -232,6 +228,28 @@ class TaskCalibration(_Form):
     level: float | None = None
 
 
+class TaskFigures(Form):
+    """Of a program on the test samples; None where they define none."""
+
+    figures: dict[str, float | None]
+    interval: dict[str, float] | None = None
+
+
+class TaskInt8(TaskFigures):
+    """The int8 file of a model of another task; ``agreement`` is of decisions, None where nothing is decided."""
+
+    fp32: TaskFigures
+    bytes: int
+    form: str
+    layers: dict[str, str]
+    batch: int
+    threads: int
+    headline: str
+    agreement: float | None
+    held_out: HeldOut
+    head: str
+
+
 class TaskPart(_Trained):
     """One model of a run of another task; ``headline`` names one of the ``figures``, which are None where the samples define none;
     ``interval`` has the ``coverage`` and mean ``width`` of intervals on the test set; ``shortfall`` says why the model is of no use."""
@@ -242,9 +260,10 @@ class TaskPart(_Trained):
     calibration: TaskCalibration | None
     interval: dict[str, float] | None = None
     shortfall: str | None = None
+    int8: TaskInt8 | None = None
 
 
-class Flips(_Form):
+class Flips(Form):
     """Decisions of the model against those of the baseline."""
 
     lost: int
@@ -255,20 +274,20 @@ class Flips(_Form):
     class_samples: list[int]
 
 
-class Data(_Form):
+class Data(Form):
     """The data of the run; ``scale`` has ``mean`` and ``deviation`` of training targets that a regression standardised."""
 
     name: str
     task: str = "classification"
     classes: int
     class_names: list[str] | None = None
-    preparation: dict[str, Any] = {}
+    preparation: dict[str, Any] = Field(default_factory=dict)
     scale: dict[str, list[float]] | None = None
     fingerprint: str
     samples: dict[str, int]
 
 
-class Input(_Form):
+class Input(Form):
     """How the file is fed: it takes ``(stored / scale - mean) / std`` [N, *shape] where ``type`` is float, and stored bytes for uint8.
 
     Scale, mean and std are None where they are not known or not used; ``range`` is that of the validation part's first inputs;
@@ -289,7 +308,7 @@ class Input(_Form):
     range: Pair
 
 
-class SeveralInputs(_Form):
+class SeveralInputs(Form):
     """One of several inputs of the file."""
 
     name: str
@@ -297,7 +316,7 @@ class SeveralInputs(_Form):
     shape: list[int]
 
 
-class Missing(_Form):
+class Missing(Form):
     """A file that could not be made, and how to make it."""
 
     file: str
@@ -305,7 +324,7 @@ class Missing(_Form):
     advice: str
 
 
-class Metrics(_Form):
+class Metrics(Form):
     """``metrics.json``; ``dense`` and ``flips`` where there is a baseline, ``missing`` where something failed after training."""
 
     recipe_hash: str
@@ -328,46 +347,7 @@ class TaskMetrics(Metrics):
     dense: TaskPart | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
-class TimingRow(_Form):
-    """`sparsify.reports.latency.Timing`."""
-
-    name: str
-    milliseconds: float
-    quartiles: Pair
-    speedup: float
-    interval: Pair
-
-
-class FileTrial(_Form):
-    """A file that was timed to choose the form of an int8 file."""
-
-    name: str
-    milliseconds: float
-
-
-class Int8Trials(_Form):
-    """What an int8 file was chosen by; ``layers`` has milliseconds by weight and form."""
-
-    batch: int
-    threads: int
-    files: list[FileTrial]
-    layers: dict[str, dict[str, float]]
-
-
-class LatencyFile(_Form):
-    """``latency.json``: `sparsify.reports.latency.Latency`, and the verdict on the model where there is a baseline."""
-
-    timings: list[TimingRow]
-    noise: Pair
-    threads: int
-    batch: int
-    rounds: int
-    machine: dict[str, str | int | None]
-    verdict: str | None
-    int8: dict[str, Int8Trials] | None = None
-
-
-class Epoch(_Form):
+class Epoch(Form):
     """A row of ``history.jsonl``; coverage and turnover by weight, where there are masks; ``readings`` are figures of the method's own."""
 
     step: int
@@ -376,10 +356,10 @@ class Epoch(_Form):
     val_accuracy: float | None = None
     coverage: dict[str, float] | None = None
     turnover: dict[str, float] | None = None
-    readings: dict[str, float] = {}
+    readings: dict[str, float] = Field(default_factory=dict)
 
 
-def check(form: type[_Form], value: Any, path: Path) -> None:
+def check(form: type[Form], value: Any, path: Path) -> None:
     """Raise unless ``value``, read from ``path``, has the form.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,30 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from sparsify.calibration import evaluate
-from sparsify.errors import ExportError, RecipeError
+from sparsify.calibration import CalibrationLog, evaluate, kind_of
+from sparsify.errors import ExportError
 from sparsify.exporters import ExportResult, Preprocessing, export
 from sparsify.exporters.int8 import Int8
 from sparsify.ir import Program
-from sparsify.ir.evaluation import outputs_of
+from sparsify.ir.evaluation import joined
 from sparsify.loading import Data, load_data, load_ood
-from sparsify.loading.sources import TABLES
+from sparsify.methods import Method
 from sparsify.parts.samples import Samples
-from sparsify.parts.trees import Tree, tensors
-from sparsify.reports import compare, quality
-from sparsify.runs.recipe import AUTO, Recipe, parse_recipe
+from sparsify.parts.trees import Tree, rows_of, tensors
+from sparsify.reports import compare, task_quality
+from sparsify.runs.recipe import AUTO, Recipe
+from sparsify.runs.standardising import scale_row
+from sparsify.tasks import Classification, Task
+from sparsify.tasks.stored import measurable
 
 CALIBRATION = 256
 """Training samples on which int8 ranges are observed."""
 HELD_OUT = 2048
 """Held-out samples at most on which an int8 file is compared with the program, and its calibration head fitted again."""
+BESIDE = ("accuracy", "nll_after", "brier_after", "ece_before", "ece_after", "figures", "interval")
+"""What is told of the program beside its int8 file."""
+ACCEPTED = 0.95
+"""Share of validation samples whose ``ood_score`` is at least the threshold that is stored in the file."""
 MOST_BYTES = 256 * 2**20
 """Of the samples of either kind."""
 
@@ -100,6 +108,7 @@ def write_int8(
     path: Path,
     data: Data,
     *,
+    task: Task | None = None,
     opset: int = 20,
     form: str = "auto",
     selection: str = "by-batch",
@@ -111,9 +120,10 @@ def write_int8(
     """Export ``program`` in int8: ranges from training samples, the head fitted again on validation samples, measured on the test samples.
 
     Args:
-        program: with a calibration head.
+        program: with its calibration head, where it has one.
         path: of the file.
         data: split as they were when the program was trained.
+        task: what its outputs mean; None: what the program says, else classification.
         opset, form, selection, batch, threads, input_type, metadata: as for `sparsify.export`.
 
     Returns:
@@ -122,8 +132,9 @@ def write_int8(
     Raises:
         ExportError: As `sparsify.export`.
     """
-    validation = _first(data.validation, HELD_OUT)
-    spread, fed = _first(data.train, max(CALIBRATION, batch)), feeding(data, input_type)
+    task = task or program.task or Classification()
+    held_out = data.validation.batch(_first(data.validation, HELD_OUT))
+    spread, fed = _first(data.train, max(CALIBRATION, batch)), feeding(data, input_type, task.name)
     result = export(
         program,
         path,
@@ -133,27 +144,28 @@ def write_int8(
         selection=selection,
         precision="int8",
         calibration=program.input_tensors(data.train.batch(spread * (len(data.train) // len(spread))).inputs),
-        held_out=program.input_tensors(data.validation.batch(validation).inputs),
-        labels=data.validation.targets[validation],
+        held_out=program.input_tensors(held_out.inputs),
+        labels=held_out.target if isinstance(held_out.target, Tensor) and task.output is not None else None,
         batch=batch,
         threads=threads,
         metadata=metadata,
-        **fed,
+        **{**fed, "task": task},
     )
     assert result.int8 is not None
     outputs, wanted = run_file(path, data.test, fed.get("preprocessing")), evaluate(program, data.test)
-    figures = _quality(wanted, data.test.targets)
+    figures, read = _measured(program, task, wanted, data.test.targets), task.output
     row = {
-        **_quality(outputs, data.test.targets),
-        "fp32": {key: figures[key] for key in ("accuracy", "nll_after", "brier_after", "ece_before", "ece_after")},
+        **_measured(program, task, outputs, data.test.targets),
+        "fp32": {key: value for key, value in figures.items() if key in BESIDE},
         "bytes": result.bytes,
         "form": result.int8.chosen.name,
         "layers": dict(result.int8.chosen.layers),
         "batch": batch,
         "threads": threads,
-        "agreement": float((outputs["logits"].argmax(1) == wanted["logits"].argmax(1)).double().mean()),
+        "agreement": None if read is None else task.agreement(wanted[read], outputs[read]),
         "held_out": {
-            "samples": result.int8.decisions,
+            "samples": rows_of(held_out.inputs),
+            "decisions": result.int8.decisions,
             "agreed": result.int8.agreed,
             "largest_error": result.int8.largest_error,
             "outputs": dict(result.int8.errors),
@@ -166,10 +178,54 @@ def write_int8(
     return result, row
 
 
-def _quality(outputs: Mapping[str, Tensor], labels: Tensor) -> dict[str, Any]:
-    before = outputs["logits"].softmax(1)
-    found = quality(before, outputs.get("probabilities", before), labels)
+def _measured(program: Program, task: Task, outputs: Mapping[str, Tensor], targets: Any) -> dict[str, Any]:
+    """Figures of the test samples; none of a custom task whose functions are not there."""
+    if not measurable(task):
+        return {}
+    read = program.reading(None, "eval", list(outputs.values())) if task.output is None else outputs[task.output]
+    known = {"probabilities": read.softmax(1), **outputs} if task.name == "classification" else outputs
+    found = task_quality(task, read, known, targets)
     return {key: value for key, value in found.items() if key not in ("reliability", "class_accuracy")}
+
+
+def run_metadata(program: Program, recipe: Recipe, data: Data, method: Method) -> dict[str, str]:
+    """What the files of a run say of themselves.
+
+    Args:
+        program: trained, with its head.
+        recipe: of the run.
+        data: of the recipe.
+        method: that the program was trained by.
+    """
+    return {
+        "method": method.name,
+        "density": repr(program.costs().density),
+        "pattern": method.pattern,
+        "calibration": kind_of(program) or "none",
+        **({} if recipe.task == "classification" else {"task_options": str(recipe.build_task())}),
+        "recipe_hash": recipe.hash(),
+        **({"preparation": json.dumps(data.preparation)} if data.preparation else {}),
+        **{key: json.dumps(value) for key, value in scale_row(program).items()},
+    }
+
+
+def fitted_metadata(log: CalibrationLog | None, threshold: float | None) -> dict[str, str]:
+    """What the fp32 files of a run say of what was fitted on validation samples.
+
+    Args:
+        log: of the calibration head, where there is one.
+        threshold: of `ood_threshold`.
+    """
+    found = {} if threshold is None else {"ood_threshold": repr(threshold)}
+    found |= {"calibration_note": log.note} if log and log.note else {}
+    return found | ({"interval_level": repr(log.level)} if log and log.level is not None else {})
+
+
+def ood_threshold(program: Program, data: Data) -> float | None:
+    """The ``ood_score`` that `ACCEPTED` of the validation samples reach; None for a program without that output."""
+    if "ood_score" not in program.output_names("eval"):
+        return None
+    return float(evaluate(program, data.validation)["ood_score"].quantile(1 - ACCEPTED))
 
 
 def trials(found: Int8) -> dict[str, Any]:
@@ -188,7 +244,7 @@ def run_file(
     rows = torch.arange(len(samples)).split(batch_size)
     parts = [session.run(outputs, _fed(session, samples.batch(part).inputs, preprocessing)) for part in rows]
     columns = zip(outputs, zip(*parts, strict=True), strict=True)
-    return {key: torch.cat([torch.from_numpy(value) for value in values]).double() for key, values in columns}
+    return {key: joined([torch.from_numpy(value) for value in values]).double() for key, values in columns}
 
 
 def _fed(session: onnxruntime.InferenceSession, inputs: Tree, preprocessing: Preprocessing | None) -> dict[str, Any]:
@@ -218,73 +274,6 @@ def measure_latency(out: Path, data: Data, *, threads: int, batch: int = 1) -> d
     result = compare(files, inputs=given, threads=threads)
     model = next(row for row in result.timings if row.name == "model")
     return {**result.to_dict(), "verdict": result.verdict(model) if "dense" in files else None}
-
-
-def export_saved(
-    program: Path,
-    out: Path,
-    *,
-    data: str | None = None,
-    recipe: Path | None = None,
-    image_size: int | None = None,
-    opset: int = 20,
-    storage: str = "dense",
-    form: str = "auto",
-    selection: str = "by-batch",
-    precision: str = "fp32",
-    batch: int = 1,
-    threads: int = 1,
-    input_type: str = "float",
-    overwrite: bool = False,
-) -> tuple[ExportResult, dict[str, Any] | None]:
-    """Export a saved program, proved on test inputs of the data, which no training has seen.
-
-    Args:
-        program: file of a run or of `Program.save`.
-        out: the ONNX file.
-        data: as for `load_data`, split by seed 0; its inputs must be those the program was traced with. None: ``digits``.
-        recipe: of the run the program is from, in place of ``data``: its data, split and normalised as they were there.
-        image_size: side in pixels to which a folder's images are resized.
-        opset, storage, form, selection, precision, batch, threads, input_type: as for `sparsify.export`.
-        overwrite: replace ``out``.
-
-    Returns:
-        The result, and with precision int8 what `write_int8` measures on the test samples.
-
-    Raises:
-        ExportError: If ``out`` exists and ``overwrite`` is not given, or the file does not agree with the program.
-        RecipeError: If both ``data`` and ``recipe`` are given, or the recipe does not hold.
-        SparsifyError: If the program or the data cannot be read, or do not fit each other.
-    """
-    if out.is_dir():
-        raise ExportError(f"{out} is a folder; --out names the ONNX file, e.g. {out / 'model.onnx'}.")
-    if out.exists() and not overwrite:
-        raise ExportError(f"{out} exists. Replace it with --overwrite, or use another --out.")
-    loaded = Program.load(program).eval()
-    if recipe is None and data is not None and Path(data).suffix.lower() in TABLES:
-        raise RecipeError(
-            f"{data} is a table, and how its columns became inputs stands in the recipe of the run. Give --recipe, its recipe.toml, in "
-            f"place of --data."
-        )
-    task = "classification"
-    if recipe is None:
-        found = load_data("digits" if data is None else data, seed=0, image_size=image_size, task="classification")
-    elif data is None and image_size is None:
-        parsed = parse_recipe(recipe, {})
-        found, task = recipe_data(parsed), parsed.task
-    else:
-        raise RecipeError("the recipe names the data and their size; leave out --data and --image-size, or --recipe.")
-    batch_inputs = found.test.batch(torch.arange(min(64, len(found.test)))).inputs
-    outputs_of(loaded, batch_inputs)  # raises where the data are not the program's
-    if precision == "int8" and storage == "dense":
-        return write_int8(
-            loaded, out, found, opset=opset, form=form, selection=selection, batch=batch, threads=threads, input_type=input_type
-        )  # fmt: skip
-    result = export(
-        loaded, out, inputs=loaded.input_tensors(batch_inputs), opset=opset, storage=storage, form=form, selection=selection,
-        precision=precision, batch=batch, threads=threads, **feeding(found, input_type, task),
-    )  # fmt: skip
-    return result, None
 
 
 def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = None) -> Data:

@@ -180,9 +180,11 @@ class Recipe:
             if text is not None:
                 given[key] = user_function(text, "loss" if key == "criterion" else "figures") if ":" in text else text
         found = build_task(self.task, given)
-        for key, asked in (("ood", bool(self.ood)), ("export_precision", self.export_precision == "int8")):
-            if asked and found.name != "classification":
-                raise RecipeError(f"{key} is for the task classification, and this is {found.name!r}. Leave it out.")
+        if self.ood and found.name != "classification":
+            raise RecipeError(
+                f"ood is for the task classification, and this is {found.name!r}: its scores are computed from the scores of classes, "
+                f"[N, K]. Leave it out."
+            )
         if self.label_smoothing and found.link == "none":
             raise TaskError(
                 f"task {self.task!r} has no labels to smooth, found label_smoothing = {self.label_smoothing}. Leave it out."

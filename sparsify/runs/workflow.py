@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import warnings
 from collections.abc import Callable, Generator, Mapping
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.calibration import CalibrationLog, evaluate, fit, kind_of
+from sparsify.calibration import evaluate, fit, kind_of
 from sparsify.errors import SparsifyError, TrainingWarning, UnfinishedError
 from sparsify.exporters import export
 from sparsify.files import write_json
@@ -26,7 +25,18 @@ from sparsify.methods import Method
 from sparsify.parts import metrics
 from sparsify.passes import Pass, PassLog, Pipeline, recording
 from sparsify.reports import covered, layers, ood_quality, pass_rows, sizes, task_quality, write_report
-from sparsify.runs.artefacts import feeding, input_row, measure_latency, recipe_data, several_rows, trials, write_int8
+from sparsify.runs.artefacts import (
+    feeding,
+    fitted_metadata,
+    input_row,
+    measure_latency,
+    ood_threshold,
+    recipe_data,
+    run_metadata,
+    several_rows,
+    trials,
+    write_int8,
+)
 from sparsify.runs.continuation import check_continues, training_key
 from sparsify.runs.folder import hold_folder
 from sparsify.runs.inferring import with_task
@@ -40,8 +50,6 @@ from sparsify.version import versions
 
 RECORD = "recipe.toml"
 ARTEFACTS = ("model.onnx", "metrics.json", "latency.json", "report.html", RECORD, "program.sparsify")
-ACCEPTED = 0.95
-"""Share of validation samples whose ``ood_score`` is at least the threshold that is stored in the file."""
 Progress = Callable[[str, dict[str, Any]], None]
 
 
@@ -179,7 +187,7 @@ def _finish(
             rows[name] = {**row, "passes": pass_rows([*model.passes, *record])}
         if recipe.export_precision == "int8" and name in rows:
             with missing.unless(f"{name}-int8.onnx", _advice(model, out, f"{name}-int8.onnx", "--precision int8")):
-                rows[name]["int8"], chosen_by[name] = _int8(model, recipe, data, out)
+                rows[name]["int8"], chosen_by[name] = _int8(model, recipe, task, data, out)
     if "model" not in rows:
         raise missing.error(None)
     if "dense" in rows and task.name == "classification":
@@ -246,9 +254,7 @@ def _export(model: _Model, recipe: Recipe, task: Task, data: Data, out: Path) ->
     program.save(model.folder / "program.sparsify")
     outputs = evaluate(program, data.test)
     read = program.reading(task.output, "eval", list(outputs.values()))
-    scores = evaluate(program, data.validation).get("ood_score") if "ood_score" in outputs else None
-    threshold = None if scores is None else float(scores.quantile(1 - ACCEPTED))
-    threshold_text = {} if threshold is None else {"ood_threshold": repr(threshold)}
+    threshold = ood_threshold(program, data)
     result = export(
         program,
         out / f"{name}.onnx",
@@ -258,7 +264,7 @@ def _export(model: _Model, recipe: Recipe, task: Task, data: Data, out: Path) ->
         form=recipe.form,
         selection=recipe.selection,
         batch=recipe.export_batch,
-        metadata=_metadata(model, recipe, data) | threshold_text | _noted(log),
+        metadata=run_metadata(program, recipe, data, model.method) | fitted_metadata(log, threshold),
         **feeding(data, recipe.export_input, task.name),
     )
     lacking = _lacking(program, task, read, data)
@@ -300,37 +306,19 @@ def _lacking(program: Program, task: Task, read: Any, data: Data) -> str:
     return found
 
 
-def _int8(model: _Model, recipe: Recipe, data: Data, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _int8(model: _Model, recipe: Recipe, task: Task, data: Data, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The int8 file of one model: its row of ``metrics.json``, and the timings it was chosen by."""
     result, row = write_int8(
         model.program,
         out / f"{model.name}-int8.onnx",
         data,
+        task=task,
         opset=recipe.opset,
         form=recipe.form,
         selection=recipe.selection,
         batch=recipe.export_batch,
         input_type=recipe.export_input,
-        metadata=_metadata(model, recipe, data),
+        metadata=run_metadata(model.program, recipe, data, model.method),
     )
     assert result.int8 is not None
     return row, trials(result.int8)
-
-
-def _metadata(model: _Model, recipe: Recipe, data: Data) -> dict[str, str]:
-    """What the files of a run say of themselves."""
-    return {
-        "method": model.method.name,
-        "density": repr(model.program.costs().density),
-        "pattern": model.method.pattern,
-        "calibration": kind_of(model.program) or "none",
-        **({} if recipe.task == "classification" else {"task_options": str(recipe.build_task())}),
-        "recipe_hash": recipe.hash(),
-        **({"preparation": json.dumps(data.preparation)} if data.preparation else {}),
-        **{key: json.dumps(value) for key, value in scale_row(model.program).items()},
-    }
-
-
-def _noted(log: CalibrationLog | None) -> dict[str, str]:
-    found = {"calibration_note": log.note} if log and log.note else {}
-    return found | ({"interval_level": repr(log.level)} if log and log.level is not None else {})

@@ -15,8 +15,10 @@ from sklearn.metrics import r2_score
 from sparsify.errors import TaskError, TrainingWarning
 from sparsify.ir import Program
 from sparsify.passes.scale_prediction import scale_of
+from sparsify.runs.exporting import export_saved
 from sparsify.runs.recipe import parse_pairs, parse_recipe
 from sparsify.runs.workflow import run
+from sparsify.tasks import Regression
 from tests.end_to_end.commands import command
 
 MODEL = """
@@ -91,6 +93,14 @@ def test_dense_and_90_percent_sparse_models_predict_in_units(folder):
 
     again = run(recipe(folder, baseline=True, holdout=0.3), folder / "a", resume=True, timed=False)
     assert again["model"]["figures"] == report["model"]["figures"]
+    assert program.task == Regression()
+    for name, saved in (("model", "program.sparsify"), ("dense", "dense/program.sparsify")):
+        export_saved(folder / "a" / saved, folder / "again.onnx", recipe=folder / "a" / "recipe.toml", overwrite=True)
+        told = [
+            {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+            for path in (folder / "again.onnx", folder / "a" / f"{name}.onnx")
+        ]
+        assert told[0] == told[1] and "interval_level" in told[0]
 
 
 def test_through_the_command_with_its_defaults(folder):

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from sparsify.errors import DataError, TrainingError
+from sparsify.exporters import int8_forms
 from sparsify.loading import load_data
-from sparsify.runs.artefacts import export_saved, run_file
+from sparsify.runs.artefacts import run_file
+from sparsify.runs.exporting import export_saved
 from sparsify.runs.recipe import Recipe
 from sparsify.runs.workflow import run
 from tests.loading.test_data import IMAGES, LABELS
@@ -49,7 +51,7 @@ def recipe(folder, **changes) -> Recipe:
     return Recipe(**{**common, **changes})
 
 
-def test_two_inputs_are_trained_on_resumed_exported_and_told_of(mine):
+def test_two_inputs_are_trained_on_resumed_exported_and_told_of(mine, monkeypatch):
     report = run(recipe(mine), mine / "a")
     assert report["model"]["accuracy"] > 0.7 and report["model"]["parity"]["ok"]
     held = json.loads((mine / "a" / "metrics.json").read_text())
@@ -74,6 +76,16 @@ def test_two_inputs_are_trained_on_resumed_exported_and_told_of(mine):
     assert torch.equal(run_file(mine / "b" / "model.onnx", data.test)["logits"], logits), "whoever fetches the batches"
     result, _ = export_saved(mine / "a" / "program.sparsify", mine / "again.onnx", data=str(mine / "d.npz"))
     assert result.parity.share <= 1 and result.parity.decisions > 0
+    count = lambda model: sum(node.op_type == "DequantizeLinear" for node in model.graph.node)  # ruff: ignore[lambda-assignment]
+    monkeypatch.setattr(int8_forms, "times", lambda models, **_: {k: -count(m) for k, (m, _) in models.items()})
+    saved, given = mine / "a" / "program.sparsify", {"data": str(mine / "d.npz"), "precision": "int8"}
+    result, row = export_saved(saved, mine / "int8.onnx", **given)
+    assert {**row["layers"]} == {"image.weight": "int8 dense", "ink.weight": "int8 dense", "out.weight": "fp32 dense"}
+    assert row["accuracy"] == pytest.approx(report["model"]["accuracy"], abs=0.02)
+    assert (
+        float((run_file(mine / "int8.onnx", data.test)["logits"].argmax(1) == data.test.targets).double().mean())
+        == row["accuracy"]
+    )
 
 
 def test_what_needs_images_is_refused_before_anything_is_written(mine):

@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from sparsify.errors import DataError, RecipeError, SparsifyError, TaskError, TraceError
+from sparsify.exporters import int8_forms
 from sparsify.loading import load_data
-from sparsify.reports import headline, verdict
+from sparsify.reports import headline, int8_sentence, verdict
+from sparsify.runs.artefacts import run_file
+from sparsify.runs.exporting import export_saved
 from sparsify.runs.recipe import parse_pairs, parse_recipe
 from sparsify.runs.workflow import run
 from tests.end_to_end.commands import command
@@ -91,6 +94,25 @@ HEADLINES = {
 }
 
 
+HEADS = {
+    "binary": "temperature fitted again: ",
+    "multilabel": "temperatures of 3 labels fitted again",
+    "regression": "intervals fitted again",
+    "dense": "temperature fitted again: ",
+    "sequence": "temperature fitted again: ",
+    "custom": "none that can be fitted again",
+}
+"""What becomes of the calibration head of an int8 file."""
+
+
+@pytest.fixture
+def integers_first(monkeypatch):
+    """Files with layers in integers are the fastest."""
+    count = lambda model: sum(node.op_type == "DequantizeLinear" for node in model.graph.node)  # ruff: ignore[lambda-assignment]
+    monkeypatch.setattr(int8_forms, "times", lambda models, **_: {k: -count(m) for k, (m, _) in models.items()})
+    monkeypatch.setattr(int8_forms, "time_layers", lambda *_, **__: {})
+
+
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "mine.py"
@@ -106,9 +128,9 @@ def recipe_of(file, task, *pairs, **given):
 
 
 @pytest.mark.parametrize("task", OUTPUTS)
-def test_a_task_is_trained_exported_proved_and_reported(task, file, tmp_path):
-    out = tmp_path / "run"
-    report = run(recipe_of(file, task, "method.baseline=true"), out, timed=False)
+def test_a_task_is_trained_exported_proved_and_reported(task, file, tmp_path, integers_first):
+    out, int8 = tmp_path / "run", ("export.precision=int8",) if task == "regression" else ()
+    report = run(recipe_of(file, task, "method.baseline=true", *int8), out, timed=False)
     key, least = HEADLINES[task]
     for part in ("dense", "model"):
         assert report[part]["headline"] == key
@@ -140,6 +162,32 @@ def test_a_task_is_trained_exported_proved_and_reported(task, file, tmp_path):
     assert f"val_{key}" in rows[-1]
     again = run(recipe_of(file, task, "method.baseline=true"), out, resume=True, timed=False)
     assert again["model"]["figures"] == report["model"]["figures"]
+    if task == "regression":
+        assert int8_sentence(report["model"]["int8"]) in page and "In int8" in page
+    _check_int8(report["model"], out, data.test, meaning)
+
+
+def _check_int8(model, out, samples, meaning):
+    """The int8 file computes what is said of it, close to the program, with its head fitted again."""
+    given = {"recipe": out / "recipe.toml", "precision": "int8", "overwrite": True}
+    row = model.get("int8") or export_saved(out / "program.sparsify", out / "model-int8.onnx", **given)[1]
+    key = model["headline"]
+    assert "int8 dense" in row["layers"].values() and not row["refused"]
+    assert row["head"].startswith(HEADS[meaning.name])
+    assert row["fp32"]["figures"] == model["figures"]
+    assert row["figures"][key] == pytest.approx(model["figures"][key], abs=0.03)
+    assert row["figures"] != model["figures"] or meaning.name == "custom"
+    outputs = run_file(out / "model-int8.onnx", samples)
+    read = outputs if meaning.output is None else outputs[meaning.output]
+    assert meaning.figures(read, samples.targets) == pytest.approx(row["figures"], abs=1e-6)
+    if meaning.link == "none":
+        assert row["agreement"] is None
+    else:
+        assert row["agreement"] > 0.97 and row["held_out"]["decisions"] >= row["held_out"]["samples"]
+    if meaning.name == "regression":
+        assert row["interval"]["coverage"] == pytest.approx(model["interval"]["coverage"], abs=0.05)
+        before, after = (row["held_out"][f"coverage_{when}"] for when in ("before", "after"))
+        assert after == pytest.approx(0.9, abs=0.02) and abs(after - before) < 0.05
 
 
 def test_through_the_command(file, tmp_path):
@@ -162,7 +210,20 @@ def test_through_the_command(file, tmp_path):
     again = ("export", out / "program.sparsify", "--recipe", out / "recipe.toml", "--out", tmp_path / "again.onnx")
     code, shown, err = command(*again)
     assert code == 0, shown + err
-    assert {e.key: e.value for e in onnx.load(tmp_path / "again.onnx").metadata_props}["task"] == "regression"
+    told = {e.key: e.value for e in onnx.load(tmp_path / "again.onnx").metadata_props}
+    assert told["task"] == "regression" and told["task_options"] == "regression{criterion=huber}"
+    code, shown, err = command(
+        "trace", model, "--input", "2x8", "--task", "regression", "--out", tmp_path / "p.sparsify"
+    )
+    assert code == 0, shown + err
+    saved = ("export", tmp_path / "p.sparsify", "--data", f"{file}:data_regression", "--out", tmp_path / "p.onnx")
+    code, shown, err = command(*saved)
+    assert code == 0, shown + err
+    assert {e.key: e.value for e in onnx.load(tmp_path / "p.onnx").metadata_props}["task"] == "regression"
+    code, shown, err = command(*saved, "--task", "binary", "--overwrite")
+    assert code == 2 and "task 'binary' reads the output 'logits', and 'net' returns prediction" in err
+    code, shown, err = command("trace", model, "--input", "2x8", "--task", "auto")
+    assert code == 2 and "Name the task, or give --data" in err
 
 
 @pytest.mark.parametrize(
@@ -176,7 +237,6 @@ def test_through_the_command(file, tmp_path):
         ("regression", {"loss": "mean"}, TaskError, "should be one of mse, mae, huber"),
         ("regression", {"label_smoothing": 0.1}, TaskError, "no labels to smooth"),
         ("regression", {"ood": ("photos",)}, RecipeError, "ood is for the task classification"),
-        ("regression", {"export_precision": "int8"}, RecipeError, "export_precision is for the task classification"),
         ("regression", {"method": "moon(rigl)"}, SparsifyError, "made for the task classification"),
         ("regresion", {}, TaskError, "Nearest: regression"),
         ("custom", {"loss": None}, TaskError, "needs a loss"),

@@ -14,7 +14,8 @@ from sparsify.errors import ExportError, RecipeError
 from sparsify.loading import load_data
 from sparsify.parts import metrics
 from sparsify.runs import artefacts
-from sparsify.runs.artefacts import CALIBRATION, export_saved, run_file, trials, write_int8
+from sparsify.runs.artefacts import CALIBRATION, run_file, trials, write_int8
+from sparsify.runs.exporting import export_saved
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,8 @@ def test_a_saved_program_by_the_data_of_its_recipe(program, tmp_path, integers_f
     (tmp_path / "r.toml").write_text("[train]\nseed = 5\n[data]\nholdout = 0.25\n")
     asked = []
     original = artefacts.load_data
-    monkeypatch.setattr("sparsify.runs.artefacts.load_data", lambda *a, **k: asked.append(k) or original(*a, **k))
+    for room in ("artefacts", "exporting"):
+        monkeypatch.setattr(f"sparsify.runs.{room}.load_data", lambda *a, **k: asked.append(k) or original(*a, **k))
     given: dict[str, Any] = {"recipe": tmp_path / "r.toml", "precision": "int8"}
     result, row = export_saved(tmp_path / "p.sparsify", tmp_path / "m.onnx", **given)
     assert (asked[0]["seed"], asked[0]["holdout"]) == (5, 0.25) and row is not None and result.int8 is not None

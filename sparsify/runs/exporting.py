@@ -1,0 +1,143 @@
+"""A saved program exported again: proved on the data of its run or on others, and read as its task says."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsify.calibration import fit, kind_of
+from sparsify.errors import ExportError, RecipeError, SparsifyWarning, TaskError
+from sparsify.exporters import ExportResult, export
+from sparsify.ir import Program, Stage
+from sparsify.ir.evaluation import outputs_of
+from sparsify.loading import Data, load_data
+from sparsify.loading.sources import TABLES
+from sparsify.methods import dense
+from sparsify.runs.artefacts import feeding, fitted_metadata, ood_threshold, recipe_data, run_metadata, write_int8
+from sparsify.runs.recipe import AUTO, Recipe, parse_recipe
+from sparsify.tasks import Task, infer
+from sparsify.tasks.stored import as_task
+
+
+def export_saved(
+    program: Path,
+    out: Path,
+    *,
+    data: str | None = None,
+    recipe: Path | None = None,
+    task: str | None = None,
+    image_size: int | None = None,
+    opset: int = 20,
+    storage: str = "dense",
+    form: str = "auto",
+    selection: str = "by-batch",
+    precision: str = "fp32",
+    batch: int = 1,
+    threads: int = 1,
+    input_type: str = "float",
+    overwrite: bool = False,
+) -> tuple[ExportResult, dict[str, Any] | None]:
+    """Export a saved program, proved on test inputs of the data, which no training has seen.
+
+    Args:
+        program: file of a run or of `Program.save`.
+        out: the ONNX file.
+        data: as for `load_data`, split by seed 0; its inputs must be those the program was traced with. None: ``digits``.
+        recipe: of the run the program is from, in place of ``data``: its data, split and normalised as they were there. The file gets
+            the metadata of the run's.
+        task: what the outputs mean. None: what the file of the program or the recipe says, else the one that fits data and outputs.
+        image_size: side in pixels to which a folder's images are resized.
+        opset, storage, form, selection, precision, batch, threads, input_type: as for `sparsify.export`.
+        overwrite: replace ``out``.
+
+    Returns:
+        The result, and with precision int8 what `write_int8` measures on the test samples.
+
+    Raises:
+        ExportError: If ``out`` exists and ``overwrite`` is not given, or the file does not agree with the program.
+        RecipeError: If both ``data`` and ``recipe`` are given, or the recipe does not hold, or is of another task.
+        TaskError: If nothing says what the outputs mean, and no task or several fit.
+        SparsifyError: If the program or the data cannot be read, or do not fit each other.
+    """
+    if out.is_dir():
+        raise ExportError(f"{out} is a folder; --out names the ONNX file, e.g. {out / 'model.onnx'}.")
+    if out.exists() and not overwrite:
+        raise ExportError(f"{out} exists. Replace it with --overwrite, or use another --out.")
+    loaded = Program.load(program).eval()
+    if recipe is None and data is not None and Path(data).suffix.lower() in TABLES:
+        raise RecipeError(
+            f"{data} is a table, and how its columns became inputs stands in the recipe of the run. Give --recipe, its recipe.toml, in "
+            f"place of --data."
+        )
+    metadata = dict[str, str]()
+    if recipe is None:
+        found, meaning = _data(loaded, "digits" if data is None else data, task, image_size)
+    elif data is None and image_size is None and task is None:
+        parsed = _recipe(loaded, recipe)
+        found, meaning = recipe_data(parsed), parsed.build_task()
+        method = dense() if loaded.stage is Stage.TRACED else parsed.build_method()
+        metadata = run_metadata(loaded, parsed, found, method)
+    else:
+        raise RecipeError(
+            "the recipe names the data, their size and the task; leave out --data, --image-size and --task, or --recipe."
+        )
+    batch_inputs = found.test.batch(torch.arange(min(64, len(found.test)))).inputs
+    outputs_of(loaded, batch_inputs)  # raises where the data are not the program's
+    if precision == "int8" and storage == "dense":
+        return write_int8(
+            loaded, out, found, task=meaning, opset=opset, form=form, selection=selection, batch=batch, threads=threads,
+            input_type=input_type, metadata=metadata,
+        )  # fmt: skip
+    if recipe is not None:
+        log = fit(loaded.clone(), found.validation, task=meaning) if kind_of(loaded) else None
+        metadata |= fitted_metadata(log, ood_threshold(loaded, found))
+    result = export(
+        loaded, out, inputs=loaded.input_tensors(batch_inputs), opset=opset, storage=storage, form=form, selection=selection,
+        precision=precision, batch=batch, threads=threads, metadata=metadata, **feeding(found, input_type, meaning.name),
+    )  # fmt: skip
+    return result, None
+
+
+def _recipe(program: Program, path: Path) -> Recipe:
+    """The recipe of a program; ``auto`` is the task that the program was made for."""
+    parsed, known = parse_recipe(path, {}), program.task
+    if known is None or parsed.task == known.name:
+        return parsed
+    if parsed.task != AUTO:
+        raise RecipeError(
+            f"{path} is a recipe for the task {parsed.task!r}, and program {program.name!r} was made for {known.name!r}. Give the recipe "
+            f"of its run."
+        )
+    return dataclasses.replace(parsed, task=known.name)  # type: ignore[type-var]
+
+
+def _data(program: Program, text: str, named: str | None, image_size: int | None) -> tuple[Data, Task]:
+    """Data that were named without a recipe, and what the outputs of the program mean."""
+    task = program.task if named is None else as_task(named)
+    if task is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SparsifyWarning)  # they are said when the data are read for the task
+            task = _fitting(program, load_data(text, seed=0, image_size=image_size))
+    outputs = program.output_names("eval")
+    if task.output is not None and task.output not in outputs:
+        raise TaskError(
+            f"task {task.name!r} reads the output {task.output!r}, and {program.name!r} returns {', '.join(outputs)}. Name the task that "
+            f"it was traced for, or trace the model for this one: sparsify trace --task {task.name}."
+        )
+    return load_data(text, seed=0, image_size=image_size, task=task.name), task
+
+
+def _fitting(program: Program, data: Data) -> Task:
+    """The task that fits targets and outputs; `infer` says what to write where none does."""
+    with torch.no_grad():
+        outputs = outputs_of(program, data.example())
+    read = next((outputs[name] for name in ("prediction", "logits") if name in outputs), None)
+    if read is None:
+        raise TaskError(
+            f"the file of {program.name!r} does not say what its outputs mean ({', '.join(outputs)}). Name their task: --task."
+        )
+    return infer(data.train.targets, ("N", *read.shape[1:]))
