@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Method, checked_method, in_range, made_for
+from sparsify.methods.base import Method, checked_method, in_range
 from sparsify.parts.attacks import Attack
 
 
 @checked_method
 def adversarial(base: Method, *, radius: float = 8 / 255, step_size: float = 2 / 255, iterations: int = 10) -> Method:
     """Train on inputs that projected gradient descent made hard (Madry et al. 2018, arXiv:1706.06083).
+
+    What it raises is the loss of the task: of classification cross-entropy, of a regression the squared error, of a custom task your own.
 
     Each batch is attacked from a random start in the box, by gradients of the eval phase, so that the attack leaves running
     statistics and dropout alone. Attacks belong to the loss: evaluated again at other weights, a batch is attacked again at those
@@ -42,5 +44,4 @@ def adversarial(base: Method, *, radius: float = 8 / 255, step_size: float = 2 /
         base,
         name=f"adversarial({base.name})",
         attack=Attack(radius=radius, step_size=step_size, iterations=iterations),
-        tasks=made_for(base, "classification"),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Method, checked_method, in_range, made_for
+from sparsify.methods.base import Method, checked_method, in_range
 from sparsify.parts.distillation import Distillation
 
 
@@ -14,8 +14,12 @@ def distilled(base: Method, *, weight: float = 0.9, temperature: float = 4.0) ->
     """Learn from the answers of a teacher beside the labels (Hinton et al. 2015, arXiv:1503.02531).
 
     The loss is (1 - weight) times that of ``base`` plus weight times T² · KL between the softmax at temperature T of the teacher's and of
-    the model's logits. The teacher answers in eval mode, on the very inputs of the batch, augmented and attacked as they are; each answer
-    is a forward pass and is counted as one. An unknown class (`moon`) is left out of the comparison.
+    the model's logits: of classes per sample, position or step; of yes and no for the tasks that ask that. A regression has the mean
+    squared difference to the teacher's prediction in its place, without a temperature. A custom task does not say how a model imitates
+    a teacher, and is refused.
+
+    The teacher answers in eval mode, on the very inputs of the batch, augmented and attacked as they are; each answer is a forward pass
+    and is counted as one. An unknown class (`moon`) is left out of the comparison.
 
     Who the teacher is stands outside the method: the dense baseline of a run or the program of another in a recipe, any function of the
     inputs in `sparsify.attach`.
@@ -45,5 +49,4 @@ def distilled(base: Method, *, weight: float = 0.9, temperature: float = 4.0) ->
         base,
         name=f"distilled({base.name})",
         distillation=Distillation(weight, temperature),
-        tasks=made_for(base, "classification", "dense"),
     )

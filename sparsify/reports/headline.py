@@ -142,9 +142,7 @@ def sentences(report: Report, latency: Report | None) -> list[str]:
     if model["unknown"]:
         found.append(uncounted(model["unknown"]))
     if model.get("teacher"):
-        found.append(
-            f"It learned from a teacher, {model['teacher']['name']}, of accuracy {model['teacher']['accuracy']:.4f}."
-        )
+        found.append(_teacher(model["teacher"], headline_figure(report)))
     if "dense" in parts(report):
         judged = _task_figures(report) if "figures" in model else [_accuracy(report), *_better_and_worse(report)]
         found += [*judged, _size(report)]
@@ -155,6 +153,11 @@ def sentences(report: Report, latency: Report | None) -> list[str]:
     if model.get("int8"):
         found.append(int8_sentence(model["int8"]) + _int8_speed(latency))
     return found
+
+
+def _teacher(teacher: Report, figure: str) -> str:
+    value = teacher.get("figures", teacher)[figure]
+    return f"It learned from a teacher, {teacher['name']}, of {figure.replace('_', ' ')} {_shown(value)}."
 
 
 def uncounted(operators: Sequence[str]) -> str:

@@ -250,6 +250,13 @@ class TaskInt8(TaskFigures):
     head: str
 
 
+class TaskTeacher(Form):
+    """Who a model of another task learned from, and its figures on the test samples."""
+
+    name: str
+    figures: Annotated[dict[str, float | None], Field(min_length=1)]
+
+
 class TaskPart(_Trained):
     """One model of a run of another task; ``headline`` names one of the ``figures``, which are None where the samples define none;
     ``interval`` has the ``coverage`` and mean ``width`` of intervals on the test set; ``shortfall`` says why the model is of no use."""
@@ -261,6 +268,7 @@ class TaskPart(_Trained):
     interval: dict[str, float] | None = None
     shortfall: str | None = None
     int8: TaskInt8 | None = None
+    teacher: TaskTeacher | None = None
 
 
 class Flips(Form):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,10 @@ import torch
 from sparsify.calibration import evaluate
 from sparsify.errors import DataError, TraceError
 from sparsify.ir import Program
-from sparsify.ir.classifier import classes
 from sparsify.ir.evaluation import outputs_of
 from sparsify.loading import Data
 from sparsify.parts import metrics
-from sparsify.parts.trees import rows_of
+from sparsify.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TeacherProgram:
     """A teacher, and what a run tells of it.
 
     Attributes:
-        program: whose ``logits`` are learned from.
+        program: whose ``logits`` are learned from, or what else the task reads.
         name: ``dense baseline``, or the text of the recipe.
         fingerprint: SHA-256 of the file; empty for the baseline, which recipe and data decide.
     """
@@ -33,34 +33,46 @@ class TeacherProgram:
     name: str
     fingerprint: str
 
-    def row(self, data: Data) -> dict[str, Any]:
-        """For ``metrics.json``, with the accuracy on the test samples."""
-        logits = evaluate(self.program, data.test)["logits"]
-        accuracy = metrics.accuracy(logits, data.test.targets)
-        return {"name": self.name, "fingerprint": self.fingerprint, "accuracy": accuracy}
+    def row(self, task: Task, data: Data) -> dict[str, Any]:
+        """For ``metrics.json``: its accuracy on the test samples, or the figures of another task than classification."""
+        read = evaluate(self.program, data.test)[str(task.output)]
+        known = {"name": self.name, "fingerprint": self.fingerprint}
+        if task.name == "classification":
+            return {**known, "accuracy": metrics.accuracy(read, data.test.targets)}
+        found = task.figures(read, data.test.targets)
+        return {**known, "figures": {key: value if math.isfinite(value) else None for key, value in found.items()}}
 
 
-def load_teacher(file: str, program: Program, data: Data) -> TeacherProgram:
+def load_teacher(file: str, program: Program, data: Data, task: Task) -> TeacherProgram:
     """The teacher in a file.
 
     Args:
         file: a saved program.
         program: that will learn.
         data: what it will learn on.
+        task: what the outputs of both mean.
 
     Raises:
         LoadError: If the file is no program.
-        DataError: If it takes other inputs than the program, or knows another number of classes.
+        DataError: If it is of another task, takes other inputs than the program, or returns something of another shape.
     """
-    teacher, example = Program.load(Path(file)).eval(), data.example()
+    teacher, example, reads = Program.load(Path(file)).eval(), data.example(), str(task.output)
+    if reads not in teacher.output_names("eval") or (teacher.task is not None and teacher.task.name != task.name):
+        said = f"is of task {teacher.task.name!r} and " if teacher.task is not None else ""
+        raise DataError(
+            f"the teacher {file} {said}returns {', '.join(teacher.output_names('eval'))}, and the model is of task {task.name!r}, which "
+            f"reads {reads!r}. Give a teacher of the same task."
+        )
     try:
         with torch.no_grad():
-            answer = outputs_of(teacher, example)["logits"]
+            answer = outputs_of(teacher, example)[reads]
     except TraceError as error:
         raise DataError(f"the teacher {file} does not take these data: {error}") from error
-    wanted = [rows_of(example), classes(program)]
+    with torch.no_grad():
+        wanted = list(outputs_of(program, example)[reads].shape)
     if list(answer.shape) != wanted:
         raise DataError(
-            f"the teacher {file} returns logits of shape {list(answer.shape)}, the model {wanted}. Give a teacher of the same classes."
+            f"the teacher {file} returns {reads} of shape {list(answer.shape)}, the model {wanted}. Give a teacher of the same classes, or "
+            f"of the same predictions."
         )
     return TeacherProgram(teacher, file, hashlib.sha256(Path(file).read_bytes()).hexdigest())

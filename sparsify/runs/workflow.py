@@ -94,8 +94,8 @@ def run(
         if resume:
             _check_continues(recipe, out / RECORD)
         data = recipe_data(recipe, on_decode)
-        planned = jobs(recipe, data, converts=rehearsed)
-        teacher = load_teacher(recipe.teacher, planned["model"].program, data) if recipe.teacher else None
+        planned, task = jobs(recipe, data, converts=rehearsed), recipe.build_task()
+        teacher = load_teacher(recipe.teacher, planned["model"].program, data, task) if recipe.teacher else None
         begin(recipe.to_toml())
         fingerprint, models = data.fingerprint(), dict[str, _Model]()
         for name, job in planned.items():
@@ -283,7 +283,7 @@ def _export(model: _Model, recipe: Recipe, task: Task, data: Data, out: Path) ->
         "parity": {"ok": True, **dataclasses.asdict(result.parity)},
         "counts": model.trained.counts,
         "schedule": model.trained.schedule,
-        **({"teacher": model.teacher.row(data)} if model.teacher else {}),
+        **({"teacher": model.teacher.row(task, data)} if model.teacher else {}),
         "ood": {name: ood_quality(outputs, evaluate(program, samples)) for name, samples in data.ood.items()},
         "ood_threshold": threshold,
     }

@@ -31,6 +31,7 @@ class Task(ABC):
         lower: names of the figures of which the lower value is better.
         heads: kinds of calibration heads that fit its outputs, the usual one first.
         constant: the headline figure of the best answer that is the same for every sample; None: it depends on the data.
+        taught: whether a model can learn from the answers of a teacher (`imitation`).
         link: what makes probabilities of its scores: ``softmax`` over dimension ``class_dim``, ``sigmoid``, or ``none``.
     """
 
@@ -40,6 +41,7 @@ class Task(ABC):
     lower: ClassVar[frozenset[str]] = frozenset({"nll", "ece", "perplexity", "rmse", "mae"})
     heads: ClassVar[tuple[str, ...]] = ()
     constant: ClassVar[float | None] = None
+    taught: ClassVar[bool] = False
     link: ClassVar[str] = "none"
     class_dim: ClassVar[int] = -1
 
@@ -55,6 +57,21 @@ class Task(ABC):
         Raises:
             TrainingError: If the two do not fit together, or labels should be smoothed where there are none.
         """
+
+    def imitation(self, output: Any, teacher: Any, target: Any = None, *, temperature: float = 1.0) -> Tensor:
+        """The loss of answering otherwise than a teacher does: a scalar with a gradient, 0 where the answers are the same.
+
+        Args:
+            output: what the model returns under the name `output`, [N, ...].
+            teacher: the same of the teacher, of that shape; takes no gradient.
+            target: of the batch, where it says what is not judged; None: everything is.
+            temperature: that probabilities are softened by, above 0.
+
+        Raises:
+            TrainingError: If the task has no such loss.
+        """
+        del output, teacher, target, temperature
+        raise TrainingError(unteachable(self))
 
     @abstractmethod
     def figures(self, output: Any, target: Any) -> dict[str, float]:
@@ -222,6 +239,14 @@ def own_loss(task: Task, criterion: Callable[[Any, Any], Any], output: Any, targ
 def tensors(*values: Any) -> bool:
     """Whether all values are tensors."""
     return all(isinstance(value, Tensor) for value in values)
+
+
+def unteachable(task: Task) -> str:
+    """What to say where a model should learn from a teacher, and its task does not know how."""
+    return (
+        f"task {str(task)!r} does not say how a model imitates a teacher. Train with a method that has none (leave out distilled), put the "
+        f"teacher's answers into the loss of the task, or derive a task of your own with taught = True and imitation()."
+    )
 
 
 def unsmoothed(task: Task, label_smoothing: float) -> None:

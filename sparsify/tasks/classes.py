@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsify.errors import TrainingError
+from sparsify.parts.distillation import distillation_loss
 from sparsify.tasks.base import Shape, Task, decided, fits, is_whole, mismatch, shown, tensors
 
 
@@ -29,6 +30,7 @@ class Classification(Task):
     name: ClassVar = "classification"
     targets: ClassVar = "class numbers, int [N], for logits [N, K]"
     heads: ClassVar = ("temperature", "vector")
+    taught: ClassVar = True
     link: ClassVar = "softmax"
 
     def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
@@ -38,6 +40,10 @@ class Classification(Task):
         if output.ndim != 2 or not (soft or (target.shape == output.shape[:1] and is_whole(target))):
             raise TrainingError(mismatch(self, output, target))
         return functional.cross_entropy(output, target, label_smoothing=label_smoothing)
+
+    def imitation(self, output: Any, teacher: Any, target: Any = None, *, temperature: float = 1.0) -> Tensor:
+        del target
+        return distillation_loss(output, teacher, temperature)
 
     def figures(self, output: Any, target: Any) -> dict[str, float]:
         return decided(self, output, target)
@@ -76,6 +82,7 @@ class _Positions(Task):
     """
 
     heads: ClassVar = ("temperature",)
+    taught: ClassVar = True
     link: ClassVar = "softmax"
 
     ignore: int = -100
@@ -98,6 +105,13 @@ class _Positions(Task):
             rows, target.long(), ignore_index=self.ignore, reduction="sum", label_smoothing=label_smoothing
         )
         return total / (target != self.ignore).sum().clamp_min(1)  # 0 where every position is ignored
+
+    def imitation(self, output: Any, teacher: Any, target: Any = None, *, temperature: float = 1.0) -> Tensor:
+        rows, wanted = self.scores(output), self.scores(teacher)
+        if target is not None:
+            known = self.answers(target) >= 0
+            rows, wanted = rows[known], wanted[known]
+        return distillation_loss(rows, wanted, temperature) if len(rows) else output.sum() * 0.0
 
     def problem(self, target: Any, shape: Shape) -> str:
         places = self.places(tuple(shape))

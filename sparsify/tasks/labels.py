@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from sparsify.errors import TrainingError
 from sparsify.parts import metrics
+from sparsify.parts.distillation import yes_no_distillation_loss
 from sparsify.tasks.base import Shape, Task, decided, fits, is_zero_one, mismatch, shown, tensors
 
 
@@ -19,6 +20,11 @@ class _YesNo(Task):
     """Logits z of which each says yes with probability sigmoid(z), and yes is decided above 0."""
 
     link: ClassVar = "sigmoid"
+    taught: ClassVar = True
+
+    def imitation(self, output: Any, teacher: Any, target: Any = None, *, temperature: float = 1.0) -> Tensor:
+        del target
+        return yes_no_distillation_loss(output, teacher, temperature)
 
     def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
         if not tensors(output, target) or not self._together(output, target):

@@ -48,6 +48,7 @@ class Regression(Task):
     targets: ClassVar = "numbers of the shape of the output, [N, ...]"
     heads: ClassVar = ("interval",)
     constant: ClassVar = 0.0
+    taught: ClassVar = True
 
     criterion: str | Callable[[Any, Any], Tensor] = "mse"
     delta: float = 1.0
@@ -83,6 +84,12 @@ class Regression(Task):
             output, wanted = output / unit, wanted.to(output.dtype) / unit
         options = {"delta": self.delta} if self.criterion == "huber" else {}
         return LOSSES[self.criterion](output, wanted.to(output.dtype), **options)
+
+    def imitation(self, output: Any, teacher: Any, target: Any = None, *, temperature: float = 1.0) -> Tensor:
+        """Mean squared difference to the predictions of the teacher, in `deviations` where there are some; no temperature enters."""
+        del target, temperature
+        unit = output.new_tensor(self.deviations) if self.deviations else 1.0
+        return functional.mse_loss(output / unit, teacher.detach().to(output.dtype) / unit)
 
     def figures(self, output: Any, target: Any) -> dict[str, float]:
         """R2, RMSE and MAE over all values.

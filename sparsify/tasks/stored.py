@@ -26,7 +26,7 @@ def absent(output: Any, target: Any) -> Tensor:
     """
     del output, target
     raise TaskError(
-        "the loss and the figures of task 'custom' are functions, which the file of a program does not hold. Give them: --recipe for the "
+        "the loss and the figures of task 'custom' are functions, which neither a name nor a file holds. Give them: --recipe for the "
         "command, task=sparsify.tasks.Custom(criterion=...) in Python."
     )
 

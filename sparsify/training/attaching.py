@@ -54,8 +54,8 @@ def attach(
         epoch_steps: optimizer steps of an epoch, for methods that do something once an epoch.
         sweep: for methods that look at more of the training data than the batch of a step: a function that returns the losses of
             the training batches, in an order drawn anew, each as a function without arguments.
-        teacher: for methods that learn from one: a function from the inputs of a batch to logits [N, K],
-            such as a trained module in eval mode, on the device of the inputs.
+        teacher: for methods that learn from one: a function from the inputs of a batch to what the task reads, such as logits
+            [N, K]: a trained module in eval mode, on the device of the inputs.
         task: what the outputs mean: a task of `sparsify.tasks` or its name, for ``trainer.loss``. None: classification, or regression
             for a program that was traced for it.
 

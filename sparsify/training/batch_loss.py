@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sparsify.errors import TrainingError
@@ -14,6 +14,8 @@ from sparsify.ir import Program
 from sparsify.methods import Method
 from sparsify.parts.attacks import perturbed
 from sparsify.parts.trees import Tree, mapped, tensors
+from sparsify.tasks import Task
+from sparsify.training.meaning import in_float32
 
 
 class BatchLoss:
@@ -56,15 +58,16 @@ class BatchLoss:
 
 
 def attacked(
-    method: Method, program: Program, x: Tree, y: Tensor, counts: dict[str, int], *, bf16: bool
+    method: Method, program: Program, task: Task, x: Tree, y: Tree, counts: dict[str, int], *, bf16: bool
 ) -> Callable[[], Tensor]:
     """Inputs under the attack of a method: made anew with each call, for the weights as they are then, from the same random start.
 
     Args:
         method: which has an attack.
         program: which is attacked in its eval phase.
+        task: whose loss is raised.
         x: inputs [N, ...], float, of one tensor.
-        y: class numbers [N].
+        y: their target.
         counts: ``forwards`` and ``backwards`` are counted up.
         bf16: run the forward pass in mixed precision.
 
@@ -77,12 +80,11 @@ def attacked(
         found = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__} of inputs"
         raise TrainingError(f"method {method.name!r} attacks inputs and needs numbers in one tensor, found {found}.")
     start = (2 * torch.rand_like(x) - 1) * attack.radius
-    index = program.output_names("eval").index("logits")
 
     def loss(at: Tensor) -> Tensor:
         with torch.autocast(at.device.type, torch.bfloat16, enabled=bf16):
-            logits = program.run_phase("eval", at)[index]
-        return nn.functional.cross_entropy(logits.float(), y, reduction="sum")
+            leaves = program.run_phase("eval", at)
+        return task.loss(mapped(in_float32, program.reading(task.trained_on, "eval", leaves)), y)
 
     def inputs() -> Tensor:
         for key in ("forwards", "backwards"):

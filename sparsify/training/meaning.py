@@ -58,9 +58,10 @@ def read(program: Program, task: Task, output: Any) -> Any:
             "trainer.loss is for training steps. Call program.train() first, or measure with a criterion of your own."
         )
     if task.trained_on is None:
-        return mapped(_single, output)
-    return _single(program.reading(task.trained_on, "train", pytree.tree_leaves(output)))
+        return mapped(in_float32, output)
+    return in_float32(program.reading(task.trained_on, "train", pytree.tree_leaves(output)))
 
 
-def _single(value: Tensor) -> Tensor:
+def in_float32(value: Tensor) -> Tensor:
+    """Floating-point values in float32; others as they are."""
     return value.float() if value.is_floating_point() else value

@@ -33,15 +33,16 @@ class Mechanism:
         """Look up what belongs to this very program and these very optimizers, before ``step``: at first, in a copy,
         after loading."""
 
-    def join(self, loss: Tensor, output: Any, inputs: Any) -> Tensor:
+    def join(self, loss: Tensor, output: Any, target: Any, inputs: Any) -> Tensor:
         """The loss of a batch with a term of its own.
 
         Args:
             loss: a scalar.
             output: what the task reads of the train phase.
+            target: of the batch.
             inputs: of the batch; None where the loop did not say.
         """
-        del output, inputs
+        del output, target, inputs
         return loss
 
     def before_step(self, step: int, closure: Closure | None) -> None:

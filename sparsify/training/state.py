@@ -91,7 +91,7 @@ class SparseTrainer(Joined):
         self._gradients = Gradients(program, optimizers, self.counts)
         self._rounds = Rounds(slots.topology, program, optimizers, self._gradients, self.counts, self._generator)
         self._loss = RunningLoss(method, slots.objective, self.task)
-        teaching = Teaching(method, teacher, program, self.counts)
+        teaching = Teaching(method, teacher, program, self.counts, self.task)
         if slots.averaging:
             check_averaging(method, slots.averaging, self._masks_change, total_steps)
         self.left_dense = rewrite(method, program, optimizers, self._rounds, slots.correction, self._generator)
@@ -176,7 +176,7 @@ class SparseTrainer(Joined):
         found = read(self.program, self.task, output)
         loss = self._loss(found, target, self.steps + 1, label_smoothing=label_smoothing)
         for join in self._join:
-            loss = join(loss, found, inputs)
+            loss = join(loss, found, target, inputs)
         return loss
 
     def correct(self, closure: Closure | None = None, *, scaler: Any = None) -> None:

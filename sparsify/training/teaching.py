@@ -1,4 +1,4 @@
-"""A method's teacher at work: asked for the logits of a batch, and what it may answer."""
+"""A method's teacher at work: asked for its answers to a batch, and what these may be."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from sparsify.errors import TrainingError
 from sparsify.ir import Program
 from sparsify.ir.classifier import classes
 from sparsify.methods import Method
+from sparsify.tasks import Classification, Task
+from sparsify.tasks.base import unteachable
 from sparsify.training.mechanism import Mechanism
 
 Teacher = Callable[[Any], Tensor]
-"""Logits [N, K] of the inputs of a batch; a module must be in eval mode."""
+"""What the task reads, such as logits [N, K], for the inputs of a batch; a module must be in eval mode."""
 
 
 class Teaching(Mechanism):
@@ -26,31 +28,38 @@ class Teaching(Mechanism):
         teacher: for a method that has one.
         program: whose classes the teacher should know.
         counts: ``forwards`` are counted up.
+        task: says how a model imitates a teacher.
 
     Raises:
-        TrainingError: If the method needs a teacher and there is none, or the other way round.
+        TrainingError: If the method needs a teacher and there is none, or the other way round, or the task has no use for one.
     """
 
-    def __init__(self, method: Method, teacher: Teacher | None, program: Program, counts: dict[str, int]) -> None:
+    def __init__(
+        self, method: Method, teacher: Teacher | None, program: Program, counts: dict[str, int], task: Task
+    ) -> None:
+        if method.distillation is not None and not (task.taught and task.trained_on == task.output):
+            raise TrainingError(f"method {method.name!r} learns from a teacher, and {unteachable(task)}")
         if method.distillation is not None and teacher is None:
             raise TrainingError(
                 f"method {method.name!r} learns from a teacher: give sparsify.attach a teacher, a function from the inputs of a batch to "
-                f"logits [N, K], such as a trained module in eval mode."
+                f"what the model returns as {task.output!r}, such as a trained module in eval mode."
             )
         if method.distillation is None and teacher is not None:
             raise TrainingError(
                 f"method {method.name!r} has no use for a teacher. Leave it out, or wrap the method in one that learns from it."
             )
-        self._method, self._teacher, self._counts = method, teacher, counts
-        self._classes = classes(program) if teacher is not None else 0
+        self._method, self._teacher, self._counts, self._task = method, teacher, counts, task
+        known = teacher is not None and isinstance(task, Classification)
+        self._classes = classes(program) if known else None
         self.active = teacher is not None
 
-    def join(self, loss: Tensor, output: Tensor, inputs: Any) -> Tensor:
+    def join(self, loss: Tensor, output: Any, target: Any, inputs: Any) -> Tensor:
         """The loss with the teacher's term: one forward pass of the teacher.
 
         Args:
             loss: a scalar, the method's own.
-            output: logits [N, K, ...], or [N, K + 1, ...] with an unknown class, which is left out.
+            output: what the task reads; of classification, logits [N, K], or [N, K + 1] with an unknown class, which is left out.
+            target: of the batch.
             inputs: of the batch; None where the loop did not say.
 
         Raises:
@@ -69,11 +78,15 @@ class Teaching(Mechanism):
         with torch.no_grad():
             answer = self._teacher(inputs)
         self._counts["forwards"] += 1
-        wanted = (len(output), self._classes, *output.shape[2:])
+        output = output if self._classes is None else output[:, : self._classes]
+        if isinstance(answer, Tensor) and {answer.shape[1:], output.shape[1:]} == {(), (1,)}:
+            answer = answer.reshape(-1, *output.shape[1:])  # [N] and [N, 1] go together
+        wanted = tuple(output.shape)
         found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         if found != wanted:
             raise TrainingError(
-                f"the teacher of method {self._method.name!r} should return logits of shape {list(wanted)}, found "
-                f"{list(found) if isinstance(found, tuple) else found}. Give one that knows the same classes."
+                f"the teacher of method {self._method.name!r} should return {self._task.output} of shape {list(wanted)}, found "
+                f"{list(found) if isinstance(found, tuple) else found}. Give one that knows the same classes, or predicts the same."
             )
-        return self._method.distillation.joined(loss, output[:, : self._classes], answer.float())
+        plan = self._method.distillation
+        return plan.joined(loss, self._task.imitation(output, answer.float(), target, temperature=plan.temperature))

@@ -28,6 +28,7 @@ from sparsify.training.attaching import attach
 from sparsify.training.batch_loss import BatchLoss, attacked
 from sparsify.training.batches import Batches
 from sparsify.training.checkpoint import load_checkpoint, save_checkpoint
+from sparsify.training.meaning import meaning
 from sparsify.training.plan import find_device, steps_per_epoch
 from sparsify.training.probe import Closure
 from sparsify.training.resumption import check_content, fitting
@@ -117,7 +118,7 @@ def train(
         seed=settings.seed,
         epoch_steps=per_epoch,
         sweep=sweep,
-        teacher=None if teacher is None else _answering(teacher, device),
+        teacher=None if teacher is None else _answering(teacher, device, meaning(task, program, method).output or ""),
         task=task,
     )
     run = RunState(trainer, optimizer, settings, per_epoch)
@@ -197,11 +198,11 @@ def _restore(run: RunState, checkpoint: Path, key: str) -> None:
         run.load_state_dict(content)
 
 
-def _answering(teacher: Program, device: torch.device) -> Teacher:
-    """The logits of a copy of the program."""
+def _answering(teacher: Program, device: torch.device, reads: str) -> Teacher:
+    """What the task reads of a copy of the program."""
     copy = teacher.clone().eval()
     surgery.move(copy, device)
-    return lambda x: outputs_of(copy, x)["logits"]
+    return lambda x: outputs_of(copy, x)[reads]
 
 
 def _step(trainer: SparseTrainer, batch: Batch, settings: Settings) -> tuple[float, float | None]:
@@ -230,7 +231,7 @@ def _step(trainer: SparseTrainer, batch: Batch, settings: Settings) -> tuple[flo
 def loss_of(trainer: SparseTrainer, batch: Batch, settings: Settings) -> BatchLoss:
     """The loss of a method on a batch, its inputs attacked where the method attacks them."""
     (x, y), method, bf16 = batch, trainer.method, settings.precision == "bf16"
-    inputs = attacked(method, trainer.program, x, y, trainer.counts, bf16=bf16) if method.attack else x
+    inputs = attacked(method, trainer.program, trainer.task, x, y, trainer.counts, bf16=bf16) if method.attack else x
     criterion = functools.partial(trainer.loss, label_smoothing=settings.label_smoothing)
     return BatchLoss(trainer.program, criterion, inputs, y, reads=trainer.task.output, bf16=bf16)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsify.parts.distillation import Distillation, distillation_loss
+from sparsify.parts.distillation import Distillation, distillation_loss, yes_no_distillation_loss
 
 LOGITS = torch.tensor([[math.log(4.0), 0.0], [0.0, 0.0]])
 TEACHER = torch.tensor([[0.0, math.log(4.0)], [0.0, 0.0]])
@@ -25,7 +25,7 @@ TEACHER = torch.tensor([[0.0, math.log(4.0)], [0.0, 0.0]])
 )
 def test_by_hand(temperature, by_hand):
     assert float(distillation_loss(LOGITS, TEACHER, temperature)) == pytest.approx(by_hand, rel=1e-6)
-    joined = Distillation(0.25, temperature).joined(torch.tensor(2.0), LOGITS, TEACHER)
+    joined = Distillation(0.25, temperature).joined(torch.tensor(2.0), torch.tensor(by_hand))
     assert float(joined) == pytest.approx(1.5 + 0.25 * by_hand, rel=1e-6)
 
 
@@ -45,3 +45,13 @@ def test_its_gradient_is_that_of_the_definition_and_leaves_the_teacher_alone():
     wanted = 2.0 * ((LOGITS / 2).softmax(1) - (TEACHER / 2).softmax(1)) / len(LOGITS)  # T (p - q) / N
     assert teacher.grad is None and torch.allclose(logits.grad, wanted, atol=1e-7)
     assert float(distillation_loss(TEACHER, TEACHER, 2.0)) == 0.0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_answers_of_yes_or_no_are_two_classes(temperature):
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = (torch.randn(40, generator=generator, dtype=torch.float64) for _ in range(2))
+    classes = [torch.stack([torch.zeros_like(z), z], 1) for z in (logits, teacher)]
+    found = yes_no_distillation_loss(logits, teacher, temperature)
+    assert torch.allclose(found, distillation_loss(*classes, temperature))
+    assert float(yes_no_distillation_loss(teacher, teacher, temperature)) == 0.0

@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, jaccard_score, log_loss
 from torch.nn.functional import cross_entropy
 
 from sparsify.errors import DataError, TrainingError
+from sparsify.parts.distillation import distillation_loss
 from sparsify.tasks import Classification, Dense, Sequence
 
 
@@ -151,3 +152,18 @@ def test_targets_that_fit():
 def test_a_loss_refuses_what_its_task_does_not_read(task, output, target):
     with pytest.raises(TrainingError, match=rf"task '{task.name}' takes .* found output .*task=\.\.\."):
         task.loss(output, target)
+
+
+@pytest.mark.parametrize(("task", "axis"), [(Dense(ignore=9), 1), (Sequence(ignore=9), -1)])
+def test_a_teacher_is_imitated_where_positions_are_judged(task, axis):
+    generator = torch.Generator().manual_seed(0)
+    output, teacher = (torch.randn(4, 5, 3, generator=generator).movedim(-1, axis) for _ in range(2))
+    target = torch.zeros(4, 5, dtype=torch.long)
+    rows = [value.movedim(axis, -1).reshape(-1, 3) for value in (output, teacher)]
+    everything = task.imitation(output, teacher, target, temperature=2.0)
+    assert torch.allclose(everything, distillation_loss(*rows, 2.0))
+    assert torch.allclose(everything, task.imitation(output, teacher, temperature=2.0))
+    target[:, 1:] = 9
+    first = [value.movedim(axis, -1)[:, 0] for value in (output, teacher)]
+    assert torch.allclose(task.imitation(output, teacher, target, temperature=2.0), distillation_loss(*first, 2.0))
+    assert float(task.imitation(output, teacher, torch.full_like(target, 9))) == 0.0

@@ -137,3 +137,9 @@ def test_a_loss_of_the_users_own_reads_all_outputs():
     assert str(task) == "regression{criterion=<lambda>}"
     with pytest.raises(TrainingError, match=r"should return one number.*Take the mean"):
         Regression(criterion=lambda output, target: output).loss(OUTPUT, TARGET)
+
+
+def test_a_teacher_is_imitated_in_deviations():
+    output, teacher = torch.tensor([[3.0, 40.0]]), torch.tensor([[1.0, 20.0]])
+    assert float(Regression().imitation(output, teacher)) == (4 + 400) / 2
+    assert float(Regression(criterion="mae", deviations=(1.0, 10.0)).imitation(output, teacher)) == (4 + 4) / 2

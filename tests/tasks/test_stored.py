@@ -36,7 +36,7 @@ def test_functions_are_left_out_and_asked_for_when_they_are_needed():
     assert data == {"kind": "custom", "options": {"lower_is_better": "worst"}}
     found = from_data("custom", data["options"])
     assert isinstance(found, Custom) and not found.higher_is_better("worst") and not measurable(found)
-    with pytest.raises(TaskError, match=r"are functions, which the file of a program does not hold.*--recipe"):
+    with pytest.raises(TaskError, match=r"are functions, which neither a name nor a file holds.*--recipe"):
         found.loss(torch.zeros(2), torch.zeros(2))
     assert measurable(Binary()) and not measurable(None)
 

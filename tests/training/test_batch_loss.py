@@ -11,9 +11,12 @@ from torch import nn
 import sparsify as sp
 from sparsify.errors import TrainingError
 from sparsify.parts.samples import Batch
+from sparsify.tasks import build
 from sparsify.training import Settings
 from sparsify.training.trainer import loss_of
 from tests.cases import ConvBn, digits
+from tests.training.test_meaning import CASES, MADE, traced
+from tests.training.test_meaning import X as INPUTS
 
 X, Y = digits(48)
 
@@ -101,3 +104,16 @@ def test_a_correction_is_unbiased_where_attacks_follow_the_weights(crafted):
         bias += gradient(program) - raw
         optimizer.zero_grad()
     assert (float(bias.abs().max()) < 1e-6) == (crafted == "where the loss is evaluated")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_attack_raises_the_loss_of_any_task(name):
+    program, target = traced(name).train(), CASES[name][1]
+    task = MADE if name == "custom" else build(name)
+    method = sp.methods.adversarial(sp.methods.dense(), radius=0.2, step_size=0.1, iterations=3)
+    optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
+    trainer = sp.attach(method, program, optimizer, total_steps=9, task=task)
+    plain = float(trainer.loss(program(INPUTS), target).detach())
+    attacked = loss_of(trainer, Batch(INPUTS, target), Settings(epochs=1))
+    assert float(attacked().detach()) > plain + 0.02
+    assert 0.19 < float((attacked._inputs() - INPUTS).abs().max()) <= 0.2 + 1e-6

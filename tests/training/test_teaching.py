@@ -9,7 +9,10 @@ from torch import nn
 import sparsify as sp
 from sparsify.errors import TrainingError
 from sparsify.parts.distillation import distillation_loss
+from sparsify.tasks import build
 from tests.cases import digits
+from tests.training.test_meaning import CASES, MADE, traced
+from tests.training.test_meaning import X as INPUTS
 
 X, Y = digits(32)
 
@@ -92,3 +95,41 @@ def test_a_step_that_did_not_ask_the_teacher_is_refused():
     nn.functional.cross_entropy(program(X), Y).backward()
     with pytest.raises(TrainingError, match=r"Train with trainer.loss\(program\(x\), y, inputs=x\).backward\(\)"):
         trainer.step()
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "custom"])
+def test_a_student_of_any_task_comes_close_to_its_teacher(name):
+    teacher = traced(name, seed=1).eval().clone()  # the models of the cases are shared
+    program, target = traced(name, seed=2).train(), CASES[name][1]
+    reads = build(name).output
+    optimizer = torch.optim.AdamW(program.parameters(), lr=0.03, weight_decay=0.0)
+    method = sp.methods.distilled(sp.methods.dense(), weight=1.0, temperature=2.0)
+    trainer = sp.attach(method, program, optimizer, total_steps=40, teacher=lambda x: teacher.outputs(x)[reads])
+    losses = []
+    for _ in range(40):
+        loss = trainer.loss(program(INPUTS), target, inputs=INPUTS)
+        losses.append(loss.item())
+        loss.backward()
+        trainer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.2 * losses[0]
+    assert trainer.counts["forwards"] == 80
+
+
+def test_a_custom_task_has_no_teacher_and_says_so_before_training():
+    program = traced("custom").train()
+    optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
+    with pytest.raises(
+        TrainingError, match=r"learns from a teacher, and task 'custom.* does not say how .*leave out distilled"
+    ):
+        sp.attach(DISTILLED, program, optimizer, total_steps=4, teacher=lambda x: x, task=MADE)
+    assert not program.masks()
+
+
+def test_one_number_per_sample_may_have_a_dimension_of_its_own():
+    program = traced("regression").train()  # [N, 1]
+    optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
+    method = sp.methods.distilled(sp.methods.dense(), weight=1.0)
+    trainer = sp.attach(method, program, optimizer, total_steps=4, teacher=lambda x: x.sum(1))
+    loss = trainer.loss(program(INPUTS), CASES["regression"][1], inputs=INPUTS)
+    assert torch.allclose(loss, nn.functional.mse_loss(program(INPUTS)[:, 0], INPUTS.sum(1)))
