@@ -10,6 +10,7 @@ from sparsify.reports.latency import parse_shapes as parse_shapes
 from sparsify.reports.measures import covered as covered
 from sparsify.reports.measures import layers as layers
 from sparsify.reports.measures import ood_quality as ood_quality
+from sparsify.reports.measures import paired as paired
 from sparsify.reports.measures import pass_rows as pass_rows
 from sparsify.reports.measures import quality as quality
 from sparsify.reports.measures import sizes as sizes

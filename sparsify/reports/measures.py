@@ -12,11 +12,13 @@ from torch import Tensor
 
 from sparsify.ir import Program
 from sparsify.ir.sites import mostly_dense
-from sparsify.parts import conformal, metrics
+from sparsify.parts import bootstrap, conformal, metrics
 from sparsify.parts.ood_scores import scores
 from sparsify.passes import Pass, PassLog
 from sparsify.tasks import Task
 
+LEAST_RESAMPLES, MOST_DRAWN = 200, 10**9
+"""Draws of an interval at least, and numbers that all of them may hold: large outputs are drawn less often."""
 BINS = 40
 """Of a histogram of scores."""
 
@@ -68,6 +70,35 @@ def task_quality(task: Task, read: Any, outputs: Mapping[str, Tensor], targets: 
         low, high, wanted = outputs["lower"], outputs["upper"], targets.double().reshape(outputs["lower"].shape)
         row["interval"] = {"coverage": conformal.coverage(wanted, low, high), "width": conformal.width(low, high)}
     return row
+
+
+def paired(task: Task, row: Mapping[str, Any], model: Any, dense: Any, targets: Any) -> dict[str, Any] | None:
+    """The headline figure of a model less that of its baseline, with the 95 % interval of the paired bootstrap over the test samples.
+
+    Args:
+        task: of the run, other than classification, which counts decisions.
+        row: of the model, from `task_quality`.
+        model, dense: what the task reads of the outputs of each, [N, ...].
+        targets: [N, ...].
+
+    Returns:
+        ``figure``, ``difference``, ``interval`` and ``resamples``; None where the task has no such interval, or the samples define none.
+    """
+    if not all(isinstance(value, Tensor) for value in (model, dense, targets)):
+        return None
+    if any(bool((value.isnan() | (value == torch.inf)).any()) for value in (model, dense)):
+        return None
+    ours, theirs = task.resampled(model, targets), task.resampled(dense, targets)
+    if ours is None or theirs is None:
+        return None
+    resamples = max(LEAST_RESAMPLES, min(bootstrap.RESAMPLES, MOST_DRAWN // model.numel()))
+    interval = bootstrap.bootstrap_difference(ours, theirs, len(targets), resamples=resamples)
+    once = torch.ones(1, len(targets), dtype=torch.float64)
+    difference, value = float(ours(once) - theirs(once)), row["figures"][row["headline"]]
+    known = value is not None and math.isclose(float(ours(once)), value, rel_tol=1e-4, abs_tol=1e-6)
+    if interval is None or not (known and math.isfinite(difference)):
+        return None
+    return {"figure": row["headline"], "difference": difference, "interval": list(interval), "resamples": resamples}
 
 
 def ood_quality(inside: Mapping[str, Tensor], outside: Mapping[str, Tensor]) -> dict[str, Any]:

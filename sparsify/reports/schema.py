@@ -348,8 +348,19 @@ class Metrics(Form):
     missing: list[Missing] = Field(default_factory=list)
 
 
+class Paired(Form):
+    """The headline figure of the model less that of the baseline, with its 95 % interval over draws of the test samples."""
+
+    figure: str
+    difference: float
+    interval: Pair
+    resamples: int
+
+
 class TaskMetrics(Metrics):
-    """``metrics.json`` of another task than classification."""
+    """``metrics.json`` of another task than classification; ``paired`` where there is a baseline and the task has an interval."""
+
+    paired: Paired | None = None
 
     model: TaskPart  # pyright: ignore[reportIncompatibleVariableOverride]
     dense: TaskPart | None = None  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -45,7 +45,7 @@ def _accuracy(report: Report) -> str:
 
 
 def _figure(report: Report) -> str:
-    """The headline figure of a task other than classification: one seed, so without an interval."""
+    """The headline figure of a task other than classification, with the interval of the paired bootstrap where the task has one."""
     model, dense, samples = report["model"], report.get("dense"), report["data"]["samples"]["test"]
     key = model["headline"]
     value = model["figures"][key]
@@ -55,6 +55,16 @@ def _figure(report: Report) -> str:
     other = dense["figures"].get(key) if dense else None
     if other is None:
         return f"{name}: {value:.4f} on {samples:,} test samples; {WITHOUT}"
+    paired = report.get("paired")
+    if paired and paired["figure"] == key:
+        low, high = paired["interval"]
+        up = "worse" if key in model["lower_is_better"] else "better"
+        down = "better" if up == "worse" else "worse"
+        what = f"{up} than dense" if low > 0 else f"{down} than dense" if high < 0 else "no clear difference to dense"
+        return (
+            f"{name}: {what}, {paired['difference']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}, {samples:,} test samples, one seed): "
+            f"{value:.4f} against {other:.4f}."
+        )
     better = (value < other) == (key in model["lower_is_better"])
     what = "as dense" if f"{value:.4f}" == f"{other:.4f}" else "better than dense" if better else "worse than dense"
     return f"{name}: {what}, {value:.4f} against {other:.4f} ({samples:,} test samples, one seed, without an interval)."

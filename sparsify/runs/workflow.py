@@ -24,7 +24,7 @@ from sparsify.loading.augmentation import augmented
 from sparsify.methods import Method
 from sparsify.parts import metrics
 from sparsify.passes import Pass, PassLog, Pipeline, recording
-from sparsify.reports import covered, layers, ood_quality, pass_rows, sizes, task_quality, write_report
+from sparsify.reports import covered, layers, ood_quality, paired, pass_rows, sizes, task_quality, write_report
 from sparsify.runs.artefacts import (
     feeding,
     fitted_metadata,
@@ -192,6 +192,9 @@ def _finish(
         raise missing.error(None)
     if "dense" in rows and task.name == "classification":
         rows["flips"] = dataclasses.asdict(metrics.flips(read["dense"], read["model"], data.test.targets))
+    elif "dense" in rows:
+        found = paired(task, rows["model"], read["model"], read["dense"], data.test.targets)
+        rows |= {"paired": found} if found else {}
     report = {
         "recipe_hash": recipe.hash(),
         "seed": recipe.seed,

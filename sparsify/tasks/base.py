@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparsify.errors import DataError, TrainingError
 from sparsify.parts import metrics
+from sparsify.parts.bootstrap import Figure
 
 Shape = Sequence[int | str]
 """The sizes of an output; a size that varies is a text, such as ``"N"``."""
@@ -120,6 +121,16 @@ class Task(ABC):
         """The share of decisions that two outputs of the same samples make alike; None where nothing is decided."""
         first, second = self.decisions(want), self.decisions(have)
         return None if first is None or second is None else float((first == second).double().mean())
+
+    def resampled(self, output: Any, target: Any) -> Figure | None:
+        """The headline figure of samples that are drawn with repetition (`sparsify.parts.bootstrap`), for an interval; None: not known.
+
+        Args:
+            output: of all samples, [N, ...].
+            target: of all samples, [N, ...].
+        """
+        del output, target
+        return None
 
     def suits(self, target: Any, shape: Shape) -> bool:
         """Whether the task is one to infer from such data; stricter than `problem` where data could mean several things."""

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsify.errors import TrainingError
+from sparsify.parts import bootstrap
+from sparsify.parts.bootstrap import Figure
 from sparsify.parts.distillation import distillation_loss
 from sparsify.tasks.base import Shape, Task, decided, fits, is_whole, mismatch, shown, tensors
 
@@ -127,6 +129,12 @@ class _Positions(Task):
     def answers(self, target: Any) -> Tensor:
         return target.where(target != self.ignore, -1).flatten()
 
+    def _by_sample(self, output: Any, target: Any) -> tuple[Tensor, Tensor]:
+        """What is chosen and what is right, int64 [N, positions], both -1 where nothing is judged."""
+        right = self.answers(target.cpu()).reshape(len(target), -1)
+        chosen = self.scores(output.detach().cpu()).argmax(1).reshape(right.shape)
+        return chosen.where(right >= 0, -1), right
+
 
 @dataclass(frozen=True)
 class Dense(_Positions):
@@ -140,6 +148,17 @@ class Dense(_Positions):
     def places(cls, shape: Shape) -> Shape | None:
         return (shape[0], *shape[2:]) if len(shape) > 2 and shape[1] != 1 else None
 
+    def resampled(self, output: Any, target: Any) -> Figure | None:
+        chosen, right = self._by_sample(output, target)
+        size = int(torch.stack([chosen, right]).max()) + 1
+        if not size:
+            return None
+        both, first, second = (
+            torch.stack([mine.eq(k).sum(1) for k in range(size)], dim=1).double()
+            for mine in (chosen.where(chosen == right, -1), chosen, right)
+        )
+        return bootstrap.mean_iou(both, first + second - both)
+
     def figures(self, output: Any, target: Any) -> dict[str, float]:
         return {"mean_iou": mean_iou(self.decisions(output), self.answers(target)), **decided(self, output, target)}
 
@@ -151,6 +170,11 @@ class Sequence(_Positions):
     name: ClassVar = "sequence"
     targets: ClassVar = "class or token numbers, int [N, T], for logits [N, T, K]"
     class_dim: ClassVar = -1
+
+    def resampled(self, output: Any, target: Any) -> Figure:
+        chosen, right = self._by_sample(output, target)
+        hits = (chosen == right) & (right >= 0)
+        return bootstrap.share(hits.sum(1).double(), (right >= 0).sum(1).double())
 
     @classmethod
     def places(cls, shape: Shape) -> Shape | None:

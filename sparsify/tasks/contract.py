@@ -41,6 +41,7 @@ def check_task(task: Task, output: Any, target: Any) -> None:
     _decisions(task, output, target)
     changed = not all(map(torch.equal, before, _tensors((output, target))))
     _promise(task, not changed, "loss(), figures() or scores() changes the tensors it is given")
+    _optional(task, output, target)
 
 
 def _loss(task: Task, output: Any, target: Any) -> None:
@@ -94,6 +95,20 @@ def _decisions(task: Task, output: Any, target: Any) -> None:
         within,
         f"answers() should be -1 or a column of scores(), found {int(answers.min())} to {int(answers.max())}",
     )
+
+
+def _optional(task: Task, output: Any, target: Any) -> None:
+    """A teacher whose answers are the model's own has nothing to teach, and samples drawn once each have the headline figure."""
+    if task.taught:
+        value = task.imitation(pytree.tree_map(_leaf, output), output, target)
+        kept = value.requires_grad and not value.ndim and abs(float(value.detach())) < 1e-5
+        _promise(task, kept, f"imitation() of equal answers should be 0 with a gradient, found {value!r}")
+    figure = task.resampled(output, target)
+    if figure is not None:
+        name, wanted = next(iter(task.figures(output, target).items()))
+        found = float(figure(torch.ones(1, len(target), dtype=torch.float64)))
+        same = math.isclose(found, wanted, rel_tol=1e-4, abs_tol=1e-6) or math.isnan(wanted)
+        _promise(task, same, f"resampled() of every sample once is {found}, and {name!r} is {wanted}")
 
 
 def _leaf(value: Any) -> Any:

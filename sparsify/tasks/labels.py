@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsify.errors import TrainingError
-from sparsify.parts import metrics
+from sparsify.parts import bootstrap, metrics
+from sparsify.parts.bootstrap import Figure
 from sparsify.parts.distillation import yes_no_distillation_loss
 from sparsify.tasks.base import Shape, Task, decided, fits, is_zero_one, mismatch, shown, tensors
 
@@ -69,6 +70,10 @@ class Binary(_YesNo):
             found |= {"auroc": metrics.auroc(yes, no), "average_precision": metrics.aupr(yes, no)}
         return found
 
+    def resampled(self, output: Any, target: Any) -> Figure | None:
+        scores = output.detach().cpu().double().flatten()
+        return bootstrap.auroc(scores, self.answers(target).cpu() == 1) if bool(scores.isfinite().all()) else None
+
     @classmethod
     def takes(cls, shape: Shape) -> bool:
         return _one_each(shape)
@@ -107,6 +112,10 @@ class Multilabel(_YesNo):
             each = [metrics.aupr(scores[wanted[:, k] == 1, k], scores[wanted[:, k] == 0, k]) for k in asked]
             precision = sum(each) / len(each) if each else precision
         return {"mean_average_precision": precision, **decided(self, output, target)}
+
+    def resampled(self, output: Any, target: Any) -> Figure | None:
+        scores, wanted = output.detach().cpu().double(), self.answers(target).cpu().reshape(target.shape) == 1
+        return bootstrap.mean_average_precision(scores, wanted) if bool(scores.isfinite().all()) else None
 
     def about(self, output: Any) -> Tensor:
         return torch.arange(output.shape[1], device=output.device).repeat(len(output))

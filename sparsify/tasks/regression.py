@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsify.errors import TaskError, TrainingError
+from sparsify.parts import bootstrap
+from sparsify.parts.bootstrap import Figure
 from sparsify.tasks.base import Shape, Task, fits, mismatch, own_loss, shown, tensors, unsmoothed
 
 LOSSES = {"mse": functional.mse_loss, "mae": functional.l1_loss, "huber": functional.huber_loss}
@@ -108,6 +110,11 @@ class Regression(Task):
         squares, spread = float((error**2).sum()), float(((wanted - wanted.mean(0)) ** 2).sum())
         r2 = 1 - squares / spread if spread else float(squares == 0)
         return {"r2": r2, "rmse": float((error**2).mean().sqrt()), "mae": float(error.abs().mean())}
+
+    def resampled(self, output: Any, target: Any) -> Figure | None:
+        found = output.detach().cpu().double()
+        wanted = _like(target.cpu().double(), found)
+        return None if wanted is None or not bool(found.isfinite().all()) else bootstrap.r2(found, wanted)
 
     def moments(self, target: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
         """Mean and deviation of targets: of each column for an output [N, K], else of all values.

@@ -67,7 +67,8 @@ def served(folder, x):
 
 
 def test_dense_and_90_percent_sparse_models_predict_in_units(folder):
-    report = run(recipe(folder, baseline=True, holdout=0.3), folder / "a", timed=False)
+    given = recipe(folder, baseline=True, holdout=0.3, method="distilled(gmp)")
+    report = run(given, folder / "a", timed=False)
     arrays = np.load(folder / "d.npz")
     for part in ("dense", "model"):
         assert report[part]["figures"]["r2"] > 0.35
@@ -91,9 +92,14 @@ def test_dense_and_90_percent_sparse_models_predict_in_units(folder):
     rows = [json.loads(line) for line in (folder / "a" / "history.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < 1 and rows[-1]["val_rmse"] > 30  # the loss is of deviations, figures are of units
 
-    again = run(recipe(folder, baseline=True, holdout=0.3), folder / "a", resume=True, timed=False)
+    again = run(given, folder / "a", resume=True, timed=False)
     assert again["model"]["figures"] == report["model"]["figures"]
     assert program.task == Regression()
+    assert report["model"]["teacher"]["figures"] == report["dense"]["figures"]
+    said = f"It learned from a teacher, dense baseline, of r2 {report['dense']['figures']['r2']:.4f}."
+    assert said in (folder / "a" / "report.html").read_text()
+    low, high = report["paired"]["interval"]
+    assert low < report["paired"]["difference"] < high and high - low > 0.01
     for name, saved in (("model", "program.sparsify"), ("dense", "dense/program.sparsify")):
         export_saved(folder / "a" / saved, folder / "again.onnx", recipe=folder / "a" / "recipe.toml", overwrite=True)
         told = [

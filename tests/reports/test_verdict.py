@@ -69,6 +69,28 @@ def test_what_got_worse_names_classes_and_calibration():
     assert verdict(report(part(), part()), None)[3] == "Worse than dense: nothing that was measured."
 
 
+@pytest.mark.parametrize(
+    ("interval", "lower", "said"),
+    [
+        (
+            (0.01, 0.03),
+            (),
+            "r2: better than dense, +0.0200 (95 % interval +0.0100 to +0.0300, 360 test samples, one seed)",
+        ),
+        ((0.01, 0.03), ("r2",), "r2: worse than dense"),
+        ((-0.03, -0.01), (), "r2: worse than dense"),
+        ((-0.03, 0.01), (), "r2: no clear difference to dense"),
+    ],
+)
+def test_the_figure_of_a_task_is_judged_by_its_interval(interval, lower, said):
+    parts = [part(figures={"r2": value}, headline="r2", lower_is_better=[*lower]) for value in (0.42, 0.4)]
+    paired = {"figure": "r2", "difference": 0.02, "interval": list(interval), "resamples": 1000}
+    found = {"model": parts[0], "dense": parts[1], "data": {"samples": {"test": 360}}}
+    line = verdict({**found, "paired": paired}, None)[0]
+    assert line.startswith(said) and line.endswith("0.4200 against 0.4000.")
+    assert "one seed, without an interval" in verdict(found, None)[0]
+
+
 def test_without_a_baseline_every_line_says_what_could_not_be_compared():
     alone = latency(1.0, (1.0, 1.0), None)
     alone["timings"] = alone["timings"][1:]

@@ -104,6 +104,16 @@ class FarAnswers(HalfDecided):
         return torch.full((8,), 2)
 
 
+class Strict(Regression):
+    def imitation(self, output, teacher, target=None, *, temperature=1.0):
+        return (output - teacher + 1).abs().mean()
+
+
+class Otherwise(Regression):
+    def figures(self, output, target):
+        return {"mae": super().figures(output, target)["mae"]}
+
+
 @pytest.mark.parametrize(
     ("cls", "words"),
     [
@@ -119,6 +129,8 @@ class FarAnswers(HalfDecided):
         (HalfDecided, "both be None"),
         (FloatAnswers, "a row per decision"),
         (FarAnswers, "a column of scores"),
+        (Strict, "imitation.. of equal answers should be 0"),
+        (Otherwise, "resampled.. of every sample once is .*'mae' is"),
     ],
 )
 def test_a_broken_promise_is_named(cls, words):
