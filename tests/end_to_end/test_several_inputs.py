@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from sparsify.errors import DataError, TrainingError
+from sparsify.errors import DataError
 from sparsify.exporters import int8_forms
 from sparsify.loading import load_data
 from sparsify.runs.artefacts import run_file
@@ -89,7 +89,7 @@ def test_two_inputs_are_trained_on_resumed_exported_and_told_of(mine, monkeypatc
 
 
 def test_what_needs_images_is_refused_before_anything_is_written(mine):
-    with pytest.raises(TrainingError, match=r"shifts and flips images.*several \(image \[2, 1, 8, 8\], ink \[2, 2\]\)"):
+    with pytest.raises(DataError, match=r"shifts and flips images.*several \(image \[2, 1, 8, 8\], ink \[2, 2\]\)"):
         run(recipe(mine, augment="crop-flip"), mine / "a")
     with pytest.raises(DataError, match="need a factory that prepares them alike"):
         run(recipe(mine, ood=("photos",)), mine / "a")
