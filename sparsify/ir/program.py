@@ -188,7 +188,7 @@ class Program(nn.Module):
         return next(iter(reversed(self.phases[phase].graph.nodes)))
 
     def _check_phase(self, phase: object) -> None:
-        if phase not in self.phases:
+        if not isinstance(phase, str) or phase not in self.phases:
             known = " and ".join(self.phases)
             raise TraceError(
                 f"{self.name!r}, which is {self.stage.value}, has the phases {known}, found {found(phase)}."
