@@ -48,6 +48,14 @@ EDITS = {
     "insert_arg", "update_arg", "update_kwarg", "add_submodule", "delete_all_unused_submodules",
 }  # fmt: skip
 NODE_FIELDS = {"args", "kwargs", "target", "op"}
+POSITIONAL = {
+    "sparsify/ir/traits.py": "gives arguments by name",
+    "sparsify/ir/surgery.py": "writes them",
+    "sparsify/passes/base.py": "those of an exception",
+    "sparsify/passes/lower_grouped.py": "not converted yet",
+    "sparsify/passes/feature_major.py": "not converted yet",
+}
+"""Files that may read arguments by their place."""
 TRUSTED = {"sparsify/loading/weights.py": "loads pickled weights where the user says --trust-pickle"}
 SPANNING = {"tests/passes/test_masks.py": "masks, lowering, taps and folding agree with each other"}
 ACROSS = {"fuzz", "contracts", "properties", "end_to_end", "golden", "docs"}
@@ -206,6 +214,16 @@ def graph_surgery(root: Path) -> Iterator[str]:
                     yield f"{path}:{target.lineno}: assigns .{target.attr}"
 
 
+def arguments_by_name(root: Path) -> Iterator[str]:
+    """Arguments of nodes are read by name (`sparsify.ir.traits.argument`): one may be given by name, or left out for its default."""
+    for path, tree in sources(root):
+        if path in POSITIONAL:
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr == "args":
+                yield f"{path}:{node.lineno}: reads {dotted(node.value)}[{ast.unparse(node.slice)}]; use argument(node, name)"
+
+
 def printing(root: Path) -> Iterator[str]:
     """Only the command prints."""
     for path, tree in sources(root):
@@ -358,6 +376,7 @@ RULES: tuple[Rule, ...] = (
     parts_are_pure,
     file_length,
     graph_surgery,
+    arguments_by_name,
     printing,
     unpickling,
     mirrored_tests,
@@ -396,6 +415,11 @@ BREAKERS: dict[str, list[tuple[str, str]]] = {
         ("sparsify/passes/a.py", "def f(graph, node): graph.erase_node(node)"),
         ("sparsify/passes/a.py", "def f(node): node.args = ()"),
         ("sparsify/ir/a.py", "def f(node, other): node.replace_all_uses_with(other)"),
+    ],
+    "arguments_by_name": [
+        ("sparsify/passes/a.py", "def f(node): return node.args[1]"),
+        ("sparsify/passes/a.py", "def f(node): return node.args[2:4]"),
+        ("sparsify/exporters/a.py", "def f(node, i): return node.args[i] if len(node.args) > i else None"),
     ],
     "printing": [("sparsify/ir/a.py", "print('x')"), ("sparsify/training/a.py", "import sys\nsys.stderr.write('x')")],
     "unpickling": [
@@ -468,7 +492,9 @@ def test_a_broken_rule_is_found(name: str, path: str, text: str, tmp_path: Path)
     assert list(rule(tmp_path))
 
 
-@pytest.mark.parametrize("table", [EDITORS, TRUSTED, SPANNING], ids=["editors", "trusted", "spanning"])
+@pytest.mark.parametrize(
+    "table", [EDITORS, POSITIONAL, TRUSTED, SPANNING], ids=["editors", "positional", "trusted", "spanning"]
+)
 def test_exceptions_exist(table: dict[str, str]) -> None:
     assert [path for path in table if not (ROOT / path).is_file()] == []
 

@@ -10,15 +10,14 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import fx
 
 from sparsify.deployment.packing import Packing, best_packing
 from sparsify.exporters.skeleton import Written
 from sparsify.ir import Program, TensorSpec
 from sparsify.ir.dimensions import BATCH, value_of
+from sparsify.ir.layers import Layer, layers, tensor_of
 from sparsify.timing import Feeds, times
 
-aten = torch.ops.aten
 FORMS = ("dense", "grouped")
 SECONDS = 0.001
 """Of a timing of the faster form: there are many layers."""
@@ -50,23 +49,19 @@ def measure_layers(
         threads: of a session.
     """
     found: dict[str, Trial] = {}
-    for node in program.phases["eval"].graph.nodes:
-        weight = node.args[1] if node.target in (aten.conv2d.default, aten.linear.default) else None
-        if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+    for layer in layers(program):
+        spec = layer.input.meta.get("spec")
+        if layer.weight.op != "get_attr" or layer.groups > 1 or not isinstance(spec, TensorSpec):
             continue
-        values = program.get_parameter(str(weight.target)).detach().cpu()
-        packing, _ = best_packing(values, force=True)
-        spec = node.args[0].meta.get("spec")  # type: ignore[union-attr]
-        if (
-            packing is None
-            or not isinstance(spec, TensorSpec)
-            or (node.target is aten.conv2d.default and _groups(node) > 1)
-        ):
+        values = tensor_of(program, layer.weight).cpu()
+        packing = best_packing(values, force=True)[0] if values.ndim in (2, 4) else None
+        if packing is None:
             continue
-        models = (_convolutions if values.ndim == 4 else _products)(node, values, packing, _sized(program, spec, batch))
+        sizes = _sized(program, spec, batch)
+        models = _convolutions(layer, values, packing, sizes) if layer.is_conv else _products(values, packing, sizes)
         timed = {form: (written(model), _feeds(shape)) for form, (model, shape) in zip(FORMS, models, strict=True)}
         taken = times(timed, threads=threads, seconds=SECONDS)
-        found[str(weight.target)] = Trial(*(1000 * taken[form] for form in FORMS))
+        found[str(layer.weight.target)] = Trial(*(1000 * taken[form] for form in FORMS))
     return found
 
 
@@ -75,19 +70,15 @@ def _sized(program: Program, spec: TensorSpec, batch: int) -> tuple[int, ...]:
     return tuple(value_of(size, sizes) or batch for size in spec.shape)
 
 
-def _groups(node: fx.Node) -> int:
-    return int(node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1))  # type: ignore[arg-type]
-
-
 Model = tuple[onnx.ModelProto, tuple[int, ...]]
 
 
-def _convolutions(node: fx.Node, weight: torch.Tensor, packing: Packing, shape: tuple[int, ...]) -> tuple[Model, Model]:
-    stride, padding, dilation = (
-        list(node.args[i]) if len(node.args) > i else [default] * 2  # type: ignore[arg-type]
-        for i, default in ((3, 1), (4, 0), (5, 1))
-    )
-    options: dict[str, Any] = {"strides": stride, "pads": padding * 2, "dilations": dilation}
+def _convolutions(layer: Layer, weight: torch.Tensor, packing: Packing, shape: tuple[int, ...]) -> tuple[Model, Model]:
+    options: dict[str, Any] = {
+        "strides": layer.spatial("stride"),
+        "pads": layer.pads,
+        "dilations": layer.spatial("dilation"),
+    }
     before = helper.make_node("Conv", ["x", "ones"], ["h"], group=shape[1])
     tensors = {"ones": np.ones((shape[1], 1, 1, 1), np.float32)}
     dense = _model(
@@ -105,9 +96,8 @@ def _convolutions(node: fx.Node, weight: torch.Tensor, packing: Packing, shape: 
     )
 
 
-def _products(node: fx.Node, weight: torch.Tensor, packing: Packing, given: tuple[int, ...]) -> tuple[Model, Model]:
+def _products(weight: torch.Tensor, packing: Packing, given: tuple[int, ...]) -> tuple[Model, Model]:
     """Feature-major: [F, N], or [N, F, S] of tokens."""
-    del node
     lead: tuple[int, ...] = given[: len(given) - 2][:1]
     columns = math.prod(given[len(lead) : -1])
     groups, kept = packing.inputs.shape

@@ -13,6 +13,7 @@ from sparsify.errors import ExportError, TraceError
 from sparsify.ir import Program, TensorSpec
 from sparsify.ir.binding import Inputs
 from sparsify.ir.dimensions import BATCH, mentions, resized
+from sparsify.ir.traits import named_outputs
 from sparsify.tasks import Classification, Task
 
 
@@ -43,11 +44,10 @@ def tensor_outputs(program: Program, task: Task | None = None) -> tuple[Output, 
         task: what its outputs mean. None: its own, else classification where it returns logits [N, K].
     """
     task = task or program.task or Classification()
-    leaves = program.output_node("eval").args[0]
     sizes = {spec.shape[0] for spec in program.input_specs if spec.shape}
     batch = "N" if program.dynamic_batch else next(iter(sizes)) if len(sizes) == 1 else None
     found: list[Output] = []
-    for place, (name, leaf) in enumerate(zip(program.output_names("eval"), leaves, strict=True)):  # type: ignore[arg-type]
+    for place, (name, leaf) in enumerate(named_outputs(program.output_node("eval")).items()):
         if isinstance(leaf, fx.Node) and isinstance(spec := leaf.meta.get("spec"), TensorSpec):
             kind = getattr(torch, spec.dtype)
             samples = _sample_dimension(program, spec)

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import torch
 from torch import fx
 
 from sparsify.ir.program import Program
-
-aten = torch.ops.aten
-_STATISTICS = {aten.batch_norm.default: ((3, 4), 5), aten.instance_norm.default: ((3, 4), 5)}
-"""Operators that change running statistics though their schema does not say so: places of the statistics, and of the switch."""
-_SWITCHED = {
-    aten.dropout.default: (1, 2), aten.dropout_.default: (1, 2), aten.feature_dropout.default: (1, 2),
-    aten.alpha_dropout.default: (1, 2), aten.feature_alpha_dropout.default: (1, 2), aten.native_dropout.default: (1, 2),
-}  # fmt: skip
-"""Operators that draw only with a rate above 0 and a switch that is on: the places of both."""
+from sparsify.ir.traits import argument, draws, named_outputs, written
 
 
 def changed_buffers(program: Program, phase: str) -> dict[str, bool]:
@@ -27,7 +17,7 @@ def changed_buffers(program: Program, phase: str) -> dict[str, bool]:
     nodes = [n for n in program.phases[phase].graph.nodes if n.op == "get_attr" and n.target in buffers]
     changed: dict[str, bool] = {}
     for node in program.phases[phase].graph.nodes:
-        for value in _written(node):
+        for value in written(node):
             source = _source(value)
             if source.op == "get_attr" and source.target in buffers:
                 name = str(source.target)
@@ -39,17 +29,17 @@ def changed_buffers(program: Program, phase: str) -> dict[str, bool]:
 def changed_in_place(program: Program, phase: str) -> list[fx.Node]:
     """Nodes of the phase that change a value of forward in place, rather than a buffer, in graph order."""
     nodes = program.phases[phase].graph.nodes
-    return [node for node in nodes if any(_source(value).op != "get_attr" for value in _written(node))]
+    return [node for node in nodes if any(_source(value).op != "get_attr" for value in written(node))]
 
 
 def beside(program: Program, phase: str, output: str = "logits") -> dict[str, str]:
     """Trainable parameters on which other outputs of the phase depend, but not ``output``: the name of such an output, by theirs."""
-    names, leaves = program.output_names(phase), program.output_node(phase).args[0]
-    by_name = {name: leaf for name, leaf in zip(names, leaves, strict=True) if isinstance(leaf, fx.Node)}  # type: ignore[arg-type]
+    named = named_outputs(program.output_node(phase))
+    by_name = {name: leaf for name, leaf in named.items() if isinstance(leaf, fx.Node)}
     parameters = dict(program.named_parameters(remove_duplicate=False))
     writers = dict[fx.Node, list[fx.Node]]()
     for node in program.phases[phase].graph.nodes:
-        for value in _written(node):
+        for value in written(node):
             writers.setdefault(_source(value), []).append(node)
 
     def reached(leaf: fx.Node) -> dict[int, str]:
@@ -68,7 +58,7 @@ def beside(program: Program, phase: str, output: str = "logits") -> dict[str, st
 def random_draws(program: Program, phase: str) -> list[fx.Node]:
     """Nodes of the phase that draw random numbers on which an output depends, in graph order."""
     read = _ancestors(program.output_node(phase))
-    return [node for node in program.phases[phase].graph.nodes if node in read and _draws(node)]
+    return [node for node in program.phases[phase].graph.nodes if node in read and draws(node)]
 
 
 def unexportable(program: Program) -> str | None:
@@ -93,56 +83,12 @@ def place_of(node: fx.Node) -> str:
     return f"{name} in {owner!r}" if owner else name
 
 
-def _draws(node: fx.Node) -> bool:
-    if node.target in _SWITCHED:
-        rate, switch = (node.args[place] for place in _SWITCHED[node.target])  # type: ignore[index]
-        return bool(rate) and switch is not False
-    if node.target is aten.scaled_dot_product_attention.default:
-        return bool(_argument(node, 4, "dropout_p"))
-    if node.target in (aten.rrelu.default, aten.rrelu_.default):
-        return bool(_argument(node, 3, "training"))
-    if "lstm" in str(node.target) or "gru" in str(node.target) or "rnn" in str(node.target):
-        return _recurrent_draws(node)
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-
-
-def _recurrent_draws(node: fx.Node) -> bool:
-    """Whether a recurrent operator (.., dropout, train, ..) is called in training with a rate above 0."""
-    schema = getattr(node.target, "_schema", None)
-    names = [argument.name for argument in schema.arguments] if schema else []
-    if "dropout" not in names or "train" not in names:
-        return False
-    return bool(_argument(node, names.index("dropout"), "dropout")) and bool(
-        _argument(node, names.index("train"), "train")
-    )
-
-
-def _argument(node: fx.Node, place: int, name: str) -> Any:
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
-
-
-def _written(node: fx.Node) -> Iterator[fx.Node]:
-    """The arguments that a node changes in place."""
-    if node.target in _STATISTICS:
-        places, switch = _STATISTICS[node.target]  # type: ignore[index]
-        if node.args[switch]:
-            yield from (value for place in places if isinstance(value := node.args[place], fx.Node))
-        return
-    schema = getattr(node.target, "_schema", None)
-    for place, argument in enumerate(schema.arguments if schema is not None else ()):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = _argument(node, place, argument.name)
-            yield from (v for v in (value if isinstance(value, (list, tuple)) else (value,)) if isinstance(v, fx.Node))
-
-
 def _source(node: fx.Node) -> fx.Node:
     """The node whose memory a value lies in, seen through views and operators in place."""
     while node.op == "call_function":
         schema = getattr(node.target, "_schema", None)
-        aliased = [i for i, a in enumerate(schema.arguments) if a.alias_info is not None] if schema is not None else []
-        value = (
-            _argument(node, aliased[0], schema.arguments[aliased[0]].name) if aliased and schema is not None else None
-        )
+        aliased = [a.name for a in schema.arguments if a.alias_info is not None] if schema is not None else []
+        value = argument(node, aliased[0]) if aliased else None
         if not isinstance(value, fx.Node):
             break
         node = value

@@ -18,6 +18,7 @@ from sparsify.ir.inputs import Constant
 from sparsify.ir.nodes import TensorSpec
 from sparsify.ir.phase import FULL_PRECISION
 from sparsify.ir.state import place
+from sparsify.ir.traits import argument, input_of, outputs_of
 
 aten = torch.ops.aten
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
@@ -123,13 +124,13 @@ def _copy(made: _Flattening, module: fx.GraphModule, *, detached: bool, full_pre
         if node.op == "get_attr":
             made.values[node] = getattr(module, node.target)  # a nested graph; export gives it a name of its own
         elif node.op == "output":
-            return fx.map_arg(node.args[0], lambda n: made.values[n])
+            return fx.map_arg(outputs_of(node), lambda n: made.values[n])
         elif node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
             made.values[node] = _inlined(made, node, detached=detached, full_precision=full_precision)
         elif node.target is aten._assert_tensor_metadata.default:
             continue  # it says the dtype and device of the example, which autocast and moving a program change
-        elif node.target is operator.getitem and isinstance(made.values[node.args[0]], (tuple, list)):
-            made.values[node] = made.values[node.args[0]][node.args[1]]
+        elif node.target is operator.getitem and isinstance(made.values[input_of(node)], (tuple, list)):
+            made.values[node] = made.values[input_of(node)][argument(node, "b")]
         elif (functional := _without_out(node)) is not None:
             arguments = fx.map_arg(
                 (node.args, {k: v for k, v in node.kwargs.items() if k != "out"}), lambda n: made.values[n]
@@ -148,7 +149,7 @@ def _copy(made: _Flattening, module: fx.GraphModule, *, detached: bool, full_pre
             if detached:
                 made.gradient_free.add(copied)
                 if _returns_its_argument(copied):
-                    made.same[copied] = cast(fx.Node, copied.args[0])
+                    made.same[copied] = cast(fx.Node, input_of(copied))
     raise AssertionError("a graph ends in its output")
 
 
@@ -202,7 +203,8 @@ def _returns_its_argument(node: fx.Node) -> bool:
     """Whether an operator returns the very tensor it was given: a conversion to what it is already, or an operator in place."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload) or not node.args:
         return False
-    source = node.args[0].meta.get("spec") if isinstance(node.args[0], fx.Node) else None
+    value = input_of(node)
+    source = value.meta.get("spec") if isinstance(value, fx.Node) else None
     own = node.meta.get("spec")
     if source is None or own is None or source.dtype != own.dtype or source.shape != own.shape:
         return False
@@ -237,9 +239,11 @@ def _drop_resized(made: _Flattening, state: nn.Module) -> None:
         TraceError: If such a buffer is read.
     """
     for node in list(made.graph.nodes):
-        if node.target is not aten.copy_.default or node.users or node.args[0].op != "get_attr":
+        if node.target is not aten.copy_.default or node.users:
             continue
-        buffer, value = node.args
+        buffer, value = argument(node, "self"), argument(node, "src")
+        if buffer.op != "get_attr":
+            continue
         have, want = buffer.meta["spec"], value.meta.get("spec")
         if want is None or want.shape == have.shape:
             continue

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from sparsify.ir.nodes import MASK_OPERATORS, GradientTap, apply_random_mask
+from sparsify.ir.traits import argument, outputs_of
 
 if TYPE_CHECKING:
     from sparsify.ir.program import Program
@@ -35,21 +36,21 @@ def _row(program: Program, node: fx.Node, parameters: Container[str]) -> tuple[s
     if node.op == "placeholder":
         return f"%{node.name} = input", right
     if node.op == "output":
-        pairs = zip(node.meta["names"], node.args[0], strict=False)  # type: ignore[arg-type]
+        pairs = zip(node.meta["names"], outputs_of(node), strict=False)
         return "return " + ", ".join(f"{name}={_value(value)}" for name, value in pairs), ""
     if node.op == "get_attr":
-        mask = any(user.target in MASK_OPERATORS and user.args[1] is node for user in node.users)
+        mask = any(user.target in MASK_OPERATORS and argument(user, "mask") is node for user in node.users)
         if mask:
             value = program.get_buffer(str(node.target))
             right += f"  {int(value.count_nonzero())}/{value.numel()} active"
-        hidden = any(user.target is apply_random_mask and user.args[1] is node for user in node.users)
+        hidden = any(user.target is apply_random_mask and argument(user, "visible") is node for user in node.users)
         kind = "mask" if mask else "random mask" if hidden else "param" if str(node.target) in parameters else "buffer"
         return f'%{node.name} = {kind} "{node.target}"', right
     name = node.target if isinstance(node.target, str) else target_name(node.target)
     if node.op == "call_module":
         kind = "tap" if isinstance(program.get_submodule(name), GradientTap) else "record"
         name = f'{kind} "{name}"'
-    arguments = [_value(argument) for argument in node.args] + [f"{k}={_value(v)}" for k, v in node.kwargs.items()]
+    arguments = [*map(_value, node.args)] + [f"{k}={_value(v)}" for k, v in node.kwargs.items()]
     return f"%{node.name} = {name}({', '.join(arguments)})", right
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx, nn
@@ -20,16 +20,13 @@ from sparsify.ir.nodes import (
     masked_view,
 )
 from sparsify.ir.printer import target_name
-from sparsify.ir.products import Macs, is_free, is_product
+from sparsify.ir.products import LOOKUPS, Macs, is_free, is_product
+from sparsify.ir.traits import argument, arguments, state_name, traits, written
 from sparsify.ir.weight_reads import Reads, for_outputs, from_inputs, reads
 
 if TYPE_CHECKING:
     from sparsify.ir.program import Program
 
-aten = torch.ops.aten
-
-LOOKUPS = ("embedding", "embedding-bag")
-"""Kinds of sites that are read by index and multiply nothing."""
 NAMED = 3
 """Weights that a sentence on a mostly dense model names."""
 
@@ -71,7 +68,7 @@ def clear_stray(program: Program) -> None:
     """Set inactive weights that are not 0 to 0, where a lowered mask of either phase reads them."""
     parameters = dict(program.named_parameters(remove_duplicate=False))
     pairs = {
-        (str(node.args[0].target), str(node.args[1].target))
+        (state_name(node, "weight"), state_name(node, "mask"))
         for phase in program.phases.values()
         for node in phase.graph.nodes
         if node.target is masked_view
@@ -98,7 +95,8 @@ def masks_and_patterns(program: Program) -> dict[str, tuple[str, str]]:
     names, found = parameter_names(program), dict[str, tuple[str, str]]()
     for node in program.phases[leading_phase(program)].graph.nodes:
         if node.target in MASK_OPERATORS:
-            found.setdefault(names[node.args[0].target], (node.args[1].target, node.args[2]))
+            weight = names[state_name(node, "weight")]
+            found.setdefault(weight, (state_name(node, "mask"), argument(node, "pattern")))
     return found
 
 
@@ -113,9 +111,9 @@ def random_mask_sites(program: Program) -> tuple[RandomMaskSite, ...]:
     sites: dict[str, RandomMaskSite] = {}
     for node in program.phases[leading_phase(program)].graph.nodes:
         if node.target is apply_random_mask:
-            visible, rate, rescale = str(node.args[1].target), float(node.args[2]), bool(node.args[3])
+            given, visible = arguments(node), state_name(node, "visible")
             weight = names[visible.removesuffix("_visible")]
-            sites.setdefault(weight, RandomMaskSite(weight, visible, rate, rescale))
+            sites.setdefault(weight, RandomMaskSite(weight, visible, float(given["rate"]), bool(given["rescale"])))
     return tuple(sites.values())
 
 
@@ -123,9 +121,9 @@ def batch_norm_sites(program: Program) -> tuple[BatchNormSite, ...]:
     """Running statistics that the train phase updates, in graph order; one for each pair of buffers."""
     sites: dict[str, BatchNormSite] = {}
     for node in program.phases[leading_phase(program)].graph.nodes:
-        if node.target is aten.batch_norm.default and node.args[3] is not None and node.args[5]:
-            mean, variance = str(node.args[3].target), str(node.args[4].target)
-            sites.setdefault(mean, BatchNormSite(mean, variance, float(node.args[6])))
+        if traits(node).name == "batch_norm" and (statistics := list(written(node))):
+            mean, variance = (str(value.target) for value in statistics)
+            sites.setdefault(mean, BatchNormSite(mean, variance, float(argument(node, "momentum"))))
     return tuple(sites.values())
 
 
@@ -194,7 +192,7 @@ class _Weights:
         shape, uses = tuple(parameter.shape), found.products
         kinds = [use.kind for use in uses]
         kind = next((k for k in kinds if k not in LOOKUPS), kinds[0] if kinds else "none")
-        groups = max((_groups(use.user) for use in uses if use.kind == "conv"), default=1)
+        groups = max((int(argument(use.user, "groups")) for use in uses if use.kind == "conv"), default=1)
         impossible = _impossible(parameter, found, nodes)
         skip = None
         if set(kinds) & set(LOOKUPS):
@@ -237,9 +235,3 @@ def _impossible(parameter: nn.Parameter, found: Reads, nodes: list[fx.Node]) -> 
         return f"products read what {target_name(made.target)} computes from it, where its zeros are no zeros"
     reader = next(iter((*found.others, *(node for node, _ in found.changes))), None)
     return "no product of matrices reads it" + (f", but {target_name(reader.target)}" if reader is not None else "")
-
-
-def _groups(user: fx.Node) -> int:
-    index = 8 if user.target is aten.convolution.default else 6
-    value: Any = user.args[index] if len(user.args) > index else user.kwargs.get("groups", 1)
-    return int(value)

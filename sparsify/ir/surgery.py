@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from sparsify.ir.nodes import TensorSpec
 from sparsify.ir.program import Program
 from sparsify.ir.state import place
+from sparsify.ir.traits import argument, arguments, draws, has_argument, kind_of, place_of_argument
 
 _HELD = "_recompilation_held"
 
@@ -22,12 +23,8 @@ def add_state(program: Program, name: str, value: Tensor | nn.Module) -> None:
 
 
 def replace_parameter(program: Program, name: str, values: Tensor) -> None:
-    """Register new values of a parameter, under every name that its tensor has."""
-    old = program.get_parameter(name)
-    same = [other for other, value in program.named_parameters(remove_duplicate=False) if value is old]
-    made = nn.Parameter(values.contiguous(), old.requires_grad)
-    for other in same:
-        add_state(program, other, made)
+    """Register new values of a parameter or buffer, of any shape, under every name that its tensor has."""
+    _register(program, program.tensor(name), values.contiguous())
 
 
 def rewrite(program: Program, name: str, values: Tensor) -> None:
@@ -37,14 +34,17 @@ def rewrite(program: Program, name: str, values: Tensor) -> None:
     its values.
     """
     old = program.tensor(name)
-    made = torch.empty_like(old.detach()).copy_(values.detach())
+    _register(program, old, torch.empty_like(old.detach()).copy_(values.detach()))
+
+
+def _register(program: Program, old: Tensor, values: Tensor) -> None:
     tables = (program.named_parameters(remove_duplicate=False), program.named_buffers(remove_duplicate=False))
-    same = [other for table in tables for other, value in table if value is old]
-    fresh = nn.Parameter(made, old.requires_grad) if isinstance(old, nn.Parameter) else made
-    for other in same:
-        owner, _, leaf = other.rpartition(".")
+    same = [name for table in tables for name, value in table if value is old]
+    fresh = nn.Parameter(values, old.requires_grad) if isinstance(old, nn.Parameter) else values
+    for name in same:
+        owner, _, leaf = name.rpartition(".")
         persistent = leaf not in program.get_submodule(owner)._non_persistent_buffers_set
-        place(program, other, fresh, persistent=persistent)
+        place(program, name, fresh, persistent=persistent)
 
 
 def remove_state(program: Program, name: str) -> None:
@@ -108,6 +108,22 @@ def call_after(
     return node
 
 
+def call_like(
+    program: Program,
+    phase: str,
+    anchor: fx.Node,
+    node: fx.Node,
+    swapped: Mapping[fx.Node, Any],
+    *,
+    spec: TensorSpec | None,
+) -> fx.Node:
+    """Insert a call of what ``node`` calls behind ``anchor``, with other values in place of some of its own."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda value: swapped.get(value, value))
+    made = call_after(program, phase, anchor, cast("Callable[..., Any]", node.target), args, spec=spec)
+    made.kwargs = kwargs
+    return made
+
+
 def reroute(old: fx.Node, new: fx.Node, *, users: Sequence[fx.Node] | None = None) -> None:
     """Let every user of ``old`` other than ``new``, or those given, read ``new``."""
     for user in list(old.users) if users is None else users:
@@ -125,6 +141,31 @@ def replace_argument(node: fx.Node, index: int, value: Any) -> None:
     arguments = list(node.args)
     arguments[index] = value
     node.args = tuple(arguments)
+
+
+def set_argument(node: fx.Node, name: str, value: Any) -> None:
+    """Set an argument of a node by its name, where it stands; arguments before it that were left out get their defaults.
+
+    A last argument that becomes None is left out.
+    """
+    place = place_of_argument(node.target, name)
+    if place is None or (place >= len(node.args) and name in node.kwargs):
+        node.kwargs = {**node.kwargs, name: value}
+        return
+    given, named = list(node.args), dict(node.kwargs)
+    for before, default in [*arguments(node).items()][len(given) : place + 1]:
+        given.append(named.pop(before, default))
+    given[place] = value
+    node.args, node.kwargs = tuple(given if value is not None or place < len(given) - 1 else given[:-1]), named
+
+
+def resize(node: fx.Node, dimension: int, size: int) -> None:
+    """Let the result of a reshape have another size of a dimension, where the node says sizes."""
+    name = next((name for name in ("shape", "size") if has_argument(node, name)), None)
+    sizes = list(argument(node, name)) if name is not None else []
+    if name is not None and sizes[dimension] != -1:
+        sizes[dimension] = size
+        set_argument(node, name, sizes)
 
 
 def set_arguments(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> None:
@@ -170,8 +211,8 @@ def erase_dead(program: Program, phase: str) -> list[str]:
 
 def is_impure(node: fx.Node) -> bool:
     """Whether erasing the node would change state: an in-place ATen operator, an assertion, a draw of random numbers."""
-    if node.target is torch.ops.aten.dropout.default and node.args[2] is False:
-        return False  # it draws nothing
+    if kind_of(node) == "dropout" and not draws(node):
+        return False
     name = getattr(node.target, "_opname", "") or getattr(node.target, "__name__", "")
     return node.op == "call_function" and (name.endswith("_") or "assert" in name or node.is_impure())
 
@@ -206,26 +247,6 @@ def compiled_once(program: Program) -> Generator[None]:
         del program.__dict__[_HELD]
         for module in program.phases.values():
             module.recompile()
-
-
-def set_bias(layer: fx.Node, bias: fx.Node) -> None:
-    """Give a convolution or linear node that has none a bias."""
-    arguments = list(layer.args)
-    arguments[2:3] = [bias]
-    layer.args = tuple(arguments)
-
-
-def add_bias(program: Program, phase: str, layer: fx.Node, values: Tensor) -> None:
-    """Give a convolution or linear node that has none a bias [O], a parameter named after its weight's."""
-    weight = layer.args[1]
-    while isinstance(weight, fx.Node) and weight.op != "get_attr":  # behind its mask
-        weight = weight.args[0]
-    assert isinstance(weight, fx.Node)
-    name = f"{str(weight.target).rpartition('.')[0]}.bias".removeprefix(".")
-    taken = {n for n, _ in (*program.named_parameters(), *program.named_buffers())}
-    name = name if name not in taken else f"{name}_folded"
-    add_state(program, name, nn.Parameter(values))
-    set_bias(layer, state_node(program, phase, name, before=layer))
 
 
 def drop_train(program: Program) -> list[str]:

@@ -14,6 +14,7 @@ from sparsify.errors import VerificationError
 from sparsify.ir.grouped_linear import GROUPED_LINEAR
 from sparsify.ir.nodes import MASK_OPERATORS, Stage, apply_random_mask, is_vouched, phases_of
 from sparsify.ir.sites import first_names
+from sparsify.ir.traits import argument, outputs_of, state_name
 
 if TYPE_CHECKING:
     from sparsify.ir.program import Program
@@ -52,7 +53,7 @@ class Tables:
     def masks(self, phase: str) -> dict[str, tuple[str, str]]:
         """Mask and pattern of each weight that the phase masks, by the weight's first name."""
         return {
-            self.first[str(node.args[0].target)]: (str(node.args[1].target), str(node.args[2]))
+            self.first[state_name(node, "weight")]: (state_name(node, "mask"), str(argument(node, "pattern")))
             for node in self.nodes[phase]
             if node.target in MASK_OPERATORS
         }
@@ -132,8 +133,8 @@ def outputs_named(tables: Tables) -> Iterator[Violation]:
     for phase in tables.nodes:
         node = tables.nodes[phase][-1]
         names = node.meta.get("names", ())
-        if len(names) != len(node.args[0]) or len(set(names)) != len(names):  # type: ignore[arg-type]
-            yield Violation("outputs-named", phase, f"outputs {node.args[0]} are named {names}")
+        if len(names) != len(outputs_of(node)) or len(set(names)) != len(names):
+            yield Violation("outputs-named", phase, f"outputs {outputs_of(node)} are named {names}")
 
 
 def mask_bypassed(tables: Tables) -> Iterator[Violation]:
@@ -158,7 +159,7 @@ def mask_malformed(tables: Tables) -> Iterator[Violation]:
 def inactive_nonzero(tables: Tables) -> Iterator[Violation]:
     """Where a lowered mask reads a weight unmasked, because a trainer vouches for it, inactive weights are exactly 0."""
     lowered = {
-        str(node.args[0].target): str(node.args[1].target)
+        state_name(node, "weight"): state_name(node, "mask")
         for nodes in tables.nodes.values()
         for node in nodes
         if node.target is MASK_OPERATORS[1]
@@ -176,7 +177,7 @@ def random_mask_malformed(tables: Tables) -> Iterator[Violation]:
         for node in tables.nodes[phase]:
             if node.target is not apply_random_mask:
                 continue
-            visible = str(node.args[1].target)
+            visible = state_name(node, "visible")
             value = tables.program.get_buffer(visible)
             weight = tables.parameters.get(visible.removesuffix("_visible"))
             if phase != "train":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,34 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from sparsify.ir.nodes import MASK_OPERATORS, GradientTap, TensorSpec, apply_random_mask
+from sparsify.ir.nodes import GradientTap, TensorSpec
 from sparsify.ir.products import product_kind
+from sparsify.ir.traits import apply, argument, input_of, keeps_zero, kind_of, traits, written
 
 if TYPE_CHECKING:
     from sparsify.ir.program import Program
 
-aten = torch.ops.aten
-
-SAME = (aten.to.dtype, aten.contiguous.default, aten.alias.default, aten.clone.default, aten.detach.default)
-"""Operators that give the weight as it is."""
-TURNED = (aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default)
-"""Operators that give it with its dimensions in another order."""
-_CUT_OR_JOINED = {
-    "_unsafe_view", "cat", "chunk", "concat", "concatenate", "expand", "expand_as", "flatten", "getitem", "hstack",
-    "index_select", "mT", "movedim", "narrow", "repeat", "reshape", "select", "slice", "split", "split_with_sizes",
-    "squeeze", "stack", "swapaxes", "swapdims", "tensor_split", "to", "_to_copy", "unbind", "unflatten", "unsqueeze",
-    "view", "view_as", "vstack",
-}  # fmt: skip
-"""Operators after which the weight's positions are there in another shape, or beside those of another weight."""
-_SCALED = {
-    "mul": (0, 1),
-    "div": (0,),
-    "neg": (0,),
-    "dropout": (0,),
-    "_weight_norm": (0,),
-    "_weight_norm_interface": (0,),
-}
+_CARRIED = ("turn", "reshape", "cut", "join")
+"""Kinds of operators after which the weight's positions are there in another shape, or beside those of another weight."""
+_SCALED = {"mul": ("self", "other"), "div": ("self",), "_weight_norm": ("v",), "_weight_norm_interface": ("v",)}
 """Operators that multiply each position by something, with the arguments they do it to."""
+_PRIVATE = ("linear", "conv", "conv-transpose", "matmul", "embedding")
+_VIEWS = ("same", "turn", "mask")
 
 
 @dataclass(frozen=True)
@@ -75,10 +59,6 @@ class Reads:
     normalised: bool = False
     changes: list[tuple[fx.Node, bool]] = field(default_factory=list)
     others: list[fx.Node] = field(default_factory=list)
-
-
-_PRIVATE = ("linear", "conv", "conv-transpose", "matmul", "embedding")
-_VIEWS = (aten.to.dtype, aten.contiguous.default, aten.alias.default, *TURNED, *MASK_OPERATORS, apply_random_mask)
 
 
 def is_tap(module: fx.GraphModule, node: fx.Node) -> bool:
@@ -122,7 +102,7 @@ def reads(module: fx.GraphModule, nodes: Iterable[fx.Node], live: set[fx.Node]) 
         carried = _carried(module, user, value)
         kind = product_kind(user, value)
         if carried is not None and (user not in live or carried.moves_only):
-            found.normalised |= "_weight_norm" in str(user.target)
+            found.normalised |= kind_of(user) == "weight-norm"
             share = share * _joined(user, value)
             waiting.extend((next_, user, share, direct and carried.is_direct) for next_ in user.users)
         elif kind is not None and (user in live or kind in ("embedding", "embedding-bag")):
@@ -144,18 +124,14 @@ class _Carried:
 
 def _carried(module: fx.GraphModule, user: fx.Node, value: fx.Node) -> _Carried | None:
     """How an operator hands on the weight with a zero for every zero, or None where it does not."""
-    target: Any = user.target
-    if target in (*SAME, *MASK_OPERATORS) or target is apply_random_mask or is_tap(module, user):
-        return _Carried(is_direct=True, moves_only=True) if user.args[0] is value else None
-    if target in TURNED:
-        return _Carried(is_direct=False, moves_only=True)
-    name = getattr(getattr(target, "overloadpacket", target), "__name__", "").rsplit(".", 1)[-1]
-    if name in _CUT_OR_JOINED and (target is operator.getitem or isinstance(target, torch._ops.OpOverload)):
-        return _Carried(
-            is_direct=False, moves_only=name not in ("cat", "concat", "concatenate", "stack", "hstack", "vstack")
-        )
-    if name in _SCALED and any(user.args[i] is value for i in _SCALED[name] if i < len(user.args)):
-        kept = name.startswith("_weight_norm") or _count(user) == _count(value)
+    found, name = kind_of(user), traits(user).name
+    if found in ("same", "mask") or is_tap(module, user):
+        return _Carried(is_direct=True, moves_only=True) if input_of(user) is value else None
+    if found in _CARRIED:
+        return _Carried(is_direct=False, moves_only=found != "join")
+    scaled = (argument(user, key) for key in _SCALED.get(name, ()) if not any(written(user)))
+    if any(given is value for given in scaled) or keeps_zero(user):
+        kept = found == "weight-norm" or _count(user) == _count(value)
         return _Carried(is_direct=True, moves_only=False) if kept else None
     return None
 
@@ -163,8 +139,7 @@ def _carried(module: fx.GraphModule, user: fx.Node, value: fx.Node) -> _Carried 
 def _joined(user: fx.Node, value: fx.Node) -> float:
     """The share of a joined weight that comes of ``value``; 1 for every other operator."""
     whole, part = _count(user), _count(value)
-    joined = "cat" in str(user.target) or "stack" in str(user.target)
-    return part / whole if joined and whole and part else 1.0
+    return part / whole if kind_of(user) == "join" and whole and part else 1.0
 
 
 def _count(node: fx.Node) -> int | None:
@@ -190,7 +165,7 @@ def _comes_to_a_product(node: fx.Node) -> bool:
 def consumers(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
     """(consumer, the value it reads) of a weight, looked up through masks, taps and views."""
     for user in node.users:
-        if user.target in _VIEWS or is_tap(module, user):
+        if kind_of(user) in _VIEWS or is_tap(module, user):
             yield from consumers(module, user)
         else:
             yield user, node
@@ -217,10 +192,7 @@ def multiplied_values(program: Program, phase: str, parameter: str) -> list[Tens
 
     def value_of(node: fx.Node) -> Any:
         if node not in known:
-            given = [fx.map_arg(part, value_of) for part in (node.args, node.kwargs)]
-            known[node] = (
-                program.tensor(str(node.target)) if node.op == "get_attr" else node.target(*given[0], **given[1])  # type: ignore[operator, misc]
-            )
+            known[node] = program.tensor(str(node.target)) if node.op == "get_attr" else apply(node, value_of)
         return known[node]
 
     with torch.no_grad():

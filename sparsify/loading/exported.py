@@ -13,16 +13,11 @@ from sparsify.errors import LoadError
 from sparsify.ir import TensorSpec, TraceWarning
 from sparsify.ir.capture import quiet
 from sparsify.ir.rehearsal import rehearse_graph
+from sparsify.ir.traits import argument, kind_of, traits
 from sparsify.loading.archives import sanitised
 
-MODES = {
-    torch.ops.aten.batch_norm.default: ("training", "batch norm"),
-    torch.ops.aten.dropout.default: ("train", "dropout"),
-    torch.ops.aten.dropout_.default: ("train", "dropout"),
-    torch.ops.aten.feature_dropout.default: ("train", "dropout"),
-    torch.ops.aten.alpha_dropout.default: ("train", "dropout"),
-}
-"""Operators that behave otherwise in training: their argument that says so, and what to call them."""
+MODES = {"batch_norm": ("training", "batch norm"), "dropout": ("train", "dropout")}
+"""Operators that behave otherwise in training, by name or kind: their argument that says so, and what to call them."""
 
 
 def load_exported(path: Path) -> nn.Module:
@@ -101,11 +96,7 @@ def _modes(graph: fx.Graph) -> tuple[set[str], set[str]]:
     """What in a graph behaves as in training, and what as in evaluation."""
     found: tuple[set[str], set[str]] = (set(), set())
     for node in graph.nodes:
-        argument, title = MODES.get(node.target, ("", ""))
-        if not title:
-            continue
-        names = [a.name for a in node.target._schema.arguments]
-        position = names.index(argument)
-        value = node.args[position] if position < len(node.args) else node.kwargs.get(argument)
-        found[0 if value else 1].add(title)
+        name, title = MODES.get(traits(node).name, MODES.get(kind_of(node), ("", "")))
+        if title:
+            found[0 if argument(node, name) else 1].add(title)
     return found

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
 
 from sparsify.deployment.packing import best_packing
 from sparsify.ir import Program, Stage, surgery
+from sparsify.ir.channels import Channels, channel_sets
+from sparsify.ir.layers import Layer, own_parameter, reads_of, set_parameter, tensor_of
+from sparsify.ir.traits import apply, is_elementwise
 from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
-from sparsify.passes.eliminate_unread_outputs import Flow, follow, own_parameter, reads_of, set_parameter
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -39,67 +39,68 @@ class AbsorbBiases(Pass):
         constants: dict[
             fx.Node, tuple[int, float]
         ] = {}  # layer without its bias: the column that stands for it, and the value it meets
-        for node in program.phases["eval"].graph.nodes:
-            weight = own_parameter(program, node, 1, reads) if node.target is aten.linear.default else None
-            if weight is None:
-                continue
-            flow, name = follow(program, node, weight, reads), str(node.args[1].target)
-            reason = _refused(program, node, flow, reads, constants)
-            if reason:
-                log.skip(name, reason)
-            else:
-                _absorb(program, node, flow, constants)
-                for reader in flow.readers:
-                    log.change(str(reader.args[1].target))  # type: ignore[union-attr]
+        for channels in channel_sets(program):
+            for layer in channels.written_by:
+                if layer.is_conv or own_parameter(program, layer.weight, reads) is None:
+                    continue
+                reason = _refused(program, layer, channels, reads, constants)
+                if reason:
+                    log.skip(str(layer.weight.target), reason)
+                else:
+                    _absorb(program, layer, channels, constants)
+                    for reader in channels.read_by:
+                        log.change(str(reader.weight.target))
         if log.changed:
             surgery.erase_dead(program, "eval")
         return log
 
 
 def _refused(
-    program: Program, layer: fx.Node, flow: Flow, reads: dict[str, int], constants: dict[fx.Node, tuple[int, float]]
+    program: Program,
+    layer: Layer,
+    channels: Channels,
+    reads: dict[str, int],
+    constants: dict[fx.Node, tuple[int, float]],
 ) -> str:
-    if flow.reason or not flow.readers:
-        return flow.reason or "nothing reads its outputs in the graph"
-    if layer not in constants and own_parameter(program, layer, 2, reads) is None:
+    mixed = next((value for value in channels.values if value is not layer.node and not is_elementwise(value)), None)
+    if channels.pinned or len(channels.written_by) > 1 or mixed is not None:
+        return channels.pinned or (
+            f"%{mixed} reads it" if len(channels.written_by) == 1 else "another layer's are added"
+        )
+    if not channels.read_by:
+        return "nothing reads its outputs in the graph"
+    if layer.node not in constants and own_parameter(program, layer.bias, reads) is None:
         return "it has no bias of its own to make the constant"
-    weights = [_weight(program, reader) for reader in flow.readers]
-    if any(own_parameter(program, reader, 2, reads) is None for reader in flow.readers):
+    if any(reader.is_conv or own_parameter(program, reader.bias, reads) is None for reader in channels.read_by):
         return "a layer that reads it has no bias of its own"
+    weights = [tensor_of(program, reader.weight) for reader in channels.read_by]
     if any(packing is None or packing.chunk > 1 for packing in (best_packing(weight)[0] for weight in weights)):
         return "a layer that reads it is dense, or keeps inputs in chunks"
     if _spare(weights) is None:
         return "all its outputs are read"
-    return "" if _constant(flow) else "its activation makes 0 of 1"
+    return "" if _constant(layer, channels) else "its activation makes 0 of 1"
 
 
-def _absorb(program: Program, layer: fx.Node, flow: Flow, constants: dict[fx.Node, tuple[int, float]]) -> None:
-    place, made = _spare([_weight(program, reader) for reader in flow.readers]), _constant(flow)
+def _absorb(program: Program, layer: Layer, channels: Channels, constants: dict[fx.Node, tuple[int, float]]) -> None:
+    place = _spare([tensor_of(program, reader.weight) for reader in channels.read_by])
+    made = _constant(layer, channels)
     assert place is not None
-    row = _weight(program, layer).clone()
+    row = tensor_of(program, layer.weight).clone()
     row[place] = 0.0
-    if layer in constants:
-        column, met = constants[layer]
+    if layer.node in constants:
+        column, met = constants[layer.node]
         row[place, column] = 1.0 / met
     else:
-        bias = _tensor(program, layer.args[2]).clone()
+        bias = tensor_of(program, layer.bias).clone()
         bias[place] = 1.0
-        set_parameter(program, layer.args[2], bias)
-    set_parameter(program, layer.args[1], row)
-    for reader in flow.readers:
-        columns, offset = _weight(program, reader).clone(), _tensor(program, reader.args[2])
+        set_parameter(program, layer.bias, bias)
+    set_parameter(program, layer.weight, row)
+    for reader in channels.read_by:
+        columns, offset = tensor_of(program, reader.weight).clone(), tensor_of(program, reader.bias)
         columns[:, place] = (offset.double() / made).to(columns.dtype)
-        set_parameter(program, reader.args[1], columns)
-        surgery.set_arguments(reader, reader.args[:2])
-        constants[reader] = place, made
-
-
-def _weight(program: Program, layer: fx.Node) -> Tensor:
-    return _tensor(program, layer.args[1])
-
-
-def _tensor(program: Program, node: Any) -> Tensor:
-    return program.get_parameter(str(node.target)).detach()
+        set_parameter(program, reader.weight, columns)
+        surgery.set_argument(reader.node, "bias", None)
+        constants[reader.node] = place, made
 
 
 def _spare(weights: list[Tensor]) -> int | None:
@@ -108,10 +109,11 @@ def _spare(weights: list[Tensor]) -> int | None:
     return int(unread[-1]) if len(unread) else None
 
 
-def _constant(flow: Flow) -> float:
+def _constant(layer: Layer, channels: Channels) -> float:
     """What the elementwise operators between a layer and its readers make of 1; 0 where they differ."""
-    made = {flow.values[0]: torch.ones((), dtype=torch.float64)}
-    for value in flow.values[1:]:
-        made[value] = value.target(made[value.args[0]].clone(), *value.args[1:], **value.kwargs)  # type: ignore[operator, index]
-    found = {float(made[reader.args[0]]) for reader in flow.readers}  # type: ignore[index]
+    made = {layer.node: torch.ones((), dtype=torch.float64)}
+    for value in channels.values:
+        if value is not layer.node:
+            made[value] = apply(value, lambda node: made[node].clone())
+    found = {float(made[reader.input]) for reader in channels.read_by}
     return found.pop() if len(found) == 1 else 0.0

@@ -11,6 +11,7 @@ from torch import fx
 
 from sparsify.errors import PassError
 from sparsify.ir import Program, Stage, TensorSpec, surgery
+from sparsify.ir.traits import named_outputs
 from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
 from sparsify.passes.options import option
 from sparsify.tasks import TASKS, Task, kind
@@ -71,7 +72,7 @@ class AttachCalibrationHead(Pass):
                 f"{self.name}: {program.name!r} returns {', '.join(names)}, and task {task.name!r} reads {task.output!r}. Trace it for "
                 f"its task, or set the option task."
             )
-        value: fx.Node = program.output_node("eval").args[0][names.index(task.output)]  # type: ignore[index, assignment]
+        value: fx.Node = named_outputs(program.output_node("eval"))[task.output]
         spec: TensorSpec = value.meta["spec"]
         if not task.takes(spec.shape):
             raise PassError(

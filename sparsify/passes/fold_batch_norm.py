@@ -10,12 +10,9 @@ import torch
 from torch import Tensor, fx
 
 from sparsify.ir import Program, Stage, surgery
+from sparsify.ir.layers import add_bias, layer_of, reads_of
+from sparsify.ir.traits import arguments, traits
 from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
-from sparsify.passes.eliminate_unread_outputs import reads_of
-
-aten = torch.ops.aten
-_LAYERS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
-_LAYERS += (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class FoldBatchNorm(Pass):
 
     def run(self, program: Program) -> PassLog:
         log = PassLog(self.name)
-        for norm in [n for n in program.phases["eval"].graph.nodes if n.target is aten.batch_norm.default]:
+        for norm in [n for n in program.phases["eval"].graph.nodes if traits(n).name == "batch_norm"]:
             where = str(norm.meta.get("owner") or norm.name)
             reason = self._fold(program, norm)
             if reason:
@@ -57,30 +54,28 @@ class FoldBatchNorm(Pass):
         return log
 
     def _fold(self, program: Program, norm: fx.Node) -> str | None:
-        layer = norm.args[0]
-        if not isinstance(layer, fx.Node) or layer.target not in _LAYERS or norm.kwargs:
+        given = arguments(norm)
+        layer = layer_of(given["input"])
+        if layer is None:
             return "its input is not a convolution or linear layer"
-        if len(layer.users) > 1:
-            return f"%{layer.name} has other readers"
-        spec = layer.meta.get("spec")
-        if layer.target is aten.linear.default and (spec is None or len(spec.shape) != 2):
+        if len(layer.node.users) > 1:
+            return f"%{layer.node.name} has other readers"
+        if layer.axis != 1:
             return "its channel dimension is not the layer's output dimension"
-        if norm.args[5]:
+        if given["training"]:
             return "it computes the statistics of each batch, in eval mode as well"
-        if {"weight", "bias"} & layer.kwargs.keys():
-            return "the layer takes its parameters by name"
-        weight, bias = _own(program, layer, 1), _own(program, layer, 2)
+        weight, bias = _own(program, layer.weight, "weight"), _own(program, layer.bias, "bias")
         if isinstance(weight, str) or weight is None:
             return weight or "the layer has no weight"
         if isinstance(bias, str):
             return bias
-        values = [_statistic(program, argument) for argument in norm.args[1:5]]
+        values = [_statistic(program, given[name]) for name in ("weight", "bias", "running_mean", "running_var")]
         if isinstance(reason := next((v for v in values if isinstance(v, str)), None), str):
             return reason
         gamma, beta, mean, variance = (None if isinstance(value, str) else value for value in values)
         if mean is None or variance is None:
             return "it has no running statistics"
-        scale = (variance.double() + float(norm.args[7])).rsqrt() * (1.0 if gamma is None else gamma.double())  # type: ignore[arg-type]
+        scale = (variance.double() + float(given["eps"])).rsqrt() * (1.0 if gamma is None else gamma.double())
         parameter = program.get_parameter(str(weight.target))
         old_bias = torch.zeros_like(scale) if bias is None else program.tensor(str(bias.target)).detach().double()
         new_bias = (old_bias - mean.double()) * scale + (0.0 if beta is None else beta.double())
@@ -92,17 +87,16 @@ class FoldBatchNorm(Pass):
         if bias is not None:
             surgery.rewrite(program, str(bias.target), new_bias.to(parameter.dtype))
         else:
-            surgery.add_bias(program, "eval", layer, new_bias.to(parameter.dtype))
-        surgery.bypass(program, "eval", norm, layer)
+            add_bias(program, "eval", layer.node, new_bias.to(parameter.dtype))
+        surgery.bypass(program, "eval", norm, layer.node)
         return None
 
 
-def _own(program: Program, layer: fx.Node, index: int) -> fx.Node | str | None:
+def _own(program: Program, value: fx.Node | None, what: str) -> fx.Node | str | None:
     """The node of the parameter that is an argument of a layer; None without one, else why it cannot be changed."""
-    value, what = layer.args[index] if len(layer.args) > index else None, "weight" if index == 1 else "bias"
     if value is None:
         return None
-    if not isinstance(value, fx.Node) or value.op != "get_attr":
+    if value.op != "get_attr":
         return f"the layer's {what} is computed, not a parameter"
     reads = reads_of(program).get(str(value.target))
     if reads is None:

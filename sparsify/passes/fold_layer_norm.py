@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
 from sparsify.deployment.packing import best_packing
 from sparsify.ir import Program, Stage, surgery
+from sparsify.ir.layers import add_bias, layer_of, own_parameter, reads_of, set_parameter, tensor_of
+from sparsify.ir.traits import argument, traits
 from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
-from sparsify.passes.eliminate_unread_outputs import own_parameter, reads_of, set_parameter
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class FoldLayerNorm(Pass):
 
     def run(self, program: Program) -> PassLog:
         log, reads = PassLog(self.name), reads_of(program)
-        for norm in [n for n in program.phases["eval"].graph.nodes if n.target is aten.layer_norm.default]:
+        for norm in [n for n in program.phases["eval"].graph.nodes if traits(n).name == "layer_norm"]:
             where = str(norm.meta.get("owner") or norm.name)
             reason = _refused(program, norm, reads)
             if reason:
@@ -49,45 +47,38 @@ class FoldLayerNorm(Pass):
 
 
 def _refused(program: Program, norm: fx.Node, reads: dict[str, int]) -> str:
-    if norm.kwargs or len(norm.args[1]) != 1:  # type: ignore[arg-type]
+    if len(argument(norm, "normalized_shape")) != 1:
         return "it normalises more than the last dimension"
-    given = [norm.args[index] for index in (2, 3) if len(norm.args) > index and norm.args[index] is not None]
-    if any(not isinstance(value, fx.Node) or value.op != "get_attr" for value in given):
+    given = [argument(norm, name) for name in ("weight", "bias")]
+    if any(value is not None and (not isinstance(value, fx.Node) or value.op != "get_attr") for value in given):
         return "its scale or shift is computed"
-    if all(value is None for value in _affine(program, norm)):
+    if all(value is None for value in given):
         return "it has neither scale nor shift"
-    if not norm.users or any(user.target is not aten.linear.default or user.args[0] is not norm for user in norm.users):
+    readers = [layer_of(user) for user in norm.users]
+    if not readers or any(r is None or r.is_conv or r.input is not norm for r in readers):
         return "something else than linear layers reads it"
-    for reader in norm.users:
-        weight, has_bias = own_parameter(program, reader, 1, reads), len(reader.args) > 2 and reader.args[2] is not None
-        if weight is None or (has_bias and own_parameter(program, reader, 2, reads) is None):
+    for reader in readers:
+        assert reader is not None
+        weight = own_parameter(program, reader.weight, reads)
+        if weight is None or (reader.bias is not None and own_parameter(program, reader.bias, reads) is None):
             return "a parameter of a layer that reads it is used more than once"
         if best_packing(weight)[0] is None:
             return "a layer that reads it is dense"
     return ""
 
 
-def _affine(program: Program, norm: fx.Node) -> tuple[Tensor | None, Tensor | None]:
-    """Scale and shift, [F] each, in float64."""
-    given = (norm.args[index] if len(norm.args) > index else None for index in (2, 3))
-    scale, shift = (
-        program.tensor(str(value.target)).detach().double() if isinstance(value, fx.Node) else None for value in given
-    )
-    return scale, shift
-
-
 def _fold(program: Program, norm: fx.Node) -> None:
-    scale, shift = _affine(program, norm)
-    for reader in list(norm.users):
-        source, bias = reader.args[1], reader.args[2] if len(reader.args) > 2 else None
-        assert isinstance(source, fx.Node)
-        weight = program.get_parameter(str(source.target)).detach()
+    given = (argument(norm, name) for name in ("weight", "bias"))
+    scale, shift = (None if value is None else tensor_of(program, value).double() for value in given)
+    for reader in filter(None, map(layer_of, list(norm.users))):
+        weight = tensor_of(program, reader.weight)
         if shift is not None:
             made = (weight.double() @ shift).to(weight.dtype)
-            if isinstance(bias, fx.Node):
-                set_parameter(program, bias, program.get_parameter(str(bias.target)).detach() + made)
+            if reader.bias is not None:
+                set_parameter(program, reader.bias, tensor_of(program, reader.bias) + made)
             else:
-                surgery.add_bias(program, "eval", reader, made)
+                add_bias(program, "eval", reader.node, made)
         if scale is not None:
-            set_parameter(program, source, (weight.double() * scale).to(weight.dtype))
-    surgery.set_arguments(norm, (*norm.args[:2], None, None, *norm.args[4:]))
+            set_parameter(program, reader.weight, (weight.double() * scale).to(weight.dtype))
+    for name in ("weight", "bias"):
+        surgery.set_argument(norm, name, None)

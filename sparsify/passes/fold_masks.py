@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparsify.ir import PHASES, Program, Stage, surgery
 from sparsify.ir.nodes import MASK_OPERATORS, apply_random_mask
+from sparsify.ir.traits import input_of
 from sparsify.passes.base import CHANGED, Effect, Kept, Pass, PassLog, Preserves
 
 
@@ -47,7 +48,7 @@ class FoldMasks(Pass):
         for phase in PHASES:
             for node in list(program.phases[phase].graph.nodes):
                 if node.op == "call_module" or node.target in (*MASK_OPERATORS, apply_random_mask):
-                    surgery.bypass(program, phase, node, node.args[0])
+                    surgery.bypass(program, phase, node, input_of(node))
             surgery.erase_dead(program, phase)
         for name in dict.fromkeys((*(site.mask for site in sites), *_unread_masks(program, log))):
             surgery.remove_state(program, name)

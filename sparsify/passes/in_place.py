@@ -9,14 +9,9 @@ import torch
 from torch import fx
 
 from sparsify.ir import Program, TensorSpec, surgery
+from sparsify.ir.traits import input_of, shares_memory
 
 aten = torch.ops.aten
-ALIASES = {
-    "view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "unsqueeze", "squeeze", "select", "slice", "split",
-    "split_with_sizes", "chunk", "unbind", "expand", "narrow", "diagonal", "as_strided", "alias", "detach", "contiguous", "dropout",
-    "to", "movedim", "view_as", "expand_as", "getitem",
-}  # fmt: skip
-"""Operators whose result may share the memory of what they are given."""
 
 
 def make_functional(program: Program, phase: str) -> None:
@@ -28,7 +23,7 @@ def make_functional(program: Program, phase: str) -> None:
     place = {node: index for index, node in enumerate(program.phases[phase].graph.nodes)}
     for node in list(place):
         target = _functional(node)
-        value = node.args[0] if target is not None and node.args else None
+        value = input_of(node)
         if target is None or not isinstance(value, fx.Node) or value.op != "call_function" or not _owned(value, node):
             continue
         later = [user for user in value.users if place[user] > place[node]]
@@ -57,16 +52,11 @@ def _functional(node: fx.Node) -> Callable[..., Any] | None:
 
 def _owned(value: fx.Node, writer: fx.Node) -> bool:
     """Whether the memory of ``value`` is read through ``value`` and ``writer`` only."""
-    if any(user is not writer and _is_alias(user) for user in value.users):
+    if any(user is not writer and shares_memory(user) for user in value.users):
         return False
-    while _is_alias(value):
-        source = value.args[0]
+    while shares_memory(value):
+        source = input_of(value)
         if not isinstance(source, fx.Node) or source.op != "call_function" or len(source.users) > 1:
             return False
         value = source
     return True
-
-
-def _is_alias(node: fx.Node) -> bool:
-    name = getattr(node.target, "_opname", "") or getattr(node.target, "__name__", "")
-    return name in ALIASES or name.endswith("_")

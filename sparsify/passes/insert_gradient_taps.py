@@ -9,6 +9,7 @@ from typing import ClassVar
 from sparsify.errors import PassError
 from sparsify.ir import GradientTap, Program, Stage, surgery
 from sparsify.ir.nodes import MASK_OPERATORS
+from sparsify.ir.traits import state_name
 from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
 
 
@@ -36,6 +37,6 @@ class InsertGradientTaps(Pass):
             log.change(weight)
         for node in list(program.phases["train"].graph.nodes):
             if node.target in MASK_OPERATORS:
-                weight = str(node.args[1].target).removesuffix("_mask")
+                weight = state_name(node, "mask").removesuffix("_mask")
                 surgery.reroute(node, surgery.call_after(program, "train", node, f"{weight}_tap", (node,)))
         return log

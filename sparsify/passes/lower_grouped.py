@@ -17,8 +17,9 @@ from sparsify.ir import Program, Stage, TensorSpec, surgery
 from sparsify.ir.dimensions import BATCH, mentions
 from sparsify.ir.feature_major import FeatureMajor, can_turn, feature_shape, sizes
 from sparsify.ir.grouped_linear import GROUPED_LINEAR
+from sparsify.ir.layers import reads_of
+from sparsify.ir.traits import argument
 from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
-from sparsify.passes.eliminate_unread_outputs import groups_of, reads_of
 from sparsify.passes.in_place import make_functional
 from sparsify.passes.options import option
 
@@ -55,7 +56,7 @@ class LowerGroupedConv(Pass):
         for node, weight in _layers(
             program, (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default), self, log
         ):
-            if groups_of(node) != 1:
+            if argument(node, "groups") != 1:
                 log.skip(str(weight.target), "a grouped convolution already")
             elif packing := _packing(program, weight, self, log):
                 self._lower(program, node, weight, packing)

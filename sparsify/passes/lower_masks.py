@@ -9,6 +9,7 @@ from typing import ClassVar
 from sparsify.errors import PassError
 from sparsify.ir import PHASES, Program, Stage, surgery
 from sparsify.ir.nodes import MASK_OPERATORS, apply_mask, masked_view
+from sparsify.ir.traits import argument
 from sparsify.ir.verifier import count_stray
 from sparsify.ir.weight_reads import gradient_is_private, is_tap
 from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
@@ -53,7 +54,7 @@ class LowerMasks(Pass):
                     form = "in-place" if gradient_is_private(module, node) else "copied"
                     surgery.replace_target(node, masked_view)
                     for tap in taps:
-                        surgery.append_arguments(tap, node.args[1], form)
-                    surgery.set_arguments(node, (*node.args[:3], "tapped" if taps else form))
+                        surgery.append_arguments(tap, argument(node, "mask"), form)
+                    surgery.set_argument(node, "gradient", "tapped" if taps else form)
                     log.change(node.name)
         return log

@@ -7,21 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from sparsify.deployment.packing import best_packing, order_of_outputs, predicted_gain
 from sparsify.ir import Program, Stage, surgery
 from sparsify.ir.channels import Channels, channel_sets
+from sparsify.ir.layers import Layer, layers, own_parameter, reads_of, take_outputs
 from sparsify.parts.patterns.grouping import order_by_inputs, shared_inputs
 from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
-from sparsify.passes.eliminate_unread_outputs import (
-    CONVOLUTIONS,
-    groups_of,
-    has_outputs,
-    own_parameter,
-    reads_of,
-    take_outputs,
-)
 
 aten = torch.ops.aten
 
@@ -45,7 +38,7 @@ class OrderOutputs(Pass):
         return DEPLOYED
 
     def run(self, program: Program) -> PassLog:
-        log, layers = PassLog(self.name), _layers(program)
+        log, alone = PassLog(self.name), _layers(program)
         for channels in channel_sets(program):
             order, grouped = _common_order(program, channels)
             reason = channels.pinned or (None if order is None else _chunked(program, channels))
@@ -57,22 +50,20 @@ class OrderOutputs(Pass):
             for name in dict.fromkeys(channels.writers):
                 if name in together:
                     continue
-                if name in layers and _order_and_undo(program, name, layers[name]):
+                if name in alone and _order_and_undo(program, name, alone[name]):
                     log.change(f"{name}: undone by a selection")
                 elif name in grouped:
                     log.skip(name, f"the order of its outputs is not free: {reason}")
         return log
 
 
-def _layers(program: Program) -> dict[str, fx.Node]:
+def _layers(program: Program) -> dict[str, Layer]:
     """Returns, for each weight, the only layer that reads it and its bias."""
-    reads, found = reads_of(program), dict[str, fx.Node]()
-    for node in program.phases["eval"].graph.nodes:
-        weight = own_parameter(program, node, 1, reads) if node.target in (*CONVOLUTIONS, aten.linear.default) else None
-        if weight is None or groups_of(node) != 1 or not has_outputs(node, weight):
-            continue
-        if len(node.args) < 3 or node.args[2] is None or own_parameter(program, node, 2, reads) is not None:
-            found[str(node.args[1].target)] = node
+    reads, found = reads_of(program), dict[str, Layer]()
+    for layer in layers(program):
+        own = own_parameter(program, layer.weight, reads) is not None
+        if own and layer.groups == 1 and (layer.bias is None or own_parameter(program, layer.bias, reads) is not None):
+            found[str(layer.weight.target)] = layer
     return found
 
 
@@ -131,7 +122,7 @@ def _reorder(program: Program, channels: Channels, order: Tensor) -> None:
         surgery.rewrite(program, name, weight[:, columns])
 
 
-def _order_and_undo(program: Program, name: str, layer: fx.Node) -> bool:
+def _order_and_undo(program: Program, name: str, layer: Layer) -> bool:
     """Order the outputs of one layer and select them back, where that is predicted faster; whether it was."""
     weight = program.get_parameter(name).detach()
     found = shared_inputs(_used(weight))
@@ -139,10 +130,11 @@ def _order_and_undo(program: Program, name: str, layer: fx.Node) -> bool:
     before, after = (1.0, 1.0) if _is_plain(order) else _gains(weight, order)
     if after <= before:
         return False
-    take_outputs(program, layer, [layer], order)
+    take_outputs(program, layer, order)
     surgery.add_state(program, f"{name}_outputs", order.argsort())
-    users, dimension = list(layer.users), 1 if weight.ndim > 2 else -1
-    index = surgery.state_node(program, "eval", f"{name}_outputs", before=layer)
-    rows = surgery.call_after(program, "eval", layer, aten.index_select.default, (layer, dimension, index))
-    surgery.reroute(layer, rows, users=users)
+    node, users = layer.node, list(layer.node.users)
+    index = surgery.state_node(program, "eval", f"{name}_outputs", before=node)
+    dimension = layer.axis if layer.is_conv else -1
+    rows = surgery.call_after(program, "eval", node, aten.index_select.default, (node, dimension, index))
+    surgery.reroute(node, rows, users=users)
     return True

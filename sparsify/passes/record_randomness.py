@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import fx
-
 from sparsify.errors import PassError
 from sparsify.ir import Program, RandomnessRecord, Stage, surgery
+from sparsify.ir.traits import draws
 from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
 
 RECORD = "randomness_record"
@@ -40,7 +38,7 @@ class RecordRandomness(Pass):
         if any(isinstance(hook, RandomnessRecord) for hook in program.hooks().values()):
             raise PassError(f"{self.name}: {program.name!r} already has a record of its randomness.")
         nodes = list(program.phases["train"].graph.nodes)
-        if not any(map(_draws, nodes)):
+        if not any(map(draws, nodes)):
             log.skip("train", "it draws no random numbers")
             return log
         value = next(node for node in nodes if node.op == "placeholder")
@@ -50,11 +48,3 @@ class RecordRandomness(Pass):
         surgery.reroute(value, record)
         log.change(value.name)
         return log
-
-
-def _draws(node: fx.Node) -> bool:
-    """Whether the node draws random numbers; dropouts of rate 0 and idle ones count where torch says that they may."""
-    tags = getattr(node.target, "tags", ())
-    return torch.Tag.nondeterministic_seeded in tags and not (
-        node.target is torch.ops.aten.dropout.default and node.args[2] is False
-    )

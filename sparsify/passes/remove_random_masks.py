@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from sparsify.ir import Program, Stage, surgery
 from sparsify.ir.nodes import apply_random_mask
+from sparsify.ir.traits import argument
 from sparsify.passes.base import CHANGED, UNCHANGED, Effect, Kept, Pass, PassLog
 
 
@@ -27,7 +28,7 @@ class RemoveRandomMasks(Pass):
         log, sites = PassLog(self.name), program.random_mask_sites()
         for node in list(program.phases["train"].graph.nodes):
             if node.target is apply_random_mask:
-                surgery.bypass(program, "train", node, node.args[0])
+                surgery.bypass(program, "train", node, argument(node, "weight"))
         if sites:
             surgery.erase_dead(program, "train")
         for site in sites:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from sparsify.errors import PassError
 from sparsify.ir import PHASES, Program, Stage, TensorSpec, surgery
+from sparsify.ir.traits import named_outputs
 from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
 
 aten = torch.ops.aten
@@ -68,8 +69,7 @@ class ScalePrediction(Pass):
         return log
 
     def _value(self, program: Program, phase: str, name: str) -> fx.Node:
-        place = program.output_names(phase).index(name)
-        value: fx.Node = program.output_node(phase).args[0][place]  # type: ignore[index, assignment]
+        value: fx.Node = named_outputs(program.output_node(phase))[name]
         spec: TensorSpec = value.meta["spec"]
         if not getattr(torch, spec.dtype).is_floating_point or not spec.shape:
             raise PassError(

@@ -11,7 +11,9 @@ from torch import fx, nn
 
 from sparsify.errors import PassError
 from sparsify.ir import PHASES, Program, Stage, TensorSpec, surgery
-from sparsify.ir.classifier import CONVOLUTIONS, RESHAPES, Classifier, class_dimension, classifier
+from sparsify.ir.axes import shape_of
+from sparsify.ir.classifier import Classifier, class_dimension, classifier
+from sparsify.ir.traits import has_argument, input_of, kind_of
 from sparsify.passes.base import CHANGED, UNCHANGED, Effect, Kept, Pass, PassLog
 from sparsify.passes.options import Range, option
 
@@ -79,27 +81,26 @@ class WidenClassifier(Pass):
         return tuple(rows)
 
     def _join(self, program: Program, phase: str, found: Classifier, rows: tuple[str, ...]) -> None:
-        layer, spec = found.node, found.logits.meta["spec"]
+        layer, spec = found.layer, found.logits.meta["spec"]
         batch, classes = spec.shape
-        states = [surgery.state_node(program, phase, name, before=layer) for name in rows]
-        dimension = 1 if layer.target in CONVOLUTIONS else len(layer.meta["spec"].shape) - 1
-        arguments = (layer.args[0], states[0], states[1] if len(states) > 1 else None, *layer.args[3:])
-        unknown = surgery.call_after(
-            program, phase, layer, layer.target, arguments, spec=surgery.respec(layer, dimension, 1)
+        states = [surgery.state_node(program, phase, name, before=layer.node) for name in rows]
+        swapped = dict(zip(filter(None, (layer.weight, layer.bias)), states, strict=True))
+        unknown = surgery.call_like(
+            program, phase, layer.node, layer.node, swapped, spec=surgery.respec(layer.node, layer.axis, 1)
         )
-        surgery.set_arguments(unknown, arguments, layer.kwargs)
-        anchor = found.logits if found.tail else unknown
+        anchor, dimension = found.logits if found.tail else unknown, layer.axis
         for node in found.tail:
-            turned, dimension = class_dimension(node, dimension), dimension
+            turned = class_dimension(node, dimension)
             assert turned is not None
-            if node.target in RESHAPES:
-                target, arguments, kwargs = aten.flatten.using_ints, (unknown, 1), {}
+            smaller = surgery.respec(node, turned, 1)
+            if kind_of(node) == "reshape" and not has_argument(node, "dim") and len(shape_of(node)) == 2:
+                unknown = surgery.call_after(
+                    program, phase, anchor, aten.flatten.using_ints, (unknown, 1), spec=smaller
+                )
             else:
-                target, arguments, kwargs = node.target, (unknown, *node.args[1:]), node.kwargs
-            unknown = surgery.call_after(
-                program, phase, anchor, target, arguments, spec=surgery.respec(node, turned, 1)
-            )
-            surgery.set_arguments(unknown, arguments, kwargs)
+                unknown = surgery.call_like(program, phase, anchor, node, {input_of(node): unknown}, spec=smaller)
+                if kind_of(node) == "reshape":
+                    surgery.resize(unknown, turned, 1)
             anchor, dimension = unknown, turned
 
         def call(target: Any, arguments: Sequence[Any], shape: Sequence[int | str]) -> fx.Node:

@@ -70,7 +70,7 @@ class Ends(nn.Module):
         (lambda m, y: m.b(y * m.scale).mean(1), "%mul reads it"),
         (lambda m, y: m.b(y.softmax(-1)).mean(1), "%softmax reads it"),
         (lambda m, y: m.b(torch.cat([y, y], 1)).mean(1), "%cat reads it"),
-        (lambda m, y: m.b(y.transpose(1, 2)).mean(1), "%transpose reads it"),
+        (lambda m, y: m.b(y.transpose(1, 2)).mean(1), "%linear_1 reads it"),
         (lambda m, y: m.b(y + y.sum(-1, keepdim=True)).mean(1), "%sum_1 reads it"),
         (lambda m, y: y.mean(1), "it is an output"),
         (lambda m, y: m.b(y.mean(2)), "%mean reads it"),

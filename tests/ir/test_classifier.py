@@ -48,7 +48,7 @@ def test_found_behind(name, phase):
     assert found.weight == ("zzz.parametrizations.weight.original1" if name == "normed" else "zzz.weight")
     assert found.bias == (None if name == "viewed" else "zzz.bias")
     assert found.logits.meta["spec"].shape == ("N", 10)
-    assert (found.node is found.logits) == (not found.tail)
+    assert (found.layer.node is found.logits) == (not found.tail)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

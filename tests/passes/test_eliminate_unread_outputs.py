@@ -58,10 +58,10 @@ def test_convolutions_keep_multiples_of_sixteen_through_depthwise_ones_and_pooli
         "7.weight": (10, 72),
     }
     assert any("0.weight: 32 of 64 outputs" in line for line in log.changed)
-    assert ("5.weight", "%flatten reads them") in log.skipped
+    assert ("5.weight", "all its groups have outputs that are read") in log.skipped
 
 
-def test_what_a_residual_addition_reads_stays():
+def test_what_is_added_to_another_value_stays():
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
@@ -74,7 +74,7 @@ def test_what_a_residual_addition_reads_stays():
     model = Block()
     zero_inputs(model.b.weight, range(32))
     after, log = eliminated(model, digits(6)[0])
-    assert shapes(after)["a.weight"] == (64, 64) and ("a.weight", "%add reads them") in log.skipped
+    assert shapes(after)["a.weight"] == (64, 64) and ("a.weight", "%add reads it") in log.skipped
 
 
 def test_groups_stay_equal_and_chunks_whole():
