@@ -48,7 +48,7 @@ def axis_after(node: fx.Node, axis: Axis) -> Axis | None:
     if found == "reshape":
         return _reshaped(before, after, axis)
     if found == "turn":
-        return _turned(node, len(before), axis)
+        return Axis(order_of(node, len(before)).index(axis.dimension), axis.run)
     if found == "reduction" and has_argument(node, "dim"):
         gone = dimensions(argument(node, "dim"), len(before))
         return _without(gone, axis, kept=bool(has_argument(node, "keepdim") and argument(node, "keepdim")))
@@ -63,10 +63,10 @@ def _without(gone: list[int], axis: Axis, *, kept: bool) -> Axis | None:
     return axis if kept else Axis(axis.dimension - sum(d < axis.dimension for d in gone), axis.run)
 
 
-def _turned(node: fx.Node, rank: int, axis: Axis) -> Axis:
-    """The order of dimensions, asked of the operator itself."""
+def order_of(node: fx.Node, rank: int) -> list[int]:
+    """The dimension of its value that each dimension of a permute, transpose or the like is, asked of the operator itself."""
     turned = apply(node, lambda _: torch.empty(*range(1, rank + 1), device="meta"))
-    return Axis(list(turned.shape).index(axis.dimension + 1), axis.run)
+    return [size - 1 for size in turned.shape]
 
 
 def _reshaped(before: Shape, after: Shape, axis: Axis) -> Axis | None:

@@ -7,25 +7,21 @@ elementwise operators, residual additions, layer norms and the heads of an atten
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from sparsify.ir import Program, TensorSpec, surgery
+from sparsify.ir.axes import order_of
+from sparsify.ir.traits import argument, input_of, is_elementwise, kind_of, operands, traits, written
 
 aten = torch.ops.aten
-UNARY = (
-    aten.relu.default, aten.gelu.default, aten.silu.default, aten.sigmoid.default,
-    aten.tanh.default, aten.hardtanh.default, aten.leaky_relu.default, aten.elu.default, aten.hardswish.default,
-    aten.dropout.default, aten.clone.default, aten.contiguous.default,
-)  # fmt: skip
-BINARY = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
-TURNS = (aten.permute.default, aten.transpose.int)
 STRIDED = (aten.view.default, aten.view.dtype, aten._unsafe_view.default, aten.as_strided.default)
 """Operators that ask how a value lies in memory; after a transpose it lies in another way."""
-RESHAPES = (aten.reshape.default, aten.view.default, aten.flatten.using_ints)
+RESHAPES = ("reshape", "view", "flatten")
+TURNS = ("permute", "transpose")
 
 
 class FeatureMajor:
@@ -52,30 +48,25 @@ class FeatureMajor:
 
     def follow(self, node: fx.Node) -> None:
         """Give an elementwise operator or layer norm of values that have twins a twin of its own."""
-        given = [a for a in node.args if isinstance(a, fx.Node)]
-        if not _has_spec(node) or node in self.twins or not given:
+        given = node.all_input_nodes
+        if not _has_spec(node) or node in self.twins or not given or any(written(node)):
             return
-        if node.target in UNARY and given[0] in self.twins:
-            self._made(node, self.emit_like(node, node.target, (self.twins[given[0]], *node.args[1:])))
-        elif node.target in BINARY and any(value in self.twins for value in given):
+        name = traits(node).name
+        if is_elementwise(node) and given[0] in self.twins:
+            self._made(node, {given[0]: self.twins[given[0]]})
+        elif kind_of(node) == "combination" and any(value in self.twins for value in given):
             same = all(_has_spec(v) and _spec(v).shape == _spec(node).shape for v in given)
             if same and can_turn(node):
-                arguments = [self.of(a) if isinstance(a, fx.Node) else a for a in node.args]
-                self._made(node, self.emit_like(node, node.target, arguments))
-        elif node.target in RESHAPES and given[0] in self.twins:
+                self._made(node, {value: self.of(value) for value in given})
+        elif name in RESHAPES and given[0] in self.twins:
             self._split_heads(node, given[0])
-        elif node.target is aten.layer_norm.default and _spec(node).dtype == "float32" and given[0] in self.twins:
+        elif name == "layer_norm" and _spec(node).dtype == "float32" and given[0] in self.twins:
             self._layer_norm(node)
 
-    def emit_like(self, node: fx.Node, target: Callable[..., Any], args: Sequence[Any]) -> fx.Node:
-        """A call behind ``node``, with a value of the twin's shape."""
-        return self.emit(node, target, args, feature_shape(node))
-
-    def _made(self, node: fx.Node, twin: fx.Node) -> None:
-        if node.kwargs:
-            surgery.set_arguments(twin, twin.args, node.kwargs)
-        self.twins[node] = twin
-        self.readers.add(node)
+    def _made(self, node: fx.Node, swapped: Mapping[fx.Node, fx.Node]) -> None:
+        """A call of what ``node`` calls behind it, of twins and with a value of the twin's shape."""
+        spec = TensorSpec("", feature_shape(node), _spec(node).dtype)
+        self.lowered(node, surgery.call_like(self.program, self.phase, node, node, swapped, spec=spec))
 
     def lowered(self, node: fx.Node, twin: fx.Node) -> None:
         """``twin`` computes what ``node`` does."""
@@ -83,9 +74,9 @@ class FeatureMajor:
         self.readers.add(node)
 
     def _layer_norm(self, node: fx.Node) -> None:
-        if len(node.args[1]) != 1:  # type: ignore[arg-type]
+        if len(argument(node, "normalized_shape")) != 1:
             return
-        value, shape = self.of(node.args[0]), feature_shape(node)  # type: ignore[arg-type]
+        value, shape = self.of(argument(node, "input")), feature_shape(node)
         row = (*shape[:-2], 1, shape[-1])
         # A product with a row of 1 / F: ONNX Runtime reduces the dimension before the last several times slower.
         weights = self.emit(node, aten.full.default, ([1, shape[-2]], 1 / int(shape[-2])), (1, shape[-2]))
@@ -93,13 +84,13 @@ class FeatureMajor:
         centred = self.emit(mean, aten.sub.Tensor, (value, mean), shape)
         square = self.emit(centred, aten.mul.Tensor, (centred, centred), shape)
         variance = self.emit(square, aten.matmul.default, (weights, square), row)
-        shifted = self.emit(variance, aten.add.Tensor, (variance, node.args[4] if len(node.args) > 4 else 1e-5), row)
+        shifted = self.emit(variance, aten.add.Tensor, (variance, argument(node, "eps")), row)
         deviation = self.emit(shifted, aten.sqrt.default, (shifted,), row)
         twin = self.emit(deviation, aten.div.Tensor, (centred, deviation), shape)
-        for index, target in ((2, aten.mul.Tensor), (3, aten.add.Tensor)):
-            argument = node.args[index] if len(node.args) > index else None
-            if isinstance(argument, fx.Node):
-                column = self.emit(twin, aten.unsqueeze.default, (argument, 1), (shape[-2], 1))
+        for key, target in (("weight", aten.mul.Tensor), ("bias", aten.add.Tensor)):
+            vector = argument(node, key)
+            if isinstance(vector, fx.Node):
+                column = self.emit(twin, aten.unsqueeze.default, (vector, 1), (shape[-2], 1))
                 twin = self.emit(column, target, (twin, column), shape)
         self.lowered(node, twin)
 
@@ -117,7 +108,7 @@ class FeatureMajor:
 
         Where the heads are a matrix product [N, H, T, D], the product of the transposes is the twin itself.
         """
-        source = node.args[0] if node.target in RESHAPES else None
+        source = input_of(node) if traits(node).name in RESHAPES else None
         if not isinstance(source, fx.Node) or not _has_spec(source) or len(_spec(source).shape) < 4:
             return None
         before, after = _spec(source).shape, _spec(node).shape
@@ -126,15 +117,15 @@ class FeatureMajor:
         rank = len(before)
         order, shape = [0, rank - 2, rank - 1, *range(1, rank - 2)], feature_shape(node)
         split = tuple(before[i] for i in order)
-        if source.target in TURNS:
-            order, source = [_order(source, rank)[i] for i in order], source.args[0]
+        if traits(source).name in TURNS:
+            order, source = [order_of(source, rank)[i] for i in order], input_of(source)
         assert isinstance(source, fx.Node)
         if (
             source.target is aten.matmul.default
             and order == [*range(rank - 2), rank - 1, rank - 2]
-            and all(map(_is_matrix, source.args))
+            and all(map(_is_matrix, operands(source)))
         ):
-            left, right = (self._swapped(node, value) for value in source.args)  # type: ignore[arg-type]
+            left, right = (self._swapped(node, value) for value in operands(source))
             heads = self.emit(left if left.prev is right else right, aten.matmul.default, (right, left), split)
         else:
             heads = self.emit(node, aten.permute.default, (source, order), split)
@@ -156,8 +147,8 @@ class FeatureMajor:
         parts = self.emit(node, aten.reshape.default, (self.twins[source], sizes(shape)), shape)
         order = [*range(kept), *range(kept + len(split), rank), *range(kept, kept + len(split))]
         reader = next(iter(node.users), None)
-        if len(node.users) == 1 and reader is not None and reader.target in TURNS:
-            surgery.set_arguments(reader, (parts, [order[i] for i in _order(reader, rank)]))
+        if len(node.users) == 1 and reader is not None and traits(reader).name in TURNS:
+            surgery.set_arguments(reader, (parts, [order[i] for i in order_of(reader, rank)]))
             surgery.replace_target(reader, aten.permute.default)
         else:
             surgery.reroute(node, self.emit(parts, aten.permute.default, (parts, order), after))
@@ -193,16 +184,6 @@ def feature_shape(node: fx.Node) -> tuple[int | str, ...]:
     if not between:
         return features, first
     return first, features, math.prod(size for size in between if isinstance(size, int))
-
-
-def _order(node: fx.Node, rank: int) -> list[int]:
-    """The order of dimensions a permute or transpose gives."""
-    if node.target is aten.permute.default:
-        return [int(i) % rank for i in node.args[1]]  # type: ignore[union-attr, arg-type]
-    order = list(range(rank))
-    a, b = (int(i) % rank for i in node.args[1:3])  # type: ignore[arg-type]
-    order[a], order[b] = order[b], order[a]
-    return order
 
 
 def _fixed(shape: Sequence[int | str]) -> bool:

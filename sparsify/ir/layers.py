@@ -115,8 +115,7 @@ def tensor_of(program: Program, value: Any) -> Tensor:
 
 def set_parameter(program: Program, value: Any, values: Tensor) -> None:
     """Replace the parameter that an argument reads by one of any shape."""
-    surgery.replace_parameter(program, str(value.target), values)
-    value.meta["spec"] = surgery.spec_of(values, value.name)
+    resize(program, str(value.target), values)
 
 
 def resize(program: Program, name: str, values: Tensor, phase: str = "eval") -> None:

@@ -136,13 +136,6 @@ def replace_target(node: fx.Node, target: Callable[..., Any]) -> None:
     node.target = target
 
 
-def replace_argument(node: fx.Node, index: int, value: Any) -> None:
-    """Set one positional argument of a node."""
-    arguments = list(node.args)
-    arguments[index] = value
-    node.args = tuple(arguments)
-
-
 def set_argument(node: fx.Node, name: str, value: Any) -> None:
     """Set an argument of a node by its name, where it stands; arguments before it that were left out get their defaults.
 

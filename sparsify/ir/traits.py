@@ -151,14 +151,12 @@ def _parameters(target: Any) -> dict[str, tuple[int | None, Any]]:
         given = [
             (a.name, a.kwarg_only, a.default_value if a.has_default_value() else None) for a in target._schema.arguments
         ]
-    elif callable(target):
-        empty, named = inspect.Parameter.empty, inspect.Parameter.KEYWORD_ONLY
-        given = [
-            (p.name, p.kind is named, None if p.default is empty else p.default)
-            for p in inspect.signature(target).parameters.values()
-        ]
     else:
-        given = []
+        try:
+            parameters = inspect.signature(target).parameters.values()
+        except (TypeError, ValueError):  # of no function, or of one of Python's own
+            parameters = ()
+        given = [(p.name, p.kind is p.KEYWORD_ONLY, None if p.default is p.empty else p.default) for p in parameters]
     return {name: (None if by_name else place, default) for place, (name, by_name, default) in enumerate(given)}
 
 

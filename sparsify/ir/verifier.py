@@ -49,14 +49,17 @@ class Tables:
         self.parameters = dict(program.named_parameters(remove_duplicate=False))
         self.buffers = dict(program.named_buffers(remove_duplicate=False))
         self.first = first_names(self.parameters)
+        self._masks: dict[str, dict[str, tuple[str, str]]] = {}
 
     def masks(self, phase: str) -> dict[str, tuple[str, str]]:
         """Mask and pattern of each weight that the phase masks, by the weight's first name."""
-        return {
-            self.first[state_name(node, "weight")]: (state_name(node, "mask"), str(argument(node, "pattern")))
-            for node in self.nodes[phase]
-            if node.target in MASK_OPERATORS
-        }
+        if phase not in self._masks:
+            self._masks[phase] = {
+                self.first[state_name(node, "weight")]: (state_name(node, "mask"), str(argument(node, "pattern")))
+                for node in self.nodes[phase]
+                if node.target in MASK_OPERATORS
+            }
+        return self._masks[phase]
 
     def read(self, phase: str) -> set[str]:
         """First names of the parameters that the phase reads."""

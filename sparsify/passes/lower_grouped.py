@@ -76,7 +76,7 @@ class LowerGroupedConv(Pass):
             index = _index(program, weight, node, packing.inputs.flatten())
             spec = surgery.respec(source, 1, packing.inputs.numel())
             taken = surgery.call_after(program, "eval", index, aten.index_select.default, (source, 1, index), spec=spec)
-            surgery.replace_argument(node, 0, taken)
+            surgery.set_argument(node, "input", taken)
         defaults = [None, None, None, [1], [0], [1], packing.groups]
         spatial = dense.ndim - 2
         filled = [
@@ -178,7 +178,7 @@ def _every_step(program: Program, node: fx.Node, source: fx.Node, weight: Tensor
     shape = TensorSpec("", (*spec.shape[:2], *made.shape[2:]), spec.dtype)
     anchor = node.prev if node.prev.op != "placeholder" else source
     taken = surgery.call_after(program, "eval", anchor, aten.max_pool2d.default, (source, [1, 1], stride), spec=shape)
-    surgery.replace_argument(node, 3, [1, 1])
+    surgery.set_argument(node, "stride", [1, 1])
     return taken
 
 

@@ -44,7 +44,7 @@ def break_outputs_named(program):
 
 def break_mask_bypassed(program):
     linear = next(n for n in program.phases["train"].graph.nodes if "linear" in n.name)
-    surgery.replace_argument(linear, 1, node(program, "train", "0.weight"))
+    surgery.set_argument(linear, "weight", node(program, "train", "0.weight"))
 
 
 def break_mask_malformed(program):
