@@ -52,7 +52,6 @@ POSITIONAL = {
     "sparsify/ir/traits.py": "gives arguments by name",
     "sparsify/ir/surgery.py": "writes them",
     "sparsify/passes/base.py": "those of an exception",
-    "sparsify/passes/lower_grouped.py": "not converted yet",
 }
 """Files that may read arguments by their place."""
 TRUSTED = {"sparsify/loading/weights.py": "loads pickled weights where the user says --trust-pickle"}

@@ -18,13 +18,15 @@ from sparsify.ir.dimensions import BATCH, mentions
 from sparsify.ir.feature_major import FeatureMajor, can_turn, feature_shape, sizes
 from sparsify.ir.grouped_linear import GROUPED_LINEAR
 from sparsify.ir.layers import reads_of
-from sparsify.ir.traits import argument
+from sparsify.ir.traits import argument, kind_of, traits
 from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 from sparsify.passes.in_place import make_functional
 from sparsify.passes.options import option
 
 aten = torch.ops.aten
 FORMS = ("auto", "grouped")
+CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+"""Names of the operators that are written in groups, whatever spelling of its padding one has."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,7 @@ class LowerGroupedConv(Pass):
 
     def run(self, program: Program) -> PassLog:
         log = PassLog(self.name)
-        for node, weight in _layers(
-            program, (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default), self, log
-        ):
+        for node, weight in _layers(program, CONVOLUTIONS, self, log):
             if argument(node, "groups") != 1:
                 log.skip(str(weight.target), "a grouped convolution already")
             elif packing := _packing(program, weight, self, log):
@@ -66,8 +66,7 @@ class LowerGroupedConv(Pass):
         return log
 
     def _lower(self, program: Program, node: fx.Node, weight: fx.Node, packing: Packing) -> None:
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
+        source = argument(node, "input")
         dense = program.get_parameter(str(weight.target))
         inputs = dense.shape[1]
         _replace(program, weight, packing.values(dense).flatten(0, 1))
@@ -77,17 +76,7 @@ class LowerGroupedConv(Pass):
             spec = surgery.respec(source, 1, packing.inputs.numel())
             taken = surgery.call_after(program, "eval", index, aten.index_select.default, (source, 1, index), spec=spec)
             surgery.set_argument(node, "input", taken)
-        defaults = [None, None, None, [1], [0], [1], packing.groups]
-        spatial = dense.ndim - 2
-        filled = [
-            *node.args[:6],
-            *([value[0]] * spatial if isinstance(value, list) else value for value in defaults[len(node.args) : 6]),
-        ]
-        named = dict(node.kwargs)
-        for place, key in ((2, "bias"), (3, "stride"), (4, "padding"), (5, "dilation")):
-            if key in named:
-                filled[place] = named[key]
-        surgery.set_arguments(node, (*filled, packing.groups))
+        surgery.set_argument(node, "groups", packing.groups)
 
 
 @dataclass(frozen=True)
@@ -118,8 +107,8 @@ class LowerGroupedLinear(Pass):
     def run(self, program: Program) -> PassLog:
         log = PassLog(self.name)
         packings: dict[fx.Node, tuple[fx.Node, Packing]] = {}
-        for node, weight in _layers(program, (aten.linear.default,), self, log):
-            if not (can_turn(node) and can_turn(node.args[0])):
+        for node, weight in _layers(program, ("linear",), self, log):
+            if not (can_turn(node) and can_turn(argument(node, "input"))):
                 if names := _varying(program, node):
                     log.skip(str(weight.target), f"the size {' and '.join(names)} of its input varies")
             elif packing := _packing(program, weight, self, log):
@@ -155,9 +144,9 @@ class LowerGroupedLinear(Pass):
 
     def _follow_dense(self, node: fx.Node, columns: FeatureMajor) -> None:
         """A dense layer that reads a feature-major value computes in that form as well."""
-        if node.target is aten.linear.default and node.args[0] in columns.twins and can_turn(node):
+        if kind_of(node) == "linear" and argument(node, "input") in columns.twins and can_turn(node):
             made = _tokens if len(feature_shape(node)) > 2 else functools.partial(_product, inputs=None, chunk=1)
-            columns.lowered(node, made(node, node.args[1], columns=columns))  # type: ignore[arg-type]
+            columns.lowered(node, made(node, argument(node, "weight"), columns=columns))
 
 
 def _varying(program: Program, node: fx.Node) -> list[str]:
@@ -169,15 +158,18 @@ def _varying(program: Program, node: fx.Node) -> list[str]:
 
 def _every_step(program: Program, node: fx.Node, source: fx.Node, weight: Tensor) -> fx.Node:
     """What a strided 1 x 1 convolution reads of its input, so that the rest need not be selected; its stride becomes 1."""
-    stride, padding = (list(node.args[i]) if len(node.args) > i else [default] for i, default in ((3, 1), (4, 0)))  # type: ignore[arg-type]
+    stride, padding = argument(node, "stride"), argument(node, "padding")
     spec, made = source.meta.get("spec"), node.meta.get("spec")
-    if weight.ndim != 4 or weight.shape[2:].numel() > 1 or max(stride) == 1 or any(padding) or node.kwargs:
+    padded = padding == "same" or (padding != "valid" and any(padding))
+    if weight.ndim != 4 or weight.shape[2:].numel() > 1 or max(stride) == 1 or padded:
         return source
     if not isinstance(spec, TensorSpec) or not isinstance(made, TensorSpec):
         return source
     shape = TensorSpec("", (*spec.shape[:2], *made.shape[2:]), spec.dtype)
     anchor = node.prev if node.prev.op != "placeholder" else source
-    taken = surgery.call_after(program, "eval", anchor, aten.max_pool2d.default, (source, [1, 1], stride), spec=shape)
+    taken = surgery.call_after(
+        program, "eval", anchor, aten.max_pool2d.default, (source, [1, 1], list(stride)), spec=shape
+    )
     surgery.set_argument(node, "stride", [1, 1])
     return taken
 
@@ -186,8 +178,8 @@ def _selected(
     program: Program, node: fx.Node, weight: fx.Node, packing: Packing, columns: FeatureMajor
 ) -> tuple[fx.Node, fx.Node]:
     """What the groups read of tokens, [N, G * K, S], and the node behind which its readers go."""
-    source, last = columns.of(node.args[0]), node  # type: ignore[arg-type]
-    batch, features, width = feature_shape(node.args[0])  # type: ignore[arg-type]
+    source, last = columns.of(argument(node, "input")), node
+    batch, features, width = feature_shape(argument(node, "input"))
     chunk = packing.chunk
     if packing.is_identity(int(features)):
         return source, last
@@ -208,14 +200,14 @@ def _convolution(
     node: fx.Node, weight: fx.Node, source: fx.Node, groups: int, columns: FeatureMajor, last: fx.Node
 ) -> fx.Node:
     """Of width 1 over tokens, in groups: runtimes add the bias to the product of a group while it is at hand."""
-    bias = node.args[2] if len(node.args) > 2 else None
-    return columns.emit(last, aten.conv1d.default, (source, weight, bias, [1], [0], [1], groups), feature_shape(node))
+    given = (source, weight, argument(node, "bias"), [1], [0], [1], groups)
+    return columns.emit(last, aten.conv1d.default, given, feature_shape(node))
 
 
 def _tokens(node: fx.Node, weight: fx.Node, columns: FeatureMajor) -> fx.Node:
     """A dense layer over tokens."""
-    bias, shape = node.args[2] if len(node.args) > 2 else None, feature_shape(node)
-    product = columns.emit(node, aten.matmul.default, (weight, columns.of(node.args[0])), shape)  # type: ignore[arg-type]
+    bias, shape = argument(node, "bias"), feature_shape(node)
+    product = columns.emit(node, aten.matmul.default, (weight, columns.of(argument(node, "input"))), shape)
     if not isinstance(bias, fx.Node):
         return product
     column = columns.emit(product, aten.unsqueeze.default, (bias, 1), (shape[-2], 1))
@@ -223,13 +215,13 @@ def _tokens(node: fx.Node, weight: fx.Node, columns: FeatureMajor) -> fx.Node:
 
 
 def _product(node: fx.Node, weight: fx.Node, inputs: fx.Node | None, chunk: int, columns: FeatureMajor) -> fx.Node:
-    bias = node.args[2] if len(node.args) > 2 else None
-    source = columns.of(node.args[0])  # type: ignore[arg-type]
-    return columns.emit(node, GROUPED_LINEAR, (source, weight, inputs, bias, chunk), feature_shape(node))
+    source = columns.of(argument(node, "input"))
+    given = (source, weight, inputs, argument(node, "bias"), chunk)
+    return columns.emit(node, GROUPED_LINEAR, given, feature_shape(node))
 
 
 def _layers(
-    program: Program, targets: tuple[object, ...], settings: LowerGroupedConv | LowerGroupedLinear, log: PassLog
+    program: Program, operators: tuple[str, ...], settings: LowerGroupedConv | LowerGroupedLinear, log: PassLog
 ) -> list[tuple[fx.Node, fx.Node]]:
     """(layer, its weight's node) of the eval phase, for weights that one layer alone reads."""
     names = [name for name, parameter in program.named_parameters() if parameter.ndim > 1]
@@ -239,7 +231,7 @@ def _layers(
     tensors, reads = dict(program.named_parameters(remove_duplicate=False)), reads_of(program)
     found: list[tuple[fx.Node, fx.Node]] = []
     for node in program.phases["eval"].graph.nodes:
-        weight = node.args[1] if node.target in targets else None
+        weight = argument(node, "weight") if traits(node).name in operators else None
         if not isinstance(weight, fx.Node) or str(weight.target) not in tensors:
             continue
         name = str(weight.target)

@@ -107,6 +107,10 @@ def test_orders_are_free_behind_activations_and_convolutions():
     after, (*_, ordered) = run("insert-masks | fold-masks | deploy | order-outputs", program)
     assert sorted(", ".join(ordered).split(", ")) == [f"{name}.weight" for name in "bcde"]
     assert "index_select" not in after.text()
+    _, (*_, lowered) = run(
+        "insert-masks | fold-masks | deploy | order-outputs | lower-grouped-conv{form=grouped}", program
+    )
+    assert sorted(lowered) == ["b.weight", "d.weight", "e.weight"], "c is the bare operator"
 
 
 def by_name(program: Program) -> Program:
@@ -121,6 +125,7 @@ def by_name(program: Program) -> Program:
 
 MASKS = "insert-masks{pattern=grouped:16 density=0.5} | fold-masks", "insert-masks{density=0.5} | fold-masks"
 DEPLOYED = "deploy | fold-batch-norm | order-outputs | eliminate-unread-outputs | fold-layer-norm | absorb-biases"
+DEPLOYED += " | lower-grouped-conv{form=grouped} | lower-grouped-linear{form=grouped}"
 
 
 @pytest.mark.parametrize(
