@@ -19,6 +19,8 @@ KEPT_AS_NUMBERS = 1 << 16
 """Masks of at most this many positions are also kept as numbers of the weight's type, which multiply twice as fast as bytes."""
 HOLDERS = 2
 """References to a gradient in a hook that has it for itself: the engine's and the hook's."""
+COUNTED = hasattr(Tensor, "_use_count")
+"""Whether this torch says how many hold a tensor; where it does not, gradients are copied."""
 PHASES = ("train", "eval")
 GradientForm = Literal["copied", "in-place", "tapped"]
 
@@ -196,7 +198,18 @@ def mask_gradient(weight: Tensor, current: Callable[[], Tensor | None]) -> Remov
 
     def masked(gradient: Tensor) -> Tensor | None:
         mask = current()
-        return None if mask is None else _masked(gradient, mask=mask, in_place=_is_owned(gradient))
+        if mask is None:
+            return None
+        owned = _is_owned(gradient)
+        at_hand = mask.__dict__.get("as_numbers") if owned and gradient.layout is torch.strided else None
+        if (
+            at_hand is None
+            or at_hand[0] != mask._version
+            or at_hand[1].dtype is not gradient.dtype
+            or torch.is_grad_enabled()
+        ):
+            return _masked(gradient, mask=mask, in_place=owned)
+        return gradient.mul_(at_hand[1])  # at every step of a small network
 
     return weight.register_hook(masked)
 
@@ -372,12 +385,10 @@ def _is_owned(gradient: Tensor) -> bool:
     The engine and the hook hold it, and what it is a view of is held by it and by this call. A gradient that arrives elsewhere as well,
     such as both terms of a sum of weights, has a holder more.
     """
+    if not COUNTED or gradient._use_count() > HOLDERS:  # pyright: ignore[reportAttributeAccessIssue]
+        return False
     base = gradient._base
-    return all([_holders(value) <= HOLDERS for value in ((gradient,) if base is None else (gradient, base))])
-
-
-def _holders(value: Any) -> int:
-    return value._use_count() if hasattr(value, "_use_count") else HOLDERS + 1
+    return base is None or base._use_count() <= HOLDERS  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _masked(gradient: Tensor, *, mask: Tensor, in_place: bool) -> Tensor:

@@ -55,7 +55,7 @@ def test_it_is_not_trained():
         after.train()
     with pytest.raises(TraceError, match="which is deployed, has the phases eval, found 'train'"):
         after.run_phase("train", X)
-    with pytest.raises(TraceError, match="which is deployed, has the phases eval"):
+    with pytest.raises(TrainingError, match="is deployed: its training is over"):
         optimizer = torch.optim.SGD(after.parameters(), lr=0.1)
         sp.attach(static_random(density=0.5), after, optimizer, total_steps=10)
     assert not after.training
