@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 PIECE = 1 << 18
 """Positions masked at a time."""
 KEPT_AS_NUMBERS = 1 << 16
 """Masks of at most this many positions are also kept as numbers of the weight's type, which multiply twice as fast as bytes."""
-HOLDERS = 2
-"""References to a gradient in a hook that has it for itself: the engine's and the hook's."""
-COUNTED = hasattr(Tensor, "_use_count")
-"""Whether this torch says how many hold a tensor; where it does not, gradients are copied."""
 PHASES = ("train", "eval")
 GradientForm = Literal["copied", "in-place", "tapped"]
 
@@ -181,37 +176,9 @@ def is_vouched(weight: Tensor, mask: Tensor) -> bool:
 
 
 def masks_its_gradient(weight: Tensor, mask: Tensor) -> bool:
-    """Whether a hook of the weight itself, registered by `mask_gradient`, masks every gradient that arrives there."""
+    """Whether a hook of the weight itself, registered by `sparsify.ir.gradients.mask_gradient`, masks every gradient that arrives there."""
     hooks = weight._backward_hooks
     return hooks is not None and mask.__dict__.get("hook") in hooks
-
-
-def mask_gradient(weight: Tensor, current: Callable[[], Tensor | None]) -> RemovableHandle:
-    """Mask every gradient that arrives at a leaf from now on, so that no forward pass has to.
-
-    A hook that stays costs a step of a small network half of what a view with a new hook per forward pass does.
-
-    Args:
-        weight: a leaf that requires gradients.
-        current: its mask, bool of its shape, or None where gradients should pass as they are now.
-    """
-
-    def masked(gradient: Tensor) -> Tensor | None:
-        mask = current()
-        if mask is None:
-            return None
-        owned = _is_owned(gradient)
-        at_hand = mask.__dict__.get("as_numbers") if owned and gradient.layout is torch.strided else None
-        if (
-            at_hand is None
-            or at_hand[0] != mask._version
-            or at_hand[1].dtype is not gradient.dtype
-            or torch.is_grad_enabled()
-        ):
-            return _masked(gradient, mask=mask, in_place=owned)
-        return gradient.mul_(at_hand[1])  # at every step of a small network
-
-    return weight.register_hook(masked)
 
 
 def multiplier(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -375,23 +342,11 @@ def _with_masked_gradient(value: Tensor, mask: Tensor, *, in_place: bool) -> Ten
         return value
     view = value.view_as(value)
     if view.requires_grad:
-        view.register_hook(functools.partial(_masked, mask=mask, in_place=in_place))
+        view.register_hook(functools.partial(masked_gradient, mask=mask, in_place=in_place))
     return view
 
 
-def _is_owned(gradient: Tensor) -> bool:
-    """Whether a gradient that a hook was given is held by nobody else, so that it may be written to.
-
-    The engine and the hook hold it, and what it is a view of is held by it and by this call. A gradient that arrives elsewhere as well,
-    such as both terms of a sum of weights, has a holder more.
-    """
-    if not COUNTED or gradient._use_count() > HOLDERS:  # pyright: ignore[reportAttributeAccessIssue]
-        return False
-    base = gradient._base
-    return base is None or base._use_count() <= HOLDERS  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _masked(gradient: Tensor, *, mask: Tensor, in_place: bool) -> Tensor:
+def masked_gradient(gradient: Tensor, *, mask: Tensor, in_place: bool) -> Tensor:
     """``gradient * mask``, in the gradient's own memory where that is allowed and no graph of the backward is being built."""
     if not in_place or gradient.layout is not torch.strided or torch.is_grad_enabled():
         return gradient * mask

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from sparsify.ir import GradientTap, Program
-from sparsify.ir.nodes import mask_gradient, multiplier, vouch
+from sparsify.ir.gradients import mask_gradient
+from sparsify.ir.nodes import multiplier, vouch
 from sparsify.training.mechanism import Mechanism
 
 
