@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import warnings
 
@@ -10,7 +9,7 @@ import onnx
 
 from sparsify.errors import ExportWarning
 from sparsify.exporters import int8
-from sparsify.exporters.conversion import clean, convert
+from sparsify.exporters.conversion import clean
 from sparsify.exporters.fp32 import Fp32File
 from sparsify.exporters.initializers import name_weights
 from sparsify.exporters.int8_samples import Samples, samples_of
@@ -31,7 +30,10 @@ def write_int8(request: Request, folded: Program, fp32: Fp32File) -> tuple[int8.
     """
     options, made, parity = request.options, fp32.made, fp32.parity
     samples = _samples(request, folded)
-    converted = functools.partial(convert, inputs=request.reference.inputs, opset=options.opset)
+
+    def converted(program: Program) -> onnx.ModelProto:
+        return request.convert(program, request.reference.inputs, options.opset)
+
     found = {name for name, text in made.forms.items() if text.startswith("grouped")}
     models = {"dense": converted(folded), "grouped": made.model} if found else {"dense": made.model}
     models = {kind: name_weights(file, made.arranged if kind == "grouped" else folded) for kind, file in models.items()}

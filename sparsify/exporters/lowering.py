@@ -11,7 +11,6 @@ import onnx
 from torch import nn
 
 from sparsify.errors import SparsifyError
-from sparsify.exporters.conversion import convert
 from sparsify.exporters.measure import measure_layers
 from sparsify.exporters.options import Request
 from sparsify.ir import Program, Stage
@@ -51,7 +50,7 @@ def made(request: Request, program: Program, form: str) -> Made:
     """Convert a folded program in one of the forms of `sparsify.export`."""
     inputs, opset = request.reference.inputs, request.options.opset
     if form == "dense":
-        return Made(program, program, {}, convert(program, inputs, opset))
+        return Made(program, program, {}, request.convert(program, inputs, opset))
     arranged, _ = _rewritten(program, Pipeline((OrderOutputs(), EliminateUnreadOutputs(), FoldLayerNorm())))
     if form == "auto:measure":
         trials = measure_layers(arranged, written=request.written, batch=request.batch, threads=request.options.threads)
@@ -60,7 +59,7 @@ def made(request: Request, program: Program, form: str) -> Made:
         forms |= {name: f"{forms[name]}: {trial}" for name, trial in trials.items()}
     else:
         lowered, forms = grouped(arranged, form, ())
-    return Made(arranged, lowered, forms, convert(lowered, inputs, opset))
+    return Made(arranged, lowered, forms, request.convert(lowered, inputs, opset))
 
 
 def grouped(program: Program, rule: str, dense: Collection[str]) -> tuple[Program, dict[str, str]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparsify.arguments import checked
 from sparsify.errors import ExportError
+from sparsify.exporters.conversion import convert as _convert
 from sparsify.exporters.fp32 import fp32_file
 from sparsify.exporters.int8_writing import write_int8
 from sparsify.exporters.lowering import folded
@@ -116,7 +117,8 @@ def export(
     )
     named = None if options.task is None else options.task.name
     told = described(program, preprocessing=preprocessing, input_type=input_type, classes=classes, task=named)
-    request = requested(program, Path(path), inputs, options, {**told, **range_metadata(program), **(metadata or {})})
+    metadata = {**told, **range_metadata(program), **(metadata or {})}
+    request = requested(program, Path(path), inputs, options, metadata, _convert)
     copy = folded(program)
     file, integers = fp32_file(request, copy), None
     parity = file.parity

@@ -33,6 +33,9 @@ CHOICES = {
 }
 
 
+Convert = Callable[[Program, Sequence[Tensor], int], onnx.ModelProto]
+
+
 @dataclass(frozen=True)
 class Options:
     """The options of `sparsify.export`, which says what each means.
@@ -80,6 +83,7 @@ class Request:
         metadata: of the file.
         reference: what the program computes from the inputs.
         batch: the size nearest to the one asked for that the file takes.
+        convert: makes the graph of a program from it, inputs and the opset.
     """
 
     program: Program
@@ -88,6 +92,7 @@ class Request:
     metadata: Mapping[str, str]
     reference: Reference
     batch: int
+    convert: Convert
 
     @property
     def form(self) -> str:
@@ -125,7 +130,9 @@ def _by_batch(model: onnx.ModelProto) -> onnx.ModelProto:
     return rewritten(model, fuse_products, SingleSamples(model))
 
 
-def requested(program: Program, path: Path, inputs: Inputs, options: Options, metadata: Mapping[str, str]) -> Request:
+def requested(
+    program: Program, path: Path, inputs: Inputs, options: Options, metadata: Mapping[str, str], convert: Convert
+) -> Request:
     """Check that a program can be exported to a path, and run it on the inputs.
 
     Raises:
@@ -150,4 +157,5 @@ def requested(program: Program, path: Path, inputs: Inputs, options: Options, me
         fed = [options.baked.stored(x.cpu()) for x in tensors]
         tensors = [options.baked.inputs(x) for x in fed]
     reference = Reference(program, tensors, fed=fed, task=options.task)
-    return Request(program, path, options, metadata, reference, allowed_batches(program).nearest(options.batch))
+    batch = allowed_batches(program).nearest(options.batch)
+    return Request(program, path, options, metadata, reference, batch, convert)

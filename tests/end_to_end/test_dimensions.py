@@ -139,9 +139,9 @@ def test_layers_over_a_length_that_varies_stay_dense_and_say_so(tmp_path):
 
 def test_a_file_that_is_wrong_at_another_length_is_refused(tmp_path, monkeypatch):
     _, program = traced("recurrent")
-    from sparsify.exporters import lowering as exporter
+    from sparsify.exporters import onnx as exporter
 
-    made = exporter.convert
+    made = exporter._convert
 
     def spoilt(*args, **kwargs):
         model = made(*args, **kwargs)
@@ -156,7 +156,7 @@ def test_a_file_that_is_wrong_at_another_length_is_refused(tmp_path, monkeypatch
         model.graph.node.extend([size, cast, scale, onnx.helper.make_node("Mul", ["before", "scale"], [last])])
         return model
 
-    monkeypatch.setattr(exporter, "convert", spoilt)
+    monkeypatch.setattr(exporter, "_convert", spoilt)
     with pytest.raises(ExportError, match=r"differs from the program at batch \d+, T = "):
         export(program, tmp_path / "m.onnx", inputs=ids(12, 7), form="dense")
     assert not (tmp_path / "m.onnx").exists()

@@ -17,7 +17,7 @@ import sparsify as sp
 from sparsify.calibration import evaluate, fit
 from sparsify.errors import ExportError, TrainingError
 from sparsify.exporters import export
-from sparsify.exporters import lowering as exporter
+from sparsify.exporters import onnx as exporter
 from sparsify.parts.samples import TensorSamples
 from sparsify.passes import Pipeline
 from tests.cases import CASES, digits
@@ -98,8 +98,8 @@ def test_a_file_that_disagrees_is_refused(tmp_path, monkeypatch):
                 item.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(item), item.name))
         return model
 
-    convert = exporter.convert
-    monkeypatch.setattr(exporter, "convert", negated)
+    convert = exporter._convert
+    monkeypatch.setattr(exporter, "_convert", negated)
     with pytest.raises(ExportError, match=r"output 'logits' of the ONNX file differs .* Nothing was written"):
         export(sparse(CASES[0]), tmp_path / "m.onnx", inputs=CASES[0].args)
     assert list(tmp_path.iterdir()) == []

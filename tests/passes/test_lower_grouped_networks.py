@@ -9,7 +9,8 @@ from torch import nn, relu
 
 import sparsify as sp
 from sparsify.errors import ExportWarning
-from sparsify.exporters import fp32, lowering
+from sparsify.exporters import fp32
+from sparsify.exporters import onnx as exporter
 from sparsify.ir import trace
 from sparsify.passes import Pipeline
 
@@ -172,11 +173,11 @@ def test_the_file_holds_grouped_layers(name, tmp_path):
     assert {"Gather"} <= {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
 
 
-@pytest.mark.parametrize("broken", ["convert", "check_budgets", "prove"])
+@pytest.mark.parametrize("broken", ["_convert", "check_budgets", "prove"])
 def test_a_form_that_fails_is_written_dense_and_says_so(broken, tmp_path, monkeypatch, recwarn):
     program, x = masked("two readers of one value")
     sp.export(program, tmp_path / "dense.onnx", inputs=[x], form="dense")
-    module = lowering if broken == "convert" else fp32
+    module = exporter if broken == "_convert" else fp32
     original, calls = getattr(module, broken), []
 
     def fails_first(*arguments):
@@ -189,7 +190,7 @@ def test_a_form_that_fails_is_written_dense_and_says_so(broken, tmp_path, monkey
     recwarn.clear()
     result = sp.export(program, tmp_path / "m.onnx", inputs=[x], form="grouped")
     assert set(result.forms) == {site.weight for site in program.mask_sites()}
-    made = broken != "convert"
+    made = broken != "_convert"
     wrong = "it was made, and was wrong: " if made else ""
     reason = f"dense: the file in another form was not usable ({wrong}RuntimeError: no such operator)"
     assert set(result.forms.values()) == {reason}
@@ -203,7 +204,7 @@ def test_a_form_that_fails_is_written_dense_and_says_so(broken, tmp_path, monkey
 
 def test_a_grouped_file_that_disagrees_is_never_a_quiet_success(tmp_path, monkeypatch):
     program, x = masked("two readers of one value")
-    original, selected = lowering.convert, []
+    original, selected = exporter._convert, []
 
     def negated(*arguments):
         model = original(*arguments)
@@ -214,7 +215,7 @@ def test_a_grouped_file_that_disagrees_is_never_a_quiet_success(tmp_path, monkey
                     item.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(item), item.name))
         return model
 
-    monkeypatch.setattr(lowering, "convert", negated)
+    monkeypatch.setattr(exporter, "_convert", negated)
     with pytest.warns(ExportWarning, match="differs from the program"):
         result = sp.export(program, tmp_path / "m.onnx", inputs=[x], form="grouped")
     assert selected and all("it was made, and was wrong: output" in form for form in result.forms.values())
