@@ -100,13 +100,13 @@ def _name_sizes(program: Program, model: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def _operators_read_once() -> Generator[None]:
-    """Let torch.onnx take its table of operators from the export before: it reads 500 functions anew each time, half of a small export.
+    """Let torch.onnx take its table of operators from the export before: it reads 500 functions anew each time.
 
     The table is reached through a private module of torch. Where a version of torch has no such place, nothing is changed.
     """
     try:
         registry = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
-        given, read = vars(registry)["from_torchlib"], registry.from_torchlib
+        own, read = vars(registry)["from_torchlib"], registry.from_torchlib
     except (ImportError, AttributeError, KeyError):
         yield
         return
@@ -122,7 +122,7 @@ def _operators_read_once() -> Generator[None]:
     try:
         yield
     finally:
-        registry.from_torchlib = given
+        registry.from_torchlib = own
 
 
 @functools.cache

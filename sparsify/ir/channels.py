@@ -124,7 +124,7 @@ class _Walk:
         if weight is None:
             return False
         place = self._axis(source) if source in self.found else None
-        alone = self.uses[id(self.program.get_parameter(weight))] == 1
+        unshared = self.uses[id(self.program.get_parameter(weight))] == 1
         if layer.groups > 1:
             shape = self.program.get_parameter(weight).shape
             if shape[1] != 1 or shape[0] != layer.groups or place != Axis(layer.axis):
@@ -133,10 +133,10 @@ class _Walk:
             self.found[source].depthwise.append(layer.node)
             return self._vectors(self.found[source], layer.weight, layer.bias)
         written = Channels(
-            writers=[weight], written_by=[layer], pinned=None if alone else "another layer has the same weight"
+            writers=[weight], written_by=[layer], pinned=None if unshared else "another layer has the same weight"
         )
         self._put(layer.node, written, Axis(layer.axis))
-        follows = place is not None and place.dimension == layer.axis and alone
+        follows = place is not None and place.dimension == layer.axis and unshared
         if follows:
             assert place is not None
             self.found[source].readers.append((weight, place.run))
@@ -146,7 +146,7 @@ class _Walk:
         return follows or place is None
 
     def _vectors(self, channels: Channels, *values: object) -> bool:
-        """Let the channels' order decide that of parameters and buffers, each read here alone; whether all are."""
+        """Let the channels' order decide that of parameters and buffers, each read only here; whether all are."""
         names: list[str] = []
         for value in values:
             name = self._source(value, buffers=True)
@@ -157,7 +157,7 @@ class _Walk:
         return True
 
     def _source(self, value: object, *, buffers: bool = False) -> str | None:
-        """The name of the parameter (or buffer) behind an argument, through its mask."""
+        """The name of the parameter (or buffer) that an argument reads, through its mask."""
         node = source_of(value)
         tensor = self.tensors.get(str(node.target)) if node is not None else None
         return str(node.target) if node is not None and tensor is None and buffers else self.names.get(id(tensor))

@@ -36,7 +36,7 @@ class FeatureMajor:
     def emit(
         self, anchor: fx.Node, target: Callable[..., Any], args: Sequence[Any], shape: Sequence[int | str]
     ) -> fx.Node:
-        """A call behind ``anchor`` with a value of ``shape``."""
+        """A call after ``anchor`` with a value of ``shape``."""
         spec = TensorSpec("", tuple(shape), _spec(anchor).dtype if _has_spec(anchor) else "float32")
         return surgery.call_after(self.program, self.phase, anchor, target, args, spec=spec)
 
@@ -64,7 +64,7 @@ class FeatureMajor:
             self._layer_norm(node)
 
     def _made(self, node: fx.Node, swapped: Mapping[fx.Node, fx.Node]) -> None:
-        """A call of what ``node`` calls behind it, of twins and with a value of the twin's shape."""
+        """Insert after ``node`` a call of the same operator, on twins, with a value of the twin's shape."""
         spec = TensorSpec("", feature_shape(node), _spec(node).dtype)
         self.lowered(node, surgery.call_like(self.program, self.phase, node, node, swapped, spec=spec))
 

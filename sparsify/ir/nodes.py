@@ -350,7 +350,7 @@ def masked_gradient(gradient: Tensor, *, mask: Tensor, in_place: bool) -> Tensor
     """``gradient * mask``, in the gradient's own memory where that is allowed and no graph of the backward is being built."""
     if not in_place or gradient.layout is not torch.strided or torch.is_grad_enabled():
         return gradient * mask
-    if not gradient.is_contiguous() or not mask.is_contiguous() or gradient.numel() <= PIECE:
+    if gradient.numel() <= PIECE or not gradient.is_contiguous() or not mask.is_contiguous():
         return gradient.mul_(multiplier(mask, gradient.dtype))
     # torch casts the whole mask before it multiplies; in pieces the casts stay in the cache.
     pieces = zip(gradient.view(-1).split(PIECE), mask.view(torch.int8).view(-1).split(PIECE), strict=True)

@@ -92,7 +92,7 @@ def call_after(
     *,
     spec: TensorSpec | None = None,
 ) -> fx.Node:
-    """Insert a call behind ``anchor``; a text target calls the program's submodule of that name."""
+    """Insert a call after ``anchor``; a text target calls the program's submodule of that name."""
     graph = program.phases[phase].graph
     with graph.inserting_after(anchor):
         node = (
@@ -117,7 +117,7 @@ def call_like(
     *,
     spec: TensorSpec | None,
 ) -> fx.Node:
-    """Insert a call of what ``node`` calls behind ``anchor``, with other values in place of some of its own."""
+    """Insert after ``anchor`` a call of the operator of ``node``, with some of its arguments replaced."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda value: swapped.get(value, value))
     made = call_after(program, phase, anchor, cast("Callable[..., Any]", node.target), args, spec=spec)
     made.kwargs = kwargs
@@ -167,7 +167,7 @@ def set_arguments(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any] 
 
 
 def append_arguments(node: fx.Node, *values: Any) -> None:
-    """Add positional arguments behind those a node has."""
+    """Add positional arguments after those a node has."""
     node.args = (*node.args, *values)
 
 
@@ -178,7 +178,7 @@ def bypass(program: Program, phase: str, node: fx.Node, value: fx.Node) -> None:
 
 
 def append_output(program: Program, phase: str, name: str, value: fx.Node) -> None:
-    """Add a named flat output behind the existing ones."""
+    """Add a named flat output after the existing ones."""
     output = program.output_node(phase)
     output.args = ((*output.args[0], value),)  # type: ignore[misc]
     output.meta["names"] = (*output.meta["names"], name)
