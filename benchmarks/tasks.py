@@ -29,8 +29,7 @@ from sparsify.files import write_atomically
 from sparsify.ir import Program
 from sparsify.ir.dimensions import parsed
 from sparsify.loading import Data, load_data, load_model
-from sparsify.passes import AttachCalibrationHead, ScalePrediction
-from sparsify.passes.scale_prediction import set_scale
+from sparsify.passes import AttachCalibrationHead, fit_scale
 from sparsify.reports.latency import machine
 from sparsify.runs.artefacts import run_file
 from sparsify.runs.recipe import Recipe, parse_recipe
@@ -234,10 +233,7 @@ def own_loop(recipe: Recipe, task: Task, data: Data, path: Path) -> tuple[Progra
     dynamic, limits = parsed(recipe.dynamic)
     program = sp.trace(load_model(recipe.model), data.example(), dynamic=dynamic, limits=limits, task=task)
     if isinstance(task, Regression) and task.criterion == "mse":
-        mean, deviation = task.moments(data.train.targets, ("N", 1))
-        program = sp.Pipeline((ScalePrediction(),))(program)
-        set_scale(program, mean, deviation)
-        task = Regression(deviations=tuple(deviation.tolist()))
+        fit_scale(program, data.train.targets)
     per_epoch = len(data.train) // recipe.batch_size
     optimizer = torch.optim.AdamW(program.parameters(), lr=recipe.lr)
     method = sp.methods.build("gmp", {"density": recipe.density, "pattern": recipe.pattern})

@@ -66,6 +66,7 @@ from sparsify.passes.registry import Pipeline as Pipeline
 from sparsify.passes.registry import register as register
 from sparsify.passes.remove_random_masks import RemoveRandomMasks as RemoveRandomMasks
 from sparsify.passes.scale_prediction import ScalePrediction as ScalePrediction
+from sparsify.passes.scale_prediction import fit_scale as fit_scale
 from sparsify.passes.widen_classifier import WidenClassifier as WidenClassifier
 
 __all__ = [
@@ -73,6 +74,6 @@ __all__ = [
     "EliminateDeadCode", "EliminateUnreadOutputs", "FoldBatchNorm", "FoldLayerNorm", "FoldMasks",
     "InsertGradientTaps", "InsertMasks", "InsertRandomMasks", "Kept", "LowerGroupedConv", "LowerGroupedLinear",
     "LowerMasks", "Option", "OrderOutputs", "Pass", "PassLog", "Pipeline", "Preserves", "Range",
-    "RecordRandomness", "RemoveRandomMasks", "ScalePrediction", "WidenClassifier", "dump_to", "option",
+    "RecordRandomness", "RemoveRandomMasks", "ScalePrediction", "WidenClassifier", "dump_to", "fit_scale", "option",
     "print_after", "print_diff", "recording", "register",
 ]  # fmt: skip

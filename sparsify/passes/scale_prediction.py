@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,10 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from sparsify.errors import PassError
+from sparsify.errors import PassError, TrainingWarning
 from sparsify.ir import PHASES, Program, Stage, TensorSpec, surgery
 from sparsify.ir.traits import named_outputs
 from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
+from sparsify.tasks import Regression
 
 aten = torch.ops.aten
 OUTPUTS = ("prediction", "logits")
@@ -44,13 +46,8 @@ class ScalePrediction(Pass):
         log = PassLog(self.name)
         if scale_of(program) is not None:
             raise PassError(f"{self.name}: {program.name!r} is scaled already. Set its scale with set_scale.")
-        names = program.output_names("eval")
-        scaled = next((name for name in OUTPUTS if name in names), None)
-        if scaled is None:
-            raise PassError(
-                f"{self.name}: {program.name!r} returns {', '.join(names)}, and neither {' nor '.join(OUTPUTS)}. Trace it for its task."
-            )
-        found = {phase: self._value(program, phase, scaled) for phase in PHASES}
+        scaled = _scaled(program)
+        found = {phase: _value(program, phase, scaled) for phase in PHASES}
         spec: TensorSpec = found["eval"].meta["spec"]
         columns = spec.shape[1] if len(spec.shape) == 2 else 1
         size = columns if isinstance(columns, int) else 1
@@ -68,15 +65,85 @@ class ScalePrediction(Pass):
         log.change(scaled)
         return log
 
-    def _value(self, program: Program, phase: str, name: str) -> fx.Node:
-        value: fx.Node = named_outputs(program.output_node(phase))[name]
-        spec: TensorSpec = value.meta["spec"]
-        if not getattr(torch, spec.dtype).is_floating_point or not spec.shape:
-            raise PassError(
-                f"{self.name}: {name!r} of {program.name!r} is {spec}; what is scaled is floating-point and has one row per sample. Return "
-                f"such an output, or leave the pass out."
-            )
-        return value
+
+def _scaled(program: Program) -> str:
+    """The name of the output that is scaled."""
+    names = program.output_names("eval")
+    found = next((name for name in OUTPUTS if name in names), None)
+    if found is None:
+        raise PassError(
+            f"{ScalePrediction.name}: {program.name!r} returns {', '.join(names)}, and neither {' nor '.join(OUTPUTS)}. Trace it for its "
+            f"task."
+        )
+    return found
+
+
+def _value(program: Program, phase: str, name: str) -> fx.Node:
+    value: fx.Node = named_outputs(program.output_node(phase))[name]
+    spec: TensorSpec = value.meta["spec"]
+    if not getattr(torch, spec.dtype).is_floating_point or not spec.shape:
+        raise PassError(
+            f"{ScalePrediction.name}: {name!r} of {program.name!r} is {spec}; what is scaled is floating-point and has one row per sample. "
+            f"Return such an output, or leave the pass out."
+        )
+    return value
+
+
+def fit_scale(program: Program, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Let a model learn the targets of a regression at mean 0 and deviation 1, and predict them in their own units.
+
+    Applies `ScalePrediction` to the program and sets its buffers. Call it before `sparsify.attach`, which reads the deviation: the loss of
+    a regression is then of errors divided by it. A program that is scaled already gets the new mean and deviation.
+
+    Args:
+        program: traced for a regression, of stage TRACED or MASKED; changed in place.
+        targets: of the training samples, [N, ...], of the shape of the prediction.
+
+    Returns:
+        Mean and deviation: of each column, [K], for a prediction [N, K]; else of all values, [1]. A column of one value has deviation 1,
+        so that it is only shifted, and is warned of.
+
+    Raises:
+        PassError: If the program was traced for another task, or returns nothing that can be scaled.
+        DataError: If the targets do not fit the prediction.
+
+    Examples:
+        >>> import torch
+        >>> import sparsify as sp
+        >>> from sparsify.passes import fit_scale
+        >>> program = sp.trace(torch.nn.Linear(2, 1), torch.rand(2, 2), task="regression")
+        >>> mean, deviation = fit_scale(program, torch.tensor([100.0, 300.0]))
+        >>> mean.tolist(), deviation.tolist()
+        ([200.0], [100.0])
+    """
+    task = Regression() if program.task is None else program.task
+    if not isinstance(task, Regression):
+        raise PassError(
+            f"{ScalePrediction.name}: {program.name!r} was traced for the task {task.name!r}, and only the targets of a regression have a "
+            f"scale. Trace the model with task='regression'."
+        )
+    shape = _value(program, "eval", _scaled(program)).meta["spec"].shape
+    task.check(targets, shape)
+    mean, deviation = task.moments(targets, shape)
+    _warn_of_constants(mean, deviation)
+    deviation = deviation.where(deviation > 0, 1.0)
+    if scale_of(program) is None:
+        ScalePrediction()(program)
+    set_scale(program, mean, deviation)
+    return mean, deviation
+
+
+def _warn_of_constants(mean: Tensor, deviation: Tensor) -> None:
+    constant = (deviation == 0).nonzero().flatten().tolist()
+    if not constant:
+        return
+    listed = ", ".join(f"{place} (always {float(mean[place]):g})" for place in constant[:8])
+    more = f" and {len(constant) - 8} more" if len(constant) > 8 else ""
+    warnings.warn(
+        f"the training targets have columns of one value, which are only shifted: {listed}{more}. Leave them out if they tell nothing.",
+        TrainingWarning,
+        stacklevel=3,
+    )
 
 
 def set_scale(program: Program, mean: Tensor, deviation: Tensor) -> None:

@@ -28,7 +28,7 @@ from sparsify.runs.artefacts import feeding, recipe_data
 from sparsify.runs.continuation import training_key
 from sparsify.runs.recipe import AUTO, Recipe
 from sparsify.runs.saved import is_saved, load_saved
-from sparsify.runs.standardising import learned, standardised
+from sparsify.runs.standardising import standardised
 from sparsify.tasks import Classification, Task, kind
 from sparsify.training import rehearse
 from sparsify.user_code import told
@@ -82,8 +82,7 @@ def jobs(recipe: Recipe, data: Data, *, converts: bool = False) -> dict[str, Job
     methods["model"] = recipe.build_method()
     found = {name: Job(name, method, traced(recipe, data)) for name, method in methods.items()}
     for job in found.values():
-        meant = learned(task, job.program)
-        rehearsed = rehearse(job.method, job.program, len(data.train), recipe.settings(), task=meant)
+        rehearsed = rehearse(job.method, job.program, len(data.train), recipe.settings(), task=task)
         if job.name == "model" and not converts:  # the baseline has the same operators
             check_export(rehearsed, recipe, data)
     return found
@@ -180,8 +179,7 @@ def _reason(recipe: Recipe, program: Program | str, data: Data) -> str:
     if isinstance(program, str):
         return program
     try:
-        task = learned(recipe.build_task(), program)
-        rehearse(recipe.build_method(), program, len(data.train), recipe.settings(), task=task)
+        rehearse(recipe.build_method(), program, len(data.train), recipe.settings(), task=recipe.build_task())
     except SparsifyError as error:
         return str(error)
     return ""

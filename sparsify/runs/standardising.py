@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparsify.errors import TrainingWarning
 from sparsify.ir import Program
 from sparsify.ir.evaluation import outputs_over
 from sparsify.loading import Data
 from sparsify.parts.samples import Subset
-from sparsify.passes import Pipeline, ScalePrediction
-from sparsify.passes.scale_prediction import scale_of, set_scale
+from sparsify.passes.scale_prediction import fit_scale, scale_of
 from sparsify.tasks import Regression, Task
 
 LOOKED_AT = 1024
@@ -26,11 +22,10 @@ KNOWN = 0.0
 
 
 def standardised(program: Program, task: Task, data: Data) -> Program:
-    """The program with the scale of the training targets after its prediction, where the task asks for that.
+    """The program, itself, with the scale of the training targets after its prediction (`fit_scale`), where the task asks for that.
 
     A model that predicts the targets before training, as one of loaded weights does, is left as it is, and so is one of another task, of
-    a loss of the user's own, which weighs errors in their own units, or with a scale already, such as a saved program. Columns that have
-    one value in the training part are warned of; their deviation is taken to be 1.
+    a loss of the user's own, which weighs errors in their own units, or with a scale already, such as a saved program.
 
     Args:
         program: traced for the task.
@@ -47,27 +42,8 @@ def standardised(program: Program, task: Task, data: Data) -> Program:
     found = outputs_over(program.eval(), first, names={PREDICTION})[PREDICTION]
     if task.figures(found, first.targets)["r2"] > KNOWN:
         return program
-    mean, deviation = task.moments(data.train.targets, ("N", *found.shape[1:]))
-    constant = (deviation == 0).nonzero().flatten().tolist()
-    if constant:
-        listed = ", ".join(f"{place} (always {float(mean[place]):g})" for place in constant[:8])
-        more = f" and {len(constant) - 8} more" if len(constant) > 8 else ""
-        warnings.warn(
-            f"the training targets have columns of one value, which are only shifted: {listed}{more}. Leave them out if they tell nothing.",
-            TrainingWarning,
-            stacklevel=2,
-        )
-    scaled = Pipeline((ScalePrediction(),))(program)
-    set_scale(scaled, mean, deviation.where(deviation > 0, 1.0))
-    return scaled
-
-
-def learned(task: Task, program: Program) -> Task:
-    """The task that a program is trained for: errors of a regression are divided by the deviation that its prediction is multiplied by."""
-    found = scale_of(program)
-    if not isinstance(task, Regression) or found is None:
-        return task
-    return dataclasses.replace(task, deviations=tuple(found[1].tolist()))
+    fit_scale(program, data.train.targets)
+    return program
 
 
 def scale_row(program: Program) -> dict[str, Any]:

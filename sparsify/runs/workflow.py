@@ -42,7 +42,7 @@ from sparsify.runs.folder import hold_folder
 from sparsify.runs.inferring import with_task
 from sparsify.runs.preflight import Job, heads, jobs
 from sparsify.runs.recipe import Recipe, parse_recipe
-from sparsify.runs.standardising import learned, scale_row, shortfall
+from sparsify.runs.standardising import scale_row, shortfall
 from sparsify.runs.teachers import TeacherProgram, load_teacher
 from sparsify.tasks import Task
 from sparsify.training import Trained, train
@@ -144,7 +144,7 @@ def _train(
             recipe.settings(),
             folder=folder,
             key=f"{training_key(recipe)}-{fingerprint}-{job.name}{taught.fingerprint if taught else ''}",
-            task=learned(recipe.build_task(), job.program),
+            task=recipe.build_task(),
             teacher=taught.program if taught else None,
             resume=resume,
             on_step=(lambda row: on_step(job.name, row)) if on_step else None,

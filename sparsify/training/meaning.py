@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from torch import Tensor
@@ -11,11 +12,13 @@ from sparsify.errors import TrainingError
 from sparsify.ir import Program
 from sparsify.methods import Method
 from sparsify.parts.trees import mapped
+from sparsify.passes.scale_prediction import scale_of
 from sparsify.tasks import Classification, Regression, Task, build
 
 
 def meaning(task: str | Task | None, program: Program, method: Method) -> Task:
-    """The task of a trainer.
+    """The task of a trainer. Errors of a regression are divided by the deviation that the program multiplies its prediction by
+    (`sparsify.passes.fit_scale`), unless the task has deviations of its own.
 
     Args:
         task: by value or name; None: the program's own, or regression for one that returns ``prediction`` and no logits, else
@@ -43,7 +46,10 @@ def meaning(task: str | Task | None, program: Program, method: Method) -> Task:
             f"method {method.name!r} is made for the task {' or '.join(method.tasks)}, and this is {str(found)!r}: it reads class "
             f"scores. Choose a method that takes every task, or leave out the wrapper that does not."
         )
-    return found
+    scale = scale_of(program)
+    if scale is None or not isinstance(found, Regression) or found.deviations:
+        return found
+    return dataclasses.replace(found, deviations=tuple(scale[1].tolist()))
 
 
 def read(program: Program, task: Task, output: Any) -> Any:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import sparsify as sp
-from sparsify.errors import PassError
+from sparsify.errors import DataError, PassError, TrainingWarning
+from sparsify.passes import fit_scale
 from sparsify.passes.scale_prediction import scale_of, set_scale
 
 
@@ -92,3 +93,24 @@ def test_a_program_without_a_prediction_is_refused(task):
 def test_it_is_refused_twice():
     with pytest.raises(PassError, match="is scaled already"):
         sp.Pipeline.parse("scale-prediction")(scaled(by_hand(), torch.zeros(2, 1)))
+
+
+def test_a_scale_is_fitted_to_targets_in_place():
+    program = sp.trace(by_hand(), torch.zeros(2, 1), task="regression")
+    targets = torch.tensor([[90.0, 7.0], [110.0, 7.0]])
+    with pytest.warns(TrainingWarning, match=r"columns of one value, which are only shifted: 1 \(always 7\)"):
+        mean, deviation = fit_scale(program, targets)
+    assert (mean.tolist(), deviation.tolist()) == ([100.0, 7.0], [10.0, 1.0])
+    for phase in (program.train(), program.eval()):
+        assert phase(torch.tensor([[1.0], [3.0]])).tolist() == [[110.0, 5.0], [130.0, 1.0]]
+    fit_scale(program, targets * torch.tensor([2.0, 1.0]) + torch.tensor([[0.0, 1.0], [0.0, -1.0]]))
+    assert [value.tolist() for value in scale_of(program)] == [[200.0, 7.0], [20.0, 1.0]]
+
+
+def test_targets_that_fit_no_prediction_have_no_scale():
+    program = sp.trace(by_hand(), torch.zeros(2, 1), task="regression")
+    with pytest.raises(DataError, match=r"the targets are float32 \[4, 3\] for an output \['N', 2\]"):
+        fit_scale(program, torch.randn(4, 3))
+    with pytest.raises(PassError, match="was traced for the task 'multilabel', and only the targets of a regression"):
+        fit_scale(sp.trace(by_hand(), torch.zeros(2, 1), task="multilabel"), torch.randn(4, 2))
+    assert scale_of(program) is None

@@ -12,6 +12,7 @@ from torch import nn
 import sparsify as sp
 from sparsify.errors import RecipeError, TaskError, TrainingError
 from sparsify.parts.samples import TensorSamples
+from sparsify.passes import fit_scale
 from sparsify.tasks import Custom, Regression, build
 from sparsify.training import Settings, train
 from sparsify.training.rehearsal import rehearse
@@ -125,6 +126,24 @@ def test_a_program_traced_for_regression_needs_no_task_again():
     assert torch.equal(trainer.loss(program(X), Z[:, 0]), nn.functional.mse_loss(program(X)[:, 0], Z[:, 0]))
     program, trainer = attached("regression", Regression(criterion="mae"))
     assert torch.equal(trainer.loss(program(X), Z[:, 0]), nn.functional.l1_loss(program(X)[:, 0], Z[:, 0]))
+
+
+def test_the_loss_of_a_scaled_regression_is_of_deviations():
+    program, target = traced("regression").train(), 50 * Z[:, 0] + 1000
+    mean, deviation = fit_scale(program, target)
+    optimizer = torch.optim.AdamW(program.parameters(), lr=0.05)
+    trainer = sp.attach(sp.methods.gmp(density=0.5), program, optimizer, total_steps=100)
+    assert trainer.task.deviations == (pytest.approx(float(deviation)),) and program.task == Regression()
+    learned = (program(X)[:, 0] - mean) / deviation
+    wanted = nn.functional.mse_loss(learned, (target - mean) / deviation)
+    assert trainer.loss(program(X), target).item() == pytest.approx(wanted.item(), rel=1e-4)
+    for _ in range(100):
+        trainer.loss(program(X), target).backward()
+        trainer.step()
+        optimizer.zero_grad()
+    assert Regression().figures(program.eval()(X), target)["r2"] > 0.9
+    _, given = attached("regression", Regression(deviations=(2.0,)))
+    assert given.task.deviations == (2.0,)
 
 
 def test_floats_are_no_classes():
