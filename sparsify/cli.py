@@ -639,6 +639,14 @@ def passes() -> None:
 
 
 @app.command(rich_help_panel="Lists")
+def heads() -> None:
+    """List the calibration heads, the tasks they fit and the outputs they add."""
+    from sparsify.terminal import tables
+
+    console.print(tables.heads())
+
+
+@app.command(rich_help_panel="Lists")
 def patterns() -> None:
     """List the patterns."""
     from sparsify.terminal import tables

@@ -3,12 +3,14 @@
 sparsify.contracts.check(my_method(density=0.2))      # a method
 sparsify.contracts.check(MyPass(limit=6.0))           # a pass
 sparsify.contracts.check(MyTask(), output, target)    # a task, with a batch that fits it
+sparsify.contracts.check(MyHead(), task, output, target)  # a calibration head, with a task and held-out samples
 """
 
 from __future__ import annotations
 
 import functools
 import io
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ContractError
+from sparsify.exporters import export
+from sparsify.heads import HEADS, Fitted, Head, check_head, register
+from sparsify.heads import run as compute
 from sparsify.ir import Program, trace
 from sparsify.loading.sources import digits_arrays
 from sparsify.methods import Method
 from sparsify.parts.patterns import parse_pattern
-from sparsify.passes import Pass, Pipeline
+from sparsify.passes import AttachCalibrationHead, Pass, Pipeline
 from sparsify.passes.contract import check_pass
-from sparsify.tasks import Task, check_task
+from sparsify.tasks import Task, build, check_task
 from sparsify.training import SparseTrainer, attach
 
 __all__ = ["check", "check_method"]
@@ -32,16 +37,16 @@ STEPS, INTERRUPTED = 40, 13
 """Optimizer steps of a run that a method is tried in, and the step after which one of them is saved and resumed."""
 
 
-def check(thing: Method | Pass | Task, *batch: Any) -> None:
+def check(thing: Method | Pass | Task | Head, *batch: Any) -> None:
     """Try what a thing promises, and raise where a promise is broken.
 
     Args:
-        thing: a method (see `check_method`), a pass (`sparsify.passes.contract.check_pass`), or a task
-            (`sparsify.tasks.check_task`).
-        batch: for a task, outputs and targets of two samples or more that fit it.
+        thing: a method (see `check_method`), a pass (`sparsify.passes.contract.check_pass`), a task (`sparsify.tasks.check_task`), or a
+            calibration head (`sparsify.heads.check_head`, and then in a program and its exported file).
+        batch: for a task, outputs and targets of two samples or more that fit it; for a head, a task and then these.
 
     Raises:
-        ContractError: If a method breaks a promise, naming it and what was found, or if there is nothing to try.
+        ContractError: If a method or a head breaks a promise, naming it and what was found, or if there is nothing to try.
         PassError: If a pass does.
         TaskError: If a task does.
 
@@ -61,10 +66,18 @@ def check(thing: Method | Pass | Task, *batch: Any) -> None:
                     f"a task is tried on a batch: check(task, output, target), found {len(batch)} arguments after the task."
                 )
             check_task(thing, *batch)
+        case Head():
+            if len(batch) != 3:
+                raise ContractError(
+                    f"a calibration head is tried on a batch of a task: check(head, task, output, target), found {len(batch)} arguments "
+                    f"after the head."
+                )
+            task, output, target = batch
+            _head_of_a_program(thing, check_head(thing, task, output, target), build(task), output.detach().float())
         case _:
             raise ContractError(
-                f"check takes a method, a pass or a task, found {type(thing).__name__}. Call the function of a method with its options "
-                f"first."
+                f"check takes a method, a pass, a task or a calibration head, found {type(thing).__name__}. Call the function of a method "
+                f"with its options first."
             )
 
 
@@ -213,3 +226,38 @@ def _folds(method: Method, run: _Run) -> None:
     if program.masks():
         folded = Pipeline.parse("fold-masks")(program)
         _promise(method, torch.equal(folded(x), program(x)), "folding its masks changes the outputs")
+
+
+class _Scores(nn.Module):
+    """Returns its input, so that outputs of any model can be given to a program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def _head_of_a_program(head: Head, fitted: Fitted, task: Task, output: Tensor) -> None:
+    """The nodes of a program compute what the head computes with tensors, and the program is exported and proved.
+
+    Raises:
+        ContractError: If they do not.
+        ExportError: If it cannot be exported.
+    """
+    with HEADS.forgetting(), tempfile.TemporaryDirectory() as folder:
+        register(head)
+        program = trace(_Scores(), (output[:2],), task=task).eval()
+        program = Pipeline((AttachCalibrationHead(kind=head.name, task=task.name),))(program).eval()
+        state = {name: value.float() for name, value in fitted.values.items()}
+        for name, value in state.items():
+            program.tensor(f"calibration.{name}").copy_(value)
+        found = program.outputs(output)
+        for name, value in zip(head.outputs, head.apply(compute, output, state, task), strict=True):
+            if not torch.allclose(found[name], value):
+                raise ContractError(
+                    f"calibration head {head.name!r} breaks a promise: output {name!r} of a program differs from what apply() computes "
+                    f"with tensors."
+                )
+        export(program, f"{folder}/model.onnx", inputs=[output])

@@ -70,7 +70,7 @@ class TaskError(SparsifyError):
 
 
 class ContractError(SparsifyError):
-    """A method, a pass or a task does not keep what every one of its kind promises (`sparsify.contracts`)."""
+    """A method, a pass, a task or a calibration head does not keep what every one of its kind promises (`sparsify.contracts`)."""
 
 
 class TrainingError(SparsifyError):

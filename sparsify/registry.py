@@ -37,14 +37,14 @@ class Registry(Mapping[str, T]):
         self._origins: dict[str, str] = {}
 
     def register(self, name: str, value: T) -> T:
-        """Add a thing under a name. Adding the same thing again changes nothing.
+        """Add a thing under a name. Adding the same thing, or an equal one, again changes nothing.
 
         Raises:
             SparsifyError: Of the registry's kind, if the name is no text, or another thing has it.
         """
         if not isinstance(name, str) or not name:
             raise self._error(f"the name of a {self.kind} should be text, found {name!r}.")
-        if self._entries.setdefault(name, value) is not value:
+        if self._entries.setdefault(name, value) != value:
             owner = self._origins.get(name, "sparsify")
             raise self._error(f"the {self.kind} name {name!r} is taken by one of {owner}. Choose another name.")
         if _loading:

@@ -21,6 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"arguments", "registry", "timing", "user_code"}),
     frozenset({"parts"}),
     frozenset({"deployment", "tasks"}),
+    frozenset({"heads"}),
     frozenset({"ir"}),
     frozenset({"passes"}),
     frozenset({"methods"}),

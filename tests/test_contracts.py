@@ -50,5 +50,7 @@ def test_a_task_needs_a_batch_and_other_things_are_refused() -> None:
         check(Regression())
     with pytest.raises(TaskError):
         check(Regression(), torch.randn(8), torch.randn(8, 3))
-    with pytest.raises(ContractError, match="check takes a method, a pass or a task, found function"):
+    with pytest.raises(
+        ContractError, match="check takes a method, a pass, a task or a calibration head, found function"
+    ):
         check(sp.methods.rigl)  # type: ignore[arg-type]

@@ -28,6 +28,13 @@ def test_a_taken_name_and_an_unknown_one_are_refused_with_what_is_there() -> Non
         registry.register("", "c")
 
 
+def test_an_equal_value_may_be_registered_again() -> None:
+    registry: Registry[tuple[int, ...]] = Registry("pair", RecipeError, {"one": (1, 1)})
+    first = registry["one"]
+    registry.register("one", (*[1], 1))
+    assert registry["one"] is first
+
+
 def test_registering_is_a_decorator_too() -> None:
     registry: Registry[object] = Registry("method", RecipeError)
 

@@ -3,4 +3,5 @@
 from sparsify.calibration.fit import CalibrationLog as CalibrationLog
 from sparsify.calibration.fit import evaluate as evaluate
 from sparsify.calibration.fit import fit as fit
+from sparsify.calibration.fit import head_of as head_of
 from sparsify.calibration.fit import kind_of as kind_of

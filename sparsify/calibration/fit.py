@@ -12,17 +12,20 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import TrainingError
+from sparsify.heads import Fitted, Head, HeldOut, Scaling, State, owner, run
 from sparsify.ir import Program
 from sparsify.ir.evaluation import outputs_over
-from sparsify.parts import conformal, metrics
-from sparsify.parts.calibrators import NotIdentifiableError, fit_temperature, fit_vector_scaling
+from sparsify.ir.traits import named_outputs
+from sparsify.parts import metrics
 from sparsify.parts.samples import Samples
+from sparsify.registry import not_loaded
 from sparsify.tasks import Task, build
 from sparsify.tasks.base import judged
 
-FEW = 5
-"""Held-out samples per class below which a fit is called rough."""
-NOT_FITTED = "not fitted, so the probabilities are those of the model as trained"
+PREFIX = "calibration."
+"""What the names of a head's buffers begin with."""
+BOUNDS = {"lower", "upper"}
+"""Outputs of heads that are fitted to a level."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,9 @@ class CalibrationLog:
     """What was fitted, on how many held-out samples, and what it did to them.
 
     Attributes:
-        kind: ``temperature``, ``vector``, ``label-temperature`` or ``interval``.
-        nll_before, nll_after, ece_before, ece_after: of the decisions on these samples; None of an interval.
-        temperature: of that kind; 1.0 where it could not be fitted.
+        kind: the name of the head, such as ``temperature`` or ``interval``.
+        nll_before, nll_after, ece_before, ece_after: of the decisions on these samples; None of a head that makes no probabilities.
+        temperature: of a head with one; 1.0 where it could not be fitted.
         note: why the head stayed at the identity, or why the fit deserves little trust; None: neither.
         level: the share of new samples that an interval should hold; None of the other kinds.
     """
@@ -64,7 +67,7 @@ def fit(
     """Fit the head that `attach-calibration-head` inserted.
 
     Args:
-        program: with an output ``probabilities``, or ``lower`` and ``upper``.
+        program: with the outputs of a head, such as ``probabilities``, or ``lower`` and ``upper``.
         held_out: neither training nor test data.
         task: what the outputs mean, as for the pass.
         level: the share of new samples that an interval should hold, in (0, 1).
@@ -77,9 +80,7 @@ def fit(
         TrainingError: If there is no head, or the program's outputs hold NaN or +infinity.
         TaskError: If there is no task of that name.
     """
-    meaning, kind = build(task), kind_of(program)
-    if kind is None:
-        raise TrainingError(f"{program.name!r} has no calibration head. Apply attach-calibration-head first.")
+    meaning, head = build(task), _head(program)
     assert meaning.output is not None, "a task with heads reads one output"
     found = outputs_over(program, held_out, names=(meaning.output,), batch_size=batch_size)[meaning.output].double()
     if bool((found.isnan() | (found == torch.inf)).any()):
@@ -88,100 +89,75 @@ def fit(
             f"{program.name!r} returns NaN or infinite {what} for held-out samples, so there is nothing to calibrate. Lower lr, or check "
             f"the batch norms' running statistics."
         )
-    if kind == "interval":
-        return _interval(program, found, held_out.targets.reshape(found.shape).double().cpu(), level)
-    if kind == "label-temperature":
-        fitted, note = _by_label(found, held_out.targets)
-        after = found / fitted["temperature"]
-        temperature = None
-    else:
-        scores, answers = judged(meaning, found, held_out.targets.cpu())
-        fitted, note = _fitted(kind, scores, answers)
-        plain = kind == "temperature"
-        after = found / fitted["temperature"] if plain else found * fitted["scale"] + fitted["bias"]
-        temperature = float(fitted["temperature"]) if plain else None
-    for name, value in fitted.items():
-        program.tensor(f"calibration.{name}").copy_(value)
-    tables = {when: judged(meaning, z, held_out.targets.cpu()) for when, z in (("before", found), ("after", after))}
-    figures = {when: (scores.softmax(1), answers) for when, (scores, answers) in tables.items()}
-    return CalibrationLog(
-        kind=kind,
-        samples=len(held_out),
-        **{f"nll_{when}": metrics.nll(*table) if len(table[1]) else None for when, table in figures.items()},
-        **{f"ece_{when}": metrics.ece(*table) if len(table[1]) else None for when, table in figures.items()},
-        temperature=temperature,
-        note=note,
-    )
+    held = HeldOut(found, held_out.targets.cpu(), meaning, level)
+    fitted = _fitted(head, held, head.identity(_shape(program, meaning.output)))
+    for name, value in fitted.values.items():
+        program.tensor(PREFIX + name).copy_(value)
+    return _log(head, held, fitted)
+
+
+def head_of(program: Program) -> Head | None:
+    """The program's head, by its buffers; None without one that is installed."""
+    return owner(_buffers(program))
 
 
 def kind_of(program: Program) -> str | None:
-    """The kind of the program's head, by its buffers; None without one."""
-    buffers = {name: buffer for name, buffer in program.named_buffers() if name.startswith("calibration.")}
-    if "calibration.temperature" in buffers:
-        return "label-temperature" if buffers["calibration.temperature"].ndim else "temperature"
-    found = {"calibration.scale": "vector", "calibration.reach": "interval"}
-    return next((kind for name, kind in found.items() if name in buffers), None)
-
-
-def _interval(program: Program, prediction: Tensor, target: Tensor, level: float) -> CalibrationLog:
-    buffer, errors = program.tensor("calibration.reach"), (prediction - target).abs()
-    if not buffer.ndim and errors.ndim > 1:
-        errors = errors.flatten(1).amax(1)  # one reach for all outputs of a sample
-    buffer.copy_(conformal.reach(errors, level))
-    enough = conformal.needed(level)
-    note = (
-        f"a rough estimate, from {len(errors)} held-out samples where {enough} are needed"
-        if len(errors) < enough
-        else None
-    )
-    return CalibrationLog("interval", len(errors), None, None, None, None, None, note, level)
-
-
-def _by_label(logits: Tensor, target: Tensor) -> tuple[dict[str, Tensor], str | None]:
-    """A temperature of each label [K], 1 where the samples do not determine it."""
-    found, left = torch.ones(logits.shape[1]).double(), list[int]()
-    answers = (target.cpu() > 0.5).long() if target.dtype is not torch.bool else target.cpu().long()
-    for label in range(logits.shape[1]):
-        z = logits[:, label]
-        try:
-            found[label] = fit_temperature(torch.stack([torch.zeros_like(z), z], 1), answers[:, label])
-        except ValueError:
-            left.append(label)
-    if not left:
-        return {"temperature": found}, None
-    shown = ", ".join(map(str, left[:8])) + (" ..." if len(left) > 8 else "")
-    return {
-        "temperature": found
-    }, f"not fitted for {len(left)} of {len(found)} labels ({shown}), whose samples do not determine it"
-
-
-def _fitted(kind: str, logits: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], str | None]:
-    """Values of the head's buffers, and a note where the samples say little or nothing about them."""
-    classes = logits.shape[1]
-    ones, zeros = torch.ones(classes).double(), torch.zeros(classes).double()
-    identity = {"temperature": torch.ones(()).double()} if kind == "temperature" else {"scale": ones, "bias": zeros}
-    found: dict[str, Tensor]
-    try:
-        if kind == "temperature":
-            found = {"temperature": torch.tensor(fit_temperature(logits, labels), dtype=torch.float64)}
-        else:
-            scale, bias = fit_vector_scaling(logits, labels)
-            found = {"scale": scale, "bias": bias}
-    except ValueError as error:
-        return identity, f"{NOT_FITTED}: {error}"
-    if not all(bool(value.float().isfinite().all()) for value in found.values()):
-        return identity, f"{NOT_FITTED}: the optimum is not finite"
-    if kind == "vector":
-        try:
-            fit_temperature(logits, labels)
-        except NotIdentifiableError as error:
-            return found, f"held only by its pull towards 1 and 0: {error}"
-    if len(labels) < FEW * classes:
-        return found, f"a rough estimate, from {len(labels)} held-out samples of {classes} classes"
-    return found, None
+    """The kind of the program's head; None without one."""
+    head = head_of(program)
+    return None if head is None else head.name
 
 
 def evaluate(program: Program, samples: Samples, *, batch_size: int = 256) -> dict[str, Tensor]:
     """Outputs of the eval phase over all ``samples``, in batches, float64 on the CPU."""
     found = outputs_over(program, samples, batch_size=batch_size)
     return {name: value.double() for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _buffers(program: Program) -> dict[str, torch.Size]:
+    named = program.named_buffers()
+    return {name.removeprefix(PREFIX): buffer.shape for name, buffer in named if name.startswith(PREFIX)}
+
+
+def _head(program: Program) -> Head:
+    found = head_of(program)
+    if found is None and (buffers := _buffers(program)):
+        raise TrainingError(
+            f"{program.name!r} has a calibration head with the buffers {', '.join(buffers)}, and no head that is installed has these. "
+            f"Install the package that it is from.{not_loaded()}"
+        )
+    if found is None:
+        raise TrainingError(f"{program.name!r} has no calibration head. Apply attach-calibration-head first.")
+    return found
+
+
+def _shape(program: Program, output: str) -> tuple[int | str, ...]:
+    return named_outputs(program.output_node("eval"))[output].meta["spec"].shape
+
+
+def _fitted(head: Head, held: HeldOut, identity: State) -> Fitted:
+    """What the samples say; the identity and a note where they say nothing."""
+    start = {name: value.double() for name, value in identity.items()}
+    try:
+        return head.fit(held, start)
+    except ValueError as error:
+        return Fitted(start, f"not fitted, so {head.unfitted}: {error}")
+
+
+def _log(head: Head, held: HeldOut, fitted: Fitted) -> CalibrationLog:
+    figures = dict.fromkeys(("nll_before", "nll_after", "ece_before", "ece_after"))
+    if isinstance(head, Scaling):
+        after = head.scaled(run, held.output, fitted.values)
+        for when, output in (("before", held.output), ("after", after)):
+            scores, answers = judged(held.task, output, held.target)
+            if len(answers):
+                table = scores.softmax(1)
+                figures |= {f"nll_{when}": metrics.nll(table, answers), f"ece_{when}": metrics.ece(table, answers)}
+    temperature = fitted.values.get("temperature")
+    return CalibrationLog(
+        kind=head.name,
+        samples=len(held.output),
+        **figures,
+        temperature=None if temperature is None or temperature.ndim else float(temperature),
+        note=fitted.note,
+        level=held.level if BOUNDS & {*head.outputs} else None,
+    )

@@ -24,10 +24,8 @@ from sparsify.exporters.int8_spared import bearable
 from sparsify.exporters.preprocessing import Preprocessing
 from sparsify.exporters.single_samples import check_same
 from sparsify.exporters.skeleton import Written
+from sparsify.heads import HEADS
 from sparsify.timing import Array, opened, run_over, times, values_of
-
-HEADS = ("probabilities", "lower", "upper")
-"""Outputs of calibration heads, which mean what the output before them means."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +182,10 @@ def compared(samples: Samples, values: Mapping[str, list[Array]]) -> dict[str, A
     found: dict[str, Agreement] = {}
     main, task = samples.wanted[samples.main], samples.task
     shape = main.table(main.values).shape
+    calibrated = {samples.main, *(output for head in HEADS.values() for output in head.outputs)}
     for name, wanted in samples.wanted.items():
         want, have = wanted.table(wanted.values), wanted.table(values[name])
-        alike = name in (samples.main, *HEADS) and want.shape == shape
+        alike = name in calibrated and want.shape == shape
         labels = samples.labels[: len(want)] if samples.labels is not None and alike else None
         found[name] = judge(
             want,

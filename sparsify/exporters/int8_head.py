@@ -11,16 +11,13 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from sparsify.exporters.int8_samples import Samples
+from sparsify.heads import Head, HeldOut, fitting, owner
 from sparsify.parts import conformal, metrics
-from sparsify.parts.calibrators import fit_temperature, fit_vector_scaling
-from sparsify.tasks import Classification, Multilabel, Regression, Task
+from sparsify.tasks import TASKS, Task, build
 from sparsify.tasks.base import judged
 from sparsify.timing import values_of
 
-Stored = Mapping[str, onnx.TensorProto]
 Tables = Mapping[str, Tensor]
-EXACT = 1 + 1e-6
-"""What a reach was rounded by when it was stored."""
 
 
 def refit_head(model: onnx.ModelProto, samples: Samples) -> tuple[str, dict[str, float]]:
@@ -32,98 +29,58 @@ def refit_head(model: onnx.ModelProto, samples: Samples) -> tuple[str, dict[str,
     stored = {
         item.name.rpartition("calibration.")[2]: item for item in model.graph.initializer if "calibration." in item.name
     }
-    if not stored:
+    before = {name: _values(item) for name, item in stored.items()}
+    head = owner({name: value.shape for name, value in before.items()})
+    if head is None:
         return "none that can be fitted again", {}
     if samples.labels is None:
         return "kept: no labels to fit it on", {}
-    task, found = _meaning(samples, stored), _tables(model, samples)
+    task, found = samples.task or _usual_task(head), _tables(model, samples, head)
     targets = torch.from_numpy(np.asarray(samples.labels))[: len(found[samples.main])]
     figures = _figures(task, found, targets, "before")
+    program = samples.wanted[samples.main]
     try:
-        fitted, text = _fitted(task, stored, samples, found, targets)
+        fitted = head.refit(
+            HeldOut(found[samples.main], targets, task),
+            before,
+            torch.from_numpy(program.table(program.values)).double(),
+        )
     except ValueError as error:
         return f"kept: {error}", figures
-    for name, value in fitted.items():
+    for name, value in fitted.values.items():
         item = stored[name]
         item.CopyFrom(numpy_helper.from_array(value.float().numpy().reshape(tuple(item.dims)), item.name))
-    return text, figures | _figures(task, _tables(model, samples), targets, "after")
+    return head.told(before, fitted), figures | _figures(task, _tables(model, samples, head), targets, "after")
 
 
-def _meaning(samples: Samples, stored: Stored) -> Task:
-    """The task of the samples, or the one whose head is stored."""
-    if samples.task is not None:
-        return samples.task
-    labels = "temperature" in stored and list(stored["temperature"].dims) not in ([], [1])
-    return Regression() if "reach" in stored else Multilabel() if labels else Classification()
+def _values(item: onnx.TensorProto) -> Tensor:
+    """Float64; a tensor of one number is one without dimensions, as some writers of files have it."""
+    found = torch.from_numpy(numpy_helper.to_array(item).astype(np.float64))
+    return found.reshape(()) if found.shape == (1,) else found
 
 
-def _fitted(
-    task: Task, stored: Stored, samples: Samples, found: Tables, targets: Tensor
-) -> tuple[dict[str, Tensor], str]:
-    """Values of the head by name, and what to say of them.
-
-    Raises:
-        ValueError: If the samples do not determine them.
-    """
-    output = found[samples.main]
-    if "reach" in stored:
-        return {"reach": _reach(stored["reach"], samples, output, targets)}, "intervals fitted again"
-    if "temperature" not in stored:
-        scale, bias = fit_vector_scaling(*judged(task, output, targets))
-        return {"scale": scale, "bias": bias}, "vector scaling fitted again"
-    before = torch.from_numpy(numpy_helper.to_array(stored["temperature"]).astype(np.float64))
-    if before.numel() == 1:
-        after = fit_temperature(*judged(task, output, targets))
-        return {"temperature": torch.tensor([after])}, (
-            f"temperature fitted again: {float(before):.4f} before, {after:.4f} after"
-        )
-    rows, answers = task.scores(output), task.answers(targets)
-    assert rows is not None and answers is not None
-    columns, kept = before.clone(), list[str]()
-    for label in range(len(columns)):
-        mine = slice(label, None, len(columns))
-        try:
-            columns[label] = fit_temperature(rows[mine], answers[mine])
-        except ValueError:
-            kept.append(str(label))
-    if len(kept) == len(columns):
-        raise ValueError("the samples determine the temperature of no label")
-    left = f", but for {', '.join(kept)}" if kept else ""
-    return {"temperature": columns}, f"temperatures of {len(columns)} labels fitted again{left}"
+def _usual_task(head: Head) -> Task:
+    """The first task that the head fits, for a file whose samples do not say."""
+    return build(next((name for name, task in TASKS.items() if head.name in fitting(task)), "classification"))
 
 
-def _reach(stored: onnx.TensorProto, samples: Samples, output: Tensor, targets: Tensor) -> Tensor:
-    """The reach that holds as many of the targets for the file as the stored one does for the program."""
-    wanted = samples.wanted[samples.main]
-    ours = torch.from_numpy(wanted.table(wanted.values)).double()
-    truth = targets.double().reshape(output.shape)
-    before = torch.from_numpy(numpy_helper.to_array(stored).astype(np.float64))
-    errors = [(value - truth).abs() for value in (ours, output)]
-    if before.numel() == 1 and truth[:1].numel() > 1:
-        errors = [error.flatten(1).amax(1) for error in errors]
-    first, second = (error.reshape(len(error), -1) for error in errors)
-    held = (first <= before.reshape(-1) * EXACT).sum(0)
-    if not bool(held.all()):
-        raise ValueError("the program's intervals hold none of the held-out targets of an output")
-    return second.sort(0).values.gather(0, held[None] - 1)[0]
-
-
-def _tables(model: onnx.ModelProto, samples: Samples) -> Tables:
+def _tables(model: onnx.ModelProto, samples: Samples, head: Head) -> Tables:
     """Outputs of a file for the held-out samples, float64 [N, ...]."""
     found = values_of(model, samples.held_out)
-    names = (samples.main, "probabilities", "lower", "upper")
     return {
         name: torch.from_numpy(samples.wanted[name].table(found[name]).astype(np.float64))
-        for name in names
+        for name in (samples.main, *head.outputs)
         if name in samples.wanted
     }
 
 
 def _figures(task: Task, found: Tables, targets: Tensor, when: str) -> dict[str, float]:
-    if "lower" in found:
+    if "lower" in found and "upper" in found:
         low, high = found["lower"], found["upper"]
         held = conformal.coverage(targets.double().reshape(low.shape), low, high)
         return {f"coverage_{when}": held, f"width_{when}": conformal.width(low, high)}
+    if "probabilities" not in found:
+        return {}
     table, answers = judged(task, found["probabilities"], targets)
     if task.link == "sigmoid":
         table = torch.stack([1 - table[:, 1], table[:, 1]], dim=1)

@@ -75,7 +75,6 @@ class Method:
         averaging: of weights, once the topology is frozen.
         passes: of the method's own, after masks and taps. Parameters they add join the optimizer.
         holds_hidden: weights that a random mask hid keep their value through the step; False: momentum and weight decay move them.
-        calibrator: the kind of head fitted at the end.
         tasks: names of the tasks it is made for; none named: every task.
 
     Examples:
@@ -101,7 +100,6 @@ class Method:
     averaging: Callable[[int], Averaging] | None = None
     passes: tuple[Pass, ...] = ()
     holds_hidden: bool = True
-    calibrator: str = "temperature"
     tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

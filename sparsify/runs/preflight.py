@@ -14,6 +14,7 @@ from sparsify.calibration import kind_of
 from sparsify.errors import DataError, ExportError, RecipeError, SparsifyError, TaskError, TraceError
 from sparsify.exporters.conversion import convert
 from sparsify.exporters.signature import holds_samples
+from sparsify.heads import fitting
 from sparsify.ir import Program, Stage, trace
 from sparsify.ir.dimensions import parsed
 from sparsify.ir.effects import unexportable
@@ -110,12 +111,13 @@ def check_export(program: Program, recipe: Recipe, data: Data) -> None:
 
 
 def heads(recipe: Recipe, program: Program) -> tuple[AttachCalibrationHead, ...]:
-    """The pass that attaches the calibration head of a run: the recipe's where the task has it, else the task's usual one; or none, and
-    none where the program has a head already."""
+    """The pass that attaches the calibration head of a run: the recipe's if it fits the task, else the task's usual one. Empty if the task
+    has no head, or the program has one already."""
     if kind_of(program) is not None:
         return ()
     task = recipe.build_task()
-    kind = recipe.calibrator if recipe.calibrator in task.heads else next(iter(task.heads), None)
+    kinds = fitting(task)
+    kind = recipe.calibrator if recipe.calibrator in kinds else next(iter(kinds), None)
     return () if kind is None else (AttachCalibrationHead(kind=kind, task=task.name),)
 
 

@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from sparsify.errors import RecipeError, TaskError
+from sparsify.heads import HEADS, fitting
 from sparsify.loading.augmentation import Augmentation
 from sparsify.methods import Method, build
 from sparsify.methods.registry import layers
@@ -77,7 +78,7 @@ class Recipe:
         method_options: further options of the method; those of a wrapper in a table of its name, of a function's in that of the function.
         baseline: train the dense model too, same budget.
         teacher: saved program that `distilled` methods learn from; None: the baseline.
-        calibrator: ``temperature`` or ``vector``.
+        calibrator: see `sparsify heads`; ``temperature`` means the usual head of the task if the task has no temperature.
         form: how layers whose groups of outputs read few inputs are exported: ``grouped``, ``dense``, ``auto``, ``auto:measure``.
         selection: of the inputs of grouped linear layers: ``by-batch``, with operators of their own for one sample, or ``gather``.
         export_precision: ``int8`` also writes ``model-int8.onnx`` (and ``dense-int8.onnx``), the fastest of their int8 and fp32 forms by
@@ -132,7 +133,7 @@ class Recipe:
     device: str = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     early_stop: Positive | None = None
-    calibrator: Literal["temperature", "vector"] = "temperature"
+    calibrator: str = "temperature"
     opset: Annotated[int, Field(ge=18, le=23)] = 20
     storage: Literal["dense", "sparse"] = "dense"
     form: Literal["auto", "dense", "grouped", "auto:measure"] = "auto"
@@ -184,6 +185,12 @@ class Recipe:
             raise RecipeError(
                 f"ood is for the task classification, and this is {found.name!r}: its scores are computed from the scores of classes, "
                 f"[N, K]. Leave it out."
+            )
+        kinds = fitting(found)
+        if self.calibrator not in ("temperature", *kinds):
+            raise RecipeError(
+                f"the calibration head {self.calibrator!r} does not fit task {found.name!r}, which has {' and '.join(kinds) or 'none'}. "
+                f"Set export.calibrator to one that `sparsify heads` lists for the task, or leave it out."
             )
         if self.label_smoothing and found.link == "none":
             raise TaskError(
@@ -246,6 +253,7 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
     except ValidationError as error:
         problems = [f"{_place(e['loc'])}: {e['msg']}, found {shown(e['input'])}" for e in error.errors()]
         raise RecipeError("invalid recipe: " + "; ".join(problems[:6]) + ".") from error
+    HEADS.find(recipe.calibrator)
     if len({*recipe.ood}) < len(recipe.ood):
         raise RecipeError(f"ood names a set twice: {', '.join(recipe.ood)}. Name each once.")
     method = recipe.build_method()

@@ -30,7 +30,7 @@ class Task(ABC):
         output: the name of the output that the task reads; None: it reads all of them, as the model returns them.
         targets: what the targets are, for messages and help.
         lower: names of the figures of which the lower value is better.
-        heads: kinds of calibration heads that fit its outputs, the usual one first.
+        heads: names of calibration heads (`sparsify.heads`) that fit its outputs, the usual one first.
         constant: the headline figure of the best answer that is the same for every sample; None: it depends on the data.
         taught: whether a model can learn from the answers of a teacher (`imitation`).
         link: what makes probabilities of its scores: ``softmax`` over dimension ``class_dim``, ``sigmoid``, or ``none``.

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Column, Table
 
 from sparsify.exporters.int8 import Int8
+from sparsify.heads import HEADS, fitting
 from sparsify.ir import Program
 from sparsify.ir.sites import mostly_dense
 from sparsify.methods.registry import METHODS, WRAPPERS, options
@@ -19,6 +20,7 @@ from sparsify.passes import PASSES
 from sparsify.reports import Headline
 from sparsify.reports.headline import uncounted
 from sparsify.reports.summary import Summary
+from sparsify.tasks import TASKS
 
 
 def weights(program: Program) -> Table:
@@ -62,6 +64,15 @@ def passes() -> Table:
     for name, cls in PASSES.items():
         shown = [f"{o.name} ({_short(o.default)}): {o.help}" for o in cls.options()]
         table.add_row(name, _summary(cls, PASSES.origin(name)), "\n".join(shown))
+    return table
+
+
+def heads() -> Table:
+    """The calibration heads, the tasks they fit and the outputs they add."""
+    table = Table("head", "what it does", "tasks", "outputs")
+    for name, head in HEADS.items():
+        fits = [task for task, cls in TASKS.items() if name in fitting(cls)]
+        table.add_row(name, _summary(head, HEADS.origin(name)), ", ".join(fits), ", ".join(head.outputs))
     return table
 
 

@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import sparsify.cli as cli
+from sparsify.heads import HEADS, fitting
 from sparsify.methods.registry import METHODS, WRAPPERS, options
 from sparsify.parts.patterns import parse_pattern, spellings
 from sparsify.passes import PASSES, Pipeline
@@ -100,7 +101,7 @@ def parsed(line: str) -> tuple[str, dict[str, Any]]:
 @pytest.fixture
 def registries():
     """What a page registers is forgotten after it."""
-    with PASSES.forgetting(), METHODS.forgetting(), WRAPPERS.forgetting(), TASKS.forgetting():
+    with PASSES.forgetting(), METHODS.forgetting(), WRAPPERS.forgetting(), TASKS.forgetting(), HEADS.forgetting():
         yield
 
 
@@ -245,7 +246,9 @@ def test_every_command_has_its_section_and_every_option_its_help():
 
 def generated(what: str) -> str:
     """The Markdown of a generated section."""
-    tables = {"commands": _commands, "keys": _keys, "methods": _methods, "passes": _passes, "patterns": _patterns}
+    tables = {
+        "commands": _commands, "keys": _keys, "methods": _methods, "passes": _passes, "patterns": _patterns, "heads": _heads,
+    }  # fmt: skip
     if what.startswith("command "):
         return _options(what.removeprefix("command "))
     return tables[what]()
@@ -346,6 +349,19 @@ def _passes() -> str:
         ("pass", "what it does", "options, with defaults", "needs stage", "preserves in train", "preserves in eval"),
         rows,
     )
+
+
+def _heads() -> str:
+    rows = [
+        (
+            f"`{name}`",
+            (inspect.getdoc(head) or "").splitlines()[0],
+            ", ".join(f"`{task}`" for task, cls in TASKS.items() if name in fitting(cls)),
+            ", ".join(f"`{output}`" for output in head.outputs),
+        )
+        for name, head in HEADS.items()
+    ]
+    return _table(("head", "what it does", "tasks", "outputs"), rows)
 
 
 def _patterns() -> str:

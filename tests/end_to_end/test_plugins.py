@@ -1,7 +1,8 @@
-"""A package outside the repository adds a method, an allocation, a pass and a task; real installations, real processes."""
+"""A package outside the repository adds a method, an allocation, a pass, a task and a calibration head; really installed, in processes."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,19 @@ from pathlib import Path
 
 import pytest
 
+YES_OR_NO = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+def model():
+    return nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 1))
+
+def data():
+    x = torch.randn(600, 6, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] + x[:, 1] * x[:, 2] + torch.randn(600, generator=torch.Generator().manual_seed(1)) > 0.5).long()
+    return TensorDataset(x[:450], y[:450]), TensorDataset(x[450:], y[450:])
+"""
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples/plugin"
 
@@ -38,10 +52,12 @@ def python(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_what_a_plugin_brings_is_listed_with_its_package(installed: Path) -> None:
-    methods, passes = command(installed, "methods"), command(installed, "passes")
-    assert methods.returncode == passes.returncode == 0
+    methods, passes, heads = (command(installed, kind) for kind in ("methods", "passes", "heads"))
+    assert methods.returncode == passes.returncode == heads.returncode == 0
     assert "mest" in methods.stdout and "(from sparsify-example)" in methods.stdout
     assert "bound-activations" in passes.stdout and "(from sparsify-example)" in passes.stdout
+    (row,) = (line for line in heads.stdout.splitlines() if "platt" in line)
+    assert "(from sparsify-example)" in row and "binary" in row and "probabilities" in row
 
 
 def test_the_command_trains_with_a_plugins_method_and_allocation(installed: Path, tmp_path: Path) -> None:
@@ -57,7 +73,30 @@ def test_the_tests_of_the_plugin_pass_with_one_helper(installed: Path) -> None:
     tests = [str(EXAMPLE / "tests"), "-c", os.devnull, "--rootdir", str(EXAMPLE / "tests"), "-p", "no:cacheprovider"]
     result = python(installed, "-m", "pytest", "-q", *tests)
     assert result.returncode == 0, result.stdout
-    assert "4 passed" in result.stdout
+    assert "5 passed" in result.stdout
+
+
+def test_a_run_calibrates_with_a_plugins_head(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "yes.py").write_text(YES_OR_NO)
+    words = [
+        "run",
+        f"{tmp_path}/yes.py:model",
+        "--data",
+        f"{tmp_path}/yes.py:data",
+        "--task",
+        "binary",
+        "--epochs",
+        "2",
+    ]
+    options = ["--set", "export.calibrator=platt", "--out", str(tmp_path / "run")]
+    result = command(installed, *words, *options)
+    assert result.returncode == 0, result.stderr
+    model = json.loads((tmp_path / "run/metrics.json").read_text())["model"]
+    assert (
+        model["calibration"]["kind"] == "platt"
+        and model["calibration"]["nll_after"] < model["calibration"]["nll_before"]
+    )
+    assert "platt" in (tmp_path / "run/report.html").read_text()
 
 
 def test_a_plugin_that_fails_is_said_and_left_out(tmp_path: Path) -> None:

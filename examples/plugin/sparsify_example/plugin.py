@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sparsify import passes, tasks
+from sparsify import heads, passes, tasks
 from sparsify.methods import METHODS
 from sparsify.parts.allocation import ALLOCATIONS
-from sparsify_example import BoundActivations, Ordinal, by_inputs, mest
+from sparsify_example import BoundActivations, Ordinal, Platt, by_inputs, mest
 
 
 def register() -> None:
@@ -14,3 +14,4 @@ def register() -> None:
     ALLOCATIONS.register("by_inputs", by_inputs)
     passes.register(BoundActivations)
     tasks.register(Ordinal)
+    heads.register(Platt())

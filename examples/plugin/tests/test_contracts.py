@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from sparsify_example import BoundActivations, Ordinal, by_inputs, mest
+from sparsify_example import BoundActivations, Ordinal, Platt, by_inputs, mest
 
 from sparsify.contracts import check
 
@@ -23,3 +23,9 @@ def test_the_pass() -> None:
 def test_the_task() -> None:
     generator = torch.Generator().manual_seed(0)
     check(Ordinal(), torch.randn(40, 4, generator=generator), torch.randint(5, (40,), generator=generator))
+
+
+def test_the_calibration_head() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(400, generator=generator)
+    check(Platt(), "binary", 3 * logits + 1, (torch.rand(400, generator=generator) < logits.sigmoid()).long())

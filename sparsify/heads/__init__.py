@@ -1,0 +1,23 @@
+"""Calibration heads: outputs that are added after the one that a task reads, and fitted on held-out samples. See `Head`."""
+
+from sparsify.heads.base import Call as Call
+from sparsify.heads.base import Fitted as Fitted
+from sparsify.heads.base import Head as Head
+from sparsify.heads.base import HeldOut as HeldOut
+from sparsify.heads.base import State as State
+from sparsify.heads.base import run as run
+from sparsify.heads.contract import check_head as check_head
+from sparsify.heads.interval import Interval as Interval
+from sparsify.heads.registry import HEADS as HEADS
+from sparsify.heads.registry import fitting as fitting
+from sparsify.heads.registry import owner as owner
+from sparsify.heads.registry import register as register
+from sparsify.heads.scaling import LabelTemperature as LabelTemperature
+from sparsify.heads.scaling import Scaling as Scaling
+from sparsify.heads.scaling import Temperature as Temperature
+from sparsify.heads.scaling import Vector as Vector
+
+__all__ = [
+    "HEADS", "Call", "Fitted", "Head", "HeldOut", "Interval", "LabelTemperature", "Scaling", "State", "Temperature", "Vector",
+    "check_head", "fitting", "owner", "register", "run",
+]  # fmt: skip

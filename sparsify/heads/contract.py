@@ -1,0 +1,122 @@
+"""What every calibration head promises, tried on a batch: for the tests of a head of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sparsify.arguments import found
+from sparsify.errors import ContractError
+from sparsify.heads.base import Fitted, Head, HeldOut, State, run
+from sparsify.heads.registry import HEADS, fitting
+from sparsify.heads.scaling import Scaling
+from sparsify.parts import metrics
+from sparsify.tasks import Task, build
+from sparsify.tasks.base import judged
+
+
+def check_head(head: Head, task: str | Task, output: Tensor, target: Tensor) -> Fitted:
+    """Try the promises of `Head` on the outputs and targets of held-out samples.
+
+    Args:
+        head: to be tried; it need not be registered.
+        task: that the head is for.
+        output: what the task reads, floating-point [N, ...], of samples that determine the head.
+        target: [N, ...].
+
+    Returns:
+        What was fitted.
+
+    Raises:
+        ContractError: Naming the first promise that is broken, with what was found.
+
+    Examples:
+        >>> import torch
+        >>> from sparsify.heads import Temperature, check_head
+        >>> logits = torch.tensor([[4.0, 0.0], [0.0, 4.0], [4.0, 0.0], [4.0, 0.0]])
+        >>> fitted = check_head(Temperature(), "classification", logits, torch.tensor([0, 1, 0, 1]))
+        >>> round(float(fitted.values["temperature"]), 3)  # 4 / ln 3: three of four are right
+        3.641
+    """
+    if not isinstance(head, Head):
+        raise ContractError(f"a calibration head is a sparsify.heads.Head, found {found(head)}. Derive it from Head.")
+    meaning, given = build(task), [output.clone(), target.clone()]
+    before = _declared(head, meaning, output)
+    _applied(head, meaning, output, before)
+    fitted = _fitted(head, HeldOut(output.detach().cpu().double(), target.cpu(), meaning), before)
+    _promise(head, all(map(torch.equal, given, (output, target))), "apply() or fit() changes the tensors it is given")
+    return fitted
+
+
+def _declared(head: Head, task: Task, output: Tensor) -> State:
+    """Names, buffers and tasks; the buffers before they are fitted."""
+    offered = head.name in fitting(task) or task.name in head.tasks
+    _promise(
+        head,
+        offered,
+        f"it does not fit task {task.name!r}; name the task in `tasks`, or the head in `heads` of the task",
+    )
+    names = [*head.outputs]
+    unique = bool(names) and len({*names, task.output}) == len(names) + 1
+    _promise(head, unique, f"outputs should be names other than {task.output!r}, each once; found {names}")
+    shape = ("N", *output.shape[1:])
+    before = head.identity(shape)
+    shapes = {name: tuple(value.shape) for name, value in before.items()}
+    _promise(head, head.owns(shapes), f"identity() gives {shapes}, and `buffers` says {dict(head.buffers)}")
+    others = [other.name for other in HEADS.values() if other.name != head.name and other.owns(shapes)]
+    _promise(
+        head, not others, f"head {', '.join(others)!r} has buffers of the same names and dimensions; choose other names"
+    )
+    return before
+
+
+def _applied(head: Head, task: Task, output: Tensor, state: State) -> None:
+    values, half = head.apply(run, output, state, task), len(output) // 2
+    _promise(
+        head, len(values) == len(head.outputs), f"apply() gives {len(values)} values for the outputs {[*head.outputs]}"
+    )
+    for name, value in zip(head.outputs, values, strict=True):
+        alike = isinstance(value, Tensor) and (value.shape, value.dtype) == (output.shape, output.dtype)
+        _promise(head, alike, f"output {name!r} has not the shape and the type of what the task reads")
+    again = head.apply(run, output[:half], state, task)
+    alone = all(torch.allclose(part, value[:half]) for part, value in zip(again, values, strict=True))
+    _promise(head, alone, "the outputs of a sample depend on the other samples of the batch")
+    if isinstance(head, Scaling):
+        same = torch.equal(head.scaled(run, output, state), output)
+        _promise(head, same, "scaled() changes the scores before anything is fitted; with identity() it should not")
+
+
+def _fitted(head: Head, held: HeldOut, before: State) -> Fitted:
+    try:
+        fitted, again = head.fit(held, before), head.fit(held, before)
+    except ValueError as error:
+        raise ContractError(
+            f"calibration head {head.name!r} cannot be tried: these samples do not determine it ({error}). Give others."
+        ) from error
+    want, have = ({name: tuple(value.shape) for name, value in state.items()} for state in (before, fitted.values))
+    _promise(head, want == have, f"fit() gives {have} for buffers {want}")
+    finite = all(bool(value.float().isfinite().all()) for value in fitted.values.values())
+    _promise(head, finite, "fit() gives values that single precision cannot hold")
+    _promise(head, _equal(fitted.values, again.values), "fit() differs from call to call")
+    if isinstance(head, Scaling):
+        scaled = head.scaled(run, held.output, fitted.values)
+        first, second = (_nll(held.task, scores, held.target) for scores in (held.output, scaled))
+        better = second <= first + 1e-6
+        _promise(head, better, f"fit() raises the NLL of the samples it was fitted to from {first:.6g} to {second:.6g}")
+    return fitted
+
+
+def _nll(task: Task, output: Tensor, target: Tensor) -> float:
+    scores, answers = judged(task, output, target)
+    return metrics.nll(scores.softmax(1), answers)
+
+
+def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def _promise(head: Head, kept: bool, broken: str) -> None:
+    if not kept:
+        raise ContractError(f"calibration head {head.name!r} breaks a promise: {broken}.")

@@ -1,0 +1,107 @@
+"""Which heads fit a task, which head a program has, and heads that are registered from outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+import sparsify as sp
+from sparsify.calibration import fit, head_of, kind_of
+from sparsify.errors import RecipeError, TrainingError
+from sparsify.heads import HEADS, Fitted, Scaling, Temperature, fitting, owner, register
+from sparsify.parts.samples import TensorSamples
+from sparsify.runs.preflight import heads
+from sparsify.runs.recipe import parse_recipe
+from sparsify.tasks import TASKS
+from sparsify.terminal import tables
+from tests.terminal.test_tables import shown
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Halved(Scaling):
+    """Half the scores, whatever the samples say."""
+
+    name: ClassVar = "halved"
+    buffers: ClassVar = {"half": 0}
+    tasks: ClassVar = ("classification",)
+
+    def identity(self, shape):
+        return {"half": torch.ones(())}
+
+    def scaled(self, call, output, state):
+        return call(aten.mul.Tensor, output, state["half"])
+
+    def fit(self, held, before):
+        return Fitted({"half": torch.tensor(0.5).double()}, "half, whatever the samples say")
+
+
+@pytest.fixture
+def halved():
+    with HEADS.forgetting():
+        yield register(Halved())
+
+
+def test_a_task_has_the_heads_that_it_names_the_usual_one_first():
+    assert {name: fitting(task) for name, task in TASKS.items()} == {
+        "classification": ("temperature", "vector"), "binary": ("temperature",), "multilabel": ("label-temperature",),
+        "regression": ("interval",), "dense": ("temperature",), "sequence": ("temperature",), "custom": (),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kind"),
+    [
+        ({"temperature": ()}, "temperature"), ({"temperature": (3,)}, "label-temperature"), ({"scale": (3,), "bias": (3,)}, "vector"),
+        ({"reach": ()}, "interval"), ({"reach": (2, 3)}, "interval"), ({"scale": (3,)}, None), ({}, None),
+    ],
+)  # fmt: skip
+def test_names_and_dimensions_of_buffers_say_which_head_it_is(shapes, kind):
+    head = owner(shapes)
+    assert kind is None if head is None else head.name == kind
+
+
+def test_a_registered_head_is_attached_fitted_recognised_and_listed(halved):
+    assert fitting(TASKS["classification"]) == ("temperature", "vector", "halved")
+    x = torch.randn(40, 4)
+    program = sp.trace(nn.Linear(4, 3), (x[:2],)).eval()
+    program = sp.Pipeline.parse("attach-calibration-head{kind=halved}")(program).eval()
+    assert head_of(program) == halved and kind_of(program) == "halved"
+    log = fit(program, TensorSamples(x, torch.arange(40) % 3))
+    assert (log.kind, log.temperature, log.note) == ("halved", None, "half, whatever the samples say")
+    found = program.outputs(x)
+    torch.testing.assert_close(found["probabilities"], (found["logits"] / 2).softmax(1))
+    (row,) = [line for line in shown(tables.heads(), width=200).splitlines() if "halved" in line]
+    assert "Half the scores, whatever the samples say." in row and "classification" in row and "probabilities" in row
+
+
+def test_a_recipe_names_a_registered_head_for_the_tasks_that_it_fits(halved):
+    program = sp.trace(nn.Linear(4, 3), (torch.rand(2, 4),))
+    assert [step.kind for step in heads(parse_recipe(None, {"calibrator": "halved"}), program)] == ["halved"]
+    assert [step.kind for step in heads(parse_recipe(None, {"task": "regression"}), program)] == ["interval"]
+    with pytest.raises(RecipeError, match="'halved' does not fit task 'regression', which has interval"):
+        parse_recipe(None, {"calibrator": "halved", "task": "regression"}).build_task()
+    with pytest.raises(RecipeError, match=r"there is no calibration head 'halve'\. Nearest: halved"):
+        parse_recipe(None, {"calibrator": "halve"})
+
+
+def test_a_program_whose_head_is_not_installed_says_so(halved):
+    program = sp.trace(nn.Linear(4, 3), (torch.rand(2, 4),)).eval()
+    program = sp.Pipeline.parse("attach-calibration-head{kind=halved}")(program).eval()
+    del HEADS._entries["halved"]
+    assert kind_of(program) is None
+    with pytest.raises(TrainingError, match="with the buffers half, and no head that is installed has these"):
+        fit(program, TensorSamples(torch.rand(4, 4), torch.arange(4) % 3))
+
+
+def test_a_name_of_another_head_is_refused(halved):
+    class Other(Temperature):
+        name = "halved"
+
+    with pytest.raises(RecipeError, match="the calibration head name 'halved' is taken"):
+        register(Other())
