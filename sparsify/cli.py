@@ -1,73 +1,25 @@
-"""The `sparsify` command: parse, call, print. One file because its length is the options of its commands and their help."""
+"""The `sparsify` command: parse, call, print."""
 
 from __future__ import annotations
 
 import io
 import json
 import sys
-import traceback
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from typer.core import TyperCommand
 
-from sparsify.errors import RecipeError, SparsifyError, SparsifyWarning, UnfinishedError
-from sparsify.terminal.epilogs import as_setting, examples, other_keys
+from sparsify.errors import RecipeError, UnfinishedError
+from sparsify.terminal import messages, options, run_options
+from sparsify.terminal.console import console
+from sparsify.terminal.epilogs import examples
+from sparsify.terminal.recipe_commands import RecipeCommand, RunCommand
 from sparsify.version import versions
 
 if TYPE_CHECKING:
     from sparsify.training import Interrupted
-
-DEFAULTS = {
-    "task": "classification",
-    "model": "sparsify.loading:digits_cnn",
-    "data": "digits",
-    "method": "gmp",
-    "sparsity": "0.9",
-    "pattern": "unstructured",
-    "epochs": "20",
-    "form": "auto",
-    "selection": "by-batch",
-    "export_precision": "fp32",
-    "export_input": "float",
-}
-"""The defaults of recipe keys that help texts show. They are copies, because `sparsify.runs.recipe` loads torch; a test compares them."""
-WITH_OPTION = (
-    "model",
-    "data",
-    "task",
-    "loss",
-    "figures",
-    "ood",
-    "weights",
-    "trust_pickle",
-    "method",
-    "sparsity",
-    "pattern",
-    "epochs",
-    "baseline",
-    "export_precision",
-    "export_input",
-)
-"""Recipe keys that have an option of their own."""
-_show = warnings.showwarning
-LONGEST_MESSAGE = 3500
-"""Characters of an error that are printed; one may quote what was typed, or a whole file."""
-FORM = "of layers whose groups of outputs read few inputs: grouped, dense, auto (a cost model chooses), or auto:measure"
-INPUT = "what the file takes: float, or uint8: images as bytes [N, H, W, C], normalised inside the file"
-SELECTION = "of their inputs: by-batch (own operators for one sample, behind an If), or gather, for runtimes without If"
-WHAT, SPARSE, TRAINING, FOLDER, MEASURE = (
-    "What to train",
-    "Sparsity",
-    "Training",
-    "The folder of the run",
-    "Measurement",
-)
-
 
 app = typer.Typer(
     help="Train sparse, calibrated networks and export them as verified ONNX.",
@@ -98,39 +50,6 @@ def common(
     """Train sparse, calibrated networks and export them as verified ONNX."""
 
 
-console = Console(markup=False, emoji=False)  # what is printed is data: a path may hold [/x], a pattern :O:
-
-
-class RecipeCommand(TyperCommand):
-    """A command of recipe keys; an option that is one, or a method's, is answered with what to write."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given = list(args)
-        try:
-            return super().parse_args(ctx, args)
-        except Exception as error:
-            name = getattr(error, "option_name", "")
-            known = {spelt for parameter in self.params for spelt in parameter.opts}
-            advice = None if not name or name in known else as_setting(name, given)
-            if advice is None:
-                raise
-            raise RecipeError(f"sparsify {ctx.info_name} has no option {name}. Write {advice}.") from error
-
-
-class RunCommand(RecipeCommand):
-    """`run`; its help lists the recipe keys without an option, which are looked up only when it is shown."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        shown = self.epilog
-        self.epilog = f"{shown}\n\n{other_keys(*WITH_OPTION)}"
-        super().format_help(ctx, formatter)
-        self.epilog = shown
-
-
-TASK = "what the outputs mean, as for `sparsify run`; the saved program keeps it"
-DYNAMIC = "a dimension that varies beside the batch, as ids:1=T, or its sizes, as T=1..512; repeatable"
-
-
 @app.command(
     cls=RunCommand,
     rich_help_panel="The job",
@@ -142,121 +61,30 @@ DYNAMIC = "a dimension that varies beside the batch, as ids:1=T, or its sizes, a
     ),
 )
 def run(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="file.py:factory, package.module:factory, model.pt2, or a saved program to train on",
-            show_default="a small CNN",
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="digits, file.npz, file.csv, a folder of images, or file.py:factory",
-            show_default=DEFAULTS["data"],
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="what the outputs mean: classification, binary, multilabel, regression, dense, sequence, custom, or auto, the one "
-            "that fits data and model",
-            show_default=DEFAULTS["task"],
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    loss: Annotated[
-        str | None,
-        typer.Option(help="of regression mse, mae or huber; of custom file.py:function", rich_help_panel=WHAT),
-    ] = None,
-    figures: Annotated[
-        str | None, typer.Option(help="of custom: file.py:function that returns numbers by name", rich_help_panel=WHAT)
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(help="of file.csv: the column to predict; several with commas between them", rich_help_panel=WHAT),
-    ] = None,
-    ood: Annotated[
-        list[str] | None,
-        typer.Option(help="inputs of no class, to be told from the test part; repeatable", rich_help_panel=WHAT),
-    ] = None,
-    dynamic: Annotated[
-        list[str] | None,
-        typer.Option(help=DYNAMIC, rich_help_panel=WHAT),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="safetensors or a state dict to start from", show_default="the model's own", rich_help_panel=WHAT
-        ),
-    ] = None,
-    trust_pickle: Annotated[
-        bool | None,
-        typer.Option(help="let files of model and weights run the code they may contain", rich_help_panel=WHAT),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="see `sparsify methods`, or file.py:function", show_default=DEFAULTS["method"], rich_help_panel=SPARSE
-        ),
-    ] = None,
-    sparsity: Annotated[
-        float | None,
-        typer.Option(
-            help="inactive fraction, above 0 and below 1", show_default=DEFAULTS["sparsity"], rich_help_panel=SPARSE
-        ),
-    ] = None,
-    pattern: Annotated[
-        str | None,
-        typer.Option(help="see `sparsify patterns`", show_default=DEFAULTS["pattern"], rich_help_panel=SPARSE),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(help="passes over the training data", show_default=DEFAULTS["epochs"], rich_help_panel=TRAINING),
-    ] = None,
-    baseline: Annotated[
-        bool | None,
-        typer.Option(
-            help="train the dense model too, same budget, and compare",
-            show_default="no-baseline",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    export_form: Annotated[
-        str | None, typer.Option(help=FORM, show_default=DEFAULTS["form"], rich_help_panel=FOLDER)
-    ] = None,
-    export_selection: Annotated[
-        str | None, typer.Option(help=SELECTION, show_default=DEFAULTS["selection"], rich_help_panel=FOLDER)
-    ] = None,
-    export_precision: Annotated[
-        str | None,
-        typer.Option(
-            help="int8 also writes model-int8.onnx, the fastest of its int8 and fp32 forms on this machine",
-            show_default=DEFAULTS["export_precision"],
-            rich_help_panel=FOLDER,
-        ),
-    ] = None,
-    export_input: Annotated[
-        str | None, typer.Option(help=INPUT, show_default=DEFAULTS["export_input"], rich_help_panel=FOLDER)
-    ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(help="TOML file of keys; options given here override them", rich_help_panel=TRAINING),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="any other recipe key, as key=value; repeatable", rich_help_panel=TRAINING),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="where everything is written", rich_help_panel=FOLDER)] = Path(
-        "runs/digits"
-    ),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="go on from the last checkpoint, to the same bits", rich_help_panel=FOLDER)
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace an earlier run in the folder", rich_help_panel=FOLDER)
-    ] = False,
+    model: run_options.Model = None,
+    data: run_options.Data = None,
+    task: run_options.Task = None,
+    loss: run_options.Loss = None,
+    figures: run_options.Figures = None,
+    target: run_options.Target = None,
+    ood: run_options.Ood = None,
+    dynamic: run_options.Dynamic = None,
+    weights: run_options.Weights = None,
+    trust_pickle: run_options.TrustPickle = None,
+    method: run_options.Method = None,
+    sparsity: run_options.Sparsity = None,
+    pattern: run_options.Pattern = None,
+    epochs: run_options.Epochs = None,
+    baseline: run_options.Baseline = None,
+    export_form: run_options.ExportForm = None,
+    export_selection: run_options.ExportSelection = None,
+    export_precision: run_options.ExportPrecision = None,
+    export_input: run_options.ExportInput = None,
+    recipe: run_options.RecipeFile = None,
+    set_: run_options.Settings = None,
+    out: run_options.Out = Path("runs/digits"),
+    resume: run_options.Resume = False,
+    overwrite: run_options.Overwrite = False,
 ) -> None:
     """Trace, train sparsely, calibrate, export to ONNX and verify. Without a model, data or a recipe: the embedded job.
 
@@ -264,32 +92,20 @@ def run(
     and program.sparsify in the folder. The same recipe gives the same bits;
     a run that was stopped or killed goes on with --resume.
     """
-    from sparsify.reports import headline, verdict
     from sparsify.runs.inferring import with_task
     from sparsify.runs.recipe import parse_pairs, parse_recipe, with_embedded
-    from sparsify.runs.workflow import ARTEFACTS
     from sparsify.runs.workflow import run as run_workflow
-    from sparsify.terminal import tables
+    from sparsify.terminal import results
     from sparsify.terminal.progress import run_bars
     from sparsify.training import Interrupted
 
-    given = {"model": model, "data": data, "method": method, "sparsity": sparsity, "pattern": pattern}
-    given |= {"task": task, "loss": loss, "figures": figures}
-    given |= {
-        "target": target,
-        "weights": weights,
-        "trust_pickle": trust_pickle,
-        "epochs": epochs,
-        "baseline": baseline,
-        "ood": tuple(ood) if ood else None,
-        "dynamic": tuple(dynamic) if dynamic else None,
-        "form": export_form,
-        "selection": export_selection,
-        "export_precision": export_precision,
-        "export_input": export_input,
-        **parse_pairs(set_ or []),
-    }
-    asked = parse_recipe(recipe, with_embedded(recipe, given))
+    given = {
+        "model": model, "data": data, "task": task, "loss": loss, "figures": figures, "target": target, "ood": tuple(ood or ()) or None,
+        "dynamic": tuple(dynamic or ()) or None, "weights": weights, "trust_pickle": trust_pickle, "method": method,
+        "sparsity": sparsity, "pattern": pattern, "epochs": epochs, "baseline": baseline, "form": export_form,
+        "selection": export_selection, "export_precision": export_precision, "export_input": export_input,
+    }  # fmt: skip
+    asked = parse_recipe(recipe, with_embedded(recipe, {**given, **parse_pairs(set_ or [])}))
     resolved = with_task(asked)
     if resolved is not asked:
         console.print(f"task: {resolved.task}, the one that fits the data and the model", highlight=False)
@@ -304,11 +120,7 @@ def run(
         except UnfinishedError as error:
             report, unfinished = error.report, error
     if report is not None:
-        for line in verdict(report, report["latency"]):
-            console.print(line, highlight=False, markup=False)
-        console.print(tables.figures("", headline(report, report["latency"])))
-        files = [*ARTEFACTS, *sorted(path.name for path in out.glob("*-int8.onnx"))]
-        console.print(f"in {out}: {', '.join(name for name in files if (out / name).exists())}", soft_wrap=True)
+        results.show_run(report, out)
     if unfinished is not None:
         raise unfinished
 
@@ -324,38 +136,21 @@ def run(
     ),
 )
 def compare_command(
-    recipe: Annotated[
-        Path, typer.Argument(help="TOML file of recipe keys, with a [grid] of methods, sparsities and seeds")
-    ],
-    cores: Annotated[
-        int | None,
-        typer.Option(help="cores to keep busy; a cell takes its threads (1 unless given)", show_default="all", min=1),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="any recipe key, as key=value, or a list, as grid.seeds=0,1; repeatable"),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="where everything is written", rich_help_panel=FOLDER)] = Path(
-        "runs/compare"
-    ),
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="keep finished cells, go on with the others, to the same bits", rich_help_panel=FOLDER
-        ),
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace an earlier grid in the folder", rich_help_panel=FOLDER)
-    ] = False,
+    recipe: options.GridFile,
+    cores: options.Cores = None,
+    set_: options.GridSettings = None,
+    out: options.GridOut = Path("runs/compare"),
+    resume: options.ResumeGrid = False,
+    overwrite: options.OverwriteGrid = False,
 ) -> None:
     """Run a grid of methods, sparsities and seeds in parallel, and rank each method against its base.
 
     Leaves compare.html, compare.md, compare.json and grid.toml in the folder, and a run's folder for every cell. The dense baseline and
     what a wrapper wraps are always in the grid. Exit code 2 if a cell failed by a mistake in what was asked for, 1 if by anything else.
     """
-    from sparsify.runs.comparison import COMPARISON, run_grid
+    from sparsify.runs.comparison import run_grid
     from sparsify.runs.grid import parse_grid
-    from sparsify.terminal import tables
+    from sparsify.terminal import results
     from sparsify.terminal.progress import grid_bars
     from sparsify.training import Interrupted
 
@@ -367,12 +162,7 @@ def compare_command(
             )
         except Interrupted as stop:
             _interrupted(stop)
-    console.print(tables.comparison(found.summary))
-    trust = found.summary.sentences()[0]
-    console.print(f"Mean ± standard deviation over seeds; below, the difference to the base. {trust}", highlight=False)
-    console.print(f"in {out}: {', '.join(COMPARISON)}", soft_wrap=True)
-    for failure in found.failures:
-        print(f"sparsify: {failure.cell} failed: {failure.error}", file=sys.stderr)
+    results.show_grid(found, out)
     if found.failures:
         raise typer.Exit(1 if any(failure.defect for failure in found.failures) else 2)
 
@@ -388,63 +178,29 @@ def compare_command(
     ),
 )
 def trace_command(
-    model: Annotated[str, typer.Argument(help="file.py:factory, package.module:factory or model.pt2")] = DEFAULTS[
-        "model"
-    ],
-    data: Annotated[str, typer.Option(help="gives the shape of the inputs")] = "digits",
-    target: Annotated[str | None, typer.Option(help="of file.csv: the column to predict; several with commas")] = None,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option("--input", help="instead of data: 2x3x32x32 or ids=2x16:int64, batch first; repeatable"),
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="safetensors or a state dict")] = None,
-    trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="let files of model and weights run the code they may contain")
-    ] = False,
-    task: Annotated[
-        str | None, typer.Option(help=TASK, show_default=f"{DEFAULTS['task']}; of --input, what the outputs show")
-    ] = None,
-    logits: Annotated[
-        str | None,
-        typer.Option(help="position (from 0) or key of the output that the task reads, such as class scores"),
-    ] = None,
-    dynamic: Annotated[list[str] | None, typer.Option(help=DYNAMIC)] = None,
-    out: Annotated[Path | None, typer.Option(help="save the program here, e.g. model.sparsify")] = None,
+    model: options.TracedModel = options.DEFAULTS["model"],
+    data: options.ShapeData = "digits",
+    target: options.TracedTarget = None,
+    inputs: options.Inputs = None,
+    weights: options.WeightsFile = None,
+    trust_pickle: options.TrustPickle = False,
+    task: options.TracedTask = None,
+    logits: options.Logits = None,
+    dynamic: options.Dynamic = None,
+    out: options.TracedOut = None,
 ) -> None:
     """Print the traced program, what each weight costs, and which can be sparse."""
-    from sparsify.runs.artefacts import recipe_data
-    from sparsify.runs.inferring import with_task
-    from sparsify.runs.preflight import traced, traced_without_data
-    from sparsify.runs.recipe import parse_recipe
-    from sparsify.terminal import tables
+    from sparsify.runs.tracing import traced_on_data, traced_without_data
+    from sparsify.terminal import results
 
+    named: Any = {
+        "weights": weights, "trust_pickle": trust_pickle, "logits": logits, "dynamic": dynamic or (), "task": task
+    }  # fmt: skip
     if inputs:
-        program = traced_without_data(
-            model, inputs, weights=weights, trust_pickle=trust_pickle, logits=logits, dynamic=dynamic or (), task=task
-        )
-    elif task == "custom":
-        raise RecipeError(
-            "a custom task is traced without its loss: give the shapes of the inputs by --input, in place of --data."
-        )
+        program = traced_without_data(model, inputs, **named)
     else:
-        given: dict[str, Any] = {
-            "model": model,
-            "data": data,
-            "weights": weights and str(weights),
-            "trust_pickle": trust_pickle,
-            "task": task,
-        }
-        if target:  # rows of a table are kept for testing; which ones does not matter here
-            given |= {"target": target, "test_holdout": 0.15}
-        if dynamic:
-            given["dynamic"] = tuple(dynamic)
-        if logits is not None:
-            given["logits"] = int(logits) if logits.isdigit() else logits
-        recipe = with_task(parse_recipe(None, given))
-        program = traced(recipe, recipe_data(recipe))
-    typer.echo(program.text())
-    console.print(tables.weights(program), crop=False, soft_wrap=True)
-    console.print(tables.whole(program), highlight=False, soft_wrap=True)
+        program = traced_on_data(model, data, target=target, **named)
+    results.show_program(program)
     if out:
         program.save(out)
 
@@ -458,13 +214,11 @@ def trace_command(
     ),
 )
 def opt(
-    program: Annotated[Path, typer.Argument(help="a saved program")],
-    pipeline: Annotated[str, typer.Argument(help='e.g. "insert-masks{density=0.1} | fold-masks"')],
-    out: Annotated[Path | None, typer.Option(help="save the result here")] = None,
-    show: Annotated[
-        str, typer.Option(help="after: the result; each: after each pass; diff: a diff per pass; none")
-    ] = "after",
-    dump: Annotated[Path | None, typer.Option(help="folder for the text before and after each pass")] = None,
+    program: options.SavedProgram,
+    pipeline: options.Passes,
+    out: options.ResultOut = None,
+    show: options.Show = "after",
+    dump: options.Dump = None,
 ) -> None:
     """Apply passes to a saved program."""
     from sparsify.ir import Program
@@ -491,69 +245,35 @@ def opt(
     ),
 )
 def export(
-    program: Annotated[Path, typer.Argument(help="a saved program, of a run or of your own loop")],
-    out: Annotated[Path, typer.Option(help="the ONNX file")] = Path("model.onnx"),
-    data: Annotated[
-        str | None, typer.Option(help="its test inputs prove the file; as for `sparsify run`", show_default="digits")
-    ] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(help="of the run, in place of --data: its data, split as they were there")
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="what the outputs mean", show_default="what the program's file says, or the one that fits"),
-    ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="side in pixels, for a folder of images", min=1, max=8192)
-    ] = None,
-    opset: Annotated[int, typer.Option(help="18 to 23")] = 20,
-    storage: Annotated[
-        str, typer.Option(help="dense; or sparse: only non-zeros, where that is smaller (disk, not speed)")
-    ] = "dense",
-    form: Annotated[str, typer.Option(help=FORM)] = "auto",
-    selection: Annotated[str, typer.Option(help=SELECTION)] = "by-batch",
-    precision: Annotated[
-        str, typer.Option(help="fp32; or int8: the fastest of the int8 and fp32 forms on this machine that agrees")
-    ] = "fp32",
-    batch: Annotated[
-        int,
-        typer.Option(
-            help="samples most calls will have: trials run so many; above 1 no If is written", min=1, max=2**16
-        ),
-    ] = 1,
-    threads: Annotated[int, typer.Option(help="of trials, those of int8 and auto:measure", min=1, max=512)] = 1,
-    input_type: Annotated[str, typer.Option("--input", "--export-input", help=INPUT)] = "float",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file")] = False,
+    program: options.FinishedProgram,
+    out: options.OnnxOut = Path("model.onnx"),
+    data: options.ProofData = None,
+    recipe: options.RunRecipe = None,
+    task: options.ExportTask = None,
+    image_size: options.ImageSize = None,
+    opset: options.Opset = 20,
+    storage: options.Storage = "dense",
+    form: options.Form = "auto",
+    selection: options.Selection = "by-batch",
+    precision: options.Precision = "fp32",
+    batch: options.CallBatch = 1,
+    threads: options.TrialThreads = 1,
+    input_type: options.InputType = "float",
+    overwrite: options.OverwriteFile = False,
 ) -> None:
     """Export a saved program to ONNX and prove the file in ONNX Runtime: same outputs at two batch sizes, exactly the zeros of the masks.
 
     A file that disagrees is not written. An int8 file is compared by its
     predictions, and measured on the test samples.
     """
-    from sparsify.reports import int8_sentence
     from sparsify.runs.exporting import export_saved
-    from sparsify.terminal import tables
+    from sparsify.terminal import results
 
     result, measured = export_saved(
         program, out, data=data, recipe=recipe, task=task, image_size=image_size, opset=opset, storage=storage, form=form,
         selection=selection, precision=precision, batch=batch, threads=threads, input_type=input_type, overwrite=overwrite,
     )  # fmt: skip
-    batches = " and ".join(map(str, result.parity.batches))
-    console.print(
-        f"{result.path}: {result.bytes:,} bytes, {result.nonzeros:,} of {result.positions:,} masked weights not zero, "
-        f"{100 * result.model_density:.1f} % of all the model's weights; agrees with "
-        f"the program to {result.parity.largest_error:.1e}, relative to each of {result.parity.units:,} outputs per sample, at batch "
-        f"{batches}."
-    )
-    if not result.batch_range.everything:
-        console.print(f"  takes batches of {result.batch_range} only, as forward does", highlight=False, markup=False)
-    for text in result.parity.uncompared:
-        console.print(f"  not compared: {text}", highlight=False, markup=False)
-    for weight, choice in result.forms.items():
-        console.print(f"  {weight}: {choice}", highlight=False)
-    if result.int8 and measured:
-        console.print(tables.int8(result.int8, measured))
-        console.print(int8_sentence(measured), highlight=False)
+    results.show_export(result, measured)
 
 
 @app.command(
@@ -565,20 +285,12 @@ def export(
     ),
 )
 def bench(
-    files: Annotated[list[Path], typer.Argument(help="ONNX files; the first is what the others are compared with")],
-    threads: Annotated[int, typer.Option(help="of ONNX Runtime", rich_help_panel=MEASURE)] = 1,
-    batch: Annotated[
-        int | None,
-        typer.Option(help="first dimension, where the file leaves it open", show_default="1", rich_help_panel=MEASURE),
-    ] = None,
-    rounds: Annotated[int, typer.Option(help="each file is timed once a round", rich_help_panel=MEASURE)] = 50,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="of an input with other open dimensions: name=1x3x224x224; repeatable", rich_help_panel=MEASURE
-        ),
-    ] = None,
-    json_: Annotated[Path | None, typer.Option("--json", help="write the figures and the machine here")] = None,
+    files: options.Files,
+    threads: options.Threads = 1,
+    batch: options.OpenBatch = None,
+    rounds: options.Rounds = 50,
+    shape: options.Shapes = None,
+    json_: options.Json = None,
 ) -> None:
     """Latency of ONNX files in ONNX Runtime, each against the first, with the noise of the machine.
 
@@ -607,7 +319,7 @@ def bench(
 
 
 @app.command(rich_help_panel="The job", epilog=examples("sparsify report runs/a"))
-def report(folder: Annotated[Path, typer.Argument(help="of a finished run, or of a grid")]) -> None:
+def report(folder: options.Finished) -> None:
     """Rebuild report.html, or the table of a grid, from what is in its folder, and from nothing else."""
     from sparsify.reports import write_report
     from sparsify.runs.comparison import COMPARISON, RECORD, write_comparison
@@ -661,49 +373,14 @@ def _interrupted(stop: Interrupted) -> NoReturn:
 
 def main() -> None:
     """Entry point: a mistake of the user's ends with one message and exit code 2, never a traceback; a defect says that it is one."""
-    warnings.showwarning = _notes()
+    warnings.showwarning = messages.notes()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path need not be text
     try:
         app()
-    except SparsifyError as error:
-        _end(str(error))
-    except OSError as error:
-        name = error.filename if error.filename is not None else "a file"
-        _end(f"cannot write or read {name}: {error.strerror or error}.")
-    except MemoryError as error:
-        _end(
-            f"there is not enough memory for this ({error or 'an allocation failed'}). Lower the batch, the size of images, or workers."
-        )
     except Exception as error:
-        traceback.print_exc()
-        print(
-            f"sparsify: {type(error).__name__}: {error}\nThis is a defect of sparsify, not a mistake of yours. Report it with the lines "
-            f"above and the command.",
-            file=sys.stderr,
-        )
-        sys.exit(1)
-
-
-def _notes() -> Callable[..., None]:
-    """Print what sparsify says without stopping as notes, each once; warnings of others are shown as Python shows them."""
-    said: set[str] = set()
-
-    def note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if not issubclass(category, SparsifyWarning):
-            _show(message, category, *where, **more)
-        elif str(message) not in said:
-            said.add(str(message))
-            print(f"sparsify: note: {message}", file=sys.stderr)
-
-    return note
-
-
-def _end(message: str) -> NoReturn:
-    shown = message if len(message) <= LONGEST_MESSAGE else f"{message[: LONGEST_MESSAGE - 600]} ... {message[-500:]}"
-    print(f"sparsify: {shown}", file=sys.stderr)
-    sys.exit(2)
+        messages.ended(error)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import sparsify
 import sparsify.cli as cli
 from sparsify.errors import ExportWarning, LoadWarning, TrainingWarning
 from sparsify.runs.recipe import Recipe
+from sparsify.terminal.options import DEFAULTS
 from tests.end_to_end.commands import command
 
 LOADED = """
@@ -45,7 +46,7 @@ def test_a_command_without_a_report_loads_no_matplotlib():
 
 def test_the_defaults_that_the_help_shows_are_those_of_a_recipe():
     recipe: Any = Recipe()
-    assert {key: str(getattr(recipe, key)) for key in cli.DEFAULTS} == cli.DEFAULTS
+    assert {key: str(getattr(recipe, key)) for key in DEFAULTS} == DEFAULTS
 
 
 def test_the_help_of_a_run_lists_the_keys_without_an_option(capsys, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sparsify.calibration import kind_of
-from sparsify.errors import DataError, ExportError, RecipeError, SparsifyError, TaskError, TraceError
+from sparsify.errors import DataError, ExportError, RecipeError, SparsifyError, TraceError
 from sparsify.exporters.conversion import convert
 from sparsify.exporters.signature import holds_samples
 from sparsify.heads import fitting
@@ -21,16 +21,15 @@ from sparsify.ir.effects import unexportable
 from sparsify.ir.evaluation import outputs_of, outputs_over
 from sparsify.loading import Data, load_model
 from sparsify.loading.augmentation import check_augmentation
-from sparsify.loading.inputs import example_inputs
 from sparsify.methods import Method, dense
 from sparsify.parts.samples import Subset
 from sparsify.passes import AttachCalibrationHead, Pipeline
 from sparsify.runs.artefacts import feeding, recipe_data
 from sparsify.runs.continuation import training_key
-from sparsify.runs.recipe import AUTO, Recipe
+from sparsify.runs.recipe import Recipe
 from sparsify.runs.saved import is_saved, load_saved
 from sparsify.runs.standardising import standardised
-from sparsify.tasks import Classification, Task, kind
+from sparsify.tasks import Classification, Task
 from sparsify.training import rehearse
 from sparsify.user_code import told
 
@@ -241,35 +240,6 @@ def _traced(recipe: Recipe, data: Data) -> Program:
     meaning = None if type(task) is Classification else task
     classes = data.classes or None
     return trace(model, data.example(), dynamic=dynamic, limits=limits, outputs=outputs, classes=classes, task=meaning)
-
-
-def traced_without_data(
-    model: str,
-    inputs: Sequence[str],
-    *,
-    weights: Path | None = None,
-    trust_pickle: bool = False,
-    logits: str | None = None,
-    dynamic: Sequence[str] = (),
-    task: str | None = None,
-) -> Program:
-    """A model traced on inputs made from text (`sparsify.loading.inputs.example_inputs`), for a task where one is named.
-
-    Raises:
-        LoadError: If the model cannot be made, or an input is misspelt.
-        TraceError: If it cannot be traced on these inputs.
-        TaskError: If there is no task of that name.
-    """
-    if task == AUTO:
-        raise TaskError(
-            "the task 'auto' is the one that fits the targets of data. Name the task, or give --data in place of --input."
-        )
-    torch.manual_seed(0)
-    args, kwargs = example_inputs(inputs)
-    loaded = load_model(model, weights=weights, trust_pickle=trust_pickle)
-    places, limits = parsed(dynamic)
-    outputs = {} if logits is None else {(None if task is None else kind(task).output) or "logits": logits}
-    return trace(loaded, args, kwargs, dynamic=places, limits=limits, outputs=outputs, task=task)
 
 
 def _check_targets(program: Program, task: Task, data: Data) -> None:

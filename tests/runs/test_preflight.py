@@ -9,7 +9,7 @@ import pytest
 from sparsify.errors import TraceError
 from sparsify.ir import TraceWarning
 from sparsify.runs.artefacts import recipe_data
-from sparsify.runs.preflight import traced, traced_without_data
+from sparsify.runs.preflight import traced
 from sparsify.runs.recipe import Recipe, parse_recipe
 
 MODELS = """
@@ -79,10 +79,3 @@ def test_a_recipe_declares_what_varies(tmp_path):
     assert str(program.ranges["eval"]["H"].text("H")) == "4 <= H <= 16"
     with pytest.raises(TraceError, match="INPUT:PLACE=NAME"):
         traced(dataclasses.replace(recipe, dynamic=("H",)), recipe_data(recipe, None))
-
-
-def test_a_trace_without_data_declares_what_varies(tmp_path):
-    (tmp_path / "pictures.py").write_text(PICTURES)
-    model = f"{tmp_path / 'pictures.py'}:build"
-    program = traced_without_data(model, ["2x1x8x8"], dynamic=["input:2=H"])
-    assert program.input_specs[0].shape == ("N", 1, "H", 8)

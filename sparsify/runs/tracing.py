@@ -1,0 +1,88 @@
+"""A model traced to be looked at: on data, or on inputs that are made from text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsify.errors import RecipeError, TaskError
+from sparsify.ir import Program, trace
+from sparsify.ir.dimensions import parsed
+from sparsify.loading import load_model
+from sparsify.loading.inputs import example_inputs
+from sparsify.runs.artefacts import recipe_data
+from sparsify.runs.inferring import with_task
+from sparsify.runs.preflight import traced
+from sparsify.runs.recipe import AUTO, parse_recipe
+from sparsify.tasks import kind
+
+
+def traced_on_data(
+    model: str,
+    data: str,
+    *,
+    target: str | None = None,
+    weights: Path | None = None,
+    trust_pickle: bool = False,
+    logits: str | None = None,
+    dynamic: Sequence[str] = (),
+    task: str | None = None,
+) -> Program:
+    """A model traced on the first samples of data, as a run would trace it.
+
+    Args:
+        model, data, weights, trust_pickle, dynamic, task: as in a recipe.
+        target: of a table, the columns to predict; several with commas.
+        logits: position or key of the output that the task reads.
+
+    Raises:
+        RecipeError: If the task is custom, whose loss is not known here.
+        SparsifyError: If the model or the data cannot be used, or do not fit.
+    """
+    if task == "custom":
+        raise RecipeError(
+            "a custom task is traced without its loss: give the shapes of the inputs by --input, in place of --data."
+        )
+    given: dict[str, Any] = {
+        "model": model, "data": data, "weights": weights and str(weights), "trust_pickle": trust_pickle, "task": task,
+    }  # fmt: skip
+    if target:  # rows of a table are kept for testing; which ones does not matter here
+        given |= {"target": target, "test_holdout": 0.15}
+    if dynamic:
+        given["dynamic"] = tuple(dynamic)
+    if logits is not None:
+        given["logits"] = int(logits) if logits.isdigit() else logits
+    recipe = with_task(parse_recipe(None, given))
+    return traced(recipe, recipe_data(recipe))
+
+
+def traced_without_data(
+    model: str,
+    inputs: Sequence[str],
+    *,
+    weights: Path | None = None,
+    trust_pickle: bool = False,
+    logits: str | None = None,
+    dynamic: Sequence[str] = (),
+    task: str | None = None,
+) -> Program:
+    """A model traced on inputs made from text (`sparsify.loading.inputs.example_inputs`), for a task where one is named.
+
+    Raises:
+        LoadError: If the model cannot be made, or an input is misspelt.
+        TraceError: If it cannot be traced on these inputs.
+        TaskError: If there is no task of that name.
+    """
+    if task == AUTO:
+        raise TaskError(
+            "the task 'auto' is the one that fits the targets of data. Name the task, or give --data in place of --input."
+        )
+    torch.manual_seed(0)
+    args, kwargs = example_inputs(inputs)
+    loaded = load_model(model, weights=weights, trust_pickle=trust_pickle)
+    places, limits = parsed(dynamic)
+    outputs = {} if logits is None else {(None if task is None else kind(task).output) or "logits": logits}
+    return trace(loaded, args, kwargs, dynamic=places, limits=limits, outputs=outputs, task=task)

@@ -1,0 +1,115 @@
+"""The options of `sparsify run`: recipe keys that the command has a word for, and where the results go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from sparsify.terminal.options import DEFAULTS, DYNAMIC, FOLDER, FORM, INPUT, SELECTION
+
+WITH_OPTION = (
+    "model", "data", "task", "loss", "figures", "ood", "weights", "trust_pickle", "method", "sparsity", "pattern", "epochs", "baseline",
+    "export_precision", "export_input",
+)  # fmt: skip
+"""Recipe keys that have an option of their own."""
+WHAT, SPARSE, TRAINING = "What to train", "Sparsity", "Training"
+
+Model = Annotated[
+    str | None,
+    Argument(
+        help="file.py:factory, package.module:factory, model.pt2, or a saved program to train on",
+        show_default="a small CNN",
+    ),
+]
+Data = Annotated[
+    str | None,
+    Option(
+        help="digits, file.npz, file.csv, a folder of images, or file.py:factory",
+        show_default=DEFAULTS["data"],
+        rich_help_panel=WHAT,
+    ),
+]
+Task = Annotated[
+    str | None,
+    Option(
+        help="what the outputs mean: classification, binary, multilabel, regression, dense, sequence, custom, or auto, the one "
+        "that fits data and model",
+        show_default=DEFAULTS["task"],
+        rich_help_panel=WHAT,
+    ),
+]
+Loss = Annotated[
+    str | None,
+    Option(help="of regression mse, mae or huber; of custom file.py:function", rich_help_panel=WHAT),
+]
+Figures = Annotated[
+    str | None, Option(help="of custom: file.py:function that returns numbers by name", rich_help_panel=WHAT)
+]
+Target = Annotated[
+    str | None,
+    Option(help="of file.csv: the column to predict; several with commas between them", rich_help_panel=WHAT),
+]
+Ood = Annotated[
+    list[str] | None,
+    Option(help="inputs of no class, to be told from the test part; repeatable", rich_help_panel=WHAT),
+]
+Dynamic = Annotated[list[str] | None, Option(help=DYNAMIC, rich_help_panel=WHAT)]
+Weights = Annotated[
+    str | None,
+    Option(help="safetensors or a state dict to start from", show_default="the model's own", rich_help_panel=WHAT),
+]
+TrustPickle = Annotated[
+    bool | None,
+    Option(help="let files of model and weights run the code they may contain", rich_help_panel=WHAT),
+]
+Method = Annotated[
+    str | None,
+    Option(help="see `sparsify methods`, or file.py:function", show_default=DEFAULTS["method"], rich_help_panel=SPARSE),
+]
+Sparsity = Annotated[
+    float | None,
+    Option(help="inactive fraction, above 0 and below 1", show_default=DEFAULTS["sparsity"], rich_help_panel=SPARSE),
+]
+Pattern = Annotated[
+    str | None, Option(help="see `sparsify patterns`", show_default=DEFAULTS["pattern"], rich_help_panel=SPARSE)
+]
+Epochs = Annotated[
+    int | None,
+    Option(help="passes over the training data", show_default=DEFAULTS["epochs"], rich_help_panel=TRAINING),
+]
+Baseline = Annotated[
+    bool | None,
+    Option(
+        help="train the dense model too, same budget, and compare",
+        show_default="no-baseline",
+        rich_help_panel=TRAINING,
+    ),
+]
+ExportForm = Annotated[str | None, Option(help=FORM, show_default=DEFAULTS["form"], rich_help_panel=FOLDER)]
+ExportSelection = Annotated[
+    str | None, Option(help=SELECTION, show_default=DEFAULTS["selection"], rich_help_panel=FOLDER)
+]
+ExportPrecision = Annotated[
+    str | None,
+    Option(
+        help="int8 also writes model-int8.onnx, the fastest of its int8 and fp32 forms on this machine",
+        show_default=DEFAULTS["export_precision"],
+        rich_help_panel=FOLDER,
+    ),
+]
+ExportInput = Annotated[str | None, Option(help=INPUT, show_default=DEFAULTS["export_input"], rich_help_panel=FOLDER)]
+RecipeFile = Annotated[
+    Path | None,
+    Option(help="TOML file of keys; options given here override them", rich_help_panel=TRAINING),
+]
+Settings = Annotated[
+    list[str] | None,
+    Option("--set", help="any other recipe key, as key=value; repeatable", rich_help_panel=TRAINING),
+]
+Out = Annotated[Path, Option(help="where everything is written", rich_help_panel=FOLDER)]
+Resume = Annotated[
+    bool, Option("--resume", help="go on from the last checkpoint, to the same bits", rich_help_panel=FOLDER)
+]
+Overwrite = Annotated[bool, Option("--overwrite", help="replace an earlier run in the folder", rich_help_panel=FOLDER)]
