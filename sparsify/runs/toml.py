@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from sparsify.errors import RecipeError
 from sparsify.ir.foreign import INTEGERS, LONGEST_TEXT, read_text
@@ -71,29 +72,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def to_toml(values: Mapping[str, Any], table: str = "") -> str:
+def to_toml(values: Mapping[str, Any]) -> str:
     """TOML of scalars, lists and, after them, tables; None and empty tables are left out. `read_toml` reads it back."""
-    lines = [
-        f"{_key(key)} = {_toml(value)}"
-        for key, value in values.items()
-        if value is not None and not isinstance(value, Mapping)
-    ]
-    text = "".join(f"{line}\n" for line in lines)
-    if table and lines:
-        text = f"\n[{table}]\n{text}"
-    nested = (
-        (f"{table}.{_key(key)}".lstrip("."), value) for key, value in values.items() if isinstance(value, Mapping)
-    )
-    return text + "".join(to_toml(value, name) for name, value in nested)
+    return tomli_w.dumps(_written(values))
 
 
-def _key(text: str) -> str:
-    return text if re.fullmatch(r"[\w-]+", text, re.ASCII) else json.dumps(text)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+def _written(values: Mapping[str, Any]) -> dict[str, Any]:
+    found = {key: _written(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    return {key: value for key, value in found.items() if value is not None and value != {}}
