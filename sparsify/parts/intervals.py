@@ -7,9 +7,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-BISECTIONS = 200
-"""Halvings of a bracket until it is two neighbouring floats."""
-
 
 @dataclass(frozen=True)
 class Spread:
@@ -89,26 +86,9 @@ def student_quantile(p: float, freedom: int) -> float:
     """
     if not 0.5 < p < 1.0 or freedom < 1:
         raise ValueError(f"p should be in (0.5, 1) and freedom at least 1, found {p} and {freedom}")
-    low, high = 0.0, 1.0
-    while _central(high, freedom) < 2 * p - 1:
-        high *= 2
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _central(middle, freedom) < 2 * p - 1 else (low, middle)
-    return high
+    from scipy.special import stdtrit  # the quantile function; scipy.stats has it too, and takes longer to load
 
-
-def _central(t: float, freedom: int) -> float:
-    """P(-t <= T <= t), by the finite series for whole degrees of freedom (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    squared = math.cos(angle) ** 2
-    odd = freedom % 2
-    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
-    for index in range(freedom // 2):
-        total += term
-        term *= squared * ((2 * index + 2) / (2 * index + 3) if odd else (2 * index + 1) / (2 * index + 2))
-    series = math.sin(angle) * total
-    return 2 / math.pi * (angle + series) if odd else series
+    return float(stdtrit(freedom, p))
 
 
 def share_interval(hits: int, samples: int, *, confidence: float = 0.95) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import TrainingError
+from sparsify.parts import bootstrap
 
 
 def finite(values: Tensor, what: str, *, ordered: bool = False) -> Tensor:
@@ -173,12 +174,8 @@ def individual_calibration_error(probabilities: Tensor, lower: Tensor, upper: Te
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
     """Probability that a score of ``inside`` [N] exceeds one of ``outside`` [M]; ties count half."""
-    pooled = finite(torch.cat([inside, outside]), "scores").double()
-    values, inverse, counts = pooled.unique(return_inverse=True, return_counts=True)
-    ranks = counts.cumsum(0).double() - (counts.double() - 1) / 2
-    n, m = len(inside), len(outside)
-    del values
-    return float((ranks[inverse[:n]].sum() - n * (n + 1) / 2) / (n * m))
+    scores, yes = _pooled(inside, outside)
+    return float(bootstrap.auroc(scores, yes)(torch.ones(1, len(scores), dtype=torch.float64, device=scores.device)))
 
 
 def fpr_at_95_tpr(inside: Tensor, outside: Tensor) -> float:
@@ -199,12 +196,19 @@ def aupr(positive: Tensor, negative: Tensor) -> float:
 
     AUPR-in is ``aupr(inside, outside)``, AUPR-out ``aupr(-outside, -inside)``. It depends on N : M; equal scores are one threshold.
     """
-    scores = finite(torch.cat([positive, negative]), "scores").double()
-    truth = torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))]).double()
-    _, place, counts = (-scores).unique(return_inverse=True, return_counts=True)
-    hits = torch.zeros(len(counts), dtype=torch.float64).index_add(0, place, truth)
-    precision = hits.cumsum(0) / counts.cumsum(0)
-    return float((hits * precision).sum() / len(positive))
+    scores, yes = _pooled(positive, negative)
+    figure = bootstrap.mean_average_precision(scores[:, None], yes[:, None])
+    return float(figure(torch.ones(1, len(scores), dtype=torch.float64, device=scores.device)))
+
+
+def _pooled(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of both, float64, and which are of the first.
+
+    Raises:
+        TrainingError: If a score is not finite.
+    """
+    scores = finite(torch.cat([first, second]), "scores").double()
+    return scores, torch.arange(len(scores), device=scores.device) < len(first)
 
 
 def _gap(table: list[ReliabilityBin]) -> float:
