@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import io
 import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup, escape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +66,7 @@ def shade(share: float) -> Any:
     return mpl.colormaps["viridis"](share)
 
 
-def curves(histories: Mapping[str, History], titles: Mapping[str, str], figure_key: str = "accuracy") -> str:
+def curves(histories: Mapping[str, History], titles: Mapping[str, str], figure_key: str = "accuracy") -> Markup:
     """Training loss and a figure of the validation part, such as its accuracy, by step; one line per model."""
     key, name = f"val_{figure_key}", figure_key.replace("_", " ")
     with canvas(3.2) as figure:
@@ -93,12 +94,12 @@ def _positive(histories: Mapping[str, History]) -> bool:
     return all(row[key] > 0 for rows in histories.values() for row in rows for key in ("loss", "val_loss"))
 
 
-def readings(history: History) -> str:
+def readings(history: History) -> Markup:
     """Figures of the method's own by step, one line each, less those that `unknown` draws; empty where it has none."""
     found = dict.fromkeys(name for row in history for name in row.get("readings", {}))
     names = [name for name in found if name not in OF_THE_UNKNOWN]
     if not names:
-        return ""
+        return Markup()
     with canvas(2.8) as figure:
         axis, ends = figure.subplots(), []
         for index, name in enumerate(names):
@@ -113,7 +114,7 @@ def readings(history: History) -> str:
         return svg(figure, f"What the method did, by optimizer step: {shown}.", "w")
 
 
-def densities(layers: Sequence[Mapping[str, Any]]) -> str:
+def densities(layers: Sequence[Mapping[str, Any]]) -> Markup:
     """Density of every masked weight, as bars."""
     masked = [layer for layer in layers if layer["active"] is not None]
     shares = [layer["active"] / layer["maskable"] for layer in masked]
@@ -129,7 +130,7 @@ def densities(layers: Sequence[Mapping[str, Any]]) -> str:
         return svg(figure, f"Density of each of {len(masked)} masked weights, from {lowest:.3f} to {highest:.3f}.", "d")
 
 
-def masks(history: History) -> str:
+def masks(history: History) -> Markup:
     """Coverage and turnover of every masked weight by step, one line a weight, from the first (dark) to the last (light)."""
     rows = [row for row in history if row.get("coverage")]
     names, steps = list(rows[-1]["coverage"]), [row["step"] for row in rows]
@@ -153,7 +154,7 @@ def masks(history: History) -> str:
         )
 
 
-def reliability(bins: Mapping[str, Mapping[str, Bins]], titles: Mapping[str, str]) -> str:
+def reliability(bins: Mapping[str, Mapping[str, Bins]], titles: Mapping[str, str]) -> Markup:
     """Accuracy by confidence over a histogram of confidences, before and after calibration, one row a model."""
     with canvas(3.4 * len(bins)) as figure:
         grid = figure.subplots(2 * len(bins), 2, squeeze=False, height_ratios=[3, 1] * len(bins), sharex=True)
@@ -188,7 +189,7 @@ def _histogram(axis: Axes, table: Bins, colour: str) -> None:
     axis.tick_params(labelbottom=True)
 
 
-def ood(report: Mapping[str, Any], titles: Mapping[str, str], score: Mapping[str, str]) -> str:
+def ood(report: Mapping[str, Any], titles: Mapping[str, str], score: Mapping[str, str]) -> Markup:
     """Histograms of each model's score on test inputs and on each set of out-of-distribution inputs, as shares of each.
 
     Args:
@@ -215,7 +216,7 @@ def ood(report: Mapping[str, Any], titles: Mapping[str, str], score: Mapping[str
         return svg(figure, f"Scores of test inputs and of out-of-distribution inputs. {'; '.join(said)}.", "o")
 
 
-def unknown(rows: History) -> str:
+def unknown(rows: History) -> Markup:
     """Probability of the unknown, a mean over training batches and over validation samples, and alpha where there is one, by step."""
     with canvas(2.8) as figure:
         found = [{**row, **row.get("readings", {})} for row in rows]
@@ -235,7 +236,7 @@ def unknown(rows: History) -> str:
         return svg(figure, f"Probability of the unknown class by optimizer step. At the end: {ends}.", "u")
 
 
-def svg(figure: Figure, label: str, prefix: str) -> str:
+def svg(figure: Figure, label: str, prefix: str) -> Markup:
     """The figure as an ``<svg>`` element with a text for those who cannot see it; ``prefix`` keeps its ids apart on the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -243,7 +244,7 @@ def svg(figure: Figure, label: str, prefix: str) -> str:
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     head, rest = text.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
-    head = head.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
+    head = head.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
     rest = re.sub(r"\s*<metadata>.*?</metadata>", "", rest, flags=re.DOTALL)
     rest = re.sub(r'(\bid="|\bxlink:href="#|url\(#)', rf"\1{prefix}-", rest)
-    return f"{head}>{rest}"
+    return Markup(f"{head}>{rest}")  # matplotlib escapes names; the label is escaped above

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from sparsify.reports import markup
 from sparsify.reports.headline import Headline
+from sparsify.reports.markup import Table
 from sparsify.reports.summary import CONFIDENCE, CellResult, Summary
 from sparsify.reports.summary_measures import measure
 from sparsify.reports.summary_plots import against_evaluations, against_sparsity, against_steps
@@ -38,24 +39,23 @@ def markdown(title: str, summary: Summary, missing: Missing) -> str:
 def document(title: str, summary: Summary, cells: Sequence[CellResult], missing: Missing, recipe: str) -> str:
     """The HTML file: table, sentences, plots, cells, and the grid's recipe."""
     trust, *clear = summary.sentences()
-    said = "<ul>" + "".join(f"<li>{markup.escaped(line)}</li>" for line in clear) + "</ul>"
-    body = [
-        f"<h1>{markup.escaped(title)}</h1>",
-        _html_table("method", summary.table(summary.shown())),
-        f"<p>{markup.escaped(READING)}</p>",
-        f"<p>{markup.escaped(trust)}</p>" + (markup.folded("What is clear", said) if clear else ""),
-        "<h2>Not in the table</h2>" + markup.table(("cell", "why"), missing, kind="text") if missing else "",
-        "<h2>By sparsity</h2>",
-        markup.wide(against_sparsity(summary)),
-        "<h2>By step</h2>",
-        markup.wide(against_steps(cells)),
-        "<h2>By measured compute</h2>",
-        markup.wide(against_evaluations(cells)),
-        "<h2>How soon</h2>" + _html_table("method", summary.reaches()) + f"<p>{markup.escaped(REACHING)}</p>",
-        markup.folded("Cells", markup.table(*_cells(summary, cells))),
-        markup.folded("Recipe of the grid, resolved", f"<pre>{markup.escaped(recipe)}</pre>"),
-    ]
-    return markup.page(f"{title}: sparsify compare", body)
+    return markup.page(
+        "grid.html",
+        title=f"{title}: sparsify compare",
+        name=title,
+        figures=_table("method", summary.table(summary.shown())),
+        reading=READING,
+        trust=trust,
+        clear=clear,
+        missing=Table(("cell", "why"), missing, kind="text"),
+        by_sparsity=against_sparsity(summary),
+        by_step=against_steps(cells),
+        by_evaluations=against_evaluations(cells),
+        reaches=_table("method", summary.reaches()),
+        reaching=REACHING,
+        cells=Table(*_cells(summary, cells)),
+        recipe=recipe,
+    )
 
 
 def _cells(summary: Summary, cells: Sequence[CellResult]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -68,8 +68,8 @@ def _cells(summary: Summary, cells: Sequence[CellResult]) -> tuple[tuple[str, ..
     return head, rows
 
 
-def _html_table(corner: str, shown: Headline) -> str:
-    return markup.table((corner, *shown.columns), ((label, *cells) for label, cells in shown.rows))
+def _table(corner: str, shown: Headline) -> Table:
+    return Table((corner, *shown.columns), [(label, *cells) for label, cells in shown.rows])
 
 
 def _markdown_table(corner: str, shown: Headline) -> list[str]:

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from sparsify.reports.plots import COLOURS, canvas, svg
 from sparsify.reports.summary import CellResult, Summary, evaluations, mean_curve
 from sparsify.reports.summary_measures import COSTS, measure
@@ -33,7 +35,7 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
     return {"dense": {"color": COLOURS["dense"], "linestyle": "-", "marker": ""}, **found}
 
 
-def against_sparsity(summary: Summary) -> str:
+def against_sparsity(summary: Summary) -> Markup:
     """Every figure of the table by sparsity: means, and bars of one deviation; rows without masks are lines across."""
     varying = set(summary.shortlist())
     keys = [key for key in summary.shown() if key not in COSTS or key in varying]
@@ -72,17 +74,17 @@ def _levels(
         )  # fmt: skip
 
 
-def against_steps(cells: Sequence[CellResult]) -> str:
+def against_steps(cells: Sequence[CellResult]) -> Markup:
     """Validation accuracy by optimizer step, a panel a sparsity, means over seeds."""
     return _curves(cells, lambda row: float(row["step"]), "step", "t")
 
 
-def against_evaluations(cells: Sequence[CellResult]) -> str:
+def against_evaluations(cells: Sequence[CellResult]) -> Markup:
     """Validation accuracy by evaluations, as the trainer counted passes, a panel a sparsity, means over seeds."""
     return _curves(cells, evaluations, "evaluations (a forward and a backward pass each)", "e")
 
 
-def _curves(cells: Sequence[CellResult], x: Callable[[Mapping[str, Any]], float], label: str, prefix: str) -> str:
+def _curves(cells: Sequence[CellResult], x: Callable[[Mapping[str, Any]], float], label: str, prefix: str) -> Markup:
     masked = sorted({cell.sparsity for cell in cells if cell.sparsity is not None})
     levels: list[float | None] = [*masked] or [None]
     names = list(dict.fromkeys(cell.name for cell in cells))
