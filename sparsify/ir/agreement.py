@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,7 +30,26 @@ LARGEST_TRIAL = 4096
 """A limit that the user gives is tried up to this size."""
 
 
-def compare(model: nn.Module, program: Program, example: Example, dimensions: Dimensions) -> dict[str, Ranges]:
+@dataclass(frozen=True)
+class Cause:
+    """Why sizes that the guards of torch.export allow are left out of a range.
+
+    Attributes:
+        text: what happened, at which sizes.
+        at_fault: whether the model works there, so that the trace is to blame.
+    """
+
+    text: str
+    at_fault: bool
+
+
+Causes = dict[str, dict[str, Cause]]
+"""By phase and dimension."""
+
+
+def compare(
+    model: nn.Module, program: Program, example: Example, dimensions: Dimensions
+) -> tuple[dict[str, Ranges], Causes]:
     """Compare both phases with the model, at sizes other than the example's where these may vary.
 
     Outputs of the train phase and its gradients are compared at sizes one larger than the example's, outputs of the eval phase at twice
@@ -43,12 +62,14 @@ def compare(model: nn.Module, program: Program, example: Example, dimensions: Di
         dimensions: those that vary.
 
     Returns:
-        The sizes each phase holds for: those of the program, without 1 where the model does something else there.
+        The sizes each phase holds for: those of the program, without sizes at which the model fails or the trace does something else; and
+        why these were left out.
 
     Raises:
-        TraceError: If a phase differs from the model.
+        TraceError: If a phase differs from the model, or fails where the model does not.
     """
     found = {phase: dict(program.ranges[phase]) for phase in PHASES}
+    causes: Causes = {phase: {} for phase in PHASES}
     for phase in PHASES:
         model.train(phase == "train")
         program.train(phase == "train")
@@ -63,7 +84,8 @@ def compare(model: nn.Module, program: Program, example: Example, dimensions: Di
             ranges[name] = checks.lowered(name, ranges[name])
         found[phase] = checks.cornered(ranges)
         checks.ends(found[phase])
-    return found
+        causes[phase] = checks.causes
+    return found, causes
 
 
 class _Checks:
@@ -74,6 +96,7 @@ class _Checks:
     ) -> None:
         self.model, self.program, self.phase = model, program, phase
         self.example, self.dimensions, self.sizes = example, dimensions, dimensions.sizes(example)
+        self.causes = dict[str, Cause]()
 
     def second(self, name: str) -> int:
         """Another size than the example's."""
@@ -84,37 +107,47 @@ class _Checks:
         found = dict(ranges)
         for name in self.dimensions.names:
             top = ranges[name].nearest(self.second(name))
-            if name == BATCH or top <= self.sizes[name] or self._runs({name: top}):
+            if name == BATCH or top <= self.sizes[name] or (cause := self._refused({name: top})) is None:
                 continue
             low, high = self.sizes[name], top
             while high - low > 1:
                 middle = (low + high) // 2
-                low, high = (middle, high) if self._runs({name: middle}) else (low, middle)
-            found[name] = replace(ranges[name], high=low)
+                refused = self._refused({name: middle})
+                low, high, cause = (middle, high, cause) if refused is None else (low, middle, refused)
+            found[name], self.causes[name] = replace(ranges[name], high=low), cause
         self.program.ranges[self.phase] = found
         return found
 
     def lowered(self, name: str, allowed: SizeRange) -> SizeRange:
         """The range from the smallest size on at which model and program agree, among those that torch.export left open."""
         if allowed.low == 1:
-            return allowed if self._agree({name: 1}) else allowed.without_one()
+            cause = self._differs({name: 1})
+            if cause is None:
+                return allowed
+            self.causes[name] = cause
+            return allowed.without_one()
         limit = self.dimensions.limits.get(name, EVERY).low
         for _ in range(TRIALS):
             size = allowed.low - allowed.step
-            if size < limit or not self._agree({name: size}):
+            if size < limit or self._differs({name: size}) is not None:
                 break
             allowed = replace(allowed, low=size)
         return allowed
 
     def cornered(self, ranges: Ranges) -> Ranges:
         """The ranges with low ends at which model and program agree when all dimensions are there at once."""
-        if len(ranges) == 1 or self._agree({name: allowed.low for name, allowed in ranges.items()}):
+        if len(ranges) == 1:
+            return ranges
+        cause = self._differs({name: allowed.low for name, allowed in ranges.items()})
+        if cause is None:
             return ranges
         found = {name: allowed if name == BATCH else allowed.without_one() for name, allowed in ranges.items()}
-        if self._agree({name: allowed.low for name, allowed in found.items()}):
-            return found
-        found = {name: replace(allowed, low=self.sizes[name]) for name, allowed in ranges.items() if name != BATCH}
-        return {**ranges, **found}
+        second = self._differs({name: allowed.low for name, allowed in found.items()})
+        if second is not None:
+            narrowed = {n: replace(allowed, low=self.sizes[n]) for n, allowed in ranges.items() if n != BATCH}
+            found, cause = {**ranges, **narrowed}, second
+        self.causes |= {name: cause for name, allowed in found.items() if allowed != ranges[name]}
+        return found
 
     def ends(self, ranges: Ranges) -> None:
         """Compare at the largest sizes that the user asked for."""
@@ -124,26 +157,45 @@ class _Checks:
                 sizes = {name: high} | ({BATCH: ranges[BATCH].nearest(2)} if BATCH in ranges and name != BATCH else {})
                 _compare_at(self.model, self.program, self.phase, self.dimensions.resized(self.example, sizes), sizes)
 
-    def _runs(self, sizes: Mapping[str, int]) -> bool:
-        try:
-            _observe(self.model, self.model, self.dimensions.resized(self.example, sizes), gradients=False)
-        except Exception:  # code of the user's, which may raise anything at a size it does not take
-            return False  # the range leaves the size out, and a call outside it says so
-        return True
+    def _refused(self, sizes: Mapping[str, int]) -> Cause | None:
+        """What the model itself raises at these sizes; None where it works."""
+        found = self._eager(sizes)
+        return found if isinstance(found, Cause) else None
 
-    def _agree(self, sizes: Mapping[str, int]) -> bool:
-        """Whether model and program give the same outputs; False where either fails."""
-        example, known = self.dimensions.resized(self.example, sizes), self.program.ranges[self.phase]
-        self.program.ranges[self.phase] = {}
+    def _eager(self, sizes: Mapping[str, int]) -> list[Tensor] | Cause:
         try:
-            eager, traced = (_observe(f, self.model, example, gradients=False)[0] for f in (self.model, self.program))
-        except Exception:  # code of the user's, which may raise anything at a size it does not take
-            return False  # the range leaves the size out, and a call outside it says so
+            resized = self.dimensions.resized(self.example, sizes)
+            return _observe(self.model, self.model, resized, gradients=False)[0]
+        except Exception as error:  # code of the user's, which may raise anything at a size it does not take
+            return Cause(f"the model itself fails at {_listed(sizes)} ({_told(error)})", at_fault=False)
+
+    def _differs(self, sizes: Mapping[str, int]) -> Cause | None:
+        """Why the program does not do at these sizes what the model does; None where both give the same outputs."""
+        eager = self._eager(sizes)
+        if isinstance(eager, Cause):
+            return eager
+        known, self.program.ranges[self.phase] = self.program.ranges[self.phase], {}
+        try:
+            resized = self.dimensions.resized(self.example, sizes)
+            traced = _observe(self.program, self.model, resized, gradients=False)[0]
+        except Exception as error:  # an operator of the graph, which may raise anything
+            return Cause(f"the model works at {_listed(sizes)}, and its trace fails ({_told(error)})", at_fault=True)
         finally:
             self.program.ranges[self.phase] = known
-        return len(eager) == len(traced) and all(
+        same = len(eager) == len(traced) and all(
             w.shape == h.shape and _close(w, h) for w, h in zip(eager, traced, strict=True)
         )
+        return None if same else Cause(f"the trace differs from the model at {_listed(sizes)}", at_fault=False)
+
+
+def _listed(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} = {size}" for name, size in sizes.items())
+
+
+def _told(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return ": ".join([type(error).__name__, *(line.rstrip(".") for line in lines[:1])])
 
 
 def _shown(example: Example, sizes: Mapping[str, int]) -> str:
@@ -153,19 +205,17 @@ def _shown(example: Example, sizes: Mapping[str, int]) -> str:
 
 def _compare_at(model: nn.Module, program: Program, phase: str, example: Example, sizes: Mapping[str, int]) -> None:
     where, training = _shown(example, sizes), phase == "train"
+    runs = list[_Run]()
     try:
-        eager, eager_grads = _observe(model, model, example, gradients=training)
-        traced, traced_grads = _observe(program, model, example, gradients=training)
+        for callee in (model, program):
+            runs.append(_observe(callee, model, example, gradients=training))
+    except TraceError:
+        raise
     except Exception as error:
-        if isinstance(error, TraceError):
-            raise
         if training and "modified by an inplace operation" in str(error):
             raise TraceError(_untrainable(model, program, str(error))) from error
-        raise TraceError(
-            f"the model or its trace fails at {where} in {phase} mode, though it was traced with another one: "
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}. Trace with an example of "
-            f"several samples, or make forward independent of their number."
-        ) from error
+        raise TraceError(_failing(f"{where} in {phase} mode", error, worked=bool(runs), resized=bool(sizes))) from error
+    (eager, eager_grads), (traced, traced_grads) = runs
     for index, (want, have) in enumerate(zip(eager, traced, strict=True)):
         if want.shape != have.shape or not _close(want, have):
             raise TraceError(
@@ -174,6 +224,22 @@ def _compare_at(model: nn.Module, program: Program, phase: str, example: Example
             )
     if training:
         _compare_gradients(model, eager_grads, traced_grads)
+
+
+def _failing(where: str, error: Exception, *, worked: bool, resized: bool) -> str:
+    """What to say of an error: of the model, or only of its trace; at other sizes than the example's or at its own."""
+    if worked:
+        out = ", trace with an example of these sizes, or leave them out with limits" if resized else ""
+        return (
+            f"the trace of the model fails at {where}, where the model itself works: {_told(error)}. Look for a branch of forward that "
+            f"only torch.export takes (torch.compiler.is_compiling()){out}."
+        )
+    if not resized:
+        return f"the model fails at {where}, though torch.export could capture it: {_told(error)}. Mend forward there."
+    return (
+        f"the model fails at {where}, though not at the size it was traced with: {_told(error)}. Trace with an example of several "
+        f"samples, or make forward independent of their number."
+    )
 
 
 def _untrainable(model: nn.Module, program: Program, text: str) -> str:

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from sparsify.arguments import LATER, checked
 from sparsify.errors import TraceError
-from sparsify.ir.agreement import batch_of, compare, untouched
+from sparsify.ir.agreement import Causes, batch_of, compare, untouched
 from sparsify.ir.binding import Inputs, arguments_of, ordered, signature_of
 from sparsify.ir.capture import Captured, capture, first_line
 from sparsify.ir.dimensions import BATCH, Declared, Dimensions, Example, Limits, declared, input_names
@@ -120,11 +120,12 @@ def trace(
         task=meaning,
     )
     verify(program)
+    causes: Causes = {phase: {} for phase in PHASES}
     if check:
         with _mode_kept(model), untouched(model):
-            ranges = compare(model, program, example, captured["eval"].dimensions)
-        program.ranges = ranges
-    _say_limits(program, captured, _trained_on(task, meaning))
+            program.ranges, causes = compare(model, program, example, captured["eval"].dimensions)
+    _say_limits(program, captured, causes)
+    _say_rest(program, _trained_on(task, meaning))
     program.task = None if task is None else as_task(task)
     return program.train(mode)
 
@@ -321,23 +322,34 @@ def _given(structure: pytree.TreeSpec | None) -> pytree.TreeSpec:
 # --- after it
 
 
-def _say_limits(program: Program, captured: Mapping[str, Captured], reads: str | None) -> None:
-    """Warn of sizes that a phase does not hold for, and of what an exported file would lose."""
+def _say_limits(program: Program, captured: Mapping[str, Captured], causes: Causes) -> None:
+    """Warn of sizes that a phase does not hold for, and why."""
     lines = captured["eval"].conditions
     where = f" ({'; '.join(lines)})" if lines else ""
     for name in program.sizes:
         found = {phase: program.ranges[phase].get(name, EVERY) for phase in PHASES}
         asked = captured["eval"].dimensions.limits.get(name, EVERY)
         for phase in PHASES:
-            if found[phase] in (EVERY, asked) or (phase == "train" and captured["train"].ranges[name] == EVERY):
+            cause = causes[phase].get(name)
+            at_fault = cause is not None and cause.at_fault
+            if found[phase] in (EVERY, asked):
+                continue
+            if phase == "train" and captured["train"].ranges[name] == EVERY and not at_fault:
                 continue  # a model that fails on one sample in training, as batch norms do, fails there itself
             if phase == "train" and found["train"] == found["eval"]:
                 continue
             what, others = ("batches of ", "other batches") if name == BATCH else ("", "other sizes")
+            guarded = cause is None or captured[phase].ranges[name] not in (EVERY, asked)
+            why = [f"outside, forward takes another branch or fails{where}"] if guarded else []
+            why += [] if cause is None else [cause.text]
+            held = found[phase].text(name)
             _warn(
-                f"{program.name!r} holds for {what}{found[phase].text(name)} in {phase} mode: outside, forward takes another "
-                f"branch or fails{where}. The program refuses {others}."
+                f"{program.name!r} holds for {what}{held} in {phase} mode: {'; '.join(why)}. The program refuses {others}."
             )
+
+
+def _say_rest(program: Program, reads: str | None) -> None:
+    """Warn of outputs that a loss would not train, and of what an exported file would lose."""
     if reads is not None and (others := beside(program, "train", reads)):
         shown = ", ".join(f"{name!r} (output {output!r})" for name, output in list(others.items())[:4])
         more = f" and {len(others) - 4} more" if len(others) > 4 else ""
