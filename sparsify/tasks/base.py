@@ -33,6 +33,7 @@ class Task(ABC):
         heads: names of calibration heads (`sparsify.heads`) that fit its outputs, the usual one first.
         constant: the headline figure of the best answer that is the same for every sample; None: it depends on the data.
         taught: whether a model can learn from the answers of a teacher (`imitation`).
+        functions: names of the options that may be functions of the user's own, which a file does not hold.
         link: what makes probabilities of its scores: ``softmax`` over dimension ``class_dim``, ``sigmoid``, or ``none``.
     """
 
@@ -43,6 +44,7 @@ class Task(ABC):
     heads: ClassVar[tuple[str, ...]] = ()
     constant: ClassVar[float | None] = None
     taught: ClassVar[bool] = False
+    functions: ClassVar[frozenset[str]] = frozenset()
     link: ClassVar[str] = "none"
     class_dim: ClassVar[int] = -1
 

@@ -29,6 +29,7 @@ class Custom(Task):
     name: ClassVar = "custom"
     output: ClassVar = None
     targets: ClassVar = "whatever its loss takes"
+    functions: ClassVar = frozenset({"criterion", "measure"})
 
     criterion: Callable[[Any, Any], Tensor] | None = None
     measure: Callable[[Any, Any], Mapping[str, float]] | None = None

@@ -51,6 +51,7 @@ class Regression(Task):
     heads: ClassVar = ("interval",)
     constant: ClassVar = 0.0
     taught: ClassVar = True
+    functions: ClassVar = frozenset({"criterion"})
 
     criterion: str | Callable[[Any, Any], Tensor] = "mse"
     delta: float = 1.0

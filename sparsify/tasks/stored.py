@@ -1,4 +1,5 @@
-"""A task as plain data: its kind and its options, so that a file can hold it. Functions of the user's own are no data and are left out."""
+"""A task as plain data: its kind and its options, so that a file can hold it. Functions of the user's own are no data; a file says that it
+lacks them."""
 
 from __future__ import annotations
 
@@ -14,20 +15,22 @@ from sparsify.tasks.base import Task
 from sparsify.tasks.custom import Custom
 from sparsify.tasks.registry import kind
 
+LACKING = "absent"
+"""Stands in the data for a function in the place of a text, as the loss of a regression may be."""
 LONGEST = 2**16
 """Characters of a text, and numbers of a list, that an option may have."""
 
 
 def absent(output: Any, target: Any) -> Tensor:
-    """In the place of the loss of a custom task that was read from a file.
+    """In the place of a loss of the user's own, in a task that was read from a file.
 
     Raises:
         TaskError: Always, with how to give the loss.
     """
     del output, target
     raise TaskError(
-        "the loss and the figures of task 'custom' are functions, which neither a name nor a file holds. Give them: --recipe for the "
-        "command, task=sparsify.tasks.Custom(criterion=...) in Python."
+        "the loss of this task is a function of your own, which neither a name nor a file holds; the figures of task 'custom' are, too. "
+        "Give them: --recipe for the command, task= with criterion=... in Python, such as sparsify.tasks.Custom(criterion=...)."
     )
 
 
@@ -56,18 +59,18 @@ def to_data(task: Task) -> dict[str, Any] | None:
         >>> str(from_data("regression", {"criterion": "huber"}))
         'regression{criterion=huber}'
     """
-    given = {
-        name: value
-        for name, default in _defaults(type(task)).items()
-        if (value := getattr(task, name)) != default and not callable(value)
-    }
-    options = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    defaults = _defaults(type(task))
+    given = {name: value for name, default in defaults.items() if (value := getattr(task, name)) != default}
+    functions = [name for name, value in given.items() if name in task.functions and callable(value)]
+    options = {name: list(v) if isinstance(v, tuple) else v for name, v in given.items() if name not in functions}
+    if not isinstance(task, Custom):  # which always lacks them
+        options |= dict.fromkeys(functions, LACKING)
     try:
         known = from_data(task.name, options) if _registered(task) else None
     except TaskError:
         return None
-    functions = isinstance(task, Custom)  # they are left out, and said to be
-    return {"kind": task.name, "options": options} if functions or known == task else None
+    without = task if known is None else dataclasses.replace(task, **{name: getattr(known, name) for name in functions})
+    return {"kind": task.name, "options": options} if known == without else None
 
 
 def from_data(name: str, options: Mapping[str, Any]) -> Task:
@@ -79,10 +82,11 @@ def from_data(name: str, options: Mapping[str, Any]) -> Task:
     cls, defaults = kind(name), _defaults(kind(name))
     values: dict[str, Any] = {}
     for key, value in options.items():
+        lacking = value == LACKING and key in cls.functions
         if key not in defaults or not _alike(value, defaults[key]):
             known = ", ".join(key for key, default in defaults.items() if default is not None) or "none"
             raise TaskError(f"task {name!r} has no option {key!r} of the kind {str(value)[:80]!r}. It has {known}.")
-        values[key] = tuple(value) if isinstance(value, list) else value
+        values[key] = absent if lacking else tuple(value) if isinstance(value, list) else value
     made = _made(cls, values)
     if made is None:
         raise TaskError(f"task {name!r} cannot be made of plain data: it has an option without a default.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from sparsify.errors import TrainingError
 from sparsify.ir import Program
@@ -37,7 +38,7 @@ class Teaching(Mechanism):
     def __init__(
         self, method: Method, teacher: Teacher | None, program: Program, counts: dict[str, int], task: Task
     ) -> None:
-        if method.distillation is not None and not (task.taught and task.trained_on == task.output):
+        if method.distillation is not None and (not task.taught or task.output is None):
             raise TrainingError(f"method {method.name!r} learns from a teacher, and {unteachable(task)}")
         if method.distillation is not None and teacher is None:
             raise TrainingError(
@@ -49,6 +50,7 @@ class Teaching(Mechanism):
                 f"method {method.name!r} has no use for a teacher. Leave it out, or wrap the method in one that learns from it."
             )
         self._method, self._teacher, self._counts, self._task = method, teacher, counts, task
+        self._program = program
         known = teacher is not None and isinstance(task, Classification)
         self._classes = classes(program) if known else None
         self.active = teacher is not None
@@ -58,7 +60,8 @@ class Teaching(Mechanism):
 
         Args:
             loss: a scalar, the method's own.
-            output: what the task reads; of classification, logits [N, K], or [N, K + 1] with an unknown class, which is left out.
+            output: what the loss of the task reads: the output that the task reads, or all that the model returns; of classification,
+                logits [N, K], or [N, K + 1] with an unknown class, which is left out.
             target: of the batch.
             inputs: of the batch; None where the loop did not say.
 
@@ -78,6 +81,8 @@ class Teaching(Mechanism):
         with torch.no_grad():
             answer = self._teacher(inputs)
         self._counts["forwards"] += 1
+        if self._task.trained_on != self._task.output:
+            output = self._program.reading(self._task.output, "train", pytree.tree_leaves(output))
         output = output if self._classes is None else output[:, : self._classes]
         if isinstance(answer, Tensor) and {answer.shape[1:], output.shape[1:]} == {(), (1,)}:
             answer = answer.reshape(-1, *output.shape[1:])  # [N] and [N, 1] go together

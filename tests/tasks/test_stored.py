@@ -36,9 +36,20 @@ def test_functions_are_left_out_and_asked_for_when_they_are_needed():
     assert data == {"kind": "custom", "options": {"lower_is_better": "worst"}}
     found = from_data("custom", data["options"])
     assert isinstance(found, Custom) and not found.higher_is_better("worst") and not measurable(found)
-    with pytest.raises(TaskError, match=r"are functions, which neither a name nor a file holds.*--recipe"):
+    with pytest.raises(TaskError, match=r"is a function of your own, which neither a name nor a file holds.*--recipe"):
         found.loss(torch.zeros(2), torch.zeros(2))
     assert measurable(Binary()) and not measurable(None)
+
+
+def test_a_regression_with_a_loss_of_your_own_stays_a_regression_that_lacks_its_loss():
+    task = Regression(criterion=lambda output, target: output.sum(), scale="none")
+    data = to_data(task)
+    assert data == {"kind": "regression", "options": {"criterion": "absent", "scale": "none"}}
+    found = from_data(data["kind"], data["options"])
+    assert to_data(found) == data and measurable(found) and found.trained_on is None
+    assert found.figures(torch.ones(2), torch.tensor([1.0, 2.0]))["mae"] == 0.5
+    with pytest.raises(TaskError, match=r"neither a name nor a file holds.*criterion="):
+        found.loss(torch.zeros(2), torch.zeros(2))
 
 
 @pytest.mark.parametrize(
@@ -53,6 +64,7 @@ def test_functions_are_left_out_and_asked_for_when_they_are_needed():
         ("regression", {"deviations": [1.0, "x"]}),
         ("regression", {"deviations": 3.0}),
         ("regression", {"loss": "mse"}),
+        ("regression", {"scale": "absent"}),
         ("dense", {"ignore": 1.5}),
         ("dense", {"name": "sequence"}),
         ("custom", {"criterion": "os:getcwd"}),

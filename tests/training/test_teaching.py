@@ -126,6 +126,30 @@ def test_a_custom_task_has_no_teacher_and_says_so_before_training():
     assert not program.masks()
 
 
+class Rebuilding(nn.Module):
+    """Predicts, and returns what its loss reads beside."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        code = self.body(x)
+        return {"penalty": code.square().mean(1), "prediction": self.head(code)}
+
+
+def test_a_regression_with_a_loss_of_its_own_learns_from_the_predictions_of_a_teacher():
+    torch.manual_seed(0)
+    own = sp.tasks.Regression(criterion=lambda found, y: found["penalty"].mean() + found["prediction"].abs().mean())
+    program = sp.trace(Rebuilding(), (INPUTS[:4],), task=own).train()
+    optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
+    method = sp.methods.distilled(sp.methods.dense(), weight=0.25)
+    trainer = sp.attach(method, program, optimizer, total_steps=4, teacher=lambda x: x.sum(1), task=own)
+    found, target = program(INPUTS), CASES["regression"][1]
+    wanted = 0.75 * own.loss(found, target) + 0.25 * nn.functional.mse_loss(found["prediction"][:, 0], INPUTS.sum(1))
+    torch.testing.assert_close(trainer.loss(found, target, inputs=INPUTS), wanted)
+
+
 def test_one_number_per_sample_may_have_a_dimension_of_its_own():
     program = traced("regression").train()  # [N, 1]
     optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
