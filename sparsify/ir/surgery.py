@@ -266,6 +266,12 @@ def drop_unread(program: Program) -> list[str]:
     return unread
 
 
+def erase_unused(program: Program) -> None:
+    """Erase dead nodes of a deployed program, and the parameters and buffers that nothing reads any more."""
+    erase_dead(program, "eval")
+    drop_unread(program)
+
+
 def respec(node: fx.Node, dimension: int, size: int) -> TensorSpec | None:
     """The spec of ``node``'s value with another size of one dimension."""
     spec = node.meta.get("spec")

@@ -28,7 +28,7 @@ class AbsorbBiases(Pass):
 
     name: ClassVar = "absorb-biases"
     requires: ClassVar = (Stage.DEPLOYED,)
-    effects: ClassVar = Effect.EVAL_GRAPH | Effect.WEIGHTS
+    effects: ClassVar = Effect.EVAL_GRAPH | Effect.NAMES | Effect.WEIGHTS
 
     @property
     def preserves(self) -> Mapping[str, Kept]:
@@ -51,7 +51,7 @@ class AbsorbBiases(Pass):
                     for reader in channels.read_by:
                         log.change(str(reader.weight.target))
         if log.changed:
-            surgery.erase_dead(program, "eval")
+            surgery.erase_unused(program)
         return log
 
 

@@ -17,7 +17,8 @@ from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 
 @dataclass(frozen=True)
 class FoldBatchNorm(Pass):
-    """Fold a batch norm into the weights and bias of the layer before it, where nothing else reads that layer, and remove the norm.
+    """Fold a batch norm into the weights and bias of the layer before it, where nothing else reads that layer, and remove the norm
+    with its parameters and statistics.
 
     Zeros stay zeros. Arithmetic in float64, rounded once. Skipped, with the reason: a weight or bias that is computed, shared or read
     elsewhere, and a norm without running statistics, or whose scale and shift are computed.
@@ -50,7 +51,7 @@ class FoldBatchNorm(Pass):
             else:
                 log.change(where)
         if log.changed:
-            surgery.erase_dead(program, "eval")
+            surgery.erase_unused(program)
         return log
 
     def _fold(self, program: Program, norm: fx.Node) -> str | None:

@@ -42,7 +42,7 @@ class FoldLayerNorm(Pass):
                 _fold(program, norm)
                 log.change(where)
         if log.changed:
-            surgery.erase_dead(program, "eval")
+            surgery.erase_unused(program)
         return log
 
 

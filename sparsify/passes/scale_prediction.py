@@ -163,3 +163,9 @@ def scale_of(program: Program) -> tuple[Tensor, Tensor] | None:
     """Mean and deviation, each [K] or [1], of a program that `ScalePrediction` changed; else None."""
     found = dict(program.named_buffers())
     return (found[MEAN], found[DEVIATION]) if MEAN in found and DEVIATION in found else None
+
+
+def scale_row(program: Program) -> dict[str, dict[str, list[float]]]:
+    """Mean and deviation of a program that `ScalePrediction` changed, as data under ``scale``; empty where a prediction is not scaled."""
+    found = scale_of(program)
+    return {} if found is None else {"scale": {"mean": found[0].tolist(), "deviation": found[1].tolist()}}

@@ -81,6 +81,15 @@ def test_outputs_stay_and_what_is_left_alone_says_why(kind):
     assert reason is None or reason in log.skipped[0][1]
 
 
+def test_a_norm_leaves_nothing_in_the_state():
+    x = digits(32)[0]
+    norm = {"bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"}
+    deployed = Pipeline.parse("deploy")(trace(Block("no bias").eval(), (x[:4],)))
+    folded = Pipeline.parse("fold-batch-norm")(deployed)
+    assert norm <= deployed.state_dict().keys()
+    assert {*folded.state_dict()} == {"conv.weight", "conv.bias", "fc.weight", "fc.bias"}
+
+
 @pytest.mark.parametrize("kind", ["computed bias", "no statistics"])
 def test_the_file_computes_what_the_model_does(kind, tmp_path):
     torch.manual_seed(1)
