@@ -15,6 +15,7 @@ from torch import Tensor
 from sparsify.arguments import checked, checked_fields
 from sparsify.errors import ExportError
 from sparsify.ir import Program
+from sparsify.passes.scale_prediction import scale_row
 
 INPUT_TYPES = ("float", "uint8")
 LAYOUTS = ("NCHW", "NHWC")
@@ -172,7 +173,7 @@ def described(
     classes: Sequence[str],
     task: str | None,
 ) -> Mapping[str, str]:
-    """Metadata that tells how to feed a file and how to read its outputs.
+    """Metadata that tells how to feed a file and how to read its outputs, the scale of a prediction included.
 
     Raises:
         ExportError: If the type of the input is unknown, or needs a preprocessing that is not given or does not fit.
@@ -190,6 +191,7 @@ def described(
         found |= preprocessing.metadata(program, input_type)
     if classes:
         found["classes"] = json.dumps([str(name) for name in classes])
+    found |= {key: json.dumps(value) for key, value in scale_row(program).items()}
     return found | ({"task": task} if task else {})
 
 

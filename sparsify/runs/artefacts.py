@@ -24,7 +24,6 @@ from sparsify.parts.samples import Samples
 from sparsify.parts.trees import Tree, rows_of, tensors
 from sparsify.reports import compare, task_quality
 from sparsify.runs.recipe import AUTO, Recipe
-from sparsify.runs.standardising import scale_row
 from sparsify.tasks import Classification, Task
 from sparsify.tasks.stored import measurable
 
@@ -205,7 +204,6 @@ def run_metadata(program: Program, recipe: Recipe, data: Data, method: Method) -
         **({} if recipe.task == "classification" else {"task_options": str(recipe.build_task())}),
         "recipe_hash": recipe.hash(),
         **({"preparation": json.dumps(data.preparation)} if data.preparation else {}),
-        **{key: json.dumps(value) for key, value in scale_row(program).items()},
     }
 
 

@@ -46,15 +46,6 @@ def standardised(program: Program, task: Task, data: Data) -> Program:
     return program
 
 
-def scale_row(program: Program) -> dict[str, Any]:
-    """Mean and deviation of the training targets that a prediction is made of, for ``metrics.json``; empty where it is not scaled."""
-    found = scale_of(program)
-    if found is None:
-        return {}
-    mean, deviation = found
-    return {"scale": {"mean": mean.tolist(), "deviation": deviation.tolist()}}
-
-
 def shortfall(task: Task, read: Any, validated: dict[str, float] | None) -> str:
     """Why a model is of no use: outputs that are not finite, or worse on validation samples than one answer for all; else empty.
 

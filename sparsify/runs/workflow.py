@@ -24,6 +24,7 @@ from sparsify.loading.augmentation import augmented
 from sparsify.methods import Method
 from sparsify.parts import metrics
 from sparsify.passes import Pass, PassLog, Pipeline, recording
+from sparsify.passes.scale_prediction import scale_row
 from sparsify.reports import covered, layers, ood_quality, paired, pass_rows, sizes, task_quality, write_report
 from sparsify.runs.artefacts import (
     feeding,
@@ -42,7 +43,7 @@ from sparsify.runs.folder import hold_folder
 from sparsify.runs.inferring import with_task
 from sparsify.runs.preflight import Job, heads, jobs
 from sparsify.runs.recipe import Recipe, parse_recipe
-from sparsify.runs.standardising import scale_row, shortfall
+from sparsify.runs.standardising import shortfall
 from sparsify.runs.teachers import TeacherProgram, load_teacher
 from sparsify.tasks import Task
 from sparsify.training import Trained, train

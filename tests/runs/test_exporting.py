@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 
 import sparsify as sp
 from sparsify.errors import RecipeError, TaskError
+from sparsify.passes.scale_prediction import set_scale
 from sparsify.runs.exporting import export_saved
 
 
@@ -42,6 +45,15 @@ def test_the_task_of_the_program_needs_no_recipe(diabetes):
     assert metadata(diabetes / "m.onnx")["task"] == "regression" and result.parity.decisions == 0
     result, _ = export_saved(saved(diabetes, "binary"), diabetes / "b.onnx", data=str(diabetes / "yes.npz"))
     assert metadata(diabetes / "b.onnx")["task"] == "binary"
+
+
+def test_the_file_has_the_scale_of_the_prediction(diabetes):
+    program = sp.Program.load(saved(diabetes, "regression"))
+    scaled = sp.Pipeline.parse("scale-prediction")(program)
+    set_scale(scaled, torch.tensor([152.0]), torch.tensor([76.5]))
+    scaled.save(diabetes / "s.sparsify")
+    export_saved(diabetes / "s.sparsify", diabetes / "m.onnx", data=str(diabetes / "d.npz"))
+    assert json.loads(metadata(diabetes / "m.onnx")["scale"]) == {"mean": [152.0], "deviation": [76.5]}
 
 
 def test_a_program_that_says_nothing_is_read_as_the_one_task_that_fits(diabetes):
