@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from sparsify.errors import RecipeError, TrainingError
+from sparsify.errors import RecipeError
 from sparsify.methods.base import Method, checked_method, in_range, one_of
 from sparsify.methods.durations import Duration, as_steps, check_durations
-from sparsify.parts.averaging import running_mean
-from sparsify.parts.corrections import (
-    COMPARISONS,
-    Correction,
-    Evaluation,
-    GradientView,
-    State,
-    Tensors,
-    control_variate,
-)
+from sparsify.parts.corrections import COMPARISONS, Correction
+from sparsify.parts.snapshots import SnapshotCorrection, readings
 from sparsify.passes import RecordRandomness
 
 SNAPSHOTS = ("full", "subset", "running")
@@ -73,56 +65,21 @@ def agent(
     in_range(bound, 0.0, float("inf"), "bound")
     in_range(snapshot_batches, 1, 10**9, "snapshot_batches")
     check_durations(0, refresh_every=refresh_every)
-    limit, compare = snapshot_batches if snapshot == "subset" else None, COMPARISONS.get(coefficient)
-
-    def first(weights: Tensors) -> State:
-        names = weights if coefficient == "layer" else ("",)
-        return {**_EMPTY, "step": 0, "snapshot": {}, "coefficient": dict.fromkeys(names, initial)}
-
-    def refreshed(view: GradientView, state: State) -> State:
-        """A snapshot of the current weights, and a coefficient from comparing them with the old one."""
-        found, old = {**state, **(_EMPTY if snapshot != "running" else {})}, state["snapshot"]
-        for batch in view.sweep(limit) if snapshot != "running" else ():
-            new = batch.evaluate()
-            found = _with_mean(found, new)
-            if old and compare:
-                found["pairs"] = compare.add(found["pairs"], new, compare.old(batch, old))
-        if snapshot != "running" and not found["count"]:
-            raise TrainingError("agent: the sweep is empty; it should yield the losses of an epoch of batches.")
-        for name, value in (compare.solve(found["pairs"]) if compare else {}).items():
-            if value is not None:
-                before = found["coefficient"][name]
-                after = (1 - smoothing) * before + smoothing * min(max(value, 0.0), bound)
-                found["coefficient"] = {**found["coefficient"], name: after}
-        found |= {"pairs": {}, "step": view.step, "snapshot": {n: v.clone() for n, v in view.weights.items()}}
-        return found if snapshot != "running" else {**found, **_EMPTY}
-
-    def correct(view: GradientView, state: State, refresh: int) -> tuple[Tensors, State]:
-        period = refresh or view.epoch_steps
-        if period is None:
-            raise TrainingError(
-                "agent takes a snapshot once an epoch: give sparsify.attach epoch_steps=len(loader), or agent refresh_every."
-            )
-        if not state["step"] or view.step - state["step"] >= period:
-            state = refreshed(view, state)
-        old, learned, count = view.batch.evaluate(state["snapshot"]), state["coefficient"], state["count"]
-        scale = gamma * (1.0 if snapshot == "full" else count / (count + 1))
-        found = {
-            name: control_variate(gradient, state["mean"][name], old.gradients[name], scale * _of(name, learned))
-            for name, gradient in view.gradients.items()
-            if name in state["mean"] and name in old.gradients
-        }
-        if snapshot == "running":
-            state = _with_mean(state, old)
-            if compare:
-                loss = view.batch.loss() if coefficient == "loss" else old.loss
-                new = Evaluation(loss, dict(view.gradients), {})
-                state["pairs"] = compare.add(state["pairs"], new, old)
-        return found, state
+    rule = SnapshotCorrection(
+        gamma=gamma,
+        smoothing=smoothing,
+        initial=initial,
+        bound=bound,
+        coefficient=coefficient,
+        running=snapshot == "running",
+        batches=snapshot_batches if snapshot == "subset" else None,
+    )
 
     def correction(total: int) -> Correction:
         refresh = as_steps(refresh_every, total, "refresh_every", least=0)
-        return Correction(first, lambda view, state: correct(view, state, refresh), readings=_readings, dense=True)
+        return Correction(
+            rule.first, lambda view, state: rule.correct(view, state, refresh), readings=readings, dense=True
+        )
 
     return dataclasses.replace(
         base,
@@ -130,21 +87,3 @@ def agent(
         passes=(*base.passes, RecordRandomness()),
         correction=correction,
     )
-
-
-_EMPTY: State = {"count": 0, "mean": {}, "pairs": {}}
-
-
-def _with_mean(state: State, batch: Evaluation) -> State:
-    """The state with the gradients of one more batch at the snapshot."""
-    count, mean = state["count"] + 1, state["mean"]
-    means = {name: running_mean(mean.get(name), value, count) for name, value in batch.dense.items()}
-    return {**state, "count": count, "mean": means}
-
-
-def _of(name: str, learned: dict[str, float]) -> float:
-    return learned.get(name, learned.get("", 0.0))
-
-
-def _readings(state: State) -> dict[str, float]:
-    return {f"coefficient {name}".strip(): value for name, value in state["coefficient"].items()}
