@@ -351,6 +351,14 @@ def passes() -> None:
 
 
 @app.command(rich_help_panel="Lists")
+def tasks() -> None:
+    """List the tasks, the targets they take and the calibration heads that fit them."""
+    from sparsify.terminal import tables
+
+    console.print(tables.tasks())
+
+
+@app.command(rich_help_panel="Lists")
 def heads() -> None:
     """List the calibration heads, the tasks they fit and the outputs they add."""
     from sparsify.terminal import tables

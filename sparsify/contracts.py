@@ -46,7 +46,8 @@ def check(thing: Method | Pass | Task | Head, *batch: Any) -> None:
         batch: for a task, outputs and targets of two samples or more that fit it; for a head, a task and then these.
 
     Raises:
-        ContractError: If a method or a head breaks a promise, naming it and what was found, or if there is nothing to try.
+        ContractError: If a method or a head breaks a promise, naming it and what was found, if a task names a head that is not
+            registered, or if there is nothing to try.
         PassError: If a pass does.
         TaskError: If a task does.
 
@@ -66,6 +67,11 @@ def check(thing: Method | Pass | Task | Head, *batch: Any) -> None:
                     f"a task is tried on a batch: check(task, output, target), found {len(batch)} arguments after the task."
                 )
             check_task(thing, *batch)
+            if unknown := [name for name in thing.heads if name not in HEADS]:
+                raise ContractError(
+                    f"task {thing.name!r} names the calibration heads {', '.join(unknown)}, which are not registered. `sparsify heads` "
+                    f"lists those that are."
+                )
         case Head():
             if len(batch) != 3:
                 raise ContractError(

@@ -44,8 +44,16 @@ def test_a_method_that_ends_at_another_density_is_found() -> None:
         check_method(wrong)
 
 
+class Banded(Regression):
+    heads = ("interval", "band")
+
+
 def test_a_task_needs_a_batch_and_other_things_are_refused() -> None:
     check(Regression(), torch.randn(8), torch.randn(8))
+    with pytest.raises(
+        ContractError, match="task 'regression' names the calibration heads band, which are not registered"
+    ):
+        check(Banded(), torch.randn(8), torch.randn(8))
     with pytest.raises(ContractError, match=r"check\(task, output, target\), found 0 arguments"):
         check(Regression())
     with pytest.raises(TaskError):

@@ -17,8 +17,7 @@ from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 
 @dataclass(frozen=True)
 class FoldBatchNorm(Pass):
-    """Fold a batch norm into the weights and bias of the layer before it, where nothing else reads that layer, and remove the norm
-    with its parameters and statistics.
+    """Fold a batch norm into the layer before it, where nothing else reads that layer; its parameters and statistics go with it.
 
     Zeros stay zeros. Arithmetic in float64, rounded once. Skipped, with the reason: a weight or bias that is computed, shared or read
     elsewhere, and a norm without running statistics, or whose scale and shift are computed.

@@ -67,6 +67,14 @@ def passes() -> Table:
     return table
 
 
+def tasks() -> Table:
+    """The tasks, the targets they take and the calibration heads that fit them, the usual one first."""
+    table = Table("task", "what it does", "targets", "heads")
+    for name, cls in TASKS.items():
+        table.add_row(name, _summary(cls, TASKS.origin(name)), cls.targets, ", ".join(fitting(cls)))
+    return table
+
+
 def heads() -> Table:
     """The calibration heads, the tasks they fit and the outputs they add."""
     table = Table("head", "what it does", "tasks", "outputs")

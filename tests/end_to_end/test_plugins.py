@@ -52,8 +52,9 @@ def python(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_what_a_plugin_brings_is_listed_with_its_package(installed: Path) -> None:
-    methods, passes, heads = (command(installed, kind) for kind in ("methods", "passes", "heads"))
-    assert methods.returncode == passes.returncode == heads.returncode == 0
+    lists = {kind: command(installed, kind) for kind in ("methods", "passes", "heads")}
+    assert [one.returncode for one in lists.values()] == [0, 0, 0]
+    methods, passes, heads = lists.values()
     assert "mest" in methods.stdout and "(from sparsify-example)" in methods.stdout
     assert "bound-activations" in passes.stdout and "(from sparsify-example)" in passes.stdout
     (row,) = (line for line in heads.stdout.splitlines() if "platt" in line)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -9,6 +12,7 @@ from onnx import numpy_helper
 from sparsify.exporters import int8, int8_forms
 from sparsify.exporters.int8_head import refit_head
 from sparsify.exporters.int8_samples import Wanted
+from sparsify.heads import HEADS, Fitted, Temperature, register
 from tests.exporters.grouped_mlp import images, load, run, samples, with_dense_layer
 
 
@@ -143,6 +147,37 @@ def test_a_head_that_cannot_be_fitted_stays_and_says_why():
         "none that can be fitted again",
         {},
     )
+
+
+@dataclass(frozen=True)
+class Divided(Temperature):
+    """A head of another package: a temperature under another name."""
+
+    name: ClassVar = "divided"
+    buffers: ClassVar = {"divisor": 0}
+    tasks: ClassVar = ("classification",)
+
+    def fit(self, held, before):
+        return Fitted({"divisor": super().fit(held, before).values["temperature"]})
+
+    def told(self, before, fitted):
+        return f"divisor {float(before['divisor'])} became {float(fitted.values['divisor']):.4f}"
+
+
+def test_a_head_of_another_package_is_fitted_again():
+    model, (x, y) = load(1), images()
+    given = samples(model, x[1200:], y[1200:])
+    for item in model.graph.initializer:
+        item.name = item.name.replace("calibration.temperature", "calibration.divisor")
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = name.replace("calibration.temperature", "calibration.divisor")
+    assert refit_head(model, given) == ("none that can be fitted again", {})
+    with HEADS.forgetting():
+        register(Divided())
+        text, figures = refit_head(model, given)
+    (stored,) = [numpy_helper.to_array(i) for i in model.graph.initializer if i.name.endswith("divisor")]
+    assert text == f"divisor 1.5 became {float(stored):.4f}" and figures["nll_after"] < figures["nll_before"]
 
 
 def test_large_tensors_are_thinned_but_keep_their_extremes():

@@ -10,10 +10,12 @@ from rich.console import Console
 from torch import nn
 
 import sparsify as sp
+from sparsify.heads import HEADS
 from sparsify.methods.registry import METHODS, WRAPPERS
 from sparsify.passes import PASSES, Pipeline
 from sparsify.reports.headline import Headline
 from sparsify.reports.summary import CellResult, summarise
+from sparsify.tasks import TASKS
 from sparsify.terminal import tables
 from tests.cases import case
 
@@ -44,7 +46,10 @@ def test_a_trace_says_how_much_of_the_model_may_become_sparse():
     assert "60 of all 265 weights have masks; 88.7 % of all are active." in tables.whole(masked)
 
 
-@pytest.mark.parametrize(("table", "names"), [(tables.methods, METHODS), (tables.passes, PASSES)])
+@pytest.mark.parametrize(
+    ("table", "names"),
+    [(tables.methods, METHODS), (tables.passes, PASSES), (tables.tasks, TASKS), (tables.heads, HEADS)],
+)
 def test_everything_registered_is_listed(table, names):
     text = shown(table(), width=200)
     assert all(f"│ {name} " in text for name in names)
