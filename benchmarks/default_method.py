@@ -212,7 +212,7 @@ def spread(mask: Tensor) -> dict[str, float]:
 
 
 def table(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Markdown: a line a row and sparsity, over its seeds. Differences are against `BASE`, paired by seed, with the 95 % interval."""
+    """Markdown: one line per row and sparsity, over its seeds. Differences are against `BASE`, paired by seed, with the 95 % interval."""
     yield f"| | sparsity | accuracy | by seed | against `{BASE}` | in training | over outputs | over inputs | multiplications |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     groups = dict[tuple[float, str], list[Mapping[str, Any]]]()
@@ -250,7 +250,7 @@ def _difference(group: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, 
 
 
 def encoded(cells: Sequence[Mapping[str, Any]]) -> bytes:
-    """A cell a line, with the machine."""
+    """One cell per line, with the machine."""
     head = {"machine": dict(machine()), "torch": torch.__version__}
     lines = ",\n ".join(json.dumps(cell) for cell in cells)
     return (json.dumps(head)[:-1] + f', "cells": [\n {lines}\n]}}\n').encode()

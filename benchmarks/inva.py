@@ -222,7 +222,7 @@ def _difference(values: Sequence[float], others: Sequence[float]) -> str:
 
 
 def encoded(cells: Sequence[Cell]) -> bytes:
-    """A cell a line, with the machine."""
+    """One cell per line, with the machine."""
     head = {"machine": dict(machine()), "torch": torch.__version__}
     lines = ",\n ".join(json.dumps(cell) for cell in cells)
     return (json.dumps(head)[:-1] + f', "cells": [\n {lines}\n]}}\n').encode()

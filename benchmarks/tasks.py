@@ -292,7 +292,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def encoded(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """A row a line, with the machine."""
+    """One row per line, with the machine."""
     head = {"machine": dict(machine()), "torch": torch.__version__}
     lines = ",\n ".join(json.dumps(row) for row in rows)
     return (json.dumps(head)[:-1] + f', "rows": [\n {lines}\n]}}\n').encode()

@@ -93,7 +93,7 @@ class _Run:
     optimizer: torch.optim.Optimizer
     trainer: SparseTrainer
     salt: int
-    """Of the global random state, which no method should draw from."""
+    """Seeds the global random state, which no method should draw from."""
 
 
 def check_method(method: Method) -> None:

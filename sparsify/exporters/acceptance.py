@@ -212,7 +212,7 @@ def _by_channel(table: Array, found: Array, most: float) -> str:
 def _decisions(
     want: Array, have: Array, labels: Array | None, *, least: int, about: Array | None = None
 ) -> tuple[Counts, str]:
-    """Of scores [N, K]: decisions, those agreed, clear ones, those agreed; and what is wrong with them.
+    """For scores [N, K]: decisions, those agreed, clear ones, those agreed; and what is wrong with them.
 
     Args:
         want, have: of the program and of the file.

@@ -250,7 +250,7 @@ def _constants(write: Writer, name: str, scale: Scale, *, signed: bool = False) 
 
 
 def _plain(values: Array) -> Array:
-    """Of one group without the dimension for groups: [O, K] in place of [G, O, K]."""
+    """Values of one group without the dimension for groups: [O, K] in place of [G, O, K]."""
     return values if len(values) > 1 else values[0]
 
 

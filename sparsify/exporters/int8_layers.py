@@ -69,7 +69,7 @@ def time_layers(
 
 
 def _of_size(model: onnx.ModelProto, given: Feeds) -> onnx.ModelProto:
-    """The part with the sizes of what it is given, so that it is written for this batch alone."""
+    """The part with the sizes of what it is given, so that it is written for this batch only."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     for value in result.graph.input:

@@ -20,7 +20,7 @@ from sparsify.timing import Feeds, times
 
 FORMS = ("dense", "grouped")
 SECONDS = 0.001
-"""Of a timing of the faster form: there are many layers."""
+"""How long the faster form is timed: there are many layers."""
 
 
 @dataclass(frozen=True)

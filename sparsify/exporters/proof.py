@@ -88,7 +88,7 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Scale:
-    """Of one output [N, U]: median over samples and spread [U] of each unit, and what rounding moves it by, in all and [U]."""
+    """For one output [N, U]: median over samples and spread [U] of each unit, and what rounding moves it by, in all and [U]."""
 
     median: Array
     spread: Array
@@ -228,7 +228,7 @@ class Reference:
         return _Scale(median, spread, noise, float(np.median(noise)) if noise.size else 0.0)
 
     def _tolerances(self, place: int, run: _Run) -> tuple[Array, Array]:
-        """Of every number of an output, [N, U]: what the file may be off by, and the size that this is shown relative to."""
+        """For every number of an output, [N, U]: what the file may be off by, and the size that this is shown relative to."""
         scale = self._scale(place, self._runs[self._main])
         wanted, moved = self._table(place, run.wanted[place]), self._table(place, run.moved[place])
         if wanted.shape[1] != len(scale.median):  # the units are as many as the samples

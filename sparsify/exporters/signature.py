@@ -128,7 +128,7 @@ def sample_count(program: Program, inputs: Sequence[Tensor] | None) -> int:
 
 
 def _longer(program: Program, inputs: Sequence[Tensor]) -> list[bool]:
-    """Of a program of one fixed batch, the inputs that hold more or fewer samples than it takes: the others have no batch dimension."""
+    """For a program of one fixed batch, the inputs that hold more or fewer samples than it takes: the others have no batch dimension."""
     return [
         bool(spec.shape) and value.ndim == len(spec.shape) and value.shape[0] != spec.shape[0]
         for spec, value in zip(program.input_specs, inputs, strict=True)

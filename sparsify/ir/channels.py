@@ -26,7 +26,7 @@ class Channels:
     Attributes:
         writers: weights [O, I, *K] whose outputs they are, in the order of the parameters.
         readers: (weight [O, I, *K], run) whose inputs they are; a channel is ``run`` consecutive inputs, more than one after a flatten.
-        vectors: parameters and buffers with one row a channel: biases, norms, depthwise kernels.
+        vectors: parameters and buffers with one row per channel: biases, norms, depthwise kernels.
         pinned: why the order cannot change, or None.
         fixed: why their number cannot change though the order can, or None.
         values: nodes that carry them, in graph order, with the axis they stand at.

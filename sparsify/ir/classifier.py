@@ -76,7 +76,7 @@ def classifier(program: Program, phase: str) -> Classifier:
         raise PassError(_not_found(program, node, "a convolution in groups"))
     weight, bias = _parameter(program, layer.weight), _parameter(program, layer.bias)
     if weight is None or program.tensor(weight).shape[0] != spec.shape[1]:
-        raise PassError(_not_found(program, node, "whose weight is not a parameter with one row a class"))
+        raise PassError(_not_found(program, node, "whose weight is not a parameter with one row per class"))
     if bias is None and layer.bias is not None:
         raise PassError(_not_found(program, node, "whose bias is computed, not a parameter"))
     return Classifier(layer, weight, bias, tuple(tail), logits)

@@ -63,7 +63,7 @@ Spec = Annotated[tuple[Text, Shape, Annotated[str, AfterValidator(_dtype)]], Fie
 
 
 MOST_SIZE = 2**20
-"""Of a dimension that varies, in the example of a trace."""
+"""Size of a dimension that varies, in the example of a trace."""
 Dimension = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$")]
 
 
@@ -114,7 +114,7 @@ Constants = list[
 Default = Annotated[list[Annotated[Any, AfterValidator(_constant)]], Field(max_length=1)]
 Kind = Literal["positional", "plain", "rest", "keyword", "options"]
 Parameter = Annotated[tuple[Text, Kind, Default | None], Field(strict=False)]
-"""Of ``forward``: its name, its kind, and a list of its default; the list is empty where that is no constant."""
+"""A parameter of ``forward``: its name, its kind, and a list of its default; the list is empty where that is no constant."""
 
 
 def _signature(parameters: list[tuple[str, str, list[Any] | None]]) -> list[tuple[str, str, list[Any] | None]]:

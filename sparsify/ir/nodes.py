@@ -219,7 +219,7 @@ def masked_view(weight: Tensor, mask: Tensor, pattern: str, gradient: GradientFo
         mask: bool, the shape of ``weight``.
         pattern: which positions may be active together; documentation.
         gradient: ``copied`` masks a copy of the incoming gradient; ``in-place`` masks it where it lies, for consumers that hand
-            over a gradient made for this value alone; ``tapped`` leaves it to the `GradientTap` behind this node.
+            over a gradient made only for this value; ``tapped`` leaves it to the `GradientTap` behind this node.
     """
     del pattern
     clean = is_vouched(weight, mask)
@@ -232,7 +232,7 @@ MASK_OPERATORS = (apply_mask, masked_view)
 
 
 def apply_random_mask(weight: Tensor, visible: Tensor, rate: float, rescale: bool) -> Tensor:
-    """``weight * visible``, divided by ``1 - rate`` with ``rescale``; of the train phase alone.
+    """``weight * visible``, divided by ``1 - rate`` with ``rescale``; only in the train phase.
 
     Args:
         weight: any shape, its mask applied already.

@@ -175,7 +175,7 @@ def inactive_nonzero(tables: Tables) -> Iterator[Violation]:
 
 
 def random_mask_malformed(tables: Tables) -> Iterator[Violation]:
-    """A random mask stands in the train phase alone; it is a bool buffer ``<weight>_visible`` of its weight's shape."""
+    """A random mask stands only in the train phase; it is a bool buffer ``<weight>_visible`` of its weight's shape."""
     for phase in tables.nodes:
         for node in tables.nodes[phase]:
             if node.target is not apply_random_mask:

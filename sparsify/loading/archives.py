@@ -30,7 +30,7 @@ PARTS = re.compile(
 ARITHMETIC = re.compile(
     r"torch\.sym_(max|min|not|float|int)|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_)"
 )
-"""Of sizes; the other operators are those of `sparsify.ir.operators`."""
+"""Operators on sizes; the others are those of `sparsify.ir.operators`."""
 FUNCTIONS = re.compile(
     r"Symbol|Integer|Rational|Float|Add|Mul|Pow|PowByNatural|Max|Min|Mod|PythonMod|FloorDiv|CeilDiv|"
     r"CleanDiv|ModularIndexing|Where|Eq|Ne|Equality|Unequality|And|Or|Not|StrictLessThan|LessThan|"

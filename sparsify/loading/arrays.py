@@ -232,7 +232,7 @@ def _rows(where: str, given: Any) -> int:
     )
     counts = {0 if np.ndim(value) == 0 else len(value) for value in values}
     if not counts or 0 in counts:
-        raise DataError(f"{where} is empty. Give at least a few samples a class.")
+        raise DataError(f"{where} is empty. Give at least a few samples per class.")
     if len(counts) > 1:
         raise DataError(
             f"{where}: the inputs have {' and '.join(map(str, sorted(counts)))} samples. Give as many of each."
@@ -347,7 +347,7 @@ def checked_inputs(text: str, name: str, values: Any, as_images: bool) -> Tensor
     """
     where, x = f"{text}: {name}", np.asarray(values)
     if x.ndim == 0 or len(x) == 0:
-        raise DataError(f"{where} is empty. Give at least a few samples a class.")
+        raise DataError(f"{where} is empty. Give at least a few samples per class.")
     if not (np.issubdtype(x.dtype, np.number) or x.dtype == np.bool_) or np.issubdtype(x.dtype, np.complexfloating):
         raise DataError(f"{where} holds {x.dtype}; inputs are numbers, best uint8 images or float32.")
     if np.issubdtype(x.dtype, np.floating):

@@ -21,7 +21,7 @@ from sparsify.loading.targets import ONE_CLASS
 from sparsify.parts.samples import Samples, TensorSamples
 
 MOST_CATEGORIES = 1000
-"""Of one column."""
+"""Different values of one column."""
 MISSING = frozenset({"na", "n/a", "#n/a", "null", "none", "nil", "?", "-", "."})
 """What stands for a missing value in many tables, in lower case; a column named as one of categories may hold it."""
 LARGEST_WHOLE = 2**53

@@ -23,7 +23,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 OTHERS = {"validation": "val", "test": "test"}
 PIECE = 1024
 DECODING = 2
-"""Of `sparsify.loading.pixels`; a cache of another is not read."""
+"""Version of what `sparsify.loading.pixels` decodes; a cache of another version is not read."""
 HASHED = 1 << 14
 """Bytes of each file of a folder that its fingerprint reads."""
 MEASURED = 2000

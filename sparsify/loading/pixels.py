@@ -15,7 +15,7 @@ from sparsify.errors import DataError, LoadWarning
 from sparsify.ir.foreign import regular_size
 
 MOST_PIXELS = 1 << 27
-"""Of one image, 400 MB decoded; a file of a few kilobytes can ask for more."""
+"""Pixels of one image, 400 MB decoded; a file of a few kilobytes can ask for more."""
 GREY = frozenset({"1", "L", "LA", "La"})
 """Modes of Pillow without colour."""
 Channels = Literal["auto", "rgb", "grey"]

@@ -38,7 +38,7 @@ def agent(
         smoothing: weight of the newest coefficient, in [0, 1] (the authors' code).
         initial: first coefficient (their RigL and ITOP code); no new one at the first refresh, where old and new weights are equal.
         bound: new coefficients are cut to [0, bound]; the authors' code does not. One is left out where the old losses, or gradients,
-            of different batches differ by rounding alone.
+            of different batches differ only by rounding.
         coefficient: ``loss``, the regression of a batch's loss on its loss at the old snapshot (the authors' code); ``gradient``, the
             same of gradients, which minimises the variance; ``layer``, that for each parameter; ``fixed`` keeps ``initial`` (with
             gamma and initial 1: SVRG).

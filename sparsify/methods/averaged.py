@@ -24,7 +24,7 @@ def averaged(
         start_at: step, or share of the run. 80 % is epoch 200 of 250 of the CigL repository.
         average_every: steps, or share of the run. 0.4 % is one epoch of 250, of the same source.
         random_masks: where the training graph reads weights through random masks (`weight_dropout`), average what it reads,
-            mask and weight together (CigL); False averages the weights alone, as plain averaging does.
+            mask and weight together (CigL); False averages only the weights, as plain averaging does.
 
     Raises:
         RecipeError: If ``base`` averages already.

@@ -43,7 +43,7 @@ GROWN_IN_SHORT_RUNS = (
 class Averaging:
     """Average the weights of every ``every``-th step from ``start_at`` on; the topology must be frozen by then.
 
-    ``random_masks``: average what the training graph reads, random masks included; False: the weights alone.
+    ``random_masks``: average what the training graph reads, random masks included; False: only the weights.
     """
 
     start_at: int

@@ -34,7 +34,7 @@ def cigl(
         average_every: steps, or share of the run. 0.4 % is one epoch of 250.
         rescale: divide visible weights by 1 - rate, in training and in the average alike. The paper does not; the two cancel.
         holds_hidden: a hidden weight keeps its value through the step (Algorithm 1); False lets momentum and decay move it.
-        average_masks: average masked weights (the paper); False averages the weights alone, at the scale of ``rescale``.
+        average_masks: average masked weights (the paper); False averages only the weights, at the scale of ``rescale``.
 
     Raises:
         RecipeError: If ``base`` averages weights or has random masks already.

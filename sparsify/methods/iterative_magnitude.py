@@ -38,7 +38,7 @@ def imp(
         prune_fraction: of the active weights, at the end of each training but the last, in (0, 1). With 1 - density or more it is one-shot
             pruning with rewinding.
         rewind_to: the early state, as a number of steps or a share of one training, from 0 (the initial weights: the original tickets).
-        rewind: ``weights`` (with biases and norm statistics), or ``learning-rate`` alone, which goes on with the trained weights.
+        rewind: ``weights`` (with biases and norm statistics), or only ``learning-rate``, which goes on with the trained weights.
         allocation: global ranking by default.
         pattern: which positions may be active together. A pattern that fixes its density is reached in one pruning.
         keep_dense: globs of weights without a mask.

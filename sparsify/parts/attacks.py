@@ -28,7 +28,7 @@ def perturbed(loss: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, attack
     """``x`` moved along the signs of the loss's gradient (Madry et al. 2018, arXiv:1706.06083, section 2.1).
 
     Args:
-        loss: of inputs of the shape of ``x``, a scalar; each sample's part may depend on that sample alone.
+        loss: of inputs of the shape of ``x``, a scalar; each sample's part may depend only on that sample.
         x: inputs [N, ...], float.
         start: where to begin relative to ``x``, same shape; each iteration is projected to the box.
         attack: see `Attack`.

@@ -124,7 +124,7 @@ def fit_vector_scaling(logits: Tensor, labels: Tensor, *, l2: float = 1e-4) -> t
 
 
 def _hessian(z: Tensor, p: Tensor) -> Tensor:
-    """Of the mean NLL in (a, b), [2K, 2K]."""
+    """Hessian of the mean NLL in (a, b), [2K, 2K]."""
     n, classes = z.shape
     features = torch.cat([z, torch.ones_like(z)], 1)
     diagonal = torch.zeros(2 * classes, 2 * classes, dtype=torch.float64)

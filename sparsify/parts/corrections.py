@@ -91,7 +91,7 @@ class Correction:
 
 
 ROUNDING = 1e-6
-"""Relative spread below which float32 losses and gradients differ by rounding alone."""
+"""Relative spread below which float32 losses and gradients differ only by rounding."""
 
 
 def control_variate(gradient: Tensor, expected: Tensor, old: Tensor, coefficient: float) -> Tensor:

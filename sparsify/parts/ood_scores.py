@@ -28,7 +28,7 @@ SCORES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "entropy": negative_entropy,
     "energy": energy,
 }
-"""Those every classifier has; computed from the logits as trained, of the known classes alone."""
+"""Those every classifier has; computed from the logits as trained, only of the known classes."""
 
 SMALLEST = 1e-46
 """Below every probability that float32 can hold."""

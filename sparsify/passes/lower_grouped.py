@@ -199,7 +199,7 @@ def _selected(
 def _convolution(
     node: fx.Node, weight: fx.Node, source: fx.Node, groups: int, columns: FeatureMajor, last: fx.Node
 ) -> fx.Node:
-    """Of width 1 over tokens, in groups: runtimes add the bias to the product of a group while it is at hand."""
+    """A convolution of width 1 over tokens, in groups: runtimes add the bias to the product of a group while it is at hand."""
     given = (source, weight, argument(node, "bias"), [1], [0], [1], groups)
     return columns.emit(last, aten.conv1d.default, given, feature_shape(node))
 
@@ -223,7 +223,7 @@ def _product(node: fx.Node, weight: fx.Node, inputs: fx.Node | None, chunk: int,
 def _layers(
     program: Program, operators: tuple[str, ...], settings: LowerGroupedConv | LowerGroupedLinear, log: PassLog
 ) -> list[tuple[fx.Node, fx.Node]]:
-    """(layer, its weight's node) of the eval phase, for weights that one layer alone reads."""
+    """(layer, its weight's node) of the eval phase, for weights that only one layer reads."""
     names = [name for name, parameter in program.named_parameters() if parameter.ndim > 1]
     for glob in settings.keep_dense:
         if not any(fnmatch.fnmatchcase(name, glob) for name in names):

@@ -24,7 +24,7 @@ class OrderOutputs(Pass):
     """Reorder the outputs of layers so that those which read the same inputs stand together, as a grouped form needs them.
 
     Groups are found in the zeros of the weights, whatever pattern made them. Only weights change: rows of the layers that write the
-    values, columns of those that read them, and what has one value a channel in between. Where the order of outputs is not free (they are
+    values, columns of those that read them, and what has one value per channel in between. Where the order of outputs is not free (they are
     outputs of the program, are read by something that does not follow, or in chunks), a layer is reordered if a cost model predicts a gain
     for it: a selection then undoes the order. Otherwise it stays as it is.
     """

@@ -19,7 +19,7 @@ class RecordRandomness(Pass):
     """Let the first input of the train phase flow through a `RandomnessRecord`, where the phase draws random numbers.
 
     A probe evaluates the batch of a step again, at other weights. With the record it draws the same dropout masks, and two
-    gradients of one batch differ by their weights alone.
+    gradients of one batch differ only by their weights.
 
     Raises:
         PassError: If there is a record already.

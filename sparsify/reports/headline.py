@@ -304,7 +304,7 @@ def _size(report: Report) -> str:
     if report["storage"] == "dense":
         return (
             text
-            + ": zeros are stored like other numbers. Storage 'sparse' keeps the non-zeros alone, for disk and not for speed."
+            + ": zeros are stored like other numbers. Storage 'sparse' keeps only the non-zeros, for disk and not for speed."
         )
     return text + ": at this density, indices cost what zeros save."
 

@@ -73,7 +73,7 @@ def _shown(value: float | None) -> str:
 
 
 def int8_rows(report: Report) -> Rows:
-    """A row a figure; for each model in fp32 and in int8."""
+    """One row per figure; for each model in fp32 and in int8."""
     rows = [report[name]["int8"] for name in in_int8(report)]
     parts = [part for row in rows for part in (row["fp32"], row)]
     if "figures" in rows[0]:

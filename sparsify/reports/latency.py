@@ -38,7 +38,7 @@ WARM_UP_SECONDS = 0.02
 """Calls of a session before it is timed, at least three."""
 MOST_THREADS = 512
 MOST_VALUES = 1 << 28
-"""Of an input that is made up, 1 GiB as float32."""
+"""Values of an input that is made up, 1 GiB as float32."""
 NOISY = 0.1
 """From this distance between the first file's ratio to itself and 1, a measurement cannot say that two files are alike."""
 _VALUES = frozenset(

@@ -20,7 +20,7 @@ from sparsify.tasks import Task
 LEAST_RESAMPLES, MOST_DRAWN = 200, 10**9
 """Draws of an interval at least, and numbers that all of them may hold: large outputs are drawn less often."""
 BINS = 40
-"""Of a histogram of scores."""
+"""Bins of a histogram of scores."""
 
 
 def quality(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def sizes(program: Program) -> dict[str, Any]:
 
 
 def layers(program: Program, coverage: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
-    """One row a weight of the program: its counts, why it has no mask where it has none, and the share of it that was ever active.
+    """One row per weight of the program: its counts, why it has no mask where it has none, and the share of it that was ever active.
 
     Args:
         program: trained.

@@ -131,7 +131,7 @@ def densities(layers: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def masks(history: History) -> Markup:
-    """Coverage and turnover of every masked weight by step, one line a weight, from the first (dark) to the last (light)."""
+    """Coverage and turnover of every masked weight by step, one line per weight, from the first (dark) to the last (light)."""
     rows = [row for row in history if row.get("coverage")]
     names, steps = list(rows[-1]["coverage"]), [row["step"] for row in rows]
     with canvas(3.2) as figure:

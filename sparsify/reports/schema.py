@@ -117,7 +117,7 @@ class Ood(Form):
 
 
 class Fp32Figures(Form):
-    """Of the program on the test samples."""
+    """Figures of the program on the test samples."""
 
     accuracy: float
     nll_after: float
@@ -229,7 +229,7 @@ class TaskCalibration(Form):
 
 
 class TaskFigures(Form):
-    """Of a program on the test samples; None where they define none."""
+    """A figure of a program on the test samples; None where they define none."""
 
     figures: dict[str, float | None]
     interval: dict[str, float] | None = None

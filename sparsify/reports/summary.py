@@ -92,7 +92,7 @@ class Summary:
         return Headline(tuple(measure(key).label for key in keys), tuple(rows))
 
     def table(self, keys: Sequence[str]) -> Headline:
-        """A row a method and sparsity; a cell holds mean and deviation, and below the difference to the base with its interval."""
+        """One row per method and sparsity; a cell holds mean and deviation, and below the difference to the base with its interval."""
         columns = ("sparsity", "n", "base", *(measure(key).label for key in keys))
         rows = []
         for row in self.rows:

@@ -15,7 +15,7 @@ READING = (
     f"A cell holds the mean over n seeds ± one standard deviation and, below, the mean paired difference to the base over equal seeds "
     f"with its {CONFIDENCE:.0%} interval (Student's t on the differences). Better and worse are said where the interval leaves 0 out. "
     f"ECE has 15 equal-width bins; before and after are without and with the calibration head. An evaluation is a forward and a "
-    f"backward pass of one batch: one a step, and what a method asks for beside it; a pass alone is half of one."
+    f"backward pass of one batch: one per step, and what a method asks for beside it; a forward pass by itself is half of one."
 )
 REACHING = (
     "The target is the base's last validation accuracy, seed by seed; a share is what the row took to reach it first over what the "

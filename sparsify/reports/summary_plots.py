@@ -54,7 +54,9 @@ def against_sparsity(summary: Summary) -> Markup:
             axis.set_axis_off()
         _legend(figure, axes[0])
         shown = ", ".join(measure(key).label for key in keys)
-        return svg(figure, f"{shown} by sparsity: mean and one standard deviation over seeds, a line a method.", "s")
+        return svg(
+            figure, f"{shown} by sparsity: mean and one standard deviation over seeds, one line per method.", "s"
+        )
 
 
 def _levels(
@@ -104,7 +106,7 @@ def _curves(cells: Sequence[CellResult], x: Callable[[Mapping[str, Any]], float]
         _legend(figure, grid[0, 0])
         return svg(
             figure,
-            f"{keys[0][1].capitalize()} and {keys[1][1][11:]} by {label}, means over seeds, a line a method.",
+            f"{keys[0][1].capitalize()} and {keys[1][1][11:]} by {label}, means over seeds, one line per method.",
             prefix,
         )
 

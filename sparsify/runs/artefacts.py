@@ -36,7 +36,7 @@ BESIDE = ("accuracy", "nll_after", "brier_after", "ece_before", "ece_after", "fi
 ACCEPTED = 0.95
 """Share of validation samples whose ``ood_score`` is at least the threshold that is stored in the file."""
 MOST_BYTES = 256 * 2**20
-"""Of the samples of either kind."""
+"""Bytes of the samples of either kind."""
 
 
 def feeding(data: Data, input_type: str = "float", task: str = "classification") -> dict[str, Any]:

@@ -180,7 +180,7 @@ class Grid:
 
 
 def shared_options(given: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """Of options for all methods of a grid, those of one: plain ones that the innermost method takes, and the tables of its layers.
+    """Those options of a grid that are of one method: plain ones that the innermost method takes, and the tables of its layers.
 
     A table of the innermost method goes before plain options.
     """

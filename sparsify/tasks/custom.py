@@ -15,7 +15,7 @@ from sparsify.tasks.base import Shape, Task, own_loss, shown, unsmoothed
 
 @dataclass(frozen=True)
 class Custom(Task):
-    """Outputs and targets of any kind, which the functions given here alone understand.
+    """Outputs and targets of any kind, which only the functions given here understand.
 
     Attributes:
         criterion: ``loss(output, target)``, a scalar tensor. The output is what the model returns, in the structure in which it returns it.

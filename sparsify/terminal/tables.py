@@ -109,7 +109,7 @@ def figures(corner: str, shown: Headline) -> Table:
 
 
 def comparison(summary: Summary) -> Table:
-    """A grid: a row a method and sparsity; figures and, below, differences to the base."""
+    """A grid: one row per method and sparsity; figures and, below, differences to the base."""
     shown = summary.brief()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0))
     for column in ("method", *shown.columns):

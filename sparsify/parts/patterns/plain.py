@@ -14,7 +14,7 @@ from sparsify.parts.patterns.base import Balanced, Pattern, Shape
 
 @dataclass(frozen=True)
 class Unstructured(Pattern):
-    """Any position, alone."""
+    """Any position by itself."""
 
     def __str__(self) -> str:
         return "unstructured"

@@ -51,7 +51,7 @@ def _grouped(found: re.Match[str]) -> Pattern:
 
 
 _PATTERNS: tuple[Spelling, ...] = (
-    Spelling(re.compile(r"unstructured"), lambda found: Unstructured(), {"unstructured": "any position, alone"}),
+    Spelling(re.compile(r"unstructured"), lambda found: Unstructured(), {"unstructured": "any position by itself"}),
     Spelling(
         re.compile(r"nm:(\d+):(\d+)"),
         _nm,

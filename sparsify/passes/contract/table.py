@@ -63,7 +63,7 @@ def merged(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The passes beside each other, a case a line."""
+    """The passes beside each other, one case per line."""
     cells = merged(rows)
     steps, cases = list(dict.fromkeys(step for step, _ in cells)), list(dict.fromkeys(case for _, case in cells))
     lines = [["case", *(str(number) for number in range(1, len(steps) + 1))]]
