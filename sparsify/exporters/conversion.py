@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sparsify.errors import ExportError
 from sparsify.exporters.grouped_linears import MARK, translate
+from sparsify.exporters.recurrent import rnn_translations
 from sparsify.exporters.signature import sized, tensor_outputs
 from sparsify.exporters.size_ranges import allowed_batches, range_metadata
 from sparsify.ir import Program
@@ -80,7 +81,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     def numbered(values: Any, weight: Any, inputs: Any, bias: Any, chunk: int) -> Any:
         return translate(values, weight, inputs, bias, chunk, mark=str(next(numbers)))
 
-    return {GROUPED_LINEAR: numbered}
+    return {GROUPED_LINEAR: numbered, **rnn_translations()}
 
 
 def _name_sizes(program: Program, model: onnx.ModelProto) -> None:

@@ -18,7 +18,7 @@ def _outputs(values: Tensor, states: Sequence[Tensor], bidirectional: bool) -> t
     return values.new_empty((*values.shape[:-1], width)), *(state.new_empty(state.shape) for state in states)
 
 
-def _gru(input: Tensor, hx: Tensor, params: Any, has_biases: bool, *options: Any) -> tuple[Tensor, ...]:
+def _one_state(input: Tensor, hx: Tensor, params: Any, has_biases: bool, *options: Any) -> tuple[Tensor, ...]:
     return _outputs(input, (hx,), options[3])
 
 
@@ -26,8 +26,10 @@ def _lstm(input: Tensor, hx: Sequence[Tensor], params: Any, has_biases: bool, *o
     return _outputs(input, hx, options[3])
 
 
-_SHAPES: dict[Any, Callable[..., tuple[Tensor, ...]]] = {aten.gru.input: _gru, aten.lstm.input: _lstm}
-"""Those that torch.onnx writes as one operator; it takes others apart, step by step."""
+_SHAPES: dict[Any, Callable[..., tuple[Tensor, ...]]] = {
+    aten.gru.input: _one_state, aten.rnn_tanh.input: _one_state, aten.rnn_relu.input: _one_state, aten.lstm.input: _lstm,
+}  # fmt: skip
+"""Those that a file has as one operator."""
 
 
 @contextlib.contextmanager

@@ -157,7 +157,7 @@ def test_a_length_of_one_is_doubled():
     assert program(**batch(3, 9)).shape == (3, 9, 20)
 
 
-@pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM, nn.RNN])
 @pytest.mark.parametrize("two_ways", [False, True])
 def test_recurrent_layers_of_any_length(layer, two_ways):
     class Recurrent(nn.Module):
