@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import onnxruntime
 
 from sparsify.errors import ExportError
@@ -25,12 +25,12 @@ SECONDS = 0.01
 """A timing repeats the call until about this long, unless it is said otherwise."""
 
 
-def session_of(model: onnx.ModelProto, *, threads: int) -> onnxruntime.InferenceSession:
+def session_of(model: ir.Model, *, threads: int) -> onnxruntime.InferenceSession:
     """A session on the CPU; 0 threads: one a core."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    return opened(model.SerializeToString(), options)
+    return opened(ir.to_proto(model).SerializeToString(), options)
 
 
 def opened(source: bytes | str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
@@ -49,7 +49,7 @@ def opened(source: bytes | str, options: onnxruntime.SessionOptions) -> onnxrunt
         ) from error
 
 
-def values_of(model: onnx.ModelProto, batches: Batches) -> dict[str, list[Array]]:
+def values_of(model: ir.Model, batches: Batches) -> dict[str, list[Array]]:
     """Every output, a batch an entry. One thread gives the same bits on every run.
 
     Raises:
@@ -79,7 +79,7 @@ def run_over(session: onnxruntime.InferenceSession, batches: Batches) -> dict[st
 
 
 def times(
-    models: Mapping[str, tuple[onnx.ModelProto, Feeds]], *, threads: int, rounds: int = ROUNDS, seconds: float = SECONDS
+    models: Mapping[str, tuple[ir.Model, Feeds]], *, threads: int, rounds: int = ROUNDS, seconds: float = SECONDS
 ) -> dict[str, float]:
     """Median milliseconds per call of each file on its feeds, the files taking turns; a timing of the fastest takes about ``seconds``."""
     calls = {name: bound(session_of(model, threads=threads), feeds) for name, (model, feeds) in models.items()}

@@ -14,11 +14,12 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ExportError
+from sparsify.exporters.graphs import without_shapes
 from sparsify.exporters.grouped_linears import MARK, translate
 from sparsify.exporters.recurrent import rnn_translations
 from sparsify.exporters.signature import sized, tensor_outputs
@@ -43,7 +44,12 @@ class _NamedOutputs(nn.Module):
         return tuple(leaves[place] for place in self.places)
 
 
-def convert(program: Program, inputs: Sequence[Tensor], opset: int) -> onnx.ModelProto:
+def convert(program: Program, inputs: Sequence[Tensor], opset: int) -> ir.Model:
+    """The graph of a program; it shares the program's weights.
+
+    Raises:
+        ExportError: If torch.onnx cannot convert it.
+    """
     kinds = {BATCH: torch.export.Dim("batch", min=1)}
     dynamic: list[dict[int, Any]] = [{} for _ in program.input_specs]
     for place, at, name in program.places:
@@ -67,10 +73,9 @@ def convert(program: Program, inputs: Sequence[Tensor], opset: int) -> onnx.Mode
         except Exception as error:
             raise ExportError(refusal(program, opset, error)) from error
     assert exported is not None
-    model = clean(exported.model_proto)
-    _name_sizes(program, model)
-    for key, value in range_metadata(program).items():  # trials read it: they run the file in batches
-        model.metadata_props.add(key=key, value=value)
+    _name_sizes(program, exported)
+    model = clean(exported.model)
+    model.metadata_props.update(range_metadata(program))  # trials read it: they run the file in batches
     return model
 
 
@@ -84,19 +89,14 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {GROUPED_LINEAR: numbered, **rnn_translations()}
 
 
-def _name_sizes(program: Program, model: onnx.ModelProto) -> None:
+def _name_sizes(program: Program, exported: torch.onnx.ONNXProgram) -> None:
     """Call the dimensions that vary by their names, where torch.onnx numbers them."""
-    names: dict[str, str] = {}
+    names: dict[str | ir.SymbolicDim, str] = {}
     for place, at, name in program.places:
-        symbol = model.graph.input[place].type.tensor_type.shape.dim[at].dim_param
-        if symbol and name != BATCH:
-            names[symbol] = name
-    if not names:
-        return
-    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
-        for dimension in value.type.tensor_type.shape.dim:
-            if dimension.dim_param:
-                dimension.dim_param = re.sub(r"\w+", lambda found: names.get(found[0], found[0]), dimension.dim_param)
+        shape = exported.model.graph.inputs[place].shape
+        if name != BATCH and shape is not None and isinstance(size := shape[at], ir.SymbolicDim):
+            names[size] = name
+    exported.rename_axes(names)
 
 
 @contextlib.contextmanager
@@ -166,35 +166,31 @@ def refusal(program: Program, opset: int, error: BaseException) -> str:
     )
 
 
-def clean(model: onnx.ModelProto) -> onnx.ModelProto:
+def clean(model: ir.Model) -> ir.Model:
     """Drop what names the machine that wrote the file, and shapes of weights: tools that rewrite weights do not keep them up to date.
 
     The marks of layers stay, for what rewrites them.
     """
-    weights = {item.name for item in model.graph.initializer}
-    kept = [value for value in model.graph.value_info if value.name not in weights]
-    if len(kept) < len(model.graph.value_info):
-        del model.graph.value_info[:]
-        model.graph.value_info.extend(kept)
-    for group in (
-        model.graph.node,
-        model.graph.value_info,
-        model.graph.input,
-        model.graph.output,
-        model.graph.initializer,
-    ):
-        for item in group:
-            kept = [entry for entry in item.metadata_props if entry.key == MARK]
-            del item.metadata_props[:]
-            item.metadata_props.extend(kept)
-            item.doc_string = ""
-    del model.metadata_props[:]
-    del model.graph.metadata_props[:]
-    foreign = [entry for entry in model.opset_import if entry.domain not in {node.domain for node in model.graph.node}]
-    for entry in foreign:
-        model.opset_import.remove(entry)
-    model.doc_string = model.graph.doc_string = ""
+    graph = model.graph
+    for node in graph:
+        _bare(node, kept=MARK)
+        for value in node.outputs:
+            _bare(value)
+    for value in (*graph.inputs, *graph.initializers.values()):
+        _bare(value)
+    without_shapes(graph)
+    for holder in (model, graph):
+        _bare(holder)
+    used = {node.domain for node in graph}
+    for domain in [domain for domain in model.opset_imports if domain not in used]:
+        del model.opset_imports[domain]
     return model
+
+
+def _bare(holder: ir.Model | ir.Graph | ir.Node | ir.Value, kept: str = "") -> None:
+    for key in [key for key in holder.metadata_props if key != kept]:
+        del holder.metadata_props[key]
+    holder.doc_string = None
 
 
 @contextlib.contextmanager

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from copy import deepcopy
 from dataclasses import dataclass
 
-import onnx
-
 from sparsify.errors import ExportWarning
-from sparsify.exporters.initializers import check_budgets, store_sparse
+from sparsify.exporters.graphs import let_go
+from sparsify.exporters.initializers import check_budgets
 from sparsify.exporters.lowering import Made, fallen_back, first_line, made
 from sparsify.exporters.options import Request
 from sparsify.exporters.proof import Parity, prove
@@ -66,16 +64,13 @@ def fp32_file(request: Request, folded: Program) -> Fp32File:
 
 def _proved(request: Request, folded: Program, file: Made) -> Fp32File:
     nonzeros, positions = check_budgets(file.model, folded, file.lowered, request.program.masks())
-    final, fp32 = request.written(file.model), request.options.precision == "fp32"
-    if final is file.model and not fp32:  # what is written into the one file is not for the others
-        final = deepcopy(final)
-    if request.options.storage == "sparse":
-        store_sparse(final)
+    options, fp32 = request.options, request.options.precision == "fp32"
     with draft(request.path) as path:
-        write(path, final, request.metadata, request.options.baked)
-        del final
-        if fp32:  # a copy of the weights each, and the runtime needs two
-            file.lowered, file.model = folded, onnx.ModelProto()
+        final = request.written(file.model)
+        write(path, final, request.metadata, options.baked, sparse=options.storage == "sparse")
+        if fp32:  # weights that were packed are in memory once more, and the runtime needs two copies
+            let_go(final, file.model)
+            file.lowered = folded
         parity = prove(path, request.reference)
         if fp32:
             os.replace(path, request.path)

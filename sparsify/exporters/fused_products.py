@@ -54,4 +54,3 @@ def _fuse(graph: ir.Graph, layer: GroupedLinear) -> None:
 
 def _set(value: ir.Value, array: Array) -> None:
     value.const_value = ir.tensor(array, name=value.name)
-    value.shape = ir.Shape(array.shape)

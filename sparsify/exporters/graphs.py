@@ -2,47 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from sparsify.timing import Array
 
 
-def rewritten(model: onnx.ModelProto, *steps: Callable[[ir.Graph], bool]) -> onnx.ModelProto:
-    """The file after steps that change its graph in place and say whether they did; the same file where none did.
+def rewritten(model: ir.Model, *steps: Callable[[ir.Graph], bool]) -> ir.Model:
+    """A copy of the file, which shares its weights, after steps that change a graph in place and say whether they did; the same file
+    where none did.
 
     Nodes and constants that nothing reads any more are left out.
     """
-    with reading(model) as whole:
-        changed = False
-        for step in steps:
-            if step(whole.graph):
-                _drop_unread(whole.graph)
-                changed = True
-        for (
-            value
-        ) in whole.graph.initializers.values():  # tools that rewrite weights do not keep their shapes up to date
-            value.type, value.shape = None, None
-        return ir.to_proto(whole) if changed else model
+    whole, changed = model.clone(), False
+    for step in steps:
+        if step(whole.graph):
+            _drop_unread(whole.graph)
+            changed = True
+    return whole if changed else model
 
 
-@contextmanager
-def reading(model: onnx.ModelProto) -> Generator[ir.Model]:
-    """The file as onnx_ir, which shares its weights, within the block; after it, nodes and values stay, and weights are let go.
+def let_go(*models: ir.Model) -> None:
+    """Drop the weights of files that are needed no more.
 
     A graph holds itself in circles: its weights would be in memory until Python looks for those.
     """
-    whole = ir.from_proto(model)
-    try:
-        yield whole
-    finally:
-        for value in whole.graph.initializers.values():
+    for model in models:
+        for value in model.graph.initializers.values():
             value.const_value = None
+
+
+def without_shapes(graph: ir.Graph) -> None:
+    """Drop types and shapes of weights, which are not kept up to date where weights are rewritten."""
+    for value in graph.initializers.values():
+        value.type, value.shape = None, None
+
+
+def watched(model: ir.Model, names: Collection[str]) -> ir.Model:
+    """A copy of the file that returns these tensors as well."""
+    copy = model.clone()
+    values = ir.convenience.create_value_mapping(copy.graph, include_subgraphs=False)
+    copy.graph.outputs.extend(values[name] for name in dict.fromkeys(names) if not values[name].is_graph_output())
+    return copy
 
 
 def _drop_unread(graph: ir.Graph) -> None:

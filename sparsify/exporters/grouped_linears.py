@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 
-from sparsify.exporters.graphs import constant, only_reader, reading
+from sparsify.exporters.graphs import constant, only_reader
 from sparsify.timing import Array
 
 MARK = "sparsify.grouped_linear"
@@ -94,12 +93,6 @@ def find_grouped_linears(graph: ir.Graph) -> tuple[GroupedLinear, ...]:
             marked.setdefault(mark, []).append(node)
     found = (_read(nodes, int(mark.split()[1])) for mark, nodes in marked.items())
     return tuple(layer for layer in found if layer is not None)
-
-
-def grouped_layers(model: onnx.ModelProto) -> tuple[GroupedLinear, ...]:
-    """`find_grouped_linears`, of a file."""
-    with reading(model) as whole:
-        return find_grouped_linears(whole.graph)
 
 
 def _read(nodes: list[ir.Node], chunk: int) -> GroupedLinear | None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx_ir as ir
+from onnx import helper
 from torch import Tensor
 
 from sparsify.errors import ExportError
@@ -15,33 +16,29 @@ from sparsify.ir import Program
 from sparsify.ir.weight_reads import multiplied_values
 
 
-def name_weights(model: onnx.ModelProto, program: Program) -> onnx.ModelProto:
-    """Give weights that the converter has transposed and renamed their names back."""
+def name_weights(model: ir.Model, program: Program) -> ir.Model:
+    """Give weights that the converter has transposed and renamed their names back, in place."""
     known = {name: p.detach().numpy() for name, p in program.named_parameters() if p.ndim == 2}
-    for item in model.graph.initializer:
-        if item.name.startswith("phase.") or len(item.dims) != 2 or item.data_type != TensorProto.FLOAT:
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        if (
+            tensor is None
+            or str(value.name).startswith("phase.")
+            or tensor.dtype != ir.DataType.FLOAT
+            or len(tensor.shape) != 2
+        ):
             continue
-        values = numpy_helper.to_array(item)
+        values = tensor.numpy()
         name = next(
             (n for n, w in known.items() if w.shape == values.shape[::-1] and np.array_equal(w.T, values)), None
         )
-        if name is None:
-            continue
-        del known[name]
-        for node in model.graph.node:
-            for place, given in enumerate(node.input):
-                if given == item.name:
-                    node.input[place] = f"phase.{name}"
-        for value in model.graph.value_info:
-            if value.name == item.name:
-                value.name = f"phase.{name}"
-        item.name = f"phase.{name}"
+        if name is not None:
+            del known[name]
+            value.name = f"phase.{name}"
     return model
 
 
-def check_budgets(
-    model: onnx.ModelProto, folded: Program, program: Program, masks: Mapping[str, Tensor]
-) -> tuple[int, int]:
+def check_budgets(model: ir.Model, folded: Program, program: Program, masks: Mapping[str, Tensor]) -> tuple[int, int]:
     """Zeros of every masked weight that the eval phase reads, by size and count.
 
     The exporter may rename and transpose, and write what the program computes from a parameter in the place of the parameter.
@@ -85,14 +82,13 @@ def _zeros(weight: Tensor) -> tuple[int, int]:
     return weight.numel(), int(weight.detach().count_nonzero())
 
 
-def _arrays(model: onnx.ModelProto) -> Iterator[np.ndarray[Any, Any]]:
+def _arrays(model: ir.Model) -> Iterator[np.ndarray[Any, Any]]:
     """The initializers; the matrices of a recurrent layer, which hold one for each direction, one by one."""
-    recurrent = {
-        name for node in model.graph.node if node.op_type in ("LSTM", "GRU", "RNN") for name in node.input[1:3]
-    }
-    for initializer in model.graph.initializer:
-        array = numpy_helper.to_array(initializer)
-        yield from (array if initializer.name in recurrent else [array])
+    recurrent = {value for node in model.graph if node.op_type in ("LSTM", "GRU", "RNN") for value in node.inputs[1:3]}
+    for value in model.graph.initializers.values():
+        assert value.const_value is not None
+        array = value.const_value.numpy()
+        yield from (array if value in recurrent else [array])
 
 
 def _kept_name(program: Program, name: str) -> str:
@@ -102,21 +98,14 @@ def _kept_name(program: Program, name: str) -> str:
     raise ExportError(f"the weight {name!r} vanished while folding; it is not read by the eval phase.")
 
 
-def store_sparse(model: onnx.ModelProto) -> None:
-    """Move initializers into sparse ones where that is smaller (values and one int64 index a non-zero)."""
-    kept: list[onnx.TensorProto] = []
-    for initializer in model.graph.initializer:
-        array = numpy_helper.to_array(initializer)
-        index = np.flatnonzero(array)
-        if array.dtype != np.float32 or len(index) * 12 >= array.nbytes:
-            kept.append(initializer)
-            continue
-        values = helper.make_tensor(
-            initializer.name, TensorProto.FLOAT, [len(index)], array.reshape(-1)[index].tobytes(), raw=True
-        )
-        places = helper.make_tensor(
-            f"{initializer.name}_index", TensorProto.INT64, [len(index)], index.astype(np.int64).tobytes(), raw=True
-        )
-        model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, list(array.shape)))
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+def as_sparse(tensor: ir.TensorProtocol) -> onnx.SparseTensorProto | None:
+    """A sparse initializer, values and one int64 index for each non-zero; None where that is no smaller."""
+    if tensor.dtype != ir.DataType.FLOAT:
+        return None
+    array = tensor.numpy()
+    index = np.flatnonzero(array)
+    if len(index) * 12 >= array.nbytes:
+        return None
+    values = ir.tensor(array.reshape(-1)[index], name=tensor.name)
+    places = ir.tensor(index.astype(np.int64), name=f"{tensor.name}_index")
+    return helper.make_sparse_tensor(ir.to_proto(values), ir.to_proto(places), list(array.shape))

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import onnx
+import onnx_ir as ir
 import onnxruntime
 import torch
 
 from sparsify.errors import ExportError
 from sparsify.exporters.acceptance import Agreement, judge
+from sparsify.exporters.graphs import let_go
 from sparsify.exporters.int8_forms import FAILED, Forge, Lower, Trial, form_in_int8, quantizable, quantize
 from sparsify.exporters.int8_head import refit_head
 from sparsify.exporters.int8_samples import Samples
@@ -77,14 +78,14 @@ class Int8:
 
 
 def int8_file(
-    models: Mapping[str, onnx.ModelProto],
+    models: Mapping[str, ir.Model],
     samples: Samples,
     *,
     lower: Lower | None = None,
     written: Written = lambda model: model,
     batch: int = 1,
     threads: int = 1,
-) -> tuple[onnx.ModelProto, Int8]:
+) -> tuple[ir.Model, Int8]:
     """The fastest of `quantize` that `sparsify.exporters.acceptance` takes for the program, its calibration head fitted again.
 
     Where that is an fp32 file because faster int8 forms were refused, a form with only some of the layers in int8 is looked for.
@@ -107,6 +108,7 @@ def int8_file(
         if spared is not None:
             taken = spared
             trials.insert(0, spared.trial)
+    let_go(*(model for _, model in tried.found if model is not taken.model and model not in models.values()))
     logits = taken.agreements[samples.main]
     result = Int8(
         chosen=taken.trial,
@@ -132,7 +134,7 @@ class _Taken:
     """A trial that may stand in for the program: its file as it is written, how each output agrees, and its head."""
 
     trial: Trial
-    model: onnx.ModelProto
+    model: ir.Model
     agreements: Mapping[str, Agreement]
     head: str = "kept: the file computes in fp32"
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -146,7 +148,7 @@ class _Court:
     written: Written
     passed_over: dict[str, str]
 
-    def taken(self, trial: Trial, model: onnx.ModelProto) -> _Taken | None:
+    def taken(self, trial: Trial, model: ir.Model) -> _Taken | None:
         """The trial, where it may stand in for the program."""
         try:
             agreements = compared(self.samples, values_of(model, self.samples.held_out))
@@ -169,7 +171,7 @@ class _Court:
             return None
         return _Taken(trial, final, agreements, head, figures)
 
-    def allows(self, model: onnx.ModelProto) -> bool:
+    def allows(self, model: ir.Model) -> bool:
         """Whether a file runs and may stand in for the program."""
         try:
             return not refusal(compared(self.samples, values_of(model, self.samples.held_out)))
@@ -204,11 +206,11 @@ def refusal(agreements: Mapping[str, Agreement]) -> str:
     return next((f"output {name!r}: {one.refused}" for name, one in agreements.items() if one.refused), "")
 
 
-def _spared(models: Mapping[str, onnx.ModelProto], court: _Court, fp32: _Taken, threads: int) -> _Taken | None:
+def _spared(models: Mapping[str, ir.Model], court: _Court, fp32: _Taken, threads: int) -> _Taken | None:
     """A file with as many layers in int8 as agree with the program, where it is faster than ``fp32``."""
     form = fp32.trial.name.partition(",")[0]
     forge, layers = Forge(court.samples.calibration), quantizable(models[form], form)
-    found: dict[tuple[str, ...], tuple[onnx.ModelProto, dict[str, str]]] = {}
+    found: dict[tuple[str, ...], tuple[ir.Model, dict[str, str]]] = {}
 
     def good(part: tuple[str, ...]) -> bool:
         with forge.noting(str(part)):

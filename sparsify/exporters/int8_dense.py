@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxruntime import quantization
 
 from sparsify.errors import ExportError
-from sparsify.exporters.graphs import constant, reading
+from sparsify.exporters.graphs import constant, without_shapes
 from sparsify.exporters.grouped_linears import find_grouped_linears, weight_name
 from sparsify.timing import Array, Batches
 
@@ -25,22 +25,21 @@ FOLLOWERS = ("Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAvera
 """Operators that stay in integers where everything they read is."""
 
 
-def dense_layers(model: onnx.ModelProto) -> dict[str, str]:
+def dense_layers(model: ir.Model) -> dict[str, str]:
     """Node -> weight of the products the static quantizer is for: those of a constant weight, but for grouped ones and outputs of the file.
 
     An output in int8 would be clipped to the range seen in calibration. A convolution in groups is slower in int8.
     """
-    with reading(model) as whole:
-        grouped = {node for layer in find_grouped_linears(whole.graph) for node in layer.nodes}
-        return {
-            str(node.name): name
-            for node, name, weight in products(whole.graph)
-            if node not in grouped
-            and not node.outputs[0].is_graph_output()
-            and weight.dtype == np.float32
-            and not in_groups(node, weight)
-            and (node.op_type != "MatMul" or weight.ndim == 2)
-        }
+    grouped = {node for layer in find_grouped_linears(model.graph) for node in layer.nodes}
+    return {
+        str(node.name): name
+        for node, name, weight in products(model.graph)
+        if node not in grouped
+        and not node.outputs[0].is_graph_output()
+        and weight.dtype == np.float32
+        and not in_groups(node, weight)
+        and (node.op_type != "MatMul" or weight.ndim == 2)
+    }
 
 
 def products(graph: ir.Graph) -> Iterator[tuple[ir.Node, str, Array]]:
@@ -57,7 +56,7 @@ def in_groups(node: ir.Node, weight: Array) -> bool:
     return node.op_type == "Conv" and groups > 1 and groups != weight.shape[0]
 
 
-def dense_int8(model: onnx.ModelProto, calibration: Batches, layers: Collection[str] | None = None) -> onnx.ModelProto:
+def dense_int8(model: ir.Model, calibration: Batches, layers: Collection[str] | None = None) -> ir.Model:
     """A copy of ``model`` whose dense layers, and what lies between them, compute in integers.
 
     Args:
@@ -69,13 +68,11 @@ def dense_int8(model: onnx.ModelProto, calibration: Batches, layers: Collection[
         ExportError: If the quantizer fails on the file.
     """
     chosen = _with_followers(model, set(dense_layers(model) if layers is None else layers))
-    given = onnx.ModelProto()
-    given.CopyFrom(model)  # the quantizer moves the weights of what it is given into files of its own
     with tempfile.TemporaryDirectory() as folder, _Silence():
         path = Path(folder) / "int8.onnx"
         try:
             quantization.quantize_static(
-                given,
+                ir.to_proto(model),  # the quantizer moves the weights of what it is given into files of its own
                 path,
                 _Reader(calibration),
                 op_types_to_quantize=["Conv", "Gemm", "MatMul", *FOLLOWERS],
@@ -90,19 +87,20 @@ def dense_int8(model: onnx.ModelProto, calibration: Batches, layers: Collection[
                 f"ONNX Runtime's quantizer refuses the file: {(str(error).splitlines() or [type(error).__name__])[0]}. "
                 f"Export with precision fp32."
             ) from error
-        return onnx.load(path)
+        made = ir.from_proto(onnx.load(path))
+        without_shapes(made.graph)
+        return made
 
 
-def _with_followers(model: onnx.ModelProto, layers: set[str]) -> list[str]:
+def _with_followers(model: ir.Model, layers: set[str]) -> list[str]:
     """The layers, and operators between them that read nothing else."""
     made, chosen = set[ir.Value](), list[str]()
-    with reading(model) as whole:
-        for node in whole.graph:
-            read = [value for value in node.inputs if value is not None and constant(value) is None]
-            follows = node.op_type in FOLLOWERS and not node.outputs[0].is_graph_output() and made.issuperset(read)
-            if node.name in layers or (follows and (node.op_type != "Add" or len(read) == 2)):
-                chosen.append(str(node.name))
-                made.update(node.outputs)
+    for node in model.graph:
+        read = [value for value in node.inputs if value is not None and constant(value) is None]
+        follows = node.op_type in FOLLOWERS and not node.outputs[0].is_graph_output() and made.issuperset(read)
+        if node.name in layers or (follows and (node.op_type != "Add" or len(read) == 2)):
+            chosen.append(str(node.name))
+            made.update(node.outputs)
     return chosen
 
 

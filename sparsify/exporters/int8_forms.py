@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
-from onnx import helper
+import onnx_ir as ir
 
 from sparsify.errors import ExportError
-from sparsify.exporters.graphs import reading
-from sparsify.exporters.grouped_linears import grouped_layers
+from sparsify.exporters.graphs import watched
+from sparsify.exporters.grouped_linears import find_grouped_linears
 from sparsify.exporters.int8_dense import dense_int8, dense_layers, in_groups, products
 from sparsify.exporters.int8_grouped import write_grouped_int8
 from sparsify.exporters.int8_layers import time_layers
@@ -27,9 +26,9 @@ MIXED = "mixed, by layer"
 REDUCED = "7-bit weights"
 """Grouped layers against activations in int8, see `sparsify.exporters.int8_grouped`."""
 FAILED = "it could not be made"
-Lower = Callable[[tuple[str, ...]], onnx.ModelProto]
+Lower = Callable[[tuple[str, ...]], ir.Model]
 """The fp32 file with grouped layers, but for the given weights, which stay dense."""
-Made = tuple[onnx.ModelProto, dict[str, str]]
+Made = tuple[ir.Model, dict[str, str]]
 """A file, and the form of every layer by its weight."""
 
 
@@ -57,13 +56,13 @@ class Tried:
         failed: by name of a form that could not be made or run, why.
     """
 
-    found: tuple[tuple[Trial, onnx.ModelProto], ...]
+    found: tuple[tuple[Trial, ir.Model], ...]
     layers: dict[str, dict[str, float]]
     failed: dict[str, str]
 
 
 def quantize(
-    models: Mapping[str, onnx.ModelProto],
+    models: Mapping[str, ir.Model],
     samples: Samples,
     *,
     lower: Lower | None = None,
@@ -93,7 +92,7 @@ def quantize(
         base = lower(dense) if lower and dense else models[form]
         kinds = {weight: best.get(weight, "fp32").split()[0] for weight in forms(base, form)}
         forge.add(MIXED, base, form, kinds)
-    files = dict[str, tuple[onnx.ModelProto, Feeds]]()
+    files = dict[str, tuple[ir.Model, Feeds]]()
     for name, (model, shown) in forge.made.items():
         if not any(form.startswith("int8") for form in shown.values()):
             files[name] = written(model), samples.timed
@@ -125,7 +124,7 @@ class Forge:
             text = str(error) if isinstance(error, ExportError) else f"{type(error).__name__}: {error}"
             self.failed[name] = f"{FAILED}: {text}"
 
-    def add(self, name: str, model: onnx.ModelProto, form: str, kinds: Mapping[str, str]) -> None:
+    def add(self, name: str, model: ir.Model, form: str, kinds: Mapping[str, str]) -> None:
         """Make the files with the layers of kind ``int8`` in integers, unless there are some with these forms."""
         for reduce_range in (False, True):
             shown = _shown(model, form, kinds, reduce_range=reduce_range)
@@ -137,7 +136,7 @@ class Forge:
 
 
 def form_in_int8(
-    model: onnx.ModelProto, form: str, kinds: Mapping[str, str], calibration: Batches, *, reduce_range: bool = False
+    model: ir.Model, form: str, kinds: Mapping[str, str], calibration: Batches, *, reduce_range: bool = False
 ) -> Made:
     """The file with the layers of kind ``int8`` in integers.
 
@@ -149,7 +148,7 @@ def form_in_int8(
         reduce_range: 7 bits of weight in grouped layers.
     """
     shown = _shown(model, form, kinds, reduce_range=reduce_range)
-    layers = grouped_layers(model) if form == "grouped" else ()
+    layers = find_grouped_linears(model.graph) if form == "grouped" else ()
     grouped = [layer for layer in layers if kinds.get(layer.name) == "int8"]
     dense = {node for node, weight in dense_layers(model).items() if kinds.get(weight) == "int8"}
     if grouped:
@@ -159,14 +158,14 @@ def form_in_int8(
     return (dense_int8(model, calibration, dense) if dense else model), shown
 
 
-def quantizable(model: onnx.ModelProto, form: str) -> tuple[str, ...]:
+def quantizable(model: ir.Model, form: str) -> tuple[str, ...]:
     """The weights of the layers of an fp32 file that can be in integers, in graph order."""
-    can = {layer.name for layer in grouped_layers(model)} if form == "grouped" else set[str]()
+    can = {layer.name for layer in find_grouped_linears(model.graph)} if form == "grouped" else set[str]()
     can |= set(dense_layers(model).values())
     return tuple(weight for weight in forms(model, form) if weight in can)
 
 
-def _shown(model: onnx.ModelProto, form: str, kinds: Mapping[str, str], *, reduce_range: bool) -> dict[str, str]:
+def _shown(model: ir.Model, form: str, kinds: Mapping[str, str], *, reduce_range: bool) -> dict[str, str]:
     """The form of every layer, those of kind ``int8`` in integers where they can be."""
     shown = forms(model, form)
     for weight in quantizable(model, form):
@@ -176,22 +175,18 @@ def _shown(model: onnx.ModelProto, form: str, kinds: Mapping[str, str], *, reduc
     return shown
 
 
-def forms(model: onnx.ModelProto, kind: str) -> dict[str, str]:
+def forms(model: ir.Model, kind: str) -> dict[str, str]:
     """Weight -> ``fp32 dense`` or ``fp32 grouped``, of the layers of an fp32 file."""
-    found = {layer.name: "fp32 grouped" for layer in grouped_layers(model)} if kind == "grouped" else {}
-    with reading(model) as whole:
-        for node, name, weight in products(whole.graph):
-            found.setdefault(name, f"fp32 {'grouped' if in_groups(node, weight) else 'dense'}")
+    layers = find_grouped_linears(model.graph) if kind == "grouped" else ()
+    found = {layer.name: "fp32 grouped" for layer in layers}
+    for node, name, weight in products(model.graph):
+        found.setdefault(name, f"fp32 {'grouped' if in_groups(node, weight) else 'dense'}")
     return found
 
 
-def observe(model: onnx.ModelProto, names: list[str], calibration: Batches) -> dict[str, list[Array]]:
+def observe(model: ir.Model, names: list[str], calibration: Batches) -> dict[str, list[Array]]:
     """Values of tensors on the calibration data, a batch an entry; of large ones an even selection and the extremes."""
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    outputs = {value.name for value in watched.graph.output}
-    watched.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in outputs)
-    session = session_of(watched, threads=1)
+    session = session_of(watched(model, names), threads=1)
     found: dict[str, list[Array]] = {name: [] for name in names}
     for feeds in calibration:
         for name, value in zip(names, session.run(names, dict(feeds)), strict=True):

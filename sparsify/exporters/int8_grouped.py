@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from sparsify.exporters.graphs import Writer, leaves, rewritten
@@ -104,13 +103,13 @@ def quantize_layer(layer: GroupedLinear, source: Scale, *, reduce_range: bool = 
 
 
 def write_grouped_int8(
-    model: onnx.ModelProto,
+    model: ir.Model,
     weights: Collection[str] | None,
     observed: Mapping[str, Sequence[Array]],
     *,
     exact: Collection[str] | None = None,
     reduce_range: bool = False,
-) -> onnx.ModelProto:
+) -> ir.Model:
     """A copy of ``model`` whose grouped layers compute in integers.
 
     Args:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
-from onnx import numpy_helper
 from torch import Tensor
 
 from sparsify.exporters.int8_samples import Samples
@@ -20,14 +19,16 @@ from sparsify.timing import values_of
 Tables = Mapping[str, Tensor]
 
 
-def refit_head(model: onnx.ModelProto, samples: Samples) -> tuple[str, dict[str, float]]:
+def refit_head(model: ir.Model, samples: Samples) -> tuple[str, dict[str, float]]:
     """Fit the calibration head to the file's own outputs for the held-out data and store it, in place.
 
     Returns:
         What was done, and figures of the held-out data before and after: NLL and ECE, or of intervals coverage and width.
     """
     stored = {
-        item.name.rpartition("calibration.")[2]: item for item in model.graph.initializer if "calibration." in item.name
+        name.rpartition("calibration.")[2]: value
+        for name, value in model.graph.initializers.items()
+        if "calibration." in name
     }
     before = {name: _values(item) for name, item in stored.items()}
     head = owner({name: value.shape for name, value in before.items()})
@@ -48,14 +49,18 @@ def refit_head(model: onnx.ModelProto, samples: Samples) -> tuple[str, dict[str,
     except ValueError as error:
         return f"kept: {error}", figures
     for name, value in fitted.values.items():
-        item = stored[name]
-        item.CopyFrom(numpy_helper.from_array(value.float().numpy().reshape(tuple(item.dims)), item.name))
+        stored[name].const_value = ir.tensor(value.float().numpy().reshape(_numbers(stored[name]).shape))
     return head.told(before, fitted), figures | _figures(task, _tables(model, samples, head), targets, "after")
 
 
-def _values(item: onnx.TensorProto) -> Tensor:
+def _numbers(stored: ir.Value) -> np.ndarray:
+    assert stored.const_value is not None
+    return stored.const_value.numpy()
+
+
+def _values(stored: ir.Value) -> Tensor:
     """Float64; a tensor of one number is one without dimensions, as some writers of files have it."""
-    found = torch.from_numpy(numpy_helper.to_array(item).astype(np.float64))
+    found = torch.from_numpy(_numbers(stored).astype(np.float64))
     return found.reshape(()) if found.shape == (1,) else found
 
 
@@ -64,7 +69,7 @@ def _usual_task(head: Head) -> Task:
     return build(next((name for name, task in TASKS.items() if head.name in fitting(task)), "classification"))
 
 
-def _tables(model: onnx.ModelProto, samples: Samples, head: Head) -> Tables:
+def _tables(model: ir.Model, samples: Samples, head: Head) -> Tables:
     """Outputs of a file for the held-out samples, float64 [N, ...]."""
     found = values_of(model, samples.held_out)
     return {

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import warnings
 
-import onnx
+import onnx_ir as ir
 
 from sparsify.errors import ExportWarning
 from sparsify.exporters import int8
 from sparsify.exporters.conversion import clean
 from sparsify.exporters.fp32 import Fp32File
+from sparsify.exporters.graphs import let_go
 from sparsify.exporters.initializers import name_weights
 from sparsify.exporters.int8_samples import Samples, samples_of
 from sparsify.exporters.lowering import grouped
@@ -31,7 +32,7 @@ def write_int8(request: Request, folded: Program, fp32: Fp32File) -> tuple[int8.
     options, made, parity = request.options, fp32.made, fp32.parity
     samples = _samples(request, folded)
 
-    def converted(program: Program) -> onnx.ModelProto:
+    def converted(program: Program) -> ir.Model:
         return request.convert(program, request.reference.inputs, options.opset)
 
     found = {name for name, text in made.forms.items() if text.startswith("grouped")}
@@ -39,7 +40,7 @@ def write_int8(request: Request, folded: Program, fp32: Fp32File) -> tuple[int8.
     models = {kind: name_weights(file, made.arranged if kind == "grouped" else folded) for kind, file in models.items()}
     dense = tuple(name for name in made.forms if name not in found)
 
-    def lower(kept: tuple[str, ...]) -> onnx.ModelProto:
+    def lower(kept: tuple[str, ...]) -> ir.Model:
         return name_weights(converted(grouped(made.arranged, "grouped", (*dense, *kept))[0]), made.arranged)
 
     final, integers = int8.int8_file(
@@ -53,6 +54,7 @@ def write_int8(request: Request, folded: Program, fp32: Fp32File) -> tuple[int8.
         elif options.baked is not None:
             int8.check_bytes(path, said, samples, options.baked)
         os.replace(path, request.path)
+    let_go(final, *models.values())
     if integers.refused:
         warnings.warn(
             f"{os.fspath(request.path)} computes in fp32, not in int8: {integers.refused}. It is the form {integers.chosen.name!r}, proved "

@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-import onnx
+import onnx_ir as ir
 from torch import nn
 
 from sparsify.errors import SparsifyError
@@ -33,7 +33,7 @@ class Made:
     arranged: Program
     lowered: Program
     forms: dict[str, str]
-    model: onnx.ModelProto
+    model: ir.Model
 
 
 def folded(program: Program) -> Program:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
 from sparsify.deployment.packing import Packing, best_packing
 from sparsify.exporters.skeleton import Written
@@ -70,70 +71,54 @@ def _sized(program: Program, spec: TensorSpec, batch: int) -> tuple[int, ...]:
     return tuple(value_of(size, sizes) or batch for size in spec.shape)
 
 
-Model = tuple[onnx.ModelProto, tuple[int, ...]]
+Model = tuple[ir.Model, tuple[int, ...]]
 
 
-def _convolutions(layer: Layer, weight: torch.Tensor, packing: Packing, shape: tuple[int, ...]) -> tuple[Model, Model]:
-    options: dict[str, Any] = {
-        "strides": layer.spatial("stride"),
-        "pads": layer.pads,
-        "dilations": layer.spatial("dilation"),
-    }
-    before = helper.make_node("Conv", ["x", "ones"], ["h"], group=shape[1])
-    tensors = {"ones": np.ones((shape[1], 1, 1, 1), np.float32)}
-    dense = _model(
-        [before, helper.make_node("Conv", ["h", "w"], ["y"], **options)], {**tensors, "w": weight.numpy()}, shape
-    )
-    nodes = [
-        before,
-        helper.make_node("Gather", ["h", "i"], ["g"], axis=1),
-        helper.make_node("Conv", ["g", "w"], ["y"], group=packing.groups, **options),
-    ]
-    packed = packing.values(weight).flatten(0, 1).numpy()
-    return (dense, shape), (
-        _model(nodes, {**tensors, "w": packed, "i": packing.inputs.flatten().numpy()}, shape),
+def _convolutions(layer: Layer, weight: Tensor, packing: Packing, shape: tuple[int, ...]) -> tuple[Model, Model]:
+    options = {"strides": layer.spatial("stride"), "pads": layer.pads, "dilations": layer.spatial("dilation")}
+    before = "Conv", torch.ones(shape[1], 1, 1, 1), {"group": shape[1]}
+    return _model(shape, before, ("Conv", weight, options)), _model(
         shape,
+        before,
+        ("Gather", packing.inputs.flatten(), {"axis": 1}),
+        ("Conv", packing.values(weight).flatten(0, 1), {"group": packing.groups, **options}),
     )
 
 
-def _products(weight: torch.Tensor, packing: Packing, given: tuple[int, ...]) -> tuple[Model, Model]:
+def _products(weight: Tensor, packing: Packing, given: tuple[int, ...]) -> tuple[Model, Model]:
     """Feature-major: [F, N], or [N, F, S] of tokens."""
     lead: tuple[int, ...] = given[: len(given) - 2][:1]
     columns = math.prod(given[len(lead) : -1])
     groups, kept = packing.inputs.shape
     inputs, outputs, chunk = weight.shape[1], weight.shape[0], packing.chunk
     shape = (*lead, inputs, columns)
-    dense = _model([helper.make_node("MatMul", ["w", "x"], ["y"])], {"w": weight.numpy()}, shape)
+    dense = _model(shape, ("MatMul", weight, {}))
     if lead:
-        packed = packing.values(weight).flatten(0, 1)[..., None].numpy()
-        nodes = [
-            helper.make_node("Gather", ["x", "i"], ["g"], axis=1),
-            helper.make_node("Conv", ["g", "w"], ["y"], group=groups),
-        ]
-        return (dense, shape), (_model(nodes, {"w": packed, "i": packing.inputs.flatten().numpy()}, shape), shape)
-    tensors = {
-        "w": packing.values(weight).numpy(),
-        "i": (packing.inputs.reshape(-1, chunk)[:, 0] // chunk).contiguous().numpy(),
-        "lines": np.array([inputs // chunk, -1]),
-        "parts": np.array([groups, kept, -1]),
-        "flat": np.array([outputs, -1]),
-    }
-    nodes = [
-        helper.make_node("Reshape", ["x", "lines"], ["r"]),
-        helper.make_node("Gather", ["r", "i"], ["g"], axis=0),
-        helper.make_node("Reshape", ["g", "parts"], ["p"]),
-        helper.make_node("MatMul", ["w", "p"], ["m"]),
-        helper.make_node("Reshape", ["m", "flat"], ["y"]),
-    ]
-    return (dense, shape), (_model(nodes, tensors, shape), shape)
+        packed = packing.values(weight).flatten(0, 1)[..., None]
+        selection = "Gather", packing.inputs.flatten(), {"axis": 1}
+        return dense, _model(shape, selection, ("Conv", packed, {"group": groups}))
+    return dense, _model(
+        shape,
+        ("Reshape", torch.tensor([inputs // chunk, -1]), {}),
+        ("Gather", packing.inputs.reshape(-1, chunk)[:, 0] // chunk, {"axis": 0}),
+        ("Reshape", torch.tensor([groups, kept, -1]), {}),
+        ("MatMul", packing.values(weight), {}),
+        ("Reshape", torch.tensor([outputs, -1]), {}),
+    )
 
 
-def _model(nodes: list[onnx.NodeProto], tensors: dict[str, np.ndarray], shape: tuple[int, ...]) -> onnx.ModelProto:
-    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
-    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    constants = [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in tensors.items()]
-    graph = helper.make_graph(nodes, "layer", [given], [made], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+def _model(shape: tuple[int, ...], *steps: tuple[str, Tensor, Mapping[str, Any]]) -> Model:
+    """A file of operators one after the other, each with a constant: on the left of a `MatMul`, else on the right."""
+    tape, given = ir.tape.Tape(), ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
+    value = given
+    for place, (kind, array, options) in enumerate(steps):
+        constant = tape.initializer(ir.tensor(array.contiguous().numpy(), name=f"constant_{place}"))
+        value = tape.op(kind, [constant, value] if kind == "MatMul" else [value, constant], options)
+    value.type = given.type
+    graph = ir.Graph(
+        [given], [value], nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": 18}, name="layer"
+    )
+    return ir.Model(graph, ir_version=9), shape
 
 
 def _feeds(shape: tuple[int, ...]) -> Feeds:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
+import onnx_ir as ir
 from torch import Tensor
 
 from sparsify.errors import ExportError, TrainingWarning
@@ -33,7 +33,7 @@ CHOICES = {
 }
 
 
-Convert = Callable[[Program, Sequence[Tensor], int], onnx.ModelProto]
+Convert = Callable[[Program, Sequence[Tensor], int], ir.Model]
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ class Request:
         return "dense" if self.program.stage is Stage.TRACED else self.options.form
 
     @property
-    def written(self) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+    def written(self) -> Callable[[ir.Model], ir.Model]:
         """What a file becomes before it is written."""
         several = self.program.dynamic_batch and self.batch > 1
         return _fused if self.options.selection == "gather" or several else _by_batch
 
 
-def _fused(model: onnx.ModelProto) -> onnx.ModelProto:
+def _fused(model: ir.Model) -> ir.Model:
     return rewritten(model, fuse_products)
 
 
@@ -126,7 +126,7 @@ def meaning(program: Program, task: str | Task | None) -> Task | None:
     return found
 
 
-def _by_batch(model: onnx.ModelProto) -> onnx.ModelProto:
+def _by_batch(model: ir.Model) -> ir.Model:
     return rewritten(model, fuse_products, SingleSamples(model))
 
 

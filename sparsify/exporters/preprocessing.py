@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from sparsify.arguments import checked, checked_fields
 from sparsify.errors import ExportError
+from sparsify.exporters.graphs import Writer, reroute
 from sparsify.ir import Program
 from sparsify.passes.scale_prediction import scale_row
 
@@ -120,36 +121,31 @@ class Preprocessing:
         if self.layout == "NHWC" and len(spec.shape) != 4:
             raise ExportError(f"layout NHWC is for images; input {spec.name!r} has shape {list(spec.shape)}. Use NCHW.")
 
-    def bake(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """The file with this as its first nodes, so that it takes uint8; in place."""
-        graph = model.graph
-        given = graph.input[0]
-        kind, name = given.type.tensor_type, given.name
-        names = _Names(graph)
-        rank = len(kind.shape.dim)
-        ready = names.new(f"{name}_ready")
-        _rename_reads(graph, {name: ready})
-        nodes = [helper.make_node("Cast", [name], [names.new(f"{name}_float")], to=TensorProto.FLOAT)]
-        if self._channels_last(rank):
-            _permute(kind.shape, (0, 2, 3, 1))
-            nodes.append(
-                helper.make_node("Transpose", [nodes[-1].output[0]], [names.new(f"{name}_nchw")], perm=(0, 3, 1, 2))
+    def bake(self, graph: ir.Graph) -> None:
+        """Make this the first nodes of a file, which then takes uint8; in place."""
+        given = graph.inputs[0]
+        assert given.shape is not None
+        name, rank = str(given.name), len(given.shape)
+        write, readers = Writer(graph[0], graph), [use.node for use in given.uses()]
+        taken = ir.convenience.create_value_mapping(graph)
+
+        def new(suffix: str) -> str:
+            return next(
+                found for count in itertools.count() if (found := f"{name}_{suffix}" + "_" * count) not in taken
             )
+
+        ready = write.call("Cast", [given], new("float"), to=ir.DataType.FLOAT.value)
+        if self._channels_last(rank):
+            given.shape = ir.Shape([given.shape[place] for place in (0, 2, 3, 1)])
+            ready = write.call("Transpose", [ready], new("nchw"), perm=(0, 3, 1, 2))
         mean, std = (value.double() for value in self._columns(rank))
         factor, shift = 1 / (self.scale * std), -mean / std
-        steps = [("Mul", factor, "scaled"), ("Add", shift, "")] if shift.any() else [("Mul", factor, "")]
+        steps = [("Mul", factor, "scaled"), ("Add", shift, "ready")] if shift.any() else [("Mul", factor, "ready")]
         for operator, values, suffix in steps:
-            constant = numpy_helper.from_array(values.float().numpy(), names.new(f"{name}_{operator.lower()}"))
-            graph.initializer.append(constant)
-            result = names.new(f"{name}_{suffix}") if suffix else ready
-            nodes.append(helper.make_node(operator, [nodes[-1].output[0], constant.name], [result]))
-        for node in nodes:
-            node.name = names.new(f"{node.output[0]}_node")
-        kind.elem_type = TensorProto.UINT8
-        rest = list(graph.node)
-        del graph.node[:]
-        graph.node.extend([*nodes, *rest])
-        return model
+            constant = write.constant(new(operator.lower()), values.float().numpy())
+            ready = write.call(operator, [ready, constant], new(suffix))
+        reroute(given, ready, readers)
+        given.type = ir.TensorType(ir.DataType.UINT8)
 
     def _channels_last(self, rank: int) -> bool:
         return self.layout == "NHWC" and rank == 4
@@ -193,32 +189,3 @@ def described(
         found["classes"] = json.dumps([str(name) for name in classes])
     found |= {key: json.dumps(value) for key, value in scale_row(program).items()}
     return found | ({"task": task} if task else {})
-
-
-class _Names:
-    """Names that a graph does not have yet."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._taken = {name for node in graph.node for name in (*node.output, *node.input, node.name)}
-        self._taken |= {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
-
-    def new(self, name: str) -> str:
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
-        return name
-
-
-def _rename_reads(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Let every node read another tensor, those of subgraphs too."""
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                _rename_reads(attribute.g, names)
-
-
-def _permute(shape: onnx.TensorShapeProto, order: Sequence[int]) -> None:
-    dimensions = [onnx.TensorShapeProto.Dimension.FromString(shape.dim[i].SerializeToString()) for i in order]
-    del shape.dim[:]
-    shape.dim.extend(dimensions)

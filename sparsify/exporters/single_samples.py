@@ -6,6 +6,7 @@ Weights and tables of indices stay outside, stored once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -33,10 +34,10 @@ class SingleSamples:
     of more numbers (chunks of inputs, tokens) are lines that `Gather` copies well, and stay.
 
     Args:
-        model: the file, from which sizes and types are inferred where they are needed.
+        model: the file, from which sizes and types are inferred where they are needed and the graph does not have them.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: ir.Model) -> None:
         self._model = model
 
     def __call__(self, graph: ir.Graph) -> bool:
@@ -44,9 +45,9 @@ class SingleSamples:
         selections = [node for node in graph if _selects(node)]
         if not selections or any(True for _ in graph.subgraphs()):
             return False
-        sizes, kinds = _known(self._model)
-        batch = (sizes.get(str(graph.inputs[0].name)) or [None])[0]
-        widths = {node: _width(sizes.get(str(_input(node, 0).name))) for node in selections}
+        known = _Known(self._model)
+        batch = (known.sizes(graph.inputs[0]) or [None])[0]
+        widths = {node: _width(known.sizes(_input(node, 0))) for node in selections}
         fixed = [node for node in selections if widths[node] == 1]
         opened = [node for node in selections if isinstance(batch, str) and widths[node] == batch]
         if sum(_table(node).size for node in opened) < LEAST_OPEN:
@@ -59,12 +60,12 @@ class SingleSamples:
         for node in fixed:
             _pick(node, graph, lists)
         for region in _regions(graph, opened) if opened else ():
-            _branch(graph, region, flag, {node.outputs[0].name for node in opened}, lists, kinds)
+            _branch(graph, region, flag, {node.outputs[0].name for node in opened}, lists, known)
         graph.sort()
         return True
 
 
-def check_same(plain: onnx.ModelProto, written: onnx.ModelProto, batches: Batches) -> None:
+def check_same(plain: ir.Model, written: ir.Model, batches: Batches) -> None:
     """Run both files on all batches, among which should be the smallest that they take.
 
     Raises:
@@ -107,16 +108,28 @@ def _selects(node: ir.Node) -> bool:
     return _input(node, 1).is_initializer() and _table(node).size >= LEAST
 
 
-def _known(model: onnx.ModelProto) -> tuple[dict[str, list[int | str | None]], dict[str, int]]:
-    """Sizes and element types by tensor; an open size by its name, None where nothing is known of it."""
-    graph = inferred(model)
-    types = {v.name: v.type.tensor_type for v in (*graph.value_info, *graph.input, *graph.output)}
-    sizes = {
-        name: [d.dim_value or d.dim_param or None for d in kind.shape.dim]
-        for name, kind in types.items()
-        if kind.HasField("shape")
-    }
-    return sizes, {name: kind.elem_type for name, kind in types.items()}
+class _Known:
+    """Sizes and types of values: those that the graph has, else those that are inferred from the file, once."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+
+    def sizes(self, value: ir.Value) -> list[int | str | None] | None:
+        """An open size by its name, None where nothing is known of it."""
+        if value.shape is not None:
+            return [size if isinstance(size, int) else size.value for size in value.shape]
+        kind = self._inferred.get(str(value.name))
+        if kind is None or not kind.HasField("shape"):
+            return None
+        return [size.dim_value or size.dim_param or None for size in kind.shape.dim]
+
+    def type(self, value: ir.Value) -> ir.TypeProtocol:
+        return value.type or ir.TensorType(ir.DataType(self._inferred[str(value.name)].elem_type))
+
+    @functools.cached_property
+    def _inferred(self) -> dict[str, onnx.TypeProto.Tensor]:
+        graph = inferred(self._model)
+        return {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)}
 
 
 def _width(sizes: list[int | str | None] | None) -> int | str | None:
@@ -201,13 +214,13 @@ def _branch(
     flag: ir.Value,
     picked: Collection[str | None],
     lists: Mapping[ir.Value, ir.Value],
-    kinds: Mapping[str, int],
+    known: _Known,
 ) -> None:
     """Put the nodes of a region into both branches of an `If`."""
     inside, results = set(region), list[ir.Value]()
     for value in (value for node in region for value in node.outputs):
         if value.is_graph_output() or any(use.node not in inside for use in value.uses()):
-            value.type = value.type or ir.TensorType(ir.DataType(kinds[str(value.name)]))
+            value.type = known.type(value)
             results.append(value)
     made = [ir.Value(name=value.name, type=value.type, shape=value.shape) for value in results]
     whole = ir.Node("", "If", [flag], outputs=made, name=f"{results[0].name}_by_batch")

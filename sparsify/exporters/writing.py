@@ -7,9 +7,11 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 from onnx import helper
 
 from sparsify.errors import ExportError
+from sparsify.exporters.graphs import let_go
 from sparsify.exporters.preprocessing import Preprocessing
 from sparsify.exporters.skeleton import skeleton
 from sparsify.exporters.wire import pieces
@@ -37,16 +39,22 @@ def draft(path: Path) -> Generator[Path]:
         ) from error
 
 
-def write(file: Path, model: onnx.ModelProto, metadata: Mapping[str, str], baked: Preprocessing | None) -> None:
-    """Finish a graph in place and write it: its metadata, what it computes from bytes, who made it."""
+def write(
+    file: Path, model: ir.Model, metadata: Mapping[str, str], baked: Preprocessing | None, *, sparse: bool = False
+) -> None:
+    """Write a graph with its metadata, what it computes from bytes, and who made it; the graph stays as it is."""
+    final = model.clone()
     if baked is not None:
-        baked.bake(model)
-    for node in model.graph.node:
-        del node.metadata_props[:]
-    del model.metadata_props[:]
-    for key, value in sorted(metadata.items()):
-        model.metadata_props.add(key=key, value=value)
-    model.producer_name, model.producer_version = "sparsify", __version__
-    model.ir_version = helper.find_min_ir_version_for(model.opset_import)
-    onnx.checker.check_model(skeleton(model))  # the runtime that proves the file reads its weights
-    write_to_disk(file, pieces(model))
+        baked.bake(final.graph)
+    for node in final.graph.all_nodes():
+        node.metadata_props.clear()
+    final.metadata_props.clear()
+    final.metadata_props.update(metadata)
+    final.producer_name, final.producer_version = "sparsify", __version__
+    versions = [helper.make_opsetid(domain, version) for domain, version in final.opset_imports.items()]
+    final.ir_version = helper.find_min_ir_version_for(versions)
+    try:
+        onnx.checker.check_model(skeleton(final))  # the runtime that proves the file reads its weights
+        write_to_disk(file, pieces(final, sparse=sparse))
+    finally:
+        let_go(final)

@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -144,7 +145,7 @@ def test_a_file_that_is_wrong_at_another_length_is_refused(tmp_path, monkeypatch
     made = exporter._convert
 
     def spoilt(*args, **kwargs):
-        model = made(*args, **kwargs)
+        model = ir.to_proto(made(*args, **kwargs))
         size = onnx.helper.make_node("Shape", ["ids"], ["length_of_ids"], start=1, end=2)
         cast = onnx.helper.make_node("Cast", ["length_of_ids"], ["length_as_float"], to=onnx.TensorProto.FLOAT)
         last = model.graph.output[0].name
@@ -154,7 +155,7 @@ def test_a_file_that_is_wrong_at_another_length_is_refused(tmp_path, monkeypatch
         model.graph.initializer.append(seven)
         scale = onnx.helper.make_node("Div", ["length_as_float", "seven"], ["scale"])
         model.graph.node.extend([size, cast, scale, onnx.helper.make_node("Mul", ["before", "scale"], [last])])
-        return model
+        return ir.from_proto(model)
 
     monkeypatch.setattr(exporter, "_convert", spoilt)
     with pytest.raises(ExportError, match=r"differs from the program at batch \d+, T = "):

@@ -76,7 +76,7 @@ def test_two_inputs_are_trained_on_resumed_exported_and_told_of(mine, monkeypatc
     assert torch.equal(run_file(mine / "b" / "model.onnx", data.test)["logits"], logits), "whoever fetches the batches"
     result, _ = export_saved(mine / "a" / "program.sparsify", mine / "again.onnx", data=str(mine / "d.npz"))
     assert result.parity.share <= 1 and result.parity.decisions > 0
-    count = lambda model: sum(node.op_type == "DequantizeLinear" for node in model.graph.node)  # ruff: ignore[lambda-assignment]
+    count = lambda model: sum(node.op_type == "DequantizeLinear" for node in model.graph)  # ruff: ignore[lambda-assignment]
     monkeypatch.setattr(int8_forms, "times", lambda models, **_: {k: -count(m) for k, (m, _) in models.items()})
     saved, given = mine / "a" / "program.sparsify", {"data": str(mine / "d.npz"), "precision": "int8"}
     result, row = export_saved(saved, mine / "int8.onnx", **given)

@@ -108,7 +108,7 @@ HEADS = {
 @pytest.fixture
 def integers_first(monkeypatch):
     """Files with layers in integers are the fastest."""
-    count = lambda model: sum(node.op_type == "DequantizeLinear" for node in model.graph.node)  # ruff: ignore[lambda-assignment]
+    count = lambda model: sum(node.op_type == "DequantizeLinear" for node in model.graph)  # ruff: ignore[lambda-assignment]
     monkeypatch.setattr(int8_forms, "times", lambda models, **_: {k: -count(m) for k, (m, _) in models.items()})
     monkeypatch.setattr(int8_forms, "time_layers", lambda *_, **__: {})
 

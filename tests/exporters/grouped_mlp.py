@@ -7,22 +7,21 @@ import warnings
 
 import numpy as np
 import onnx
-import onnxruntime
+import onnx_ir as ir
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
 
 from sparsify.exporters import int8_forms
 from sparsify.exporters.conversion import quiet as quiet
 from sparsify.exporters.conversion import translations
 from sparsify.exporters.fused_products import fuse_products
-from sparsify.exporters.graphs import rewritten
-from sparsify.exporters.grouped_linears import grouped_layers
+from sparsify.exporters.graphs import Writer, rewritten, watched
+from sparsify.exporters.grouped_linears import find_grouped_linears
 from sparsify.exporters.int8_grouped import write_grouped_int8
 from sparsify.exporters.int8_samples import Samples, Wanted
 from sparsify.exporters.single_samples import SingleSamples
 from sparsify.ir.grouped_linear import GROUPED_LINEAR
-from sparsify.timing import values_of
+from sparsify.timing import session_of, values_of
 from tests.cases import digits
 
 
@@ -76,22 +75,29 @@ def trained_file(chunk: int) -> bytes:
     return exported.model_proto.SerializeToString()
 
 
-def load(chunk: int) -> onnx.ModelProto:
-    return onnx.load_from_string(trained_file(chunk))
+def load(chunk: int) -> ir.Model:
+    return ir.from_proto(onnx.load_from_string(trained_file(chunk)))
 
 
-def fused_products(model: onnx.ModelProto) -> onnx.ModelProto:
+def fused_products(model: ir.Model) -> ir.Model:
     return rewritten(model, fuse_products)
 
 
-def single_samples(model: onnx.ModelProto) -> onnx.ModelProto:
+def single_samples(model: ir.Model) -> ir.Model:
     return rewritten(model, SingleSamples(model))
 
 
-def run(model: onnx.ModelProto, x: np.ndarray, *names: str) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options).run(list(names) or None, {"x": x})
+def run(model: ir.Model, x: np.ndarray, *names: str) -> list[np.ndarray]:
+    return session_of(watched(model, names), threads=1).run(list(names) or None, {"x": x})
+
+
+def kinds(model: ir.Model) -> list[str]:
+    """The operators of a file, those of branches not among them."""
+    return [node.op_type for node in model.graph]
+
+
+def arrays(model: ir.Model) -> dict[str, np.ndarray]:
+    return {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
 
 
 def images(count=1797):
@@ -101,7 +107,7 @@ def images(count=1797):
 
 def grouped_int8(model, calibration, **options):
     """The file with every grouped layer in integers."""
-    layers = grouped_layers(model)
+    layers = find_grouped_linears(model.graph)
     names = sorted({name for layer in layers for name in (layer.source.name, layer.result.name)})
     return write_grouped_int8(model, None, int8_forms.observe(model, names, calibration), **options)
 
@@ -121,10 +127,8 @@ def samples(model, x, labels=None, *, batch=1, **changed):
 def with_dense_layer():
     """The file with a layer of its own between the grouped ones and the head."""
     model = load(1)
-    head = next(node for node in model.graph.node if node.op_type == "Gemm")
-    weight = np.eye(128, dtype=np.float32)
-    before = onnx.helper.make_node("MatMul", [head.input[0], "eye"], ["between"], name="between")
-    model.graph.node.insert(list(model.graph.node).index(head), before)
-    next(node for node in model.graph.node if node.op_type == "Gemm").input[0] = "between"
-    model.graph.initializer.append(numpy_helper.from_array(weight, "eye"))
+    head = next(node for node in model.graph if node.op_type == "Gemm")
+    write = Writer(head, model.graph)
+    weight = write.constant("eye", np.eye(128, dtype=np.float32))
+    head.replace_input_with(0, write.call("MatMul", [head.inputs[0], weight], "between"))
     return model

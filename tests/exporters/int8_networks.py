@@ -6,7 +6,7 @@ import functools
 import warnings
 from dataclasses import dataclass
 
-import onnx
+import onnx_ir as ir
 import torch
 from torch import nn
 
@@ -95,8 +95,8 @@ NETWORKS = {
 class Network:
     program: sp.Program
     samples: Samples
-    plain: onnx.ModelProto
-    integers: onnx.ModelProto
+    plain: ir.Model
+    integers: ir.Model
 
 
 @functools.cache

@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import pytest
-from onnx import numpy_helper
 
 from sparsify.exporters.acceptance import _lost, judge
+from sparsify.exporters.graphs import Writer
 from sparsify.exporters.int8_dense import dense_int8, dense_layers
 from sparsify.tasks import Binary, Dense, Multilabel, Regression, Sequence
 from sparsify.timing import values_of
-from tests.exporters.grouped_mlp import grouped_int8, images, in_batches, with_dense_layer
+from tests.exporters.grouped_mlp import arrays, grouped_int8, images, in_batches, with_dense_layer
 
 RANDOM = np.random.default_rng(0)
 
@@ -82,12 +82,11 @@ def logits_of(model, held_out):
 def int8_file():
     """A trained network with grouped and dense layers in integers, channels of very different scales, and the program's logits."""
     plain, (x, y) = with_dense_layer(), images()
-    eye = next(item for item in plain.graph.initializer if item.name == "eye")
-    eye.CopyFrom(numpy_helper.from_array(np.diag(np.geomspace(0.3, 3, 128).astype(np.float32)), "eye"))
+    plain.graph.initializers["eye"].const_value = ir.tensor(np.diag(np.geomspace(0.3, 3, 128).astype(np.float32)))
     calibration, held_out = in_batches(x[:256]), in_batches(x[1200:])
     grouped = grouped_int8(plain, calibration)
     written = dense_int8(grouped, calibration, dense_layers(grouped))
-    return written.SerializeToString(), held_out, logits_of(plain, held_out), y[1200:]
+    return written, held_out, logits_of(plain, held_out), y[1200:]
 
 
 FAULTS = {
@@ -106,14 +105,13 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_in_the_integers_of_a_real_file_are_refused(name):
     """What one node reads is wrong; a scale that all its readers share would only be a coarser one."""
-    data, held_out, want, labels = int8_file()
-    model = onnx.ModelProto.FromString(data)
-    target, change = FAULTS[name]
-    value = next(numpy_helper.to_array(item) for item in model.graph.initializer if item.name == target)
+    written, held_out, want, labels = int8_file()
+    model, (target, change) = written.clone(), FAULTS[name]
+    value = arrays(model)[target]
     wrong = np.ascontiguousarray(change(value)).astype(value.dtype).reshape(value.shape)
-    model.graph.initializer.append(numpy_helper.from_array(wrong, "wrong"))
-    reader = [node for node in model.graph.node if target in node.input][-1]
-    reader.input[list(reader.input).index(target)] = "wrong"
+    *_, reader = (node for node in model.graph if model.graph.initializers[target] in node.inputs)
+    place = reader.inputs.index(model.graph.initializers[target])
+    reader.replace_input_with(place, Writer(reader, model.graph).constant("wrong", wrong))
     have = logits_of(model, held_out)
     assert (name == "nothing") == (judge(want, have, labels).refused == "") == (judge(want, have).refused == "")
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -12,14 +10,15 @@ from torch import nn
 import sparsify as sp
 from sparsify.exporters.conversion import convert
 from sparsify.exporters.graphs import leaves
-from sparsify.exporters.grouped_linears import grouped_layers, weight_name
+from sparsify.exporters.grouped_linears import find_grouped_linears, weight_name
 from sparsify.ir.grouped_linear import GROUPED_LINEAR
+from sparsify.timing import values_of
 from tests.exporters.grouped_mlp import fused_products, load, single_samples
 
 
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_layers_are_found_with_what_belongs_to_them(chunk):
-    first, second = grouped_layers(load(chunk))
+    first, second = find_grouped_linears(load(chunk).graph)
     assert first.weight.shape == (4, 32, 16) and second.weight.shape == (4, 32, 32)
     assert first.chunk == second.chunk == chunk and first.rectified and second.rectified
     assert first.index.shape == (4, 16 // chunk) and second.source.name == first.result.name
@@ -28,21 +27,17 @@ def test_layers_are_found_with_what_belongs_to_them(chunk):
 
 def test_a_layer_that_was_made_into_something_else_is_none():
     model = load(1)
-    product = next(node for node in model.graph.node if node.op_type == "MatMul")
+    product = next(node for node in model.graph if node.op_type == "MatMul")
     product.op_type = "Gemm"
-    assert len(grouped_layers(model)) == 1
+    assert len(find_grouped_linears(model.graph)) == 1
 
 
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_operators_that_compute_a_layer_without_its_mark_are_no_layer(chunk):
     model = load(chunk)
-    for node in model.graph.node:
-        del node.metadata_props[:]
-    assert grouped_layers(model) == ()
-
-
-def values(file, x):
-    return onnxruntime.InferenceSession(file.SerializeToString()).run(None, {file.graph.input[0].name: x.numpy()})
+    for node in model.graph:
+        node.metadata_props.clear()
+    assert find_grouped_linears(model.graph) == ()
 
 
 class Mixed(nn.Module):
@@ -67,9 +62,10 @@ def test_layers_of_every_kind_compute_the_same_and_those_with_a_selection_of_the
     torch.manual_seed(0)
     model, x = Mixed(), torch.randn(3, 8)
     file = convert(sp.Pipeline.parse("deploy")(sp.trace(model, (x,)).eval()), [x], 20)
+    feeds, output = {str(file.graph.inputs[0].name): x.numpy()}, str(file.graph.outputs[0].name)
     for form in (file, fused_products(file), single_samples(fused_products(file))):
-        assert np.allclose(model(x).detach(), values(form, x)[0], atol=1e-5)
-    layers = grouped_layers(file)
+        assert np.allclose(model(x).detach(), values_of(form, [feeds])[output][0], atol=1e-5)
+    layers = find_grouped_linears(file.graph)
     assert [layer.name for layer in layers] == ["weights.0", "weights.4"]
     assert [layer.chunk for layer in layers] == [2, 1]
     assert [layer.weight.shape for layer in layers] == [(2, 3, 4), (1, 5, 4)]
@@ -80,14 +76,11 @@ def test_layers_of_every_kind_compute_the_same_and_those_with_a_selection_of_the
 
 def test_a_value_leaves_where_only_its_shape_changes_on_the_way():
     model = load(1)
-    first, *_ = grouped_layers(model)
-    graph = ir.from_proto(model).graph
-    assert not leaves(first.result) and leaves(graph.outputs[0])
-    turned = next(node for node in model.graph.node if node.op_type == "Transpose" and node.input[0] != "x")
-    turned.output[0] = "turned"
-    model.graph.output[0].name = "turned"
-    values = ir.convenience.create_value_mapping(ir.from_proto(model).graph)
-    assert leaves(values[turned.input[0]])
+    first, *_, last = find_grouped_linears(model.graph)
+    assert not leaves(first.result) and not leaves(last.result) and leaves(model.graph.outputs[0])
+    turned = next(use.node for use in last.result.uses() if use.node.op_type == "Transpose")
+    model.graph.outputs[0] = turned.outputs[0]
+    assert leaves(last.result)
 
 
 def test_names_of_weights():

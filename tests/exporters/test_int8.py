@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import onnx
-from onnx import numpy_helper
+import onnx_ir as ir
 
 from sparsify.exporters import int8, int8_forms
 from sparsify.exporters.int8_head import refit_head
 from sparsify.exporters.int8_samples import Wanted
 from sparsify.heads import HEADS, Fitted, Temperature, register
-from tests.exporters.grouped_mlp import images, load, run, samples, with_dense_layer
+from tests.exporters.grouped_mlp import arrays, images, kinds, load, run, samples, with_dense_layer
 
 
 def timed(monkeypatch, *milliseconds, layers=None):
@@ -33,7 +32,7 @@ def test_the_fastest_of_the_trials_comes_first(monkeypatch):
         "grouped, grouped layers int8", "grouped, grouped layers int8, 7-bit weights", "grouped, dense layers int8", "grouped, fp32",
     ]  # fmt: skip
     assert [trial.integers for trial, _ in found] == [3, 3, 2, 2, 1, 0]
-    assert any(node.op_type == "QLinearMatMul" for node in found[0][1].graph.node)
+    assert "QLinearMatMul" in kinds(found[0][1])
     assert dict(found[1][0].layers) == {
         "first.weight": "int8 grouped", "second.weight": "int8 grouped", "eye": "int8 dense", "head.weight": "fp32 dense",
     }  # fmt: skip
@@ -53,7 +52,7 @@ def test_trials_of_single_layers_propose_a_mixed_file(monkeypatch):
     assert [first.layers[name] for name in ("first.weight", "second.weight", "eye")] == [
         "int8 grouped", "fp32 grouped", "fp32 dense",
     ]  # fmt: skip
-    assert [node.op_type for node in model.graph.node].count("QLinearMatMul") == 1
+    assert kinds(model).count("QLinearMatMul") == 1
 
 
 def test_layers_that_are_faster_dense_in_int8_are_lowered_again_without_them(monkeypatch):
@@ -95,11 +94,8 @@ def test_where_no_int8_form_agrees_the_file_is_fp32_and_every_form_has_its_reaso
 
 
 def broken(model):
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for item in copy.graph.initializer:
-        if item.name == "head.weight":
-            item.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(item), item.name))
+    copy = model.clone()
+    copy.graph.initializers["head.weight"].const_value = ir.tensor(-arrays(model)["head.weight"])
     return copy
 
 
@@ -119,8 +115,7 @@ def test_a_real_trial_measures_every_form_and_every_layer():
 def test_the_temperature_is_fitted_to_the_integers_own_logits():
     model, (x, y) = load(1), images()
     text, figures = refit_head(model, samples(model, x[1200:], y[1200:]))
-    stored = [numpy_helper.to_array(i) for i in model.graph.initializer if i.name.endswith("temperature")]
-    temperature = float(stored[0])
+    (temperature,) = (float(value) for name, value in arrays(model).items() if name.endswith("temperature"))
     assert abs(temperature - 1.5) > 1e-3 and text == f"temperature fitted again: 1.5000 before, {temperature:.4f} after"
     assert figures["nll_after"] < figures["nll_before"] and set(figures) == {
         "nll_before", "nll_after", "ece_before", "ece_after",
@@ -138,11 +133,10 @@ def test_a_head_that_cannot_be_fitted_stays_and_says_why():
         "nll_before",
         "ece_before",
     }
-    stored = next(i for i in model.graph.initializer if i.name.endswith("temperature"))
-    assert float(numpy_helper.to_array(stored)) == 1.5
+    assert [float(value) for name, value in arrays(model).items() if name.endswith("temperature")] == [1.5]
     given = samples(model, x, right)
-    for item in model.graph.initializer:
-        item.name = item.name.replace("calibration.", "")
+    for value in list(model.graph.initializers.values()):
+        value.name = value.name.replace("calibration.", "")
     assert refit_head(model, given) == (
         "none that can be fitted again",
         {},
@@ -167,17 +161,14 @@ class Divided(Temperature):
 def test_a_head_of_another_package_is_fitted_again():
     model, (x, y) = load(1), images()
     given = samples(model, x[1200:], y[1200:])
-    for item in model.graph.initializer:
-        item.name = item.name.replace("calibration.temperature", "calibration.divisor")
-    for node in model.graph.node:
-        for place, name in enumerate(node.input):
-            node.input[place] = name.replace("calibration.temperature", "calibration.divisor")
+    for value in list(model.graph.initializers.values()):
+        value.name = value.name.replace("calibration.temperature", "calibration.divisor")
     assert refit_head(model, given) == ("none that can be fitted again", {})
     with HEADS.forgetting():
         register(Divided())
         text, figures = refit_head(model, given)
-    (stored,) = [numpy_helper.to_array(i) for i in model.graph.initializer if i.name.endswith("divisor")]
-    assert text == f"divisor 1.5 became {float(stored):.4f}" and figures["nll_after"] < figures["nll_before"]
+    (stored,) = (float(value) for name, value in arrays(model).items() if name.endswith("divisor"))
+    assert text == f"divisor 1.5 became {stored:.4f}" and figures["nll_after"] < figures["nll_before"]
 
 
 def test_large_tensors_are_thinned_but_keep_their_extremes():

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sparsify.errors import ExportError
 from sparsify.exporters import int8_dense
-from tests.exporters.grouped_mlp import grouped_int8, images, in_batches, run, with_dense_layer
+from tests.exporters.grouped_mlp import arrays, grouped_int8, images, in_batches, run, with_dense_layer
 
 
 def test_dense_and_grouped_layers_together():
     model, (x, _) = with_dense_layer(), images()
-    assert int8_dense.dense_layers(model) == {"between": "eye"}
+    assert int8_dense.dense_layers(model) == {"between_node": "eye"}
     both = int8_dense.dense_int8(grouped_int8(model, in_batches(x[:200])), in_batches(x[:200]))
     before, after = (run(m, x[1200:], "logits")[0] for m in (model, both))
     assert (before.argmax(1) == after.argmax(1)).mean() > 0.98
@@ -38,7 +39,7 @@ def convolutions():
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4, 8, 8])],
         [numpy_helper.from_array(rng.normal(size=s).astype(np.float32) / 3, n) for n, s in shapes.items()],
     )  # fmt: skip
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
 
 
 def test_convolutions_in_groups_and_outputs_stay_in_floating_point():
@@ -61,12 +62,10 @@ def test_values_stay_close_and_only_the_chosen_layers_change():
     model, (x, _) = convolutions(), images(64)
     for layers, weights in ((None, {"a", "b", "c"}), ({"conv_b"}, {"b"})):
         written = int8_dense.dense_int8(model, in_batches(x), layers)
-        onnx.checker.check_model(written)
-        assert {
-            i.name.removesuffix("_quantized") for i in written.graph.initializer if i.name.endswith("_quantized")
-        } == weights
-        quantized = next(i for i in written.graph.initializer if i.name == "b_quantized")
-        assert np.abs(numpy_helper.to_array(quantized)).max() <= 64  # 7 bits
+        onnx.checker.check_model(ir.to_proto(written))
+        quantized = {name: value for name, value in arrays(written).items() if name.endswith("_quantized")}
+        assert quantized.keys() == {f"{name}_quantized" for name in weights}
+        assert np.abs(quantized["b_quantized"]).max() <= 64  # 7 bits
         want, have = run(model, x)[0], run(written, x)[0]
         assert np.abs(want - have).max() < 0.05 * np.abs(want).max()
 

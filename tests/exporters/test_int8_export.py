@@ -13,9 +13,10 @@ import sparsify as sp
 from sparsify.errors import ExportError
 from sparsify.exporters import export, int8_forms
 from sparsify.exporters.conversion import convert
-from sparsify.exporters.grouped_linears import grouped_layers
+from sparsify.exporters.grouped_linears import find_grouped_linears
 from sparsify.exporters.int8_grouped import write_grouped_int8
 from tests.cases import digits
+from tests.exporters.grouped_mlp import kinds
 
 
 def mlp():
@@ -55,8 +56,8 @@ def trained(build):
 
 def most_int8(model):
     """How many of the grouped, then of all layers compute in integers."""
-    kinds = [node.op_type for node in model.graph.node]
-    return 100 * kinds.count("QLinearMatMul") + kinds.count("DequantizeLinear")
+    found = kinds(model)
+    return 100 * found.count("QLinearMatMul") + found.count("DequantizeLinear")
 
 
 @pytest.mark.parametrize("build", [mlp, convolutions])
@@ -96,13 +97,13 @@ def test_grouped_layers_of_a_masked_program_are_found_in_its_graph():
     x, _ = digits(64)
     program = sp.Pipeline.parse("fold-masks | deploy | lower-grouped-linear{form=grouped}")(trained(mlp))
     model = convert(program, [x], 20)
-    names = [item.name for item in model.graph.input]
-    layers = grouped_layers(model)
+    names = [value.name for value in model.graph.inputs]
+    layers = find_grouped_linears(model.graph)
     tensors = [tensor for layer in layers for tensor in (layer.source.name, layer.result.name)]
     written = write_grouped_int8(model, None, int8_forms.observe(model, tensors, [{names[0]: x.numpy()}]))
-    kinds = [node.op_type for node in written.graph.node]
-    assert len(layers) == 3 and kinds.count("QLinearMatMul") == 2 and kinds.count("MatMulInteger") == 1
-    assert kinds.count("QuantizeLinear") == 1 and "DequantizeLinear" not in kinds
+    found = kinds(written)
+    assert len(layers) == 3 and found.count("QLinearMatMul") == 2 and found.count("MatMulInteger") == 1
+    assert found.count("QuantizeLinear") == 1 and "DequantizeLinear" not in found
 
 
 def test_misuse_leaves_no_file(tmp_path):

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import pytest
-from onnx import numpy_helper
 
 from sparsify.exporters.int8 import compared, refusal
 from sparsify.timing import values_of
+from tests.exporters.grouped_mlp import arrays
 from tests.exporters.int8_networks import NETWORKS, network
 
 
 def faulty(integers):
     """Copies of a file, one node of which reads another constant, each with what is wrong and the weight it belongs to."""
-    constants = {item.name: numpy_helper.to_array(item) for item in integers.graph.initializer}
-    for node in integers.graph.node:
-        if node.op_type != "DequantizeLinear" or "bias" in node.input[0]:
+    constants = arrays(integers)
+    for node in integers.graph:
+        names = [value.name for value in node.inputs]
+        if node.op_type != "DequantizeLinear" or "bias" in names[0]:
             continue
-        weights, scale = node.input[0] in constants, constants[node.input[1]]
+        weights, scale = names[0] in constants, constants[names[1]]
         channel = int(np.argmax(scale)) if scale.ndim else None
-        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+        axis = node.attributes.get_int("axis", 0)
         changes = [("scale of the layer, x 2", 1, lambda v: 2 * v)]
         if not weights:
             changes += [(f"zero point, + {shift}", 2, lambda v, s=shift: v + s) for shift in (10, 40)]
@@ -31,11 +32,11 @@ def faulty(integers):
             ]
             changes.append(("weights of a channel, 0", 0, lambda v, a=axis, c=channel: changed(v, a, c, 0)))
         for what, place, change in changes:
-            copy = onnx.ModelProto.FromString(integers.SerializeToString())
-            before = constants[node.input[place]]
-            copy.graph.initializer.append(numpy_helper.from_array(change(before).astype(before.dtype), "wrong"))
-            next(n for n in copy.graph.node if n.name == node.name).input[place] = "wrong"
-            yield what, node.input[0] if weights else "", copy
+            copy, before = integers.clone(), constants[names[place]]
+            wrong = ir.tensor(change(before).astype(before.dtype), name="wrong")
+            copy.graph.register_initializer(ir.Value(name="wrong", const_value=wrong))
+            copy.graph.node(node.name).replace_input_with(place, copy.graph.initializers["wrong"])
+            yield what, names[0] if weights else "", copy
 
 
 def changed(values, axis, channel, factor):

@@ -6,12 +6,14 @@ import math
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from sparsify.exporters import int8_forms
-from sparsify.exporters.grouped_linears import GroupedLinear, grouped_layers
+from sparsify.exporters.graphs import watched
+from sparsify.exporters.grouped_linears import GroupedLinear, find_grouped_linears
 from sparsify.exporters.int8_grouped import Scale, best_scale, quantize_layer, write_grouped_int8
-from tests.exporters.grouped_mlp import grouped_int8, images, in_batches, load, run
+from tests.exporters.grouped_mlp import grouped_int8, images, in_batches, kinds, load, run
 
 
 def layer(weight, bias=None, *, chunk=1):
@@ -84,15 +86,14 @@ def test_the_bias_is_right_to_half_a_constant(zero, chunk, size):
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_the_file_computes_what_a_loop_over_integers_gives(chunk, reduce_range):
     model, (x, _) = load(chunk), images(40)
-    layers = grouped_layers(model)
+    layers = find_grouped_linears(model.graph)
     names = [name for part in layers for name in (part.source.name, part.result.name)]
     seen = int8_forms.observe(model, names, in_batches(x))
     written = write_grouped_int8(model, None, seen, reduce_range=reduce_range)
-    onnx.checker.check_model(written)
+    onnx.checker.check_model(ir.to_proto(written))
     first = f"{layers[0].source.name}_{'signed' if reduce_range else 'integers'}"
     stages = [first, *(f"{part.result.name}_integers" for part in layers[:2])]
     stages += [f"{layers[0].result.name}_signed"] * reduce_range
-    written.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in stages)
     found = [values.astype(np.int64) for values in run(written, x, *stages)]
     if reduce_range:
         assert (
@@ -123,10 +124,10 @@ def test_the_file_computes_what_a_loop_over_integers_gives(chunk, reduce_range):
 def test_digits_survive_and_activations_stay_integers(chunk, reduce_range):
     model, (x, y) = load(chunk), images()
     written = grouped_int8(model, in_batches(x[:200]), reduce_range=reduce_range)
-    kinds = [node.op_type for node in written.graph.node]
-    assert kinds.count("QLinearMatMul") == 2
-    assert kinds.count("QuantizeLinear") == kinds.count("DequantizeLinear") == 1
-    assert "MatMul" not in kinds and {node.domain for node in written.graph.node} == {""}
+    found = kinds(written)
+    assert found.count("QLinearMatMul") == 2
+    assert found.count("QuantizeLinear") == found.count("DequantizeLinear") == 1
+    assert "MatMul" not in found and {node.domain for node in written.graph} == {""}
     before, after = (run(m, x[1200:], "logits")[0].argmax(1) for m in (model, written))
     assert (before == after).mean() > 0.98
     assert abs((after == y[1200:]).mean() - (before == y[1200:]).mean()) < 0.02
@@ -134,8 +135,8 @@ def test_digits_survive_and_activations_stay_integers(chunk, reduce_range):
 
 def test_a_network_whose_hidden_values_leave_the_file_keeps_them():
     model, (x, _) = load(1), images(64)
-    hidden = grouped_layers(model)[0].result.name
-    model.graph.output.append(onnx.helper.make_tensor_value_info(hidden, onnx.TensorProto.FLOAT, [128, "batch"]))
+    hidden = find_grouped_linears(model.graph)[0].result.name
+    model = watched(model, [hidden])
     written = grouped_int8(model, in_batches(x))
     want, have = run(model, x, hidden)[0], run(written, x, hidden)[0]
     assert np.abs(want - have).max() < 0.03 * np.abs(want).max()
@@ -143,11 +144,11 @@ def test_a_network_whose_hidden_values_leave_the_file_keeps_them():
 
 def test_a_layer_whose_result_leaves_the_file_is_not_rounded_to_8_bits():
     model, (x, _) = load(1), images(64)
-    first = grouped_layers(model)[0]
-    alone = onnx.utils.Extractor(model).extract_model(["x"], [first.result.name])
+    first = find_grouped_linears(model.graph)[0]
+    alone = ir.Model(ir.convenience.extract(model.graph, ["x"], [first.result.name]), ir_version=model.ir_version)
     written = grouped_int8(alone, in_batches(x))
-    kinds = [node.op_type for node in written.graph.node]
-    assert kinds.count("MatMulInteger") == 1 and "QLinearMatMul" not in kinds and "DequantizeLinear" not in kinds
+    found = kinds(written)
+    assert found.count("MatMulInteger") == 1 and not {"QLinearMatMul", "DequantizeLinear"} & set(found)
     want, have = run(alone, x)[0], run(written, x)[0]
     assert np.abs(want - have).max() < 0.01 * np.abs(want).max()
     assert len(np.unique(have)) > 256

@@ -65,7 +65,7 @@ class Outlier(nn.Module):
 @pytest.fixture
 def integers_first(monkeypatch):
     def times(models, **_):
-        kinds = {name: [node.op_type for node in model.graph.node] for name, (model, _) in models.items()}
+        kinds = {name: [node.op_type for node in model.graph] for name, (model, _) in models.items()}
         return {name: 100.0 - found.count("DequantizeLinear") for name, found in kinds.items()}
 
     for module in (int8, int8_forms):

@@ -8,6 +8,7 @@ import textwrap
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -93,9 +94,10 @@ def test_misuse_leaves_no_file(tmp_path):
 def test_a_file_that_disagrees_is_refused(tmp_path, monkeypatch):
     def negated(*args, **kwargs):
         model = convert(*args, **kwargs)
-        for item in model.graph.initializer:
-            if item.data_type == onnx.TensorProto.FLOAT and len(item.dims) == 2:
-                item.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(item), item.name))
+        for value in model.graph.initializers.values():
+            array = value.const_value.numpy()
+            if array.dtype == np.float32 and array.ndim == 2:
+                value.const_value = ir.tensor(-array)
         return model
 
     convert = exporter._convert

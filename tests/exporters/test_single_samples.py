@@ -6,13 +6,14 @@ import itertools
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sparsify.errors import ExportError
-from sparsify.exporters.single_samples import check_same
-from tests.exporters.grouped_mlp import run, single_samples
+from sparsify.exporters import single_samples as module
+from tests.exporters import grouped_mlp
 
 RNG = np.random.default_rng(0)
 TABLES = [RNG.integers(0, 64, (16, 24)), RNG.integers(0, 128, (16, 32))]
@@ -45,6 +46,20 @@ def two_layers(batch="batch", *, width=None, tables=TABLES, between=()):
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def single_samples(model):
+    given = ir.from_proto(model)
+    made = grouped_mlp.single_samples(given)
+    return model if made is given else ir.to_proto(made)
+
+
+def run(model, *arguments):
+    return grouped_mlp.run(ir.from_proto(model), *arguments)
+
+
+def check_same(plain, written, batches):
+    module.check_same(ir.from_proto(plain), ir.from_proto(written), batches)
 
 
 def kinds(nodes):

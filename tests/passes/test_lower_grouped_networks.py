@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import nn, relu
@@ -208,11 +210,12 @@ def test_a_grouped_file_that_disagrees_is_never_a_quiet_success(tmp_path, monkey
 
     def negated(*arguments):
         model = original(*arguments)
-        if any(node.op_type == "Gather" for node in model.graph.node):
+        if any(node.op_type == "Gather" for node in model.graph):
             selected.append(model)
-            for item in model.graph.initializer:
-                if item.data_type == onnx.TensorProto.FLOAT and len(item.dims) > 1:
-                    item.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(item), item.name))
+            for value in model.graph.initializers.values():
+                array = value.const_value.numpy()
+                if array.dtype == np.float32 and array.ndim > 1:
+                    value.const_value = ir.tensor(-array)
         return model
 
     monkeypatch.setattr(exporter, "_convert", negated)
