@@ -58,10 +58,29 @@ def pack(weight: Tensor, rows: int) -> Packing:
         weight: [O, I, *K], zeros where inactive; convolutions (K not empty) keep a multiple of 16 inputs, or all.
         rows: a divisor of O.
     """
-    outputs, inputs = weight.shape[:2]
-    used = (weight.detach() != 0).reshape(outputs // rows, rows, inputs, -1).any(dim=3).any(dim=1)
-    chunk = 1 if weight.ndim > 2 else _chunk(used)
-    step = LANES if weight.ndim > 2 else chunk
+    return _packed(_by_groups(inputs_read(weight), rows), rows, is_conv=weight.ndim > 2)
+
+
+def inputs_read(weight: Tensor) -> Tensor:
+    """Bool [O, I], the inputs that each output reads.
+
+    Args:
+        weight: [O, I, *K], zeros where inactive.
+    """
+    used = weight.detach() != 0
+    return used.flatten(2).any(dim=2) if weight.ndim > 2 else used
+
+
+def _by_groups(used: Tensor, rows: int) -> Tensor:
+    """Bool [O / rows, I], the inputs that each group reads."""
+    return used.reshape(len(used) // rows, rows, -1).any(dim=1)
+
+
+def _packed(used: Tensor, rows: int, *, is_conv: bool) -> Packing:
+    """Groups of ``rows`` outputs, which read ``used`` [groups, I]."""
+    inputs = used.shape[1]
+    chunk = 1 if is_conv else _chunk(used)
+    step = LANES if is_conv else chunk
     most = max(int(used.sum(dim=1).max()), 1)
     kept = min(-(-most // step) * step, inputs)
     # Used inputs first, then as many unused ones as are missing; chunks stay whole, because both parts consist of whole chunks.
@@ -75,8 +94,7 @@ def order_of_outputs(weight: Tensor) -> Tensor:
     Args:
         weight: [O, I, *K], zeros where inactive.
     """
-    used = (weight.detach() != 0).flatten(2).any(dim=2) if weight.ndim > 2 else weight.detach() != 0
-    sets = torch.unique(used, dim=0, return_inverse=True)[1]
+    sets = torch.unique(inputs_read(weight), dim=0, return_inverse=True)[1]
     first = torch.full((int(sets.max()) + 1,), len(sets)).scatter_reduce_(0, sets, torch.arange(len(sets)), "amin")
     return first[sets].sort(stable=True).indices
 
@@ -117,7 +135,11 @@ def best_packing(weight: Tensor, *, force: bool = False) -> tuple[Packing | None
     """
     outputs, inputs = weight.shape[:2]
     sizes = [o for o in range(1, outputs + 1) if outputs % o == 0 and _allowed(weight, o, force=force)]
-    packings = [pack(weight, rows) for rows in sizes]
+    packings, used = list[Packing](), {1: inputs_read(weight)}
+    for rows in sizes:
+        part = max(size for size in used if rows % size == 0)
+        used[rows] = _by_groups(used[part], rows // part)
+        packings.append(_packed(used[rows], rows, is_conv=weight.ndim > 2))
     fewer = [p for p in packings if p.inputs.shape[1] < inputs]
     if not fewer:
         return None, f"its groups of outputs read all of its {inputs} inputs"

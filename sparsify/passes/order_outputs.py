@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsify.deployment.packing import best_packing, order_of_outputs, predicted_gain
+from sparsify.deployment.packing import best_packing, inputs_read, order_of_outputs, predicted_gain
 from sparsify.ir import Program, Stage, surgery
 from sparsify.ir.channels import Channels, channel_sets
 from sparsify.ir.layers import Layer, layers, own_parameter, reads_of, take_outputs
@@ -70,7 +70,7 @@ def _layers(program: Program) -> dict[str, Layer]:
 def _common_order(program: Program, channels: Channels) -> tuple[Tensor | None, list[str]]:
     """An order in which the writers that have groups have them together, where it is not the present one, and those writers."""
     weights = {name: program.get_parameter(name).detach() for name in dict.fromkeys(channels.writers)}
-    used = {name: _used(weight).cpu() for name, weight in weights.items() if weight.ndim > 1}
+    used = {name: inputs_read(weight).cpu() for name, weight in weights.items() if weight.ndim > 1}
     exact = {name: found[0] for name, reads in used.items() if (found := shared_inputs(reads))}
     if exact and all(count % min(exact.values()) == 0 for count in exact.values()):
         order = order_by_inputs(torch.cat([used[name] for name in exact], dim=1), min(exact.values()))
@@ -84,11 +84,6 @@ def _common_order(program: Program, channels: Channels) -> tuple[Tensor | None, 
         return None, []
     faster = [name for name, (before, after) in gains.items() if after > before]
     return (order, faster) if faster else (None, [])
-
-
-def _used(weight: Tensor) -> Tensor:
-    """Bool [O, I], the inputs each output reads."""
-    return (weight != 0).flatten(2).any(dim=2) if weight.ndim > 2 else weight != 0
 
 
 def _is_plain(order: Tensor) -> bool:
@@ -125,7 +120,7 @@ def _reorder(program: Program, channels: Channels, order: Tensor) -> None:
 def _order_and_undo(program: Program, name: str, layer: Layer) -> bool:
     """Order the outputs of one layer and select them back, where that is predicted faster; whether it was."""
     weight = program.get_parameter(name).detach()
-    found = shared_inputs(_used(weight))
+    found = shared_inputs(inputs_read(weight))
     order = order_of_outputs(weight) if found is None else found[1]
     before, after = (1.0, 1.0) if _is_plain(order) else _gains(weight, order)
     if after <= before:
