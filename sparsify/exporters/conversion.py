@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import functools
-import importlib
 import io
 import itertools
 import logging
@@ -22,6 +19,7 @@ from sparsify.errors import ExportError
 from sparsify.exporters.graphs import without_shapes
 from sparsify.exporters.grouped_linears import MARK, translate
 from sparsify.exporters.recurrent import rnn_translations
+from sparsify.exporters.shortcuts import shortcuts
 from sparsify.exporters.signature import sized, tensor_outputs
 from sparsify.exporters.size_ranges import allowed_batches, range_metadata
 from sparsify.ir import Program
@@ -57,26 +55,41 @@ def convert(program: Program, inputs: Sequence[Tensor], opset: int) -> ir.Model:
             dynamic[place][at] = kinds.get(name, torch.export.Dim.DYNAMIC)
     sizes = {**program.sizes} | ({BATCH: allowed_batches(program).nearest(2)} if program.dynamic_batch else {})
     lengths = of_any_length() if {*program.sizes} - {BATCH} else contextlib.nullcontext()
-    with quiet(), _operators_read_once(), lengths:
+    with quiet(), lengths:
         try:
-            exported = torch.onnx.export(
+            exported = _exported(
                 _NamedOutputs(program).eval(),
                 tuple(sized(program, inputs, sizes)),
-                dynamo=True,
                 opset_version=opset,
                 input_names=[spec.name for spec in program.input_specs],
                 output_names=[output.name for output in tensor_outputs(program)],
                 dynamic_shapes=(tuple(places or None for places in dynamic),) if any(dynamic) else None,
-                custom_translation_table=translations(),
-                verbose=False,
             )
         except Exception as error:
             raise ExportError(refusal(program, opset, error)) from error
-    assert exported is not None
     _name_sizes(program, exported)
     model = clean(exported.model)
     model.metadata_props.update(range_metadata(program))  # trials read it: they run the file in batches
     return model
+
+
+def _exported(module: nn.Module, inputs: tuple[Tensor, ...], **options: Any) -> torch.onnx.ONNXProgram:
+    """By torch.onnx, with shortcuts; without them where it fails."""
+
+    def export() -> torch.onnx.ONNXProgram:
+        made = torch.onnx.export(
+            module, inputs, dynamo=True, custom_translation_table=translations(), verbose=False, **options
+        )
+        assert made is not None
+        return made
+
+    with shortcuts() as taken:
+        try:
+            return export()
+        except Exception:
+            if not taken:
+                raise
+    return export()
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -97,38 +110,6 @@ def _name_sizes(program: Program, exported: torch.onnx.ONNXProgram) -> None:
         if name != BATCH and shape is not None and isinstance(size := shape[at], ir.SymbolicDim):
             names[size] = name
     exported.rename_axes(names)
-
-
-@contextlib.contextmanager
-def _operators_read_once() -> Generator[None]:
-    """Let torch.onnx take its table of operators from the export before: it reads 500 functions anew each time.
-
-    The table is reached through a private module of torch. Where a version of torch has no such place, nothing is changed.
-    """
-    try:
-        registry = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
-        own, read = vars(registry)["from_torchlib"], registry.from_torchlib
-    except (ImportError, AttributeError, KeyError):
-        yield
-        return
-
-    def known(*given: Any, **named: Any) -> Any:
-        found = copy.copy(_operators(read, given, tuple(named.items())))
-        found.functions = {
-            target: list(functions) for target, functions in found.functions.items()
-        }  # an export adds to it
-        return found
-
-    registry.from_torchlib = staticmethod(known)
-    try:
-        yield
-    finally:
-        registry.from_torchlib = own
-
-
-@functools.cache
-def _operators(read: Callable[..., Any], given: tuple[Any, ...], named: tuple[tuple[str, Any], ...]) -> Any:
-    return read(*given, **dict(named))
 
 
 def refusal(program: Program, opset: int, error: BaseException) -> str:
