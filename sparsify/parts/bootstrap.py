@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -9,9 +10,35 @@ from torch import Tensor
 
 Figure = Callable[[Tensor], Tensor]
 """A figure of data whose samples are drawn with repetition: from how often each is drawn, float64 [B, N], to float64 [B]."""
-RESAMPLES = 1000
+RESAMPLES, FEWER_RESAMPLES = 1000, 200
+"""Draws of an interval; fewer where each computes a figure anew (`of_rows`)."""
 AT_ONCE = 2**21
 """Numbers of the draws that are held at a time."""
+
+
+def of_rows(measure: Callable[[Tensor], float]) -> Figure:
+    """A figure that is known only as a function of samples: it is computed anew for each draw.
+
+    Args:
+        measure: from the numbers of the samples drawn, int64 [N], in ascending order, to the figure. What it raises, and what it warns of,
+            are its own: a draw may leave out a class that it needs. Such a draw defines no figure.
+    """
+
+    def figure(draws: Tensor) -> Tensor:
+        rows = torch.arange(draws.shape[1])
+        found = [_known(measure, rows.repeat_interleave(counts.long())) for counts in draws]
+        return torch.tensor(found, dtype=torch.float64)
+
+    return figure
+
+
+def _known(measure: Callable[[Tensor], float], rows: Tensor) -> float:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return float(measure(rows))
+    except Exception:  # code of the user's, which may raise anything on a sample of its data
+        return float("nan")
 
 
 def bootstrap_difference(

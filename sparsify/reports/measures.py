@@ -14,6 +14,7 @@ from sparsify.ir import Program
 from sparsify.ir.sites import mostly_dense
 from sparsify.parts import bootstrap, conformal, metrics
 from sparsify.parts.ood_scores import scores
+from sparsify.parts.trees import rows_of, tensors
 from sparsify.passes import Pass, PassLog
 from sparsify.tasks import Task
 
@@ -72,7 +73,7 @@ def task_quality(task: Task, read: Any, outputs: Mapping[str, Tensor], targets: 
     return row
 
 
-def paired(task: Task, row: Mapping[str, Any], model: Any, dense: Any, targets: Any) -> dict[str, Any] | None:
+def paired(task: Task, row: Mapping[str, Any], model: Any, dense: Any, targets: Any) -> dict[str, Any]:
     """The headline figure of a model less that of its baseline, with the 95 % interval of the paired bootstrap over the test samples.
 
     Args:
@@ -82,23 +83,24 @@ def paired(task: Task, row: Mapping[str, Any], model: Any, dense: Any, targets: 
         targets: [N, ...].
 
     Returns:
-        ``figure``, ``difference``, ``interval`` and ``resamples``; None where the task has no such interval, or the samples define none.
+        ``figure``, ``difference``, ``interval`` and ``resamples``; where there is no such interval, ``figure`` and ``reason``.
     """
-    if not all(isinstance(value, Tensor) for value in (model, dense, targets)):
-        return None
-    if any(bool((value.isnan() | (value == torch.inf)).any()) for value in (model, dense)):
-        return None
+    name = row["headline"]
+    if any(bool((v.isnan() | (v == torch.inf)).any()) for v in (*tensors(model), *tensors(dense))):
+        return {"figure": name, "reason": "outputs are NaN or infinite"}
     ours, theirs = task.resampled(model, targets), task.resampled(dense, targets)
     if ours is None or theirs is None:
-        return None
-    resamples = max(LEAST_RESAMPLES, min(bootstrap.RESAMPLES, MOST_DRAWN // model.numel()))
-    interval = bootstrap.bootstrap_difference(ours, theirs, len(targets), resamples=resamples)
-    once = torch.ones(1, len(targets), dtype=torch.float64)
-    difference, value = float(ours(once) - theirs(once)), row["figures"][row["headline"]]
-    known = value is not None and math.isclose(float(ours(once)), value, rel_tol=1e-4, abs_tol=1e-6)
-    if interval is None or not (known and math.isfinite(difference)):
-        return None
-    return {"figure": row["headline"], "difference": difference, "interval": list(interval), "resamples": resamples}
+        return {"figure": name, "reason": f"task {task.name!r} cannot compute it of some of the samples"}
+    samples, numbers = rows_of(targets), sum(value.numel() for value in tensors(model))
+    resamples = max(LEAST_RESAMPLES, min(task.resamples, MOST_DRAWN // max(numbers, 1)))
+    once = torch.ones(1, samples, dtype=torch.float64)
+    difference, value = float(ours(once) - theirs(once)), row["figures"][name]
+    if not (value is not None and math.isclose(float(ours(once)), value, rel_tol=1e-4, abs_tol=1e-6)):
+        return {"figure": name, "reason": "it is another one when it is computed again"}
+    interval = bootstrap.bootstrap_difference(ours, theirs, samples, resamples=resamples)
+    if interval is None or not math.isfinite(difference):
+        return {"figure": name, "reason": "most draws of the samples do not define it"}
+    return {"figure": name, "difference": difference, "interval": list(interval), "resamples": resamples}
 
 
 def ood_quality(inside: Mapping[str, Tensor], outside: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -349,16 +349,17 @@ class Metrics(Form):
 
 
 class Paired(Form):
-    """The headline figure of the model less that of the baseline, with its 95 % interval over draws of the test samples."""
+    """The headline figure of the model less that of the baseline, with its 95 % interval over draws of the test samples; or why not."""
 
     figure: str
-    difference: float
-    interval: Pair
-    resamples: int
+    difference: float | None = None
+    interval: Pair | None = None
+    resamples: int | None = None
+    reason: str = ""
 
 
 class TaskMetrics(Metrics):
-    """``metrics.json`` of another task than classification; ``paired`` where there is a baseline and the task has an interval."""
+    """``metrics.json`` of another task than classification; ``paired`` where there is a baseline."""
 
     paired: Paired | None = None
 

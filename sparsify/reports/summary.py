@@ -114,6 +114,7 @@ class Summary:
         if difference.interval and not (key in COSTS and difference.deviation == 0):
             text += " [" + ", ".join(_signed(end, style) for end in difference.interval) + "]"
         said = [f"n = {difference.n}"] if difference.n != row.n else []
+        said += ["one seed, no interval"] if difference.interval is None and key not in COSTS else []
         said += [verdict(key, difference)] if verdict(key, difference) in JUDGED else []
         return f"{text} {', '.join(said)}".rstrip()
 

@@ -55,8 +55,8 @@ def _figure(report: Report) -> str:
     other = dense["figures"].get(key) if dense else None
     if other is None:
         return f"{name}: {value:.4f} on {samples:,} test samples; {WITHOUT}"
-    paired = report.get("paired")
-    if paired and paired["figure"] == key:
+    paired = report.get("paired") or {}
+    if paired.get("interval") and paired["figure"] == key:
         low, high = paired["interval"]
         up = "worse" if key in model["lower_is_better"] else "better"
         down = "better" if up == "worse" else "worse"
@@ -67,7 +67,8 @@ def _figure(report: Report) -> str:
         )
     better = (value < other) == (key in model["lower_is_better"])
     what = "as dense" if f"{value:.4f}" == f"{other:.4f}" else "better than dense" if better else "worse than dense"
-    return f"{name}: {what}, {value:.4f} against {other:.4f} ({samples:,} test samples, one seed, without an interval)."
+    why = f": {paired['reason']}" if paired.get("reason") else ""
+    return f"{name}: {what}, {value:.4f} against {other:.4f} ({samples:,} test samples, one seed, without an interval{why})."
 
 
 def _speed(report: Report, latency: Report | None) -> str:

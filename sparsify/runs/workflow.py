@@ -194,8 +194,7 @@ def _finish(
     if "dense" in rows and task.name == "classification":
         rows["flips"] = dataclasses.asdict(metrics.flips(read["dense"], read["model"], data.test.targets))
     elif "dense" in rows:
-        found = paired(task, rows["model"], read["model"], read["dense"], data.test.targets)
-        rows |= {"paired": found} if found else {}
+        rows["paired"] = paired(task, rows["model"], read["model"], read["dense"], data.test.targets)
     report = {
         "recipe_hash": recipe.hash(),
         "seed": recipe.seed,

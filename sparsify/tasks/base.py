@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparsify.errors import DataError, TrainingError
 from sparsify.parts import metrics
-from sparsify.parts.bootstrap import Figure
+from sparsify.parts.bootstrap import RESAMPLES, Figure
 
 Shape = Sequence[int | str]
 """The sizes of an output; a size that varies is a text, such as ``"N"``."""
@@ -34,6 +34,7 @@ class Task(ABC):
         constant: the headline figure of the best answer that is the same for every sample; None: it depends on the data.
         taught: whether a model can learn from the answers of a teacher (`imitation`).
         functions: names of the options that may be functions of the user's own, which a file does not hold.
+        resamples: how many draws an interval by `resampled` takes.
         link: what makes probabilities of its scores: ``softmax`` over dimension ``class_dim``, ``sigmoid``, or ``none``.
     """
 
@@ -45,6 +46,7 @@ class Task(ABC):
     constant: ClassVar[float | None] = None
     taught: ClassVar[bool] = False
     functions: ClassVar[frozenset[str]] = frozenset()
+    resamples: ClassVar[int] = RESAMPLES
     link: ClassVar[str] = "none"
     class_dim: ClassVar[int] = -1
 

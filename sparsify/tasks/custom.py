@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sparsify.errors import TaskError, TrainingError
-from sparsify.parts.trees import mapped
+from sparsify.parts.bootstrap import FEWER_RESAMPLES, Figure, of_rows
+from sparsify.parts.trees import mapped, tensors
 from sparsify.tasks.base import Shape, Task, own_loss, shown, unsmoothed
 
 
@@ -30,6 +31,7 @@ class Custom(Task):
     output: ClassVar = None
     targets: ClassVar = "whatever its loss takes"
     functions: ClassVar = frozenset({"criterion", "measure"})
+    resamples: ClassVar = FEWER_RESAMPLES
 
     criterion: Callable[[Any, Any], Tensor] | None = None
     measure: Callable[[Any, Any], Mapping[str, float]] | None = None
@@ -71,6 +73,19 @@ class Custom(Task):
         if not read:
             raise TrainingError(f"the figures of task {str(self)!r} are empty. Return at least one number by name.")
         return read
+
+    def resampled(self, output: Any, target: Any) -> Figure | None:
+        """The first figure of the user's function, called again with the rows of every draw; None where something has not one row per
+        sample."""
+        values = [*tensors(output), *tensors(target)]
+        if not values or any(not value.ndim or len(value) != len(values[0]) for value in values):
+            return None
+
+        def measured(rows: Tensor) -> float:
+            drawn, wanted = (mapped(lambda value: value[rows], tree) for tree in (output, target))
+            return next(iter(self.figures(drawn, wanted).values()))
+
+        return of_rows(measured)
 
     def problem(self, target: Any, shape: Shape) -> str:
         del target, shape

@@ -6,9 +6,10 @@ import pytest
 import torch
 from sklearn.datasets import load_diabetes
 
-from sparsify.parts.bootstrap import bootstrap_difference, r2, share
+from sparsify.parts.bootstrap import bootstrap_difference, of_rows, r2, share
 from sparsify.parts.intervals import paired_shares
-from sparsify.tasks import Binary, Dense, Multilabel, Regression, Sequence
+from sparsify.parts.trees import mapped
+from sparsify.tasks import Binary, Custom, Dense, Multilabel, Regression, Sequence
 
 G = torch.Generator().manual_seed(0)
 Z = torch.randn(40, 3, 4, generator=G)
@@ -19,6 +20,11 @@ CASES = {
     "multilabel": (Multilabel(), Z[:, :, 0], (Z[:, :, 0] + Z[:, :, 1] > 0.8).long()),
     "dense": (Dense(ignore=9), Z, (Z + 0.7 * Z.flip(1)).argmax(1)),
     "sequence": (Sequence(ignore=9), Z, (Z + 0.7 * Z.flip(2)).argmax(2)),
+    "custom": (
+        Custom(criterion=lambda output, target: (output["mean"] - target).abs().median()),
+        {"mean": Z[:, 0, 0], "more": [Z]},
+        Z[:, 0, 1],
+    ),
 }
 for name in ("dense", "sequence"):
     CASES[name][2][:13, 1] = 9
@@ -31,7 +37,8 @@ def test_drawn_samples_have_the_figure_that_the_task_gives_them(name):
     assert figure is not None
     rows = [torch.arange(40), *torch.randint(40, (5, 40), generator=G)]
     draws = torch.stack([torch.bincount(some, minlength=40) for some in rows]).double()
-    wanted = [next(iter(task.figures(output[some], target[some]).values())) for some in rows]
+    drawn = [tuple(mapped(lambda x, some=some: x[some], tree) for tree in (output, target)) for some in rows]
+    wanted = [next(iter(task.figures(*pair).values())) for pair in drawn]
     assert figure(draws).tolist() == pytest.approx(wanted, abs=1e-9)
 
 
@@ -65,3 +72,28 @@ def test_two_models_of_real_data_are_told_apart_and_a_model_is_not_told_from_its
     low, high = bootstrap_difference(figures["all"], figures["others"], 221)  # age alone tells nothing more
     assert -0.02 < low <= 0 <= high < 0.02
     assert bootstrap_difference(figures["all"], figures["all"], 221) == (0.0, 0.0)
+
+
+def test_a_function_of_rows_gives_the_interval_of_the_same_figure_in_closed_form():
+    output, target = Z[:, :, 0].double(), (Z[:, :, 0] + Z[:, :, 1]).double()
+    known = r2(output, target), r2(0.5 * output, target)
+    again = [
+        of_rows(lambda rows, o=o: Regression().figures(o[rows], target[rows])["r2"]) for o in (output, 0.5 * output)
+    ]
+    wanted = bootstrap_difference(*known, 40, resamples=50)
+    assert bootstrap_difference(*again, 40, resamples=50) == pytest.approx(wanted)
+
+
+def test_a_draw_on_which_a_function_fails_defines_nothing():
+    def needs_the_first(rows):
+        if 0 not in rows:
+            raise ValueError("the first is missing")
+        return 1.0
+
+    found = of_rows(needs_the_first)(torch.tensor([[1.0, 1.0], [0.0, 2.0]]))
+    assert found[0] == 1 and found[1].isnan()
+
+
+def test_outputs_that_are_no_rows_of_samples_are_not_drawn():
+    task = Custom(criterion=lambda output, target: output[0].sum())
+    assert task.resampled((Z, torch.tensor(1.0)), Z) is None and task.resampled((Z, Z[:3]), Z) is None

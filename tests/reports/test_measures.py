@@ -8,7 +8,8 @@ from torch import nn
 
 from sparsify.ir import trace
 from sparsify.passes import Pipeline, recording
-from sparsify.reports import covered, layers, ood_quality, pass_rows, quality, sizes
+from sparsify.reports import covered, layers, ood_quality, paired, pass_rows, quality, sizes
+from sparsify.tasks import Custom
 from tests.cases import CASES
 
 
@@ -79,3 +80,25 @@ def test_equal_scores_have_one_bin():
     same = {"logits": torch.zeros(3, 2)}
     assert ood_quality(same, same)["scores"]["energy"]["histogram"]["inside"] == [3]
     assert ood_quality(same, same)["scores"]["energy"]["auroc"] == 0.5
+
+
+def test_the_interval_of_a_task_or_why_there_is_none():
+    z = torch.randn(60, generator=torch.Generator().manual_seed(0))
+    targets, close, far = z, {"mean": z + 0.1}, {"mean": z + 0.5 * z.flip(0)}
+
+    def told(measure, model=close):
+        task = Custom(criterion=lambda output, target: (output["mean"] - target).square().mean(), measure=measure)
+        row = {"headline": "error", "figures": {"error": float((model["mean"] - targets).abs().mean())}}
+        return paired(task, row, model, far, targets)
+
+    found = told(lambda output, target: {"error": (output["mean"] - target).abs().mean()})
+    low, high = found["interval"]
+    assert (found["figure"], found["resamples"]) == ("error", 200)
+    assert found["difference"] == pytest.approx(0.1 - float((0.5 * z).abs().mean()))
+    assert low < found["difference"] < high < 0
+    assert told(lambda output, target: {"error": 0.3})["reason"] == "it is another one when it is computed again"
+    assert "NaN or infinite" in told(None, {"mean": torch.full_like(z, torch.nan)})["reason"]
+    assert (
+        "cannot compute it of some of the samples"
+        in told(None, {"mean": z + 0.1, "scalar": torch.tensor(1.0)})["reason"]
+    )

@@ -175,4 +175,4 @@ def test_one_seed_says_nothing():
     assert found.sentences() == [
         "One seed: no interval can be given, and nothing is said to be better or worse. Use three seeds or more."
     ]
-    assert found.table(["accuracy"]).rows[1][1][3] == "0.8800\n-0.0200"
+    assert found.table(["accuracy"]).rows[1][1][3] == "0.8800\n-0.0200 one seed, no interval"

@@ -88,7 +88,9 @@ def test_the_figure_of_a_task_is_judged_by_its_interval(interval, lower, said):
     found = {"model": parts[0], "dense": parts[1], "data": {"samples": {"test": 360}}}
     line = verdict({**found, "paired": paired}, None)[0]
     assert line.startswith(said) and line.endswith("0.4200 against 0.4000.")
-    assert "one seed, without an interval" in verdict(found, None)[0]
+    assert "one seed, without an interval)" in verdict(found, None)[0]
+    why = {"figure": "r2", "reason": "outputs are NaN or infinite"}
+    assert "without an interval: outputs are NaN or infinite)" in verdict({**found, "paired": why}, None)[0]
 
 
 def test_without_a_baseline_every_line_says_what_could_not_be_compared():
