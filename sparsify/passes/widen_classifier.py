@@ -54,8 +54,16 @@ class WidenClassifier(Pass):
     def run(self, program: Program) -> PassLog:
         log = PassLog(self.name)
         taken = {"ood_score", "unknown"} & {*program.output_names("eval")}
+        if taken and any(name.split(".")[-2:-1] == [CHILD] for name, _ in program.named_parameters()):
+            raise PassError(
+                f"{self.name}: {program.name!r} has an unknown class already, from an earlier {self.name}. To train it on, leave the "
+                f"wrapper out (rigl, not widened(rigl) or moon(rigl)), and the class stays; or begin with a trace of the model."
+            )
         if taken:
-            raise PassError(f"{self.name}: {program.name!r} already has an output {sorted(taken)[0]!r}.")
+            raise PassError(
+                f"{self.name}: {program.name!r} already has an output {sorted(taken)[0]!r}, the name of one that the pass adds. Give that "
+                f"output of the model another name."
+            )
         found = {phase: classifier(program, phase) for phase in PHASES}
         names = {phase: (layer.weight, layer.bias) for phase, layer in found.items()}
         if names["train"] != names["eval"]:

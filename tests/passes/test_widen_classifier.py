@@ -152,11 +152,37 @@ class Switching(nn.Module):
         return (self.a if self.training else self.b)(x.flatten(1))
 
 
+class Scored(nn.Linear):
+    """Returns what the pass would add."""
+
+    def __init__(self):
+        super().__init__(64, 10)
+
+    def forward(self, x):
+        logits = super().forward(x.flatten(1))
+        return {"logits": logits, "ood_score": logits.amax(1)}
+
+
+def test_a_widened_program_is_trained_on_without_the_wrapper():
+    _, program = widened(ConvBn(), "insert-masks{density=0.3} | widen-classifier")
+    x, y = digits(8)
+    optimizer = torch.optim.SGD(program.train().parameters(), lr=0.1)
+    trainer = sp.attach(sp.methods.static_random(density=0.3), program, optimizer, total_steps=1)
+    trainer.loss(program(x), y).backward()
+    trainer.step()
+    assert program(x).shape == (8, 11) and program.eval()(x).shape == (8, 10)
+
+
 @pytest.mark.parametrize(
     ("model", "text", "message"),
     [
         (ConvBn(), "widen-classifier{score=best}", "no choice 'best'"),
-        (ConvBn(), "widen-classifier | widen-classifier", "already has an output 'ood_score'"),
+        (
+            ConvBn(),
+            "widen-classifier | widen-classifier",
+            r"an unknown class already.*leave the wrapper out \(rigl, not",
+        ),
+        (Scored(), "widen-classifier", r"already has an output 'ood_score', the name .* another name"),
         (Switching(), "widen-classifier", "'a.weight' in training and 'b.weight' in eval"),
         (nn.Sequential(ConvBn(), nn.LogSoftmax(1)), "widen-classifier", "before any softmax"),
         (ConvBn(), "insert-masks | fold-masks | widen-classifier", "needs a program of stage"),
