@@ -1,5 +1,7 @@
 """Feature-major values: [N, F] of a graph as [F, N], and [N, .., F] as [N, F, S], S being the dimensions between in order.
 
+S may be open where it is one dimension, as the length of a sequence is; then no reshape has to name it.
+
 Small matrices that each read some features want them as rows: taking rows is a copy of whole lines. Values stay in this form through
 elementwise operators, residual additions, layer norms and the heads of an attention, and are turned back only for other readers.
 """
@@ -15,6 +17,7 @@ from torch import fx
 
 from sparsify.ir import Program, TensorSpec, surgery
 from sparsify.ir.axes import order_of
+from sparsify.ir.dimensions import BATCH, mentions
 from sparsify.ir.traits import argument, input_of, is_elementwise, kind_of, operands, traits, written
 
 aten = torch.ops.aten
@@ -129,6 +132,8 @@ class FeatureMajor:
             heads = self.emit(left if left.prev is right else right, aten.matmul.default, (right, left), split)
         else:
             heads = self.emit(node, aten.permute.default, (source, order), split)
+        if not _fixed(shape[1:]):
+            return self.emit(heads, aten.flatten.using_ints, (heads, 1, 2), shape)
         return self.emit(heads, aten.reshape.default, (heads, sizes(shape)), shape)
 
     def _swapped(self, node: fx.Node, value: fx.Node) -> fx.Node:
@@ -144,7 +149,11 @@ class FeatureMajor:
             return
         split, rank, kept = after[lead:], len(after), min(lead - 1, 1)
         shape = (*before[:kept], *split, *before[kept:lead])
-        parts = self.emit(node, aten.reshape.default, (self.twins[source], sizes(shape)), shape)
+        twin = self.twins[source]
+        if _fixed(shape[1:]):
+            parts = self.emit(node, aten.reshape.default, (twin, sizes(shape)), shape)
+        else:
+            parts = self.emit(node, aten.unflatten.int, (twin, 1, list(split)), shape)
         order = [*range(kept), *range(kept + len(split), rank), *range(kept, kept + len(split))]
         reader = next(iter(node.users), None)
         if len(node.users) == 1 and reader is not None and traits(reader).name in TURNS:
@@ -183,7 +192,11 @@ def feature_shape(node: fx.Node) -> tuple[int | str, ...]:
     first, *between, features = _spec(node).shape
     if not between:
         return features, first
-    return first, features, math.prod(size for size in between if isinstance(size, int))
+    return (
+        first,
+        features,
+        between[0] if len(between) == 1 else math.prod(size for size in between if isinstance(size, int)),
+    )
 
 
 def _fixed(shape: Sequence[int | str]) -> bool:
@@ -191,10 +204,14 @@ def _fixed(shape: Sequence[int | str]) -> bool:
 
 
 def can_turn(node: object) -> bool:
-    """Whether a value has a twin: known shape, two dimensions or more, none open but the first."""
-    return (
-        isinstance(node, fx.Node) and _has_spec(node) and len(_spec(node).shape) > 1 and _fixed(_spec(node).shape[1:])
-    )
+    """Whether a value has a twin: known shape, two dimensions or more, none open but the first, and the second of three.
+
+    A batch in second place is none of these: of one sample, each line of the twin would be a single number.
+    """
+    if not isinstance(node, fx.Node) or not _has_spec(node) or len(_spec(node).shape) < 2:
+        return False
+    shape = _spec(node).shape
+    return _fixed(shape[1:]) or (len(shape) == 3 and _fixed(shape[2:]) and not mentions(shape[1], BATCH))
 
 
 def _is_matrix(value: object) -> bool:

@@ -83,9 +83,9 @@ class LowerGroupedConv(Pass):
 class LowerGroupedLinear(Pass):
     """Linear layer -> one product of small matrices, one per group, over selected rows of feature-major values.
 
-    It is the operator ``sparsify.grouped_linear``; over tokens a convolution of width 1 in groups, after a selection. Chains of layers
-    stay feature-major: through elementwise operators, residual additions and layer norms, with dense layers between lowered ones turned
-    too, so that transposes remain at the ends only.
+    It is the operator ``sparsify.grouped_linear``; over tokens, of which there may be any number, a convolution of width 1 in groups,
+    after a selection. Chains of layers stay feature-major: through elementwise operators, residual additions and layer norms, with dense
+    layers between lowered ones turned too, so that transposes remain at the ends only.
 
     Raises:
         PassError: If the form is unknown or a glob matches no weight.
@@ -180,10 +180,12 @@ def _selected(
     """What the groups read of tokens, [N, G * K, S], and the node behind which its readers go."""
     source, last = columns.of(argument(node, "input")), node
     batch, features, width = feature_shape(argument(node, "input"))
-    chunk = packing.chunk
     if packing.is_identity(int(features)):
         return source, last
-    line = width if chunk == 1 else chunk * width if isinstance(width, int) else f"{chunk}*{width}"
+    chunk = (
+        packing.chunk if isinstance(width, int) else 1
+    )  # a reshape has room for one open size, and that is the batch
+    line = width if chunk == 1 else chunk * int(width)
     if chunk > 1:  # rows of a chunk lie side by side, so that a chunk is one line to copy
         shape = (batch, int(features) // chunk, line)
         source = last = columns.emit(last, aten.reshape.default, (source, sizes(shape)), shape)

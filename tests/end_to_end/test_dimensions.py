@@ -131,11 +131,29 @@ def test_limited_sizes_are_in_the_metadata(tmp_path):
     assert json.loads(metadata["size_ranges"]) == {"T": {"low": 1, "high": 32, "step": 1, "excluded": []}}
 
 
-def test_layers_over_a_length_that_varies_stay_dense_and_say_so(tmp_path):
+@pytest.mark.parametrize("pattern", ["grouped:8", "grouped:16x4"])
+def test_layers_over_a_length_that_varies_are_grouped(pattern, tmp_path):
     _, program = traced("attention")
-    program = Pipeline.parse("insert-masks{pattern=grouped:8 density=0.5}")(program).eval()
+    program = Pipeline.parse(f"insert-masks{{pattern={pattern} density=0.25}}")(program).eval()
     result = export(program, tmp_path / "m.onnx", inputs=ids(12, 7), form="grouped")
-    assert result.forms["up.weight"] == "the size T of its input varies"
+    names = ("qkv", "out", "up", "down")
+    assert {name: result.forms[f"{name}.weight"] for name in names} == dict.fromkeys(names, "grouped")
+    kinds = [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node]
+    assert kinds.count("Conv") == 4 and "Loop" not in kinds
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    for count, length in ((1, 1), (1, 2), (4, 1), (3, 32)):
+        given = ids(count, length)
+        got = np.asarray(session.run(None, {"ids": given["ids"].numpy()})[0])
+        np.testing.assert_allclose(got, program(**given).detach(), atol=1e-4)
+
+
+def test_layers_over_a_length_and_more_stay_dense_and_say_so(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TraceWarning)
+        program = trace(nn.Linear(32, 32).eval(), torch.rand(3, 7, 2, 32), dynamic={"input": {1: "T"}})
+    program = Pipeline.parse("insert-masks{pattern=grouped:8 density=0.25}")(program).eval()
+    result = export(program, tmp_path / "m.onnx", inputs=torch.rand(12, 7, 2, 32), form="grouped")
+    assert result.forms["weight"] == "the size T of its input varies"
 
 
 def test_a_file_that_is_wrong_at_another_length_is_refused(tmp_path, monkeypatch):
