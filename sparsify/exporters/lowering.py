@@ -11,6 +11,7 @@ import onnx_ir as ir
 from torch import nn
 
 from sparsify.errors import SparsifyError
+from sparsify.exporters.masked_attention import answer_with_zero
 from sparsify.exporters.measure import measure_layers
 from sparsify.exporters.options import Request
 from sparsify.ir import Program, Stage
@@ -43,7 +44,9 @@ def folded(program: Program) -> Program:
         steps.insert(0, "deploy")
     if program.stage is Stage.MASKED:
         steps.insert(0, "fold-masks")
-    return _rewritten(program, Pipeline.parse(" | ".join(steps)))[0].cpu().eval()
+    copy = _rewritten(program, Pipeline.parse(" | ".join(steps)))[0].cpu().eval()
+    answer_with_zero(copy)
+    return copy
 
 
 def made(request: Request, program: Program, form: str) -> Made:
