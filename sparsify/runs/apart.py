@@ -123,9 +123,9 @@ def _context() -> Any:
     """Processes are forked from one that has imported `AHEAD` and nothing of the user's; each is new where a system has no such thing."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(AHEAD))
-    return context
+    from sparsify.runs.forking import forking  # which such a system cannot import
+
+    return forking(AHEAD)
 
 
 def how_it_ended(process: BaseProcess) -> str:

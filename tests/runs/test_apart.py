@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
+from multiprocessing import forkserver
+
 import pytest
 
 from sparsify.errors import DataError, LoadWarning, RecipeError
@@ -63,6 +67,19 @@ def test_a_model_that_ends_its_process_is_refused_and_the_others_are_still_check
 
 def test_what_can_be_run_is_checked_without_a_word(recipes):
     check_cells(recipes(good="pass"))
+
+
+def test_a_user_s_own_forkserver_is_left_alone(recipes):
+    theirs = vars(forkserver._forkserver).copy()
+    check_cells(recipes(good="pass"))
+    assert vars(forkserver._forkserver) == theirs
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        assert pool.apply(_imported) == []
+
+
+def _imported():
+    """What of `AHEAD` a process knows that did nothing yet; pytest imports some of it with this file."""
+    return sorted({"matplotlib.backends.backend_svg", "torch.onnx._internal.exporter._compat"} & {*sys.modules})
 
 
 def test_warnings_and_errors_of_the_rehearsal_are_those_of_the_command(recipes, tmp_path):
