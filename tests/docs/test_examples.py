@@ -251,12 +251,21 @@ def generated(what: str) -> str:
     }  # fmt: skip
     if what.startswith("command "):
         return _options(what.removeprefix("command "))
+    if what.startswith("example "):
+        return _example(what.removeprefix("example "))
     return tables[what]()
 
 
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [heads, tuple("---" for _ in heads), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def _example(name: str) -> str:
+    """A file of the plug-in, without its docstring."""
+    text = (ROOT / "examples" / "plugin" / "sparsify_example" / f"{name}.py").read_text(encoding="utf-8")
+    code = text.partition('"""\n\n')[2]
+    return f"```python\n{code}```\n"
 
 
 def _commands() -> str:

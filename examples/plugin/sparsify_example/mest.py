@@ -1,4 +1,4 @@
-"""A method: MEST."""
+"""A method: MEST. docs/writing_a_method.md shows this file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sparsify.methods.base import Method, in_range
 from sparsify.methods.durations import UPDATE_EVERY, Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, erk
 from sparsify.parts.schedules import cosine, every
-from sparsify.parts.scores import random, stateless
+from sparsify.parts.scores import Score, random, stateless
 from sparsify.parts.topology import DropAndGrow
 
 
@@ -36,19 +36,17 @@ def mest(
     in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
     in_range(balance, 0.0, float("inf"), "balance")
     check_durations(update_every=update_every, stop_at=stop_at)
-    worth = stateless(lambda view: view.weight.abs() + balance * view.dense_gradient().abs(), needs_gradient=True)
 
     def topology(total: int) -> DropAndGrow:
         stop = as_steps(stop_at, total, "stop_at")
-        when = every(as_steps(update_every, total, "update_every"), stop=stop)
-        return DropAndGrow(drop_by=worth, grow_by=random(), fraction=cosine(drop_fraction, stop), when=when)
+        interval = as_steps(update_every, total, "update_every")
+        fraction, when = cosine(drop_fraction, stop), every(interval, stop=stop)
+        return DropAndGrow(drop_by=weight_and_gradient(balance), grow_by=random(), fraction=fraction, when=when)
 
-    return Method(
-        name="mest",
-        density=density,
-        initial="random",
-        topology=topology,
-        allocation=allocation,
-        pattern=pattern,
-        keep_dense=keep_dense,
-    )
+    slots = {"allocation": allocation, "pattern": pattern, "keep_dense": keep_dense}
+    return Method(name="mest", density=density, initial="random", topology=topology, **slots)
+
+
+def weight_and_gradient(balance: float) -> Score:
+    """|w| + balance · |dL/dw|."""
+    return stateless(lambda view: view.weight.abs() + balance * view.dense_gradient().abs(), needs_gradient=True)
