@@ -92,6 +92,7 @@ def run(
     and program.sparsify in the folder. The same recipe gives the same bits;
     a run that was stopped or killed goes on with --resume.
     """
+    from sparsify.loading.once import read_once
     from sparsify.runs.inferring import with_task
     from sparsify.runs.recipe import parse_pairs, parse_recipe, with_embedded
     from sparsify.runs.workflow import run as run_workflow
@@ -106,11 +107,11 @@ def run(
         "selection": export_selection, "export_precision": export_precision, "export_input": export_input,
     }  # fmt: skip
     asked = parse_recipe(recipe, with_embedded(recipe, {**given, **parse_pairs(set_ or [])}))
-    resolved = with_task(asked)
-    if resolved is not asked:
-        console.print(f"task: {resolved.task}, the one that fits the data and the model", highlight=False)
     unfinished: UnfinishedError | None = None
-    with run_bars() as (on_step, on_decode):
+    with read_once(), run_bars() as (on_step, on_decode):
+        resolved = with_task(asked, on_decode)
+        if resolved is not asked:
+            console.print(f"task: {resolved.task}, the one that fits the data and the model", highlight=False)
         try:
             report = run_workflow(
                 resolved, out, resume=resume, overwrite=overwrite, on_step=on_step, on_decode=on_decode

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from sparsify.errors import DataError
 from sparsify.loading.arrays import samples_of_arrays
 from sparsify.loading.factories import call_factory
+from sparsify.loading.once import once
 from sparsify.loading.pairs import (
     IGNORED,
     TARGET_KEYS,
@@ -42,7 +43,7 @@ def samples_of_factory(text: str, *, task: str | None = None) -> dict[str, Sampl
         LoadError: If the factory is missing or fails.
         DataError: If it returns something else than the parts of a data set.
     """
-    given = call_factory(text, gives="data")
+    given: Any = once(text, task, lambda: call_factory(text, gives="data"))
     if isinstance(given, Mapping):
         parts: dict[str, Any] = {{"val": "validation"}.get(str(k), str(k)): v for k, v in given.items()}
     elif isinstance(given, Sequence) and len(given) in NAMES:

@@ -17,6 +17,7 @@ from sparsify.loading.columns import samples_of_table
 from sparsify.loading.datasets import samples_of_factory
 from sparsify.loading.holdout import split
 from sparsify.loading.images import Progress, samples_of_folder
+from sparsify.loading.once import once
 from sparsify.loading.pixels import Channels
 from sparsify.loading.tables import read_table
 from sparsify.parts.samples import Samples, TensorSamples
@@ -89,13 +90,13 @@ def read(asked: Asked, on_progress: Progress | None = None) -> Source:
     if factory:
         return Source(samples_of_factory(text, task=asked.task), "prepared")
     if folder:
-        parts, names = samples_of_folder(
-            path, size=asked.image_size, normalise=asked.normalise, channels=asked.channels, statistics=statistics
-        )
+        options = {"size": asked.image_size, "normalise": asked.normalise, "channels": asked.channels}
+        parts, names = once(text, asked.task, lambda: samples_of_folder(path, statistics=statistics, **options))
         return Source(parts, "files", names, "bytes", _statistics(parts["train"]))
     arrays, names = digits_arrays(), None
     if text != "digits":
-        arrays = read_npz(path, size=asked.image_size, channels=asked.channels, on_progress=on_progress)
+        options = {"size": asked.image_size, "channels": asked.channels}
+        arrays = once(text, asked.task, lambda: read_npz(path, on_progress=on_progress, **options))
         names = tuple(map(str, arrays["class_names"].ravel())) if "class_names" in arrays else None
     parts = samples_of_arrays(text, arrays, normalise=asked.normalise, statistics=statistics, task=asked.task)
     if text == "digits":
@@ -110,7 +111,7 @@ def read(asked: Asked, on_progress: Progress | None = None) -> Source:
 
 def _table(asked: Asked) -> Source:
     found = samples_of_table(
-        read_table(Path(asked.text)),
+        once(asked.text, asked.task, lambda: read_table(Path(asked.text))),
         target=asked.target,
         categories=asked.category_columns,
         ignored=asked.ignore_columns,

@@ -23,7 +23,8 @@ from sparsify.tasks import Task, infer
 def with_task(recipe: Recipe, on_decode: Callable[[int, int], None] | None = None) -> Recipe:
     """The recipe with the task that fits its data and its model; one that names a task stays itself.
 
-    Data and model are read for this alone, as targets of any task are, and read again for the task that was found.
+    The model is traced only for this, and again for the task that was found. So are data read, but once within
+    `sparsify.loading.once.read_once`.
 
     Args:
         recipe: resolved.

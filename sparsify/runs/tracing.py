@@ -13,6 +13,7 @@ from sparsify.ir import Program, trace
 from sparsify.ir.dimensions import parsed
 from sparsify.loading import load_model
 from sparsify.loading.inputs import example_inputs
+from sparsify.loading.once import read_once
 from sparsify.runs.artefacts import recipe_data
 from sparsify.runs.inferring import with_task
 from sparsify.runs.preflight import traced
@@ -55,8 +56,10 @@ def traced_on_data(
         given["dynamic"] = tuple(dynamic)
     if logits is not None:
         given["logits"] = int(logits) if logits.isdigit() else logits
-    recipe = with_task(parse_recipe(None, given))
-    return traced(recipe, recipe_data(recipe))
+    with read_once():
+        recipe = with_task(parse_recipe(None, given))
+        found = recipe_data(recipe)
+    return traced(recipe, found)
 
 
 def traced_without_data(

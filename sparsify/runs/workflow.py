@@ -21,6 +21,7 @@ from sparsify.files import write_json
 from sparsify.ir import Program
 from sparsify.loading import Data
 from sparsify.loading.augmentation import augmented
+from sparsify.loading.once import read_once
 from sparsify.methods import Method
 from sparsify.parts import metrics
 from sparsify.passes import Pass, PassLog, Pipeline, recording
@@ -54,6 +55,7 @@ ARTEFACTS = ("model.onnx", "metrics.json", "latency.json", "report.html", RECORD
 Progress = Callable[[str, dict[str, Any]], None]
 
 
+@read_once()
 def run(
     recipe: Recipe,
     out: Path,
