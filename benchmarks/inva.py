@@ -80,10 +80,10 @@ def main() -> int:
 
 
 def order(name: str, seeds: Sequence[int]) -> Iterator[tuple[Cell, int]]:
-    """Cells of a data set, those of one seed together, with their epochs."""
-    for seed in seeds:
-        for samples, (epochs, masks) in SAMPLES[name].items():
-            for pattern, sparsity in masks:
+    """Cells of a data set, row by row of the table, with their epochs."""
+    for samples, (epochs, masks) in SAMPLES[name].items():
+        for pattern, sparsity in masks:
+            for seed in seeds:
                 for model in MODELS:
                     cell = {
                         "data": name,

@@ -4,8 +4,9 @@
         --pattern grouped:16 --sparsity 0.9 --epochs 60 --set train.optimizer=adamw --set train.lr=0.002 --out runs/inva
 
 The abstract describes the model and no code is public, so likelihoods, sizes and the prediction from the features are choices of ours.
-Each view k has an encoder of its own for shallow features h_k. One encoder, called once per view, makes deep features z_k of them, and one
-decoder takes z_k back to where h_k lives; that is how views borrow from each other. All h_k and decoded z_k predict the image.
+Each view k has an encoder of its own for shallow features h_k, and a decoder that rebuilds the view from them. One encoder, called once per
+view, makes deep features z_k of h_k, and one decoder takes z_k back to where h_k lives; that is how views borrow from each other. All h_k
+and decoded z_k predict the image.
 
 In training, features are drawn and the model returns what the loss needs beside the prediction: per sample, how far the views that
 it rebuilds are off, and two Kullback-Leibler divergences. In the eval phase features are means, and the prediction is all it returns.
@@ -22,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-WEIGHTS = {"reconstruction": 0.1, "shallow": 1e-3, "deep": 1e-3}
-"""Of the terms of the loss beside the error of the prediction."""
+WEIGHTS = {"reconstruction": 0.1, "shallow": 1e-4, "deep": 1e-4}
+"""Of the terms of the loss beside the error of the prediction, for views and images of deviation 1."""
 
 
 class Gaussian(nn.Module):
@@ -85,7 +86,7 @@ class InVA(nn.Module):
             z, deep_mean, deep_log_variance = self.deep(h)
             back = self.back(z)
             features += [h, back]
-            terms["reconstruction"].append(off(self.rebuild[name](back), x))
+            terms["reconstruction"].append(off(self.rebuild[name](h), x))
             terms["shallow"].append(divergence(mean, log_variance, back))
             terms["deep"].append(divergence(deep_mean, deep_log_variance))
         found = {"prediction": self.predict(torch.cat(features, 1)).unflatten(1, self.image)}
@@ -205,6 +206,8 @@ def separate() -> nn.Module:
 # --- three views of a real image
 
 VIEWS = {"edges": 28 * 28, "thumbnail": 7 * 7, "blurred": 28 * 28}
+MEAN, DEVIATION = 0.286, 0.353
+"""Of Fashion-MNIST's pixels in [0, 1]."""
 
 
 def seen(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -220,13 +223,13 @@ def seen(images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def write_views(source: Path, target: Path, *, train: int = 1200, test: int = 1000) -> None:
-    """Write views of the first images of an .npz file (``x_train``, ``x_test``) to another; the images, in [0, 1], are what to predict."""
+    """Write views of the first images of an .npz file (``x_train``, ``x_test``) to another, with the images, at deviation 1, to predict."""
     arrays: dict[str, np.ndarray] = {}
     with np.load(source, allow_pickle=False) as images:
         for part, count in (("train", train), ("test", test)):
             some = images[f"x_{part}"][:count]
             arrays |= {f"x_{part}.{name}": view for name, view in seen(some).items()}
-            arrays[f"y_{part}"] = (some / 255).astype(np.float32)
+            arrays[f"y_{part}"] = ((some / 255 - MEAN) / DEVIATION).astype(np.float32)
     np.savez(target, **arrays)
 
 

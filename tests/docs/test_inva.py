@@ -34,7 +34,7 @@ def test_the_four_terms_by_hand():
     output = {"prediction": torch.tensor([[1.0, 2.0]])}
     assert INVA["loss"](output, torch.zeros(1, 2)).item() == 2.5
     output |= {"reconstruction": torch.tensor([3.0]), "shallow": torch.tensor([10.0]), "deep": torch.tensor([20.0])}
-    assert INVA["loss"](output, torch.zeros(1, 2)).item() == pytest.approx(2.5 + 0.3 + 0.01 + 0.02)
+    assert INVA["loss"](output, torch.zeros(1, 2)).item() == pytest.approx(2.5 + 0.3 + 0.001 + 0.002)
 
 
 def test_the_order_of_views_does_not_matter(monkeypatch):
