@@ -85,12 +85,12 @@ class Characters(nn.Module):
 
 
 def bert() -> Any:
-    """Classification of text, fed with the dictionaries of a tokenizer: a small BERT of Hugging Face with random weights."""
+    """Classification of up to 48 words, fed with the dictionaries of a tokenizer: a small BERT of Hugging Face with random weights."""
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
-        vocab_size=66, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, max_position_embeddings=48,
-        num_labels=2,
+        vocab_size=2000, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=48,
+        num_labels=4,
     )  # fmt: skip
     return BertForSequenceClassification(config)
 
