@@ -15,7 +15,7 @@ from sparsify.exporters.fp32 import fp32_file
 from sparsify.exporters.int8_writing import write_int8
 from sparsify.exporters.lowering import folded
 from sparsify.exporters.options import Options, meaning, requested
-from sparsify.exporters.preprocessing import Preprocessing, described
+from sparsify.exporters.preprocessing import Preprocessing, described, together
 from sparsify.exporters.result import ExportResult as ExportResult
 from sparsify.exporters.size_ranges import range_metadata
 from sparsify.ir import Program
@@ -84,7 +84,7 @@ def export(
         classes: names of the classes, in the order of the outputs; written into ``metadata_props``.
         task: what the outputs mean, a task of `sparsify.tasks` or its name: whose decisions are compared. None: that of the program
             (`Program.task`). Its name is written into ``metadata_props``.
-        metadata: further text put into ``metadata_props``.
+        metadata: further text put into ``metadata_props``, under keys that the export does not write itself.
 
     Raises:
         ExportError: If an argument is of another kind, an option is out of range, the program returns only NaN, export fails,
@@ -117,7 +117,7 @@ def export(
     )
     named = None if options.task is None else options.task.name
     told = described(program, preprocessing=preprocessing, input_type=input_type, classes=classes, task=named)
-    metadata = {**told, **range_metadata(program), **(metadata or {})}
+    metadata = together(told, range_metadata(program), metadata or {})
     request = requested(program, Path(path), inputs, options, metadata, _convert)
     copy = folded(program)
     file, integers = fp32_file(request, copy), None

@@ -169,7 +169,7 @@ def described(
     classes: Sequence[str],
     task: str | None,
 ) -> Mapping[str, str]:
-    """Metadata that tells how to feed a file and how to read its outputs, the scale of a prediction included.
+    """Metadata that tells how to feed a file and how to read its outputs; ``prediction_scale`` is that of `ScalePrediction`.
 
     Raises:
         ExportError: If the type of the input is unknown, or needs a preprocessing that is not given or does not fit.
@@ -187,5 +187,21 @@ def described(
         found |= preprocessing.metadata(program, input_type)
     if classes:
         found["classes"] = json.dumps([str(name) for name in classes])
-    found |= {key: json.dumps(value) for key, value in scale_row(program).items()}
+    found |= {f"prediction_{key}": json.dumps(value) for key, value in scale_row(program).items()}
     return found | ({"task": task} if task else {})
+
+
+def together(*parts: Mapping[str, str]) -> dict[str, str]:
+    """The entries of a file's metadata, of which none may take the place of another.
+
+    Raises:
+        ExportError: If two parts have a key with different values.
+    """
+    found: dict[str, str] = {}
+    for key, value in itertools.chain.from_iterable(part.items() for part in parts):
+        if found.setdefault(key, value) != value:
+            raise ExportError(
+                f"the metadata have {key!r} twice, as {found[key][:60]!r} and as {value[:60]!r}, and the file keeps one. The export "
+                f"writes it itself: give metadata another key."
+            )
+    return found

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from sparsify.errors import ReportError
+from sparsify.reports.input_form import Input, SeveralInputs
 from sparsify.reports.latency_form import Form, Pair, Two
 from sparsify.reports.latency_form import LatencyFile as LatencyFile
 
@@ -295,35 +296,6 @@ class Data(Form):
     samples: dict[str, int]
 
 
-class Input(Form):
-    """How the file is fed: it takes ``(stored / scale - mean) / std`` [N, *shape] where ``type`` is float, and stored bytes for uint8.
-
-    Scale, mean and std are None where they are not known or not used; ``range`` is that of the validation part's first inputs;
-    ``stored`` is the form of the data: files, digits, NF, NHW, NHWC, NCHW, or prepared; ``array`` the array of test inputs.
-    """
-
-    name: str
-    type: str
-    dtype: str
-    shape: list[int]
-    layout: str
-    given_as: str
-    stored: str
-    array: str
-    scale: float | None
-    mean: list[float] | None
-    std: list[float] | None
-    range: Pair
-
-
-class SeveralInputs(Form):
-    """One of several inputs of the file."""
-
-    name: str
-    dtype: str
-    shape: list[int]
-
-
 class Missing(Form):
     """A file that could not be made, and how to make it."""
 
@@ -345,6 +317,7 @@ class Metrics(Form):
     flips: Flips | None = None
     input: Input | None = None
     inputs: list[SeveralInputs] | None = None
+    outputs: Annotated[list[str], Field(min_length=1)] | None = None
     missing: list[Missing] = Field(default_factory=list)
 
 

@@ -66,13 +66,13 @@ def jobs(recipe: Recipe, data: Data, *, converts: bool = False) -> dict[str, Job
         ``dense``, where the recipe has a baseline, then ``model``.
 
     Raises:
-        RecipeError: If ``export_batch`` is more than the data hold.
+        RecipeError: If ``export.batch`` is more than the data hold.
         ExportError: If the model cannot be converted, or its file would be too large.
         SparsifyError: Any other of its kinds: what training or export would raise later.
     """
     if recipe.export_batch > min(len(data.train), len(data.validation)):
         raise RecipeError(
-            f"export_batch is {recipe.export_batch}, but the training and validation parts hold {len(data.train)} and "
+            f"export.batch is {recipe.export_batch}, but the training and validation parts hold {len(data.train)} and "
             f"{len(data.validation)} samples. Lower it."
         )
     feeding(data, recipe.export_input)

@@ -84,7 +84,7 @@ def run(
 
     Returns:
         What ``metrics.json`` holds, and under ``latency`` what ``latency.json`` holds, or None: timings differ from run to run, metrics
-        do not, but for what a timed trial chooses (``form = "auto:measure"``, ``export_precision = "int8"``).
+        do not, but for what a timed trial chooses (``export.form`` ``auto:measure``, ``export.precision`` ``int8``).
 
     Raises:
         CheckpointError: If the folder holds another run, something else, or is in use.
@@ -237,11 +237,13 @@ def _finish(
 
 
 def _inputs(program: Program, data: Data, recipe: Recipe) -> dict[str, Any]:
-    """What the file takes: ``input``, or ``inputs`` of several."""
+    """What the file takes, ``input``, or ``inputs`` of several, and the names of its ``outputs``."""
+    outputs = list(program.output_names("eval"))
     if not isinstance(data.example(1), Tensor):
-        return {"inputs": several_rows(program, data)}
+        return {"inputs": several_rows(program, data), "outputs": outputs}
     array = "x_test" if recipe.test_holdout is None else "x_train"
-    return {"input": input_row(data, program.input_specs[0].name, input_type=recipe.export_input, array=array)}
+    row = input_row(data, program.input_specs[0].name, input_type=recipe.export_input, array=array)
+    return {"input": row, "outputs": outputs}
 
 
 def _advice(model: _Model, out: Path, file: str, option: str) -> str:

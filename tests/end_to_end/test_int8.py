@@ -25,7 +25,7 @@ def test_int8_of_a_saved_program_is_shown_beside_fp32(capsys, tmp_path):
     code, _, err = sparsify(capsys, *arguments, "--recipe", run / "recipe.toml", "--data", "digits", "--overwrite")
     assert code == 2 and "leave out --data" in err
     code, _, err = sparsify(capsys, "run", "--out", tmp_path / "b", "--set", "export.batch=1000", *SHORT)
-    assert code == 2 and "export_batch is 1000" in err and "Lower it" in err
+    assert code == 2 and "export.batch is 1000" in err and "Lower it" in err
 
 
 @pytest.mark.filterwarnings("always::sparsify.errors.ExportWarning")

@@ -88,7 +88,7 @@ def test_dense_and_90_percent_sparse_models_predict_in_units(folder):
     assert [value.tolist() for value in scale_of(program)] == [scale["mean"], scale["deviation"]]
     assert scale["mean"][0] == pytest.approx(arrays["y_train"].mean(), abs=15)
     written = {entry.key: entry.value for entry in onnx.load(folder / "a" / "model.onnx").metadata_props}
-    assert json.loads(written["scale"]) == scale
+    assert json.loads(written["prediction_scale"]) == scale and "scale" not in written
     rows = [json.loads(line) for line in (folder / "a" / "history.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < 1 and rows[-1]["val_rmse"] > 30  # the loss is of deviations, figures are of units
 

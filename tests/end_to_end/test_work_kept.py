@@ -169,7 +169,7 @@ REFUSED = {
     "density below the floors": ({"sparsity": 0.9999}, "lowest density"),
     "operator without a translation": ({"model": "m.py:Inverse"}, "cannot convert"),
     "averaging and early stop": ({"method": "averaged(static)", "early_stop": 2}, "early-stop"),
-    "more samples per call than there are": ({"export_batch": 50}, "export_batch is 50"),
+    "more samples per call than there are": ({"export_batch": 50}, "export.batch is 50"),
     "device": ({"device": "cuda:77"}, "cuda:77"),
     "batch": ({"batch_size": 100}, "batch of 100"),
     "ood": ({"ood": ["d.py:nothing"]}, "nothing"),

@@ -175,3 +175,13 @@ def test_inputs_that_are_no_images_are_refused(tmp_path):
 def test_values_out_of_range_are_refused(options, message):
     with pytest.raises(ExportError, match=message):
         Preprocessing(**options)
+
+
+@pytest.mark.parametrize("key", ["scale", "inputs"])
+def test_metadata_that_the_export_writes_itself_keep_their_values(key, program, tmp_path):
+    x = Preprocessing(MEAN, STD).inputs(pictures())
+    with pytest.raises(ExportError, match=rf"the metadata have {key!r} twice.*give metadata another key"):
+        sp.export(
+            program, tmp_path / "m.onnx", inputs=[x], preprocessing=Preprocessing(MEAN, STD), metadata={key: "mine"}
+        )
+    assert not [*tmp_path.iterdir()]

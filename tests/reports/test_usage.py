@@ -200,3 +200,25 @@ def test_a_mean_that_cannot_be_meant_is_refused(pairs, message):
     with pytest.raises((DataError, RecipeError), match=message):
         recipe = parse_recipe(None, parse_pairs(pairs))
         load_data("digits", seed=0, normalise=recipe.normalise == "auto", mean=recipe.mean, std=recipe.std)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "last"),
+    [
+        (["logits", "probabilities"], ['print(SESSION.run(["probabilities"], {"x": x})[0])']),
+        (["logits"], ['print(SESSION.run(["logits"], {"x": x})[0])']),
+        (["a", "b"], ['names = ["a", "b"]', 'print(dict(zip(names, SESSION.run(names, {"x": x}))))']),
+        (None, ['print(*SESSION.run(None, {"x": x}))']),
+    ],
+)
+def test_the_lines_ask_for_outputs_that_the_file_has(outputs, last):
+    given = {
+        "shape": [4],
+        "given_as": "prepared",
+        "stored": "prepared",
+        "type": "float",
+        "dtype": "float32",
+        "name": "x",
+    }
+    [code] = usage({"input": given, "data": {"name": "d"}, "outputs": outputs}).values()
+    assert code.replace('onnxruntime.InferenceSession("model.onnx")', "SESSION").splitlines()[3:] == last
