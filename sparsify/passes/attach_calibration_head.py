@@ -26,7 +26,8 @@ class AttachCalibrationHead(Pass):
     probabilities are those of the model as trained, and intervals have no width.
 
     Raises:
-        PassError: If there is a head already, the task has no head of that kind, or the output is none that the task takes.
+        PassError: If there is a head already, the program was traced for another task, the task has no head of that kind, or the output is
+            none that the task takes.
 
     Examples:
         >>> import torch
@@ -77,6 +78,11 @@ class AttachCalibrationHead(Pass):
         for name in HEADS[self.kind].outputs:
             if name in names:
                 raise PassError(f"{self.name}: {program.name!r} already has an output {name!r}.")
+        if program.task is not None and program.task.name != task.name:
+            raise PassError(
+                f"{self.name}: {program.name!r} was traced for the task {program.task.name!r}, found the option task={task.name}. Set "
+                f"task={program.task.name} and a kind that fits it, or trace the model with task={task.name!r}."
+            )
         if self.kind not in kinds:
             raise PassError(
                 f"{self.name}: task {task.name!r} has {' and '.join(kinds) or 'no'} heads, found kind {self.kind!r}. Choose one of "

@@ -119,9 +119,21 @@ def test_an_interval_is_exported_and_proved(tmp_path):
     ("task", "model", "options", "words"),
     [
         ("regression", Scaled(1.0), {"kind": "temperature", "task": "regression"}, "has interval heads"),
-        ("regression", Scaled(1.0), {}, "returns prediction, and task 'classification' reads 'logits'"),
+        (
+            "regression",
+            Scaled(1.0),
+            {},
+            "was traced for the task 'regression', found the option task=classification. Set task=regression",
+        ),
+        (
+            None,
+            Scaled(1.0),
+            {"kind": "interval", "task": "regression"},
+            "returns logits, and task 'regression' reads 'prediction'",
+        ),
         ("custom", Scaled(1.0), {"task": "custom"}, "has no heads"),
-        ("binary", Scaled(1.0), {}, r"calibration needs class numbers.*or set the option task"),
+        ("binary", Scaled(1.0), {}, "was traced for the task 'binary', found the option task=classification"),
+        (None, Scaled(1.0), {}, r"calibration needs class numbers.*or set the option task"),
         ("binary", Scaled(1.0), {"task": "nothing"}, "option task has no choice 'nothing'"),
     ],
 )
@@ -129,3 +141,10 @@ def test_heads_that_do_not_fit_are_refused(task, model, options, words):
     program = sp.trace(model, (torch.randn(4),), task=task)
     with pytest.raises(PassError, match=words):
         sp.Pipeline((AttachCalibrationHead(**options),))(program)
+
+
+def test_a_head_of_another_task_than_the_program_is_refused():
+    """Scores of classes would become probabilities of labels, and the file would call them those of classes."""
+    program = sp.trace(nn.Linear(4, 3), (torch.randn(2, 4),), task="classification")
+    with pytest.raises(PassError, match="was traced for the task 'classification', found the option task=multilabel"):
+        sp.Pipeline.parse("attach-calibration-head{kind=label-temperature task=multilabel}")(program)
