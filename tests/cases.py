@@ -234,6 +234,7 @@ CASES: tuple[Case, ...] = (
     Case("embedded", Embedded, _tokens()),
     Case("wide", wide, _images()),
 )
+PREDICTOR = Case("predictor", mlp, _images(), task="regression")
 
 
 def cnn(seed: int = 0) -> Program:
@@ -253,4 +254,4 @@ def _cnn(seed: int) -> tuple[Program, Tensor]:
 
 def case(name: str) -> Case:
     """The case of that name."""
-    return next(found for found in CASES if found.name == name)
+    return next(found for found in (*CASES, PREDICTOR) if found.name == name)

@@ -10,14 +10,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from sparsify.errors import PassError, TrainingWarning
+from sparsify.arguments import checked
+from sparsify.errors import DataError, PassError, TrainingWarning
 from sparsify.ir import PHASES, Program, Stage, TensorSpec, surgery
 from sparsify.ir.traits import named_outputs
 from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
 from sparsify.tasks import Regression
+from sparsify.tasks.base import shown
 
 aten = torch.ops.aten
-OUTPUTS = ("prediction", "logits")
+OUTPUT, HEAD = "prediction", "calibration."
 MEAN, DEVIATION = "prediction_scale.mean", "prediction_scale.deviation"
 """The buffers, one number per column of an output [N, K], else one number, [1]."""
 
@@ -26,12 +28,13 @@ MEAN, DEVIATION = "prediction_scale.mean", "prediction_scale.deviation"
 class ScalePrediction(Pass):
     """Multiply a prediction by the buffer ``prediction_scale.deviation`` and add ``prediction_scale.mean``, in both phases.
 
-    The prediction is the output ``prediction``, or ``logits`` of a program without one. The buffers are 1 and 0 until they are set
-    (`set_scale`), so that the pass changes no output. They have one number per column of an output [N, K], and one number for an output
-    of another shape.
+    The prediction is the output ``prediction``. The buffers are 1 and 0 until they are set (`set_scale`), so that the pass changes no
+    output. They have one number per column of an output [N, K], and one number for an output of another shape. A calibration head that
+    the program has reads the scaled value from then on; fit it after the scale is set.
 
     Raises:
-        PassError: If the program has the buffers already, or no floating-point output of either name.
+        PassError: If the program was traced for a task other than a regression, has the buffers already, or has no floating-point output
+            of that name.
     """
 
     name: ClassVar = "scale-prediction"
@@ -46,8 +49,8 @@ class ScalePrediction(Pass):
         log = PassLog(self.name)
         if scale_of(program) is not None:
             raise PassError(f"{self.name}: {program.name!r} is scaled already. Set its scale with set_scale.")
-        scaled = _scaled(program)
-        found = {phase: _value(program, phase, scaled) for phase in PHASES}
+        _check_task(program)
+        found = {phase: _value(program, phase) for phase in PHASES}
         spec: TensorSpec = found["eval"].meta["spec"]
         columns = spec.shape[1] if len(spec.shape) == 2 else 1
         size = columns if isinstance(columns, int) else 1
@@ -55,40 +58,70 @@ class ScalePrediction(Pass):
         surgery.add_state(program, DEVIATION, torch.ones(size, dtype=dtype))
         surgery.add_state(program, MEAN, torch.zeros(size, dtype=dtype))
         for phase, value in found.items():
-            output = program.output_node(phase)
-            deviation = surgery.state_node(program, phase, DEVIATION, before=output)
-            mean = surgery.state_node(program, phase, MEAN, before=output)
+            readers = _head_readers(program, phase, value)
+            first = next((node for node in program.phases[phase].graph.nodes if node in readers), None)
+            place = first or program.output_node(phase)
+            deviation = surgery.state_node(program, phase, DEVIATION, before=place)
+            mean = surgery.state_node(program, phase, MEAN, before=place)
             own = value.meta["spec"]
             product = surgery.call_after(program, phase, mean, aten.mul.Tensor, (value, deviation), spec=own)
             total = surgery.call_after(program, phase, product, aten.add.Tensor, (product, mean), spec=own)
-            surgery.replace_output(program, phase, scaled, total)
-        log.change(scaled)
+            surgery.replace_output(program, phase, OUTPUT, total)
+            surgery.reroute(value, total, users=readers)
+        log.change(OUTPUT)
         return log
 
 
-def _scaled(program: Program) -> str:
-    """The name of the output that is scaled."""
-    names = program.output_names("eval")
-    found = next((name for name in OUTPUTS if name in names), None)
-    if found is None:
+def _check_task(program: Program) -> None:
+    if not isinstance(program.task, Regression | None):
         raise PassError(
-            f"{ScalePrediction.name}: {program.name!r} returns {', '.join(names)}, and neither {' nor '.join(OUTPUTS)}. Trace it for its "
-            f"task."
+            f"{ScalePrediction.name}: {program.name!r} was traced for the task {program.task.name!r}, and only the targets of a regression "
+            f"have a scale. Trace the model with task='regression'."
         )
-    return found
 
 
-def _value(program: Program, phase: str, name: str) -> fx.Node:
-    value: fx.Node = named_outputs(program.output_node(phase))[name]
+def _value(program: Program, phase: str) -> fx.Node:
+    """The prediction as the model makes it."""
+    outputs = named_outputs(program.output_node(phase))
+    if OUTPUT not in outputs:
+        raise PassError(
+            f"{ScalePrediction.name}: {program.name!r} returns {', '.join(outputs)}, and no {OUTPUT}. Only the targets of a regression "
+            f"have a scale. Trace the model with task='regression'."
+        )
+    value: fx.Node = outputs[OUTPUT]
     spec: TensorSpec = value.meta["spec"]
     if not getattr(torch, spec.dtype).is_floating_point or not spec.shape:
         raise PassError(
-            f"{ScalePrediction.name}: {name!r} of {program.name!r} is {spec}; what is scaled is floating-point and has one row per sample. "
-            f"Return such an output, or leave the pass out."
+            f"{ScalePrediction.name}: {OUTPUT!r} of {program.name!r} is {spec}; what is scaled is floating-point and has one row per "
+            f"sample. Return such an output, or leave the pass out."
         )
     return value
 
 
+def _head_readers(program: Program, phase: str, value: fx.Node) -> list[fx.Node]:
+    """Nodes of a calibration head that read the value: of those that do, the ones behind an output that reads a buffer of a head."""
+    nodes = program.phases[phase].graph.nodes
+    buffers = {node for node in nodes if node.op == "get_attr" and str(node.target).startswith(HEAD)}
+    outputs = named_outputs(program.output_node(phase)).values()
+    behind = [found for output in outputs if buffers & (found := _behind(output))]
+    return [user for user in value.users if any(user in found for found in behind)]
+
+
+def _behind(node: fx.Node) -> set[fx.Node]:
+    """The node and all that it is computed from."""
+    found, waiting = set[fx.Node](), [node]
+    while waiting:
+        if (last := waiting.pop()) not in found:
+            found.add(last)
+            waiting += last.all_input_nodes
+    return found
+
+
+@checked(
+    PassError,
+    program="fit_scale takes a traced program first, found {found}. Trace the model: sparsify.trace(model, (x,), task='regression').",
+    targets="fit_scale takes the training targets second, a tensor [N, ...], found {found}. Make one with torch.as_tensor.",
+)
 def fit_scale(program: Program, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Let a model learn the targets of a regression at mean 0 and deviation 1, and predict them in their own units.
 
@@ -105,7 +138,7 @@ def fit_scale(program: Program, targets: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         PassError: If the program was traced for another task, or returns nothing that can be scaled.
-        DataError: If the targets do not fit the prediction.
+        DataError: If the targets do not fit the prediction, or there are none.
 
     Examples:
         >>> import torch
@@ -116,14 +149,16 @@ def fit_scale(program: Program, targets: Tensor) -> tuple[Tensor, Tensor]:
         >>> mean.tolist(), deviation.tolist()
         ([200.0], [100.0])
     """
+    _check_task(program)
     task = Regression() if program.task is None else program.task
-    if not isinstance(task, Regression):
-        raise PassError(
-            f"{ScalePrediction.name}: {program.name!r} was traced for the task {task.name!r}, and only the targets of a regression have a "
-            f"scale. Trace the model with task='regression'."
-        )
-    shape = _value(program, "eval", _scaled(program)).meta["spec"].shape
+    assert isinstance(task, Regression)
+    shape = _value(program, "eval").meta["spec"].shape
     task.check(targets, shape)
+    if not targets.numel():
+        raise DataError(
+            f"the scale of {program.name!r} is that of the training targets, and {shown(targets)} holds none. Give those of all training "
+            f"samples."
+        )
     mean, deviation = task.moments(targets, shape)
     _warn_of_constants(mean, deviation)
     deviation = deviation.where(deviation > 0, 1.0)
@@ -142,7 +177,7 @@ def _warn_of_constants(mean: Tensor, deviation: Tensor) -> None:
     warnings.warn(
         f"the training targets have columns of one value, which are only shifted: {listed}{more}. Leave them out if they tell nothing.",
         TrainingWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

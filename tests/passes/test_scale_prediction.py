@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 import sparsify as sp
+from sparsify.calibration import fit
 from sparsify.errors import DataError, PassError, TrainingWarning
+from sparsify.parts.samples import TensorSamples
 from sparsify.passes import fit_scale
 from sparsify.passes.scale_prediction import scale_of, set_scale
 
@@ -75,19 +77,58 @@ def test_it_is_saved_masked_folded_and_exported(tmp_path):
     assert torch.allclose(torch.from_numpy(found), program(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("task", ["custom"])
-def test_a_program_without_a_prediction_is_refused(task):
-    class Named(nn.Module):
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        (None, r"returns logits, and no prediction\. Only the targets of a regression have a scale"),
+        (
+            "classification",
+            "was traced for the task 'classification', and only the targets of a regression have a scale",
+        ),
+    ],
+)
+def test_what_is_no_regression_has_no_scale(task, words):
+    program = sp.trace(by_hand(), torch.zeros(2, 1), task=task)
+    with pytest.raises(PassError, match=words):
+        sp.Pipeline.parse("scale-prediction")(program)
+    with pytest.raises(PassError, match=words):
+        fit_scale(program, torch.rand(4, 2))
+
+
+@pytest.mark.parametrize("order", ["{head} | scale-prediction", "scale-prediction | {head}"])
+def test_bounds_are_about_the_scaled_prediction_whichever_comes_first(order):
+    passes = order.format(head="attach-calibration-head{kind=interval task=regression}")
+    program = sp.Pipeline.parse(passes)(sp.trace(by_hand(), torch.zeros(2, 1), task="regression"))
+    targets = torch.tensor([[90.0, 1.0], [110.0, 5.0]])
+    fit_scale(program, targets)
+    x = torch.linspace(-1, 1, 20)[:, None]
+    off = torch.tensor([7.0, 0.25])
+    fit(program, TensorSamples(x, program.eval()(x) + off), task="regression")
+    found = program.outputs(torch.tensor([[1.0], [3.0]]))
+    assert found["prediction"].tolist() == [[110.0, -1.0], [130.0, -9.0]]
+    torch.testing.assert_close(found["lower"], torch.tensor([[103.0, -1.25], [123.0, -9.25]]))
+    torch.testing.assert_close(found["upper"], torch.tensor([[117.0, -0.75], [137.0, -8.75]]))
+
+
+def test_a_model_that_reads_its_own_prediction_reads_what_it_made():
+    class Twice(nn.Module):
         def __init__(self):
             super().__init__()
-            self.fc = nn.Linear(2, 2)
+            self.fc = nn.Linear(1, 1)
 
         def forward(self, x):
-            return {"a": self.fc(x), "b": x}
+            y = self.fc(x)
+            return {"prediction": y, "double": 2 * y}
 
-    program = sp.trace(Named(), (torch.randn(2, 2),), task=sp.tasks.Custom(criterion=lambda a, b: a))
-    with pytest.raises(PassError, match="returns a, b, and neither prediction nor logits"):
-        sp.Pipeline.parse("scale-prediction")(program)
+    task = sp.tasks.Regression(criterion=lambda found, target: ((found["prediction"] - target) ** 2).mean())
+    program = sp.trace(Twice(), torch.zeros(2, 1), task=task).eval()
+    program = sp.Pipeline.parse("attach-calibration-head{kind=interval task=regression} | scale-prediction")(program)
+    x = torch.rand(3, 1)
+    made = program.eval().outputs(x)["prediction"]
+    set_scale(program, torch.tensor([100.0]), torch.tensor([10.0]))
+    found = program.outputs(x)
+    assert torch.equal(found["prediction"], 10 * made + 100) and torch.equal(found["double"], 2 * made)
+    assert torch.equal(found["lower"], found["prediction"]) and torch.equal(found["upper"], found["prediction"])
 
 
 def test_it_is_refused_twice():
@@ -111,6 +152,8 @@ def test_targets_that_fit_no_prediction_have_no_scale():
     program = sp.trace(by_hand(), torch.zeros(2, 1), task="regression")
     with pytest.raises(DataError, match=r"the targets are float32 \[4, 3\] for an output \['N', 2\]"):
         fit_scale(program, torch.randn(4, 3))
+    with pytest.raises(DataError, match=r"float32 \[0, 2\] holds none"):
+        fit_scale(program, torch.randn(0, 2))
     with pytest.raises(PassError, match="was traced for the task 'multilabel', and only the targets of a regression"):
         fit_scale(sp.trace(by_hand(), torch.zeros(2, 1), task="multilabel"), torch.randn(4, 2))
     assert scale_of(program) is None

@@ -24,11 +24,13 @@ class Case:
         name: unique among the cases that are tried together.
         model: builds the model; its weights are those of torch's seed 1.
         args: positional inputs of the trace, with at least two samples.
+        task: what its output means, by name; None: nothing in particular, so that it is called ``logits``.
     """
 
     name: str
     model: Callable[[], nn.Module]
     args: tuple[Any, ...]
+    task: str | None = None
 
     def build(self) -> nn.Module:
         """The model, with seeded weights."""
@@ -38,7 +40,7 @@ class Case:
     def trace(self) -> Program:
         """The program of ``build()`` with ``args``, of the caller's own: a copy of one that is traced once."""
         if self not in _TRACED:
-            _TRACED[self] = trace(self.build(), self.args, name=self.name)
+            _TRACED[self] = trace(self.build(), self.args, name=self.name, task=self.task)
         program = _TRACED[self].clone()
         torch.manual_seed(1)
         return program
@@ -68,15 +70,15 @@ _FLAT = normal(SAMPLES, 24)
 _ROWS = normal(SAMPLES, 5, 8)
 
 
-def _case(name: str, model: Callable[[], nn.Module], args: tuple[Tensor, ...]) -> Case:
-    return Case(name, functools.partial(awkward.with_random_norms, model), args)
+def _case(name: str, model: Callable[[], nn.Module], args: tuple[Tensor, ...], task: str | None = None) -> Case:
+    return Case(name, functools.partial(awkward.with_random_norms, model), args, task)
 
 
 CASES: tuple[Case, ...] = (
-    _case("linear", awkward.linear, (_FLAT,)),
+    _case("linear", awkward.linear, (_FLAT,), task="regression"),
     _case("one_dimension", awkward.OneDimension, (normal(SAMPLES, 3, 12),)),
-    _case("three_dimensions", awkward.three_dimensions, (normal(SAMPLES, 1, 4, 4, 4),)),
-    _case("transposed", awkward.Transposed, (_IMAGE,)),
+    _case("three_dimensions", awkward.three_dimensions, (normal(SAMPLES, 1, 4, 4, 4),), task="regression"),
+    _case("transposed", awkward.Transposed, (_IMAGE,), task="regression"),
     _case("in_place", awkward.InPlace, (_IMAGE,)),
     _case("computed_bias", awkward.ComputedBias, (_IMAGE,)),
     _case("norm_twice", awkward.NormTwice, (_IMAGE,)),
@@ -90,7 +92,7 @@ CASES: tuple[Case, ...] = (
     _case("gru", awkward.recurrent(nn.GRU), (normal(SAMPLES, 2, 8),)),
     _case("attention_norm", awkward.AttentionNorm, (_ROWS,)),
     _case("token_table", awkward.TokenTable, (tokens(SAMPLES, 5, below=11),)),
-    _case("wide_linear", awkward.wide_linear, (_FLAT,)),
+    _case("wide_linear", awkward.wide_linear, (_FLAT,), task="regression"),
     _case("wide_tokens", awkward.WideTokens, (_ROWS,)),
     _case("wide_normed", awkward.WideNormed, (_ROWS,)),
     _case("wide_ends", awkward.WideEnds, (_FLAT,)),
