@@ -18,6 +18,8 @@ from sparsify.errors import RecipeError, SparsifyError
 from sparsify.runs.preflight import Progress, failing, model_of
 from sparsify.runs.recipe import Recipe
 
+LINGERS = 5.0
+"""Seconds that a process with an answer has to end by itself; one that is killed leaves its semaphores, and a warning of Python's."""
 REHEARSAL = "rehearsal"
 """Name of the process."""
 AHEAD = (
@@ -72,8 +74,10 @@ def _rehearsed(recipes: Mapping[str, Recipe], on_decode: Progress | None) -> tup
                 case "warning":
                     warnings.warn(value[1], value[0], stacklevel=4)
                 case "failing":
+                    process.join(LINGERS)
                     return value, None, ""
                 case "error":
+                    process.join(LINGERS)
                     raise value
                 case _:
                     pass

@@ -60,7 +60,7 @@ def start(recipe, out, *more):
 def whole(recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "out"
     code, shown, err = command("compare", recipe, "--out", out, "--cores", "2")
-    assert code == 0, err
+    assert code == 0 and "leaked" not in err, err
     return out, shown
 
 
