@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsify.errors import TrainingError
-from sparsify.heads import Fitted, Head, HeldOut, Scaling, State, owner, run
+from sparsify.errors import DataError, TrainingError
+from sparsify.heads import Fitted, Head, HeldOut, Scaling, State, fitting, owner, run
 from sparsify.ir import Program
 from sparsify.ir.evaluation import outputs_over
 from sparsify.ir.traits import named_outputs
@@ -77,11 +77,15 @@ def fit(
         What was done. A head that the samples do not determine is the identity then (temperature 1; scale 1 and bias 0), with a note.
 
     Raises:
-        TrainingError: If there is no head, or the program's outputs hold NaN or +infinity.
+        TrainingError: If there is no head, it is none of the task, or the program's outputs hold NaN or +infinity.
         TaskError: If there is no task of that name.
+        DataError: If the targets do not fit the outputs, or there are no samples.
     """
     meaning, head = build(task), _head(program)
+    _check_fits(program, head, meaning)
     assert meaning.output is not None, "a task with heads reads one output"
+    if not len(held_out):
+        raise DataError("there are no held-out samples to calibrate on. Give some that the model was not trained on.")
     found = outputs_over(program, held_out, names=(meaning.output,), batch_size=batch_size)[meaning.output].double()
     if bool((found.isnan() | (found == torch.inf)).any()):
         what = "logits" if meaning.output == "logits" else "predictions"
@@ -89,6 +93,7 @@ def fit(
             f"{program.name!r} returns NaN or infinite {what} for held-out samples, so there is nothing to calibrate. Lower lr, or check "
             f"the batch norms' running statistics."
         )
+    meaning.check(held_out.targets, ("N", *found.shape[1:]))
     held = HeldOut(found, held_out.targets.cpu(), meaning, level)
     fitted = _fitted(head, held, head.identity(_shape(program, meaning.output)))
     for name, value in fitted.values.items():
@@ -128,6 +133,19 @@ def _head(program: Program) -> Head:
     if found is None:
         raise TrainingError(f"{program.name!r} has no calibration head. Apply attach-calibration-head first.")
     return found
+
+
+def _check_fits(program: Program, head: Head, task: Task) -> None:
+    """Whether the program has what the task reads, and a head of the task."""
+    kinds, known = fitting(task), task.output in program.output_names("eval")
+    if head.name in kinds and known:
+        return
+    made = program.task.name if program.task is not None else None
+    advice = f"task={made!r}" if made not in (None, task.name) else "the task that the head was attached for"
+    raise TrainingError(
+        f"{program.name!r} returns {', '.join(program.output_names('eval'))} and has the head {head.name!r}; task {task.name!r} reads "
+        f"{task.output!r} and has {' and '.join(kinds) or 'no'} heads. Give {advice}: fit(program, samples, task=...)."
+    )
 
 
 def _shape(program: Program, output: str) -> tuple[int | str, ...]:

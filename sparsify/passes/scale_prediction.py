@@ -125,8 +125,8 @@ def _behind(node: fx.Node) -> set[fx.Node]:
 def fit_scale(program: Program, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Let a model learn the targets of a regression at mean 0 and deviation 1, and predict them in their own units.
 
-    Applies `ScalePrediction` to the program and sets its buffers. Call it before `sparsify.attach`, which reads the deviation: the loss of
-    a regression is then of errors divided by it. A program that is scaled already gets the new mean and deviation.
+    Applies `ScalePrediction` to the program and sets its buffers. Call it before training: ``trainer.loss`` is then of errors divided by
+    the deviation. A program that is scaled already gets the new mean and deviation.
 
     Args:
         program: traced for a regression, of stage TRACED or MASKED; changed in place.
@@ -198,6 +198,13 @@ def scale_of(program: Program) -> tuple[Tensor, Tensor] | None:
     """Mean and deviation, each [K] or [1], of a program that `ScalePrediction` changed; else None."""
     found = dict(program.named_buffers())
     return (found[MEAN], found[DEVIATION]) if MEAN in found and DEVIATION in found else None
+
+
+def deviation_of(program: Program) -> Tensor | None:
+    """The buffer of `scale_of` with the deviation, found without a walk: a trainer asks on every step."""
+    module, _, name = DEVIATION.partition(".")
+    owner = program._modules.get(module)
+    return None if owner is None else owner._buffers.get(name)
 
 
 def scale_row(program: Program) -> dict[str, dict[str, list[float]]]:

@@ -21,7 +21,7 @@ class RunningLoss(Mechanism):
     key = "loss"
 
     def __init__(self, method: Method, objective: Objective | None, task: Task | None = None) -> None:
-        self._task = Classification() if task is None else task
+        self.task = Classification() if task is None else task
         self._name, self._taught = method.name, method.distillation is not None
         self._objective = objective
         self._state: Any = self._objective.init() if self._objective else None
@@ -43,7 +43,7 @@ class RunningLoss(Mechanism):
         """
         if self._objective is None:
             self._observed = self._taught
-            return self._task.loss(output, target, label_smoothing=label_smoothing)
+            return self.task.loss(output, target, label_smoothing=label_smoothing)
         if label_smoothing:
             raise TrainingError(
                 f"method {self._name!r} has a loss of its own, which label-smoothing {label_smoothing} would not enter. Set it to 0."

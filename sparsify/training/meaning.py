@@ -12,13 +12,39 @@ from sparsify.errors import TrainingError
 from sparsify.ir import Program
 from sparsify.methods import Method
 from sparsify.parts.trees import mapped
-from sparsify.passes.scale_prediction import scale_of
+from sparsify.passes.scale_prediction import deviation_of
 from sparsify.tasks import Classification, Regression, Task, build
 
 
-def meaning(task: str | Task | None, program: Program, method: Method) -> Task:
+class Meaning:
     """The task of a trainer. Errors of a regression are divided by the deviation that the program multiplies its prediction by
-    (`sparsify.passes.fit_scale`), unless the task has deviations of its own.
+    (`sparsify.passes.fit_scale`) at the time, unless the task has deviations of its own.
+
+    Args:
+        task, program, method: as for `meaning`.
+    """
+
+    def __init__(self, task: str | Task | None, program: Program, method: Method) -> None:
+        self._given = meaning(task, program, method)
+        self._follows = isinstance(self._given, Regression) and not self._given.deviations
+        self._seen: tuple[int, int] | None = None
+        self.task = self._given
+        self.follow(program)
+
+    def follow(self, program: Program) -> bool:
+        """Take the deviation that the program has now; whether it may be another one than before."""
+        deviation = deviation_of(program) if self._follows else None
+        seen = None if deviation is None else (id(deviation), deviation._version)
+        if seen == self._seen:
+            return False
+        self._seen, self.task = seen, self._given
+        if deviation is not None and isinstance(self._given, Regression):
+            self.task = dataclasses.replace(self._given, deviations=tuple(deviation.tolist()))
+        return True
+
+
+def meaning(task: str | Task | None, program: Program, method: Method) -> Task:
+    """The task that is given, or that of the program; without the scale of the program.
 
     Args:
         task: by value or name; None: the program's own, or regression for one that returns ``prediction`` and no logits, else
@@ -46,10 +72,7 @@ def meaning(task: str | Task | None, program: Program, method: Method) -> Task:
             f"method {method.name!r} is made for the task {' or '.join(method.tasks)}, and this is {str(found)!r}: it reads class "
             f"scores. Choose a method that takes every task, or leave out the wrapper that does not."
         )
-    scale = scale_of(program)
-    if scale is None or not isinstance(found, Regression) or found.deviations:
-        return found
-    return dataclasses.replace(found, deviations=tuple(scale[1].tolist()))
+    return found
 
 
 def read(program: Program, task: Task, output: Any) -> Any:

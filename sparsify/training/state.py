@@ -24,7 +24,7 @@ from sparsify.training.checkpoint import placed
 from sparsify.training.correction import Corrector
 from sparsify.training.gradients import Gradients
 from sparsify.training.loss import RunningLoss
-from sparsify.training.meaning import meaning, read
+from sparsify.training.meaning import Meaning, read
 from sparsify.training.mechanism import ABSENT, Mechanism, hooks
 from sparsify.training.optimizers import Joined, Optimizers, check_single_process
 from sparsify.training.probe import COUNTED, Closure, Sweep
@@ -82,7 +82,8 @@ class SparseTrainer(Joined):
         super().__init__(optimizers.each)
         self.method, self.program, self._optimizers = method, program, optimizers
         self.optimizer = self.each[0] if len(self.each) == 1 else optimizers
-        self.task = meaning(task, program, method)
+        self._meaning = Meaning(task, program, method)
+        self.task = self._meaning.task
         self.total_steps, self.steps = total_steps, 0
         self.counts: dict[str, int] = dict.fromkeys(COUNTED, 0)
         self._generator = torch.Generator().manual_seed((seed + SALT) % 2**63)
@@ -91,7 +92,7 @@ class SparseTrainer(Joined):
         self._gradients = Gradients(program, optimizers, self.counts)
         self._rounds = Rounds(slots.topology, program, optimizers, self._gradients, self.counts, self._generator)
         self._loss = RunningLoss(method, slots.objective, self.task)
-        teaching = Teaching(method, teacher, program, self.counts, self.task)
+        self._teaching = Teaching(method, teacher, program, self.counts, self.task)
         if slots.averaging:
             check_averaging(method, slots.averaging, self._masks_change, total_steps)
         self.left_dense = rewrite(method, program, optimizers, self._rounds, slots.correction, self._generator)
@@ -104,7 +105,7 @@ class SparseTrainer(Joined):
         )
         rewinder = slots.rewinding and Rewinder(slots.rewinding, program, optimizers, corrector)
         average = slots.averaging and WeightAverage(slots.averaging, program)
-        begun = (self._rounds, rewinder, zeros, average, self._loss, teaching, random, corrector, self._gradients)
+        begun = (self._rounds, rewinder, zeros, average, self._loss, self._teaching, random, corrector, self._gradients)
         self._mechanisms: tuple[Mechanism, ...] = tuple(filter(None, begun))
         self._before_step, self._after_step, self._join = (
             hooks(self._mechanisms, name) for name in ("before_step", "after_step", "join")
@@ -173,6 +174,8 @@ class SparseTrainer(Joined):
             TrainingError: If the program is in eval mode, output and target do not fit the task, labels should be smoothed where the
                 method has a loss of its own, or the teacher cannot be asked.
         """
+        if self._meaning.follow(self.program):
+            self.task = self._loss.task = self._teaching.task = self._meaning.task
         found = read(self.program, self.task, output)
         loss = self._loss(found, target, self.steps + 1, label_smoothing=label_smoothing)
         for join in self._join:

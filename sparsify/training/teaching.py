@@ -49,7 +49,7 @@ class Teaching(Mechanism):
             raise TrainingError(
                 f"method {method.name!r} has no use for a teacher. Leave it out, or wrap the method in one that learns from it."
             )
-        self._method, self._teacher, self._counts, self._task = method, teacher, counts, task
+        self._method, self._teacher, self._counts, self.task = method, teacher, counts, task
         self._program = program
         known = teacher is not None and isinstance(task, Classification)
         self._classes = classes(program) if known else None
@@ -81,8 +81,8 @@ class Teaching(Mechanism):
         with torch.no_grad():
             answer = self._teacher(inputs)
         self._counts["forwards"] += 1
-        if self._task.trained_on != self._task.output:
-            output = self._program.reading(self._task.output, "train", pytree.tree_leaves(output))
+        if self.task.trained_on != self.task.output:
+            output = self._program.reading(self.task.output, "train", pytree.tree_leaves(output))
         output = output if self._classes is None else output[:, : self._classes]
         if isinstance(answer, Tensor) and {answer.shape[1:], output.shape[1:]} == {(), (1,)}:
             answer = answer.reshape(-1, *output.shape[1:])  # [N] and [N, 1] go together
@@ -90,8 +90,8 @@ class Teaching(Mechanism):
         found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         if found != wanted:
             raise TrainingError(
-                f"the teacher of method {self._method.name!r} should return {self._task.output} of shape {list(wanted)}, found "
+                f"the teacher of method {self._method.name!r} should return {self.task.output} of shape {list(wanted)}, found "
                 f"{list(found) if isinstance(found, tuple) else found}. Give one that knows the same classes, or predicts the same."
             )
         plan = self._method.distillation
-        return plan.joined(loss, self._task.imitation(output, answer.float(), target, temperature=plan.temperature))
+        return plan.joined(loss, self.task.imitation(output, answer.float(), target, temperature=plan.temperature))

@@ -8,7 +8,7 @@ from torch import nn
 
 import sparsify as sp
 from sparsify.calibration import evaluate, fit
-from sparsify.errors import PassError
+from sparsify.errors import DataError, PassError, TrainingError
 from sparsify.parts import conformal
 from sparsify.parts.samples import TensorSamples
 from sparsify.passes import AttachCalibrationHead
@@ -148,3 +148,28 @@ def test_a_head_of_another_task_than_the_program_is_refused():
     program = sp.trace(nn.Linear(4, 3), (torch.randn(2, 4),), task="classification")
     with pytest.raises(PassError, match="was traced for the task 'classification', found the option task=multilabel"):
         sp.Pipeline.parse("attach-calibration-head{kind=label-temperature task=multilabel}")(program)
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel", sp.tasks.Custom(criterion=lambda a, b: a)])
+def test_a_fit_for_another_task_than_the_head_is_refused(task):
+    x = torch.randn(20, 4)
+    program = headed("regression", nn.Linear(4, 1), x, "interval")
+    words = r"returns prediction, lower, upper and has the head 'interval'.*Give task='regression'"
+    with pytest.raises(TrainingError, match=words):
+        fit(program, TensorSamples(x, torch.arange(20) % 3), task=task)
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (torch.randn(20, 2), r"the targets are float32 \[20, 2\] for an output \['N', 1\]"),
+        (torch.full((20,), torch.nan), "20 of 20 targets are NaN or infinite"),
+        (torch.randn(0, 1), "there are no held-out samples"),
+    ],
+)
+def test_held_out_targets_that_do_not_fit_are_refused(targets, words):
+    x = torch.randn(20, 4)
+    program = headed("regression", nn.Linear(4, 1), x, "interval")
+    with pytest.raises(DataError, match=words):
+        fit(program, TensorSamples(x[: len(targets)], targets), task="regression")
+    assert program.tensor("calibration.reach").item() == 0

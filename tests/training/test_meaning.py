@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -146,6 +147,22 @@ def test_the_loss_of_a_scaled_regression_is_of_deviations():
     assert given.task.deviations == (2.0,)
 
 
+@pytest.mark.parametrize("task", [Regression(), None])
+def test_a_scale_that_is_set_after_attach_is_read_as_well(task):
+    program, trainer = attached("regression", task)
+    target = 50 * Z[:, 0] + 1000
+    plain = trainer.loss(program(X), target).item()
+    for factor in (1, 2):
+        mean, deviation = fit_scale(program, factor * target)
+        learned = (program(X)[:, 0] - mean) / deviation
+        wanted = nn.functional.mse_loss(learned, (factor * target - mean) / deviation).item()
+        found = trainer.loss(program(X), factor * target).item()
+        assert found == pytest.approx(wanted, rel=1e-4) and found < 5 < plain
+        assert trainer.task.deviations == (pytest.approx(float(deviation)),)
+    again = copy.deepcopy(trainer)
+    assert again.loss(again.program(X), 2 * target).item() == found
+
+
 def test_floats_are_no_classes():
     torch.manual_seed(0)
     program = sp.trace(Net(()), (X[:4],)).train()
@@ -160,7 +177,7 @@ def test_what_a_program_does_not_return_is_refused():
     with pytest.raises(TaskError, match="there is no task 'regresion'"):
         attached("regression", "regresion")
     program, trainer = attached("custom")
-    with pytest.raises(TaskError, match="are functions, which neither a name nor a file holds"):
+    with pytest.raises(TaskError, match="which neither a name nor a file holds"):
         trainer.loss(program(X), Z[:, 0])
 
 
