@@ -6,10 +6,12 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from sparsify.ir.binding import Inputs, arguments_of
+from sparsify.ir.nodes import TensorSpec
 from sparsify.ir.program import Program
+from sparsify.ir.traits import named_outputs
 from sparsify.parts.samples import Samples
 from sparsify.parts.trees import moved
 
@@ -47,6 +49,20 @@ def outputs_of(program: Program, inputs: Inputs) -> dict[str, Any]:
     """
     args, kwargs = arguments_of(inputs)
     return program.outputs(*args, **kwargs)
+
+
+def output_shape(program: Program, name: str, found: Tensor) -> tuple[int | str, ...]:
+    """The sizes of an output of the eval phase, ``("N", ...)``; one that varies with the inputs is a text, as in the graph.
+
+    Args:
+        program: in any mode.
+        name: of the output.
+        found: its value for some samples, [N, ...], for what the graph does not say.
+    """
+    leaf = named_outputs(program.output_node("eval")).get(name)
+    spec = leaf.meta.get("spec") if isinstance(leaf, fx.Node) else None
+    known = spec.shape if isinstance(spec, TensorSpec) and len(spec.shape) == found.ndim else found.shape
+    return ("N", *(size if isinstance(size, str) else int(size) for size in known[1:]))
 
 
 def _filled(value: Tensor, sizes: list[int]) -> Tensor:

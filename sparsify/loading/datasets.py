@@ -22,6 +22,7 @@ from sparsify.loading.pairs import (
     TARGET_KEYS,
     described,
     holds_arrays,
+    lengths_of,
     pair_of,
     rows_as_tensors,
     stacked,
@@ -125,6 +126,7 @@ class DatasetSamples:
             raise DataError(f"{where} is empty.")
         self._dataset, self._where, self._task = dataset, where, task
         self._collate = None if collate is default_collate else collate
+        self._lengths: Any = None
         self.targets = self._read_targets()
 
     def __len__(self) -> int:
@@ -147,6 +149,15 @@ class DatasetSamples:
                 first = int((~torch.isfinite(tensor).flatten(1).all(1)).int().argmax())
                 raise DataError(f"{self._where}: sample {int(rows[first])} holds NaN or infinity. Clean the data.")
         return Batch(batch_inputs(inputs), self._unchanged(labels, rows))
+
+    def targets_of(self, rows: Tensor) -> Tree:
+        """The targets of some samples; those per step are as long as the longest of these samples, as their outputs are."""
+        kept = mapped(lambda tensor: tensor[rows], self.targets)
+        if isinstance(kept, Tensor):
+            return _cut(kept, self._lengths, rows)
+        if isinstance(kept, Mapping) and isinstance(self._lengths, Mapping):
+            return {key: _cut(value, self._lengths[key], rows) for key, value in kept.items()}
+        return kept
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -207,12 +218,14 @@ class DatasetSamples:
             targets = [self._target(index) for index in range(len(self))]
         try:
             values = stacked(targets)
+            self._lengths = lengths_of(targets)
         except Exception as error:
             raise DataError(f"{where} are no numbers: {error}.") from error
         return self._checked(values, where)
 
     def _checked(self, values: Any, where: str) -> Tree:
         if isinstance(values, list):
+            self._lengths = lengths_of(values)
             values = stacked(values)
         return checked_targets(values, where, task=self._task)
 
@@ -270,3 +283,8 @@ def _seeded(seed: int) -> Generator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(array)
+
+
+def _cut(target: Tensor, lengths: Tensor | None, rows: Tensor) -> Tensor:
+    """Targets [M, L] without the padding that all of them have."""
+    return target if lengths is None or not len(rows) else target[:, : int(lengths[rows].max())]

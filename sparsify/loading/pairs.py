@@ -112,6 +112,16 @@ def stacked(targets: Sequence[Any]) -> Any:
     return table
 
 
+def lengths_of(targets: Sequence[Any]) -> Any:
+    """The lengths of targets that `stacked` pads, int64 [N], of mappings by key; None where nothing is padded."""
+    if len(targets) and isinstance(targets[0], Mapping):
+        return {key: lengths_of([target[key] for target in targets]) for key in targets[0]}
+    shapes = [np.shape(target) for target in targets]
+    if len(set(shapes)) < 2 or not all(len(shape) == 1 for shape in shapes):
+        return None
+    return torch.tensor([shape[0] for shape in shapes])
+
+
 def described(value: Any) -> str:
     """What a value is, for a message."""
     if isinstance(value, Mapping):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -113,15 +113,25 @@ def _normalised(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (values - mean.view(shape)) / std.view(shape)
 
 
+def targets_of(samples: Samples, rows: Tensor) -> Tree:
+    """The targets of some samples, int64 [M]: padded to the longest of these, where samples know their lengths."""
+    own: Callable[[Tensor], Tree] | None = getattr(samples, "targets_of", None)
+    return mapped(lambda tensor: tensor[rows], samples.targets) if own is None else own(rows)
+
+
 class Subset:
     """Some samples of another; ``rows`` int64 [M]."""
 
     def __init__(self, base: Samples, rows: Tensor) -> None:
         self._base, self._rows = base, rows
-        self.targets = mapped(lambda tensor: tensor[rows], base.targets)
+        self.targets = targets_of(base, rows)
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def targets_of(self, rows: Tensor) -> Tree:
+        """The targets of some of its samples; see `targets_of`."""
+        return targets_of(self._base, self._rows[rows])
 
     def batch(self, rows: Tensor, *, seed: int = 0) -> Batch:
         return self._base.batch(self._rows[rows], seed=seed)

@@ -13,7 +13,7 @@ from sparsify.calibration import fit, kind_of
 from sparsify.errors import ExportError, RecipeError, SparsifyWarning, TaskError
 from sparsify.exporters import ExportResult, export
 from sparsify.ir import Program, Stage
-from sparsify.ir.evaluation import outputs_of
+from sparsify.ir.evaluation import output_shape, outputs_of
 from sparsify.loading import Data, load_data
 from sparsify.loading.sources import TABLES
 from sparsify.methods import dense
@@ -135,9 +135,9 @@ def _fitting(program: Program, data: Data) -> Task:
     """The task that fits targets and outputs; `infer` says what to write where none does."""
     with torch.no_grad():
         outputs = outputs_of(program, data.example())
-    read = next((outputs[name] for name in ("prediction", "logits") if name in outputs), None)
-    if read is None:
+    name = next((name for name in ("prediction", "logits") if name in outputs), None)
+    if name is None:
         raise TaskError(
             f"the file of {program.name!r} does not say what its outputs mean ({', '.join(outputs)}). Name their task: --task."
         )
-    return infer(data.train.targets, ("N", *read.shape[1:]))
+    return infer(data.train.targets, output_shape(program, name, outputs[name]))

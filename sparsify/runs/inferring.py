@@ -12,7 +12,7 @@ import torch
 from sparsify.errors import SparsifyWarning
 from sparsify.ir import trace
 from sparsify.ir.dimensions import parsed
-from sparsify.ir.evaluation import outputs_of
+from sparsify.ir.evaluation import output_shape, outputs_of
 from sparsify.loading import Data, load_model
 from sparsify.runs.artefacts import read_data
 from sparsify.runs.recipe import AUTO, Recipe
@@ -57,5 +57,5 @@ def _fitting(recipe: Recipe, data: Data) -> Task:
         program = trace(model, example, dynamic=dynamic, limits=limits, outputs=outputs, classes=data.classes or None)
     with torch.no_grad():
         found = outputs_of(program.eval(), example)
-    shape = next(found[name] for name in ("logits", "prediction") if name in found).shape
-    return infer(data.train.targets, ("N", *shape[1:]))
+    name = next(name for name in ("logits", "prediction") if name in found)
+    return infer(data.train.targets, output_shape(program, name, found[name]))

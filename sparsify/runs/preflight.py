@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsify.calibration import kind_of
-from sparsify.errors import DataError, ExportError, RecipeError, SparsifyError, TraceError
+from sparsify.errors import DataError, ExportError, RecipeError, SparsifyError, TraceError, TrainingError
 from sparsify.exporters.conversion import convert
 from sparsify.exporters.signature import holds_samples
 from sparsify.heads import fitting
 from sparsify.ir import Program, Stage, trace
+from sparsify.ir.binding import arguments_of
 from sparsify.ir.dimensions import parsed
 from sparsify.ir.effects import unexportable
-from sparsify.ir.evaluation import outputs_of, outputs_over
+from sparsify.ir.evaluation import output_shape, outputs_of
 from sparsify.loading import Data, load_model
 from sparsify.loading.augmentation import check_augmentation
 from sparsify.methods import Method, dense
-from sparsify.parts.samples import Subset
+from sparsify.parts.trees import tensors
 from sparsify.passes import AttachCalibrationHead, Pipeline
 from sparsify.runs.artefacts import feeding, recipe_data
 from sparsify.runs.continuation import training_key
@@ -30,6 +33,7 @@ from sparsify.runs.recipe import Recipe
 from sparsify.runs.saved import is_saved, load_saved
 from sparsify.runs.standardising import standardised
 from sparsify.tasks import Classification, Task
+from sparsify.tasks.base import check_gradient
 from sparsify.training import rehearse
 from sparsify.user_code import told
 
@@ -245,16 +249,43 @@ def _traced(recipe: Recipe, data: Data) -> Program:
 def _check_targets(program: Program, task: Task, data: Data) -> None:
     """Whether the targets of every part fit what the program returns, and the task can measure it."""
     program.eval()
-    first = Subset(data.validation, torch.arange(min(2, len(data.validation))))
-    found = outputs_over(program, first)
+    batch = data.validation.batch(torch.arange(min(2, len(data.validation))))
+    with torch.no_grad():
+        found = outputs_of(program, batch.inputs)
     output, judged = (program.reading(name, "eval", list(found.values())) for name in (task.output, task.trained_on))
     if task.output is not None:
         for part in (data.train, data.validation, data.test):
-            task.check(part.targets, ("N", *output.shape[1:]))
+            task.check(part.targets, output_shape(program, task.output, output))
+    with _telling(task), torch.no_grad():
+        _kept(task, "loss", lambda: task.loss(judged, batch.target), judged, batch.target)
+        _kept(task, "figures", lambda: task.figures(output, batch.target), output, batch.target)
+    _check_learning(program, task, data)
+
+
+def _check_learning(program: Program, task: Task, data: Data) -> None:
+    """Whether a step could be taken: the loss of two training samples, or as many as the program takes, has a gradient."""
+    sizes = program.batch_ranges["train"]
+    count = next((size for size in (2, *range(3, 65)) if size in sizes), 2) if program.dynamic_batch else 0
+    count = count or int(program.input_specs[0].shape[0])
+    if len(data.train) < count:
+        return
+    batch = data.train.batch(torch.arange(count))
+    args, kwargs = arguments_of(batch.inputs)
+    copy = program.clone().train()
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        judged = copy.reading(task.trained_on, "train", copy.run_phase("train", *args, **kwargs))
+        with _telling(task):
+            value = task.loss(judged, batch.target)
+            check_gradient(task, judged, value)
+            if value.requires_grad:
+                value.backward()
+
+
+@contextmanager
+def _telling(task: Task) -> Generator[None]:
+    """Errors of the loss and the figures as errors of the package."""
     try:
-        with torch.no_grad():
-            task.loss(judged, first.targets)
-        task.figures(output, first.targets)
+        yield
     except SparsifyError:
         raise
     except Exception as error:
@@ -262,3 +293,19 @@ def _check_targets(program: Program, task: Task, data: Data) -> None:
             f"the loss or the figures of task {str(task)!r} fail on two samples of the data: {told(error)}. Check what they expect of "
             f"the model's output and of the targets."
         ) from error
+
+
+def _kept(task: Task, name: str, call: Callable[[], object], *given: Any) -> None:
+    """Call the loss or the figures, which may not write into what they are given: held-out targets are used again."""
+    before = [value.detach().clone() for value in tensors(given)]
+    call()
+    if not all(map(_same, before, tensors(given))):
+        raise TrainingError(
+            f"the function of the {name} of task {str(task)!r} writes into the output or the target that it is given, which are "
+            f"used again. Compute with new tensors: t.clone() first, and t.clamp(...) in place of t.clamp_(...)."
+        )
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are equal, NaN to NaN."""
+    return torch.equal(first.nan_to_num(), second.detach().nan_to_num())

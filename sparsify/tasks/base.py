@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import DataError, TrainingError
-from sparsify.parts import metrics
+from sparsify.parts import metrics, trees
 from sparsify.parts.bootstrap import RESAMPLES, Figure
 
 Shape = Sequence[int | str]
@@ -249,6 +249,26 @@ def own_loss(task: Task, criterion: Callable[[Any, Any], Any], output: Any, targ
             f"{shown(value)}. Take the mean over the batch."
         )
     return value
+
+
+def check_gradient(task: Task, output: Any, value: Tensor) -> None:
+    """Refuse a loss that teaches nothing.
+
+    Args:
+        task: whose loss it is.
+        output: that the loss was computed from, tensors in any structure.
+        value: the loss.
+
+    Raises:
+        TrainingError: If gradients flow to the output, and the loss has none.
+    """
+    if value.requires_grad or not torch.is_grad_enabled():
+        return
+    if any(leaf.requires_grad for leaf in trees.tensors(output)):
+        raise TrainingError(
+            f"the loss of task {str(task)!r} has no gradient, so that nothing can be learned from it. Compute it from the output by "
+            f"functions of torch, without detach(), item(), numpy() or no_grad()."
+        )
 
 
 def tensors(*values: Any) -> bool:

@@ -11,6 +11,7 @@ from sparsify.errors import TrainingError
 from sparsify.methods import Method
 from sparsify.parts.objectives import Objective
 from sparsify.tasks import Classification, Task
+from sparsify.tasks.base import check_gradient
 from sparsify.training.mechanism import Mechanism
 from sparsify.training.probe import Closure
 
@@ -39,11 +40,13 @@ class RunningLoss(Mechanism):
 
         Raises:
             TrainingError: If output and target do not fit the task, or labels should be smoothed, but the method has a loss of its own
-                or the task has no labels.
+                or the task has no labels, or its loss has no gradient.
         """
         if self._objective is None:
             self._observed = self._taught
-            return self.task.loss(output, target, label_smoothing=label_smoothing)
+            value = self.task.loss(output, target, label_smoothing=label_smoothing)
+            check_gradient(self.task, output, value)
+            return value
         if label_smoothing:
             raise TrainingError(
                 f"method {self._name!r} has a loss of its own, which label-smoothing {label_smoothing} would not enter. Set it to 0."

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from sparsify.errors import DataError, RecipeError, SparsifyError, TaskError, TraceError
+from sparsify.errors import DataError, RecipeError, SparsifyError, TaskError, TraceError, TrainingError
 from sparsify.exporters import int8_forms
 from sparsify.loading import load_data
 from sparsify.reports import headline, int8_sentence, verdict
@@ -71,6 +71,20 @@ def figures(output, target):
 
 def broken(output, target):
     return output["mean"].no_such_thing
+
+def flat(output, target):
+    return ((output["mean"].detach() - target) ** 2).mean()
+
+def spoiling(output, target):
+    target.zero_()
+    return loss(output, target)
+
+def overwriting(output, target):
+    return loss({"mean": output["mean"].clamp_(-9e-9, 9e-9), "log_variance": output["log_variance"]}, target)
+
+def spoiling_figures(output, target):
+    target.zero_()
+    return figures(output, target)
 
 """ + "\n".join(
     f"def data_{task}(): return data({task!r})"
@@ -242,6 +256,10 @@ def test_through_the_command(file, tmp_path):
         ("custom", {"loss": None}, TaskError, "needs a loss"),
         ("custom", {"loss": "broken"}, TraceError, "no_such_thing"),
         ("custom", {"loss": "missing"}, SparsifyError, "no callable 'missing'"),
+        ("custom", {"loss": "flat"}, TrainingError, r"the loss of task 'custom\{.*' has no gradient"),
+        ("custom", {"loss": "spoiling"}, TrainingError, "function of the loss .* writes into the output or the target"),
+        ("custom", {"loss": "overwriting"}, TrainingError, "function of the loss .* writes into"),
+        ("custom", {"figures": "spoiling_figures"}, TrainingError, "function of the figures .* writes into"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_first_step(task, changed, kind, words, file, tmp_path):
@@ -250,11 +268,52 @@ def test_what_does_not_fit_is_refused_before_the_first_step(task, changed, kind,
     for key, prefix in (("model", ""), ("data", "data_")):
         if key in changed:
             given[key] = f"{file}:{prefix}{changed[key]}"
-    if changed.get("loss") in ("broken", "missing"):
-        given["loss"] = f"{file}:{changed['loss']}"
+    if task == "custom":
+        given |= {key: f"{file}:{name}" for key, name in changed.items() if name is not None}
     if kind is None:
         run(recipe_of(file, task, **given), tmp_path / "run", timed=False)
         return
     with pytest.raises(kind, match=words):
         run(recipe_of(file, task, **given), tmp_path / "run", timed=False)
-    assert not (tmp_path / "run" / "history.jsonl").exists()
+    assert not (tmp_path / "run").exists() or {path.name for path in (tmp_path / "run").iterdir()} <= {".lock"}
+
+
+LENGTHS = """
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
+
+def rows(lengths):
+    return [torch.arange(length) % 5 + 1 for length in lengths]
+
+def padded(rows):
+    labels = pad_sequence([row * 2 % 5 for row in rows], batch_first=True, padding_value=-100)
+    return {"ids": pad_sequence(rows, batch_first=True), "labels": labels}
+
+def data():
+    train = [12, 11, 60, *(4 + 7 * i % 15 for i in range(197))]
+    return [DataLoader(rows(lengths), collate_fn=padded) for lengths in (train, [5, 19, 8, 3])]
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.body, self.head = nn.Embedding(6, 8), nn.Linear(8, 32), nn.Linear(32, 5)
+
+    def forward(self, ids):
+        return self.head(torch.relu(self.body(self.embedding(ids))))
+
+class Channels(Net):
+    def forward(self, ids):
+        return super().forward(ids).transpose(1, 2)
+"""
+
+
+@pytest.mark.parametrize(("task", "model"), [("auto", "Net"), ("dense", "Channels")])
+def test_rows_of_unlike_lengths_are_trained_and_measured(task, model, tmp_path):
+    path = tmp_path / "lengths.py"
+    path.write_text(LENGTHS)
+    keys = {"task": task, "model": f"{path}:{model}", "data": f"{path}:data", "dynamic": "ids:1=T", "sparsity": 0.5}
+    recipe = parse_recipe(None, keys | {"epochs": 6, "warmup": 0, "threads": 1, "optimizer": "adamw", "lr": 0.1})
+    row = run(recipe, tmp_path / "run", timed=False)["model"]
+    assert row["figures"]["accuracy"] == 1.0

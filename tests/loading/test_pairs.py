@@ -15,6 +15,7 @@ from sparsify.errors import DataError
 from sparsify.loading import load_data
 from sparsify.loading.datasets import DatasetSamples, samples_of_part
 from sparsify.loading.pairs import IGNORED
+from sparsify.parts.samples import Subset
 from tests.loading.test_data import IMAGES, LABELS
 
 INK = IMAGES.reshape(len(IMAGES), -1).mean(1).astype(np.float32)[:, None]
@@ -130,6 +131,8 @@ def test_targets_of_unlike_lengths_are_padded_with_what_the_loss_leaves_out():
     assert samples.targets.shape == (30, 7) and samples.targets[0].tolist() == [*items[0]["labels"], *[IGNORED] * 4]
     target = samples.batch(torch.tensor([0, 1])).target
     assert target.shape == (2, 4) and target[0].tolist() == [*items[0]["labels"], IGNORED]
+    some = Subset(Subset(samples, torch.arange(20)), torch.tensor([0, 1]))
+    assert torch.equal(some.targets, target)
     changed = DatasetSamples(items, "mine", collate=lambda some: {**tagged(some), "labels": tagged(some)["labels"] * 0})
     with pytest.raises(
         DataError, match=r"targets of samples \[0, 1\] \.\.\. are not those first read\. Pad targets with -100"

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from sparsify.errors import TraceError
+from sparsify.errors import DataError, TraceError, TrainingError
 from sparsify.ir import TraceWarning
 from sparsify.runs.artefacts import recipe_data
 from sparsify.runs.preflight import traced
@@ -79,3 +79,40 @@ def test_a_recipe_declares_what_varies(tmp_path):
     assert str(program.ranges["eval"]["H"].text("H")) == "4 <= H <= 16"
     with pytest.raises(TraceError, match="INPUT:PLACE=NAME"):
         traced(dataclasses.replace(recipe, dynamic=("H",)), recipe_data(recipe, None))
+
+
+STEPS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(6, 32), nn.Linear(32, 5)
+
+    def forward(self, ids):
+        return self.head(torch.relu(self.embedding(ids)))
+
+def part(steps, targets):
+    return [({"ids": torch.ones(steps, dtype=torch.int64)}, torch.ones(targets, dtype=torch.int64)) for _ in range(40)]
+
+def fitting(): return part(12, 12), part(12, 12)
+def shorter(): return part(12, 12), part(9, 9)
+def unlike(): return part(12, 11), part(12, 11)
+"""
+
+
+def test_a_size_that_varies_fits_any_that_its_inputs_have(tmp_path):
+    (tmp_path / "steps.py").write_text(STEPS)
+
+    def made(data, **changes):
+        recipe = Recipe(model=f"{tmp_path / 'steps.py'}:Net", task="sequence", data=f"{tmp_path / 'steps.py'}:{data}")
+        recipe = dataclasses.replace(recipe, **changes)
+        return traced(recipe, recipe_data(recipe, None))
+
+    for data in ("fitting", "shorter"):
+        assert made(data, dynamic=("ids:1=T",)).input_specs[0].shape == ("N", "T")
+    with pytest.raises(DataError, match=r"targets are int64 \[40, 9\] for an output \['N', 12, 5\]"):
+        made("shorter")
+    with pytest.raises(TrainingError, match=r"output float32 \[2, 12, 5\] and target int64 \[2, 11\]"):
+        made("unlike", dynamic=("ids:1=T",))

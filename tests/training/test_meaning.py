@@ -212,3 +212,14 @@ def test_a_correction_probes_the_loss_of_the_task(name):
         trainer.step(lambda: trainer.loss(program(X), CASES[name][1]))
         trainer.optimizer.zero_grad()
     assert trainer.counts["probes"]
+
+
+def test_a_loss_without_a_gradient_is_refused_where_one_is_wanted():
+    program = sp.trace(Net((1,)), (X[:2],), task="regression").train()
+    task = Regression(criterion=lambda output, target: (output.detach()[:, 0] - target).square().mean())
+    optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
+    trainer = sp.attach(sp.methods.gmp(density=0.5), program, optimizer, total_steps=24, task=task)
+    with pytest.raises(TrainingError, match=r"the loss of task 'regression\{.*' has no gradient.*without detach"):
+        trainer.loss(program(X), Z[:, 0])
+    with torch.no_grad():
+        assert trainer.loss(program(X), Z[:, 0]).item() > 0
