@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsify.reports.integers import int8_sentence
+from sparsify.reports.summary_measures import direction
 
 Report = Mapping[str, Any]
 
@@ -256,17 +257,16 @@ def _accuracy(report: Report) -> str:
 
 def _task_figures(report: Report) -> list[str]:
     """The figures of a task beside those of the baseline."""
-    found: dict[str, list[str]] = {"better": [], "worse": []}
+    found: dict[int, list[str]] = {1: [], -1: [], 0: []}
     model, dense = report["model"], report["dense"]
     for key, ours in model["figures"].items():
         theirs = dense["figures"].get(key)
         if ours is None or theirs is None or _shown(ours) == _shown(theirs):
             continue
-        better = (ours < theirs) == (key in model["lower_is_better"])
-        found["better" if better else "worse"].append(
-            f"{key.replace('_', ' ')} {_shown(ours)} against {_shown(theirs)}"
-        )
-    return [f"{kind.capitalize()} than the dense model: {', '.join(rows)}." for kind, rows in found.items() if rows]
+        way = direction(model, key) * (1 if ours > theirs else -1)
+        found[way].append(f"{key.replace('_', ' ')} {_shown(ours)} against {_shown(theirs)}")
+    said = {1: "Better than", -1: "Worse than", 0: "With nothing that says which is better, beside"}
+    return [f"{said[way]} the dense model: {', '.join(rows)}." for way, rows in found.items() if rows]
 
 
 def _task_calibrated(model: Report) -> list[str]:

@@ -60,13 +60,16 @@ def task_quality(task: Task, read: Any, outputs: Mapping[str, Tensor], targets: 
 
     Returns:
         ``figures`` by name, None where the samples define none; ``headline``, the name of the first; ``lower_is_better``, names of some
-        of them; of an interval its ``coverage`` and mean ``width``.
+        of them; ``undirected``, names of those of which nobody said which way is better, where there are some; of an interval its
+        ``coverage`` and mean ``width``.
     """
     if task.name == "classification":
         return quality(read.softmax(1), outputs["probabilities"], targets)
     found = {key: value if math.isfinite(value) else None for key, value in task.figures(read, targets).items()}
-    lower = [name for name in found if not task.higher_is_better(name)]
+    lower, undirected = ([name for name in found if task.higher_is_better(name) is way] for way in (False, None))
     row: dict[str, Any] = {"figures": found, "headline": next(iter(found)), "lower_is_better": lower}
+    if undirected:
+        row["undirected"] = undirected
     if "lower" in outputs and task.output is not None:
         low, high, wanted = outputs["lower"], outputs["upper"], targets.double().reshape(outputs["lower"].shape)
         row["interval"] = {"coverage": conformal.coverage(wanted, low, high), "width": conformal.width(low, high)}

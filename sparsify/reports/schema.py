@@ -265,6 +265,7 @@ class TaskPart(_Trained):
     figures: Annotated[dict[str, float | None], Field(min_length=1)]
     headline: str
     lower_is_better: list[str]
+    undirected: list[str] = Field(default_factory=list)
     calibration: TaskCalibration | None
     interval: dict[str, float] | None = None
     shortfall: str | None = None

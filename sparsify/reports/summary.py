@@ -12,6 +12,8 @@ from sparsify.reports.headline import Headline
 from sparsify.reports.summary_measures import COSTS, MEASURES, OWN, SHORT, measure, unknown
 
 CONFIDENCE = 0.95
+ONE_SEED = "One seed: no interval can be given, and nothing is said to be better or worse. Use three seeds or more."
+UNDIRECTED = "Nothing is said to be better or worse: of no figure is it known which way is better (task.options.lower_is_better says it)."
 JUDGED = ("better", "worse")
 
 
@@ -140,9 +142,8 @@ class Summary:
         ]
         clear = [_difference_sentence(*item) for item in judged if verdict(*item[1:]) in JUDGED]
         if not judged:
-            return [
-                "One seed: no interval can be given, and nothing is said to be better or worse. Use three seeds or more."
-            ]
+            several = any(found.interval for row in self.rows for found in row.differences.values())
+            return [UNDIRECTED if several else ONE_SEED]
         expected = (1 - CONFIDENCE) * len(judged)
         trust = (
             f"{len(clear)} of {len(judged)} differences have a {CONFIDENCE:.0%} interval that leaves 0 out; about {expected:.0f} would if "

@@ -59,7 +59,7 @@ MEASURES = {
 }
 """What every table shows, in order; what measures the unknown (`unknown`) stands before the costs."""
 COSTS = ("evaluations", "steps")
-OWN = {"higher.": 1, "lower.": -1}
+OWN = {"higher.": 1, "lower.": -1, "own.": 0}
 """Prefixes of the figures of a user's own task, and which way is better."""
 SHORT = (
     "accuracy", "nll_after", "ece_before", "ece_after", "mean_average_precision", "r2", "rmse", "mean_iou", "perplexity",
@@ -76,13 +76,12 @@ def figures(model: Mapping[str, Any]) -> dict[str, float]:
     ``evaluations`` are those of `sparsify.parts.compute.evaluations`; runs that did not count passes have one a step and one a probe.
     Of each set of unknown inputs, AUROC and FPR also stand under ``auroc.<set>`` and ``fpr.<set>``, by the score the model is judged by:
     its method's own ``ood_score`` where it has one, else the first. Figures of a task stand under their names, those of a user's own task
-    under ``higher.<name>`` or ``lower.<name>``, as is better.
+    under ``higher.<name>`` or ``lower.<name>``, as is better, or ``own.<name>``, where that is not known.
     """
     found = dict(_leaves(model))
     for key, value in model.get("figures", {}).items():
         if value is not None:
-            prefix = "" if key in MEASURES else "lower." if key in model["lower_is_better"] else "higher."
-            found[f"{prefix}{key}"] = float(value)
+            found[own_key(model, key)] = float(value)
     for name, row in (model.get("ood") or {}).items():
         judged = row["scores"].get(OWN_SCORE) or next(iter(row["scores"].values()))
         found |= {f"auroc.{name}": judged["auroc"], f"fpr.{name}": judged["fpr_at_95_tpr"]}
@@ -90,6 +89,19 @@ def figures(model: Mapping[str, Any]) -> dict[str, float]:
     pairs = counts["steps"] + counts.get("probes", 0.0)
     spent = compute.evaluations(counts.get("forwards", pairs), counts.get("backwards", pairs))
     return {**found, **counts, "evaluations": spent}
+
+
+def direction(model: Mapping[str, Any], figure: str) -> int:
+    """Which way a figure of a model of ``metrics.json`` is better: 1 up, -1 down, 0 not known."""
+    return 0 if figure in model.get("undirected", ()) else -1 if figure in model["lower_is_better"] else 1
+
+
+def own_key(model: Mapping[str, Any], figure: str) -> str:
+    """Under what a grid holds a figure of a task: its name where that says which way is better, else a prefix of `OWN` before it."""
+    way = direction(model, figure)
+    if figure in MEASURES and MEASURES[figure].better == way != 0:
+        return figure
+    return next(prefix for prefix, better in OWN.items() if better == way) + figure
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from sparsify.reports.plots import COLOURS, canvas, svg
 from sparsify.reports.summary import CellResult, Summary, evaluations, mean_curve
-from sparsify.reports.summary_measures import COSTS, measure
+from sparsify.reports.summary_measures import COSTS, OWN, measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,7 +101,7 @@ def _curves(cells: Sequence[CellResult], x: Callable[[Mapping[str, Any]], float]
                     places, values = mean_curve(group, x, key)
                     axis.plot(places, values, label=name, linewidth=1.2, **{**style[name], "marker": ""})
                     heights += values
-                _focus(axis, heights, up=key != "val_loss" and measure(key.removeprefix("val_")).better >= 0)
+                _focus(axis, heights, way=_way(cells, key))
                 axis.set(xlabel=label, ylabel=title, title="" if level is None else f"sparsity {level:g}")
         _legend(figure, grid[0, 0])
         return svg(
@@ -123,10 +123,18 @@ def _measured(cells: Sequence[CellResult]) -> tuple[tuple[str, str], tuple[str, 
     )
 
 
-def _focus(axis: Axes, heights: Sequence[float], *, up: bool) -> None:
-    """Show the end of the curves: the worse part of the first epochs runs out of the panel."""
-    if len(heights) < 10:
+def _way(cells: Sequence[CellResult], key: str) -> int:
+    """Which way a figure of the histories is better: 1 up, -1 down, 0 not known."""
+    name, known = key.removeprefix("val_"), {key for cell in cells for key in cell.figures}
+    held = (found for found in (name, *(f"{prefix}{name}" for prefix in OWN)) if found in known)
+    return -1 if key == "val_loss" else measure(next(held, name)).better
+
+
+def _focus(axis: Axes, heights: Sequence[float], *, way: int) -> None:
+    """Show the end of the curves: the worse part of the first epochs runs out of the panel, where ``way`` says which it is."""
+    if len(heights) < 10 or not way:
         return
+    up = way > 0
     ordered = sorted(heights, reverse=not up)
     best, middle = ordered[-1], ordered[len(ordered) // 4]
     reach = abs(best - middle) or 1e-3

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparsify.parts.intervals import paired_shares, share_interval
+from sparsify.reports.summary_measures import direction
 
 Report = Mapping[str, Any]
 WITHOUT = "not compared with dense: the run has no baseline (add --baseline, with --resume to keep what was trained)."
+SAY = "see task.options.lower_is_better"
 CALIBRATION = (("ECE", "ece_after"), ("NLL", "nll_after"), ("Brier score", "brier_after"))
 """What is called worse where the model's printed figure is higher than the dense baseline's."""
 
@@ -58,17 +60,24 @@ def _figure(report: Report) -> str:
     paired = report.get("paired") or {}
     if paired.get("interval") and paired["figure"] == key:
         low, high = paired["interval"]
-        up = "worse" if key in model["lower_is_better"] else "better"
-        down = "better" if up == "worse" else "worse"
-        what = f"{up} than dense" if low > 0 else f"{down} than dense" if high < 0 else "no clear difference to dense"
+        what = _compared(direction(model, key), low, high, "no clear difference to dense")
         return (
             f"{name}: {what}, {paired['difference']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}, {samples:,} test samples, one seed): "
             f"{value:.4f} against {other:.4f}."
         )
-    better = (value < other) == (key in model["lower_is_better"])
-    what = "as dense" if f"{value:.4f}" == f"{other:.4f}" else "better than dense" if better else "worse than dense"
+    step = 0.0 if f"{value:.4f}" == f"{other:.4f}" else value - other
+    what = _compared(direction(model, key), step, step, "as dense")
     why = f": {paired['reason']}" if paired.get("reason") else ""
     return f"{name}: {what}, {value:.4f} against {other:.4f} ({samples:,} test samples, one seed, without an interval{why})."
+
+
+def _compared(way: int, low: float, high: float, alike: str) -> str:
+    """What a difference between two ends is called; ``way`` is from `direction`."""
+    if low <= 0 <= high:
+        return alike
+    if not way:
+        return f"{'higher' if low > 0 else 'lower'} than dense, and nothing says which is better ({SAY})"
+    return f"{'better' if (low > 0) == (way > 0) else 'worse'} than dense"
 
 
 def _speed(report: Report, latency: Report | None) -> str:
@@ -109,13 +118,17 @@ def _worse(report: Report) -> str:
 
 
 def _worse_figures(model: Report, dense: Report) -> str:
-    found = list[str]()
+    found, unknown = list[str](), list[str]()
     for key, ours in model["figures"].items():
-        theirs = dense["figures"].get(key)
+        theirs, way = dense["figures"].get(key), direction(model, key)
         if ours is None or theirs is None or f"{ours:.4f}" == f"{theirs:.4f}":
             continue
-        if (ours > theirs) == (key in model["lower_is_better"]):
+        if not way:
+            unknown.append(key.replace("_", " "))
+        elif (ours > theirs) == (way < 0):
             found.append(f"{key.replace('_', ' ')} {ours:.4f} against {theirs:.4f}")
+    if unknown:
+        found.append(f"not known of {', '.join(unknown)}, of which nothing says which way is better")
     return f"Worse than dense: {'; '.join(found)}." if found else "Worse than dense: nothing that was measured."
 
 

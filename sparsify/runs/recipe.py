@@ -54,7 +54,8 @@ class Recipe:
         loss: of regression ``mse``, ``mae`` or ``huber``; of regression and a custom task ``file.py:function`` of output and target. None:
             the task's own.
         figures: of a custom task: ``file.py:function`` of output and target, which returns numbers by name, the headline first.
-        task_options: further options of the task, such as ``delta`` and ``scale`` of regression and ``ignore`` of dense and sequence.
+        task_options: further options of the task, such as ``delta`` and ``scale`` of regression, ``ignore`` of dense and sequence, and
+            ``lower_is_better`` of custom.
         dynamic: dimensions of inputs that vary beside the batch, as ``ids:1=T``, and their smallest and largest size, as ``T=1..512``.
         trust_pickle: let the files of model and weights run the code they may contain.
         data: ``digits``, ``file.npz``, ``file.csv``, a folder of images, or ``file.py:factory``.

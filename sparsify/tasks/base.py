@@ -152,8 +152,8 @@ class Task(ABC):
             return None
         return int((scores.argmax(1) == answers).sum()), int((answers >= 0).sum())
 
-    def higher_is_better(self, figure: str) -> bool:
-        """Whether the higher value of a figure is the better one."""
+    def higher_is_better(self, figure: str) -> bool | None:
+        """Whether the higher value of a figure is the better one; None where that is not known, so that nothing is called better."""
         return figure not in self.lower
 
     def shortfall(self, figures: Mapping[str, float]) -> str:

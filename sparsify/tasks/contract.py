@@ -78,7 +78,9 @@ def _figures(task: Task, output: Any, target: Any) -> None:
         same = math.isclose(value, again[name], rel_tol=1e-4, abs_tol=1e-6) or not math.isfinite(value)
         _promise(task, same, f"figure {name!r} depends on the order of samples: {value}, then {again[name]}")
         _promise(
-            task, isinstance(task.higher_is_better(name), bool), f"higher_is_better({name!r}) is neither True nor False"
+            task,
+            isinstance(task.higher_is_better(name), bool | None),
+            f"higher_is_better({name!r}) is none of True, False and None",
         )
 
 

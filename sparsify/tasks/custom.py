@@ -21,10 +21,21 @@ class Custom(Task):
     Attributes:
         criterion: ``loss(output, target)``, a scalar tensor. The output is what the model returns, in the structure in which it returns it.
         measure: ``figures(output, target)``, a mapping of numbers by name, the headline first; None: the loss is the only figure.
-        lower_is_better: names of figures of which the lower value is better, separated by commas; the loss always is.
+        lower_is_better: names of figures of which the lower value is better, separated by commas; the figure ``loss`` always is.
+        greater_is_better: names of those of which the greater value is. Of a figure in neither, nothing is called better or worse.
 
     Raises:
-        TaskError: If the loss or the figures are no functions.
+        TaskError: If the loss or the figures are no functions, or the names no text, or a figure is said to be better both ways.
+
+    Examples:
+        >>> from sparsify.tasks import Custom
+        >>> task = Custom(
+        ...     criterion=lambda output, target: ((output - target) ** 2).mean(),
+        ...     measure=lambda output, target: {"mse": float(((output - target) ** 2).mean()), "mean": float(output.mean())},
+        ...     lower_is_better="mse",
+        ... )
+        >>> [task.higher_is_better(name) for name in ("mse", "mean")]
+        [False, None]
     """
 
     name: ClassVar = "custom"
@@ -36,6 +47,7 @@ class Custom(Task):
     criterion: Callable[[Any, Any], Tensor] | None = None
     measure: Callable[[Any, Any], Mapping[str, float]] | None = None
     lower_is_better: str = ""
+    greater_is_better: str = ""
 
     def __post_init__(self) -> None:
         if not callable(self.criterion):
@@ -46,6 +58,17 @@ class Custom(Task):
         if self.measure is not None and not callable(self.measure):
             raise TaskError(
                 f"the figures of task 'custom' come from a function of output and target; found {self.measure!r}."
+            )
+        for name in WAYS:
+            if not isinstance(value := getattr(self, name), str):
+                raise TaskError(
+                    f"{name} of task 'custom' should be names of figures with commas between them, found {value!r}. Write, for example, "
+                    f"--set task.options.{name}=mse,bias for the command, Custom(..., {name}='mse,bias') in Python."
+                )
+        if both := ({*_names(self.lower_is_better), "loss"} & {*_names(self.greater_is_better)}):
+            raise TaskError(
+                f"the figure {min(both)!r} of task 'custom' is said to be better both ways (that of 'loss' is the lower value). Name it "
+                f"in one of {' and '.join(WAYS)}."
             )
 
     def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
@@ -58,10 +81,21 @@ class Custom(Task):
 
         Raises:
             TrainingError: If the function returns no mapping of numbers by name.
+            TaskError: If ``lower_is_better`` or ``greater_is_better`` names a figure that there is not.
         """
         output = mapped(Tensor.detach, output)
-        if self.measure is None:
-            return {"loss": float(self.loss(output, target))}
+        found = {"loss": float(self.loss(output, target))} if self.measure is None else self._measured(output, target)
+        for way in WAYS:
+            if absent := [name for name in _names(getattr(self, way)) if name not in found]:
+                raise TaskError(
+                    f"{way} of task 'custom' names {absent[0]!r}, and its figures are {', '.join(map(repr, found))}. Name one of these, or "
+                    f"leave it out."
+                )
+        return found
+
+    def _measured(self, output: Any, target: Any) -> dict[str, float]:
+        """What the user's function returns."""
+        assert self.measure is not None
         found = self.measure(output, target)
         try:
             read = {str(name): float(value) for name, value in found.items()}
@@ -95,5 +129,15 @@ class Custom(Task):
         del target, shape
         return False
 
-    def higher_is_better(self, figure: str) -> bool:
-        return figure != "loss" and figure not in [name.strip() for name in self.lower_is_better.split(",")]
+    def higher_is_better(self, figure: str) -> bool | None:
+        if figure == "loss" or figure in _names(self.lower_is_better):
+            return False
+        return True if figure in _names(self.greater_is_better) else None
+
+
+WAYS = ("lower_is_better", "greater_is_better")
+"""Options that say which way is better, for some of the figures each."""
+
+
+def _names(text: str) -> list[str]:
+    return [name for part in text.split(",") if (name := part.strip())]

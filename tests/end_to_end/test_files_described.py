@@ -14,9 +14,11 @@ from sklearn.metrics import r2_score
 
 from sparsify.loading import load_data
 from sparsify.loading.sources import digits_arrays
+from sparsify.reports import verdict
 from sparsify.runs.exporting import export_saved
 from sparsify.runs.recipe import parse_recipe
 from sparsify.runs.workflow import run
+from tests.end_to_end.commands import command
 
 FILE = """
 import torch
@@ -45,7 +47,7 @@ def loss(output, target):
     return ((output["ink"] - target) ** 2).mean() + (output["doubt"] ** 2).mean()
 
 def figures(output, target):
-    return {"mse": float(((output["ink"] - target) ** 2).mean())}
+    return {"mse": float(((output["ink"] - target) ** 2).mean()), "ink": output["ink"].mean()}
 """
 SMALL = {"method": "static", "sparsity": 0.5, "epochs": 4, "batch_size": 32, "lr": 0.01, "warmup": 0, "threads": 1}
 NAMES = {"regression": ["prediction", "lower", "upper"], "custom": ["ink", "doubt"]}
@@ -116,3 +118,29 @@ def test_a_regression_on_pictures_has_the_scale_of_both_its_ends(folder):
         x = ((x - json.loads(told["mean"])) / json.loads(told["std"])).astype(np.float32)
         (have,) = session.run(["prediction"], {session.get_inputs()[0].name: x})
         assert r2_score(arrays["y_test"], have[:, 0]) == pytest.approx(report["model"]["figures"]["r2"], abs=0.02)
+
+
+def test_a_custom_figure_is_called_better_only_where_a_user_says_so(folder):
+    own = ("--task", "custom", "--loss", f"{folder}/m.py:loss", "--figures", f"{folder}/m.py:figures", "--baseline")
+    keys = ("train.epochs=1", "train.threads=1", "train.warmup=0", "method.name=static")
+    given = (
+        "run",
+        f"{folder}/m.py:Two",
+        "--data",
+        f"{folder}/m.py:data",
+        *own,
+        *(w for key in keys for w in ("--set", key)),
+    )
+    for value in ("rmse", "3"):
+        code, _, err = command(*given, "--set", f"task.options.lower_is_better={value}", "--out", folder / "b")
+        assert code == 2 and "lower_is_better of task 'custom'" in err and not (folder / "b").exists()
+    code, _, err = command(*given, "--set", "task.options.lower_is_better=mse", "--out", folder / "b")
+    assert code == 0, err
+    report = json.loads((folder / "b" / "metrics.json").read_text())
+    assert report["model"]["undirected"] == ["ink"] and report["paired"]["interval"][0] > 0
+    first, *_, last = verdict(report, None)
+    assert first.startswith("mse: worse than dense, +")
+    assert re.search(r"dense: mse \S+ against \S+; not known of ink, of which nothing says", last)
+    page = (folder / "b" / "report.html").read_text()
+    assert "Worse than the dense model: mse " in page and "which is better, beside the dense model: ink " in page
+    assert "Better than the dense model" not in page

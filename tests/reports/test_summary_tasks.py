@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sparsify.reports.summary import CellResult, summarise
+from sparsify.reports.summary import ONE_SEED, UNDIRECTED, CellResult, summarise
 from sparsify.reports.summary_measures import figures, measure
-from sparsify.reports.summary_plots import against_steps
+from sparsify.reports.summary_plots import _way, against_steps
 
 
 def model(own, r2=None, lower=("rmse",)):
@@ -50,3 +50,30 @@ def test_a_grid_of_regressions_is_summarised():
 def test_curves_show_the_headline_figure():
     assert "Validation r2 and loss by step" in against_steps(cells())
     assert "Validation accuracy and NLL by step" in against_steps(cells("val_accuracy"))
+
+
+def undirected(value):
+    found = {"mse": value, "accuracy": value, "coverage": 0.5}
+    row = {"figures": found, "headline": "mse", "lower_is_better": [], "undirected": [*found]}
+    return figures({**row, "counts": {"steps": 10, "forwards": 10, "backwards": 10}})
+
+
+def test_figures_of_no_known_direction_are_never_better_or_worse():
+    assert undirected(0.3)["own.mse"] == undirected(0.3)["own.accuracy"] == 0.3
+    assert {"mse", "accuracy", "coverage"}.isdisjoint(undirected(0.3))
+    assert measure("own.accuracy").better == 0 and measure("own.mean_gap").label == "mean gap"
+    rows = [{"step": s, "val_loss": 1 / s, "val_mse": 1 / s} for s in range(1, 12)]
+    grid = [
+        CellResult(name, ("gmp",) if name == "rigl" else (), 0.9, seed, undirected(value + 0.001 * seed * value), rows)
+        for name, value in (("gmp", 0.7), ("rigl", 0.8))
+        for seed in (0, 1, 2)
+    ]
+    found = summarise(grid)
+    told = found.to_dict()["rows"][1]["figures"]["own.mse"]["difference"]
+    assert told["verdict"] == "higher" and told["mean"] == pytest.approx(0.1, abs=1e-3)
+    assert found.sentences() == [UNDIRECTED] and summarise(grid[::3]).sentences() == [ONE_SEED]
+    shown = str(found.brief().rows) + str(found.table(found.shown()).rows)
+    assert "+0.100" in shown and "better" not in shown and "worse" not in shown
+    assert _way(grid, "val_mse") == 0 and _way(grid, "val_loss") == -1 and _way(cells(), "val_r2") == 1
+    own = [CellResult("gmp", (), 0.9, 0, figures(model({"mse": 0.1}, lower=("mse",))), rows)]
+    assert _way(own, "val_mse") == -1

@@ -99,3 +99,26 @@ def test_without_a_baseline_every_line_says_what_could_not_be_compared():
     lines = verdict(report(part(0.95)), alone)
     assert len(lines) == 4 and all("not compared with dense" in line and "--baseline" in line for line in lines)
     assert lines[0].startswith("Accuracy: 0.9500 on 1,000 test samples (95 % interval 0.93")
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        ((0.01, 0.03), "mse: higher than dense, and nothing says which is better (see task.options.lower_is_better), +0.02"),
+        ((-0.03, -0.01), "mse: lower than dense, and nothing says which is better"),
+        ((-0.03, 0.01), "mse: no clear difference to dense, +0.02"),
+        (None, "mse: higher than dense, and nothing says which is better"),
+    ],
+)  # fmt: skip
+def test_of_a_figure_without_a_direction_only_the_difference_is_told(interval, said):
+    figures = ({"mse": 0.42, "bias": 0.1}, {"mse": 0.4, "bias": 0.1})
+    parts = [part(figures=row, headline="mse", lower_is_better=[], undirected=["mse", "bias"]) for row in figures]
+    found = {"model": parts[0], "dense": parts[1], "data": {"samples": {"test": 360}}}
+    if interval:
+        found["paired"] = {"figure": "mse", "difference": 0.02, "interval": list(interval), "resamples": 200}
+    first, *_, last = verdict(found, None)
+    assert first.startswith(said) and "better than" not in first and "worse than" not in first
+    assert last == "Worse than dense: not known of mse, of which nothing says which way is better."
+    parts[0]["figures"]["rmse"], parts[1]["figures"]["rmse"] = 0.5, 0.4
+    parts[0]["lower_is_better"] = ["rmse"]
+    assert verdict(found, None)[-1].startswith("Worse than dense: rmse 0.5000 against 0.4000; not known of mse,")
