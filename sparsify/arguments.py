@@ -44,7 +44,7 @@ def checked(error: type[SparsifyError], **told: str) -> Callable[[Callable[P, R]
         @functools.wraps(function)
         def called(*args: P.args, **kwargs: P.kwargs) -> R:
             given = bound(signature, name, args, kwargs, error)
-            check(given, _hints(function), name, error, told)
+            check(given, hints_of(function), name, error, told)
             return function(*args, **kwargs)
 
         return called
@@ -60,7 +60,7 @@ def checked_fields(error: type[SparsifyError]) -> Callable[[C], C]:
 
         @functools.wraps(made)
         def __init__(self: object, *args: Any, **kwargs: Any) -> None:
-            check(bound(signature, cls.__name__, args, kwargs, error), _hints(cls), cls.__name__, error)
+            check(bound(signature, cls.__name__, args, kwargs, error), hints_of(cls), cls.__name__, error)
             made(self, *args, **kwargs)
 
         cls.__init__ = __init__
@@ -214,5 +214,10 @@ def _plural(words: str) -> str:
 
 
 @functools.cache
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function, or of the fields of a class, by name.
+
+    Raises:
+        NameError: If they name what their module does not have.
+    """
     return typing.get_type_hints(function, include_extras=True)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sparsify.errors import TrainingError
+from sparsify.arguments import checked_fields
+from sparsify.errors import TaskError, TrainingError
 from sparsify.parts import bootstrap
 from sparsify.parts.bootstrap import Figure
 from sparsify.parts.distillation import distillation_loss
@@ -136,6 +137,7 @@ class _Positions(Task):
         return chosen.where(right >= 0, -1), right
 
 
+@checked_fields(TaskError)
 @dataclass(frozen=True)
 class Dense(_Positions):
     """One of K classes per position of an image or a signal: logits [N, K, ...], targets int [N, ...]."""
@@ -163,6 +165,7 @@ class Dense(_Positions):
         return {"mean_iou": mean_iou(self.decisions(output), self.answers(target)), **decided(self, output, target)}
 
 
+@checked_fields(TaskError)
 @dataclass(frozen=True)
 class Sequence(_Positions):
     """One of K classes, or tokens, per step of a sequence: logits [N, T, K], targets int [N, T]."""

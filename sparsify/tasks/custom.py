@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
+from sparsify.arguments import LATER, checked_fields
 from sparsify.errors import TaskError, TrainingError
 from sparsify.parts.bootstrap import FEWER_RESAMPLES, Figure, of_rows
 from sparsify.parts.trees import mapped, tensors
 from sparsify.tasks.base import Shape, Task, own_loss, shown, unsmoothed
 
 
+@checked_fields(TaskError)
 @dataclass(frozen=True)
 class Custom(Task):
     """Outputs and targets of any kind, which only the functions given here understand.
@@ -44,8 +46,8 @@ class Custom(Task):
     functions: ClassVar = frozenset({"criterion", "measure"})
     resamples: ClassVar = FEWER_RESAMPLES
 
-    criterion: Callable[[Any, Any], Tensor] | None = None
-    measure: Callable[[Any, Any], Mapping[str, float]] | None = None
+    criterion: Annotated[Callable[[Any, Any], Tensor] | None, LATER] = None
+    measure: Annotated[Callable[[Any, Any], Mapping[str, float]] | None, LATER] = None
     lower_is_better: str = ""
     greater_is_better: str = ""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
+from sparsify.arguments import check, hints_of
 from sparsify.errors import TaskError
 from sparsify.registry import Registry
 from sparsify.tasks.base import Shape, Task, shown
@@ -36,7 +38,7 @@ def build(task: str | Task, options: Mapping[str, Any] | None = None) -> Task:
     """A task from its name and options; a task stays itself.
 
     Raises:
-        TaskError: If the name or an option is unknown (naming the nearest), or an option has a wrong value.
+        TaskError: If the name or an option is unknown (naming the nearest), or an option has a wrong value or one of another type.
 
     Examples:
         >>> from sparsify.tasks import build
@@ -50,6 +52,10 @@ def build(task: str | Task, options: Mapping[str, Any] | None = None) -> Task:
     for key in given:
         if key not in known:
             raise TaskError(f"task {task!r} has no option {key!r}. It has {', '.join(known) or 'none'}.")
+    if lacking := [name for name in _required(cls) if name not in given]:
+        raise TaskError(f"task {task!r} needs a value for {', '.join(lacking)}, which has no default.")
+    with suppress(NameError):  # annotations of another package, which its own module alone can read
+        check(given, hints_of(cls), f"task {task!r}", TaskError)
     return cls(**given)
 
 

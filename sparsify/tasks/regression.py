@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sparsify.arguments import checked_fields
 from sparsify.errors import TaskError, TrainingError
 from sparsify.parts import bootstrap
 from sparsify.parts.bootstrap import Figure
@@ -20,6 +21,7 @@ LOSSES = {"mse": functional.mse_loss, "mae": functional.l1_loss, "huber": functi
 SCALES = ("standard", "none")
 
 
+@checked_fields(TaskError)
 @dataclass(frozen=True)
 class Regression(Task):
     """Numbers per sample: predictions and targets of one shape, [N, ...]; [N] and [N, 1] go together.
@@ -35,7 +37,7 @@ class Regression(Task):
             sets them. Empty: nothing. Figures are in the targets' own units.
 
     Raises:
-        TaskError: If an option has another value.
+        TaskError: If an option has another value or type.
 
     Examples:
         >>> import torch
@@ -59,13 +61,14 @@ class Regression(Task):
     deviations: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "deviations", tuple(self.deviations))
         if self.criterion not in LOSSES and not callable(self.criterion):
             raise TaskError(
                 f"the loss of task 'regression' should be one of {', '.join(LOSSES)}, or a function of output and target (--loss "
                 f"file.py:function), found {self.criterion!r}."
             )
-        if not self.delta > 0:
-            raise TaskError(f"delta of task 'regression' should be above 0, found {self.delta}.")
+        if not 0 < self.delta < math.inf:
+            raise TaskError(f"delta of task 'regression' should be above 0 and finite, found {self.delta}.")
         if self.scale not in SCALES:
             raise TaskError(f"scale of task 'regression' should be one of {', '.join(SCALES)}, found {self.scale!r}.")
         if not all(0 < value < math.inf for value in self.deviations):

@@ -121,6 +121,8 @@ RUN = [
     ["--weights", "empty"], ["--recipe", "deep.toml"], ["--recipe", "digits.toml"], ["--recipe", "binary.toml"], ["--recipe", "nan.toml"],
     ["--recipe", "wrong.toml"], ["--recipe", "table.toml"], ["--recipe", "unknown.toml"], ["--recipe", "torn.toml"],
     ["--recipe", "long.toml"], ["--recipe", "zero.toml"], ["--recipe", "pipe"], ["--recipe", "bomb"], ["--recipe", "loop"],
+    *(["--task", "regression", "--set", f"task.options.{pair}"] for pair in ("delta=abc", "delta=true", "deviations=3", "deviations=1,2")),
+    ["--task", "dense", "--set", "task.options.ignore=foo"],
     ["--sparsity", "1.5"], ["--sparsity", "nan"], ["--pattern", "nm:99999999999999999999:4"], ["--pattern", "[/x]"], ["--method", "[/x]"],
     ["--method", "rigl("], ["--method", "cigl(" * 500], ["--epochs", HUGE], ["--ood", "none.npz"], ["--ood", "huge.npz"],
 ]  # fmt: skip

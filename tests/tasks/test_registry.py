@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -63,6 +64,35 @@ def test_names_and_options():
         build("regression", {"delt": 1})
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("regression", {"delta": "abc"}, "delta should be a number, found 'abc'"),
+        ("regression", {"delta": True}, "delta should be a number, found True"),
+        ("regression", {"deviations": 3}, "deviations should be a list of numbers, found 3"),
+        ("regression", {"deviations": "1,2"}, "deviations should be a list of numbers, found '1,2'"),
+        ("regression", {"deviations": [1.0, "a"]}, "deviations should be a list of numbers, found"),
+        ("regression", {"criterion": 3}, "criterion should be a text or a function, found 3"),
+        ("regression", {"scale": 3}, "scale should be a text, found 3"),
+        ("dense", {"ignore": "foo"}, "ignore should be a whole number, found 'foo'"),
+        ("dense", {"ignore": True}, "ignore should be a whole number, found True"),
+        ("sequence", {"ignore": 1.5}, "ignore should be a whole number, found 1.5"),
+        ("custom", {"criterion": torch.sub, "lower_is_better": 3}, "lower_is_better should be a text, found 3"),
+        ("custom", {"criterion": torch.sub, "measure": "r2"}, "figures of task 'custom' come from a function"),
+    ],
+)
+def test_options_of_another_type_are_refused_by_name_and_in_python(name, options, words):
+    with pytest.raises(TaskError, match=re.escape(words)):
+        build(name, options)
+    with pytest.raises(TaskError, match=re.escape(words)):
+        TASKS[name](**options)
+
+
+def test_whole_numbers_are_numbers_and_a_list_is_kept_as_a_tuple():
+    assert build("regression", {"criterion": "huber", "delta": 2}).delta == 2
+    assert hash(build("regression", {"deviations": [1.0, 2.0]})) == hash(Regression(deviations=(1.0, 2.0)))
+
+
 def test_a_task_of_another_package_is_built_and_inferred():
     @dataclass(frozen=True)
     class Ordinal(Regression):
@@ -76,6 +106,8 @@ def test_a_task_of_another_package_is_built_and_inferred():
         assert register(Ordinal) is Ordinal
         assert build("ordinal") == Ordinal()
         assert infer(torch.zeros(3, dtype=torch.int16) + 5, ("N",)) == Ordinal()
+        with pytest.raises(TaskError, match="task 'ordinal': delta should be a number, found None"):
+            build("ordinal", {"delta": None})
         with pytest.raises(TaskError, match="the task name 'regression' is taken"):
             register(type("Regression", (Ordinal,), {"name": "regression"}))
 
