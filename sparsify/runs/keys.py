@@ -113,7 +113,7 @@ def from_tables(values: Mapping[str, Any], owner: str = "a recipe") -> dict[str,
         RecipeError: If a key is unknown, naming the nearest, or stands outside its table, with the new spelling of each.
     """
     if outside := [key for key in values if not (key in TABLES and isinstance(values[key], Mapping))]:
-        raise RecipeError(_outside(outside, owner))
+        raise RecipeError(_no_table(outside[0], values[outside[0]], owner) or _outside(outside, owner))
     found: dict[str, Any] = {}
     for table, keys in values.items():
         for key, value in keys.items():
@@ -129,6 +129,15 @@ def to_tables(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         table: {key: fields[field] for key, field in keys.items() if field in fields} for table, keys in TABLES.items()
     }
     return {table: keys for table, keys in found.items() if keys}
+
+
+def _no_table(key: str, value: Any, owner: str) -> str:
+    """What to say of a table by its name that is written as something else; the empty text for other keys."""
+    listed = isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
+    if key not in TABLES or (key in _SPELT and not listed):
+        return ""
+    found = f"[[{key}]], which begins a list of tables" if listed else f"{key} = {str(value)[:80]}"
+    return f"{owner} has one table [{key}], found {found}. Write [{key}] once and, below it, its keys: {', '.join(TABLES[key])}."
 
 
 def _outside(keys: Sequence[str], owner: str) -> str:

@@ -20,8 +20,9 @@ from sparsify.methods.registry import layers
 from sparsify.methods.registry import options as method_options
 from sparsify.runs.keys import field_of, from_tables, spelt, to_tables
 from sparsify.runs.toml import check_values, read_toml, shown, to_toml
-from sparsify.tasks import Task
+from sparsify.tasks import TASKS, Task
 from sparsify.tasks import build as build_task
+from sparsify.tasks import kind as task_kind
 from sparsify.training import Settings
 from sparsify.user_code import function as user_function
 
@@ -169,7 +170,7 @@ class Recipe:
 
         Raises:
             TaskError: If it is unknown, or an option is unknown or has a wrong value.
-            RecipeError: If another key is for classification only.
+            RecipeError: If another key is for classification only, or a loss or figures are given twice.
             LoadError: If a function of the user's own cannot be loaded.
         """
         if self.task == AUTO:
@@ -180,6 +181,7 @@ class Recipe:
         given: dict[str, Any] = dict(self.task_options)
         for key, text in (("criterion", self.loss), ("measure", self.figures)):
             if text is not None:
+                self._check_own(key, text)
                 given[key] = user_function(text, "loss" if key == "criterion" else "figures") if ":" in text else text
         found = build_task(self.task, given)
         if self.ood and found.name != "classification":
@@ -198,6 +200,21 @@ class Recipe:
                 f"task {self.task!r} has no labels to smooth, found label_smoothing = {self.label_smoothing}. Leave it out."
             )
         return found
+
+    def _check_own(self, option: str, text: str) -> None:
+        """Refuse a loss or figures of a task that has its own, or that are given as an option of the task as well."""
+        name = {"criterion": "loss", "measure": "figures"}[option]
+        having = [cls.name for cls in TASKS.values() if option in {field.name for field in dataclasses.fields(cls)}]
+        if task_kind(self.task).name not in having:
+            raise TaskError(
+                f"task {self.task!r} brings its own {name}, found {name} {text!r} (--{name}, {name} under [task]). Leave it out, or set a "
+                f"task that takes one: {', '.join(having)}."
+            )
+        if option in self.task_options:
+            raise RecipeError(
+                f"task.{name} is {text!r} and task.options.{option} is {self.task_options[option]!r}: both say the same thing. Leave one "
+                f"out."
+            )
 
     def taught_by_baseline(self) -> bool:
         """Whether the method learns from the dense baseline of the run."""

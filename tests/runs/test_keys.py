@@ -46,6 +46,12 @@ def test_tables_and_fields_are_inverses() -> None:
             "has no table 'nonsense'. Its tables are [model], [data], [task], [method], [train], [export]",
         ),
         ("[nonsense]\na = 1\n", "has no table 'nonsense'"),
+        (
+            "[[train]]\nepochs = 3\n",
+            "one table [train], found [[train]], which begins a list of tables. Write [train] once",
+        ),
+        ("[[method]]\nname = 'set'\n", "one table [method], found [[method]]"),
+        ("train = 3\n", "one table [train], found train = 3"),
         ("[train]\nepoch = 3\n", "there is no key 'train.epoch'. Nearest: train.epochs"),
         ("[data]\nlr = 3\n", "there is no key 'data.lr'. Nearest: train.lr"),
         ("[train]\nlr = -1.0\n", "invalid recipe: train.lr: Input should be greater than 0, found -1.0"),
