@@ -18,12 +18,11 @@ from sparsify.ir.evaluation import outputs_over
 from sparsify.ir.traits import named_outputs
 from sparsify.parts import metrics
 from sparsify.parts.samples import Samples
+from sparsify.passes.attach_calibration_head import PREFIX, head_outputs
 from sparsify.registry import not_loaded
 from sparsify.tasks import Task, build
 from sparsify.tasks.base import judged
 
-PREFIX = "calibration."
-"""What the names of a head's buffers begin with."""
 BOUNDS = {"lower", "upper"}
 """Outputs of heads that are fitted to a level."""
 
@@ -112,6 +111,15 @@ def kind_of(program: Program) -> str | None:
     return None if head is None else head.name
 
 
+def installed_kind(program: Program) -> str | None:
+    """The kind of the program's head; None without one.
+
+    Raises:
+        TrainingError: If no head that is installed has its buffers.
+    """
+    return _head(program).name if _buffers(program) else None
+
+
 def evaluate(program: Program, samples: Samples, *, batch_size: int = 256) -> dict[str, Tensor]:
     """Outputs of the eval phase over all ``samples``, in batches, float64 on the CPU."""
     found = outputs_over(program, samples, batch_size=batch_size)
@@ -126,9 +134,10 @@ def _buffers(program: Program) -> dict[str, torch.Size]:
 def _head(program: Program) -> Head:
     found = head_of(program)
     if found is None and (buffers := _buffers(program)):
+        made = ", ".join(head_outputs(program, "eval"))
         raise TrainingError(
-            f"{program.name!r} has a calibration head with the buffers {', '.join(buffers)}, and no head that is installed has these. "
-            f"Install the package that it is from.{not_loaded()}"
+            f"{program.name!r} has a calibration head with the buffers {', '.join(buffers)}, which makes {made or 'no output'}, and no "
+            f"head that is installed has these. Install the package that it is from.{not_loaded()}"
         )
     if found is None:
         raise TrainingError(f"{program.name!r} has no calibration head. Apply attach-calibration-head first.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from sparsify.ir.nodes import TensorSpec
 from sparsify.ir.program import Program
 from sparsify.ir.state import place
-from sparsify.ir.traits import argument, arguments, draws, has_argument, kind_of, place_of_argument
+from sparsify.ir.traits import argument, arguments, draws, has_argument, kind_of, named_outputs, place_of_argument
 
 _HELD = "_recompilation_held"
 
@@ -189,6 +189,14 @@ def replace_output(program: Program, phase: str, name: str, value: fx.Node) -> N
     output = program.output_node(phase)
     names = output.meta["names"]
     output.args = (tuple(value if n == name else old for n, old in zip(names, output.args[0], strict=True)),)  # type: ignore[arg-type]
+
+
+def remove_outputs(program: Program, phase: str, names: Collection[str]) -> None:
+    """Return no longer outputs that `append_output` added; the nodes that made them stay."""
+    output = program.output_node(phase)
+    kept = [(name, value) for name, value in named_outputs(output).items() if name not in names]
+    output.args = (tuple(value for _, value in kept),)
+    output.meta["names"] = tuple(name for name, _ in kept)
 
 
 def erase_dead(program: Program, phase: str) -> list[str]:

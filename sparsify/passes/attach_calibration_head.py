@@ -12,9 +12,12 @@ from sparsify.errors import PassError
 from sparsify.heads import HEADS, fitting
 from sparsify.ir import Program, Stage, TensorSpec, surgery
 from sparsify.ir.traits import named_outputs
-from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
+from sparsify.passes.base import CHANGED, UNCHANGED, Effect, Kept, Pass, PassLog
 from sparsify.passes.options import option
 from sparsify.tasks import TASKS, Task, kind
+
+PREFIX = "calibration."
+"""What the names of a head's buffers begin with."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class AttachCalibrationHead(Pass):
     probabilities are those of the model as trained, and intervals have no width.
 
     Raises:
-        PassError: If there is a head already, the program was traced for another task, the task has no head of that kind, or the output is
-            none that the task takes.
+        PassError: If there is a head already and ``replace`` is not set, the program was traced for another task, the task has no head of
+            that kind, or the output is none that the task takes.
 
     Examples:
         >>> import torch
@@ -49,19 +52,22 @@ class AttachCalibrationHead(Pass):
         choices=HEADS,
     )
     task: str = option("classification", "what the output means", choices=TASKS)
+    replace: bool = option(False, "take the place of a head that the program has, whose outputs and buffers go")
 
     @property
     def preserves(self) -> Mapping[str, Kept]:
-        return {"train": UNCHANGED, "eval": UNCHANGED}
+        return {"train": UNCHANGED, "eval": CHANGED if self.replace else UNCHANGED}
 
     def run(self, program: Program) -> PassLog:
         log, task, head = PassLog(self.name), kind(self.task), HEADS[self.kind]
+        if self.replace:
+            _detach(program)
         value = self._read(program, task)
         state = head.identity(value.meta["spec"].shape)
         for name, tensor in state.items():
-            surgery.add_state(program, f"calibration.{name}", tensor)
+            surgery.add_state(program, PREFIX + name, tensor)
         output = program.output_node("eval")
-        nodes = {name: surgery.state_node(program, "eval", f"calibration.{name}", before=output) for name in state}
+        nodes = {name: surgery.state_node(program, "eval", PREFIX + name, before=output) for name in state}
         found = head.apply(_recording(program, value.meta["spec"]), value, nodes, task)
         for name, node in zip(head.outputs, found, strict=True):
             surgery.append_output(program, "eval", name, node)
@@ -77,7 +83,9 @@ class AttachCalibrationHead(Pass):
         names, kinds = program.output_names("eval"), fitting(task)
         for name in HEADS[self.kind].outputs:
             if name in names:
-                raise PassError(f"{self.name}: {program.name!r} already has an output {name!r}.")
+                raise PassError(
+                    f"{self.name}: {program.name!r} already has an output {name!r}. Set the option replace=true where a head makes it."
+                )
         if program.task is not None and program.task.name != task.name:
             raise PassError(
                 f"{self.name}: {program.name!r} was traced for the task {program.task.name!r}, found the option task={task.name}. Set "
@@ -110,3 +118,36 @@ def _recording(program: Program, spec: TensorSpec) -> Callable[..., fx.Node]:
         return surgery.call_after(program, "eval", program.output_node("eval").prev, operator, arguments, spec=spec)
 
     return call
+
+
+def head_outputs(program: Program, phase: str) -> dict[str, set[fx.Node]]:
+    """The outputs of a calibration head, by name, each with all nodes that it is computed from."""
+    output, buffers = program.output_node(phase), dict(program.named_buffers())
+    own = program.out_specs[phase].num_leaves
+    added = {name: _behind(value) for name, value in [*named_outputs(output).items()][own:]}
+    return {
+        name: nodes
+        for name, nodes in added.items()
+        if any(n.op == "get_attr" and str(n.target).startswith(PREFIX) and n.target in buffers for n in nodes)
+    }
+
+
+def _behind(node: fx.Node) -> set[fx.Node]:
+    """The node and all that it is computed from."""
+    found, waiting = set[fx.Node](), [node]
+    while waiting:
+        if (last := waiting.pop()) not in found:
+            found.add(last)
+            waiting += last.all_input_nodes
+    return found
+
+
+def _detach(program: Program) -> None:
+    """Take out the head that the program has, where it has one."""
+    found = head_outputs(program, "eval")
+    nodes = {node for behind in found.values() for node in behind if node.op == "get_attr"}
+    buffers = {str(node.target) for node in nodes if str(node.target).startswith(PREFIX)}
+    surgery.remove_outputs(program, "eval", found)
+    surgery.erase_dead(program, "eval")
+    for name in sorted(buffers & {name for name, _ in program.named_buffers()}):
+        surgery.remove_state(program, name)

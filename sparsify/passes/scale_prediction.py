@@ -14,12 +14,13 @@ from sparsify.arguments import checked
 from sparsify.errors import DataError, PassError, TrainingWarning
 from sparsify.ir import PHASES, Program, Stage, TensorSpec, surgery
 from sparsify.ir.traits import named_outputs
+from sparsify.passes.attach_calibration_head import head_outputs
 from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
 from sparsify.tasks import Regression
 from sparsify.tasks.base import shown
 
 aten = torch.ops.aten
-OUTPUT, HEAD = "prediction", "calibration."
+OUTPUT = "prediction"
 MEAN, DEVIATION = "prediction_scale.mean", "prediction_scale.deviation"
 """The buffers, one number per column of an output [N, K], else one number, [1]."""
 
@@ -99,22 +100,9 @@ def _value(program: Program, phase: str) -> fx.Node:
 
 
 def _head_readers(program: Program, phase: str, value: fx.Node) -> list[fx.Node]:
-    """Nodes of a calibration head that read the value: of those that do, the ones behind an output that reads a buffer of a head."""
-    nodes = program.phases[phase].graph.nodes
-    buffers = {node for node in nodes if node.op == "get_attr" and str(node.target).startswith(HEAD)}
-    outputs = named_outputs(program.output_node(phase)).values()
-    behind = [found for output in outputs if buffers & (found := _behind(output))]
+    """Nodes of a calibration head that read the value."""
+    behind = head_outputs(program, phase).values()
     return [user for user in value.users if any(user in found for found in behind)]
-
-
-def _behind(node: fx.Node) -> set[fx.Node]:
-    """The node and all that it is computed from."""
-    found, waiting = set[fx.Node](), [node]
-    while waiting:
-        if (last := waiting.pop()) not in found:
-            found.add(last)
-            waiting += last.all_input_nodes
-    return found
 
 
 @checked(

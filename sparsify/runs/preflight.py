@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.calibration import kind_of
+from sparsify.calibration import installed_kind
 from sparsify.errors import DataError, ExportError, RecipeError, SparsifyError, TraceError, TrainingError
 from sparsify.exporters.conversion import convert
 from sparsify.exporters.signature import holds_samples
@@ -114,14 +114,19 @@ def check_export(program: Program, recipe: Recipe, data: Data) -> None:
 
 
 def heads(recipe: Recipe, program: Program) -> tuple[AttachCalibrationHead, ...]:
-    """The pass that attaches the calibration head of a run: the recipe's if it fits the task, else the task's usual one. Empty if the task
-    has no head, or the program has one already."""
-    if kind_of(program) is not None:
-        return ()
+    """The pass that attaches the calibration head of a run: the recipe's if it fits the task, else the task's usual one. It replaces a head
+    of another kind. Empty if the task has no head, or the program has this one already.
+
+    Raises:
+        TrainingError: If the program has a head that is not installed.
+    """
+    has = installed_kind(program)
     task = recipe.build_task()
     kinds = fitting(task)
     kind = recipe.calibrator if recipe.calibrator in kinds else next(iter(kinds), None)
-    return () if kind is None else (AttachCalibrationHead(kind=kind, task=task.name),)
+    if kind in (None, has):
+        return ()
+    return (AttachCalibrationHead(kind=kind, task=task.name, replace=has is not None),)
 
 
 def failing(

@@ -80,7 +80,8 @@ class Recipe:
         method_options: further options of the method; those of a wrapper in a table of its name, of a function's in that of the function.
         baseline: train the dense model too, same budget.
         teacher: saved program that `distilled` methods learn from; None: the baseline.
-        calibrator: see `sparsify heads`; ``temperature`` means the usual head of the task if the task has no temperature.
+        calibrator: see `sparsify heads`; ``temperature`` means the usual head of the task if the task has no temperature. It
+            replaces the head of a saved program.
         form: how layers whose groups of outputs read few inputs are exported: ``grouped``, ``dense``, ``auto``, ``auto:measure``.
         selection: of the inputs of grouped linear layers: ``by-batch``, with operators of their own for one sample, or ``gather``.
         export_precision: ``int8`` also writes ``model-int8.onnx`` (and ``dense-int8.onnx``), the fastest of their int8 and fp32 forms by

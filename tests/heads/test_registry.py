@@ -95,8 +95,30 @@ def test_a_program_whose_head_is_not_installed_says_so(halved):
     program = sp.Pipeline.parse("attach-calibration-head{kind=halved}")(program).eval()
     del HEADS._entries["halved"]
     assert kind_of(program) is None
-    with pytest.raises(TrainingError, match="with the buffers half, and no head that is installed has these"):
+    with pytest.raises(
+        TrainingError, match="with the buffers half, which makes probabilities, and no head that is installed"
+    ):
         fit(program, TensorSamples(torch.rand(4, 4), torch.arange(4) % 3))
+    with pytest.raises(TrainingError, match=r"half, which makes probabilities.*Install the package that it is from"):
+        heads(parse_recipe(None, {}), program)
+
+
+@pytest.mark.parametrize(("old", "new"), [("temperature", "vector"), ("vector", "temperature"), ("halved", "vector")])
+def test_the_head_of_a_saved_program_is_replaced_by_that_of_the_recipe(halved, old, new):
+    x = torch.randn(300, 4)
+    plain = sp.trace(nn.Linear(4, 3), (x[:2],)).eval()
+    program = sp.Pipeline.parse(f"attach-calibration-head{{kind={old}}}")(plain).eval()
+    samples = TensorSamples(x, torch.distributions.Categorical(logits=plain(x).detach() / 3).sample())
+    fit(program, samples)
+    (step,) = heads(parse_recipe(None, {"calibrator": new}), program)
+    (want,) = heads(parse_recipe(None, {"calibrator": new}), plain)
+    assert step.replace and not want.replace
+    program, fresh = (sp.Pipeline((made,))(found).eval() for made, found in ((step, program), (want, plain)))
+    assert kind_of(program) == new and program.output_names("eval") == ("logits", "probabilities")
+    assert {name for name, _ in program.named_buffers()} == {name for name, _ in fresh.named_buffers()}
+    assert fit(program, samples) == fit(fresh, samples)
+    assert torch.equal(program.outputs(x)["probabilities"], fresh.outputs(x)["probabilities"])
+    assert heads(parse_recipe(None, {"calibrator": new}), program) == ()
 
 
 def test_a_name_of_another_head_is_refused(halved):
