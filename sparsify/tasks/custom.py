@@ -61,12 +61,6 @@ class Custom(Task):
             raise TaskError(
                 f"the figures of task 'custom' come from a function of output and target; found {self.measure!r}."
             )
-        for name in WAYS:
-            if not isinstance(value := getattr(self, name), str):
-                raise TaskError(
-                    f"{name} of task 'custom' should be names of figures with commas between them, found {value!r}. Write, for example, "
-                    f"--set task.options.{name}=mse,bias for the command, Custom(..., {name}='mse,bias') in Python."
-                )
         if both := ({*_names(self.lower_is_better), "loss"} & {*_names(self.greater_is_better)}):
             raise TaskError(
                 f"the figure {min(both)!r} of task 'custom' is said to be better both ways (that of 'loss' is the lower value). Name it "

@@ -131,9 +131,12 @@ def test_a_custom_figure_is_called_better_only_where_a_user_says_so(folder):
         *own,
         *(w for key in keys for w in ("--set", key)),
     )
-    for value in ("rmse", "3"):
+    for value, said in (
+        ("rmse", "lower_is_better of task 'custom' names 'rmse'"),
+        ("3", "task 'custom': lower_is_better should be a text, found 3"),
+    ):
         code, _, err = command(*given, "--set", f"task.options.lower_is_better={value}", "--out", folder / "b")
-        assert code == 2 and "lower_is_better of task 'custom'" in err and not (folder / "b").exists()
+        assert code == 2 and said in err and not (folder / "b").exists()
     code, _, err = command(*given, "--set", "task.options.lower_is_better=mse", "--out", folder / "b")
     assert code == 0, err
     report = json.loads((folder / "b" / "metrics.json").read_text())

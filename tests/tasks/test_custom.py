@@ -61,9 +61,7 @@ def test_ways_of_figures_that_there_are_not_are_refused(way):
     with pytest.raises(TaskError, match="names 'mse', and its figures are 'loss'"):
         Custom(criterion=squared, **{way: "mse"}).figures(X, X)
     for value in (True, 3, ["mse"], None):
-        with pytest.raises(
-            TaskError, match=rf"{way} of task 'custom' should be names of figures.*task\.options\.{way}=mse"
-        ):
+        with pytest.raises(TaskError, match=f"task 'custom': {way} should be a text"):
             build("custom", {"criterion": squared, "measure": both, way: value})
 
 
