@@ -53,7 +53,7 @@ def test_the_file_has_the_scale_of_the_prediction(diabetes):
     set_scale(scaled, torch.tensor([152.0]), torch.tensor([76.5]))
     scaled.save(diabetes / "s.sparsify")
     export_saved(diabetes / "s.sparsify", diabetes / "m.onnx", data=str(diabetes / "d.npz"))
-    assert json.loads(metadata(diabetes / "m.onnx")["scale"]) == {"mean": [152.0], "deviation": [76.5]}
+    assert json.loads(metadata(diabetes / "m.onnx")["prediction_scale"]) == {"mean": [152.0], "deviation": [76.5]}
 
 
 def test_a_program_that_says_nothing_is_read_as_the_one_task_that_fits(diabetes):
