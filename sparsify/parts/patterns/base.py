@@ -56,11 +56,11 @@ class Pattern(abc.ABC):
         return 1
 
     def pool(self, values: Tensor) -> Tensor:
-        """[O, I, *K] values -> 1-d, one a unit (the sum over it), in the order of flat positions."""
+        """[O, I, *K] values -> 1-d, one per unit (the sum over it), in the order of flat positions."""
         return values.reshape(-1)
 
     def expand(self, units: Tensor, shape: Shape) -> Tensor:
-        """1-d values, one a unit -> [O, I, *K]; the inverse of `reduce`."""
+        """1-d values, one per unit -> [O, I, *K]; the inverse of `reduce`."""
         return units.reshape(shape)
 
     def reduce(self, mask: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class Balanced(Pattern):
         """Mask [O, I, *K] -> mask of units [groups, M]."""
 
     def group_scores(self, scores: Tensor) -> Tensor:
-        """Scores [O, I, *K] -> one a unit, [groups, M]."""
+        """Scores [O, I, *K] -> one per unit, [groups, M]."""
         return self.groups(scores)
 
     @abc.abstractmethod
