@@ -86,7 +86,7 @@ def _exported(module: nn.Module, inputs: tuple[Tensor, ...], **options: Any) -> 
     with shortcuts() as taken:
         try:
             return export()
-        except Exception:
+        except Exception:  # whatever the short way raised: the long way below succeeds, or raises what is then reported
             if not taken:
                 raise
     return export()

@@ -103,7 +103,7 @@ def _values(model: ir.Model, names: list[str], given: Feeds) -> dict[str, Array]
 
 
 def _inside(model: ir.Model, given: Feeds) -> Timed:
-    """The part behind the first quantization, and before a last one that is undone, in place; and integers for it."""
+    """Cut the part, in place, to what lies between its first quantization and its last dequantization. Returns integers to feed it, too."""
     graph, (start,), (end,) = model.graph, model.graph.inputs, model.graph.outputs
     first = next(use.node for use in start.uses() if use.node.op_type == "QuantizeLinear")
     values = np.random.default_rng(0).integers(0, 256, given[str(start.name)].shape, np.uint8)

@@ -16,8 +16,8 @@ LIMIT = 2**31
 """Bytes that a file in one part has to stay below."""
 _GRAPH, _WEIGHT = b"\x3a", b"\x2a"
 """Before a `ModelProto.graph` and a `GraphProto.initializer`: the field, then its length and its bytes."""
-_BEFORE, _BEHIND = range(5), range(6, 100)
-"""Fields of a `GraphProto` in the order of their numbers: those before its initializers, and those behind them."""
+_BEFORE, _AFTER = range(5), range(6, 100)
+"""Fields of a `GraphProto` in the order of their numbers: those before its initializers, and those after them."""
 
 
 def pieces(model: ir.Model, *, sparse: bool = False) -> Iterator[bytes]:
@@ -57,7 +57,7 @@ def _graph(frame: onnx.GraphProto, weights: Sequence[ir.TensorProtocol]) -> Iter
         data = ir.to_proto(weight).SerializeToString(deterministic=True)
         yield _WEIGHT + _varint(len(data))
         yield data
-    yield from _fields(frame, _BEHIND)
+    yield from _fields(frame, _AFTER)
 
 
 def _fields(message: Message, numbers: Container[int]) -> Iterator[bytes]:
