@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import functools
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-PIECE = 1 << 18
-"""Positions masked at a time."""
-KEPT_AS_NUMBERS = 1 << 16
-"""Masks of at most this many positions are also kept as numbers of the weight's type, which multiply twice as fast as bytes."""
+from sparsify.ir.gradients import with_masked_gradient
+
 PHASES = ("train", "eval")
-GradientForm = Literal["copied", "in-place", "tapped"]
 
 
 class Stage(enum.Enum):
@@ -175,28 +171,6 @@ def is_vouched(weight: Tensor, mask: Tensor) -> bool:
     return given is not None and given == (id(weight), weight._version)
 
 
-def masks_its_gradient(weight: Tensor, mask: Tensor) -> bool:
-    """Whether a hook of the weight itself, registered by `sparsify.ir.gradients.mask_gradient`, masks every gradient that arrives there."""
-    hooks = weight._backward_hooks
-    return hooks is not None and mask.__dict__.get("hook") in hooks
-
-
-def multiplier(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as what a tensor of ``dtype`` is multiplied by in place: numbers where it is small, made anew after each write to it; bytes
-    otherwise, which torch casts faster than bools.
-
-    Args:
-        mask: bool, any shape.
-        dtype: of the tensor.
-    """
-    if mask.numel() > KEPT_AS_NUMBERS or not mask.is_cpu:
-        return mask.view(torch.int8)
-    kept = mask.__dict__.get("as_numbers")
-    if kept is None or kept[0] != mask._version or kept[1].dtype is not dtype:
-        kept = mask.as_numbers = (mask._version, mask.to(dtype))  # type: ignore[attr-defined]
-    return kept[1]
-
-
 class _MaskedValue(torch.autograd.Function):
     """``weight * mask``, whose gradient a tap after it masks."""
 
@@ -209,7 +183,9 @@ class _MaskedValue(torch.autograd.Function):
         return grad_outputs[0], None
 
 
-def masked_view(weight: Tensor, mask: Tensor, pattern: str, gradient: GradientForm = "copied") -> Tensor:
+def masked_view(
+    weight: Tensor, mask: Tensor, pattern: str, gradient: Literal["masked", "tapped"] = "masked"
+) -> Tensor:
     """`apply_mask` that reads a weight directly where a trainer vouches that it is 0 where inactive, and masks only its gradient.
 
     Without a vouch (an average of weights, a copy, values that were loaded), and when compiled, it multiplies by the mask.
@@ -218,14 +194,14 @@ def masked_view(weight: Tensor, mask: Tensor, pattern: str, gradient: GradientFo
         weight: any shape.
         mask: bool, the shape of ``weight``.
         pattern: which positions may be active together; documentation.
-        gradient: ``copied`` masks a copy of the incoming gradient; ``in-place`` masks it where it lies, for consumers that hand
-            over a gradient made only for this value; ``tapped`` leaves it to the `GradientTap` behind this node.
+        gradient: ``masked`` masks the incoming gradient; ``tapped`` leaves it to the `GradientTap` after this node. Files of earlier
+            versions have other words for ``masked``.
     """
     del pattern
     clean = is_vouched(weight, mask)
     if gradient == "tapped":
         return weight if clean else _MaskedValue.apply(weight, mask)  # type: ignore[no-any-return]
-    return _with_masked_gradient(weight, mask, in_place=gradient == "in-place") if clean else weight * mask
+    return with_masked_gradient(weight, mask) if clean else weight * mask
 
 
 MASK_OPERATORS = (apply_mask, masked_view)
@@ -262,8 +238,12 @@ class GradientTap(nn.Module):
         self.passed = False
         self.gradient: Tensor | None = None
 
-    def forward(self, value: Tensor, mask: Tensor | None = None, gradient: GradientForm = "copied") -> Tensor:
-        """``value`` itself. With a ``mask``, the value is a lowered weight, and its gradient is masked here."""
+    def forward(self, value: Tensor, mask: Tensor | None = None, *earlier: str) -> Tensor:
+        """``value`` itself. With a ``mask``, the value is a lowered weight, and its gradient is masked here.
+
+        Files of earlier versions give an argument more, which is not read.
+        """
+        del earlier
         if not value.requires_grad:
             return value
         if mask is None:
@@ -271,7 +251,7 @@ class GradientTap(nn.Module):
         if self.armed and self.in_grad:
             self.passed = True
             return value
-        masked = _with_masked_gradient(value, mask, in_place=gradient == "in-place")
+        masked = with_masked_gradient(value, mask)
         return _Record.apply(masked, self) if self.armed else masked  # type: ignore[no-any-return]
 
     def clear(self) -> None:
@@ -329,31 +309,3 @@ class _Record(torch.autograd.Function):
         tap: GradientTap = ctx.tap
         tap.gradient = gradient.detach().clone() if tap.gradient is None else tap.gradient + gradient.detach()
         return gradient, None
-
-
-def _with_masked_gradient(value: Tensor, mask: Tensor, *, in_place: bool) -> Tensor:
-    """A view of a value that is 0 where inactive, whose gradient is masked.
-
-    By a hook: a Python autograd function costs twice as much, which a step of a small network feels.
-    """
-    if torch.compiler.is_compiling():
-        return value * mask
-    if masks_its_gradient(value, mask):
-        return value
-    view = value.view_as(value)
-    if view.requires_grad:
-        view.register_hook(functools.partial(masked_gradient, mask=mask, in_place=in_place))
-    return view
-
-
-def masked_gradient(gradient: Tensor, *, mask: Tensor, in_place: bool) -> Tensor:
-    """``gradient * mask``, in the gradient's own memory where that is allowed and no graph of the backward is being built."""
-    if not in_place or gradient.layout is not torch.strided or torch.is_grad_enabled():
-        return gradient * mask
-    if gradient.numel() <= PIECE or not gradient.is_contiguous() or not mask.is_contiguous():
-        return gradient.mul_(multiplier(mask, gradient.dtype))
-    # torch casts the whole mask before it multiplies; in pieces the casts stay in the cache.
-    pieces = zip(gradient.view(-1).split(PIECE), mask.view(torch.int8).view(-1).split(PIECE), strict=True)
-    for values, kept in pieces:
-        values.mul_(kept)
-    return gradient

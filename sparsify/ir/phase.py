@@ -82,10 +82,10 @@ class _Read:
 
 
 class _Call(_Read):
-    """Calls one submodule from the table that holds it."""
+    """Calls one submodule from the table that holds it: a tap or a record, which has no hooks of torch."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.table[self.leaf](*args, **kwargs)
+        return self.table[self.leaf].forward(*args, **kwargs)
 
 
 class _InFullPrecision:

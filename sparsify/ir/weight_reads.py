@@ -21,7 +21,6 @@ _CARRIED = ("turn", "reshape", "cut", "join")
 """Kinds of operators after which the weight's positions are there in another shape, or beside those of another weight."""
 _SCALED = {"mul": ("self", "other"), "div": ("self",), "_weight_norm": ("v",), "_weight_norm_interface": ("v",)}
 """Operators that multiply each position by something, with the arguments they do it to."""
-_PRIVATE = ("linear", "conv", "conv-transpose", "matmul", "embedding")
 _VIEWS = ("same", "turn", "mask")
 
 
@@ -162,18 +161,13 @@ def _comes_to_a_product(node: fx.Node) -> bool:
     return False
 
 
-def consumers(module: fx.GraphModule, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """(consumer, the value it reads) of a weight, looked up through masks, taps and views."""
+def consumers(module: fx.GraphModule, node: fx.Node) -> Iterator[fx.Node]:
+    """What reads a weight, looked up through masks, taps and views."""
     for user in node.users:
         if kind_of(user) in _VIEWS or is_tap(module, user):
             yield from consumers(module, user)
         else:
-            yield user, node
-
-
-def gradient_is_private(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether every consumer of a weight's value is a product whose backward makes the gradient for that value and nothing else."""
-    return all(product_kind(user, value) in _PRIVATE for user, value in consumers(module, node))
+            yield user
 
 
 def multiplied_values(program: Program, phase: str, parameter: str) -> list[Tensor]:

@@ -11,7 +11,7 @@ from sparsify.ir import PHASES, Program, Stage, surgery
 from sparsify.ir.nodes import MASK_OPERATORS, apply_mask, masked_view
 from sparsify.ir.traits import argument
 from sparsify.ir.verifier import count_stray
-from sparsify.ir.weight_reads import gradient_is_private, is_tap
+from sparsify.ir.weight_reads import is_tap
 from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
 
 
@@ -19,8 +19,7 @@ from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
 class LowerMasks(Pass):
     """Replace ``weight * mask`` by a view of the weight whose gradient is masked: same outputs and gradients, bit for bit.
 
-    Where every consumer is a matrix product or convolution the gradient is masked in place; where a tap follows, the tap does it. Masks
-    that are lowered already stay as they are, unless a tap was inserted since.
+    Where a tap follows, the tap masks the gradient. Masks that are lowered already stay as they are, unless a tap was inserted since.
     It holds where inactive weights are exactly 0, which a trainer keeps true after every step.
 
     Raises:
@@ -51,10 +50,10 @@ class LowerMasks(Pass):
                     continue
                 taps = [user for user in node.users if is_tap(module, user) and len(user.args) == 1]
                 if node.target is apply_mask or taps:  # taps may be inserted after masks were lowered
-                    form = "in-place" if gradient_is_private(module, node) else "copied"
                     surgery.replace_target(node, masked_view)
                     for tap in taps:
-                        surgery.append_arguments(tap, argument(node, "mask"), form)
-                    surgery.set_argument(node, "gradient", "tapped" if taps else form)
+                        surgery.append_arguments(tap, argument(node, "mask"))
+                    if taps:
+                        surgery.set_argument(node, "gradient", "tapped")
                     log.change(node.name)
         return log

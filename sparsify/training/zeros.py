@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from sparsify.ir import GradientTap, Program
-from sparsify.ir.gradients import mask_gradient
-from sparsify.ir.nodes import multiplier, vouch
+from sparsify.ir.gradients import mask_gradient, multiplier
+from sparsify.ir.nodes import vouch
 from sparsify.training.mechanism import Mechanism
 
 
