@@ -18,6 +18,7 @@ from sparsify.ir.sites import masks_and_patterns
 from sparsify.methods.base import GROWN_IN_SHORT_RUNS
 from sparsify.parts import coverage
 from sparsify.parts.allocation import Layer
+from sparsify.parts.clearing import clear
 from sparsify.parts.patterns import Pattern, parse_pattern
 from sparsify.parts.patterns.grouped import bound_together, select_together
 from sparsify.parts.scores import Score, View
@@ -369,14 +370,11 @@ def clear_inactive(program: Program, optimizer: Optimizers, name: str, *, grown:
     """Zero inactive weights and their gradients, and optimizer state where inactive or grown; the only place that does."""
     weight, inactive = program.weight(name), ~program.mask(name)
     with torch.no_grad():
-        weight.masked_fill_(inactive, 0.0)
-        if weight.grad is not None:
-            weight.grad.masked_fill_(inactive, 0.0)
+        clear([weight] if weight.grad is None else [weight, weight.grad], inactive)
         if grown is not None:
             inactive |= grown
-        for value in optimizer.state.get(weight, {}).values():
-            if isinstance(value, Tensor) and value.shape == weight.shape:
-                value.masked_fill_(inactive, 0.0)
+        state = optimizer.state.get(weight, {}).values()
+        clear([value for value in state if isinstance(value, Tensor) and value.shape == weight.shape], inactive)
 
 
 def _scores(move: Move) -> dict[str, Score]:
