@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparsify.errors import DataError
 from sparsify.loading.images import Progress, decode_all
+from sparsify.loading.pairs import check_bytes
 from sparsify.loading.pixels import Channels
 from sparsify.loading.targets import checked_targets
 from sparsify.parts.samples import Samples, TensorSamples
@@ -205,6 +206,7 @@ def _several(
                 f"{text}: the training part has the inputs {', '.join(map(str, keys))}, the {part} part "
                 f"{', '.join(map(str, table[part]))}. Give the same to all parts."
             )
+        check_bytes(table[part], f"{text}: x_{part}")
     inputs: dict[str, dict[Any, Tensor]] = {part: {} for part in table}
     statistics: dict[Any, Statistics] = {}
     for key in keys:

@@ -20,6 +20,7 @@ from sparsify.loading.once import once
 from sparsify.loading.pairs import (
     IGNORED,
     TARGET_KEYS,
+    check_bytes,
     described,
     holds_arrays,
     lengths_of,
@@ -138,6 +139,7 @@ class DatasetSamples:
         where = f"{self._where}: a batch"
         found, target = pair_of(joined, where)
         inputs, labels = tree_of(found, f"{where}'s inputs"), tree_of(target, f"{where}'s targets")
+        check_bytes(inputs, self._where)
         for tensor in tensors((inputs, labels)):
             if tensor.ndim == 0 or len(tensor) != len(rows):
                 raise DataError(

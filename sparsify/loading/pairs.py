@@ -55,6 +55,29 @@ def tree_of(value: Any, where: str) -> Any:
     raise DataError(f"{where} should be a tensor, found {described(value)}. Leave it out, or make it one.")
 
 
+def check_bytes(inputs: Any, where: str) -> None:
+    """Refuse bytes of several inputs, or of an input with a name, that are no images: tokens and masks would become numbers in [0, 1].
+
+    Args:
+        inputs: a mapping or tuple of arrays or tensors [N, ...]; an only input without a name holds pixels, whatever its shape.
+        where: begins the message.
+
+    Raises:
+        DataError: If a sample of one of them is a byte or a row of bytes.
+    """
+    if not isinstance(inputs, (Mapping, tuple)):
+        return
+    for name, value in inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs):
+        if isinstance(value, (Mapping, tuple)):
+            check_bytes(value, where)
+        elif str(value.dtype).removeprefix("torch.") == "uint8" and value.ndim < 3:
+            shape = ", ".join(["N", *map(str, value.shape[1:])])
+            raise DataError(
+                f"{where}: input {name!r} holds bytes (uint8) [{shape}], and bytes are read as pixels in [0, 1]. Give tokens and other "
+                f"whole numbers as int64, a mask as bool, and pixels that are no image as float32."
+            )
+
+
 def rows_as_tensors(item: Any) -> Any:
     """A sample with its lists of numbers as tensors, so that torch's collate function stacks them."""
     if isinstance(item, Mapping):

@@ -53,6 +53,18 @@ def test_one_input_with_a_name_stays_whole_numbers(tmp_path):
     assert inputs["ids"].tolist() == [[3, 4, 5]] and inputs["ids"].dtype is torch.int64
 
 
+@pytest.mark.parametrize("name", ["tokens", "seen"])
+def test_bytes_that_are_no_images_are_refused(tmp_path, name):
+    kept = {
+        f"x_{part}.{name}": IMAGES[rows, 0] // 64
+        for part, rows in (("train", slice(0, 200)), ("test", slice(200, 260)))
+    }
+    with pytest.raises(
+        DataError, match=rf"x_train: input '{name}' holds bytes \(uint8\) \[N, 8\].*int64, a mask as bool"
+    ):
+        load_data(write(tmp_path / "d.npz", **kept), seed=0)
+
+
 def test_an_input_may_be_encoded_images(tmp_path, monkeypatch):
     monkeypatch.setenv("SPARSIFY_CACHE", "off")
     changes: dict[str, Any] = {"x_train.image": None, "x_test.image": None}

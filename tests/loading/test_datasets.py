@@ -102,6 +102,20 @@ def test_bytes_are_scaled_and_tokens_stay_whole():
     assert tokens.batch(torch.tensor([1]))[0].dtype is torch.int64
 
 
+def test_bytes_of_several_inputs_are_pixels_only_where_they_are_images():
+    rows = [
+        {"image": torch.tensor(i), "seen": torch.tensor(i[0] > 99).byte(), "label": int(y)}
+        for i, y in zip(IMAGES[:6], LABELS[:6], strict=True)
+    ]
+    with pytest.raises(DataError, match=r"rows: input 'seen' holds bytes \(uint8\) \[N, 8\]"):
+        DatasetSamples(rows, "rows").batch(torch.tensor([1, 2]))
+    inputs = (
+        DatasetSamples([row | {"seen": row["seen"].bool()} for row in rows], "rows").batch(torch.tensor([1])).inputs
+    )
+    torch.testing.assert_close(inputs["image"][0], torch.tensor(IMAGES[1]).float() / 255)
+    assert inputs["seen"].tolist() == (IMAGES[1:2, 0] > 99).tolist()
+
+
 SEQUENCES = """
 import numpy as np
 def data():
