@@ -15,6 +15,7 @@ from sparsify.errors import RecipeError, UnfinishedError
 from sparsify.terminal import messages, options, run_options
 from sparsify.terminal.console import console
 from sparsify.terminal.epilogs import examples
+from sparsify.terminal.lists import add_lists
 from sparsify.terminal.recipe_commands import RecipeCommand, RunCommand
 from sparsify.version import versions
 
@@ -332,47 +333,7 @@ def report(folder: options.Finished) -> None:
         console.print(str(write_report(folder)), soft_wrap=True)
 
 
-@app.command(rich_help_panel="Lists")
-def methods() -> None:
-    """List the methods with their options, and the wrappers to be written around one: cigl(agent(rigl)).
-
-    Your own are written file.py:function: cigl(my.py:mest).
-    """
-    from sparsify.terminal import tables
-
-    console.print(tables.methods())
-
-
-@app.command(rich_help_panel="Lists")
-def passes() -> None:
-    """List the passes with their options."""
-    from sparsify.terminal import tables
-
-    console.print(tables.passes())
-
-
-@app.command(rich_help_panel="Lists")
-def tasks() -> None:
-    """List the tasks, the targets they take and the calibration heads that fit them."""
-    from sparsify.terminal import tables
-
-    console.print(tables.tasks())
-
-
-@app.command(rich_help_panel="Lists")
-def heads() -> None:
-    """List the calibration heads, the tasks they fit and the outputs they add."""
-    from sparsify.terminal import tables
-
-    console.print(tables.heads())
-
-
-@app.command(rich_help_panel="Lists")
-def patterns() -> None:
-    """List the patterns."""
-    from sparsify.terminal import tables
-
-    console.print(tables.patterns())
+add_lists(app)
 
 
 def _interrupted(stop: Interrupted) -> NoReturn:

@@ -15,7 +15,8 @@ from sparsify.heads import HEADS, fitting
 from sparsify.ir import Program
 from sparsify.ir.sites import mostly_dense
 from sparsify.methods.registry import METHODS, WRAPPERS, options
-from sparsify.parts.patterns import spellings
+from sparsify.parts.allocation import ALLOCATIONS
+from sparsify.parts.patterns import PATTERNS
 from sparsify.passes import PASSES
 from sparsify.reports import Headline
 from sparsify.reports.headline import uncounted
@@ -84,18 +85,30 @@ def heads() -> Table:
     return table
 
 
-def _summary(value: object, origin: str) -> str:
-    """The first line of a docstring, and the distribution of the plug-in that brought it."""
-    first = next(iter((inspect.getdoc(value) or "").splitlines()), "")
-    return f"{first} (from {origin})".strip() if origin else first
-
-
 def patterns() -> Table:
     """The patterns."""
     table = Table("pattern", "which positions may be active together")
-    for spelling, meaning in spellings().items():
-        table.add_row(spelling, meaning)
+    for name, spelling in PATTERNS.items():
+        for shown, meaning in spelling.shown.items():
+            table.add_row(shown, _with_origin(meaning, PATTERNS.origin(name)))
     return table
+
+
+def allocations() -> Table:
+    """The allocations."""
+    table = Table("allocation", "what each weight keeps")
+    for name, function in ALLOCATIONS.items():
+        table.add_row(name, _summary(function, ALLOCATIONS.origin(name)))
+    return table
+
+
+def _summary(value: object, origin: str) -> str:
+    """The first line of a docstring, and the distribution of the plug-in that brought it."""
+    return _with_origin(next(iter((inspect.getdoc(value) or "").splitlines()), ""), origin)
+
+
+def _with_origin(text: str, origin: str) -> str:
+    return f"{text} (from {origin})".strip() if origin else text
 
 
 def figures(corner: str, shown: Headline) -> Table:

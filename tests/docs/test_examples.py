@@ -21,6 +21,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 import sparsify.cli as cli
 from sparsify.heads import HEADS, fitting
 from sparsify.methods.registry import METHODS, WRAPPERS, options
+from sparsify.parts.allocation import ALLOCATIONS
 from sparsify.parts.patterns import parse_pattern, spellings
 from sparsify.passes import PASSES, Pipeline
 from sparsify.runs.grid import parse_grid
@@ -248,6 +249,7 @@ def generated(what: str) -> str:
     """The Markdown of a generated section."""
     tables = {
         "commands": _commands, "keys": _keys, "methods": _methods, "passes": _passes, "patterns": _patterns, "heads": _heads,
+        "allocations": _allocations,
     }  # fmt: skip
     if what.startswith("command "):
         return _options(what.removeprefix("command "))
@@ -371,6 +373,11 @@ def _heads() -> str:
         for name, head in HEADS.items()
     ]
     return _table(("head", "what it does", "tasks", "outputs"), rows)
+
+
+def _allocations() -> str:
+    rows = [(f"`{name}`", (inspect.getdoc(function) or "").splitlines()[0]) for name, function in ALLOCATIONS.items()]
+    return _table(("allocation", "what each weight keeps"), rows)
 
 
 def _patterns() -> str:

@@ -52,11 +52,13 @@ def python(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_what_a_plugin_brings_is_listed_with_its_package(installed: Path) -> None:
-    lists = {kind: command(installed, kind) for kind in ("methods", "passes", "heads")}
-    assert [one.returncode for one in lists.values()] == [0, 0, 0]
-    methods, passes, heads = lists.values()
+    lists = {kind: command(installed, kind) for kind in ("methods", "passes", "heads", "allocations")}
+    assert [one.returncode for one in lists.values()] == [0, 0, 0, 0]
+    methods, passes, heads, allocations = lists.values()
     assert "mest" in methods.stdout and "(from sparsify-example)" in methods.stdout
     assert "bound-activations" in passes.stdout and "(from sparsify-example)" in passes.stdout
+    (row,) = (line for line in allocations.stdout.splitlines() if "by_inputs" in line)
+    assert "(from sparsify-example)" in row and "one over the root of a layer's inputs" in row
     (row,) = (line for line in heads.stdout.splitlines() if "platt" in line)
     assert "(from sparsify-example)" in row and "binary" in row and "probabilities" in row
 

@@ -18,6 +18,7 @@ import sparsify as sp
 from sparsify.cli import app
 from sparsify.reports import parse_shapes
 from sparsify.runs.recipe import parse_pairs
+from sparsify.terminal.lists import LISTS
 from tests.cases import CASES, digits
 from tests.end_to_end.test_command import sparsify
 
@@ -153,7 +154,7 @@ COMMANDS = typer.main.get_command(app).commands
 def test_help_teaches_by_examples_that_parse(capsys, name):
     code, out, _ = sparsify(capsys, name, "--help")
     assert code == 0 and COMMANDS[name].help.splitlines()[0][:30] in " ".join(out.split())
-    if name in {"methods", "passes", "tasks", "heads", "patterns"}:
+    if name in LISTS:
         return
     lines = re.findall(r"^\$ sparsify (\S+) ?(.*)$", COMMANDS[name].epilog.replace("\\[", "["), re.MULTILINE)
     assert lines and "Examples" in out

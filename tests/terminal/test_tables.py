@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 import sparsify as sp
 from sparsify.heads import HEADS
 from sparsify.methods.registry import METHODS, WRAPPERS
+from sparsify.parts.allocation import ALLOCATIONS
+from sparsify.parts.patterns import PATTERNS, Spelling, Unstructured
 from sparsify.passes import PASSES, Pipeline
 from sparsify.reports.headline import Headline
 from sparsify.reports.summary import CellResult, summarise
@@ -48,13 +51,30 @@ def test_a_trace_says_how_much_of_the_model_may_become_sparse():
 
 @pytest.mark.parametrize(
     ("table", "names"),
-    [(tables.methods, METHODS), (tables.passes, PASSES), (tables.tasks, TASKS), (tables.heads, HEADS)],
-)
+    [
+        (tables.methods, METHODS), (tables.passes, PASSES), (tables.tasks, TASKS), (tables.heads, HEADS), (tables.patterns, PATTERNS),
+        (tables.allocations, ALLOCATIONS),
+    ],
+)  # fmt: skip
 def test_everything_registered_is_listed(table, names):
     text = shown(table(), width=200)
     assert all(f"│ {name} " in text for name in names)
     if names is METHODS:
         assert all(f"│ {name}(...) " in text for name in WRAPPERS)
+
+
+def test_a_registered_pattern_and_allocation_are_listed_with_what_they_do_and_who_brought_them(monkeypatch):
+    def halves(layers, density):
+        """Half of every weight."""
+        return {name: layer.size // 2 for name, layer in layers.items()}
+
+    with PATTERNS.forgetting(), ALLOCATIONS.forgetting():
+        monkeypatch.setattr("sparsify.registry._loading", ["mine"])  # as while a plug-in of that package registers
+        PATTERNS.register("row", Spelling(re.compile(r"row"), lambda found: Unstructured(), {"row": "whole rows"}))
+        ALLOCATIONS.register("halves", halves)
+        listed = [re.sub(r" +", " ", shown(table(), width=200)) for table in (tables.patterns, tables.allocations)]
+    assert "│ row │ whole rows (from mine) │" in listed[0]
+    assert "│ halves │ Half of every weight. (from mine) │" in listed[1]
 
 
 def test_the_table_of_a_grid_fits_80_columns():
