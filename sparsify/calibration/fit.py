@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import DataError, TrainingError
-from sparsify.heads import Fitted, Head, HeldOut, Scaling, State, fitting, owner, run
+from sparsify.heads import HEADS, Fitted, Head, HeldOut, Scaling, State, fitting, run
 from sparsify.ir import Program
 from sparsify.ir.evaluation import outputs_over
 from sparsify.ir.traits import named_outputs
 from sparsify.parts import metrics
 from sparsify.parts.samples import Samples
-from sparsify.passes.attach_calibration_head import PREFIX, head_outputs
+from sparsify.passes.attach_calibration_head import PREFIX, head_buffers, head_names, head_of, head_outputs
 from sparsify.registry import not_loaded
 from sparsify.tasks import Task, build
 from sparsify.tasks.base import judged
@@ -100,13 +100,8 @@ def fit(
     return _log(head, held, fitted)
 
 
-def head_of(program: Program) -> Head | None:
-    """The program's head, by its buffers; None without one that is installed."""
-    return owner(_buffers(program))
-
-
 def kind_of(program: Program) -> str | None:
-    """The kind of the program's head; None without one."""
+    """The kind of the program's head; None without one that is installed."""
     head = head_of(program)
     return None if head is None else head.name
 
@@ -115,9 +110,9 @@ def installed_kind(program: Program) -> str | None:
     """The kind of the program's head; None without one.
 
     Raises:
-        TrainingError: If no head that is installed has its buffers.
+        TrainingError: If the head is none that is installed.
     """
-    return _head(program).name if _buffers(program) else None
+    return _head(program).name if head_names(program) or head_buffers(program) else None
 
 
 def evaluate(program: Program, samples: Samples, *, batch_size: int = 256) -> dict[str, Tensor]:
@@ -126,22 +121,33 @@ def evaluate(program: Program, samples: Samples, *, batch_size: int = 256) -> di
     return {name: value.double() for name, value in found.items() if isinstance(value, Tensor)}
 
 
-def _buffers(program: Program) -> dict[str, torch.Size]:
-    named = program.named_buffers()
-    return {name.removeprefix(PREFIX): buffer.shape for name, buffer in named if name.startswith(PREFIX)}
-
-
 def _head(program: Program) -> Head:
-    found = head_of(program)
-    if found is None and (buffers := _buffers(program)):
-        made = ", ".join(head_outputs(program, "eval"))
-        raise TrainingError(
-            f"{program.name!r} has a calibration head with the buffers {', '.join(buffers)}, which makes {made or 'no output'}, and no "
-            f"head that is installed has these. Install the package that it is from.{not_loaded()}"
-        )
-    if found is None:
+    found, names, buffers = head_of(program), head_names(program), head_buffers(program)
+    if found is not None:
+        return found
+    if not names and not buffers:
         raise TrainingError(f"{program.name!r} has no calibration head. Apply attach-calibration-head first.")
-    return found
+    shown = ", ".join(map(repr, names))
+    made = ", ".join(head_outputs(program, "eval")) or "no output"
+    has = f"{program.name!r} has {f'the calibration head {shown}' if len(names) == 1 else 'a calibration head'}"
+    with_these = f"with the buffers {', '.join(buffers) or 'of no name'}, which makes {made}"
+    if len(names) > 1:
+        raise TrainingError(
+            f"{program.name!r} names the calibration heads {shown} for its outputs {made}, and a program has one. {_REPLACE}"
+        )
+    if names and names[0] in HEADS:
+        own = ", ".join(HEADS[names[0]].buffers)
+        raise TrainingError(
+            f"{has}, {with_these}; the head of that name that is installed has {own or 'none'}, or others of their dimensions. Install "
+            f"the version of the package that it is from. {_REPLACE}"
+        )
+    lacks = "no head of that name is installed" if names else "no head that is installed has these"
+    raise TrainingError(
+        f"{has}, {with_these}, and {lacks}. Install the package that it is from. {_REPLACE}{not_loaded()}"
+    )
+
+
+_REPLACE = "To have another head in its place, name it: export.calibrator in a recipe, or attach-calibration-head{kind=... replace=true}."
 
 
 def _check_fits(program: Program, head: Head, task: Task) -> None:

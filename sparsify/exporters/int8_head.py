@@ -31,9 +31,14 @@ def refit_head(model: ir.Model, samples: Samples) -> tuple[str, dict[str, float]
         if "calibration." in name
     }
     before = {name: _values(item) for name, item in stored.items()}
-    head = owner({name: value.shape for name, value in before.items()})
+    head = owner({name: value.shape for name, value in before.items()}, samples.head)
     if head is None:
-        return "none that can be fitted again", {}
+        return (
+            f"kept: no head {samples.head} with these buffers is installed"
+            if samples.head
+            else "none that can be fitted again",
+            {},
+        )
     if samples.labels is None:
         return "kept: no labels to fit it on", {}
     task, found = samples.task or _usual_task(head), _tables(model, samples, head)

@@ -14,6 +14,7 @@ from sparsify.exporters.signature import batches_of, refuse_alike, sample_count,
 from sparsify.exporters.size_ranges import allowed_batches
 from sparsify.ir import Program
 from sparsify.ir.size_ranges import SizeRange
+from sparsify.passes.attach_calibration_head import head_names
 from sparsify.tasks import Task
 from sparsify.timing import BATCH, Array, Batches, Feeds
 
@@ -51,6 +52,7 @@ class Samples:
         labels: targets of ``held_out``, [N, ...], to fit the calibration head on, or None.
         tried: inputs on which the file as it is written is run beside the one that was judged; empty: those of ``held_out``.
         task: what the outputs mean; None: shapes and heads tell what they can.
+        head: name of the calibration head; None: there is none, or its buffers tell it.
     """
 
     calibration: Batches
@@ -60,6 +62,7 @@ class Samples:
     labels: Array | None = None
     tried: Batches = field(default=())
     task: Task | None = None
+    head: str | None = None
 
     @property
     def main(self) -> str:
@@ -139,6 +142,7 @@ def samples_of(
         labels=None if labels is None else labels.cpu().numpy(),
         tried=tried,
         task=task,
+        head=next(iter(head_names(program)), None),
     )
 
 

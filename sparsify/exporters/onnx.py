@@ -134,4 +134,5 @@ def export(
         integers,
         dict(program.ranges["eval"]),
         sum(parameter.numel() for parameter in program.parameters()),
+        metadata.get("calibration"),
     )

@@ -16,6 +16,7 @@ from sparsify.arguments import checked, checked_fields
 from sparsify.errors import ExportError
 from sparsify.exporters.graphs import Writer, reroute
 from sparsify.ir import Program
+from sparsify.passes.attach_calibration_head import head_metadata
 from sparsify.passes.scale_prediction import scale_row
 
 INPUT_TYPES = ("float", "uint8")
@@ -169,7 +170,9 @@ def described(
     classes: Sequence[str],
     task: str | None,
 ) -> Mapping[str, str]:
-    """Metadata that tells how to feed a file and how to read its outputs; ``prediction_scale`` is that of `ScalePrediction`.
+    """Metadata that tells how to feed a file and how to read its outputs.
+
+    ``prediction_scale`` is that of `ScalePrediction`, ``calibration`` the name of the calibration head.
 
     Raises:
         ExportError: If the type of the input is unknown, or needs a preprocessing that is not given or does not fit.
@@ -188,7 +191,7 @@ def described(
     if classes:
         found["classes"] = json.dumps([str(name) for name in classes])
     found |= {f"prediction_{key}": json.dumps(value) for key, value in scale_row(program).items()}
-    return found | ({"task": task} if task else {})
+    return found | head_metadata(program) | ({"task": task} if task else {})
 
 
 def together(*parts: Mapping[str, str]) -> dict[str, str]:

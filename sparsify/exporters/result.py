@@ -25,6 +25,8 @@ class ExportResult:
         int8: how the int8 file came about and agrees with the program; None with precision fp32.
         ranges: the sizes the file may be called with, by dimension (``N`` is the batch).
             `metadata_props` has those that are limited under ``size_ranges``.
+        head: name of the calibration head, as `metadata_props` have it under ``calibration``: ``none`` without one, and None where it
+            is not known which head it is.
     """
 
     path: Path
@@ -36,6 +38,7 @@ class ExportResult:
     int8: Int8 | None = None
     ranges: Mapping[str, SizeRange] = dataclasses.field(default_factory=dict)
     params: int = 0
+    head: str | None = None
 
     @property
     def batch_range(self) -> SizeRange:

@@ -77,7 +77,7 @@ class Head(ABC):
         name: of the head, as ``attach-calibration-head{kind=...}`` and the recipe key ``export.calibrator`` write it.
         outputs: names of the outputs that it adds. Each has the shape and the type of the output that the task reads.
         buffers: number of dimensions of each buffer, by name; None: it depends on the output. Names and dimensions together say which
-            head a program has, so no two heads have the same.
+            head a program of an earlier version has, whose file does not name it, so no two heads have the same.
         tasks: names of tasks that it is offered for, beside those that name it in `sparsify.tasks.Task.heads`.
         unfitted: what its outputs are before it is fitted, for messages.
     """

@@ -18,15 +18,25 @@ HEADS: Registry[Head] = Registry(
     {head.name: head for head in (Temperature(), Vector(), LabelTemperature(), Interval())},
 )
 """The calibration heads, by name."""
+AUTO, NONE = "auto", "none"
+"""What stands in the place of a head's name: whichever fits, in a recipe; and no head, in the metadata of a file."""
+LONGEST_NAME = 64
 
 
 def register(head: Head) -> Head:
     """Add a head of another package under its name, so that recipes, the command and ``attach-calibration-head`` know it.
 
     Raises:
-        RecipeError: If another head has that name.
+        RecipeError: If another head has that name, or a program could not keep it: it is ``auto`` or ``none``, has more than 64
+            characters, or some that cannot be printed.
     """
-    return HEADS.register(head.name, head)
+    name = head.name
+    if isinstance(name, str) and (name in (AUTO, NONE) or len(name) > LONGEST_NAME or not name.isprintable()):
+        raise RecipeError(
+            f"the name of a calibration head should have at most {LONGEST_NAME} printable characters and be neither {AUTO!r} nor {NONE!r}, "
+            f"which recipes and files use for something else; found {name[:80]!r}. Choose another name."
+        )
+    return HEADS.register(name, head)
 
 
 def fitting(task: Task | type[Task]) -> tuple[str, ...]:
@@ -42,12 +52,17 @@ def fitting(task: Task | type[Task]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*task.heads, *named)))
 
 
-def owner(shapes: Mapping[str, Sequence[Any]]) -> Head | None:
+def owner(shapes: Mapping[str, Sequence[Any]], name: str | None = None) -> Head | None:
     """The head that has buffers of these names and shapes; None where no head that is installed does.
+
+    Args:
+        shapes: by name of the buffer.
+        name: of the head, where that is known; None: files of earlier versions do not say it.
 
     Examples:
         >>> from sparsify.heads import owner
         >>> owner({"scale": (10,), "bias": (10,)}).name
         'vector'
     """
-    return next((head for head in HEADS.values() if head.owns(shapes)), None)
+    known = HEADS.values() if name is None else [HEADS[name]] if name in HEADS else []
+    return next((head for head in known if head.owns(shapes)), None)

@@ -16,6 +16,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparsify.errors import LoadError, TaskError
+from sparsify.heads.registry import LONGEST_NAME
 from sparsify.ir.binding import KINDS, UNKNOWN
 from sparsify.ir.foreign import checked_identifier, checked_path, checked_text, is_plain_structure
 from sparsify.ir.nodes import Stage, phases_of
@@ -67,6 +68,9 @@ MOST_SIZE = 2**20
 Dimension = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$")]
 
 
+HeadName = Annotated[Text, Field(min_length=1, max_length=LONGEST_NAME)]
+
+
 class _Form(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -82,6 +86,8 @@ class NodeForm(_Form):
     spec: Spec | None = None
     owner: Text | None = None
     names: list[Text] | None = None
+    heads: dict[Text, HeadName] = {}
+    """By name of an output, the calibration head that makes it: a text, which may be the name of no head here."""
     full_precision: bool = False
 
 
@@ -194,6 +200,8 @@ def _check_graph(phase: str, nodes: list[NodeForm], *, state: set[str], hooks: s
                 raise ValueError(f"%{node.name} of {phase} calls {node.target[:80]!r}, which is no tap or record")
             case "output" if not node.names:
                 raise ValueError(f"the outputs of {phase} have no names")
+            case "output" if strange := [name for name in node.heads if name not in (node.names or ())]:
+                raise ValueError(f"{phase} has no output {strange[0]!r} that a calibration head could make")
             case _:
                 pass
 

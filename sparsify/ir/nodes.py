@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from sparsify.ir.gradients import with_masked_gradient
 
 PHASES = ("train", "eval")
+MADE_BY = "heads"
+"""Metadata of an output node: by name of an output, the calibration head that makes it. A name is data, and may be of no head here."""
 
 
 class Stage(enum.Enum):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from sparsify.ir.nodes import MASK_OPERATORS, GradientTap, apply_random_mask
+from sparsify.ir.nodes import MADE_BY, MASK_OPERATORS, GradientTap, apply_random_mask
 from sparsify.ir.traits import argument, outputs_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,10 @@ def _row(program: Program, node: fx.Node, parameters: Container[str]) -> tuple[s
         return f"%{node.name} = input", right
     if node.op == "output":
         pairs = zip(node.meta["names"], outputs_of(node), strict=False)
-        return "return " + ", ".join(f"{name}={_value(value)}" for name, value in pairs), ""
+        made = ", ".join(dict.fromkeys(node.meta.get(MADE_BY, {}).values()))
+        return "return " + ", ".join(
+            f"{name}={_value(value)}" for name, value in pairs
+        ), f": head {made}" if made else ""
     if node.op == "get_attr":
         mask = any(user.target in MASK_OPERATORS and argument(user, "mask") is node for user in node.users)
         if mask:

@@ -28,7 +28,7 @@ from sparsify.files import write_atomically
 from sparsify.ir.binding import KINDS, UNKNOWN
 from sparsify.ir.document import LONGEST_NOTE, NodeForm, ProgramForm, checked_document, task_of
 from sparsify.ir.foreign import INTEGERS, checked_keyword, checked_text, parse_json
-from sparsify.ir.nodes import GradientTap, RandomnessRecord, Stage, TensorSpec
+from sparsify.ir.nodes import MADE_BY, GradientTap, RandomnessRecord, Stage, TensorSpec
 from sparsify.ir.operators import FUNCTIONS, aten_operator
 from sparsify.ir.phase import FULL_PRECISION
 from sparsify.ir.rehearsal import rehearse
@@ -207,6 +207,8 @@ def _encode_node(node: fx.Node) -> dict[str, Any]:
     for key in ("owner", "names", FULL_PRECISION):
         if key in node.meta:
             encoded[key] = list(node.meta[key]) if key == "names" else node.meta[key]
+    if MADE_BY in node.meta:
+        encoded["heads"] = dict(node.meta[MADE_BY])
     return encoded
 
 
@@ -336,6 +338,7 @@ def _decode_graph(nodes: list[NodeForm]) -> fx.Graph:
             node.meta[FULL_PRECISION] = True
         if encoded.names is not None:
             node.meta["names"] = tuple(encoded.names)
+            node.meta.update({MADE_BY: dict(encoded.heads)} if encoded.heads else {})
     return graph
 
 

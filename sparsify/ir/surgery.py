@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from sparsify.ir.nodes import TensorSpec
+from sparsify.ir.nodes import MADE_BY, TensorSpec
 from sparsify.ir.program import Program
 from sparsify.ir.state import place
 from sparsify.ir.traits import argument, arguments, draws, has_argument, kind_of, named_outputs, place_of_argument
@@ -177,11 +177,13 @@ def bypass(program: Program, phase: str, node: fx.Node, value: fx.Node) -> None:
     program.phases[phase].graph.erase_node(node)
 
 
-def append_output(program: Program, phase: str, name: str, value: fx.Node) -> None:
-    """Add a named flat output after the existing ones."""
+def append_output(program: Program, phase: str, name: str, value: fx.Node, *, head: str | None = None) -> None:
+    """Add a named flat output after the existing ones; ``head`` is the name of the calibration head that makes it."""
     output = program.output_node(phase)
     output.args = ((*output.args[0], value),)  # type: ignore[misc]
     output.meta["names"] = (*output.meta["names"], name)
+    if head is not None:
+        output.meta[MADE_BY] = {**output.meta.get(MADE_BY, {}), name: head}
 
 
 def replace_output(program: Program, phase: str, name: str, value: fx.Node) -> None:
@@ -192,11 +194,12 @@ def replace_output(program: Program, phase: str, name: str, value: fx.Node) -> N
 
 
 def remove_outputs(program: Program, phase: str, names: Collection[str]) -> None:
-    """Return no longer outputs that `append_output` added; the nodes that made them stay."""
+    """Return no longer outputs that `append_output` added; the nodes that made them stay. No head is named any more for those kept."""
     output = program.output_node(phase)
     kept = [(name, value) for name, value in named_outputs(output).items() if name not in names]
     output.args = (tuple(value for _, value in kept),)
     output.meta["names"] = tuple(name for name, _ in kept)
+    output.meta.pop(MADE_BY, None)
 
 
 def erase_dead(program: Program, phase: str) -> list[str]:

@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import fx
 
 from sparsify.errors import PassError
-from sparsify.heads import HEADS, fitting
+from sparsify.heads import HEADS, Head, fitting, owner
+from sparsify.heads.registry import NONE
 from sparsify.ir import Program, Stage, TensorSpec, surgery
+from sparsify.ir.nodes import MADE_BY
 from sparsify.ir.traits import named_outputs
 from sparsify.passes.base import CHANGED, UNCHANGED, Effect, Kept, Pass, PassLog
 from sparsify.passes.options import option
@@ -70,7 +73,7 @@ class AttachCalibrationHead(Pass):
         nodes = {name: surgery.state_node(program, "eval", PREFIX + name, before=output) for name in state}
         found = head.apply(_recording(program, value.meta["spec"]), value, nodes, task)
         for name, node in zip(head.outputs, found, strict=True):
-            surgery.append_output(program, "eval", name, node)
+            surgery.append_output(program, "eval", name, node, head=head.name)
             log.change(name)
         return log
 
@@ -86,6 +89,11 @@ class AttachCalibrationHead(Pass):
                 raise PassError(
                     f"{self.name}: {program.name!r} already has an output {name!r}. Set the option replace=true where a head makes it."
                 )
+        if made := head_outputs(program, "eval"):
+            raise PassError(
+                f"{self.name}: {program.name!r} already has a head, which makes {', '.join(made)}. Set the option replace=true to put this "
+                f"one in its place."
+            )
         if program.task is not None and program.task.name != task.name:
             raise PassError(
                 f"{self.name}: {program.name!r} was traced for the task {program.task.name!r}, found the option task={task.name}. Set "
@@ -121,15 +129,44 @@ def _recording(program: Program, spec: TensorSpec) -> Callable[..., fx.Node]:
 
 
 def head_outputs(program: Program, phase: str) -> dict[str, set[fx.Node]]:
-    """The outputs of a calibration head, by name, each with all nodes that it is computed from."""
+    """The outputs that calibration heads added, by name, each with all nodes that it is computed from."""
     output, buffers = program.output_node(phase), dict(program.named_buffers())
     own = program.out_specs[phase].num_leaves
     added = {name: _behind(value) for name, value in [*named_outputs(output).items()][own:]}
     return {
         name: nodes
         for name, nodes in added.items()
-        if any(n.op == "get_attr" and str(n.target).startswith(PREFIX) and n.target in buffers for n in nodes)
+        if name in output.meta.get(MADE_BY, {})
+        or any(n.op == "get_attr" and str(n.target).startswith(PREFIX) and n.target in buffers for n in nodes)
     }
+
+
+def head_buffers(program: Program) -> dict[str, torch.Size]:
+    """The shapes of the buffers of calibration heads, by their names there."""
+    named = program.named_buffers()
+    return {name.removeprefix(PREFIX): buffer.shape for name, buffer in named if name.startswith(PREFIX)}
+
+
+def head_names(program: Program) -> tuple[str, ...]:
+    """The names that a program has for its calibration heads, of which some may not be installed.
+
+    Empty without a head, and for one of a program that an earlier version saved: `head_of` tells it by its buffers.
+    """
+    return tuple(dict.fromkeys(program.output_node("eval").meta.get(MADE_BY, {}).values()))
+
+
+def head_of(program: Program) -> Head | None:
+    """The calibration head of a program: the one of its name, with its buffers; None without one that is installed."""
+    names = head_names(program)
+    return owner(head_buffers(program), names[0] if names else None) if len(names) < 2 else None
+
+
+def head_metadata(program: Program) -> dict[str, str]:
+    """What a file says of its calibration head, its name or ``none``; nothing where it is not known which head it is."""
+    head, names, buffers = head_of(program), head_names(program), head_buffers(program)
+    foreign = len(names) == 1 and names[0] not in HEADS
+    name = head.name if head else names[0] if foreign else None if names or buffers else NONE
+    return {} if name is None else {"calibration": name}
 
 
 def _behind(node: fx.Node) -> set[fx.Node]:

@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from sparsify.calibration import CalibrationLog, evaluate, kind_of
+from sparsify.calibration import CalibrationLog, evaluate
 from sparsify.errors import ExportError
 from sparsify.exporters import ExportResult, Preprocessing, export
 from sparsify.exporters.int8 import Int8
@@ -200,7 +200,6 @@ def run_metadata(program: Program, recipe: Recipe, data: Data, method: Method) -
         "method": method.name,
         "density": repr(program.costs().density),
         "pattern": method.pattern,
-        "calibration": kind_of(program) or "none",
         **({} if recipe.task == "classification" else {"task_options": str(recipe.build_task())}),
         "recipe_hash": recipe.hash(),
         **({"preparation": json.dumps(data.preparation)} if data.preparation else {}),

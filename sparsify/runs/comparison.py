@@ -27,7 +27,9 @@ from sparsify.runs.folder import hold_folder
 from sparsify.runs.grid import Cell, Grid, parse_grid
 from sparsify.runs.inferring import with_task
 from sparsify.runs.preflight import DATA_KEYS
-from sparsify.runs.recipe import AUTO
+from sparsify.runs.recipe import AUTO, Recipe
+from sparsify.runs.toml import read_toml
+from sparsify.runs.workflow import RECORD as RUN_RECORD
 from sparsify.runs.workflow import run
 from sparsify.training import Interrupted, stop_flag
 
@@ -169,7 +171,7 @@ def _results(cells: Sequence[Cell], out: Path) -> list[CellResult]:
     for cell in cells:
         folder = folder_of(cell, out)
         report, history = read_measured(folder)
-        if report["recipe_hash"] != cell.recipe.hash():
+        if report["recipe_hash"] != _resolved(cell, folder).hash():
             raise ReportError(
                 f"{folder} is a run of another recipe than the grid's. Delete it, and go on with --resume."
             )
@@ -182,6 +184,17 @@ def _results(cells: Sequence[Cell], out: Path) -> list[CellResult]:
             )
         found.append(CellResult(cell.name, cell.bases, cell.sparsity, cell.seed, figures(report["model"]), history))
     return found
+
+
+def _resolved(cell: Cell, folder: Path) -> Recipe:
+    """The recipe of a cell as its run wrote it down: with the calibration head that was chosen, where the grid leaves it to the run."""
+    if cell.recipe.calibrator != AUTO:
+        return cell.recipe
+    try:
+        told = read_toml(folder / RUN_RECORD).get("export", {}).get("calibrator")
+    except (RecipeError, AttributeError):
+        return cell.recipe
+    return dataclasses.replace(cell.recipe, calibrator=told if isinstance(told, str) else AUTO)  # type: ignore[type-var]
 
 
 def _failure(cell: Cell, out: Path) -> Failure:

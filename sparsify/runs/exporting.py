@@ -103,8 +103,10 @@ def export_saved(
 
 
 def _recipe(program: Program, path: Path) -> Recipe:
-    """The recipe of a program; ``auto`` is the task that the program was made for."""
+    """The recipe of a program; ``auto`` is the task that the program was made for, and the head that it has."""
     parsed, known = parse_recipe(path, {}), program.task
+    if parsed.calibrator == AUTO and (kind := kind_of(program)) is not None:
+        parsed = dataclasses.replace(parsed, calibrator=kind)  # type: ignore[type-var]
     if known is None or parsed.task == known.name:
         return parsed
     if parsed.task != AUTO:

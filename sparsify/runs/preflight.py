@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.calibration import installed_kind
+from sparsify.calibration import installed_kind, kind_of
 from sparsify.errors import DataError, ExportError, RecipeError, SparsifyError, TraceError, TrainingError
 from sparsify.exporters.conversion import convert
 from sparsify.exporters.signature import holds_samples
@@ -27,9 +27,10 @@ from sparsify.loading.augmentation import check_augmentation
 from sparsify.methods import Method, dense
 from sparsify.parts.trees import tensors
 from sparsify.passes import AttachCalibrationHead, Pipeline
+from sparsify.passes.attach_calibration_head import head_buffers, head_names
 from sparsify.runs.artefacts import feeding, recipe_data
 from sparsify.runs.continuation import training_key
-from sparsify.runs.recipe import Recipe
+from sparsify.runs.recipe import AUTO, Recipe
 from sparsify.runs.saved import is_saved, load_saved
 from sparsify.runs.standardising import standardised
 from sparsify.tasks import Classification, Task
@@ -114,19 +115,32 @@ def check_export(program: Program, recipe: Recipe, data: Data) -> None:
 
 
 def heads(recipe: Recipe, program: Program) -> tuple[AttachCalibrationHead, ...]:
-    """The pass that attaches the calibration head of a run: the recipe's if it fits the task, else the task's usual one. It replaces a head
-    of another kind. Empty if the task has no head, or the program has this one already.
+    """The pass that attaches the calibration head of a run, in the place of one of another kind. Empty if the task has no head, or the
+    program has this one already.
 
     Raises:
-        TrainingError: If the program has a head that is not installed.
+        TrainingError: If the recipe leaves the kind to the program, which has a head that is not installed.
     """
-    has = installed_kind(program)
-    task = recipe.build_task()
-    kinds = fitting(task)
-    kind = recipe.calibrator if recipe.calibrator in kinds else next(iter(kinds), None)
-    if kind in (None, has):
+    kind = with_head(recipe, program).calibrator
+    if kind not in fitting(recipe.build_task()) or kind == kind_of(program):
         return ()
-    return (AttachCalibrationHead(kind=kind, task=task.name, replace=has is not None),)
+    replaces = bool(head_names(program) or head_buffers(program))
+    return (AttachCalibrationHead(kind=kind, task=recipe.task, replace=replaces),)
+
+
+def with_head(recipe: Recipe, program: Program) -> Recipe:
+    """The recipe with the kind of its calibration head: with ``auto`` that of the program where it has one that fits the task, else the
+    task's usual one, which also stands for ``temperature`` where the task has none. One for a task without heads stays itself.
+
+    Raises:
+        TrainingError: If the program has a head that is not installed, and the recipe does not name another.
+    """
+    kinds, kind = fitting(recipe.build_task()), recipe.calibrator
+    if kind == AUTO and installed_kind(program) in kinds:
+        kind = kind_of(program)
+    if kind not in kinds:
+        kind = next(iter(kinds), recipe.calibrator)
+    return dataclasses.replace(recipe, calibrator=kind)  # type: ignore[type-var]
 
 
 def failing(

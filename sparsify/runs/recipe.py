@@ -33,7 +33,7 @@ Threads = Annotated[int, Field(ge=1, le=512)]
 Rate = Field(gt=0.0, allow_inf_nan=False)
 Value = int | float | str | bool
 AUTO = "auto"
-"""The task of a recipe that leaves it to the data and the model (`sparsify.runs.inferring`)."""
+"""The task of a recipe that leaves it to the data and the model (`sparsify.runs.inferring`), and a head that is left to the program."""
 OPTIONS = ("method_options", "task_options")
 """Keys that are tables of further keys."""
 LISTS = ("keep_dense", "ood", "mean", "std")
@@ -80,8 +80,8 @@ class Recipe:
         method_options: further options of the method; those of a wrapper in a table of its name, of a function's in that of the function.
         baseline: train the dense model too, same budget.
         teacher: saved program that `distilled` methods learn from; None: the baseline.
-        calibrator: see `sparsify heads`; ``temperature`` means the usual head of the task if the task has no temperature. It
-            replaces the head of a saved program.
+        calibrator: see `sparsify heads`. ``auto`` is the kind of head that a saved program has, where it fits the task, else the usual
+            head of the task. Any other replaces the head of a saved program; ``temperature`` means the usual head of a task that has none.
         form: how layers whose groups of outputs read few inputs are exported: ``grouped``, ``dense``, ``auto``, ``auto:measure``.
         selection: of the inputs of grouped linear layers: ``by-batch``, with operators of their own for one sample, or ``gather``.
         export_precision: ``int8`` also writes ``model-int8.onnx`` (and ``dense-int8.onnx``), the fastest of their int8 and fp32 forms by
@@ -136,7 +136,7 @@ class Recipe:
     device: str = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     early_stop: Positive | None = None
-    calibrator: str = "temperature"
+    calibrator: str = AUTO
     opset: Annotated[int, Field(ge=18, le=23)] = 20
     storage: Literal["dense", "sparse"] = "dense"
     form: Literal["auto", "dense", "grouped", "auto:measure"] = "auto"
@@ -191,7 +191,7 @@ class Recipe:
                 f"[N, K]. Leave it out."
             )
         kinds = fitting(found)
-        if self.calibrator not in ("temperature", *kinds):
+        if self.calibrator not in (AUTO, "temperature", *kinds):
             raise RecipeError(
                 f"the calibration head {self.calibrator!r} does not fit task {found.name!r}, which has {' and '.join(kinds) or 'none'}. "
                 f"Set export.calibrator to one that `sparsify heads` lists for the task, or leave it out."
@@ -272,7 +272,8 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
     except ValidationError as error:
         problems = [f"{_place(e['loc'])}: {e['msg']}, found {shown(e['input'])}" for e in error.errors()]
         raise RecipeError("invalid recipe: " + "; ".join(problems[:6]) + ".") from error
-    HEADS.find(recipe.calibrator)
+    if recipe.calibrator != AUTO:
+        HEADS.find(recipe.calibrator)
     if len({*recipe.ood}) < len(recipe.ood):
         raise RecipeError(f"ood names a set twice: {', '.join(recipe.ood)}. Name each once.")
     method = recipe.build_method()

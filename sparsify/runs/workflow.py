@@ -42,7 +42,7 @@ from sparsify.runs.artefacts import (
 from sparsify.runs.continuation import check_continues, training_key
 from sparsify.runs.folder import hold_folder
 from sparsify.runs.inferring import with_task
-from sparsify.runs.preflight import Job, heads, jobs
+from sparsify.runs.preflight import Job, heads, jobs, with_head
 from sparsify.runs.recipe import Recipe, parse_recipe
 from sparsify.runs.standardising import shortfall
 from sparsify.runs.teachers import TeacherProgram, load_teacher
@@ -73,7 +73,8 @@ def run(
     before anything that comes after training is tried; what fails then costs nothing that was made before it.
 
     Args:
-        recipe: resolved. The task ``auto`` is replaced by the one that fits, also in the record.
+        recipe: resolved. The task ``auto`` is replaced by the one that fits, and the calibrator ``auto`` by the kind of head that the
+            program has or the task is usually given, also in the record.
         out: folder of the run; must be new or empty unless ``resume`` or ``overwrite``.
         resume: continue from the last checkpoint, to the same bits; keys that training does not read may differ.
         overwrite: delete what an earlier run left in ``out`` first.
@@ -98,6 +99,7 @@ def run(
             _check_continues(recipe, out / RECORD)
         data = recipe_data(recipe, on_decode)
         planned, task = jobs(recipe, data, converts=rehearsed), recipe.build_task()
+        recipe = with_head(recipe, planned["model"].program)
         teacher = load_teacher(recipe.teacher, planned["model"].program, data, task) if recipe.teacher else None
         begin(recipe.to_toml())
         fingerprint, models = data.fingerprint(), dict[str, _Model]()

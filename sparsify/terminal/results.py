@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from sparsify.exporters import ExportResult
+from sparsify.heads.registry import NONE
 from sparsify.ir import Program
 from sparsify.reports import headline, int8_sentence, verdict
 from sparsify.runs.comparison import COMPARISON, Comparison
@@ -64,6 +65,8 @@ def show_export(result: ExportResult, measured: Mapping[str, Any] | None) -> Non
     )
     if not result.batch_range.everything:
         console.print(f"  takes batches of {result.batch_range} only, as forward does", highlight=False, markup=False)
+    if result.head not in (None, NONE):
+        console.print(f"  calibration head: {result.head}", highlight=False, markup=False)
     for text in result.parity.uncompared:
         console.print(f"  not compared: {text}", highlight=False, markup=False)
     for weight, choice in result.forms.items():

@@ -166,7 +166,7 @@ def test_help_teaches_by_examples_that_parse(capsys, name):
 def test_every_recipe_key_is_in_the_help(capsys):
     _, out, _ = sparsify(capsys, "run", "--help")
     text = re.sub(r"[^\w=-]+", " ", out)
-    for key in ("lr=0", "schedule=cosine", "calibrator=temperature", "seed=0", "--sparsity", "--baseline", "--resume"):
+    for key in ("lr=0", "schedule=cosine", "calibrator=auto", "seed=0", "--sparsity", "--baseline", "--resume"):
         assert key in text, key
 
 

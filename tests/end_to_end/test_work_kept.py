@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -160,7 +161,8 @@ def test_an_export_that_fails_leaves_both_programs_and_the_next_form_needs_no_tr
     changed = recipe_of(files, baseline=True, form="dense")
     report = run(changed, out, resume=True, timed=False, on_step=lambda part, row: steps.append(part))
     assert steps == [] and report["model"]["parity"]["ok"]
-    assert report["recipe_hash"] == changed.hash() and (out / "recipe.toml").read_text() == changed.to_toml()
+    written = dataclasses.replace(changed, calibrator="temperature")  # found for "auto"
+    assert report["recipe_hash"] == written.hash() and (out / "recipe.toml").read_text() == written.to_toml()
 
 
 REFUSED = {
