@@ -22,7 +22,7 @@ def outputs_over(
     """Outputs of the eval phase over all samples, in batches, by name, on the CPU.
 
     Args:
-        program: in any mode, which stays; it runs on the device of its parameters.
+        program: in any mode, which stays; it runs on the device of its parameters, or of its buffers where it has none.
         samples: whose inputs it takes.
         names: of the outputs to keep; None: all.
         batch_size: samples of a forward pass.
@@ -32,7 +32,7 @@ def outputs_over(
         output without a batch is averaged over the batches; what is no tensor is that of the last batch.
     """
     parts: dict[str, list[Any]] = {}
-    device = next(program.parameters()).device
+    device = next((value.device for value in (*program.parameters(), *program.buffers())), torch.device("cpu"))
     with torch.no_grad():
         for rows in torch.arange(len(samples)).split(batch_size):
             for name, value in outputs_of(program, moved(samples.batch(rows).inputs, device)).items():

@@ -52,6 +52,14 @@ def test_a_vector_head_undoes_a_bias_too():
     torch.testing.assert_close(program.tensor("calibration.scale"), torch.full((4,), 1 / 3), rtol=0, atol=0.08)
 
 
+def test_a_program_without_parameters_is_calibrated():
+    program, samples = overconfident()
+    logits = TensorSamples(evaluate(program, samples)["logits"].float(), samples.targets)
+    for model in (nn.Flatten(), nn.BatchNorm1d(4, affine=False)):  # with neither, and with buffers
+        given = sp.Pipeline.parse("attach-calibration-head")(sp.trace(model, (logits.inputs[:2],))).eval()
+        assert fit(given, logits).temperature == pytest.approx(3.0, rel=0.1)
+
+
 def test_evaluation_in_batches_is_evaluation_at_once():
     program, samples = overconfident(n=50)
     whole, parts = evaluate(program, samples), evaluate(program, samples, batch_size=7)
