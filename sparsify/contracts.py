@@ -22,6 +22,7 @@ from sparsify.errors import ContractError
 from sparsify.exporters import export
 from sparsify.heads import HEADS, Fitted, Head, check_head, register
 from sparsify.heads import run as compute
+from sparsify.heads.contract import agree
 from sparsify.ir import Program, trace
 from sparsify.loading.sources import digits_arrays
 from sparsify.methods import Method
@@ -261,7 +262,7 @@ def _head_of_a_program(head: Head, fitted: Fitted, task: Task, output: Tensor) -
             program.tensor(f"calibration.{name}").copy_(value)
         found = program.outputs(output)
         for name, value in zip(head.outputs, head.apply(compute, output, state, task), strict=True):
-            if not torch.allclose(found[name], value):
+            if not agree(found[name], value):
                 raise ContractError(
                     f"calibration head {head.name!r} breaks a promise: output {name!r} of a program differs from what apply() computes "
                     f"with tensors."

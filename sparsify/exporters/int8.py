@@ -184,7 +184,7 @@ def compared(samples: Samples, values: Mapping[str, list[Array]]) -> dict[str, A
     found: dict[str, Agreement] = {}
     main, task = samples.wanted[samples.main], samples.task
     shape = main.table(main.values).shape
-    calibrated = {samples.main, *(output for head in HEADS.values() for output in head.outputs)}
+    calibrated = {samples.main, *(name for head in HEADS.values() for name in head.outputs if name not in head.beside)}
     for name, wanted in samples.wanted.items():
         want, have = wanted.table(wanted.values), wanted.table(values[name])
         alike = name in calibrated and want.shape == shape

@@ -75,7 +75,9 @@ class Head(ABC):
 
     Attributes:
         name: of the head, as ``attach-calibration-head{kind=...}`` and the recipe key ``export.calibrator`` write it.
-        outputs: names of the outputs that it adds. Each has the shape and the type of the output that the task reads.
+        outputs: names of the outputs that it adds. Each has the shape and the type of the output that the task reads, but those `beside`.
+        beside: those of its outputs that are something else than what the task reads, calibrated: a set of classes, bool [N, K], or a
+            score, [N]. Each has a row per sample, and whatever further shape and type.
         buffers: number of dimensions of each buffer, by name; None: it depends on the output. Names and dimensions together say which
             head a program of an earlier version has, whose file does not name it, so no two heads have the same.
         tasks: names of tasks that it is offered for, beside those that name it in `sparsify.tasks.Task.heads`.
@@ -84,6 +86,7 @@ class Head(ABC):
 
     name: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
+    beside: ClassVar[tuple[str, ...]] = ()
     buffers: ClassVar[Mapping[str, int | None]]
     tasks: ClassVar[tuple[str, ...]] = ()
     unfitted: ClassVar[str] = "its outputs are those of the model as trained"
@@ -101,7 +104,7 @@ class Head(ABC):
         """Make the outputs, each sample by itself.
 
         Args:
-            call: what applies ATen operators. Each result has the shape and the type of ``output``.
+            call: what applies ATen operators.
             output: what the task reads, [N, ...]: a tensor, or the node that stands for it.
             state: the buffers by name, likewise.
             task: what the output means.

@@ -16,6 +16,16 @@ from sparsify.parts import metrics
 from sparsify.tasks import Task, build
 from sparsify.tasks.base import judged
 
+CALIBRATED = ("probabilities", "lower", "upper")
+"""Names of outputs that figures and reports read as calibrated."""
+
+
+def agree(first: Tensor, second: Tensor) -> bool:
+    """Whether values are the same but for rounding; of whole numbers and bools, the same."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    return torch.allclose(first, second) if first.is_floating_point() else torch.equal(first, second)
+
 
 def check_head(head: Head, task: str | Task, output: Tensor, target: Tensor) -> Fitted:
     """Try the promises of `Head` on the outputs and targets of held-out samples.
@@ -60,6 +70,13 @@ def _declared(head: Head, task: Task, output: Tensor) -> State:
     )
     names = [*head.outputs]
     unique = bool(names) and len({*names, task.output}) == len(names) + 1
+    strange = [name for name in head.beside if name not in head.outputs or name in CALIBRATED]
+    _promise(
+        head,
+        not strange,
+        f"`beside` names {', '.join(map(repr, strange))}; it should name some of `outputs`, and none of {', '.join(CALIBRATED)}, "
+        f"which have the shape of what the task reads",
+    )
     _promise(head, unique, f"outputs should be names other than {task.output!r}, each once; found {names}")
     shape = ("N", *output.shape[1:])
     before = head.identity(shape)
@@ -78,10 +95,18 @@ def _applied(head: Head, task: Task, output: Tensor, state: State) -> None:
         head, len(values) == len(head.outputs), f"apply() gives {len(values)} values for the outputs {[*head.outputs]}"
     )
     for name, value in zip(head.outputs, values, strict=True):
+        if name in head.beside:
+            rows = isinstance(value, Tensor) and value.shape[:1] == output.shape[:1]
+            _promise(head, rows, f"output {name!r}, which is one of `beside`, has no row per sample")
+            continue
         alike = isinstance(value, Tensor) and (value.shape, value.dtype) == (output.shape, output.dtype)
-        _promise(head, alike, f"output {name!r} has not the shape and the type of what the task reads")
+        _promise(
+            head,
+            alike,
+            f"output {name!r} has not the shape and the type of what the task reads; name it in `beside` if it is something else",
+        )
     again = head.apply(run, output[:half], state, task)
-    alone = all(torch.allclose(part, value[:half]) for part, value in zip(again, values, strict=True))
+    alone = all(agree(part, value[:half]) for part, value in zip(again, values, strict=True))
     _promise(head, alone, "the outputs of a sample depend on the other samples of the batch")
     if isinstance(head, Scaling):
         same = torch.equal(head.scaled(run, output, state), output)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import fx
@@ -14,6 +14,7 @@ from sparsify.heads import HEADS, Head, fitting, owner
 from sparsify.heads.registry import NONE
 from sparsify.ir import Program, Stage, TensorSpec, surgery
 from sparsify.ir.nodes import MADE_BY
+from sparsify.ir.recording import Recorder
 from sparsify.ir.traits import named_outputs
 from sparsify.passes.base import CHANGED, UNCHANGED, Effect, Kept, Pass, PassLog
 from sparsify.passes.options import option
@@ -71,7 +72,7 @@ class AttachCalibrationHead(Pass):
             surgery.add_state(program, PREFIX + name, tensor)
         output = program.output_node("eval")
         nodes = {name: surgery.state_node(program, "eval", PREFIX + name, before=output) for name in state}
-        found = head.apply(_recording(program, value.meta["spec"]), value, nodes, task)
+        found = head.apply(Recorder(program, f"{self.name}: head {head.name!r}"), value, nodes, task)
         for name, node in zip(head.outputs, found, strict=True):
             surgery.append_output(program, "eval", name, node, head=head.name)
             log.change(name)
@@ -117,15 +118,6 @@ class AttachCalibrationHead(Pass):
                 f"set the option task."
             )
         return value
-
-
-def _recording(program: Program, spec: TensorSpec) -> Callable[..., fx.Node]:
-    """What adds a node for each operator at the end of the eval phase; results are like the output that ``spec`` describes."""
-
-    def call(operator: Callable[..., Any], *arguments: Any) -> fx.Node:
-        return surgery.call_after(program, "eval", program.output_node("eval").prev, operator, arguments, spec=spec)
-
-    return call
 
 
 def head_outputs(program: Program, phase: str) -> dict[str, set[fx.Node]]:

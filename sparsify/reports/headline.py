@@ -315,6 +315,9 @@ def _calibrated(report: Report) -> str:
     before, after = f"{model['ece_before']:.4f}", f"{model['ece_after']:.4f}"
     change = "did not change" if before == after else "lowered" if float(after) < float(before) else "raised"
     lean = "over-confident" if model["signed_gap_after"] > 0 else "under-confident"
+    if fitted["nll_before"] is None:
+        text = f"The head {fitted['kind']} was fitted on {fitted['samples']:,} held-out samples, and makes no probabilities."
+        return text + (f" It is {fitted['note']}." if fitted.get("note") else "")
     text = (
         f"{fitted['kind'].capitalize()} scaling, fitted on {fitted['samples']:,} held-out samples, {change} the test ECE "
         f"({before} before, {after} after); confidence is then {100 * abs(model['signed_gap_after']):.2f} points off on average, {lean}."

@@ -55,7 +55,7 @@ def task_quality(task: Task, read: Any, outputs: Mapping[str, Tensor], targets: 
     Args:
         task: of the run.
         read: what it reads of the outputs, [N, ...].
-        outputs: all of the program, with ``probabilities``, or ``lower`` and ``upper``, where a head was attached.
+        outputs: all of the program, with ``probabilities``, or ``lower`` and ``upper``, where a head was attached that makes them.
         targets: [N, ...].
 
     Returns:
@@ -64,7 +64,8 @@ def task_quality(task: Task, read: Any, outputs: Mapping[str, Tensor], targets: 
         ``coverage`` and mean ``width``.
     """
     if task.name == "classification":
-        return quality(read.softmax(1), outputs["probabilities"], targets)
+        before = read.softmax(1)
+        return quality(before, outputs.get("probabilities", before), targets)
     found = {key: value if math.isfinite(value) else None for key, value in task.figures(read, targets).items()}
     lower, undirected = ([name for name in found if task.higher_is_better(name) is way] for way in (False, None))
     row: dict[str, Any] = {"figures": found, "headline": next(iter(found)), "lower_is_better": lower}

@@ -56,16 +56,17 @@ class Layer(Form):
 
 
 class Calibration(Form):
-    """How the head was fitted, and its effect on the samples it was fitted on; ``note``: why it was not, or is a rough one."""
+    """How the head was fitted, and its effect on the samples it was fitted on, None of a head that makes no probabilities; ``note``: why it
+    was not, or is a rough one."""
 
     kind: str
     samples: int
     temperature: float | None
     note: str | None = None
-    nll_before: float
-    nll_after: float
-    ece_before: float
-    ece_after: float
+    nll_before: float | None
+    nll_after: float | None
+    ece_before: float | None
+    ece_after: float | None
 
 
 class Parity(Form):

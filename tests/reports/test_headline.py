@@ -19,7 +19,7 @@ def part(**changes):
         **{"bytes": 1000, "maskable": 500, "nonzeros": 50, "density": 0.1, "macs": 4000},
         **{"params": 800, "model_density": 0.4375, "unknown": [], "mostly_dense": None},
         "forms": {},
-        "calibration": {"kind": "temperature", "samples": 100},
+        "calibration": {"kind": "temperature", "samples": 100, "nll_before": 0.3},
         "parity": {"largest_error": 3e-7, "tolerance": 1e-4, "decisions": 65},
     }
     return {**base, **changes}
