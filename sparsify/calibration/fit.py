@@ -25,6 +25,7 @@ from sparsify.tasks.base import judged
 
 BOUNDS = {"lower", "upper"}
 """Outputs of heads that are fitted to a level."""
+REPLACE = "To have another head in its place, name it: export.calibrator in a recipe, or attach-calibration-head{kind=... replace=true}."
 
 
 @dataclass(frozen=True)
@@ -127,27 +128,23 @@ def _head(program: Program) -> Head:
         return found
     if not names and not buffers:
         raise TrainingError(f"{program.name!r} has no calibration head. Apply attach-calibration-head first.")
-    shown = ", ".join(map(repr, names))
-    made = ", ".join(head_outputs(program, "eval")) or "no output"
-    has = f"{program.name!r} has {f'the calibration head {shown}' if len(names) == 1 else 'a calibration head'}"
-    with_these = f"with the buffers {', '.join(buffers) or 'of no name'}, which makes {made}"
+    told, made = ", ".join(map(repr, names)), ", ".join(head_outputs(program, "eval")) or "no output"
     if len(names) > 1:
         raise TrainingError(
-            f"{program.name!r} names the calibration heads {shown} for its outputs {made}, and a program has one. {_REPLACE}"
+            f"{program.name!r} names the calibration heads {told} for its outputs {made}, and a program has one. {REPLACE}"
         )
+    listed = ", ".join(f"{name} {list(shape)}" for name, shape in buffers.items())
+    has = f"{program.name!r} has {f'the calibration head {told}' if names else 'a calibration head'}"
+    has += f" with {f'the buffers {listed}' if buffers else 'no buffers'}, which makes {made}"
     if names and names[0] in HEADS:
-        own = ", ".join(HEADS[names[0]].buffers)
+        own = ", ".join(
+            f"{name} of {'any' if n is None else n} dimensions" for name, n in HEADS[names[0]].buffers.items()
+        )
         raise TrainingError(
-            f"{has}, {with_these}; the head of that name that is installed has {own or 'none'}, or others of their dimensions. Install "
-            f"the version of the package that it is from. {_REPLACE}"
+            f"{has}; the installed head of that name has {own or 'none'}. Install the version of the package that it is from. {REPLACE}"
         )
     lacks = "no head of that name is installed" if names else "no head that is installed has these"
-    raise TrainingError(
-        f"{has}, {with_these}, and {lacks}. Install the package that it is from. {_REPLACE}{not_loaded()}"
-    )
-
-
-_REPLACE = "To have another head in its place, name it: export.calibrator in a recipe, or attach-calibration-head{kind=... replace=true}."
+    raise TrainingError(f"{has}, and {lacks}. Install the package that it is from. {REPLACE}{not_loaded()}")
 
 
 def _check_fits(program: Program, head: Head, task: Task) -> None:

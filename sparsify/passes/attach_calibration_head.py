@@ -149,8 +149,10 @@ def head_names(program: Program) -> tuple[str, ...]:
 
 def head_of(program: Program) -> Head | None:
     """The calibration head of a program: the one of its name, with its buffers; None without one that is installed."""
-    names = head_names(program)
-    return owner(head_buffers(program), names[0] if names else None) if len(names) < 2 else None
+    names, buffers = head_names(program), head_buffers(program)
+    if len(names) > 1 or not (names or buffers):
+        return None
+    return owner(buffers, names[0] if names else None)
 
 
 def head_metadata(program: Program) -> dict[str, str]:

@@ -97,10 +97,12 @@ def test_a_program_whose_head_is_not_installed_says_so(halved):
     assert kind_of(program) is None
     with pytest.raises(
         TrainingError,
-        match="the calibration head 'halved', with the buffers half, which makes probabilities, and no head of that name",
+        match=r"the calibration head 'halved' with the buffers half \[\], which makes probabilities, and no head of that name",
     ):
         fit(program, TensorSamples(torch.rand(4, 4), torch.arange(4) % 3))
-    with pytest.raises(TrainingError, match=r"half, which makes probabilities.*Install the package that it is from"):
+    with pytest.raises(
+        TrainingError, match=r"half \[\], which makes probabilities.*Install the package that it is from"
+    ):
         heads(parse_recipe(None, {}), program)
 
 

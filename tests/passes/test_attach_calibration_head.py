@@ -98,9 +98,9 @@ def test_names_that_cannot_be_are_refused_where_a_file_is_read(heads, words, tmp
 @pytest.mark.parametrize(
     ("heads", "words"),
     [
-        ({"probabilities": "this:s"}, r"has the calibration head 'this:s', with the buffers .*, and no head of that name is installed"),
+        ({"probabilities": "this:s"}, r"has the calibration head 'this:s' with the buffers .*, and no head of that name is installed"),
         ({"probabilities": "this"}, "no head of that name is installed. Install the package"),
-        ({"probabilities": "temperature"}, "the head of that name that is installed has temperature"),
+        ({"probabilities": "temperature"}, r"buffers scale \[10\], bias \[10\], .*; the installed head of that name has temperature of 0"),
         ({"probabilities": "vector", "logits": "temperature"}, "names the calibration heads 'vector', 'temperature' for its outputs"),
     ],
 )  # fmt: skip
@@ -130,6 +130,21 @@ def test_every_exported_file_names_its_head(twin, tmp_path):
         assert (
             metadata(sp.export(program, tmp_path / "m.onnx", inputs=[samples.inputs[:8]]).path)["calibration"] == kind
         )
+
+
+def test_a_head_without_buffers_is_that_of_a_program_that_names_it():
+    program, _ = calibrated("vector")
+    plain = sp.trace(nn.Linear(4, 3), (torch.rand(2, 4),)).eval()
+    with HEADS.forgetting():
+        register(type("Bare", (Temperature,), {"name": "bare", "buffers": {}, "tasks": ("classification",), **BARE})())
+        assert kind_of(plain) is None and kind_of(program) == "vector"
+        attached = sp.Pipeline.parse("attach-calibration-head{kind=bare}")(plain.clone()).eval()
+        assert kind_of(attached) == "bare" and not list(attached.buffers())
+        replaced = sp.Pipeline.parse("attach-calibration-head{kind=vector replace=true}")(attached)
+    assert kind_of(replaced) == "vector" and replaced.output_names("eval") == ("logits", "probabilities")
+
+
+BARE = {"identity": lambda self, shape: {}, "scaled": lambda self, call, output, state: output}
 
 
 def test_a_program_has_one_head():
