@@ -105,10 +105,10 @@ def free_memory() -> int:
         return 2**62
 
 
-def holds_encoded_images(path: Path) -> bool:
-    """Whether the training part of an .npz file is encoded images, not pixels."""
+def encoded_inputs(path: Path) -> set[str]:
+    """The inputs of an .npz file that are encoded images, not pixels, by their names; an only input has the empty text."""
     with np.load(path, allow_pickle=False) as archive:
-        return any(name.partition(".")[0] == "images_train" for name in archive.files)
+        return {name.partition(".")[2] for name in archive.files if name.partition(".")[0] == "images_train"}
 
 
 def stored_layout(x: np.ndarray) -> Literal["NF", "NHW", "NHWC", "NCHW"]:

@@ -107,7 +107,8 @@ def samples_of_table(
     parts: dict[str, Samples] = {"train": _part(inputs, targets, kept)}
     if len(held):
         parts["test"] = _part(inputs, targets, held)
-    prepared = {"kind": "table", "target": list(target), "ignored": list(ignored), "features": features}
+    prepared = {"kind": "table", "delimiter": table.delimiter, "target": list(target), "ignored": list(ignored)}
+    prepared |= {"features": features}
     return TableSamples(parts, names, prepared | ({"classes": list(names)} if names and len(target) == 1 else {}))
 
 

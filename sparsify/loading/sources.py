@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import DataError
-from sparsify.loading.arrays import Arrays, holds_encoded_images, read_npz, samples_of_arrays, stored_layout
+from sparsify.loading.arrays import Arrays, encoded_inputs, read_npz, samples_of_arrays, stored_layout
 from sparsify.loading.columns import samples_of_table
 from sparsify.loading.datasets import samples_of_factory
 from sparsify.loading.holdout import split
@@ -104,8 +104,8 @@ def read(asked: Asked, on_progress: Progress | None = None) -> Source:
     train = parts["train"]
     assert isinstance(train, TensorSamples)
     if "x_train" not in arrays:
-        return Source(parts, "named", names, preparation=_preparation(train))
-    stored: Stored = "files" if holds_encoded_images(path) else stored_layout(arrays["x_train"])
+        return Source(parts, "named", names, preparation=_preparation(train, arrays, encoded_inputs(path)))
+    stored: Stored = "files" if encoded_inputs(path) else stored_layout(arrays["x_train"])
     return Source(parts, stored, names, "bytes" if train.inputs.dtype is torch.uint8 else "numbers", _statistics(train))
 
 
@@ -127,12 +127,17 @@ def _statistics(samples: Samples) -> tuple[Tensor, Tensor] | None:
     return None if mean is None or std is None else (mean, std)
 
 
-def _preparation(samples: TensorSamples) -> dict[str, Any]:
-    """How several arrays become inputs, for whoever feeds a file: bytes are divided by 255 and normalised, others are as they are."""
+def _preparation(samples: TensorSamples, arrays: Arrays, encoded: Collection[str]) -> dict[str, Any]:
+    """How several arrays become inputs, for whoever feeds a file: bytes are divided by 255 and normalised, others are as they are.
+
+    ``stored`` is the layout of bytes in the archive, or ``files`` of the inputs that are ``encoded``.
+    """
     mean, std = samples.mean, samples.std
     inputs: dict[str, Any] = {}
     for name, tensor in samples.inputs.items():
         inputs[name] = {"scale": 255 if tensor.dtype is torch.uint8 else 1}
+        if tensor.dtype is torch.uint8:
+            inputs[name]["stored"] = "files" if name in encoded else stored_layout(arrays[f"x_train.{name}"])
         if isinstance(mean, Mapping) and isinstance(std, Mapping) and name in mean:
             inputs[name] |= {"mean": mean[name].tolist(), "std": std[name].tolist()}
     return {"kind": "arrays", "inputs": inputs}

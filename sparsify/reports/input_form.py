@@ -27,8 +27,9 @@ class Input(Form):
 
 
 class SeveralInputs(Form):
-    """One of several inputs of the file."""
+    """One of several inputs of the file; ``array`` is that of its test samples in an archive of named arrays."""
 
     name: str
     dtype: str
     shape: list[int]
+    array: str | None = None

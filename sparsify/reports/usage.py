@@ -1,4 +1,4 @@
-"""The lines of Python that run a file on a picture or an array, prepared as the training data were: numpy, pillow and onnxruntime only."""
+"""The lines of Python that run a file on what the data held, prepared as they were: numpy, pillow and onnxruntime only."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ Report = Mapping[str, Any]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Modes of pillow by the number of channels; with four, transparency is one of them."""
 PROBABILITIES = "probabilities"
+SESSION = 'onnxruntime.InferenceSession("model.onnx")'
 ARRANGED = {"NHW": "[:, None]", "NHWC": ".transpose(0, 3, 1, 2)"}
 """How stored arrays become [N, C, H, W]; others are so already."""
 
 
 def usage(report: Report) -> dict[str, str]:
-    """The lines for each kind of input that the file's data allow, by what they read; empty for a report without ``input``.
+    """The lines for each kind of input that the file's data allow, by what they read; none for a report without ``input`` and ``inputs``.
 
     They print ``probabilities`` where the file has them, else all of its ``outputs`` by name.
 
@@ -23,16 +24,68 @@ def usage(report: Report) -> dict[str, str]:
         report: content of ``metrics.json``.
     """
     given, outputs = report.get("input"), report.get("outputs")
+    if several := report.get("inputs"):
+        return {what: "\n".join((*lines, *_run("x", outputs))) for what, lines in _several(several, report["data"])}
     if not given:
         return {}
     name, found = report["data"]["name"], dict[str, tuple[str, ...]]()
+    if given["stored"] == "table" and "delimiter" in report["data"].get("preparation", {}):
+        lines = (
+            *_table(name, report["data"]["preparation"]),
+            *_run(f"{{{json.dumps(given['name'])}: x}}", outputs, "session"),
+        )
+        return {f"the rows of {name}": "\n".join(lines)}
     if given["given_as"] == "bytes" and len(given["shape"]) == 3 and given["shape"][0] in MODES:
         found["a picture (PNG, JPEG, ...)"] = _picture(given)
     if given["stored"] in ("NF", "NHW", "NHWC", "NCHW"):
         found[f"the arrays of {name}"] = _arrays(given, name)
     if given["given_as"] == "prepared":
         found[f"an array that {name} has prepared"] = _prepared(given)
-    return {what: "\n".join((*lines, *_run(given["name"], outputs))) for what, lines in found.items()}
+    fed = f"{{{json.dumps(given['name'])}: x}}"
+    return {what: "\n".join((*lines, *_run(fed, outputs))) for what, lines in found.items()}
+
+
+def _several(rows: Sequence[Report], data: Report) -> list[tuple[str, tuple[str, ...]]]:
+    """The lines for several inputs, or one by name: those of an archive, else arrays that the user prepares; with what they read."""
+    told = data.get("preparation", {}).get("inputs", {})
+    archive = all(row.get("array") and told.get(row["name"], {}).get("stored") != "files" for row in rows)
+    lines = [
+        "import numpy as np, onnxruntime",
+        *([f"data = np.load({json.dumps(data['name'])})"] if archive else ()),
+        "x = {",
+    ]
+    for row in rows:
+        name, kind = json.dumps(row["name"]), {"bool": "bool_"}.get(row["dtype"], row["dtype"])
+        if archive:
+            step = told.get(row["name"], {})
+            plan = {"scale": step.get("scale"), "mean": step.get("mean"), "std": step.get("std"), "shape": row["shape"]}
+            x = _normalised(
+                f"data[{json.dumps(row['array'])}]{ARRANGED.get(step.get('stored', ''), '')}", plan, last=False
+            )
+            lines.append(f"    {name}: {x}.astype(np.{kind}),")
+        else:
+            shape = ", ".join(("N", *map(str, row["shape"])))
+            lines.append(f"    {name}: np.load({json.dumps(row['name'] + '.npy')}),  # {row['dtype']} [{shape}]")
+    what = f"the arrays of {data['name']}" if archive else f"arrays prepared as those of {data['name']} are"
+    return [(what, (*lines, "}"))]
+
+
+def _table(name: str, preparation: Report) -> tuple[str, ...]:
+    """Each row of a table becomes numbers as the file's own metadata say; see `sparsify.loading.columns.encode`."""
+    separated = "" if preparation["delimiter"] == "," else f", delimiter={json.dumps(preparation['delimiter'])}"
+    return (
+        "import csv, json, numpy as np, onnxruntime",
+        'session = onnxruntime.InferenceSession("model.onnx")',
+        'features = json.loads(session.get_modelmeta().custom_metadata_map["preparation"])["features"]',
+        "def numbers(feature, text):",
+        '    if "categories" in feature:',
+        '        return [float(text == category and not feature.get("constant")) for category in feature["categories"]]',
+        '    return [0.0 if feature.get("constant") else (float(text) - feature["mean"]) / feature["std"]]',
+        f'with open({json.dumps(name)}, encoding="utf-8-sig", newline="") as file:',
+        f"    rows = [{{key.strip(): text.strip() for key, text in row.items()}} for row in csv.DictReader(file{separated})]",
+        'x = [[value for feature in features for value in numbers(feature, row[feature["column"]])] for row in rows]',
+        "x = np.array(x, np.float32)",
+    )
 
 
 def _picture(given: Report) -> tuple[str, ...]:
@@ -74,8 +127,7 @@ def _ready(x: str, given: Report) -> str:
     return f"x = {bracketed}{cast}"
 
 
-def _run(taken: str, outputs: Sequence[str] | None) -> tuple[str, ...]:
-    session, fed = 'onnxruntime.InferenceSession("model.onnx")', f"{{{json.dumps(taken)}: x}}"
+def _run(fed: str, outputs: Sequence[str] | None, session: str = SESSION) -> tuple[str, ...]:
     if outputs is None:  # a report of an earlier version does not know them
         return (f"print(*{session}.run(None, {fed}))",)
     if PROBABILITIES in outputs or len(outputs) == 1:

@@ -93,11 +93,22 @@ def input_row(data: Data, name: str, *, input_type: str, array: str) -> dict[str
     }
 
 
-def several_rows(program: Program, data: Data) -> list[dict[str, Any]]:
-    """The inputs of a file that takes several, for ``metrics.json``: their names, types and shapes, in the order of the file."""
+def several_rows(program: Program, data: Data, array: str) -> list[dict[str, Any]]:
+    """The inputs of a file that takes several, or one by name, for ``metrics.json``: names, types and shapes, in the order of the file.
+
+    Args:
+        program: of the file.
+        data: as it was trained on.
+        array: as for `input_row`; those of an archive are named after it, as ``x_test.ids``.
+    """
     values = program.input_tensors(data.example(64))
     return [
-        {"name": spec.name, "dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape[1:])}
+        {
+            "name": spec.name,
+            "dtype": str(value.dtype).removeprefix("torch."),
+            "shape": list(value.shape[1:]),
+            **({"array": f"{array}.{spec.name}"} if data.stored == "named" else {}),
+        }
         for spec, value in zip(program.input_specs, values, strict=True)
     ]
 

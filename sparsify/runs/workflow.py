@@ -241,9 +241,9 @@ def _finish(
 def _inputs(program: Program, data: Data, recipe: Recipe) -> dict[str, Any]:
     """What the file takes, ``input``, or ``inputs`` of several, and the names of its ``outputs``."""
     outputs = list(program.output_names("eval"))
-    if not isinstance(data.example(1), Tensor):
-        return {"inputs": several_rows(program, data), "outputs": outputs}
     array = "x_test" if recipe.test_holdout is None else "x_train"
+    if not isinstance(data.example(1), Tensor):
+        return {"inputs": several_rows(program, data, array), "outputs": outputs}
     row = input_row(data, program.input_specs[0].name, input_type=recipe.export_input, array=array)
     return {"input": row, "outputs": outputs}
 

@@ -18,6 +18,7 @@ from sparsify.runs.exporting import export_saved
 from sparsify.runs.recipe import Recipe
 from sparsify.runs.workflow import run
 from tests.loading.test_data import IMAGES, LABELS
+from tests.reports.test_usage import decisions, lines_of
 
 MODEL = """
 import torch
@@ -56,12 +57,15 @@ def test_two_inputs_are_trained_on_resumed_exported_and_told_of(mine, monkeypatc
     assert report["model"]["accuracy"] > 0.7 and report["model"]["parity"]["ok"]
     held = json.loads((mine / "a" / "metrics.json").read_text())
     assert held["inputs"] == [
-        {"name": "ink", "dtype": "float32", "shape": [2]}, {"name": "image", "dtype": "float32", "shape": [1, 8, 8]},
+        {"name": "ink", "dtype": "float32", "shape": [2], "array": "x_test.ink"},
+        {"name": "image", "dtype": "float32", "shape": [1, 8, 8], "array": "x_test.image"},
     ]  # fmt: skip
     assert held["data"]["preparation"]["inputs"]["image"]["scale"] == 255 and "latency" in report
     file = onnx.load(mine / "a" / "model.onnx")
     assert {value.name for value in file.graph.input} == {"ink", "image"}
     assert "preparation" in {entry.key for entry in file.metadata_props}
+    [code] = lines_of(mine / "a")
+    assert float((decisions(mine / "a", code) == LABELS[600:800]).mean()) == report["model"]["accuracy"]
     data = load_data(str(mine / "d.npz"), seed=0)
     logits = run_file(mine / "a" / "model.onnx", data.test)["logits"]
     assert float((logits.argmax(1) == data.test.targets).double().mean()) == report["model"]["accuracy"]

@@ -16,6 +16,7 @@ from sparsify.loading import load_data
 from sparsify.loading.columns import encode
 from sparsify.runs.recipe import parse_pairs, parse_recipe
 from tests.end_to_end.commands import command
+from tests.reports.test_usage import decisions, lines_of
 
 MODEL = """
 from torch import nn
@@ -76,6 +77,8 @@ def test_a_table_is_trained_on_and_its_file_fed_with_new_rows(table, tmp_path):
     found = np.asarray(session.run(["logits"], {session.get_inputs()[0].name: encode(preparation, rows)})[0])
     right = found.argmax(1) == np.array([metrics["data"]["class_names"].index(row["diagnosis"]) for row in rows])
     assert right.mean() > 0.9
+    [code] = lines_of(tmp_path / "a")
+    assert decisions(tmp_path / "a", code).tolist() == found.argmax(1).tolist()
 
 
 def test_columns_are_named_in_every_form(table, tmp_path):

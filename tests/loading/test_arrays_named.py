@@ -40,6 +40,7 @@ def test_inputs_come_by_name_and_each_is_prepared_by_what_it_is(tmp_path):
     assert list(data.example(2)) == ["image", "ink", "tokens", "seen"] and data.statistics is None
     assert data.preparation["inputs"]["image"] == {
         "scale": 255,
+        "stored": "NHW",
         "mean": [pytest.approx(mean)],
         "std": [pytest.approx(std)],
     }

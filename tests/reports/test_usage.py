@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sparsify.errors import DataError, RecipeError
 from sparsify.loading import load_data
+from sparsify.loading.columns import encode
 from sparsify.loading.pixels import decoded
 from sparsify.loading.sources import digits_arrays
 from sparsify.reports.usage import usage
@@ -184,6 +186,93 @@ def test_pictures_with_four_channels_keep_their_transparency(tmp_path):
     names: dict[str, np.ndarray] = {}
     exec(code[: code.index("print(")].replace("image.png", str(photographs(tmp_path)["alpha.png"])), names)
     np.testing.assert_array_equal(names["x"][0], np.asarray(Image.open(tmp_path / "alpha.png")))
+
+
+class Told:
+    """A session that only tells the metadata of its file."""
+
+    def __init__(self, **metadata: str) -> None:
+        self.custom_metadata_map = metadata
+
+    def get_modelmeta(self) -> Told:
+        return self
+
+
+def prepared(code: str, **metadata: str):
+    """What the lines feed the file, without running it."""
+    names: dict[str, object] = {"SESSION": Told(**metadata)}
+    exec(code[: code.index("print(")].replace('onnxruntime.InferenceSession("model.onnx")', "SESSION"), names)
+    return names["x"]
+
+
+def several(data, name: str) -> dict[str, str]:
+    rows = [
+        {"name": key, "dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape[1:])}
+        for key, value in data.test.batch(torch.arange(2)).inputs.items()
+    ]
+    rows = [row | ({"array": f"x_test.{row['name']}"} if data.stored == "named" else {}) for row in rows]
+    return usage({"inputs": rows, "data": {"name": name, "preparation": data.preparation}, "outputs": ["logits"]})
+
+
+def test_the_lines_prepare_several_inputs_as_loading_does(tmp_path):
+    parts, arrays = digits(), dict[str, np.ndarray]()
+    for part in ("train", "test"):
+        x = parts[f"x_{part}"]
+        arrays |= {
+            f"x_{part}.grey": x,
+            f"x_{part}.colour": tinted(x),
+            f"x_{part}.planes": tinted(x).transpose(0, 3, 1, 2),
+        }
+        arrays |= {
+            f"x_{part}.ids": x[:, 0].astype(np.int32),
+            f"x_{part}.seen": x[:, 0] > 99,
+            f"x_{part}.ink": x.mean((1, 2)),
+        }
+        arrays |= {f"y_{part}": parts[f"y_{part}"]}
+    np.savez(tmp_path / "d.npz", **arrays)
+    data = load_data(str(tmp_path / "d.npz"), seed=0)
+    [(what, code)] = several(data, str(tmp_path / "d.npz")).items()
+    assert what == f"the arrays of {tmp_path / 'd.npz'}" and code.endswith('.run(["logits"], x)[0])')
+    wanted, found = data.test.batch(torch.arange(60)).inputs, prepared(code)
+    assert isinstance(found, dict) and list(found) == list(wanted)
+    for name, value in wanted.items():
+        assert str(found[name].dtype) == str(value.dtype).removeprefix("torch.")
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_the_lines_name_several_inputs_that_only_their_user_can_prepare(tmp_path):
+    parts = digits(120)
+    np.savez(tmp_path / "x.npz", **parts)
+    (tmp_path / "f.py").write_text(
+        "import numpy as np\n"
+        f"d = np.load({str(tmp_path / 'x.npz')!r})\n"
+        "def data():\n"
+        "    return [({'seen': d[f'x_{p}'][:, 0] > 99, 'rows': d[f'x_{p}'] / 255}, d[f'y_{p}']) for p in ('train', 'test')]\n"
+    )
+    data = load_data(f"{tmp_path / 'f.py'}:data", seed=0)
+    [(what, code)] = several(data, "f.py:data").items()
+    assert what == "arrays prepared as those of f.py:data are"
+    assert '"seen": np.load("seen.npy"),  # bool [N, 8]' in code and "# float32 [N, 8, 8]" in code
+
+
+@pytest.mark.parametrize("separator", [",", ";"])
+@pytest.mark.filterwarnings("ignore:.*(never changes|separate its columns)")
+def test_the_lines_prepare_the_rows_of_a_table_as_loading_does(tmp_path, separator):
+    parts, path = digits(40), tmp_path / "t.csv"
+    texts = [
+        ["dark" if row[0] > 100 else "pale", *row, "same", "7", label]
+        for row, label in zip(parts["x_train"][:, 3].tolist(), parts["y_train"], strict=True)
+    ]
+    header = ["shade", *(f"p{k} " for k in range(8)), "land", "year", "digit"]
+    path.write_text("\n".join(separator.join(map(str, row)) for row in (header, *texts)) + "\n", encoding="utf-8-sig")
+    data = load_data(str(path), seed=0, target=["digit"], test_holdout=0.3, task="regression")
+    given = {"stored": "table", "given_as": "prepared", "name": "x", "shape": [13], "dtype": "float32", "type": "float"}
+    report = {"input": given, "data": {"name": str(path), "preparation": data.preparation}, "outputs": ["logits"]}
+    [(what, code)] = usage(report).items()
+    assert what == f"the rows of {path}" and code.endswith('session.run(["logits"], {"x": x})[0])')
+    found = np.asarray(prepared(code, preparation=json.dumps(data.preparation)))
+    wanted = encode(data.preparation, [dict(zip((name.strip() for name in header), row, strict=True)) for row in texts])
+    np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize(
