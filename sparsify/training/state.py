@@ -199,7 +199,7 @@ class SparseTrainer(Joined):
             for act in self._before_step:
                 act(step, closure)
 
-    def step(self, closure: Closure | None = None, *, scaler: Any = None) -> None:
+    def step(self, closure: Closure | None = None, *, scaler: Any = None) -> Any:
         """Optimizer step, then a topology update when one is due. Call it after ``loss.backward()``.
 
         A step whose gradients are not finite changes nothing but ``counts["skipped_steps"]``.
@@ -211,15 +211,18 @@ class SparseTrainer(Joined):
             scaler: a `torch.amp.GradScaler` whose ``scale(loss)`` was called backward; gradients are divided by its scale first, unless
                 ``scaler.unscale_`` was called for the optimizers. Call ``scaler.update()`` after the step.
 
+        Returns:
+            What the closure returned first, for an optimizer that evaluates the batch itself; else None.
+
         Raises:
             TrainingError: If the program is in eval mode; no gradient is there, or gradients were not finite many times in a row; the
                 method needs a closure, a sweep or its own loss; or the dense gradient of a due round did not arrive.
         """
         if not self.program.training or not 0 < self.steps < self.total_steps:
             self._check_place()
-        step = self.steps + 1
+        step, losses = self.steps + 1, list[Any]()
         if self._optimizers.evaluates:
-            moved = self._evaluated_step(step, closure)
+            moved = self._evaluated_step(step, closure, losses)
         else:
             if "found_inf" in self.__dict__:
                 self._gradients.take(self.__dict__["grad_scale"], self.__dict__["found_inf"])
@@ -228,12 +231,13 @@ class SparseTrainer(Joined):
             if moved and not self._rounds.replaces(step):
                 self._stepper.step()
         self.steps = step
-        self.counts["forwards"] += 1
-        self.counts["backwards"] += 1
+        for key in ("forwards", "backwards"):
+            self.counts[key] += len(losses) if self._optimizers.evaluates else 1
         for act in self._after_step:
             act(step, moved)
         if step == self._rounds.last_pruning:
             self._say_what_is_left()
+        return losses[0] if losses else None
 
     def _check_place(self) -> None:
         """Refuse a step in eval mode, and in several processes; say where the run is over."""
@@ -247,8 +251,8 @@ class SparseTrainer(Joined):
         if self.steps == self.total_steps:
             self._warn(f"step {self.steps + 1} is beyond total_steps ({self.total_steps}): schedules have ended there.")
 
-    def _evaluated_step(self, step: int, closure: Closure | None) -> bool:
-        """The step of an optimizer that evaluates the batch itself."""
+    def _evaluated_step(self, step: int, closure: Closure | None, losses: list[Any]) -> bool:
+        """The step of an optimizer that evaluates the batch itself; ``losses`` gets what each evaluation returns."""
         if closure is None:
             raise TrainingError(
                 "an attached optimizer evaluates the batch itself: call trainer.step(closure) with a function that zeroes the gradients, "
@@ -260,6 +264,7 @@ class SparseTrainer(Joined):
             loss = closure()
             for act in self._before_step:
                 act(step, None)
+            losses.append(loss)
             return loss
 
         if self._rounds.replaces(step):

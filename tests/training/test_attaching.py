@@ -227,10 +227,20 @@ def test_lbfgs_trains_by_closures(search):
         value.backward()
         return value
 
-    before, masks = float(closure().detach()), {n: m.clone() for n, m in program.masks().items()}
+    before, masks, evaluations = float(closure().detach()), {n: m.clone() for n, m in program.masks().items()}, 0
+
+    def counted():
+        nonlocal evaluations
+        evaluations += 1
+        return closure()
+
     for _ in range(12):
-        trainer.step(closure)
+        now = float(closure().detach())
+        assert float(trainer.step(counted).detach()) == now, (
+            "as optimizer.step(closure) returns the loss before the step"
+        )
         assert strays(program) == 0
+    assert trainer.counts["forwards"] == trainer.counts["backwards"] == evaluations > 12
     assert float(closure().detach()) < before / 2 and trainer.counts["rounds"] == 2
     assert any(not torch.equal(masks[name], mask) for name, mask in program.masks().items())
     with pytest.warns(TrainingWarning), pytest.raises(TrainingError, match=r"call trainer\.step\(closure\)"):
