@@ -307,7 +307,8 @@ class Missing(Form):
 
 
 class Metrics(Form):
-    """``metrics.json``; ``dense`` and ``flips`` where there is a baseline, ``missing`` where something failed after training."""
+    """``metrics.json``; ``dense`` and ``flips`` where there is a baseline, ``without_baseline`` why there can be none, ``missing`` where
+    something failed after training."""
 
     recipe_hash: str
     seed: int
@@ -317,6 +318,7 @@ class Metrics(Form):
     model: Part
     dense: Part | None = None
     flips: Flips | None = None
+    without_baseline: str | None = None
     input: Input | None = None
     inputs: list[SeveralInputs] | None = None
     outputs: Annotated[list[str], Field(min_length=1)] | None = None

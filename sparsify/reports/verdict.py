@@ -9,7 +9,7 @@ from sparsify.parts.intervals import paired_shares, share_interval
 from sparsify.reports.summary_measures import direction
 
 Report = Mapping[str, Any]
-WITHOUT = "not compared with dense: the run has no baseline (add --baseline, with --resume to keep what was trained)."
+WITHOUT = "the run has no baseline (add --baseline, with --resume to keep what was trained)"
 SAY = "see task.options.lower_is_better"
 CALIBRATION = (("ECE", "ece_after"), ("NLL", "nll_after"), ("Brier score", "brier_after"))
 """What is called worse where the model's printed figure is higher than the dense baseline's."""
@@ -30,6 +30,11 @@ def verdict(report: Report, latency: Report | None) -> list[str]:
     return [*useless, _accuracy(report), _speed(report, latency), _size(report), _worse(report)]
 
 
+def _without(report: Report) -> str:
+    """Why nothing is compared with dense: what to add, or why there can be no baseline."""
+    return f"not compared with dense: {report.get('without_baseline') or WITHOUT}."
+
+
 def _accuracy(report: Report) -> str:
     model, dense, flips = report["model"], report.get("dense"), report.get("flips")
     samples = report["data"]["samples"]["test"]
@@ -37,7 +42,7 @@ def _accuracy(report: Report) -> str:
         return _figure(report)
     if not dense or not flips:
         low, high = share_interval(round(model["accuracy"] * samples), samples)
-        return f"Accuracy: {model['accuracy']:.4f} on {samples:,} test samples (95 % interval {low:.4f} to {high:.4f}); {WITHOUT}"
+        return f"Accuracy: {model['accuracy']:.4f} on {samples:,} test samples (95 % interval {low:.4f} to {high:.4f}); {_without(report)}"
     points, (low, high) = paired_shares(flips["lost"], flips["gained"], samples)
     what = "better than dense" if low > 0 else "worse than dense" if high < 0 else "no clear difference to dense"
     return (
@@ -56,7 +61,7 @@ def _figure(report: Report) -> str:
         return f"{name}: the {samples:,} test samples do not define it."
     other = dense["figures"].get(key) if dense else None
     if other is None:
-        return f"{name}: {value:.4f} on {samples:,} test samples; {WITHOUT}"
+        return f"{name}: {value:.4f} on {samples:,} test samples; {_without(report)}"
     paired = report.get("paired") or {}
     if paired.get("interval") and paired["figure"] == key:
         low, high = paired["interval"]
@@ -86,7 +91,7 @@ def _speed(report: Report, latency: Report | None) -> str:
     timings = {row["name"]: row for row in latency["timings"]}
     model, where = timings["model"], f"batch {latency['batch']}, {latency['threads']} thread(s)"
     if "dense" not in timings or latency["verdict"] is None:
-        return f"Speed: {model['milliseconds']:.3f} ms per call at {where}; {WITHOUT}"
+        return f"Speed: {model['milliseconds']:.3f} ms per call at {where}; {_without(report)}"
     low, high = model["interval"]
     return (
         f"Speed: {latency['verdict']}, {model['speedup']:.2f} times as fast as dense (95 % interval {low:.2f} to {high:.2f}) at {where}: "
@@ -98,7 +103,7 @@ def _size(report: Report) -> str:
     model, dense = report["model"], report.get("dense")
     weights = f"{model['nonzeros']:,} of {model['maskable']:,} maskable weights are not zero"
     if not dense:
-        return f"Size: {model['bytes']:,} bytes, {weights}; {WITHOUT}"
+        return f"Size: {model['bytes']:,} bytes, {weights}; {_without(report)}"
     share = model["bytes"] / dense["bytes"]
     what = "smaller than dense" if share < 0.995 else "larger than dense" if share > 1.005 else "as large as dense"
     return (
@@ -112,7 +117,7 @@ def _worse(report: Report) -> str:
     if dense and "figures" in model:
         return _worse_figures(model, dense)
     if not dense or not flips:
-        return f"Worse than dense: {WITHOUT}"
+        return f"Worse than dense: {_without(report)}"
     found = [*_classes(report), *_calibration(dense, model)]
     return f"Worse than dense: {'; '.join(found)}." if found else "Worse than dense: nothing that was measured."
 

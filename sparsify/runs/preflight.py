@@ -93,6 +93,15 @@ def jobs(recipe: Recipe, data: Data, *, converts: bool = False) -> dict[str, Job
     return found
 
 
+def without_baseline(job: Job) -> str:
+    """Why a run of this model, not yet trained, can have no dense baseline; the empty text where it can."""
+    if job.method.name == "dense":
+        return "its method is dense itself"
+    if job.program.masks():
+        return "it trains a saved program with masks on, from which no dense baseline can start"
+    return ""
+
+
 def check_export(program: Program, recipe: Recipe, data: Data) -> None:
     """Convert a program to ONNX as its export will, and keep nothing. It takes the time and memory of a conversion.
 

@@ -42,7 +42,7 @@ from sparsify.runs.artefacts import (
 from sparsify.runs.continuation import check_continues, training_key
 from sparsify.runs.folder import hold_folder
 from sparsify.runs.inferring import with_task
-from sparsify.runs.preflight import Job, heads, jobs, with_head
+from sparsify.runs.preflight import Job, heads, jobs, with_head, without_baseline
 from sparsify.runs.recipe import Recipe, parse_recipe
 from sparsify.runs.standardising import shortfall
 from sparsify.runs.teachers import TeacherProgram, load_teacher
@@ -100,13 +100,14 @@ def run(
         data = recipe_data(recipe, on_decode)
         planned, task = jobs(recipe, data, converts=rehearsed), recipe.build_task()
         recipe = with_head(recipe, planned["model"].program)
+        alone = without_baseline(planned["model"])
         teacher = load_teacher(recipe.teacher, planned["model"].program, data, task) if recipe.teacher else None
         begin(recipe.to_toml())
         fingerprint, models = data.fingerprint(), dict[str, _Model]()
         for name, job in planned.items():
             models[name] = _train(job, recipe, data, fingerprint, out, resume, on_step, teacher)
             teacher = teacher or TeacherProgram(models[name].program, "dense baseline", "")
-        return _finish(recipe, data, fingerprint, models, out, timed=timed)
+        return _finish(recipe, data, fingerprint, models, out, alone=alone, timed=timed)
 
 
 def _check_continues(recipe: Recipe, record: Path) -> None:
@@ -180,9 +181,9 @@ class _Missing:
 
 
 def _finish(
-    recipe: Recipe, data: Data, fingerprint: str, models: Mapping[str, _Model], out: Path, *, timed: bool
+    recipe: Recipe, data: Data, fingerprint: str, models: Mapping[str, _Model], out: Path, *, alone: str, timed: bool
 ) -> dict[str, Any]:
-    """All that comes after training. A failure leaves out what it concerns, and is raised at the end."""
+    """All that comes after training; ``alone``: why it can have no baseline. A failure leaves out what it concerns, and is raised last."""
     missing, rows = _Missing(out), dict[str, Any]()
     task = recipe.build_task()
     read, chosen_by = dict[str, Any](), dict[str, Any]()
@@ -217,6 +218,7 @@ def _finish(
         },
         **_inputs(models["model"].program, data, recipe),
         **rows,
+        **({"without_baseline": alone} if alone else {}),
         **({"missing": missing.rows} if missing.rows else {}),
     }
     again = "Make it with the same command and --resume, which does not train again."

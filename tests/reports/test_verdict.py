@@ -99,6 +99,10 @@ def test_without_a_baseline_every_line_says_what_could_not_be_compared():
     lines = verdict(report(part(0.95)), alone)
     assert len(lines) == 4 and all("not compared with dense" in line and "--baseline" in line for line in lines)
     assert lines[0].startswith("Accuracy: 0.9500 on 1,000 test samples (95 % interval 0.93")
+    told = verdict({**report(part(0.95)), "without_baseline": "its method is dense itself"}, alone)
+    assert all(
+        "not compared with dense: its method is dense itself." in line and "--baseline" not in line for line in told
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ import dataclasses
 
 import pytest
 
-from sparsify.errors import DataError, TraceError, TrainingError
+from sparsify.errors import DataError, RecipeError, TraceError, TrainingError
 from sparsify.ir import TraceWarning
+from sparsify.methods import dense
+from sparsify.passes import Pipeline
 from sparsify.runs.artefacts import recipe_data
-from sparsify.runs.preflight import traced
+from sparsify.runs.preflight import Job, traced, without_baseline
 from sparsify.runs.recipe import Recipe, parse_recipe
 
 MODELS = """
@@ -116,3 +118,16 @@ def test_a_size_that_varies_fits_any_that_its_inputs_have(tmp_path):
         made("shorter")
     with pytest.raises(TrainingError, match=r"output float32 \[2, 12, 5\] and target int64 \[2, 11\]"):
         made("unlike", dynamic=("ids:1=T",))
+
+
+def test_a_run_that_can_have_no_baseline_says_why(tmp_path):
+    recipe = Recipe(model="sparsify.loading:digits_cnn", threads=1, epochs=1, sparsity=0.5)
+    program = traced(recipe, recipe_data(recipe))
+    masked = Pipeline.parse("insert-masks{density=0.5}")(program)
+    assert without_baseline(Job("model", recipe.build_method(), program)) == ""
+    assert without_baseline(Job("model", dense(), program)) == "its method is dense itself"
+    why = without_baseline(Job("model", recipe.build_method(), masked))
+    masked.save(tmp_path / "masked.sparsify")
+    with pytest.raises(RecipeError, match="has masks, and a dense baseline cannot start from it"):
+        traced(dataclasses.replace(recipe, model=str(tmp_path / "masked.sparsify"), baseline=True), recipe_data(recipe))  # type: ignore[type-var]
+    assert why == "it trains a saved program with masks on, from which no dense baseline can start"
