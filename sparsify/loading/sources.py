@@ -73,8 +73,9 @@ def read(asked: Asked, on_progress: Progress | None = None) -> Source:
     text, path = asked.text, Path(asked.text)
     folder, factory = path.is_dir(), ":" in text and not path.exists()
     table = not folder and not factory and path.suffix.lower() in TABLES
-    if asked.image_size is not None and not folder and (text == "digits" or table or not path.is_file()):
-        raise DataError(f"{text}: image_size is for folders of images and for encoded images. Leave it out.")
+    for key, given in (("image_size", asked.image_size is not None), ("channels", asked.channels != "auto")):
+        if given and not folder and (text == "digits" or table or not path.is_file()):
+            raise DataError(f"{text}: {key} is for folders of images and for encoded images. Leave it out.")
     columns = {
         "target": asked.target,
         "category_columns": asked.category_columns,
@@ -82,7 +83,7 @@ def read(asked: Asked, on_progress: Progress | None = None) -> Source:
     }
     if not table and (given := [key for key, value in columns.items() if value]):
         raise DataError(
-            f"{text}: {' and '.join(given)} name columns of a table, and this is none. Give a .csv file, or leave them out."
+            f"{text}: {' and '.join(given)} should name columns of a table, and this is none. Give a .csv file, or leave them out."
         )
     statistics = _given_statistics(asked, prepared="a factory" if factory else "a table" if table else "")
     if table:
@@ -98,6 +99,8 @@ def read(asked: Asked, on_progress: Progress | None = None) -> Source:
         options = {"size": asked.image_size, "channels": asked.channels}
         arrays = once(text, asked.task, lambda: read_npz(path, on_progress=on_progress, **options))
         names = tuple(map(str, arrays["class_names"].ravel())) if "class_names" in arrays else None
+        if asked.channels != "auto" and not encoded_inputs(path):
+            raise DataError(f"{text} holds no encoded images, whose channels could be chosen. Leave channels out.")
     parts = samples_of_arrays(text, arrays, normalise=asked.normalise, statistics=statistics, task=asked.task)
     if text == "digits":
         return Source(parts, "digits", None, "bytes", _statistics(parts["train"]))

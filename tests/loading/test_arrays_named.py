@@ -78,6 +78,14 @@ def test_an_input_may_be_encoded_images(tmp_path, monkeypatch):
     assert torch.equal(data.test.batch(rows).inputs["image"], plain.test.batch(rows).inputs["image"])
 
 
+@pytest.mark.parametrize("channels", ["rgb", "grey"])
+def test_channels_are_chosen_only_of_encoded_images(tmp_path, channels):
+    with pytest.raises(DataError, match=r"d\.npz holds no encoded images, whose channels could be chosen"):
+        load_data(write(tmp_path / "d.npz"), seed=0, channels=channels)
+    with pytest.raises(DataError, match="digits: channels is for folders of images and for encoded images"):
+        load_data("digits", seed=0, channels=channels)
+
+
 def test_the_fingerprint_sees_every_input_and_its_name(tmp_path):
     changed = IMAGES[200:260, 0] > 99
     changed[7, 3] ^= True

@@ -228,6 +228,7 @@ BAD = {
     "nothing left": (CITIES, {"target": ["bought"], "ignore_columns": ["age", "city"]}, "no column left for inputs"),
     "statistics": (CITIES, {"target": ["bought"], "mean": [0.0], "std": [1.0]}, "a table prepares its inputs itself"),
     "image size": (CITIES, {"target": ["bought"], "image_size": 8}, "image_size is for folders"),
+    "channels": (CITIES, {"target": ["bought"], "channels": "rgb"}, "channels is for folders"),
 }  # fmt: skip
 
 
@@ -241,7 +242,7 @@ def test_bad_columns(tmp_path, name):
 def test_a_table_without_a_test_part_and_columns_of_what_is_no_table(tmp_path):
     with pytest.raises(DataError, match=r"has no test part.*test_holdout = 0\.15"):
         load_data(write(tmp_path / "d.csv", CITIES), seed=0, target=["bought"])
-    with pytest.raises(DataError, match="digits: target name columns of a table, and this is none"):
+    with pytest.raises(DataError, match="digits: target should name columns of a table, and this is none"):
         load_data("digits", seed=0, target=["bought"])
 
 
