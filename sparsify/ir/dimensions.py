@@ -105,15 +105,21 @@ def parsed(texts: Sequence[str]) -> tuple[dict[str, dict[int, str]], dict[str, t
     """Dimensions and limits in the spelling of the command and of recipes: ``ids:1=T`` and ``T=1..512`` (``T=8..``: no upper end).
 
     Raises:
-        TraceError: If a text is spelled otherwise.
+        TraceError: If a text is spelled otherwise, or says something else than one before it.
     """
     places: dict[str, dict[int, str]] = {}
     limits: dict[str, tuple[int, int | None]] = {}
     for text in texts:
         if found := _PLACE.fullmatch(text.strip()):
-            places.setdefault(found[1], {})[int(found[2])] = found[3]
+            before, named = f"{found[1]}:{found[2]}", places.setdefault(found[1], {})
+            if named.setdefault(int(found[2]), found[3]) != found[3]:
+                raise TraceError(
+                    f"{text!r} names {before} again, which is {named[int(found[2])]!r} already. Give it one name."
+                )
         elif found := _LIMIT.fullmatch(text.strip()):
-            limits[found[1]] = int(found[2]), int(found[3]) if found[3] else None
+            sizes = int(found[2]), int(found[3]) if found[3] else None
+            if limits.setdefault(found[1], sizes) != sizes:
+                raise TraceError(f"{text!r} gives {found[1]} other sizes than before. Give them once.")
         else:
             raise TraceError(
                 f"a dimension that varies is written INPUT:PLACE=NAME, as in ids:1=T, and its sizes NAME=LOW..HIGH, as in T=1..512; "

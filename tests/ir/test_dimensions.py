@@ -224,6 +224,13 @@ def test_texts_of_the_command():
     for text in ("ids=T", "ids:T", "T=1", "T=..5", "ids:1=", ""):
         with pytest.raises(TraceError, match="INPUT:PLACE=NAME"):
             parsed([text])
+    assert parsed(["ids:1=T", "ids:1=T", "T=1..9", "T=1..9"]) == ({"ids": {1: "T"}}, {"T": (1, 9)})
+    for texts, message in (
+        (["ids:1=T", "ids:1=U"], "'ids:1=U' names ids:1 again, which is 'T' already"),
+        (["T=1..9", "T=1..8"], "'T=1..8' gives T other sizes than before"),
+    ):
+        with pytest.raises(TraceError, match=message):
+            parsed(texts)
 
 
 def test_sizes_in_text():
