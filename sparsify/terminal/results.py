@@ -57,9 +57,12 @@ def show_export(result: ExportResult, measured: Mapping[str, Any] | None) -> Non
         measured: of an int8 file, its figures on the test samples.
     """
     batches = " and ".join(map(str, result.parity.batches))
+    masked = "no weight has a mask"
+    if result.positions:
+        share = f"{100 * result.model_density:.1f} % of all the model's weights"
+        masked = f"{result.nonzeros:,} of {result.positions:,} masked weights not zero, {share}"
     console.print(
-        f"{result.path}: {result.bytes:,} bytes, {result.nonzeros:,} of {result.positions:,} masked weights not zero, "
-        f"{100 * result.model_density:.1f} % of all the model's weights; agrees with "
+        f"{result.path}: {result.bytes:,} bytes, {masked}; agrees with "
         f"the program to {result.parity.largest_error:.1e}, relative to each of {result.parity.units:,} outputs per sample, at batch "
         f"{batches}."
     )

@@ -61,8 +61,12 @@ def test_a_file_is_replaced_only_when_asked(capsys, tmp_path, own):
     (tmp_path / "m.onnx").write_text("mine")
     code, _, err = sparsify(capsys, "export", own[0], "--out", tmp_path / "m.onnx")
     assert code == 2 and "--overwrite" in err and (tmp_path / "m.onnx").read_text() == "mine"
-    assert sparsify(capsys, "export", own[0], "--out", tmp_path / "m.onnx", "--overwrite")[0] == 0
+    code, out, _ = sparsify(capsys, "export", own[0], "--out", tmp_path / "m.onnx", "--overwrite")
+    assert code == 0 and f"{own[1]:,} of 5,192 masked weights not zero" in " ".join(out.split())
     onnx.checker.check_model(onnx.load(tmp_path / "m.onnx"))
+    sp.Pipeline.parse("fold-masks")(sp.Program.load(own[0])).save(tmp_path / "folded.sparsify")
+    code, out, _ = sparsify(capsys, "export", tmp_path / "folded.sparsify", "--out", tmp_path / "m.onnx", "--overwrite")
+    assert code == 0 and "no weight has a mask; agrees" in " ".join(out.split()) and "100.0 %" not in out
 
 
 def test_what_cannot_be_exported_is_said_and_nothing_is_left(capsys, tmp_path, own):
