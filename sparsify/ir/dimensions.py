@@ -77,13 +77,13 @@ class Dimensions:
 
 
 def resized(value: Tensor, sizes: Mapping[int, int]) -> Tensor:
-    """A tensor in other sizes, by dimension: its first values, repeated where it has fewer."""
+    """A tensor in other sizes, by dimension, without gaps in memory: its first values, repeated where it has fewer."""
     for at, size in sizes.items():
         have = value.shape[at]
         if have < size:
             value = value.index_select(at, torch.arange(size, device=value.device) % have)
         value = value.narrow(at, 0, size)
-    return value
+    return value.contiguous()
 
 
 def input_names(arguments: Mapping[str, Any]) -> tuple[str, ...]:
