@@ -11,16 +11,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsify.deployment.linear_times import Use, dense_time, grouped_time
 from sparsify.parts.patterns.grouped import LANES
 
 CHUNKS = (8, 4, 2)
 MOST_DENSE = 0.65
 """Kept inputs / inputs above which a dense layer is taken to be as fast. At 0.6 MLPs and ResNets are still faster grouped."""
 LEAST_GAIN = 1.25
-"""Predicted times as fast from which the grouped form is taken."""
-LINEAR_EFFICIENCY = {16: 0.5, 32: 0.7, 64: 0.85, 128: 0.95}
+"""Predicted times as fast from which the grouped form is taken, where nothing weighs what is needed around it."""
+LEAST_ROWS = 8
+"""Outputs per group of a linear layer from which the grouped form is considered."""
 CONV_EFFICIENCY = {16: 0.45, 32: 0.65, 64: 0.8, 128: 0.9, 256: 0.95}
-"""Speed against a dense layer of equal operations, by outputs a group (0 below): medians of ONNX Runtime 1.31 on one AVX-512 core."""
+"""Speed of a convolution against a dense one of equal operations, by outputs per group (0 below): medians of ONNX Runtime 1.31 on one
+AVX-512 core."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +113,20 @@ def _chunk(used: Tensor) -> int:
     return 1
 
 
-def predicted_gain(weight: Tensor, packing: Packing) -> float:
-    """Times as fast as the dense layer, by `LINEAR_EFFICIENCY` and `CONV_EFFICIENCY`."""
-    table = CONV_EFFICIENCY if weight.ndim > 2 else LINEAR_EFFICIENCY
-    efficiency = _between(table, packing.rows)
-    return efficiency * weight.shape[1] / packing.inputs.shape[1]
+def predicted_gain(weight: Tensor, packing: Packing, use: Use | None = None) -> float:
+    """Times as fast as the dense layer: by `CONV_EFFICIENCY`, or by the times of `sparsify.deployment.linear_times`.
+
+    Args:
+        weight: [O, I, *K].
+        packing: of the weight.
+        use: how a linear layer is called; None: over many tokens.
+    """
+    kept = packing.inputs.shape[1]
+    if weight.ndim > 2:
+        return _between(CONV_EFFICIENCY, packing.rows) * weight.shape[1] / kept
+    use = use or Use()
+    dense = dense_time(use, *weight.shape)
+    return dense / grouped_time(use, len(weight), packing.groups, kept, packing.chunk)
 
 
 def _between(table: dict[int, float], rows: int) -> float:
@@ -126,11 +138,12 @@ def _between(table: dict[int, float], rows: int) -> float:
     return table[below] + (table[above] - table[below]) * (rows - below) / (above - below)
 
 
-def best_packing(weight: Tensor, *, force: bool = False) -> tuple[Packing | None, str]:
+def best_packing(weight: Tensor, *, use: Use | None = None, force: bool = False) -> tuple[Packing | None, str]:
     """The packing of highest predicted gain, or None and the reason to stay dense.
 
     Args:
         weight: [O, I, *K], zeros where inactive.
+        use: how a linear layer is called, whose caller weighs what is needed around it; None: over many tokens.
         force: take it whenever it leaves out inputs, whatever the prediction.
     """
     outputs, inputs = weight.shape[:2]
@@ -143,10 +156,14 @@ def best_packing(weight: Tensor, *, force: bool = False) -> tuple[Packing | None
     fewer = [p for p in packings if p.inputs.shape[1] < inputs]
     if not fewer:
         return None, f"its groups of outputs read all of its {inputs} inputs"
-    best = max(fewer, key=lambda p: (predicted_gain(weight, p), p.rows))
-    gain, density = predicted_gain(weight, best), best.inputs.shape[1] / inputs
-    if not force and (density > MOST_DENSE or gain < LEAST_GAIN):
-        return None, f"groups of {best.rows} read {density:.0%} of its inputs; a dense layer is predicted to be as fast"
+    best = max(fewer, key=lambda p: (predicted_gain(weight, p, use), p.rows))
+    gain, density = predicted_gain(weight, best, use), best.inputs.shape[1] / inputs
+    if not force and (density > MOST_DENSE or gain < (LEAST_GAIN if use is None or weight.ndim > 2 else 1.0)):
+        over = "" if use is None or weight.ndim > 2 else f" over {use.rows} {'row' if use.rows == 1 else 'rows'}"
+        return (
+            None,
+            f"groups of {best.rows} read {density:.0%} of its inputs; a dense layer is predicted to be as fast{over}",
+        )
     return (
         best,
         f"groups of {best.rows} read {best.inputs.shape[1]} of {inputs} inputs, predicted {gain:.1f} times as fast",
@@ -157,4 +174,4 @@ def _allowed(weight: Tensor, rows: int, *, force: bool) -> bool:
     whole = weight.shape[0] == rows
     if weight.ndim > 2 and not force:
         return whole or rows % LANES == 0
-    return whole or rows >= (1 if force else LANES)
+    return whole or rows >= (1 if force else LEAST_ROWS)

@@ -54,24 +54,36 @@ def made(request: Request, program: Program, form: str) -> Made:
     inputs, opset = request.reference.inputs, request.options.opset
     if form == "dense":
         return Made(program, program, {}, request.convert(program, inputs, opset))
-    arranged, _ = _rewritten(program, Pipeline((OrderOutputs(), EliminateUnreadOutputs(), FoldLayerNorm())))
+    sizes = tuple(f"{name}={size}" for name, size in request.sizes.items())
+    arranged, _ = _rewritten(program, Pipeline((OrderOutputs(sizes=sizes), EliminateUnreadOutputs(), FoldLayerNorm())))
     if form == "auto:measure":
-        trials = measure_layers(arranged, written=request.written, batch=request.batch, threads=request.options.threads)
+        trials = measure_layers(arranged, written=request.written, sizes=request.sizes, threads=request.options.threads)
         slower = tuple(name for name, trial in trials.items() if trial.grouped >= trial.dense)
         lowered, forms = grouped(arranged, "grouped", slower)
         forms |= {name: f"{forms[name]}: {trial}" for name, trial in trials.items()}
     else:
-        lowered, forms = grouped(arranged, form, ())
+        lowered, forms = grouped(arranged, form, (), sizes, picks=request.options.selection != "gather")
     return Made(arranged, lowered, forms, request.convert(lowered, inputs, opset))
 
 
-def grouped(program: Program, rule: str, dense: Collection[str]) -> tuple[Program, dict[str, str]]:
-    """The program with grouped layers in their own form but for the weights ``dense``, and what became of each weight."""
+def grouped(
+    program: Program, rule: str, dense: Collection[str], sizes: tuple[str, ...] = (), *, picks: bool = True
+) -> tuple[Program, dict[str, str]]:
+    """The program with grouped layers in their own form but for the weights ``dense``, and what became of each weight.
+
+    Args:
+        program: arranged.
+        rule: a form of `LowerGroupedLinear`.
+        dense: weights that stay as they are.
+        sizes, picks: for its cost model.
+    """
     ranks = {name: program.get_parameter(name).ndim for name in dense}
     pipeline = Pipeline((
         AbsorbBiases(),
         LowerGroupedConv(form=rule, keep_dense=tuple(name for name, rank in ranks.items() if rank > 2)),
-        LowerGroupedLinear(form=rule, keep_dense=tuple(name for name, rank in ranks.items() if rank == 2)),
+        LowerGroupedLinear(
+            form=rule, keep_dense=tuple(name for name, rank in ranks.items() if rank == 2), sizes=sizes, picks=picks
+        ),
     ))  # fmt: skip
     lowered, logs = _rewritten(program, pipeline)
     forms = {name: "grouped" for log in logs[1:] for name in log.changed}

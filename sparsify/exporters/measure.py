@@ -36,7 +36,11 @@ class Trial:
 
 
 def measure_layers(
-    program: Program, *, written: Written = lambda model: model, batch: int = 1, threads: int = 1
+    program: Program,
+    *,
+    written: Written = lambda model: model,
+    sizes: Mapping[str, int] | None = None,
+    threads: int = 1,
 ) -> dict[str, Trial]:
     """Time every convolution and linear layer of the eval phase that leaves out inputs.
 
@@ -46,7 +50,7 @@ def measure_layers(
     Args:
         program: of stage DEPLOYED, not lowered.
         written: what a file becomes before it is written.
-        batch: samples of a call, where the program leaves it open.
+        sizes: of a call, by dimension that the program leaves open; others are those of the example, and the batch is 1.
         threads: of a session.
     """
     found: dict[str, Trial] = {}
@@ -58,17 +62,16 @@ def measure_layers(
         packing = best_packing(values, force=True)[0] if values.ndim in (2, 4) else None
         if packing is None:
             continue
-        sizes = _sized(program, spec, batch)
-        models = _convolutions(layer, values, packing, sizes) if layer.is_conv else _products(values, packing, sizes)
+        given = _sized(spec, {**program.sizes, BATCH: 1, **(sizes or {})})
+        models = _convolutions(layer, values, packing, given) if layer.is_conv else _products(values, packing, given)
         timed = {form: (written(model), _feeds(shape)) for form, (model, shape) in zip(FORMS, models, strict=True)}
         taken = times(timed, threads=threads, seconds=SECONDS)
         found[str(layer.weight.target)] = Trial(*(1000 * taken[form] for form in FORMS))
     return found
 
 
-def _sized(program: Program, spec: TensorSpec, batch: int) -> tuple[int, ...]:
-    sizes = {**program.sizes, BATCH: batch}
-    return tuple(value_of(size, sizes) or batch for size in spec.shape)
+def _sized(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(value_of(size, sizes) or sizes[BATCH] for size in spec.shape)
 
 
 Model = tuple[ir.Model, tuple[int, ...]]

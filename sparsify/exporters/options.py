@@ -15,11 +15,12 @@ from sparsify.exporters.fused_products import fuse_products
 from sparsify.exporters.graphs import rewritten
 from sparsify.exporters.preprocessing import Preprocessing
 from sparsify.exporters.proof import Reference
-from sparsify.exporters.signature import flat_inputs
+from sparsify.exporters.signature import flat_inputs, sizes_of
 from sparsify.exporters.single_samples import SELECTIONS, SingleSamples
 from sparsify.exporters.size_ranges import allowed_batches
 from sparsify.ir import Program, Stage
 from sparsify.ir.binding import Inputs
+from sparsify.ir.dimensions import BATCH
 from sparsify.ir.effects import unexportable
 from sparsify.tasks import Task
 from sparsify.tasks.stored import as_task
@@ -98,6 +99,16 @@ class Request:
     def form(self) -> str:
         """The form to make: of a program that was never pruned no groups are looked for."""
         return "dense" if self.program.stage is Stage.TRACED else self.options.form
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes that the file is mostly called with, by dimension that varies: the batch asked for, and others as the inputs have them."""
+        found = {
+            name: size
+            for name, size in sizes_of(self.program, self.reference.inputs).items()
+            if name in self.program.sizes
+        }
+        return found | ({BATCH: self.batch} if BATCH in found else {})
 
     @property
     def written(self) -> Callable[[ir.Model], ir.Model]:

@@ -181,6 +181,7 @@ def _accepted(model: nn.Module, example: Example, dynamic: Declared, limits: Lim
         TraceError: If the model fails on the example, or on two where a declared dimension has one.
     """
     batch_of(example)
+    example = pytree.tree_map_only(Tensor, _without_gaps, example)
     args, kwargs = example
     arguments = {
         **inspect.signature(model.forward).bind_partial(*args).arguments,
@@ -230,6 +231,11 @@ def _draws_from_torch(model: nn.Module) -> Generator[None]:
 
 def _same(first: Any, second: Any) -> bool:
     return first[2] == second[2] and bool(np.array_equal(first[1], second[1]))
+
+
+def _without_gaps(value: Tensor) -> Tensor:
+    """A view as a tensor of its own: its strides would become conditions on sizes."""
+    return value.contiguous() if value.layout is torch.strided else value
 
 
 def _run(model: nn.Module, example: Example) -> None:

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
+from sparsify.deployment.linear_times import Use
 from sparsify.deployment.packing import Packing, best_packing
 from sparsify.errors import PassError
 from sparsify.ir import Program, Stage, TensorSpec, surgery
@@ -21,6 +22,7 @@ from sparsify.ir.layers import reads_of
 from sparsify.ir.traits import argument, kind_of, traits
 from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 from sparsify.passes.in_place import make_functional
+from sparsify.passes.linear_uses import SIZES_HELP, check_sizes, paying, sizes_of, use_of
 from sparsify.passes.options import option
 
 aten = torch.ops.aten
@@ -85,10 +87,11 @@ class LowerGroupedLinear(Pass):
 
     It is the operator ``sparsify.grouped_linear``; over tokens, of which there may be any number, a convolution of width 1 in groups,
     after a selection. Chains of layers stay feature-major: through elementwise operators, residual additions and layer norms, with dense
-    layers between lowered ones turned too, so that transposes remain at the ends only.
+    layers between lowered ones turned too, so that transposes remain at the ends only. The cost model weighs what a layer saves at the
+    rows that it computes, batch times tokens, against the transposes.
 
     Raises:
-        PassError: If the form is unknown or a glob matches no weight.
+        PassError: If the form is unknown, a glob matches no weight, or a size is of no dimension that varies.
     """
 
     name: ClassVar = "lower-grouped-linear"
@@ -99,20 +102,27 @@ class LowerGroupedLinear(Pass):
         "auto", "auto: where a cost model predicts a gain; grouped: wherever inputs can be left out", choices=FORMS
     )
     keep_dense: tuple[str, ...] = option((), "globs of weights to leave as they are")
+    sizes: tuple[str, ...] = option((), SIZES_HELP, reads=check_sizes)
+    picks: bool = option(True, "one sample's inputs are selected by an operator of its own, as export does by batch")
 
     @property
     def preserves(self) -> Mapping[str, Kept]:
         return DEPLOYED
 
     def run(self, program: Program) -> PassLog:
-        log = PassLog(self.name)
+        log, sizes = PassLog(self.name), sizes_of(program, self.sizes)
         packings: dict[fx.Node, tuple[fx.Node, Packing]] = {}
+        uses: dict[fx.Node, Use] = {}
         for node, weight in _layers(program, ("linear",), self, log):
+            use = use_of(program, node, sizes, picks=self.picks)
             if not (can_turn(node) and can_turn(argument(node, "input"))):
                 if names := _varying(program, node):
                     log.skip(str(weight.target), f"the size {' and '.join(names)} of its input varies")
-            elif packing := _packing(program, weight, self, log):
+            elif packing := _packing(program, weight, self, log, use):
                 packings[node] = weight, packing
+                uses |= {} if use is None else {node: use}
+        if self.form == "auto":
+            packings = _paying(program, packings, uses, log)
         if not packings:
             return log
         make_functional(program, "eval")
@@ -246,10 +256,29 @@ def _layers(
     return found
 
 
+def _paying(
+    program: Program, packings: dict[fx.Node, tuple[fx.Node, Packing]], uses: Mapping[fx.Node, Use], log: PassLog
+) -> dict[fx.Node, tuple[fx.Node, Packing]]:
+    """The layers that are predicted to be faster together with the transposes that they need."""
+    found, slower = paying(program, {node: packing for node, (_, packing) in packings.items()}, uses)
+    for node, gain in slower.items():
+        rows = uses[node].rows if node in uses else 1
+        log.skip(
+            str(packings[node][0].target),
+            f"over {rows} {'row' if rows == 1 else 'rows'}, groups and the transposes around them are predicted {gain:.1f} times as fast",
+        )
+    return {node: packings[node] for node in packings if node in found}
+
+
 def _packing(
-    program: Program, weight: fx.Node, settings: LowerGroupedConv | LowerGroupedLinear, log: PassLog
+    program: Program,
+    weight: fx.Node,
+    settings: LowerGroupedConv | LowerGroupedLinear,
+    log: PassLog,
+    use: Use | None = None,
 ) -> Packing | None:
-    packing, reason = best_packing(program.get_parameter(str(weight.target)), force=settings.form == "grouped")
+    values = program.get_parameter(str(weight.target))
+    packing, reason = best_packing(values, use=use, force=settings.form == "grouped")
     if packing is None:
         log.skip(str(weight.target), reason)
     return packing

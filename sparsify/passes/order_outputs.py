@@ -9,12 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsify.deployment.packing import best_packing, inputs_read, order_of_outputs, predicted_gain
+from sparsify.deployment.linear_times import Use
+from sparsify.deployment.packing import LEAST_GAIN, best_packing, inputs_read, order_of_outputs, predicted_gain
 from sparsify.ir import Program, Stage, surgery
 from sparsify.ir.channels import Channels, channel_sets
 from sparsify.ir.layers import Layer, layers, own_parameter, reads_of, take_outputs
 from sparsify.parts.patterns.grouping import order_by_inputs, shared_inputs
 from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
+from sparsify.passes.linear_uses import SIZES_HELP, check_sizes, sizes_of, use_of
+from sparsify.passes.options import option
 
 aten = torch.ops.aten
 
@@ -26,19 +29,24 @@ class OrderOutputs(Pass):
     Groups are found in the zeros of the weights, whatever pattern made them. Only weights change: rows of the layers that write the
     values, columns of those that read them, and what has one value per channel in between. Where the order of outputs is not free (they are
     outputs of the program, are read by something that does not follow, or in chunks), a layer is reordered if a cost model predicts a gain
-    for it: a selection then undoes the order. Otherwise it stays as it is.
+    for it, at the rows that it computes: a selection then undoes the order. Otherwise it stays as it is.
+
+    Raises:
+        PassError: If a size is of no dimension that varies.
     """
 
     name: ClassVar = "order-outputs"
     requires: ClassVar = (Stage.DEPLOYED,)
     effects: ClassVar = Effect.EVAL_GRAPH | Effect.NAMES | Effect.WEIGHTS
 
+    sizes: tuple[str, ...] = option((), SIZES_HELP, reads=check_sizes)
+
     @property
     def preserves(self) -> Mapping[str, Kept]:
         return DEPLOYED
 
     def run(self, program: Program) -> PassLog:
-        log, alone = PassLog(self.name), _layers(program)
+        log, alone, sizes = PassLog(self.name), _layers(program), sizes_of(program, self.sizes)
         for channels in channel_sets(program):
             order, grouped = _common_order(program, channels)
             reason = channels.pinned or (None if order is None else _chunked(program, channels))
@@ -50,7 +58,7 @@ class OrderOutputs(Pass):
             for name in dict.fromkeys(channels.writers):
                 if name in together:
                     continue
-                if name in alone and _order_and_undo(program, name, alone[name]):
+                if name in alone and _order_and_undo(program, name, alone[name], sizes):
                     log.change(f"{name}: undone by a selection")
                 elif name in grouped:
                     log.skip(name, f"the order of its outputs is not free: {reason}")
@@ -90,11 +98,11 @@ def _is_plain(order: Tensor) -> bool:
     return torch.equal(order, torch.arange(len(order)))
 
 
-def _gains(weight: Tensor, order: Tensor) -> tuple[float, float]:
+def _gains(weight: Tensor, order: Tensor, use: Use | None = None) -> tuple[float, float]:
     """Predicted times as fast as dense, as the outputs are and in the order; 1 where a dense layer is as fast."""
     tables = (weight, weight[order.to(weight.device)])
-    packings = [best_packing(table)[0] for table in tables]
-    before, after = (1.0 if p is None else predicted_gain(t, p) for t, p in zip(tables, packings, strict=True))
+    packings = [best_packing(table, use=use)[0] for table in tables]
+    before, after = (1.0 if p is None else predicted_gain(t, p, use) for t, p in zip(tables, packings, strict=True))
     return before, after
 
 
@@ -117,13 +125,14 @@ def _reorder(program: Program, channels: Channels, order: Tensor) -> None:
         surgery.rewrite(program, name, weight[:, columns])
 
 
-def _order_and_undo(program: Program, name: str, layer: Layer) -> bool:
+def _order_and_undo(program: Program, name: str, layer: Layer, sizes: Mapping[str, int]) -> bool:
     """Order the outputs of one layer and select them back, where that is predicted faster; whether it was."""
     weight = program.get_parameter(name).detach()
     found = shared_inputs(inputs_read(weight))
     order = order_of_outputs(weight) if found is None else found[1]
-    before, after = (1.0, 1.0) if _is_plain(order) else _gains(weight, order)
-    if after <= before:
+    use = None if layer.is_conv else use_of(program, layer.node, sizes)
+    before, after = (1.0, 1.0) if _is_plain(order) else _gains(weight, order, use)
+    if after <= before or after < LEAST_GAIN:
         return False
     take_outputs(program, layer, order)
     surgery.add_state(program, f"{name}_outputs", order.argsort())

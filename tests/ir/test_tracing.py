@@ -8,7 +8,7 @@ from torch import nn
 
 from sparsify.errors import TraceError
 from sparsify.ir import Program, Stage, TraceWarning, trace
-from tests.cases import CASES
+from tests.cases import CASES, digits
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -125,6 +125,13 @@ def test_a_batch_of_one_stays_dynamic():
     program = trace(nn.Linear(4, 3), (torch.randn(1, 4),))
     assert program.dynamic_batch
     assert program(torch.randn(7, 4)).shape == (7, 3)
+
+
+def test_an_example_that_is_a_view_with_gaps_fixes_nothing():
+    rows = digits()[0].squeeze(1)[:, :1]
+    program = trace(nn.Linear(8, 3), rows, dynamic={"input": {1: "T"}})
+    assert program.dynamic_batch and all(allowed.everything for allowed in program.ranges["eval"].values())
+    assert program(rows[:1].repeat(1, 5, 1)).shape == (1, 5, 3)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -1,0 +1,200 @@
+"""How linear layers are called at the sizes a program mostly runs at, and which of them are worth a grouped form together."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import fx
+
+from sparsify.deployment.linear_times import BRANCH, Use, dense_time, follow_time, grouped_time, norm_time, turn_time
+from sparsify.deployment.packing import Packing
+from sparsify.errors import PassError
+from sparsify.ir import Program, TensorSpec
+from sparsify.ir.dimensions import value_of
+from sparsify.ir.feature_major import can_turn
+from sparsify.ir.traits import argument, is_elementwise, kind_of, traits
+
+LEAST_GAIN = 1.1
+"""Predicted times as fast from which layers that share their turns are grouped."""
+SIZES_HELP = "sizes the program mostly runs at, such as N=1,T=64, for the cost model; those of the example elsewhere"
+_SIZE = re.compile(r"(\w+)=(\d+)")
+
+
+def check_sizes(texts: Sequence[str]) -> None:
+    """Check the spelling of sizes.
+
+    Raises:
+        PassError: If one is not written NAME=SIZE with a size of at least 1.
+    """
+    for text in texts:
+        found = _SIZE.fullmatch(text)
+        if found is None or int(found[2]) < 1:
+            raise PassError(f"a size is written NAME=SIZE, as in N=1, and is at least 1; found {text!r}.")
+
+
+def sizes_of(program: Program, texts: Sequence[str]) -> dict[str, int]:
+    """The sizes that are given as text, and those of the example for other dimensions.
+
+    Raises:
+        PassError: If a size is of no dimension that varies.
+    """
+    given = {name: int(size) for name, size in (text.split("=") for text in texts)}
+    if unknown := next((name for name in given if name not in program.sizes), None):
+        varying = f"those of this program are {', '.join(program.sizes)}" if program.sizes else "this program has none"
+        raise PassError(f"sizes name {unknown}, which is no dimension that varies; {varying}. Leave it out.")
+    return {**program.sizes, **given}
+
+
+def use_of(program: Program, node: fx.Node, sizes: Mapping[str, int], *, picks: bool = True) -> Use | None:
+    """How a linear layer is called; None where its shape is not known."""
+    spec = node.meta.get("spec")
+    if not isinstance(spec, TensorSpec) or len(spec.shape) < 2:
+        return None
+    rows = 1
+    for size in spec.shape[:-1]:
+        count = value_of(size, sizes)
+        if count is None:
+            return None
+        rows *= count
+    return Use(max(rows, 1), len(spec.shape) == 2, picks, program.dynamic_batch)
+
+
+def paying(
+    program: Program, packings: Mapping[fx.Node, Packing], uses: Mapping[fx.Node, Use]
+) -> tuple[set[fx.Node], dict[fx.Node, float]]:
+    """The layers whose grouped form is predicted to be faster together with the turns that it needs.
+
+    Layers between which values stay feature-major pay together: what each is faster by, against the transposes at their ends and what layer
+    norms and dense layers between them take longer.
+
+    Args:
+        program: deployed.
+        packings: of the layers that may be grouped.
+        uses: how these are called; one that is not known is taken at its word.
+
+    Returns:
+        The layers, and for each other one how many times as fast it would be, with those that it shares its turns with.
+    """
+    chains = _Chains()
+    for node in program.phases["eval"].graph.nodes:
+        _walk(node, packings, uses, chains)
+    for node, known in chains.made.items():
+        if any(user not in chains.made for user in node.users):
+            chains.pay(node, turn_time(_like(node, uses, known), _features(node)))
+    found, slower = set[fx.Node](), dict[fx.Node, float]()
+    for members in chains.groups():
+        layers = [node for node in members if node in packings]
+        dense = sum(_dense(node, packings[node], uses) for node in layers if node in uses)
+        grouped = sum(_grouped(packings[node], uses[node]) for node in layers if node in uses)
+        grouped += sum(chains.costs.get(node, 0.0) for node in members)
+        if any(_picked(packings[node], uses[node]) for node in layers if node in uses):
+            grouped += BRANCH
+        gain = dense / grouped if dense else LEAST_GAIN
+        if gain >= LEAST_GAIN:
+            found.update(layers)
+        else:
+            slower |= dict.fromkeys(layers, gain)
+    return found, slower
+
+
+@dataclasses.dataclass
+class _Chains:
+    """Values that would be feature-major, joined where no turn lies between them.
+
+    Attributes:
+        made: values that are computed so, and a layer whose rows they have.
+        turned: values that are turned for a reader.
+        parents: by value, another of the same chain.
+        costs: microseconds by value.
+    """
+
+    made: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
+    turned: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
+    parents: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
+    costs: dict[fx.Node, float] = dataclasses.field(default_factory=dict)
+
+    def knows(self, node: object) -> bool:
+        return node in self.made or node in self.turned
+
+    def root(self, node: fx.Node) -> fx.Node:
+        while (parent := self.parents.setdefault(node, node)) is not node:
+            node = parent
+        return node
+
+    def join(self, node: fx.Node, other: fx.Node) -> None:
+        self.parents[self.root(node)] = self.root(other)
+
+    def pay(self, node: fx.Node, cost: float) -> None:
+        self.costs[node] = self.costs.get(node, 0.0) + cost
+
+    def make(self, node: fx.Node, source: fx.Node) -> None:
+        """A value that is computed from another."""
+        self.made[node] = self.made.get(source) or self.turned[source]
+        self.join(node, source)
+
+    def groups(self) -> list[list[fx.Node]]:
+        found: dict[fx.Node, list[fx.Node]] = {}
+        for node in self.parents:
+            found.setdefault(self.root(node), []).append(node)
+        return list(found.values())
+
+
+def _walk(node: fx.Node, packings: Mapping[fx.Node, Packing], uses: Mapping[fx.Node, Use], chains: _Chains) -> None:
+    """Follow values as `sparsify.ir.feature_major.FeatureMajor` does."""
+    given = node.all_input_nodes
+    if node in packings:
+        source = argument(node, "input")
+        _turn(source, node, uses, chains)
+        chains.make(node, source)
+    elif not given or not isinstance(node.meta.get("spec"), TensorSpec):
+        return
+    elif kind_of(node) == "linear" and chains.knows(argument(node, "input")) and can_turn(node):
+        chains.make(node, argument(node, "input"))
+        use = _like(node, uses, chains.made[node])
+        chains.pay(node, follow_time(use, _features(node), _features(argument(node, "input"))))
+    elif is_elementwise(node) and given[0] in chains.made:
+        chains.make(node, given[0])
+    elif kind_of(node) == "combination" and any(value in chains.made for value in given) and _alike(node, given):
+        first = next(value for value in given if value in chains.made)
+        chains.make(node, first)
+        for value in given:
+            _turn(value, chains.made[first], uses, chains)
+            chains.join(value, node)
+    elif traits(node).name == "layer_norm" and given[0] in chains.made:
+        chains.make(node, given[0])
+        chains.pay(node, norm_time(_like(node, uses, chains.made[node]), _features(node)))
+
+
+def _turn(value: fx.Node, layer: fx.Node, uses: Mapping[fx.Node, Use], chains: _Chains) -> None:
+    if not chains.knows(value):
+        chains.turned[value] = layer
+        chains.pay(value, turn_time(_like(value, uses, layer), _features(value)))
+
+
+def _alike(node: fx.Node, given: Sequence[fx.Node]) -> bool:
+    specs = [value.meta.get("spec") for value in (node, *given)]
+    shapes = {spec.shape if isinstance(spec, TensorSpec) else None for spec in specs}
+    return len(shapes) == 1 and None not in shapes and can_turn(node)
+
+
+def _features(node: fx.Node) -> int:
+    size = node.meta["spec"].shape[-1]
+    return size if isinstance(size, int) else 1
+
+
+def _like(node: fx.Node, uses: Mapping[fx.Node, Use], layer: fx.Node) -> Use:
+    return uses.get(node) or uses.get(layer) or Use()
+
+
+def _dense(node: fx.Node, packing: Packing, uses: Mapping[fx.Node, Use]) -> float:
+    return dense_time(uses[node], packing.rows * packing.groups, _features(argument(node, "input")))
+
+
+def _grouped(packing: Packing, use: Use) -> float:
+    return grouped_time(use, packing.rows * packing.groups, packing.groups, packing.inputs.shape[1], packing.chunk)
+
+
+def _picked(packing: Packing, use: Use) -> bool:
+    return use.open and use.is_picked(packing.inputs.numel(), packing.chunk)
