@@ -114,7 +114,11 @@ def _int8(run: RunFolder) -> dict[str, Table | None] | None:
     report, names = run.report, integers.in_int8(run.report)
     if not names:
         return None
-    columns = [f"{title(name, report)}, {precision}" for name in names for precision in ("fp32", "int8")]
+    columns = [
+        f"{title(name, report)}, {what}"
+        for name in names
+        for what in ("fp32", integers.int8_title(report[name]["int8"]))
+    ]
     found: dict[str, Table | None] = {
         "figures": Table(("test samples", *columns), integers.int8_rows(report)), "layers": None, "trials": None,
     }  # fmt: skip

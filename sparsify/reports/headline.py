@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparsify.reports.integers import int8_sentence
+from sparsify.reports.integers import int8_sentence, int8_title
 from sparsify.reports.summary_measures import direction
 
 Report = Mapping[str, Any]
@@ -120,8 +120,8 @@ def _columns(report: Report) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name in parts(report):
         found[name] = {**report[name], "title": title(name, report)}
-        if report[name].get("int8"):
-            found[f"{name}-int8"] = {**report[name], **report[name]["int8"], "title": f"{title(name, report)}, int8"}
+        if row := report[name].get("int8"):
+            found[f"{name}-int8"] = {**report[name], **row, "title": f"{title(name, report)}, {int8_title(row)}"}
     return found
 
 

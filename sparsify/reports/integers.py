@@ -21,6 +21,15 @@ def in_int8(report: Report) -> list[str]:
     return [name for name in ("dense", "model") if (report.get(name) or {}).get("int8")]
 
 
+def int8_title(row: Report) -> str:
+    """How the column of an int8 file is called: ``int8``, and that the file is fp32 where no layer computes in int8."""
+    return "int8" if _in_integers(row) else "int8: fp32 written"
+
+
+def _in_integers(row: Report) -> int:
+    return sum(form.startswith("int8") for form in row["layers"].values())
+
+
 def int8_sentence(row: Report) -> str:
     """What the int8 file costs in quality: its figures beside the program's, and predictions that differ.
 
@@ -28,7 +37,7 @@ def int8_sentence(row: Report) -> str:
         row: under ``int8`` of a model in ``metrics.json``.
     """
     fp32 = row["fp32"]
-    integers = sum(form.startswith("int8") for form in row["layers"].values())
+    integers = _in_integers(row)
     costs = [_figures(row)] if "figures" in row else []
     if "accuracy" in row:
         points = round(100 * (row["accuracy"] - fp32["accuracy"]), 2)

@@ -87,6 +87,8 @@ def test_the_headline_has_a_column_and_the_speed_a_sentence():
     latency = {"timings": timings, "batch": 64, "verdict": None}
     shown = headline(report(), latency)
     assert shown.columns == ("rigl", "rigl, int8") and dict(shown.rows)["accuracy"] == ("0.9500", "0.9400")
+    floats = headline(report(layers={"a": "fp32 dense", "b": "fp32 grouped"}), None)
+    assert floats.columns == ("rigl", "rigl, int8: fp32 written")
     assert dict(shown.rows)["latency, ms"][1] == "0.500 (0.500 to 0.500)"
     assert sentences(report(), latency)[-1].endswith("At batch 64 it is 4.00 times as fast as the model's fp32 file.")
 
