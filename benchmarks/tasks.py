@@ -141,7 +141,7 @@ class Row:
 
 OWN, VIEWS = {"loss": f"{EXAMPLES / 'inva.py'}:loss"}, f"{EXAMPLES / 'inva.py'}:synthetic"
 LONG = {"dynamic": ("ids:1=T", "T=1..128")}
-WORDS = {"dynamic": ("input_ids:1=T", "attention_mask:1=T", "T=1..32"), "pattern": "unstructured"}
+WORDS = {"dynamic": ("input_ids:1=T", "attention_mask:1=T", "T=1..32"), "pattern": "unstructured", "lr": 0.001}
 FRAMES = {"dynamic": ("frames:1=T",), "pattern": "unstructured", "lr": 0.005}
 ROWS: dict[str, Row] = {
     "regression": Row("progress of diabetes, 10 columns", "regression", "tasks.py:table", diabetes, 60),
@@ -149,7 +149,7 @@ ROWS: dict[str, Row] = {
     "binary": Row("benign tumours, 30 columns", "binary", "tasks.py:verdict", tumours, 40),
     "dense": Row("ink of MNIST by digit", "dense", "tasks.py:Pixels", ink, 8),
     "sequence": Row("next character, a transformer", "sequence", "tasks.py:Characters", text, 5, LONG, (1, 24, 96)),
-    "dictionaries": Row("quarter of the plays, a BERT", "classification", "tasks.py:bert", quarters, 5, WORDS, (1, 24, 32)),
+    "dictionaries": Row("quarter of the plays, a BERT", "classification", "tasks.py:bert", quarters, 8, WORDS, (1, 24, 32)),
     "two inputs": Row("sum of two digits", "classification", "tasks.py:Pair", sums, 24),
     "sound": Row("spoken digits, a GRU", "classification", "tasks.py:Spoken", spoken, 20, FRAMES, (1, 32, 64)),
     "three images": Row("InVA, a loss of its own", "regression", "inva.py:inva", VIEWS, 50, OWN),
