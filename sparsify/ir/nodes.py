@@ -185,9 +185,7 @@ class _MaskedValue(torch.autograd.Function):
         return grad_outputs[0], None
 
 
-def masked_view(
-    weight: Tensor, mask: Tensor, pattern: str, gradient: Literal["masked", "tapped"] = "masked"
-) -> Tensor:
+def masked_view(weight: Tensor, mask: Tensor, pattern: str, gradient: Literal["masked", "tapped"] = "masked") -> Tensor:
     """`apply_mask` that reads a weight directly where a trainer vouches that it is 0 where inactive, and masks only its gradient.
 
     Without a vouch (an average of weights, a copy, values that were loaded), and when compiled, it multiplies by the mask.

@@ -201,7 +201,7 @@ def _check_int8(model, out, samples, meaning):
     if meaning.name == "regression":
         assert row["interval"]["coverage"] == pytest.approx(model["interval"]["coverage"], abs=0.05)
         before, after = (row["held_out"][f"coverage_{when}"] for when in ("before", "after"))
-        assert after == pytest.approx(0.9, abs=0.02) and abs(after - before) < 0.05
+        assert 0.9 <= after <= 0.93 and abs(after - before) < 0.05, "the interval is fitted on these rows"
 
 
 def test_through_the_command(file, tmp_path):

@@ -17,7 +17,9 @@ def bits(value: Tensor) -> list[int]:
     return value.contiguous().view(torch.uint8).flatten().tolist()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool]
+)
 @pytest.mark.parametrize("layout", ["rows", "columns"])
 def test_cleared_entries_are_zero_and_the_others_keep_their_bits(dtype: torch.dtype, layout: str) -> None:
     where = torch.tensor([[True, False] * 4, [False, True] * 4])

@@ -188,9 +188,7 @@ def test_programs_of_earlier_versions_say_how_a_gradient_is_masked_and_have_the_
     want = gradients(program, (digits()[0],))[1]
     for phase in program.phases.values():
         for node, form in zip(phase.graph.nodes, itertools.cycle(["in-place", "copied"]), strict=False):
-            if node.target is masked_view and len(node.args) + len(node.kwargs) == 3:
-                node.args = (*node.args, form)
-            elif node.op == "call_module":
+            if (node.target is masked_view and len(node.args) + len(node.kwargs) == 3) or node.op == "call_module":
                 node.args = (*node.args, form)
     program.save(tmp_path / "earlier.sparsify")
     read = Program.load(tmp_path / "earlier.sparsify")
