@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._decomp import decomposition_table
 from torch.fx.node import map_arg
 
 EXPORTER = "torch.onnx._internal.exporter"
@@ -20,10 +21,10 @@ EXPORTER = "torch.onnx._internal.exporter"
 def shortcuts() -> Generator[list[str]]:
     """Let torch.onnx take its table of operators from the export before, and trace a program only once where that is enough.
 
-    It reads the 500 functions of its table for every export. It traces a program a second time to decompose operators that ONNX does
-    not have, which takes more than half of an export, also where there are none: a traced program of this package has ATen operators only.
-    Neither can be asked for, so two functions of private modules are replaced within the block. Where a version of torch does
-    not have them, nothing is changed.
+    It reads the 500 functions of its table for every export, and makes a table of decompositions for each program that needs one, such as
+    one that returns a value twice. It traces a program a second time to decompose operators that ONNX does not have, which takes more than
+    half of an export, also where there are none: a traced program of this package has ATen operators only. Neither can be asked for, so
+    functions of private modules are replaced within the block. Where a version of torch does not have them, nothing is changed.
 
     Yields:
         Which shortcuts were taken, so that an export that fails can be made without them.
@@ -33,6 +34,7 @@ def shortcuts() -> Generator[list[str]]:
         registry = importlib.import_module(f"{EXPORTER}._registration").ONNXRegistry
         passes: Any = importlib.import_module(f"{EXPORTER}._fx_passes")
         own, read, decompose = vars(registry)["from_torchlib"], registry.from_torchlib, passes.decompose_with_registry
+        build = passes._decomp.create_onnx_friendly_decomposition_table
     except (ImportError, AttributeError, KeyError):
         yield taken
         return
@@ -50,16 +52,28 @@ def shortcuts() -> Generator[list[str]]:
         taken.append("traced once")
         return program
 
+    def table(registered: set[Any]) -> dict[Any, Any]:
+        return {**_decompositions(build, frozenset(registered), len(decomposition_table))}  # torch takes from it
+
     registry.from_torchlib, passes.decompose_with_registry = staticmethod(known), decomposed
+    passes._decomp.create_onnx_friendly_decomposition_table = table
     try:
         yield taken
     finally:
         registry.from_torchlib, passes.decompose_with_registry = own, decompose
+        passes._decomp.create_onnx_friendly_decomposition_table = build
 
 
 @functools.cache
 def _operators(read: Callable[..., Any], given: tuple[Any, ...], named: tuple[tuple[str, Any], ...]) -> Any:
     return read(*given, **dict(named))
+
+
+@functools.lru_cache(maxsize=2)
+def _decompositions(build: Callable[..., Any], registered: frozenset[Any], count: int) -> dict[Any, Any]:
+    """The table for a program with operators that ONNX does not have; ``count`` makes it anew where decompositions were added."""
+    del count
+    return build(set(registered))
 
 
 def is_decomposed(graph: fx.Graph, is_registered: Callable[[Any], bool]) -> bool:

@@ -62,6 +62,22 @@ def test_both_ways_lead_to_the_same_operators(tmp_path, monkeypatch):
     assert short == file_of("conv_bn", tmp_path / "other.onnx")
 
 
+def test_the_table_of_decompositions_is_made_once(tmp_path, monkeypatch):
+    from torch.onnx._internal.exporter import _decomp
+
+    made, build = [], _decomp.create_onnx_friendly_decomposition_table
+
+    def counted(registered):
+        made.append(build(registered))
+        return made[-1]
+
+    monkeypatch.setattr(_decomp, "create_onnx_friendly_decomposition_table", counted)
+    monkeypatch.setattr(shortcuts, "is_decomposed", lambda *_: False)
+    first, second = (file_of("mlp", tmp_path / f"{i}.onnx") for i in range(2))
+    assert first == second and len(made) == 1 and made[0]
+    assert _decomp.create_onnx_friendly_decomposition_table is counted
+
+
 def test_what_cannot_be_converted_by_the_shortcut_is_converted_without(tmp_path, monkeypatch):
     monkeypatch.setattr(shortcuts, "is_decomposed", lambda *_: True)  # also where an operator is not registered
     assert file_of("dropouts", tmp_path / "m.onnx")["Gemm"] == 2
