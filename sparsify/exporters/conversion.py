@@ -153,6 +153,7 @@ def clean(model: ir.Model) -> ir.Model:
     The marks of layers stay, for what rewrites them.
     """
     graph = model.graph
+    _register_constants(graph)
     for node in graph:
         _bare(node, kept=MARK)
         for value in node.outputs:
@@ -166,6 +167,17 @@ def clean(model: ir.Model) -> ir.Model:
     for domain in [domain for domain in model.opset_imports if domain not in used]:
         del model.opset_imports[domain]
     return model
+
+
+def _register_constants(graph: ir.Graph) -> None:
+    """Make constants that only their readers know initializers: torch.onnx registers one of several that begin with the same name, as the
+    shapes of an input that is flattened twice do."""
+    known = {*graph.inputs, *graph.initializers.values()}
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value.producer() is None and value.const_value is not None and value not in known:
+                graph.register_initializer(value)
+                known.add(value)
 
 
 def _bare(holder: ir.Model | ir.Graph | ir.Node | ir.Value, kept: str = "") -> None:

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from sparsify.errors import ExportError
@@ -49,3 +50,26 @@ def test_the_operator_that_cannot_be_converted_is_named(kind, operator, advice, 
     assert "\x1b" not in text and "step 3/3" not in text and "Try another opset" not in text
     assert caught.value.__cause__ is not None
     assert re.search(advice, text)
+
+
+class Twice(nn.Module):
+    """Reads one value flat in several places, each time by a call of its own."""
+
+    def __init__(self, also: str):
+        super().__init__()
+        self.conv, self.a, self.b, self.also = nn.Conv2d(1, 1, 3, padding=1), nn.Linear(64, 16), nn.Linear(64, 16), also
+
+    def forward(self, x: Tensor):
+        h = self.conv(x) if self.also == "of a layer" else x
+        y = torch.relu(self.a(h.flatten(1))) + torch.sigmoid(self.b(h.flatten(1)))
+        if self.also == "three times":
+            return y * h.flatten(1).mean(1, keepdim=True)
+        return (y, h.flatten(1)) if self.also == "as an output" else y
+
+
+@pytest.mark.parametrize("also", ["of an input", "of a layer", "three times", "as an output"])
+def test_a_value_may_be_flattened_again(also, tmp_path):
+    x = torch.tensor(load_digits().images[:16], dtype=torch.float32)[:, None] / 16
+    program = trace(Twice(also), (x[:2],), outputs={"logits": 0} if also == "as an output" else None).eval()
+    result = export(program, tmp_path / "m.onnx", inputs=[x])
+    assert result.parity.batches == (1, 16) and result.parity.units > (64 if also == "as an output" else 9)
