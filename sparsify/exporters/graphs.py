@@ -36,9 +36,11 @@ def let_go(*models: ir.Model) -> None:
 
 
 def without_shapes(graph: ir.Graph) -> None:
-    """Drop types and shapes of weights, which are not kept up to date where weights are rewritten."""
+    """Drop types and shapes of weights, which are not kept up to date where weights are rewritten. A weight that is an output stays as it
+    is, and a file has to say what an output is."""
     for value in graph.initializers.values():
-        value.type, value.shape = None, None
+        if not value.is_graph_output():
+            value.type, value.shape = None, None
 
 
 def watched(model: ir.Model, names: Collection[str]) -> ir.Model:

@@ -23,6 +23,7 @@ def name_weights(model: ir.Model, program: Program) -> ir.Model:
         tensor = value.const_value
         if (
             tensor is None
+            or value.is_graph_output()
             or str(value.name).startswith("phase.")
             or tensor.dtype != ir.DataType.FLOAT
             or len(tensor.shape) != 2

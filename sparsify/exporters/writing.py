@@ -54,7 +54,21 @@ def write(
     versions = [helper.make_opsetid(domain, version) for domain, version in final.opset_imports.items()]
     final.ir_version = helper.find_min_ir_version_for(versions)
     try:
-        onnx.checker.check_model(skeleton(final))  # the runtime that proves the file reads its weights
+        check(final)
         write_to_disk(file, pieces(final, sparse=sparse))
     finally:
         let_go(final)
+
+
+def check(model: ir.Model) -> None:
+    """Check a graph against the rules of ONNX, without its weights: the runtime that proves a file reads those.
+
+    Raises:
+        ExportError: If a rule is broken.
+    """
+    try:
+        onnx.checker.check_model(skeleton(model))
+    except onnx.checker.ValidationError as error:
+        raise ExportError(
+            f"the graph of the file is no valid ONNX: {str(error).strip()[:300]} Please report it, with the model."
+        ) from error

@@ -16,6 +16,7 @@ from sparsify.calibration import installed_kind, kind_of
 from sparsify.errors import DataError, ExportError, RecipeError, SparsifyError, TraceError, TrainingError
 from sparsify.exporters.conversion import convert
 from sparsify.exporters.signature import holds_samples
+from sparsify.exporters.writing import check
 from sparsify.heads import fitting
 from sparsify.ir import Program, Stage, trace
 from sparsify.ir.binding import arguments_of
@@ -120,7 +121,7 @@ def check_export(program: Program, recipe: Recipe, data: Data) -> None:
     if finished.dynamic_batch and len(data.validation) == 1:
         example = [torch.cat([value, value]) if holds_samples(finished, spec) else value
                    for spec, value in zip(finished.input_specs, example, strict=True)]  # fmt: skip
-    convert(finished.eval(), example, recipe.opset)
+    check(convert(finished.eval(), example, recipe.opset).clone())
 
 
 def heads(recipe: Recipe, program: Program) -> tuple[AttachCalibrationHead, ...]:

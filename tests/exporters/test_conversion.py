@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from onnxruntime import InferenceSession
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -73,3 +74,27 @@ def test_a_value_may_be_flattened_again(also, tmp_path):
     program = trace(Twice(also), (x[:2],), outputs={"logits": 0} if also == "as an output" else None).eval()
     result = export(program, tmp_path / "m.onnx", inputs=[x])
     assert result.parity.batches == (1, 16) and result.parity.units > (64 if also == "as an output" else 9)
+
+
+class Constant(nn.Module):
+    """Returns what no input moves: a weight, a buffer, a number of the code, a weight twice."""
+
+    def __init__(self, also: str):
+        super().__init__()
+        self.head, self.also = nn.Linear(64, 10), also
+        self.register_buffer("classes", torch.arange(10.0))
+
+    def forward(self, x: Tensor):
+        y = self.head(x.flatten(1))
+        kinds = {"weight": self.head.weight, "buffer": self.classes, "number": torch.ones(3)}
+        return (y, self.head.weight, self.head.weight) if self.also == "twice" else (y, kinds[self.also])
+
+
+@pytest.mark.parametrize("also", ["weight", "buffer", "number", "twice"])
+def test_an_output_may_be_what_no_input_moves(also, tmp_path):
+    x = torch.tensor(load_digits().images[:16], dtype=torch.float32)[:, None] / 16
+    program = trace(Constant(also), (x[:2],), outputs={"logits": 0}).eval()
+    result = export(program, tmp_path / "m.onnx", inputs=[x])
+    got = InferenceSession(result.path, providers=["CPUExecutionProvider"]).run(None, {"x": x.numpy()})
+    for found, wanted in zip(got, program(x), strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), wanted, atol=1e-5, rtol=1e-5)
