@@ -1,10 +1,10 @@
 """Allocation: how a density is split over weights. Every result is a table of exact integer budgets.
 
-The target is ``round(density * positions)`` over the layers that are free; layers whose pattern fixes their density get
-just that, and where every layer's is fixed another density is refused. Shares are rounded to whole units by largest
-remainder. With units larger than 1 the sum can miss the target by less than the smallest unit that is still free to
-move, and by nothing otherwise. No layer is emptied: each keeps at least one unit, and what that costs is taken from the
-other layers in proportion to their shares.
+The target is ``round(density * positions)`` over the free layers. A layer whose pattern fixes its density gets exactly
+that density; if the patterns fix every layer, any other density is refused. Shares are rounded to whole units by
+largest remainder. The sum is exact if all units are single positions; with larger units it can miss the target by less
+than the smallest unit that can still move. Each layer keeps at least one unit, and the other layers pay for that in
+proportion to their shares.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from sparsify.parts.top import top
 from sparsify.registry import Registry
 
 FIXED_TOLERANCE = 1e-3
-"""How far a density asked for may be from the one a pattern fixes: 0.667 means 2/3."""
+"""Largest difference between a requested density and the one that a pattern fixes: 0.667 is accepted for 2/3."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What an allocation may know of a weight.
+    """What an allocation may know about a weight.
 
     Attributes:
         shape: [O, I, *K].
-        unit: positions per unit.
-        fixed_density: the one density its pattern allows, if so.
-        weight: its values.
-        mask: the positions that may be active, where some may not: pruning never gives a layer more than it has.
+        unit: positions per unit, at least 1.
+        fixed_density: the only density that its pattern allows, in (0, 1]; None if the pattern allows others.
+        weight: its values, of ``shape``; None if they are not known.
+        mask: bool, of ``shape``: the positions that may be active. Pruning gives it, because it only drops. None: all may.
     """
 
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ class Layer:
 
     @functools.cached_property
     def most(self) -> int:
-        """The largest budget."""
+        """The largest possible budget, in positions."""
         return self.size if self.mask is None else int(self.mask.count_nonzero())
 
 
@@ -59,29 +59,29 @@ Allocation = Callable[[Layers, float], dict[str, int]]
 
 
 def uniform(layers: Layers, density: float) -> dict[str, int]:
-    """The same density for every layer."""
+    """Give every layer the same density."""
     return proportional(layers, density, {name: 1.0 for name in layers})
 
 
 def er(layers: Layers, density: float) -> dict[str, int]:
-    """Erdős–Rényi: density proportional to (O + I) / (O * I) (Mocanu et al. 2018, arXiv:1707.04780)."""
+    """Allocate by Erdős–Rényi: density proportional to (O + I) / (O * I) (Mocanu et al. 2018, arXiv:1707.04780)."""
     return proportional(
         layers, density, {n: (x.shape[0] + x.shape[1]) / (x.shape[0] * x.shape[1]) for n, x in layers.items()}
     )
 
 
 def erk(layers: Layers, density: float) -> dict[str, int]:
-    """Erdős–Rényi kernel: density proportional to sum(shape) / prod(shape) (Evci et al. 2020, arXiv:1911.11134)."""
+    """Allocate by Erdős–Rényi kernel: density proportional to sum(shape) / prod(shape) (Evci et al. 2020, arXiv:1911.11134)."""
     return proportional(layers, density, {name: sum(layer.shape) / layer.size for name, layer in layers.items()})
 
 
 def global_magnitude(layers: Layers, density: float) -> dict[str, int]:
-    """The budgets that ranking |w| over all layers together gives (the mean of |w| over a unit)."""
+    """Rank |w| over all layers together and count how many of the best each layer has. A unit is ranked by its mean |w|."""
     return _ranked(layers, density, {name: _weight(name, layer).abs() for name, layer in layers.items()})
 
 
 def lamp(layers: Layers, density: float) -> dict[str, int]:
-    """Rank by w^2 over the sum of squares not smaller than it in its layer (Lee et al. 2021, arXiv:2010.07611, eq. 1)."""
+    """Rank by w^2 divided by the sum of all squares in its layer that are at least w^2 (LAMP: Lee et al. 2021, arXiv:2010.07611, eq. 1)."""
     return _ranked(layers, density, {name: lamp_score(_weight(name, layer)) for name, layer in layers.items()})
 
 
@@ -97,7 +97,7 @@ ALLOCATIONS: Registry[Allocation] = Registry("allocation", RecipeError, _ALLOCAT
 
 
 def lamp_score(weight: Tensor) -> Tensor:
-    """The LAMP score of each position, float64, the weight's shape; the largest of a layer is 1."""
+    """Compute the LAMP score of each position: float64, of the weight's shape. The largest score of a layer is 1."""
     squares = weight.detach().double().reshape(-1) ** 2
     order = squares.sort(stable=True).indices
     tail = squares[order].flip(0).cumsum(0).flip(0)
@@ -107,11 +107,11 @@ def lamp_score(weight: Tensor) -> Tensor:
 
 
 def _target(layers: Layers, density: float) -> tuple[dict[str, int], dict[str, Layer], int]:
-    """Budgets of the fixed layers, the free layers, and the positions the free layers share."""
+    """Return the budgets of the fixed layers, the free layers, and how many positions the free layers share."""
     if not 0.0 < density <= 1.0 or not math.isfinite(density):
         raise AllocationError(f"density should be a fraction in (0, 1], found {density}. Sparsity 0.9 is density 0.1.")
     if not layers:
-        raise AllocationError("there is no weight to allocate to. Loosen keep-dense or the weights option.")
+        raise AllocationError("there is no weight to make sparse. Shorten keep-dense, or widen the option weights.")
     fixed = {
         n: round(layer.size * layer.fixed_density) for n, layer in layers.items() if layer.fixed_density is not None
     }
@@ -122,7 +122,7 @@ def _target(layers: Layers, density: float) -> tuple[dict[str, int], dict[str, L
         found = sum(fixed.values()) / sum(layer.size for layer in layers.values())
         if abs(found - density) > FIXED_TOLERANCE:
             raise AllocationError(
-                f"the pattern of every weight fixes its density, {found:.4g} in all; density {density} was asked for. Ask for "
+                f"the pattern of every weight fixes its density, {found:.4g} overall; found density {density}. Ask for "
                 f"{found:.4g} (sparsity {1 - found:.4g}), or choose another pattern."
             )
     if free and total < floor:
@@ -139,7 +139,7 @@ def _target(layers: Layers, density: float) -> tuple[dict[str, int], dict[str, L
 
 
 def proportional(layers: Layers, density: float, raw: Mapping[str, float]) -> dict[str, int]:
-    """Shares proportional to ``raw``; layers that would exceed 1 become dense and the rest is shared again."""
+    """Allocate densities proportional to ``raw``. Layers that would exceed density 1 become dense, and the rest is shared again."""
     fixed, free, total = _target(layers, density)
     shares = _shared(free, {name: raw[name] * layer.size for name, layer in free.items()}, total)
     budgets = {**fixed, **_round(free, shares, total)}
@@ -147,7 +147,7 @@ def proportional(layers: Layers, density: float, raw: Mapping[str, float]) -> di
 
 
 def _shared(layers: Mapping[str, Layer], weights: Mapping[str, float], total: int) -> dict[str, float]:
-    """``total`` split in proportion to ``weights``, within [one unit, the largest budget] of each layer."""
+    """Split ``total`` in proportion to ``weights``; each layer gets at least one unit and at most its largest budget."""
     pinned: dict[str, float] = {}
     scale = 0.0
     while len(pinned) < len(layers):
@@ -165,7 +165,7 @@ def _shared(layers: Mapping[str, Layer], weights: Mapping[str, float], total: in
 
 
 def _round(layers: Mapping[str, Layer], shares: Mapping[str, float], total: int) -> dict[str, int]:
-    """Largest remainder in whole units, within [1, the most a layer may have]; then coarse against finer ones while that comes nearer."""
+    """Round shares to whole units by largest remainder, at least one per layer; then exchange coarse units for finer ones (`_even`)."""
     units = {n: min(max(int(shares[n] // x.unit), 1), x.most // x.unit) for n, x in layers.items()}
     spare = _settle(layers, shares, units, total - sum(units[n] * x.unit for n, x in layers.items()))
     while spare:
@@ -185,12 +185,13 @@ def _round(layers: Mapping[str, Layer], shares: Mapping[str, float], total: int)
 
 
 def _even(layers: Layers, shares: Mapping[str, float], units: dict[str, int], spare: int) -> None:
-    """Exchange units between layers while that brings densities nearer to their shares, and what is spare stays below a unit.
+    """Exchange units between layers while that brings densities nearer to their shares and leaves less than a unit to spare.
 
-    What coarse layers leave over would else all go to the finest ones: a convolution of 64 channels at twice its share.
+    Without this, the finest layers would receive everything that coarse layers leave over: a convolution with 64 channels got twice
+    its share.
     """
     if all(layer.unit == 1 for layer in layers.values()):
-        return  # the largest remainder is the best there is
+        return  # largest remainder is already the best rounding
     most = max(abs(spare), min(layer.unit for layer in layers.values()) - 1)
 
     def change(units: Mapping[str, int], name: str, step: int) -> float:
@@ -226,7 +227,7 @@ def _even(layers: Layers, shares: Mapping[str, float], units: dict[str, int], sp
 
 
 def _settle(layers: Mapping[str, Layer], shares: Mapping[str, float], units: dict[str, int], spare: int) -> int:
-    """Give (or take) single units, each no larger than what is spare, by largest remainder; returns what is left."""
+    """Give (or take) single units by largest remainder, each no larger than the spare positions; return how many positions stay spare."""
     step = 1 if spare > 0 else -1
     names = list(layers)
 
@@ -240,7 +241,7 @@ def _settle(layers: Mapping[str, Layer], shares: Mapping[str, float], units: dic
         _, index = queue[0]
         name = names[index]
         if layers[name].unit > abs(spare) or not _may_move(layers[name], units[name], step):
-            heapq.heappop(queue)  # for good: what is spare only shrinks, and units only move one way
+            heapq.heappop(queue)  # for good: the spare positions only shrink, and units move in one direction
             continue
         units[name] += step
         spare -= step * layers[name].unit
@@ -253,7 +254,7 @@ def _may_move(layer: Layer, units: int, step: int) -> bool:
 
 
 def _ranked(layers: Layers, density: float, scores: Mapping[str, Tensor]) -> dict[str, int]:
-    """Counts per layer of the globally highest scores, after one unit each; blocks are counted in whole units."""
+    """Give each layer one unit, then count per layer how many of the globally highest scores it has; blocks count as whole units."""
     fixed, free, total = _target(layers, density)
     if free:
         ranked = [_candidates(name, layer, scores[name]) for name, layer in free.items()]
@@ -264,12 +265,10 @@ def _ranked(layers: Layers, density: float, scores: Mapping[str, Tensor]) -> dic
 
 
 def _candidates(name: str, layer: Layer, scores: Tensor) -> Tensor:
-    """Scores, 1-d, on the CPU; what may not be active comes after all that may."""
+    """Return scores, 1-d, on the CPU; positions that may not be active rank below all others."""
     scores = scores.detach().reshape(-1).cpu()
     if scores.isnan().any():
-        raise AllocationError(
-            f"the scores of {name!r} hold NaN, and cannot be ranked. Start from weights that are finite."
-        )
+        raise AllocationError(f"the scores of {name!r} hold NaN, so they cannot be ranked. Start from finite weights.")
     return scores if layer.mask is None else scores.masked_fill(~layer.mask.reshape(-1).cpu(), -torch.inf)
 
 

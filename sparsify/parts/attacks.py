@@ -15,8 +15,8 @@ class Attack:
 
     Attributes:
         radius: half the side of the box; nothing leaves it.
-        step_size: of each iteration.
-        iterations: gradient steps; each is a forward and a backward pass.
+        step_size: how far one iteration moves each input, in the same units.
+        iterations: number of gradient steps, at least 1; each costs a forward and a backward pass.
     """
 
     radius: float
@@ -25,13 +25,13 @@ class Attack:
 
 
 def perturbed(loss: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, attack: Attack) -> Tensor:
-    """``x`` moved along the signs of the loss's gradient (Madry et al. 2018, arXiv:1706.06083, section 2.1).
+    """Move ``x`` along the signs of the loss's gradient (Madry et al. 2018, arXiv:1706.06083, section 2.1).
 
     Args:
-        loss: of inputs of the shape of ``x``, a scalar; each sample's part may depend only on that sample.
+        loss: maps inputs of the shape of ``x`` to a scalar, a sum or mean of terms that each depend on one sample only.
         x: inputs [N, ...], float.
-        start: where to begin relative to ``x``, same shape; each iteration is projected to the box.
-        attack: see `Attack`.
+        start: offset from ``x`` at which to begin, of the same shape. The result of each iteration is projected onto the box.
+        attack: size of the box, step size and number of iterations.
 
     Returns:
         A new tensor with ``|result - x| <= radius``, without gradient.

@@ -6,14 +6,14 @@ from torch import Tensor
 
 
 def running_mean(mean: Tensor | None, value: Tensor, count: int) -> Tensor:
-    """The mean of ``count`` values, from that of the first ``count - 1`` and the last.
+    """Update a running mean with one more value.
 
     Args:
-        mean: of the values before; None where ``count`` is 1.
-        value: the last, any shape.
-        count: at least 1.
+        mean: mean of the first ``count - 1`` values; None if ``count`` is 1.
+        value: the newest value, any shape.
+        count: number of values including the newest, at least 1.
 
     Returns:
-        A new tensor; equal to ``value``, bit for bit, where ``count`` is 1.
+        The mean of all ``count`` values, a new tensor. If ``count`` is 1, it equals ``value`` bit for bit.
     """
     return value.clone() if mean is None else mean + (value - mean) / count

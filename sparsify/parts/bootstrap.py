@@ -1,4 +1,4 @@
-"""The paired bootstrap: an interval of the difference of two figures of the same samples, for figures that are no mean over samples."""
+"""The paired bootstrap: an interval for the difference of two figures on the same samples. The figures need not be means over samples."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 Figure = Callable[[Tensor], Tensor]
-"""A figure of data whose samples are drawn with repetition: from how often each is drawn, float64 [B, N], to float64 [B]."""
+"""Maps how often each of N samples was drawn in each of B draws, float64 [B, N], to the figure of each draw, float64 [B]."""
 RESAMPLES, FEWER_RESAMPLES = 1000, 200
-"""Draws of an interval; fewer where each computes a figure anew (`of_rows`)."""
+"""Default number of draws for an interval; figures that are computed anew for each draw (`of_rows`) use fewer."""
 AT_ONCE = 2**21
-"""Numbers of the draws that are held at a time."""
+"""How many numbers of the table [draws, samples] are held in memory at a time."""
 
 
 def of_rows(measure: Callable[[Tensor], float]) -> Figure:
-    """A figure that is known only as a function of samples: it is computed anew for each draw.
+    """Make a `Figure` from any function of samples. The function is called anew for each draw, so it is slow.
 
     Args:
-        measure: from the numbers of the samples drawn, int64 [N], in ascending order, to the figure. What it raises, and what it warns of,
-            are its own: a draw may leave out a class that it needs. Such a draw defines no figure.
+        measure: maps the indices of the drawn samples, int64 [N], ascending and with repetitions, to the figure. If it raises, the draw
+            has no figure (a draw may leave out a class that the figure needs); its warnings are silenced.
     """
 
     def figure(draws: Tensor) -> Tensor:
@@ -37,26 +37,26 @@ def _known(measure: Callable[[Tensor], float], rows: Tensor) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return float(measure(rows))
-    except Exception:  # code of the user's, which may raise anything on a sample of its data
+    except Exception:  # the user's code, which may raise anything on a draw of its data
         return float("nan")
 
 
 def bootstrap_difference(
     values: Figure, base: Figure, samples: int, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float] | None:
-    """Interval of ``values - base``: quantiles over draws of the samples, the same for both (Efron and Tibshirani 1993, chapter 13).
+    """Compute an interval of ``values - base`` from its quantiles over draws of the samples (Efron and Tibshirani 1993, chapter 13).
 
-    The same arguments give the same bits.
+    Both figures use the same draws. The same arguments give the same bits.
 
     Args:
         values, base: the figure of each of two models.
-        samples: N, at least 1, drawn independently.
-        confidence: of the interval, in (0, 1).
-        resamples: how often N samples are drawn.
-        seed: of the draws.
+        samples: N, at least 1. The samples must be independent.
+        confidence: probability that the interval should cover, in (0, 1).
+        resamples: number of draws of N samples.
+        seed: seed of the draws.
 
     Returns:
-        Both ends; None where fewer than half of the draws define both figures, as where a class is hardly ever drawn.
+        Both ends of the interval; None if fewer than half of the draws define both figures, for example because a class is rare.
     """
     generator, found = torch.Generator().manual_seed(seed), list[Tensor]()
     for count in torch.arange(resamples).split(max(1, AT_ONCE // samples)):
@@ -73,14 +73,14 @@ def bootstrap_difference(
 
 
 def r2(output: Tensor, target: Tensor) -> Figure:
-    """R2 over all values of [N, ...], about the mean of each output (`sparsify.tasks.Regression`).
+    """Make the figure R2 over all values of [N, ...], relative to the mean of each output (see `sparsify.tasks.Regression`).
 
     Args:
-        output, target: float64, of one shape.
+        output, target: float64 [N, ...], both of the same shape.
     """
     errors = ((output - target) ** 2).flatten(1).sum(1) if output.ndim > 1 else (output - target) ** 2
     values = target.reshape(len(target), -1)
-    values = values - values.mean(0)  # R2 does not depend on it, its rounding does
+    values = values - values.mean(0)  # R2 does not depend on this shift, but its rounding does
     squares = (values**2).sum(1)
 
     def figure(draws: Tensor) -> Tensor:
@@ -91,12 +91,12 @@ def r2(output: Tensor, target: Tensor) -> Figure:
 
 
 def share(hits: Tensor, judged: Tensor) -> Figure:
-    """The share of hits among what is judged, each float64 [N]: how many there are of a sample."""
+    """Make the figure ``sum(hits) / sum(judged)``. Each is float64 [N]: how many hits, and how many judged things, a sample has."""
     return lambda draws: draws @ hits / (draws @ judged)
 
 
 def mean_iou(both: Tensor, either: Tensor) -> Figure:
-    """Mean over the classes that come up of intersection over union, each float64 [N, K]: how many positions of a sample there are."""
+    """Make the figure mean IoU over the classes that occur. ``both`` and ``either`` are float64 [N, K]: positions per sample and class."""
 
     def figure(draws: Tensor) -> Tensor:
         met, union = draws @ both, draws @ either
@@ -107,11 +107,11 @@ def mean_iou(both: Tensor, either: Tensor) -> Figure:
 
 
 def auroc(scores: Tensor, yes: Tensor) -> Figure:
-    """Probability that a sample of yes scores higher than one of no; ties count half.
+    """Make the figure AUROC: the probability that a positive sample scores higher than a negative one. Ties count half.
 
     Args:
-        scores: [N], finite.
-        yes: bool [N].
+        scores: float [N], finite.
+        yes: bool [N], True for positive samples.
     """
     _, place = scores.unique(return_inverse=True)
     groups = int(place.max()) + 1
@@ -125,11 +125,11 @@ def auroc(scores: Tensor, yes: Tensor) -> Figure:
 
 
 def mean_average_precision(scores: Tensor, yes: Tensor) -> Figure:
-    """Mean over the labels that any sample drawn has of `sparsify.parts.metrics.aupr`.
+    """Make the figure mAP: the mean of `sparsify.parts.metrics.aupr` over the labels that occur in a draw.
 
     Args:
-        scores: [N, K], finite.
-        yes: bool [N, K].
+        scores: float [N, K], finite.
+        yes: bool [N, K], True if the sample has the label.
     """
     places = [(-scores[:, label]).unique(return_inverse=True)[1] for label in range(scores.shape[1])]
 
@@ -141,7 +141,7 @@ def mean_average_precision(scores: Tensor, yes: Tensor) -> Figure:
 
 
 def _precision(draws: Tensor, place: Tensor, yes: Tensor) -> Tensor:
-    """Average precision of one label; NaN where no sample drawn has it."""
+    """Compute the average precision of one label; NaN for draws in which no sample has it."""
     groups = int(place.max()) + 1
     hits, counts = _grouped(draws * yes, place, groups), _grouped(draws, place, groups)
     precision = hits.cumsum(1) / counts.cumsum(1).clamp_min(1)
@@ -149,5 +149,5 @@ def _precision(draws: Tensor, place: Tensor, yes: Tensor) -> Tensor:
 
 
 def _grouped(draws: Tensor, place: Tensor, groups: int) -> Tensor:
-    """Draws [B, N] summed over samples of one place, [B, groups]."""
+    """Sum draws [B, N] over the samples that share a place; returns [B, groups]."""
     return draws.new_zeros(len(draws), groups).index_add_(1, place, draws)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 _SMALLEST, _LARGEST = 1e-30, 1e30
-"""Bounds of 1/T, so wide that only the exact conditions of `fit_temperature` decide whether there is an optimum."""
+"""Bounds of 1/T. They are so wide that only the exact conditions of `fit_temperature` decide whether an optimum exists."""
 _FLOAT32 = 1e37
-"""Largest |z / T| that the file, which computes in float32, may meet."""
+"""Largest |z / T| that may occur in an exported file, which computes in float32."""
 
 
 class NotIdentifiableError(ValueError):
@@ -16,17 +16,17 @@ class NotIdentifiableError(ValueError):
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The T > 0 that minimises the NLL of softmax(z / T) (Guo et al. 2017, section 4.2).
+    """Find the T > 0 that minimises the NLL of softmax(z / T) (Guo et al. 2017, section 4.2).
 
-    In b = 1/T the NLL is convex, with derivative mean(sum_k p_k(b) z_k - z_y); its root is found by bisection in log b. The fit does not
-    depend on the scale of the logits: those multiplied by s have a T multiplied by s.
+    The NLL is convex in b = 1/T, with derivative mean(sum_k p_k(b) z_k - z_y); bisection in log b finds its root. The fit does not
+    depend on the scale of the logits: multiplying them by s multiplies T by s.
 
     Args:
-        logits: [N, K], finite, or -inf for a class that is ruled out.
-        labels: int64, [N].
+        logits: float [N, K], finite, or -inf for a class that is ruled out.
+        labels: int64 [N], 0 to K - 1.
 
     Returns:
-        T, to a relative 1e-12.
+        T, with a relative error of at most 1e-12.
 
     Raises:
         NotIdentifiableError: If the optimum is not finite: the logits classify all data correctly (T -> 0), are no better than chance
@@ -36,7 +36,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     z = _checked(logits, labels)
     if (z.gather(1, labels[:, None]) == -torch.inf).any():
         raise NotIdentifiableError("a held-out sample has the logit -inf for its own class, whatever the temperature")
-    z = z - z.max(1, keepdim=True).values  # shifts nothing but the scores of a sample together, and keeps exp finite
+    z = z - z.max(1, keepdim=True).values  # shifts all scores of a sample by one number, which keeps exp finite
     target = z.gather(1, labels[:, None]).squeeze(1)
     finite = z.where(z > -torch.inf, 0.0)
     if not finite.any():
@@ -62,15 +62,15 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def fit_vector_scaling(logits: Tensor, labels: Tensor, *, l2: float = 1e-4) -> tuple[Tensor, Tensor]:
-    """Scale a and bias b [K] that minimise the NLL of softmax(a * z + b), by Newton's method with line search.
+    """Find the scale a and bias b [K] that minimise the NLL of softmax(a * z + b), by Newton's method with line search.
 
-    Convex. ``l2`` pulls (a, b) to temperature scaling, (1/T, 0), where the data determine T, and to (1, 0) where they do not; this makes
-    the optimum finite and unique.
+    The problem is convex. ``l2`` makes the optimum finite and unique: it pulls (a, b) towards temperature scaling, (1/T, 0), if the data
+    determine T, and towards (1, 0) if they do not.
 
     Args:
-        logits: [N, K].
-        labels: int64, [N].
-        l2: weight of the pull, >= 0; that on ``a`` is measured in units of 1/T.
+        logits: float [N, K], finite.
+        labels: int64 [N], 0 to K - 1.
+        l2: weight of the pull, >= 0. The distance of ``a`` is measured in units of 1/T.
 
     Returns:
         (a [K], b [K]), float64.
@@ -124,7 +124,7 @@ def fit_vector_scaling(logits: Tensor, labels: Tensor, *, l2: float = 1e-4) -> t
 
 
 def _hessian(z: Tensor, p: Tensor) -> Tensor:
-    """Hessian of the mean NLL in (a, b), [2K, 2K]."""
+    """Compute the Hessian of the mean NLL with respect to (a, b), [2K, 2K]."""
     n, classes = z.shape
     features = torch.cat([z, torch.ones_like(z)], 1)
     diagonal = torch.zeros(2 * classes, 2 * classes, dtype=torch.float64)
@@ -139,7 +139,7 @@ def _hessian(z: Tensor, p: Tensor) -> Tensor:
 
 def _checked(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
-        raise ValueError(f"logits [N, K] and labels [N] expected, found {list(logits.shape)} and {list(labels.shape)}")
+        raise ValueError(f"expected logits [N, K] and labels [N], found {list(logits.shape)} and {list(labels.shape)}")
     z = logits.detach().cpu().double()
     if (z.isnan() | (z == torch.inf)).any() or (z == -torch.inf).all(1).any():
         raise ValueError("the held-out logits hold NaN or infinity")

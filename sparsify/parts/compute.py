@@ -1,12 +1,12 @@
-"""What training costs, in units that do not depend on a machine."""
+"""The cost of training, in units that do not depend on the machine."""
 
 from __future__ import annotations
 
 
 def evaluations(forwards: float, backwards: float) -> float:
-    """A forward and a backward pass of one batch, which is what an ordinary step takes, is one; a forward pass by itself is half of one.
+    """Count evaluations. One evaluation is a forward and a backward pass of one batch (an ordinary step); a lone forward pass is half.
 
     Args:
-        forwards, backwards: passes of a batch, at least 0.
+        forwards, backwards: number of passes of one batch each, at least 0.
     """
     return (forwards + backwards) / 2

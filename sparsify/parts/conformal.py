@@ -1,4 +1,4 @@
-"""Split conformal intervals: how far predictions lie from the truth, with a guarantee for samples that are drawn alike."""
+"""Split conformal intervals: how far predictions lie from the truth, with a guarantee for samples from the same distribution."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from torch import Tensor
 
 
 def needed(level: float) -> int:
-    """How many held-out samples an interval of this level needs: the least n with ceil((n + 1) · level) <= n.
+    """Return how many held-out samples an interval of this level needs: the least n with ceil((n + 1) · level) <= n.
 
     Args:
-        level: in (0, 1).
+        level: probability that the interval should cover, in (0, 1).
     """
     return math.ceil(level / (1 - level) - 1e-9)
 
 
 def reach(errors: Tensor, level: float) -> Tensor:
-    """Half the width of intervals that hold the truth of a new sample with probability ``level`` at least.
+    """Return half the width of intervals that contain the truth of a new sample with probability at least ``level``.
 
-    It is the ceil((n + 1) · level)-th smallest absolute error of n held-out samples, of each output by itself (Papadopoulos et al. 2002;
-    Lei et al. 2018, arXiv:1604.04173, algorithm 2). With fewer samples than `needed`, it is the largest error, and the probability
-    is n / (n + 1).
+    For each output, this is the ceil((n + 1) · level)-th smallest absolute error of n held-out samples (Papadopoulos et al. 2002; Lei et
+    al. 2018, arXiv:1604.04173, algorithm 2). With fewer samples than `needed`, it is the largest error, and the probability is only
+    n / (n + 1).
 
     Args:
         errors: absolute errors of held-out samples, [N, ...], N >= 1.
-        level: in (0, 1).
+        level: probability to cover, in (0, 1).
 
     Returns:
-        [...], the shape of a sample's output.
+        A tensor [...], of the shape of one sample's output.
 
     Raises:
         ValueError: If there is no sample, or an error is NaN.
     """
     if not len(errors) or bool(errors.isnan().any()):
-        raise ValueError(f"errors of at least one sample, none of them NaN, expected; found shape {list(errors.shape)}")
+        raise ValueError(f"expected errors of at least one sample, without NaN; found shape {list(errors.shape)}")
     place = min(math.ceil((len(errors) + 1) * level - 1e-9), len(errors))
     return errors.sort(0).values[place - 1]
 
 
 def coverage(target: Tensor, lower: Tensor, upper: Tensor) -> float:
-    """The share of targets that lie within their interval, bounds included.
+    """Compute the share of targets within their interval, bounds included, in [0, 1].
 
     Args:
-        target, lower, upper: of one shape, [N, ...].
+        target, lower, upper: [N, ...], all of the same shape.
     """
     return float(((target >= lower) & (target <= upper)).double().mean())
 
 
 def width(lower: Tensor, upper: Tensor) -> float:
-    """Mean width of intervals [N, ...]."""
+    """Compute the mean width of intervals [N, ...]."""
     return float((upper.double() - lower.double()).mean()) if torch.numel(lower) else 0.0

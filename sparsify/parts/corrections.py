@@ -1,4 +1,4 @@
-"""Corrections: gradients changed before the optimizer sees them, at the price of counted evaluations of the model."""
+"""Corrections: they change gradients before the optimizer sees them, and pay with counted evaluations of the model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Evaluation:
 
     Attributes:
         loss: a scalar.
-        gradients: by parameter name, as an optimizer would get them: 0 where inactive or hidden by a random mask.
-        dense: the same, but for inactive positions too, where the program has taps; under random masks divided by the chance of
-            being visible, so that the mean over many evaluations is the gradient of a visible weight.
+        gradients: by parameter name, as an optimizer would get them: 0 where a weight is inactive or hidden by a random mask.
+        dense: by parameter name, the gradients with inactive positions included; only for weights with a tap. Under random masks they
+            are divided by the probability of being visible, so that their mean over many evaluations is the gradient of a visible weight.
     """
 
     loss: Tensor
@@ -33,29 +33,29 @@ class Evaluation:
 
 
 class Batch(Protocol):
-    """Labelled samples on which the model may be evaluated at any weights; every evaluation is counted."""
+    """Labelled samples on which the model can be evaluated at any weights. Every evaluation is counted."""
 
     def loss(self, at: Tensors | None = None) -> Tensor:
-        """The loss at the parameter values ``at``, by name; those missing, or None, are the current ones. A forward pass."""
+        """Compute the loss with the parameter values ``at``, by name; parameters not in it keep their current values. One forward pass."""
         ...
 
     def evaluate(self, at: Tensors | None = None) -> Evaluation:
-        """Loss and gradients at ``at``. A forward and a backward pass."""
+        """Compute loss and gradients at ``at``. One forward and one backward pass."""
         ...
 
 
 @dataclass(frozen=True)
 class GradientView:
-    """What a correction may see of a step.
+    """What a correction may see of one step.
 
     Attributes:
-        step: counted from 1.
-        epoch_steps: steps of an epoch, or None where the loop did not say.
-        weights: current values by parameter name; not to be changed.
-        masks: by weight name; True = active.
-        gradients: raw gradients of the step.
-        batch: of the step. Dropout and random masks are those of the step.
-        sweep: other batches of the training data in random order, at most as many as asked for; None: an epoch of them.
+        step: optimizer step, counted from 1.
+        epoch_steps: steps per epoch, or None if the loop did not say.
+        weights: current values by parameter name; read only.
+        masks: bool masks by weight name; True = active.
+        gradients: the uncorrected gradients of the step, by parameter name.
+        batch: the batch of the step, evaluated with the same dropout and random masks as the step.
+        sweep: returns at most the given number of other batches of the training data, in random order; None means one epoch.
     """
 
     step: int
@@ -78,10 +78,10 @@ class Correction:
     """``init(weights) -> state`` and ``correct(view, state) -> (gradients, state)``.
 
     Attributes:
-        init: the first state; state holds tensors, numbers, text, lists and dicts, so that a checkpoint can hold it.
-        correct: new gradients by name; those left out stay. The trainer masks them.
-        readings: figures of a state for the history of a run, by name.
-        dense: the correction reads `Evaluation.dense`; the program gets taps.
+        init: returns the first state. A state holds only tensors, numbers, text, lists and dicts, so that a checkpoint can store it.
+        correct: returns new gradients by name, and the next state. Gradients it leaves out stay unchanged. The trainer masks them.
+        readings: returns figures of a state for the history of a run, by name.
+        dense: whether the correction reads `Evaluation.dense`; if so, the program gets taps.
     """
 
     init: Callable[[Tensors], State]
@@ -95,25 +95,25 @@ ROUNDING = 1e-6
 
 
 def control_variate(gradient: Tensor, expected: Tensor, old: Tensor, coefficient: float) -> Tensor:
-    """``gradient + coefficient * (expected - old)``: unbiased where ``expected`` is the mean of ``old`` over batches.
+    """Compute ``gradient + coefficient * (expected - old)``, which is unbiased if ``expected`` is the mean of ``old`` over batches.
 
     Args:
-        gradient: of a batch at the current weights, any shape.
-        expected: the mean over batches of the gradient at old weights.
-        old: that of this batch.
-        coefficient: 0 changes nothing; 1 is SVRG.
+        gradient: gradient of a batch at the current weights, any shape.
+        expected: mean over batches of the gradient at old weights, of the same shape.
+        old: gradient of this batch at the old weights, of the same shape.
+        coefficient: usually in [0, 1]; 0 changes nothing, and 1 is SVRG.
     """
     return gradient + coefficient * (expected - old)
 
 
 def loss_coefficient(new: Tensor, old: Tensor) -> float | None:
-    """Cov(new, old) / Var(old) of the losses [n] of the same batches, or None where Var(old) is within rounding of 0.
+    """Compute Cov(new, old) / Var(old) of the losses [n] of the same batches; None if Var(old) is 0 within rounding.
 
     Raises:
         ValueError: If the two differ in length.
     """
     if new.shape != old.shape:
-        raise ValueError(f"losses of the same batches are needed, found {tuple(new.shape)} and {tuple(old.shape)}")
+        raise ValueError(f"expected losses of the same batches, found shapes {tuple(new.shape)} and {tuple(old.shape)}")
     new, old = new.double(), old.double()
     deviation = old - old.mean()
     cross, square = float(((new - new.mean()) * deviation).sum()), float(deviation.square().sum())
@@ -121,12 +121,12 @@ def loss_coefficient(new: Tensor, old: Tensor) -> float | None:
 
 
 def paired(pairs: State, new: Tensors, old: Tensors) -> State:
-    """Take the gradients of one more batch at new and old weights into running means and co-moments, parameter by parameter.
+    """Add the gradients of one more batch, at new and old weights, to running means and co-moments of each parameter.
 
     Args:
-        pairs: ``{"count", "new", "old", "cross", "square"}``: how many batches, mean gradients by name, and the sums over batches
-            of ``<new - mean, old - mean>`` and ``|old - mean|^2`` by name; ``{}`` at the start.
-        new, old: gradients by name.
+        pairs: ``{"count", "new", "old", "cross", "square"}``: the number of batches; the mean gradients by name; and by name the sums
+            over batches of ``<new - mean, old - mean>`` and ``|old - mean|^2``. ``{}`` at the start.
+        new, old: gradients of the batch at new and at old weights, by parameter name.
     """
     count = pairs.get("count", 0) + 1
     found: dict[str, Any] = {"count": count, "new": {}, "old": {}, "cross": {}, "square": {}}
@@ -143,9 +143,10 @@ def paired(pairs: State, new: Tensors, old: Tensors) -> State:
 
 
 def gradient_coefficients(pairs: State, *, shared: bool) -> dict[str, float | None]:
-    """tr Cov(new, old) / tr Cov(old) of `paired`: by name, or under the empty name one for all of them.
+    """Compute tr Cov(new, old) / tr Cov(old) from what `paired` collected.
 
-    It minimises the variance of `control_variate` over what shares it. None where the divisor is within rounding of 0.
+    The coefficient minimises the variance of `control_variate` over the parameters that share it. Returns one coefficient per parameter
+    name, or with ``shared`` a single one under the empty name. A coefficient is None if its divisor is 0 within rounding.
     """
     if not pairs:
         return {}
@@ -157,7 +158,7 @@ def gradient_coefficients(pairs: State, *, shared: bool) -> dict[str, float | No
 
 
 def _ratio(cross: float, square: float, size: float, count: int) -> float | None:
-    """The quotient of two sums over ``count`` batches, where the divisor is more than what rounding makes of ``size``."""
+    """Return the quotient of two sums over ``count`` batches; None if rounding of ``size`` alone could explain the divisor."""
     return None if count < 2 or square <= (count - 1) * ROUNDING**2 * size else cross / square
 
 
@@ -166,9 +167,9 @@ class Comparison:
     """How batches at new and old weights are compared to find the coefficient of `control_variate`.
 
     Attributes:
-        old: a batch at old weights; only as much of it as is needed.
-        add: one more pair into what was found so far, ``{}`` at the start.
-        solve: coefficients by parameter name, or under the empty name one for all; None where there is no telling.
+        old: evaluates a batch at old weights, with no more passes than the comparison needs.
+        add: adds one pair of evaluations to those collected so far, ``{}`` at the start.
+        solve: returns coefficients by parameter name, or a single one under the empty name; None where the data do not determine it.
     """
 
     old: Callable[[Batch, Tensors], Evaluation]

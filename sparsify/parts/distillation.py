@@ -1,4 +1,4 @@
-"""Knowledge distillation: a second term of the loss, which asks for the answers of a teacher."""
+"""Knowledge distillation: a second term of the loss, which pulls the outputs towards those of a teacher."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Distillation:
-    """How a loss is joined with that of a teacher's answers: (1 - weight) · loss + weight · the other.
+    """How the loss is combined with a teacher's term: (1 - weight) · loss + weight · teacher's term.
 
     Attributes:
-        weight: of the teacher's term, in [0, 1].
-        temperature: that the probabilities of both are softened by, above 0.
+        weight: weight of the teacher's term, in [0, 1].
+        temperature: divides the logits of student and teacher before the softmax, above 0.
     """
 
     weight: float
     temperature: float
 
     def joined(self, loss: Tensor, taught: Tensor) -> Tensor:
-        """A scalar: ``loss`` with the term of the teacher, such as `distillation_loss` at this temperature."""
+        """Combine the scalar ``loss`` with the teacher's term, such as `distillation_loss` at this temperature; returns a scalar."""
         return (1 - self.weight) * loss + self.weight * taught
 
 
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T² · KL(softmax(teacher / T) ‖ softmax(logits / T)), the mean over the batch; a scalar, at least 0.
+    """Compute T² · KL(softmax(teacher / T) ‖ softmax(logits / T)), averaged over the batch; a scalar, at least 0.
 
-    T² keeps its gradients of the size of cross-entropy's, whatever T (Hinton et al. 2015, arXiv:1503.02531, section 2).
+    The factor T² keeps gradients as large as those of cross-entropy for any T (Hinton et al. 2015, arXiv:1503.02531, section 2).
 
     Args:
-        logits: [N, K].
-        teacher: [N, K]; takes no gradient.
+        logits: float [N, K], of the student.
+        teacher: float [N, K]; receives no gradient.
         temperature: T, above 0.
     """
     wanted = (teacher.detach() / temperature).log_softmax(1)
@@ -41,13 +41,13 @@ def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Te
 
 
 def yes_no_distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """The same of answers of yes or no: T² · KL(sigmoid(teacher / T) ‖ sigmoid(logits / T)), the mean over all answers; at least 0.
+    """Compute T² · KL(sigmoid(teacher / T) ‖ sigmoid(logits / T)) for yes/no answers, averaged over all answers; a scalar, at least 0.
 
-    It is binary cross-entropy towards the probabilities of the teacher, less their own entropy, which no gradient sees.
+    It is the binary cross-entropy towards the teacher's probabilities minus their entropy, which has no gradient.
 
     Args:
-        logits: of any shape, one per answer.
-        teacher: of the same shape; takes no gradient.
+        logits: float, any shape, one per yes/no answer of the student.
+        teacher: float, of the same shape; receives no gradient.
         temperature: T, above 0.
     """
     wanted = teacher.detach() / temperature

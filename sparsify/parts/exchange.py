@@ -13,22 +13,22 @@ from sparsify.parts.topology import LazyTensor, made
 def exchange_inputs(
     mask: Tensor, drop_score: LazyTensor, grow_score: LazyTensor, fraction: float, *, ablate: float | None
 ) -> Tensor:
-    """One round of SRigL (Lasby et al. 2024, arXiv:2305.02299): ablate outputs with few salient inputs, share theirs among the others.
+    """Do one round of SRigL (Lasby et al. 2024, arXiv:2305.02299): ablate outputs with few salient inputs and give theirs to the others.
 
-    Salient are the positions a round of drop and grow over the whole layer would keep, and as many of the highest grow score as it would
-    drop. An output with fewer than ``max(1, int(ablate * k))`` of them is ablated, k being the present fan-in; no more outputs than
-    leave a whole, larger fan-in for the others, so that the number of active positions stays exact. The others keep what was kept,
-    at most the new fan-in, and grow up to it.
+    A position is salient if a round of drop and grow over the whole layer would keep it, or if it is among the highest grow scores, as
+    many as the round would drop. An output with fewer than ``max(1, int(ablate * k))`` salient positions is ablated; k is the present
+    fan-in. Only so many outputs are ablated that the others get a larger fan-in which is a whole number, so that the number of active
+    positions stays exact. Each other output keeps its best kept positions, at most the new fan-in, and grows up to it.
 
     Args:
-        mask: bool, [O, I, *K], of the pattern ``fan-in``.
-        drop_score: float, the shape of ``mask``; read first.
-        grow_score: float, the shape of ``mask``.
-        fraction: of the active positions to exchange, in [0, 1]; the count is rounded down.
-        ablate: share of the fan-in that has to be salient, from 0; None: no output is ablated.
+        mask: bool [O, I, *K], with pattern ``fan-in``.
+        drop_score: float, of the shape of ``mask``; the lowest are dropped. Read first.
+        grow_score: float, of the shape of ``mask``; the highest are grown.
+        fraction: share of the active positions to exchange, in [0, 1]; the count is rounded down.
+        ablate: an output is ablated if less than this share of its fan-in is salient, at least 0. None: no output is ablated.
 
     Returns:
-        A new bool mask with as many active positions, of the same pattern.
+        A new bool mask with the same number of active positions and the same pattern.
     """
     drop_score, rows = made(drop_score).float(), mask.flatten(1)
     count, outputs = int(mask.count_nonzero()), mask.shape[0]

@@ -1,4 +1,4 @@
-"""Means, deviations, and intervals: Student's of paired differences, and those of shares; pure numbers."""
+"""Means, standard deviations, and intervals for paired differences and for shares; pure numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean of ``n`` values, and their standard deviation with n - 1 below the line; None for a single value."""
+    """Mean of ``n`` values and their standard deviation, with denominator n - 1; None for a single value."""
 
     mean: float
     deviation: float | None
@@ -19,7 +19,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """Paired differences: mean, standard deviation, how many, and the interval of their mean; None for a single pair."""
+    """Paired differences: their mean, standard deviation and number, and the interval of the mean.
+
+    A single pair has neither deviation nor interval.
+    """
 
     mean: float
     deviation: float | None
@@ -28,15 +31,15 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """Whether the interval excludes 0."""
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation.
+    """Compute mean and standard deviation.
 
     Args:
-        values: at least one.
+        values: at least one number.
 
     Raises:
         ValueError: If there is none.
@@ -51,15 +54,15 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def paired_difference(values: Sequence[float], base: Sequence[float], *, confidence: float = 0.95) -> Difference:
-    """Mean of ``values[i] - base[i]`` with Student's two-sided interval, mean -+ t(n - 1) s / sqrt(n) (Student 1908).
+    """Compute the mean of ``values[i] - base[i]`` with Student's two-sided interval, mean ± t(n - 1) s / sqrt(n) (Student 1908).
 
-    It assumes that the differences, not the values, are drawn independently from one normal distribution; what a seed does to both of
-    a pair cancels.
+    The interval assumes that the differences (not the values) are independent draws from one normal distribution. An effect that a seed
+    has on both values of a pair cancels.
 
     Args:
-        values: one a pair, at least one.
-        base: the other of each pair, in the same order.
-        confidence: of the interval, in (0, 1).
+        values: the first value of each pair; at least one pair.
+        base: the second value of each pair, in the same order.
+        confidence: probability that the interval should cover, in (0, 1).
 
     Raises:
         ValueError: If the lengths differ or are 0.
@@ -75,10 +78,10 @@ def paired_difference(values: Sequence[float], base: Sequence[float], *, confide
 
 
 def student_quantile(p: float, freedom: int) -> float:
-    """The t with P(T <= t) = p for Student's distribution.
+    """Return the t with P(T <= t) = p for Student's distribution.
 
     Args:
-        p: in (0.5, 1).
+        p: probability, in (0.5, 1).
         freedom: degrees of freedom, a whole number >= 1.
 
     Raises:
@@ -92,18 +95,18 @@ def student_quantile(p: float, freedom: int) -> float:
 
 
 def share_interval(hits: int, samples: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of a share, Wilson's (1927), which holds for small numbers and for shares of 0 and 1.
+    """Compute Wilson's interval (1927) of a share, which also holds for small numbers and for shares of 0 and 1.
 
     Args:
-        hits: 0 to ``samples``.
-        samples: at least 1, drawn independently.
-        confidence: of the interval, in (0, 1).
+        hits: number of hits, 0 to ``samples``.
+        samples: number of independent samples, at least 1.
+        confidence: probability that the interval should cover, in (0, 1).
 
     Raises:
         ValueError: If a count is out of range.
     """
     if samples < 1 or not 0 <= hits <= samples:
-        raise ValueError(f"hits should be between 0 and samples, and those at least 1; found {hits} of {samples}")
+        raise ValueError(f"expected 0 <= hits <= samples and at least 1 sample; found {hits} of {samples}")
     z, share = _normal_quantile(confidence), hits / samples
     centre = (share + z**2 / (2 * samples)) / (1 + z**2 / samples)
     reach = z * math.sqrt(share * (1 - share) / samples + z**2 / (4 * samples**2)) / (1 + z**2 / samples)
@@ -113,14 +116,15 @@ def share_interval(hits: int, samples: int, *, confidence: float = 0.95) -> tupl
 def paired_shares(
     lost: int, gained: int, samples: int, *, confidence: float = 0.95
 ) -> tuple[float, tuple[float, float]]:
-    """Difference of two shares of the same samples, with its interval: the adjusted one of Bonett and Price (2012), which stays honest for
-    small numbers, and of some width where no sample changed.
+    """Compute the difference of two shares of the same samples, with the adjusted interval of Bonett and Price (2012).
+
+    The interval keeps its coverage for small numbers, and does not shrink to a point if no sample changed.
 
     Args:
-        lost: samples that only the first has.
-        gained: samples that only the second has.
-        samples: all of them, at least 1, drawn independently.
-        confidence: of the interval, in (0, 1).
+        lost: number of samples that only the first share counts.
+        gained: number of samples that only the second share counts.
+        samples: number of all samples, at least 1; they must be independent.
+        confidence: probability that the interval should cover, in (0, 1).
 
     Returns:
         (gained - lost) / samples, and the interval, within [-1, 1].
@@ -130,7 +134,7 @@ def paired_shares(
     """
     if samples < 1 or min(lost, gained) < 0 or lost + gained > samples:
         raise ValueError(
-            f"lost and gained should be parts of the samples, at least 1; found {lost} and {gained} of {samples}"
+            f"expected lost + gained <= samples, and at least 1 sample; found {lost} and {gained} of {samples}"
         )
     first, second = (lost + 1) / (samples + 2), (gained + 1) / (samples + 2)
     centre = second - first

@@ -1,7 +1,7 @@
 """Metrics of probabilities [N, K] and labels [N], in float64. ECE: equal-width, right-closed bins (i/M, (i+1)/M], L1 norm.
 
-Every metric refuses values that are not finite: what a diverged model computes is not comparable with anything. Scores that only order
-the classes may be -inf, which says that a class is excluded.
+Every metric refuses values that are not finite, because figures of a diverged model mean nothing. Scores that only rank the classes may be
+-inf, which excludes a class.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from sparsify.parts import bootstrap
 
 
 def finite(values: Tensor, what: str, *, ordered: bool = False) -> Tensor:
-    """``values``, if they are finite.
+    """Return ``values`` if all of them are finite.
 
     Args:
         values: any shape.
-        what: they are, for the message.
-        ordered: they are only compared with each other along the last dimension; -inf is then allowed beside a finite value.
+        what: what the values are called in the message, such as "probabilities".
+        ordered: the values are only compared with each other along the last dimension; -inf is then allowed in a row that also has a
+            finite value.
 
     Raises:
         TrainingError: If one is NaN or infinite.
@@ -40,7 +41,7 @@ def finite(values: Tensor, what: str, *, ordered: bool = False) -> Tensor:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """One bin of a reliability diagram: how many, their accuracy and mean confidence (0 when empty)."""
+    """One bin of a reliability diagram: its number of samples, their accuracy and mean confidence in [0, 1] (0 if it is empty)."""
 
     count: int
     accuracy: float
@@ -48,12 +49,12 @@ class ReliabilityBin:
 
 
 def accuracy(probabilities: Tensor, labels: Tensor) -> float:
-    """Fraction of samples whose highest entry is the label; works on logits as well."""
+    """Compute the fraction of samples whose highest entry is the label, in [0, 1]; logits [N, K] work as well."""
     return float((finite(probabilities, "scores", ordered=True).argmax(1) == labels).double().mean())
 
 
 def class_accuracy(probabilities: Tensor, labels: Tensor) -> list[float | None]:
-    """Accuracy on the samples of each class, K entries; None for a class without samples."""
+    """Compute the accuracy on the samples of each class, K entries in [0, 1]; None for a class without samples."""
     right = finite(probabilities, "scores", ordered=True).argmax(1) == labels
     classes = range(probabilities.shape[1])
     return [float(right[labels == k].double().mean()) if bool((labels == k).any()) else None for k in classes]
@@ -61,14 +62,14 @@ def class_accuracy(probabilities: Tensor, labels: Tensor) -> list[float | None]:
 
 @dataclass(frozen=True)
 class Flips:
-    """Decisions of two models on the same samples, in all and by class of the label.
+    """How the decisions of two models differ on the same samples, overall and by class of the label.
 
     Attributes:
-        lost: samples the first had right and the second has wrong.
-        gained: samples the first had wrong and the second has right.
-        changed: samples whose decision differs, right or wrong.
-        class_lost, class_gained: the same by class, K entries.
-        class_samples: samples of each class, K entries.
+        lost: number of samples that the first model has right and the second has wrong.
+        gained: number of samples that the first model has wrong and the second has right.
+        changed: number of samples whose decision differs, right or wrong.
+        class_lost, class_gained: ``lost`` and ``gained`` by class, K entries.
+        class_samples: number of samples of each class, K entries.
     """
 
     lost: int
@@ -80,8 +81,10 @@ class Flips:
 
 
 def flips(first: Tensor, second: Tensor, labels: Tensor) -> Flips:
-    """What the decisions (argmax) of ``second`` [N, K] lose and gain against those of ``first`` [N, K] (Hooker et al. 2019,
-    arXiv:1911.05248, ask which samples a sparse model forgets)."""
+    """Compare the decisions (argmax) of ``second`` [N, K] with those of ``first`` [N, K].
+
+    Hooker et al. (2019, arXiv:1911.05248) ask this way which samples a sparse model forgets.
+    """
     before, after = (finite(scores, "scores", ordered=True).argmax(1) for scores in (first, second))
     classes = first.shape[1]
     lost, gained = (before == labels) & (after != labels), (before != labels) & (after == labels)
@@ -95,25 +98,25 @@ def flips(first: Tensor, second: Tensor, labels: Tensor) -> Flips:
 
 
 def nll(probabilities: Tensor, labels: Tensor) -> float:
-    """Mean of -log p_y in nats, p clipped at 1e-12."""
+    """Compute the mean of -log p_y in nats, with p clipped at 1e-12 from below."""
     picked = finite(probabilities, "probabilities").double().gather(1, labels[:, None]).squeeze(1)
     return float(-picked.clamp_min(1e-12).log().mean())
 
 
 def brier(probabilities: Tensor, labels: Tensor) -> float:
-    """Mean over samples of the sum over classes of (p_k - 1[y = k])^2, in [0, 2]."""
+    """Compute the Brier score: the mean over samples of the sum over classes of (p_k - 1[y = k])^2, in [0, 2]."""
     truth = torch.nn.functional.one_hot(labels, probabilities.shape[1]).double()
     return float(((finite(probabilities, "probabilities").double() - truth) ** 2).sum(1).mean())
 
 
 def reliability(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> list[ReliabilityBin]:
-    """Accuracy and confidence of the predicted class per equal-width bin; 0 and 1 are counted in the end bins."""
+    """Compute accuracy and confidence of the predicted class per equal-width bin; confidences 0 and 1 count in the end bins."""
     confidence, predicted = finite(probabilities, "probabilities").double().max(1)
     return bin_by_width(confidence, predicted == labels, bins=bins)
 
 
 def bin_by_width(confidence: Tensor, correct: Tensor, *, bins: int) -> list[ReliabilityBin]:
-    """Bins (i/M, (i+1)/M] of confidences [N] against a bool tensor [N]."""
+    """Sort confidences [N] into bins (i/M, (i+1)/M] and compare them with ``correct``, bool [N]."""
     index = ((finite(confidence, "confidences").double() * bins).ceil().long() - 1).clamp(0, bins - 1)
     counts = torch.bincount(index, minlength=bins)
     hits = torch.bincount(index, weights=correct.double(), minlength=bins)
@@ -125,18 +128,18 @@ def bin_by_width(confidence: Tensor, correct: Tensor, *, bins: int) -> list[Reli
 
 
 def ece(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
-    """Expected calibration error of the predicted class (Guo et al. 2017, arXiv:1706.04599, eq. 3)."""
+    """Compute the expected calibration error of the predicted class, in [0, 1] (Guo et al. 2017, arXiv:1706.04599, eq. 3)."""
     return _gap(reliability(probabilities, labels, bins=bins))
 
 
 def adaptive_ece(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
-    """ECE over bins of equal mass."""
+    """Compute the ECE over bins with equal numbers of samples, in [0, 1]."""
     confidence, predicted = finite(probabilities, "probabilities").double().max(1)
     return equal_mass_error(confidence, predicted == labels, bins=bins)
 
 
 def equal_mass_error(confidence: Tensor, correct: Tensor, *, bins: int) -> float:
-    """Sum over equal-mass bins of (n / N) |accuracy - confidence|."""
+    """Compute the sum over bins of (n / N) |accuracy - confidence|; all bins have the same number n of samples, up to one."""
     order = finite(confidence, "confidences").double().sort(stable=True).indices
     total = 0.0
     for part in torch.tensor_split(order, bins):
@@ -146,26 +149,27 @@ def equal_mass_error(confidence: Tensor, correct: Tensor, *, bins: int) -> float
 
 
 def classwise_ece(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
-    """Mean over classes of the calibration error of p_k against 1[y = k] (Kull et al. 2019 report the sum)."""
+    """Compute the calibration error of p_k against 1[y = k], averaged over classes (Kull et al. 2019 report the sum)."""
     classes = probabilities.shape[1]
     return sum(_gap(bin_by_width(probabilities[:, k], labels == k, bins=bins)) for k in range(classes)) / classes
 
 
 def signed_gap(probabilities: Tensor, labels: Tensor) -> float:
-    """Mean confidence less accuracy: above 0 over-confident, below 0 under-confident."""
+    """Compute mean confidence minus accuracy, in [-1, 1]: positive is over-confident, negative under-confident."""
     return float(finite(probabilities, "probabilities").double().max(1).values.mean()) - accuracy(probabilities, labels)
 
 
 def individual_calibration_error(probabilities: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """Signed error of each sample's confidence, [N]: confidence less the centre of the predicted class's interval.
+    """Compute each sample's confidence minus the centre of the interval of its predicted class, [N].
 
-    ``abs().mean()`` is the expected individual calibration error (EICE) of CALIRARE, which needs no bins; ``mean()`` says over- or
-    under-confident; rows of one class give that class's. The published code compares the confidence of the predicted class with
-    the interval of class 1 whatever was predicted, which charges a calibrated 0.05 with 0.90; here both are of the predicted class.
+    ``abs().mean()`` of the result is the expected individual calibration error (EICE) of CALIRARE, which needs no bins. ``mean()`` is
+    positive for an over-confident model and negative for an under-confident one. Select the rows of one class for that class's error. The
+    published code always compares with the interval of class 1, even if another class was predicted, and so charges a calibrated 0.05
+    with an error of 0.90; this function uses the predicted class.
 
     Args:
         probabilities: [N, K].
-        lower, upper: [N, K], bounds of each p_k (a jackknife's, say); the centre is clipped to [0, 1].
+        lower, upper: [N, K], bounds of each p_k, for example from a jackknife. The centre is clipped to [0, 1].
     """
     confidence, predicted = finite(probabilities, "probabilities").double().max(1)
     centre = ((finite(lower, "bounds").double() + finite(upper, "bounds").double()) / 2).clamp(0, 1)
@@ -173,13 +177,13 @@ def individual_calibration_error(probabilities: Tensor, lower: Tensor, upper: Te
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Probability that a score of ``inside`` [N] exceeds one of ``outside`` [M]; ties count half."""
+    """Compute the probability that a score of ``inside`` [N] exceeds one of ``outside`` [M]; ties count half."""
     scores, yes = _pooled(inside, outside)
     return float(bootstrap.auroc(scores, yes)(torch.ones(1, len(scores), dtype=torch.float64, device=scores.device)))
 
 
 def fpr_at_95_tpr(inside: Tensor, outside: Tensor) -> float:
-    """Fraction of ``outside`` accepted by the highest threshold that accepts 95 % of ``inside`` (positive = inside)."""
+    """Compute the fraction of ``outside`` accepted by the highest threshold that accepts 95 % of ``inside`` (positive = inside)."""
     inside, outside = finite(inside, "scores"), finite(outside, "scores")
     keep = -(-95 * len(inside) // 100)
     threshold = inside.sort(descending=True).values[keep - 1]
@@ -187,14 +191,15 @@ def fpr_at_95_tpr(inside: Tensor, outside: Tensor) -> float:
 
 
 def fpr_at_95_tpr_outside(inside: Tensor, outside: Tensor) -> float:
-    """Fraction of ``inside`` rejected by the lowest threshold that rejects 95 % of ``outside`` (positive = outside; OpenOOD's)."""
+    """Compute the share of ``inside`` rejected by the lowest threshold that rejects 95 % of ``outside`` (positive = outside; OpenOOD)."""
     return fpr_at_95_tpr(-outside, -inside)
 
 
 def aupr(positive: Tensor, negative: Tensor) -> float:
-    """Average precision, sum over thresholds of (recall step) x precision; ``positive`` [N] should score above ``negative`` [M].
+    """Compute average precision, the sum over thresholds of (recall step) x precision; ``positive`` [N] should exceed ``negative`` [M].
 
-    AUPR-in is ``aupr(inside, outside)``, AUPR-out ``aupr(-outside, -inside)``. It depends on N : M; equal scores are one threshold.
+    AUPR-in is ``aupr(inside, outside)``, AUPR-out ``aupr(-outside, -inside)``. The value depends on the ratio N : M. Equal scores share
+    one threshold.
     """
     scores, yes = _pooled(positive, negative)
     figure = bootstrap.mean_average_precision(scores[:, None], yes[:, None])
@@ -202,7 +207,7 @@ def aupr(positive: Tensor, negative: Tensor) -> float:
 
 
 def _pooled(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores of both, float64, and which are of the first.
+    """Return the scores of both in one float64 tensor, and a mask of those that come from the first.
 
     Raises:
         TrainingError: If a score is not finite.

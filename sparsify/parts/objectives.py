@@ -1,4 +1,4 @@
-"""Objectives: the loss of a batch, with a memory where it needs one. State is a value that goes in and comes out."""
+"""Objectives: losses of a batch, with a memory if they need one. The memory is a state that goes in and comes out."""
 
 from __future__ import annotations
 
@@ -13,36 +13,37 @@ State = dict[str, float]
 
 
 class Objective(Protocol):
-    """The loss of a batch, where it is not cross-entropy. State is a value that goes in and comes out; it is saved with the run."""
+    """A loss of a batch other than cross-entropy. Its state goes in and comes out as a value, and is saved with the run."""
 
     def init(self) -> Any:
-        """The first state."""
+        """Return the first state."""
         ...
 
     def observe(self, logits: Tensor, labels: Tensor, state: Any, step: int) -> Any:
-        """The state for the loss of ``step`` (from 1). Called once a step, with its first batch [N, K] and labels [N]; no gradient."""
+        """Return the state for the loss of ``step`` (from 1). Called once per step without gradients, with its first logits and labels."""
         ...
 
     def loss(self, logits: Tensor, labels: Tensor, state: Any) -> Tensor:
-        """A scalar. Evaluated again, with the same state, by the probes of a correction."""
+        """Compute the loss, a scalar. The probes of a correction call it again with the same state."""
         ...
 
     def readings(self, state: Any) -> Mapping[str, float]:
-        """Figures of a state for the history of a run, by name."""
+        """Return figures of a state for the history of a run, by name."""
         ...
 
 
 def unknown_aware(logits: Tensor, labels: Tensor, alpha: float) -> Tensor:
-    """Cross-entropy over K + 1 logits in which mistakes weigh more the less the unknown is believed in; a scalar.
+    """Compute a cross-entropy over K + 1 logits that weighs a mistake more, the lower the probability of the unknown class; a scalar.
 
-    With p = softmax(logits), u = p of the last class and h = -log p of the label, the mean over the batch of w · h, where w = 1 + alpha /
-    (1 + alpha · u) if the highest logit is not the label's (it may be the unknown's), else 1. The gradient flows through u in w. From the
-    MOON repository (863f49a), whose clamp of u below 1 - 1e-7 changes nothing but the gradient at u = 1 and is left out.
+    With p = softmax(logits), u = p of the last class and h = -log p of the label, the loss is the mean over the batch of w · h. The weight
+    w is 1 + alpha / (1 + alpha · u) if the highest logit is not the label's (it may be the unknown's), and else 1. The gradient also flows
+    through u in w. This follows the MOON repository (863f49a). That code clamps u below 1 - 1e-7, which only changes the gradient at
+    u = 1; the clamp is left out here.
 
     Args:
-        logits: [N, K + 1], the last the unknown's.
+        logits: float [N, K + 1]; the last one belongs to the unknown class.
         labels: int64 [N], 0 to K - 1.
-        alpha: at least 0; 0 is cross-entropy.
+        alpha: extra weight of mistakes, at least 0; 0 gives plain cross-entropy.
     """
     logs = logits.log_softmax(1)
     loss = -logs.gather(1, labels[:, None]).squeeze(1)
@@ -53,19 +54,19 @@ def unknown_aware(logits: Tensor, labels: Tensor, alpha: float) -> Tensor:
 
 @dataclass(frozen=True)
 class UnknownAware:
-    """`unknown_aware` whose alpha tunes itself: cross-entropy for ``warmup`` steps, then alpha goes from S / ``divisor`` to ``final``.
+    """`unknown_aware` that tunes alpha: cross-entropy for ``warmup`` steps, then alpha moves from S / ``divisor`` to ``final``.
 
-    S is a running mean, over batches, of the mean of (1 - u) · h. After the warm-up, steps come in intervals of ``every``; alpha is set by
-    S on the first step of the first one, keeps its value within an interval and changes by the same amount from one to the next, so
-    that the last one has ``final``. The state is ``running`` (S), ``unknown`` (the same running mean of u), ``first`` (alpha of the first
-    interval, negative before it) and ``alpha``.
+    S is the running mean over batches of (1 - u) · h. After the warm-up, training is divided into intervals of ``every`` steps. Alpha of
+    the first interval is S / ``divisor`` at its first step. Alpha is constant within an interval and changes by the same amount between
+    intervals, so that the last one has ``final``. The state holds ``running`` (S), ``unknown`` (the running mean of u), ``first`` (alpha of
+    the first interval; negative before it) and ``alpha``.
 
     Attributes:
-        total_steps: of the run.
+        total_steps: steps of the whole run.
         warmup: steps of plain cross-entropy, at least 0.
-        every: steps of an interval; in the published code an epoch.
+        every: steps per interval, at least 1; the published code uses an epoch.
         final: alpha of the last interval, above 0.
-        divisor: of S, above 0.
+        divisor: what S is divided by for the first alpha, above 0.
         smoothing: weight of the newest batch in the running means, in (0, 1].
 
     Raises:
@@ -88,15 +89,15 @@ class UnknownAware:
 
     @property
     def intervals(self) -> int:
-        """Intervals after the warm-up; the last may be shorter."""
+        """Number of intervals after the warm-up; the last may be shorter."""
         return -(-(self.total_steps - self.warmup) // self.every)
 
     def init(self) -> State:
-        """Before the first batch."""
+        """Return the state before the first batch."""
         return {"running": -1.0, "unknown": -1.0, "first": -1.0, "alpha": 0.0}
 
     def observe(self, logits: Tensor, labels: Tensor, state: State, step: int) -> State:
-        """The state for the loss of ``step`` (from 1), given its batch."""
+        """Return the state for the loss of ``step`` (from 1), given its logits [N, K + 1] and labels [N]."""
         with torch.no_grad():
             logs = logits.log_softmax(1)
             share, loss = logs[:, -1].exp(), -logs.gather(1, labels[:, None]).squeeze(1)
@@ -114,9 +115,9 @@ class UnknownAware:
         return {**means, "first": first, "alpha": alpha}
 
     def loss(self, logits: Tensor, labels: Tensor, state: State) -> Tensor:
-        """A scalar; cross-entropy where alpha is 0."""
+        """Compute the loss, a scalar; plain cross-entropy while alpha is 0."""
         return unknown_aware(logits, labels, state["alpha"])
 
     def readings(self, state: State) -> Mapping[str, float]:
-        """``alpha``, and ``unknown_mass``, the running mean of u over training batches."""
+        """Return ``alpha``, and ``unknown_mass``, the running mean of u over training batches."""
         return {"alpha": state["alpha"], "unknown_mass": max(state["unknown"], 0.0)}

@@ -8,18 +8,18 @@ from torch import Tensor
 
 
 def maximum_probability(logits: Tensor) -> Tensor:
-    """Highest entry of the softmax, [N] (Hendrycks & Gimpel 2017, arXiv:1610.02136)."""
+    """Compute the highest softmax probability, [N], in [1/K, 1] (Hendrycks & Gimpel 2017, arXiv:1610.02136)."""
     return logits.softmax(1).amax(1)
 
 
 def negative_entropy(logits: Tensor) -> Tensor:
-    """Sum of p ln p, [N], from -ln K to 0."""
+    """Compute the sum of p ln p over classes, [N], from -ln K to 0."""
     logs = logits.log_softmax(1)
     return (logs.exp() * logs).sum(1)
 
 
 def energy(logits: Tensor) -> Tensor:
-    """ln of the sum of exp(z), [N]: the negative free energy at temperature 1 (Liu et al. 2020, arXiv:2010.03759)."""
+    """Compute ln of the sum of exp(z), [N]: the negative free energy at temperature 1 (Liu et al. 2020, arXiv:2010.03759)."""
     return logits.logsumexp(1)
 
 
@@ -28,17 +28,18 @@ SCORES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "entropy": negative_entropy,
     "energy": energy,
 }
-"""Those every classifier has; computed from the logits as trained, only of the known classes."""
+"""The scores that every classifier has, by name. They are computed from the trained logits of the known classes."""
 
 SMALLEST = 1e-46
-"""Below every probability that float32 can hold."""
+"""A probability smaller than every positive one that float32 can hold."""
 
 
 def scores(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every score that named outputs of a program allow: those of `SCORES`, and ``ood_score`` and ``unknown`` where there are heads.
+    """Compute every score that the outputs of a program allow: those of `SCORES`, and those of its heads, ``ood_score`` and ``unknown``.
 
     Args:
-        outputs: ``logits`` [N, K]; maybe ``ood_score`` [N], and ``unknown`` [N], the probability u of the unknown, which scores -ln u.
+        outputs: by name: ``logits`` [N, K]; optionally ``ood_score`` [N]; optionally ``unknown`` [N], the probability u of the unknown
+            class, whose score is -ln u.
     """
     found = {name: score(outputs["logits"].double()) for name, score in SCORES.items()}
     if "ood_score" in outputs:

@@ -1,4 +1,4 @@
-"""Samples: inputs with their targets, fetched by index. What training, calibration and export read their data from."""
+"""Samples: inputs with their targets, fetched by index. Training, calibration and export read their data from them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from sparsify.parts.trees import Tree, described, mapped, rows_of, tensors
 
 Statistic = Tensor | Mapping[Any, Tensor]
-"""One value per channel; of several inputs, by their name or position."""
+"""One value per channel; for several inputs, a mapping by their name or position."""
 
 
 class Batch(NamedTuple):
-    """Samples as a program takes them, and what their outputs are compared with.
+    """B samples: inputs as a program takes them, and the targets that its outputs are compared with.
 
     Attributes:
-        inputs: a tensor, the only input; a tuple, one for each positional input; or a mapping, by the names that ``forward`` gives.
-        target: what belongs to them: class numbers [B], or whatever the task compares outputs with. Every tensor of both has B rows.
+        inputs: a tensor if there is one input; a tuple of positional inputs; or a mapping by the argument names of ``forward``.
+        target: class numbers int64 [B], or whatever the task compares outputs with. Every tensor of inputs and target has B rows.
     """
 
     inputs: Tree
@@ -31,46 +31,46 @@ class Samples(Protocol):
     """N inputs with their targets.
 
     Attributes:
-        targets: N rows in each tensor; class numbers are int64 [N].
+        targets: all targets; each tensor has N rows. Class numbers are int64 [N].
     """
 
     targets: Tree
 
     def __len__(self) -> int:
-        """N."""
+        """Return N, the number of samples."""
         ...
 
     def batch(self, rows: Tensor, *, seed: int = 0) -> Batch:
-        """The samples ``rows``, int64 [B]; ``seed`` decides what is random in fetching them."""
+        """Fetch the samples with indices ``rows``, int64 [B]; ``seed`` decides everything random about fetching, such as augmentation."""
         ...
 
     def fingerprint(self) -> str:
-        """A text that changes when the samples change."""
+        """Return a text that changes if the samples change."""
         ...
 
 
 def as_inputs(values: Tensor) -> Tensor:
-    """Values as a model takes them: bytes as float32 in [0, 1], other floats and bools as float32, whole numbers (tokens) as int64."""
+    """Convert values for a model: bytes to float32 in [0, 1], floats and bools to float32, other whole numbers (tokens) to int64."""
     if values.dtype is torch.uint8:
         return values.float() / 255
     return values.float() if values.is_floating_point() or values.dtype is torch.bool else values.long()
 
 
 def batch_inputs(inputs: Tree) -> Tree:
-    """The inputs of a batch as a model takes them: an only one as `as_inputs`; of several, truth values (masks) stay as they are."""
+    """Convert the inputs of a batch with `as_inputs`. If there are several inputs, bool ones (masks) stay bool."""
     if isinstance(inputs, Tensor):
         return as_inputs(inputs)
     return mapped(lambda tensor: tensor if tensor.dtype is torch.bool else as_inputs(tensor), inputs)
 
 
 class TensorSamples:
-    """Samples in memory, kept as they are (bytes stay bytes) and normalised a batch at a time.
+    """Samples in memory, stored in their own dtype (bytes stay bytes) and normalised when a batch is fetched.
 
     Args:
-        inputs: tensors [N, ...], fetched through `batch_inputs`.
-        targets: tensors [N, ...], fetched as they are.
-        mean, std: per channel (dimension 1), subtracted and divided by; of inputs by name or position: mappings of those of some.
-            None leaves values as they are.
+        inputs: tensors [N, ...], converted by `batch_inputs` when fetched.
+        targets: tensors [N, ...], fetched unchanged.
+        mean, std: one number per channel (dimension 1); fetched values are ``(value - mean) / std``. For several inputs, a mapping by
+            name or position; inputs that it leaves out are not normalised. None: no normalisation.
     """
 
     def __init__(
@@ -78,7 +78,9 @@ class TensorSamples:
     ) -> None:
         rows = {len(tensor) for tensor in tensors((inputs, targets))}
         if len(rows) != 1:
-            raise ValueError(f"{rows_of(inputs)} inputs and {rows_of(targets)} targets should be as many")
+            raise ValueError(
+                f"expected as many inputs as targets, found {rows_of(inputs)} inputs and {rows_of(targets)} targets"
+            )
         self.inputs, self.targets = inputs, targets
         self.mean, self.std = mean, std
 
@@ -114,13 +116,13 @@ def _normalised(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def targets_of(samples: Samples, rows: Tensor) -> Tree:
-    """The targets of some samples, int64 [M]: padded to the longest of these, where samples know their lengths."""
+    """Return the targets of the samples ``rows``, int64 [M]; sequences are padded to the longest of these if samples know their lengths."""
     own: Callable[[Tensor], Tree] | None = getattr(samples, "targets_of", None)
     return mapped(lambda tensor: tensor[rows], samples.targets) if own is None else own(rows)
 
 
 class Subset:
-    """Some samples of another; ``rows`` int64 [M]."""
+    """A selection of other samples, by indices ``rows``, int64 [M]."""
 
     def __init__(self, base: Samples, rows: Tensor) -> None:
         self._base, self._rows = base, rows
@@ -130,7 +132,7 @@ class Subset:
         return len(self._rows)
 
     def targets_of(self, rows: Tensor) -> Tree:
-        """The targets of some of its samples; see `targets_of`."""
+        """Return the targets of some of its samples; see `sparsify.parts.samples.targets_of`."""
         return targets_of(self._base, self._rows[rows])
 
     def batch(self, rows: Tensor, *, seed: int = 0) -> Batch:

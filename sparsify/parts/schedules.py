@@ -1,4 +1,4 @@
-"""Schedules (how much) and triggers (whether), both of the optimizer step, counted from 1."""
+"""Schedules (how much) and triggers (whether). Both are functions of the optimizer step, which counts from 1."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ Trigger = Callable[[int], bool]
 
 
 def constant(value: float) -> Schedule:
-    """Always ``value``."""
+    """Return ``value`` at every step."""
     return lambda step: value
 
 
 def cosine(start: float, stop_at: int, *, end: float = 0.0) -> Schedule:
-    """From ``start`` at step 0 along half a cosine to ``end`` at ``stop_at``, then ``end``."""
+    """Go from ``start`` at step 0 along half a cosine to ``end`` at step ``stop_at``, and stay there."""
 
     def value(step: int) -> float:
         progress = min(step / max(stop_at, 1), 1.0)
@@ -25,17 +25,20 @@ def cosine(start: float, stop_at: int, *, end: float = 0.0) -> Schedule:
 
 
 def geometric(start: float, factor: float, *, every: int) -> Schedule:
-    """``start``, multiplied by ``factor`` after every ``every`` steps."""
+    """Begin with ``start`` and multiply by ``factor`` after every ``every`` steps."""
     return lambda step: start * factor ** (step // every)
 
 
 def linear(start: float, end: float, *, stop_at: int) -> Schedule:
-    """From ``start`` at step 0 in a straight line to ``end`` at ``stop_at``, then ``end``."""
+    """Go from ``start`` at step 0 in a straight line to ``end`` at step ``stop_at``, and stay there."""
     return lambda step: start + (end - start) * min(step / max(stop_at, 1), 1.0)
 
 
 def cubic(initial: float, final: float, *, start_at: int, stop_at: int) -> Schedule:
-    """Density of gradual magnitude pruning (Zhu & Gupta 2017, arXiv:1710.01878, eq. 1): ``final`` exactly from ``stop_at`` on."""
+    """Fall from density ``initial`` to ``final`` as in gradual magnitude pruning (Zhu & Gupta 2017, arXiv:1710.01878, eq. 1).
+
+    The density is ``initial`` until ``start_at`` and exactly ``final`` from ``stop_at`` on; densities are in [0, 1], times in steps.
+    """
 
     def value(step: int) -> float:
         if step >= stop_at:
@@ -47,17 +50,17 @@ def cubic(initial: float, final: float, *, start_at: int, stop_at: int) -> Sched
 
 
 def every(n: int, *, start: int | None = None, stop: int | None = None) -> Trigger:
-    """At multiples of ``n`` from ``start`` (``n`` by default) up to, not at, ``stop``."""
+    """Fire at multiples of ``n`` from step ``start`` (default ``n``) up to but excluding step ``stop``."""
     first = n if start is None else start
     return lambda step: step >= first and step % n == 0 and (stop is None or step < stop)
 
 
 def at(*steps: int) -> Trigger:
-    """At just these steps."""
+    """Fire only at these steps."""
     chosen = frozenset(steps)
     return lambda step: step in chosen
 
 
 def never() -> Trigger:
-    """At no step."""
+    """Fire at no step."""
     return lambda step: False

@@ -1,4 +1,4 @@
-"""Scores: the worth of a position. State is a value that goes in and comes out."""
+"""Scores: how much each position is worth. A score's state goes in and comes out as a value."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from sparsify.parts.schedules import Schedule
 
 State = Any
 MOST_VISITS = torch.iinfo(torch.int16).max
-"""Visits are counted in 16 bits and stay at the largest number; its bonus is nil."""
+"""Largest number of visits that the 16-bit counts of `exploration` hold; counts stay there, where the bonus is negligible."""
 
 
 @dataclass(frozen=True)
 class View:
-    """What a score may see of one weight at a topology update; all tensors have the weight's shape.
+    """What a score may see of one weight at a topology update. All tensors have the weight's shape.
 
     Attributes:
-        weight: values, 0 where inactive.
-        mask: bool, True = active.
-        gradient: the dense gradient dL/d(weight × mask), or None on steps that do not record it.
+        weight: values; inactive ones are 0.
+        mask: bool; True = active.
+        gradient: the dense gradient dL/d(weight × mask); None on steps that do not record it.
         step: the optimizer step, counted from 1.
         generator: the only source of randomness.
     """
@@ -36,19 +36,19 @@ class View:
     generator: torch.Generator
 
     def dense_gradient(self) -> Tensor:
-        """The gradient.
+        """Return the dense gradient.
 
         Raises:
             ValueError: If none was recorded.
         """
         if self.gradient is None:
-            raise ValueError("this score needs the dense gradient, and none was recorded on this step")
+            raise ValueError("this score needs the dense gradient, but this step recorded none")
         return self.gradient
 
 
 @dataclass(frozen=True)
 class Score:
-    """``init(weight) -> state`` and ``rate(view, state) -> (scores, state)``; higher is worth more."""
+    """A score: ``init(weight) -> state`` and ``rate(view, state) -> (scores, state)``. Higher scores are worth more."""
 
     init: Callable[[Tensor], State]
     rate: Callable[[View, State], tuple[Tensor, State]]
@@ -56,27 +56,27 @@ class Score:
 
 
 def stateless(rate: Callable[[View], Tensor], *, needs_gradient: bool = False) -> Score:
-    """A score without memory."""
+    """Make a score without memory from a function of the view."""
     return Score(lambda weight: None, lambda view, state: (rate(view), state), needs_gradient)
 
 
 def magnitude() -> Score:
-    """|w|."""
+    """Score by |w|."""
     return stateless(lambda view: view.weight.abs())
 
 
 def gradient() -> Score:
-    """|dL/dw|, defined for inactive positions too."""
+    """Score by |dL/dw|, the dense gradient; inactive positions have one too."""
     return stateless(lambda view: view.dense_gradient().abs(), needs_gradient=True)
 
 
 def saliency() -> Score:
-    """|w · dL/dw|: first-order change of the loss when the position is removed."""
+    """Score by |w · dL/dw|: the first-order change of the loss if the position is removed."""
     return stateless(lambda view: (view.weight * view.dense_gradient()).abs(), needs_gradient=True)
 
 
 def random() -> Score:
-    """Uniform noise from the view's generator."""
+    """Score by uniform noise from the view's generator."""
 
     def rate(view: View) -> Tensor:
         noise = torch.rand(view.weight.shape, generator=view.generator, device=view.generator.device)
@@ -86,20 +86,20 @@ def random() -> Score:
 
 
 def signed_gradient() -> Score:
-    """dL/dw with its sign."""
+    """Score by dL/dw, with its sign."""
     return stateless(lambda view: view.dense_gradient(), needs_gradient=True)
 
 
 def exploration(c: Schedule, *, eps: float = 1.0, step_unit: int = 1, visit_unit: int = 1) -> Score:
-    """A bonus for positions that were rarely active: ``c(step) * ln(t) / (N + eps)``; 0 where t <= 1.
+    """Give a bonus to positions that were rarely active: ``c(step) * ln(t) / (N + eps)``; 0 if t <= 1.
 
-    N counts the masks in which a position was active, one a round, the first one included. The counts are the state, int16.
+    N counts the masks in which a position was active: one per round, and the first mask. The counts, int16, are the state.
 
     Args:
-        c: by optimizer step, at least 0.
-        eps: above 0; what a position that was never active is divided by.
-        step_unit: t is the optimizer step over this.
-        visit_unit: N is the number of masks times this; with the interval between rounds, N counts steps.
+        c: scale of the bonus by optimizer step, at least 0.
+        eps: added to the count N, above 0.
+        step_unit: t is the optimizer step divided by this, at least 1.
+        visit_unit: N is the number of masks times this, at least 1. With the steps between rounds here, N counts steps.
     """
 
     def rate(view: View, visits: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,7 +111,7 @@ def exploration(c: Schedule, *, eps: float = 1.0, step_unit: int = 1, visit_unit
 
 
 def unvisited() -> Score:
-    """1 where a position has never been active, 0 elsewhere. The state says where it has been."""
+    """Score 1 for positions that have never been active, 0 for others. The state records which have been active."""
 
     def rate(view: View, visited: Tensor) -> tuple[Tensor, Tensor]:
         visited = visited | view.mask
@@ -121,7 +121,7 @@ def unvisited() -> Score:
 
 
 def added(first: Score, second: Score) -> Score:
-    """The sum of two scores; the state is the pair of theirs."""
+    """Add two scores; the state is the pair of their states."""
 
     def rate(view: View, state: State) -> tuple[Tensor, State]:
         one, first_state = first.rate(view, state[0])
@@ -134,7 +134,7 @@ def added(first: Score, second: Score) -> Score:
 
 
 def absolute(score: Score) -> Score:
-    """The absolute value of a score."""
+    """Take the absolute value of a score."""
 
     def rate(view: View, state: State) -> tuple[Tensor, State]:
         values, state = score.rate(view, state)
@@ -144,7 +144,7 @@ def absolute(score: Score) -> Score:
 
 
 def normalised(score: Score) -> Score:
-    """A score over the mean of its absolute values where the mask is off; as it is where that mean is 0 or nothing is off."""
+    """Divide a score by its mean absolute value over inactive positions; unchanged if that mean is 0 or no position is inactive."""
 
     def rate(view: View, state: State) -> tuple[Tensor, State]:
         values, state = score.rate(view, state)
@@ -156,19 +156,19 @@ def normalised(score: Score) -> Score:
 
 
 SCALES = ("none", "outputs", "inputs", "both")
-"""What `scaled` can divide by."""
+"""The values that the argument ``by`` of `scaled` can take."""
 
 
 def scaled(score: Score, by: str) -> Score:
-    """A score over its root mean square per output, per input, or both, so that growth by it is spread over all of them.
+    """Divide a score by its root mean square per output, per input, or both, so that growth spreads over all outputs or inputs.
 
-    The weight is [O, I, *K]; active positions count too. ``both`` divides by the product of the two and multiplies by the root mean
-    square of the whole weight, which takes out the part of the score that is an output's times an input's. An output or input
-    whose scores are all 0 keeps them.
+    The weight is [O, I, *K]; the means include active positions. ``both`` divides by the product of the two root mean squares and
+    multiplies by that of the whole weight; this removes the part of the score that is a factor per output times a factor per input. An
+    output or input whose scores are all 0 stays unchanged.
 
     Args:
-        score: of any kind.
-        by: one of `SCALES`; ``none`` is the score itself.
+        score: the score to divide.
+        by: one of `SCALES`; ``none`` returns the score itself.
     """
     if by == "none":
         return score
@@ -190,5 +190,5 @@ def scaled(score: Score, by: str) -> Score:
 
 
 def _reciprocal(mean_square: Tensor) -> Tensor:
-    """1 over the root; 1 where it is 0."""
+    """Return 1 / sqrt(mean_square), or 1 where the mean square is 0."""
     return mean_square.masked_fill(mean_square == 0, 1.0).rsqrt()

@@ -1,4 +1,4 @@
-"""Corrections by an old snapshot of the weights: gradients of the same batch there, their mean, and a coefficient learned from both."""
+"""Corrections that use an old snapshot of the weights: gradients of the same batch there, their mean, and a learned coefficient."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ EMPTY: State = {"count": 0, "mean": {}, "pairs": {}}
 
 @dataclass(frozen=True)
 class SnapshotCorrection:
-    """``g + gamma * c * (u - g_old)``: g_old is the gradient of the same batch at a snapshot, u the mean of g_old over batches.
+    """``g + gamma * c * (u - g_old)``: g_old is the gradient of the same batch at a snapshot, and u the mean of g_old over batches.
 
-    The state goes in and comes out: ``step`` and ``snapshot`` of the last refresh, ``count`` and ``mean`` of the old gradients, ``pairs``
-    of old and new values for the next ``coefficient`` (by parameter, or one under "").
+    The state holds ``step`` and ``snapshot`` of the last refresh, ``count`` and ``mean`` of the old gradients, and ``pairs`` of old and
+    new values from which the next ``coefficient`` is learned (one per parameter, or a single one under "").
 
     Attributes:
         gamma: scale of the correction, at least 0.
-        smoothing: weight of the newest coefficient, in [0, 1].
-        initial: first coefficient.
-        bound: new coefficients are cut to [0, bound].
-        coefficient: a name of `sparsify.parts.corrections.COMPARISONS`, or ``fixed``.
-        running: u is the mean over the steps since the refresh, instead of over a sweep of batches at each refresh.
-        batches: how many batches such a sweep has; None: an epoch.
+        smoothing: weight of the newest coefficient in the running one, in [0, 1].
+        initial: the coefficient before any was learned.
+        bound: new coefficients are clipped to [0, bound].
+        coefficient: how c is learned: a name of `sparsify.parts.corrections.COMPARISONS`, or ``fixed``.
+        running: True: u is the mean over the steps since the refresh. False: u comes from a sweep over batches at each refresh.
+        batches: number of batches in such a sweep; None: one epoch.
     """
 
     gamma: float
@@ -45,23 +45,23 @@ class SnapshotCorrection:
     batches: int | None
 
     def first(self, weights: Tensors) -> State:
-        """The state before the first step; its first refresh is due at once."""
+        """Return the state before the first step; its first refresh is due at once."""
         names = weights if self.coefficient == "layer" else ("",)
         return {**EMPTY, "step": 0, "snapshot": {}, "coefficient": dict.fromkeys(names, self.initial)}
 
     def correct(self, view: GradientView, state: State, refresh_every: int) -> tuple[Tensors, State]:
-        """Corrected gradients of a step.
+        """Correct the gradients of a step.
 
         Args:
-            view: of the step.
-            state: before it.
-            refresh_every: steps between snapshots; 0 is an epoch.
+            view: what the correction sees of the step.
+            state: the state before the step.
+            refresh_every: steps between snapshots; 0 means one epoch.
 
         Returns:
-            The gradients by parameter, and the state after the step.
+            The corrected gradients by parameter name, and the state after the step.
 
         Raises:
-            TrainingError: If an epoch's length is needed and not known, or a sweep is empty.
+            TrainingError: If the length of an epoch is needed but not known, or a sweep is empty.
         """
         period = refresh_every or view.epoch_steps
         if period is None:
@@ -81,7 +81,7 @@ class SnapshotCorrection:
         return found, self._observed(view, state, old) if self.running else state
 
     def _observed(self, view: GradientView, state: State, old: Evaluation) -> State:
-        """The state with the step's own old gradient in the mean."""
+        """Add the step's own old gradient to the mean; returns the new state."""
         state, compare = _with_mean(state, old), self._compare
         if compare:
             loss = view.batch.loss() if self.coefficient == "loss" else old.loss
@@ -90,7 +90,7 @@ class SnapshotCorrection:
         return state
 
     def _refreshed(self, view: GradientView, state: State) -> State:
-        """A snapshot of the current weights, and a coefficient from comparing them with the old one."""
+        """Take a snapshot of the current weights, and learn a coefficient by comparing them with the old snapshot."""
         found, old, compare = {**state, **({} if self.running else EMPTY)}, state["snapshot"], self._compare
         for batch in () if self.running else view.sweep(self.batches):
             new = batch.evaluate()
@@ -98,7 +98,7 @@ class SnapshotCorrection:
             if old and compare:
                 found["pairs"] = compare.add(found["pairs"], new, compare.old(batch, old))
         if not self.running and not found["count"]:
-            raise TrainingError("agent: the sweep is empty; it should yield the losses of an epoch of batches.")
+            raise TrainingError("agent: the sweep is empty. It should yield one loss per batch of an epoch.")
         for name, value in (compare.solve(found["pairs"]) if compare else {}).items():
             if value is not None:
                 before = found["coefficient"][name]
@@ -113,12 +113,12 @@ class SnapshotCorrection:
 
 
 def readings(state: State) -> dict[str, float]:
-    """The learned coefficients by name, for the history."""
+    """Return the learned coefficients by name, for the history."""
     return {f"coefficient {name}".strip(): value for name, value in state["coefficient"].items()}
 
 
 def _with_mean(state: State, batch: Evaluation) -> State:
-    """The state with the gradients of one more batch at the snapshot."""
+    """Add the gradients of one more batch at the snapshot to the mean; returns the new state."""
     count, mean = state["count"] + 1, state["mean"]
     means = {name: running_mean(mean.get(name), value, count) for name, value in batch.dense.items()}
     return {**state, "count": count, "mean": means}

@@ -1,4 +1,4 @@
-"""The highest entries of a tensor, by selection and not by sorting."""
+"""Find the highest entries of a tensor by selection, which is faster than sorting."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ Values = npt.NDArray[Any]
 Flags = npt.NDArray[np.bool_]
 
 SAMPLE = 16384
-"""Positions looked at to narrow a selection before it is made exactly."""
+"""How many positions are sampled to narrow down the candidates before the exact selection."""
 
 
 def top(scores: Tensor, count: int, *, among: Tensor | None = None) -> Tensor:
-    """Mask of the ``count`` highest entries of a 1-d tensor; ties go to lower indices.
+    """Return a bool mask [U] of the ``count`` highest entries of a 1-d tensor; ties go to lower indices.
 
     Args:
-        scores: float, [U].
-        count: how many, from 0 to the number of candidates.
-        among: bool, [U]; the candidates. None: all.
+        scores: float [U].
+        count: number of entries, from 0 to the number of candidates.
+        among: bool [U]; the candidates. None: all entries.
 
     Raises:
         ValueError: If there are fewer candidates than ``count``, or one of the best is NaN.
     """
     if scores.dtype in (torch.bfloat16, torch.float16):
-        scores = scores.float()  # the same order, in a type that every selection knows
+        scores = scores.float()  # keeps the order, in a dtype that every selection supports
     size = scores.numel() if among is None else ones(among)
     if not 0 <= count <= size:
         raise ValueError(f"cannot choose {count} of {size}")
@@ -43,7 +43,7 @@ def top(scores: Tensor, count: int, *, among: Tensor | None = None) -> Tensor:
     mask = _at_least(scores, threshold)
     if among is not None:
         mask &= among
-        del among  # a temporary of the caller's: masks of large weights are what a round's peak memory is made of
+        del among  # free the caller's temporary mask: masks of large weights make up most of a round's peak memory
     surplus = ones(mask) - count
     if surplus:
         ties = (scores == threshold).logical_and_(mask).nonzero()[:, 0]
@@ -52,12 +52,12 @@ def top(scores: Tensor, count: int, *, among: Tensor | None = None) -> Tensor:
 
 
 def ones(mask: Tensor) -> int:
-    """How many entries of a bool tensor are True; numpy counts several times as fast as torch does on a CPU."""
+    """Count the True entries of a bool tensor. On a CPU, numpy counts several times as fast as torch."""
     return int(np.count_nonzero(mask.numpy())) if mask.is_cpu else int(mask.count_nonzero())
 
 
 def _at_least(scores: Tensor, threshold: float) -> Tensor:
-    """Where scores reach a threshold; numpy compares several times as fast as torch does on a CPU."""
+    """Return a mask of scores >= ``threshold``. On a CPU, numpy compares several times as fast as torch."""
     if not scores.is_cpu:
         return scores >= threshold
     values = scores.detach().numpy()
@@ -65,7 +65,7 @@ def _at_least(scores: Tensor, threshold: float) -> Tensor:
 
 
 def _highest(scores: Tensor, among: Tensor | None, count: int, size: int) -> float:
-    """The ``count``-th highest of ``size`` candidates, by selection; NaN if a NaN is among the highest."""
+    """Find the ``count``-th highest of ``size`` candidates by selection; NaN if a NaN is among the highest."""
     if not scores.is_cpu:
         pool = scores if among is None else scores[among]
         if pool.isnan().any():
@@ -80,8 +80,8 @@ def _highest(scores: Tensor, among: Tensor | None, count: int, size: int) -> flo
 
 
 def _plausible(values: Values, among: Flags | None, count: int, size: int) -> Flags | None:
-    """Candidates that may be among the ``count`` highest, judged by a sample of a large array; never too few."""
-    stride = values.size // SAMPLE | 1  # odd: a power of two would look at a few columns only
+    """Find candidates that may be among the ``count`` highest, from a sample of a large array; never leaves out one of the highest."""
+    stride = values.size // SAMPLE | 1  # an odd stride: a power of two would only sample a few columns
     if stride == 1:
         return among
     sample = values[::stride].copy() if among is None else np.compress(among[::stride], values[::stride])
@@ -90,7 +90,7 @@ def _plausible(values: Values, among: Flags | None, count: int, size: int) -> Fl
     if rank >= len(sample):
         return among
     sample.partition(len(sample) - rank)
-    plausible = ~(values < sample[len(sample) - rank])  # NaN stays in, to be found
+    plausible = ~(values < sample[len(sample) - rank])  # keeps NaN, so that it is found later
     if among is not None:
         plausible &= among
     return plausible if np.count_nonzero(plausible) >= count else among

@@ -1,4 +1,4 @@
-"""Topology: which masks come next. Counts are exact, ties go to lower flat indices."""
+"""Topology: how masks change from round to round. Counts are exact, and ties go to lower flat indices."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from sparsify.parts.top import ones, top
 
 UNSTRUCTURED = Unstructured()
 LazyTensor = Tensor | Callable[[], Tensor]
-"""A tensor, or a function that makes it when it is needed, so that two large scores need not exist at once."""
+"""A tensor, or a function that makes it on demand, so that two large scores need not be in memory at once."""
 
 
 class Exchange(Protocol):
-    """A rule of a round for one weight: a new mask with as many active positions; ``last`` says that it is the program's last weight."""
+    """A rule that makes one weight's new mask in a round, with the same number of active positions.
+
+    ``last`` is True for the last weight of the program.
+    """
 
     def __call__(
         self, mask: Tensor, drop_score: LazyTensor, grow_score: LazyTensor, fraction: float, *, last: bool
@@ -37,12 +40,12 @@ class DropAndGrow:
     """Each round drops a fraction of the active units of every layer and grows as many.
 
     Attributes:
-        drop_by, grow_by: scores; lowest active are dropped, highest inactive grown.
-        fraction: of the active units, by step.
-        when: which steps end with a round.
-        replaces_step: skip the optimizer step on a round (RigL's published code does, its paper's algorithm too).
-        regrow_dropped: whether a position dropped in this round may be grown in it; it then keeps its value.
-        exchange: a rule of the method's own instead of `update`; it decides about regrowing too.
+        drop_by, grow_by: scores. The active units with the lowest drop score are dropped; inactive ones with the highest grow score grow.
+        fraction: share of the active units to exchange, in [0, 1], by step.
+        when: the steps that end with a round.
+        replaces_step: skip the optimizer step on a round (RigL's published code and its paper's algorithm both do).
+        regrow_dropped: whether a position dropped in a round may be grown again in the same round; it then keeps its value.
+        exchange: a rule of the method that replaces `update`; it also decides about regrowing.
     """
 
     drop_by: Score
@@ -57,7 +60,7 @@ class DropAndGrow:
 @checked_fields(RecipeError)
 @dataclass(frozen=True)
 class Prune:
-    """Each round only drops, to the density of the schedule, ranked over all layers by ``allocation``."""
+    """Each round only drops, down to the density of the schedule; ``allocation`` splits that density over the layers."""
 
     by: Score
     density: Schedule
@@ -68,12 +71,12 @@ class Prune:
 @checked_fields(RecipeError)
 @dataclass(frozen=True)
 class InTurn:
-    """Several moves; on a step, those whose own trigger names it act in this order, on the same gradients."""
+    """Several moves. On each step, the moves whose own trigger fires act in this order, on the same gradients."""
 
     moves: tuple[DropAndGrow | Prune, ...]
 
     def when(self, step: int) -> bool:
-        """Whether any of them acts."""
+        """Return whether any of the moves acts on this step."""
         return any(move.when(step) for move in self.moves)
 
 
@@ -82,7 +85,7 @@ Topology = Move | InTurn
 
 
 def after_dense(move: DropAndGrow, until: int, *, density: float, allocation: Allocation) -> Topology:
-    """``move`` behind a dense start: after step ``until`` masks keep the largest magnitudes; 0: there is none, and ``move`` is all."""
+    """Train densely up to step ``until``, then keep the largest magnitudes and continue with ``move``; 0: ``move`` from the start."""
     if not until:
         return move
     return InTurn((Prune(magnitude(), constant(density), at(until), allocation), move))
@@ -91,12 +94,12 @@ def after_dense(move: DropAndGrow, until: int, *, density: float, allocation: Al
 @checked_fields(RecipeError)
 @dataclass(frozen=True)
 class Rewinding:
-    """Go back to an early state and train again, on what masks are left (Frankle et al. 2019, arXiv:1903.01611).
+    """Go back to an early state and train again with the current masks (Frankle et al. 2019, arXiv:1903.01611).
 
     Attributes:
-        save_at: the state after this many steps is kept; 0: before the first.
-        at: steps, ascending, after which, and after whose round, training goes back.
-        weights: parameters and buffers go back too; False: only the optimizer's state and the learning rate (Renda et al. 2020,
+        save_at: number of steps after which the state is saved; 0: before the first step.
+        at: steps, in ascending order. Training goes back after each of them, and after its round.
+        weights: True: parameters and buffers go back too. False: only the optimizer's state and the learning rate (Renda et al. 2020,
             arXiv:2003.02389).
     """
 
@@ -105,7 +108,11 @@ class Rewinding:
     weights: bool = True
 
     def position(self, step: int, total: int) -> tuple[int, int]:
-        """Where a learning-rate schedule stands after ``step`` of ``total`` steps: steps of the present training, and its length."""
+        """Return where a learning-rate schedule stands after ``step`` of ``total`` steps.
+
+        Returns:
+            The number of steps since training last went back, and the length in steps of this stretch of training.
+        """
         level = bisect.bisect_right(self.at, step)
         end = self.at[level] if level < len(self.at) else total
         shift = 0 if level == 0 else self.at[level - 1] - self.save_at
@@ -155,7 +162,7 @@ def grow(
     closed = pattern.reduce(mask if exclude is None else mask | exclude)
     free = closed.numel() - ones(closed)
     if not 0 <= n <= free:
-        raise ValueError(f"cannot grow {n} units, {free} are inactive and allowed")
+        raise ValueError(f"cannot grow {n} units: only {free} are inactive and allowed")
     units = top(pattern.pool(score.float()), n, among=~closed).logical_or_(pattern.reduce(mask))
     return pattern.expand(units, tuple(mask.shape))
 
@@ -169,18 +176,18 @@ def update(
     pattern: Pattern = UNSTRUCTURED,
     regrow_dropped: bool = True,
 ) -> Tensor:
-    """One round of drop and grow; density and pattern are unchanged.
+    """Do one round of drop and grow. Density and pattern stay the same.
 
     Args:
-        mask: bool, [O, I, *K].
-        drop_score: float, the shape of ``mask``; read first.
-        grow_score: float, the shape of ``mask``.
-        fraction: of the active units to drop, in [0, 1]; the count is rounded down.
-        pattern: what a unit is. For N:M and grouped patterns, units are exchanged inside their group.
-        regrow_dropped: whether a dropped position may be grown again at once.
+        mask: bool [O, I, *K]; True = active.
+        drop_score: float, of the shape of ``mask``; the lowest active are dropped. Read before ``grow_score``.
+        grow_score: float, of the shape of ``mask``; the highest inactive are grown.
+        fraction: share of the active units to drop, in [0, 1]; the count is rounded down.
+        pattern: what a unit is. Balanced patterns such as N:M exchange units only inside a group.
+        regrow_dropped: whether a dropped position may be grown again in the same round.
 
     Returns:
-        A new bool mask with as many active positions.
+        A new bool mask with the same number of active positions.
     """
     pattern = pattern.bound(mask)
     if isinstance(pattern, Balanced):
@@ -194,7 +201,7 @@ def update(
 
 
 def made(score: LazyTensor) -> Tensor:
-    """The tensor itself."""
+    """Return the tensor; if it is a function, call it."""
     return score if isinstance(score, Tensor) else score()
 
 
@@ -207,7 +214,7 @@ def _update_groups(
     *,
     regrow_dropped: bool,
 ) -> Tensor:
-    """Drop the lowest units of the whole layer, at most one exchange more than a group has room for, and refill groups."""
+    """Drop the lowest units of the whole layer, but no more per group than it can refill, and refill every group."""
     drop_score = made(drop_score)
     count = int(fraction * ones(pattern.reduce(mask)))
     dropped = mask & ~drop(mask, drop_score, count, pattern=pattern)

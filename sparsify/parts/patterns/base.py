@@ -1,6 +1,6 @@
-"""What a pattern is: which positions of a weight may be active together.
+"""The interface of patterns. A pattern says which positions of a weight may be active together.
 
-A weight is [O, I, *K]. A *unit* is what is dropped or grown as one: a position, or a block. Budgets count positions.
+A weight has shape [O, I, *K]. A *unit* is what is dropped or grown as a whole: a position, or a block. Budgets count positions.
 """
 
 from __future__ import annotations
@@ -24,64 +24,64 @@ class Pattern(abc.ABC):
 
     @abc.abstractmethod
     def check(self, shape: Shape, weight: str) -> None:
-        """Raise unless the pattern fits a weight of this shape.
+        """Check that the pattern fits a weight of this shape.
 
         Raises:
-            PatternError: Naming the weight, the shape and what to do.
+            PatternError: If it does not; the message names the weight, the shape and what to do.
         """
 
     def fitted(self, shape: Shape) -> Pattern:
-        """The pattern as it is applied to a weight of this shape; itself, unless its sizes adapt."""
+        """Return the pattern with its sizes adapted to a weight of this shape; most patterns return themselves."""
         del shape
         return self
 
     @property
     def is_learned(self) -> bool:
-        """Whether a selection chooses, beside positions, which outputs belong together."""
+        """Whether a selection also chooses which outputs form a group, besides positions."""
         return False
 
     def bound(self, mask: Tensor) -> Pattern:
-        """The pattern with what it reads off a mask that obeys it; itself, unless outputs belong together by their mask."""
+        """Return the pattern with the groups of outputs that this mask shows; patterns without learned groups return themselves."""
         del mask
         return self
 
     def unsuited(self, shape: Shape) -> str | None:
-        """Why a weight of this shape is left dense, for patterns that pass over weights; None: apply it, or let `check` raise."""
+        """Return why the pattern leaves a weight of this shape dense, or None if it is to be applied (`check` may still refuse it)."""
         del shape
         return None
 
     def unit_size(self, shape: Shape) -> int:
-        """Positions per unit of a budget."""
+        """Return the number of positions in one unit of a budget."""
         del shape
         return 1
 
     def pool(self, values: Tensor) -> Tensor:
-        """[O, I, *K] values -> 1-d, one per unit (the sum over it), in the order of flat positions."""
+        """Sum values [O, I, *K] over each unit; returns a 1-d tensor with one entry per unit, in the order of flat positions."""
         return values.reshape(-1)
 
     def expand(self, units: Tensor, shape: Shape) -> Tensor:
-        """1-d values, one per unit -> [O, I, *K]; the inverse of `reduce`."""
+        """Spread 1-d values, one per unit, over the positions [O, I, *K] of their units; the inverse of `reduce`."""
         return units.reshape(shape)
 
     def reduce(self, mask: Tensor) -> Tensor:
-        """Mask of positions [O, I, *K] -> 1-d mask of units."""
+        """Turn a mask of positions [O, I, *K] into a 1-d mask of units."""
         return mask.reshape(-1)
 
     def fixed_density(self, shape: Shape) -> float | None:
-        """The only density the pattern allows, or None where any budget of whole units will do."""
+        """Return the only density that the pattern allows, in (0, 1]; None if it allows any budget of whole units."""
         del shape
         return None
 
     @abc.abstractmethod
     def holds(self, mask: Tensor) -> bool:
-        """Whether a mask [O, I, *K] obeys the pattern."""
+        """Return whether a mask [O, I, *K] obeys the pattern."""
 
     def select(self, scores: Tensor, budget: int) -> Tensor:
-        """The mask of highest total score with exactly ``budget`` active positions; ties go to lower flat indices.
+        """Choose the mask with the highest total score and exactly ``budget`` active positions; ties go to lower flat indices.
 
         Args:
-            scores: float, [O, I, *K].
-            budget: active positions, a whole number of units, 0 <= budget <= scores.numel().
+            scores: float [O, I, *K].
+            budget: number of active positions, a whole number of units, 0 <= budget <= scores.numel().
 
         Raises:
             ValueError: If the budget is out of range or not a whole number of units.
@@ -94,16 +94,16 @@ class Pattern(abc.ABC):
 
 
 class Balanced(Pattern):
-    """Equal numbers of active units in every group of a weight; rounds exchange units inside a group."""
+    """A pattern whose groups all have the same number of active units. Rounds exchange units only inside a group."""
 
     @abc.abstractmethod
     def groups(self, values: Tensor) -> Tensor:
-        """Mask [O, I, *K] -> mask of units [groups, M]."""
+        """Turn a mask [O, I, *K] into a mask of units [groups, M]."""
 
     def group_scores(self, scores: Tensor) -> Tensor:
-        """Scores [O, I, *K] -> one per unit, [groups, M]."""
+        """Turn scores [O, I, *K] into one score per unit, [groups, M]."""
         return self.groups(scores)
 
     @abc.abstractmethod
     def ungroup(self, groups: Tensor, shape: Shape) -> Tensor:
-        """The inverse of `groups`."""
+        """Turn a mask of units [groups, M] back into a mask of shape ``shape``; the inverse of `groups`."""

@@ -1,4 +1,4 @@
-"""Constant fan-in: every output of a layer reads as many inputs, or none at all."""
+"""Constant fan-in: every output of a layer reads the same number of inputs, or none at all."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sparsify.parts.patterns.base import Balanced, Shape
 
 @dataclass(frozen=True)
 class FanIn(Balanced):
-    """``fan-in``: each output keeps the same number of its own inputs (kernel positions count as inputs); one without any is ablated.
+    """``fan-in``: each output chooses the same number of inputs (kernel positions count as inputs). An output without inputs is ablated.
 
-    A unit of the budget is one input for every output.
+    A unit of the budget is one input per output, that is O positions.
     """
 
     def __str__(self) -> str:
@@ -31,11 +31,11 @@ class FanIn(Balanced):
         return shape[0]
 
     def groups(self, values: Tensor) -> Tensor:
-        """[O, I, *K] -> [O, I * prod(K)]."""
+        """Reshape [O, I, *K] to [O, I * prod(K)]: one group per output."""
         return values.flatten(1)
 
     def ungroup(self, groups: Tensor, shape: Shape) -> Tensor:
-        """The inverse of `groups`."""
+        """Reshape [O, I * prod(K)] to ``shape``; the inverse of `groups`."""
         return groups.reshape(shape)
 
     def holds(self, mask: Tensor) -> bool:
@@ -49,6 +49,6 @@ class FanIn(Balanced):
 
 
 def largest_of_rows(scores: Tensor, count: int) -> Tensor:
-    """Mask of the ``count`` highest of each row; ties go to lower columns."""
+    """Return a mask of the ``count`` highest scores of each row; ties go to lower columns."""
     order = scores.sort(dim=1, descending=True, stable=True).indices
     return torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, :count], True)

@@ -1,7 +1,7 @@
-"""Grouped shared fan-in: the outputs of a layer in groups, each group reading the same inputs.
+"""Grouped shared fan-in: the outputs of a layer form groups, and all outputs of a group read the same inputs.
 
-A group is a small dense layer behind a selection of inputs, which is why stock runtimes run it fast. Convolutions keep whole kernels, and
-a multiple of 16 input channels, the width of the blocked layouts convolutions are computed in.
+A group is a small dense layer that reads a selection of inputs, so stock runtimes run it fast. Convolutions keep whole kernels, and a
+multiple of 16 input channels, because runtimes compute convolutions in blocks of 16 channels.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ LANES = 16
 
 @dataclass(frozen=True)
 class Grouped(Balanced):
-    """``grouped:O`` or ``grouped:OxC``: O outputs at a time keep the same inputs, and every group of a layer as many.
+    """``grouped:O`` or ``grouped:OxC``: groups of O outputs read the same inputs, and every group of a layer reads the same number.
 
-    Outputs of a group are consecutive, or, ``:learned``, any: a selection then puts outputs together whose scores agree on the inputs
-    worth keeping (`group_outputs`), and a mask shows its own groups, so that nothing is stored beside it (`bound`).
+    The outputs of a group are consecutive. With ``:learned`` they can be any: a selection then groups outputs whose scores agree on the
+    inputs worth keeping (`group_outputs`). A mask shows its own groups, so they are not stored anywhere else (`bound`).
 
-    Inputs of linear layers come in chunks of C; convolutions keep single input channels, whole kernels of them. The sizes adapt to the
-    weight (`fitted`): O becomes the largest divisor of the outputs that is not above it (for convolutions a multiple of 16), or all
-    outputs where there are fewer; C the largest divisor of the inputs. A unit of the budget is one chunk (linear) or 16 channels
-    (convolution) for every group, so one of these is the floor of a layer.
+    Linear layers keep inputs in chunks of C; convolutions keep single input channels with their whole kernels. The sizes adapt to the
+    weight (`fitted`). O becomes the largest divisor of the number of outputs that is at most O (for convolutions, also a multiple of 16),
+    or all outputs if there are fewer than O. C becomes the largest divisor of the number of inputs that is at most C. A unit of the budget
+    is one chunk (linear) or 16 channels (convolution) for every group; this is also the least that a layer can keep.
 
     Attributes:
-        rows: O.
-        columns: C.
-        norm: how the scores of a chunk are joined: ``l1``, their sum, or ``l2``, which ranks as the root of the sum of squares.
+        rows: O, outputs per group, at least 1.
+        columns: C, inputs per chunk, at least 1.
+        norm: how the scores of a chunk are combined: ``l1`` is their sum; ``l2`` ranks like the root of their sum of squares.
         grouping: ``contiguous`` or ``learned``.
-        order: of the outputs, groups being consecutive in it; empty: the order they come in.
+        order: a permutation of the outputs in which groups are consecutive; empty for the natural order.
     """
 
     rows: int
@@ -66,11 +66,11 @@ class Grouped(Balanced):
         return _ordered({"": self}, {"": mask})[""] if self.is_learned else self
 
     def contiguous(self) -> Grouped:
-        """The same with groups of consecutive outputs."""
+        """Return the same pattern with groups of consecutive outputs."""
         return dataclasses.replace(self, grouping="contiguous", order=())
 
     def _divisor(self, shape: Shape) -> int:
-        """Outputs a group, or 0 where the outputs do not split."""
+        """Return the number of outputs per group, or 0 if the outputs cannot be divided into groups."""
         outputs = shape[0]
         if outputs <= self.rows:
             return outputs
@@ -84,7 +84,7 @@ class Grouped(Balanced):
         if self._divisor(shape) < least:
             return f"its {shape[0]} outputs do not split into groups of {least} to {self.rows}"
         if len(shape) > 2 and shape[1] < 2 * LANES:
-            return f"its {shape[1]} input channels leave no choice, {LANES} at a time being kept"
+            return f"its {shape[1]} input channels leave no choice, because channels are kept {LANES} at a time"
         if len(shape) == 2 and shape[1] // self.fitted(shape).columns < 2:
             return f"its {shape[1]} inputs are a single chunk"
         return None
@@ -97,19 +97,19 @@ class Grouped(Balanced):
             )
 
     def step(self, shape: Shape) -> int:
-        """Inputs by which the kept inputs of a group may differ between budgets."""
+        """Return the smallest change in a group's number of inputs: one chunk, or 16 channels of a convolution."""
         return LANES if len(shape) > 2 else self.columns
 
     def unit_size(self, shape: Shape) -> int:
         return shape[0] * self.step(shape) * math.prod(shape[2:])
 
     def chunks(self, values: Tensor) -> Tensor:
-        """[O, I, *K] -> [O, I / columns, columns * prod(K)]."""
+        """Reshape [O, I, *K] to [O, I / columns, columns * prod(K)]."""
         outputs, inputs = values.shape[:2]
         return values.reshape(outputs, inputs // self.columns, -1)
 
     def _split(self, values: Tensor) -> Tensor:
-        """[O, I, *K] -> [groups, rows, I / columns, columns * prod(K)]."""
+        """Reshape [O, I, *K] to [groups, rows, I / columns, columns * prod(K)]."""
         chunks = self.chunks(values)
         if self.order:
             chunks = chunks[torch.tensor(self.order, device=values.device)]
@@ -119,7 +119,7 @@ class Grouped(Balanced):
         return self._split(values)[:, 0, :, 0]
 
     def joined(self, chunks: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-        """Scores summed, or their squares with the sign of the scores."""
+        """Sum scores over ``dim``; with ``l2``, sum their squares with the sign of the scores."""
         return (chunks * chunks.abs() if self.norm == "l2" else chunks).sum(dim=dim)
 
     def group_scores(self, scores: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ class Grouped(Balanced):
 
 
 def bound_together(patterns: Mapping[str, Pattern], masks: Mapping[str, Tensor]) -> dict[str, Pattern]:
-    """`Pattern.bound` for weights whose outputs have one order: learned groups are read off all their masks."""
+    """Apply `Pattern.bound` to weights that share one order of outputs: learned groups are read off all their masks together."""
     learned = {n: pattern for n, pattern in patterns.items() if isinstance(pattern, Grouped) and pattern.is_learned}
     return {**patterns, **_ordered(learned, masks)}
 
@@ -176,12 +176,12 @@ def bound_together(patterns: Mapping[str, Pattern], masks: Mapping[str, Tensor])
 def select_together(
     patterns: Mapping[str, Pattern], scores: Mapping[str, Tensor], budgets: Mapping[str, int]
 ) -> dict[str, Tensor]:
-    """`Pattern.select` for weights whose outputs have one order: learned groups are the same in all, scores below 0 count as 0.
+    """Apply `Pattern.select` to weights that share one order of outputs: all get the same learned groups; scores below 0 count as 0.
 
     Args:
-        patterns: by weight; learned ones of the same group size and number of outputs.
-        scores: float, [O, I, *K].
-        budgets: active positions, whole units.
+        patterns: by weight name; learned ones must have the same group size and number of outputs.
+        scores: by weight name, float [O, I, *K].
+        budgets: by weight name, the number of active positions, a whole number of units.
 
     Raises:
         ValueError: If a budget does not fit, or a score is not finite.
@@ -199,7 +199,7 @@ def select_together(
 
 
 def _ordered(patterns: Mapping[str, Grouped], masks: Mapping[str, Tensor]) -> dict[str, Grouped]:
-    """Learned patterns with the order in which all the masks have their groups; without one where there is none."""
+    """Return the learned patterns with an order of outputs in which all masks show their groups; without an order if none exists."""
     if not patterns:
         return {}
     used = torch.cat([p.chunks(masks[name])[:, :, 0] for name, p in patterns.items()], dim=1)

@@ -1,8 +1,8 @@
-"""Grouping: which outputs of a layer share a group, chosen so that the inputs they share cost least.
+"""Grouping: chooses which outputs of a layer form a group, so that sharing inputs loses as little score as possible.
 
-A group of outputs keeps its k inputs of highest total score. Two steps alternate, and neither lowers what is kept: inputs are chosen for
-given groups, and outputs are exchanged between groups for given inputs (a k-means of balanced size). A grouping is not stored anywhere:
-outputs of one group have the same active inputs, so that a mask shows its own (`order_by_inputs`).
+A group of outputs keeps the k inputs with the highest total score. Two steps alternate, and neither lowers the kept score: choose inputs
+for given groups, then exchange outputs between groups for given inputs (k-means with groups of equal size). A grouping is not stored:
+outputs of one group have the same active inputs, so a mask shows its groups (`order_by_inputs`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ ROUNDS = 30
 
 
 def order_by_inputs(used: Tensor, rows: int) -> Tensor | None:
-    """An order of the outputs in which every ``rows`` consecutive ones read the same inputs, or None where there is none.
+    """Find an order of the outputs in which every ``rows`` consecutive ones read the same inputs; None if there is no such order.
 
-    Outputs that read fewer inputs than a group (a weight may be 0 by chance, an output dead) go where they fit and are needed.
+    An output may read fewer inputs than its group (a weight is 0 by chance, or the output is dead); it fills a group that it fits.
 
     Args:
-        used: bool [O, I], the inputs each output reads.
-        rows: outputs a group, a divisor of O.
+        used: bool [O, I], the inputs that each output reads.
+        rows: outputs per group; must divide O.
 
     Returns:
         int64 [O], a permutation; ascending within each group, groups by their first output.
@@ -31,9 +31,9 @@ def order_by_inputs(used: Tensor, rows: int) -> Tensor | None:
 
 
 def shared_inputs(used: Tensor) -> tuple[int, Tensor] | None:
-    """The largest groups of two or more outputs that read the same inputs, and `order_by_inputs` of them.
+    """Find the largest groups of two or more outputs that read the same inputs; returns the group size and `order_by_inputs`.
 
-    None where there are no such groups, or all outputs make one.
+    Returns None if there are no such groups, or if all outputs form a single one.
     """
     fits = _fits(used)
     outputs, classes = fits.shape
@@ -44,7 +44,7 @@ def shared_inputs(used: Tensor) -> tuple[int, Tensor] | None:
 
 
 def _fits(used: Tensor) -> Tensor:
-    """Bool [O, classes]: whether the inputs of an output are among those of a class; classes are the sets that are in no other."""
+    """Return bool [O, classes]: whether a class contains all inputs of an output. A class is an input set that no other set contains."""
     distinct, of_output = used.cpu().unique(dim=0, return_inverse=True)
     values = distinct.float()
     within = values @ (1 - values).T == 0  # [a, b]: every input of a is one of b
@@ -68,19 +68,19 @@ def _filled(fits: Tensor, rows: int) -> Tensor | None:
 
 
 def kept_score(scores: Tensor, order: Tensor, *, rows: int, kept: int) -> float:
-    """Total score of the inputs kept when outputs ``order`` [O] are grouped ``rows`` at a time; scores [O, I], nonnegative."""
+    """Compute the total score kept if outputs in ``order`` [O] form groups of ``rows`` with ``kept`` inputs each; scores [O, I], >= 0."""
     totals = _totals(scores.double(), _owners(order, rows))
     return float(totals.topk(kept, dim=1).values.sum())
 
 
 def group_outputs(scores: Sequence[Tensor], *, rows: int, kept: Sequence[int]) -> Tensor:
-    """An order of the outputs in which every ``rows`` consecutive ones make a good group; never worse than the order they come in.
+    """Find an order of the outputs in which every ``rows`` consecutive ones form a good group; never worse than the given order.
 
     Args:
-        scores: of one layer, or of several that share their groups of outputs; each nonnegative, [O, I]; for convolutions summed over the
-            kernel, for chunks of inputs over the chunk.
-        rows: outputs a group, a divisor of O.
-        kept: inputs a group keeps, 1 to I, of each layer.
+        scores: one tensor [O, I] per layer, nonnegative; several layers share their groups of outputs. Scores of convolutions are summed
+            over the kernel, and scores of chunks over the chunk.
+        rows: outputs per group; must divide O.
+        kept: for each layer, how many inputs a group keeps, 1 to I.
 
     Returns:
         int64 [O], a permutation; ascending within each group, groups by their first output.
@@ -91,7 +91,9 @@ def group_outputs(scores: Sequence[Tensor], *, rows: int, kept: Sequence[int]) -
     outputs = len(scores[0])
     for table, count in zip(scores, kept, strict=True):
         if outputs % rows or len(table) != outputs or not 1 <= count <= table.shape[1]:
-            raise ValueError(f"scores {list(table.shape)} cannot be grouped {rows} at a time with {count} inputs each")
+            raise ValueError(
+                f"cannot form groups of {rows} outputs that keep {count} inputs from scores {list(table.shape)}"
+            )
     values = [table.detach().double().cpu() for table in scores]
     if not all(bool(torch.isfinite(table).all()) for table in values):
         raise ValueError("the scores hold NaN or infinity")
@@ -107,33 +109,33 @@ def group_outputs(scores: Sequence[Tensor], *, rows: int, kept: Sequence[int]) -
 
 
 def _split(classes: Tensor, rows: int) -> Tensor:
-    """Groups of ``rows`` outputs each, from classes of a multiple of ``rows``."""
+    """Split classes, whose sizes are multiples of ``rows``, into groups of ``rows`` outputs."""
     order = classes.argsort(stable=True)
     return _owners(order, rows)
 
 
 def _owners(order: Tensor, rows: int) -> Tensor:
-    """Group of each output, int64 [O]."""
+    """Return the group of each output, int64 [O]."""
     owners = torch.empty_like(order)
     owners[order] = torch.arange(len(order)) // rows
     return owners
 
 
 def _order(owners: Tensor) -> Tensor:
-    """Outputs by group, groups by their first output."""
+    """Return the outputs sorted by group; groups are sorted by their first output."""
     groups = int(owners.max()) + 1
     first = torch.full((groups,), len(owners)).scatter_reduce_(0, owners, torch.arange(len(owners)), "amin")
     return (first[owners] * len(owners) + torch.arange(len(owners))).argsort()
 
 
 def _totals(values: Tensor, owners: Tensor) -> Tensor:
-    """Scores summed over each group, [G, I]."""
+    """Sum scores over the outputs of each group, [G, I]."""
     groups = int(owners.max()) + 1
     return torch.zeros(groups, values.shape[1], dtype=values.dtype).index_add_(0, owners, values)
 
 
 def _by_favourite(values: Tensor) -> Tensor:
-    """Outputs along the direction in which their profiles differ most, neighbours being alike."""
+    """Sort outputs along the direction in which their score profiles differ most, so that neighbours are alike."""
     shares = values / values.sum(dim=1, keepdim=True).clamp_min(1e-300)
     centred = shares - shares.mean(dim=0)
     vectors = torch.linalg.svd(centred, full_matrices=False)[0]
@@ -141,7 +143,7 @@ def _by_favourite(values: Tensor) -> Tensor:
 
 
 def _improved(layers: Sequence[tuple[Tensor, int]], owners: Tensor) -> Tensor:
-    """Inputs and owners in turn, until nothing changes."""
+    """Choose inputs and exchange outputs in turn, until nothing changes."""
     owners = owners.clone()
     for _ in range(ROUNDS):
         worth = torch.zeros(len(owners), int(owners.max()) + 1, dtype=torch.float64)
@@ -155,19 +157,19 @@ def _improved(layers: Sequence[tuple[Tensor, int]], owners: Tensor) -> Tensor:
 
 
 def _exchange(worth: Tensor, owners: Tensor) -> bool:
-    """Swap outputs between pairs of groups, in place, where that raises the sum of ``worth`` [O, G] at their owners."""
+    """Swap outputs between pairs of groups in place, if that raises the total ``worth`` [O, G] of outputs in their groups."""
     groups, moved = worth.shape[1], False
     smallest = 1e-9 * float(worth.abs().max())
     gains = worth - worth.gather(1, owners[:, None])
     best = torch.full((groups, groups), -torch.inf, dtype=worth.dtype)
     best.scatter_reduce_(
         0, owners[:, None].expand(-1, groups), gains, "amax"
-    )  # [a, b]: of an output of a, for moving to b
+    )  # [a, b]: the best gain of moving an output of group a to group b
     for a, b in (best + best.T > smallest).triu(1).nonzero().tolist():
         of_a, of_b = (owners == a).nonzero()[:, 0], (owners == b).nonzero()[:, 0]
         gain_a, gain_b = worth[of_a, b] - worth[of_a, a], worth[of_b, a] - worth[of_b, b]
         best_a, best_b = gain_a.argsort(descending=True, stable=True), gain_b.argsort(descending=True, stable=True)
-        count = int((gain_a[best_a] + gain_b[best_b] > smallest).sum())  # falling, so the first ones
+        count = int((gain_a[best_a] + gain_b[best_b] > smallest).sum())  # gains fall, so these come first
         owners[of_a[best_a[:count]]], owners[of_b[best_b[:count]]] = b, a
         moved |= count > 0
     return moved

@@ -14,7 +14,7 @@ from sparsify.parts.patterns.base import Balanced, Pattern, Shape
 
 @dataclass(frozen=True)
 class Unstructured(Pattern):
-    """Any position by itself."""
+    """``unstructured``: every position is active or inactive by itself."""
 
     def __str__(self) -> str:
         return "unstructured"
@@ -28,7 +28,7 @@ class Unstructured(Pattern):
 
 @dataclass(frozen=True)
 class Block(Pattern):
-    """``block:RxC``: R outputs by C inputs, at one kernel position, are active together."""
+    """``block:RxC``: a block of R outputs and C inputs, at one kernel position, is active or inactive as a whole."""
 
     rows: int
     columns: int
@@ -48,7 +48,7 @@ class Block(Pattern):
         return self.rows * self.columns
 
     def _blocks(self, values: Tensor) -> Tensor:
-        """[O, I, *K] -> [O/R, R, I/C, C, prod(K)]."""
+        """Reshape [O, I, *K] to [O/R, R, I/C, C, prod(K)]."""
         o, i = values.shape[:2]
         return values.reshape(o // self.rows, self.rows, i // self.columns, self.columns, -1)
 
@@ -88,11 +88,11 @@ class NM(Balanced):
         return self.n / self.m
 
     def groups(self, values: Tensor) -> Tensor:
-        """[O, I, *K] -> [groups, M]; a group is M consecutive inputs at one output and kernel position."""
+        """Reshape [O, I, *K] to [groups, M]; a group is M consecutive inputs at one output and kernel position."""
         return values.movedim(1, -1).reshape(-1, self.m)
 
     def ungroup(self, groups: Tensor, shape: Shape) -> Tensor:
-        """The inverse of `groups`."""
+        """Reshape [groups, M] to ``shape``; the inverse of `groups`."""
         return groups.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
 
     def holds(self, mask: Tensor) -> bool:

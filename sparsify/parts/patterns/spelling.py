@@ -1,4 +1,4 @@
-"""How patterns are written: ``unstructured``, ``nm:2:4``, ``grouped:64`` and others, each with what it means and how it is read."""
+"""How patterns are spelled: ``unstructured``, ``nm:2:4``, ``grouped:64`` and others, each with its meaning and its parser."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Spelling:
     """A way to write patterns.
 
     Attributes:
-        form: a regular expression that the whole text matches.
-        make: the pattern from what the expression matched; raises `PatternError` where its numbers make no sense.
-        shown: each spelling it reads, as help shows it, with what it means.
+        form: a regular expression that must match the whole text.
+        make: makes the pattern from the match; raises `PatternError` if the numbers make no sense.
+        shown: each spelling as help shows it, with its meaning.
     """
 
     form: re.Pattern[str]
@@ -65,16 +65,18 @@ _PATTERNS: tuple[Spelling, ...] = (
     Spelling(
         re.compile(r"fan-in"),
         lambda found: FanIn(),
-        {"fan-in": "every output keeps as many inputs of its own choice, or none at all (SRigL's constant fan-in)"},
+        {"fan-in": "every output keeps the same number of inputs of its own choice, or none (SRigL's constant fan-in)"},
     ),
     Spelling(
         re.compile(r"grouped:(\d+)(?:x(\d+))?(:l2)?(:learned)?"),
         _grouped,
         {
-            "grouped:O": "groups of O outputs read the same inputs, as many in every group, e.g. grouped:64; fast in stock ONNX Runtime",
+            "grouped:O": "the O outputs of a group read the same inputs, and all groups the same number, e.g. grouped:64; fast in stock "
+            "ONNX Runtime",
             "grouped:OxC": "the same, with the inputs of linear layers kept in chunks of C, e.g. grouped:64x4; "
             "append :l2 to rank by L2 norm",
-            "grouped:O:learned": "the same, with outputs that want the same inputs put into one group; as fast, where their order is free",
+            "grouped:O:learned": "the same, but each group collects outputs that want the same inputs; as fast if the outputs may be "
+            "reordered",
         },
     ),
 )
@@ -83,12 +85,12 @@ PATTERNS: Registry[Spelling] = Registry("pattern", PatternError, {next(iter(s.sh
 
 
 def spellings() -> dict[str, str]:
-    """What each spelling means."""
+    """Return the meaning of each spelling."""
     return {text: meaning for spelling in PATTERNS.values() for text, meaning in spelling.shown.items()}
 
 
 def parse_pattern(text: str) -> Pattern:
-    """Read ``unstructured``, ``nm:2:4``, ``block:4x1`` or ``grouped:64``.
+    """Parse the spelling of a pattern, such as ``unstructured``, ``nm:2:4``, ``block:4x1`` or ``grouped:64``.
 
     Raises:
         PatternError: If the spelling is unknown or its numbers make no sense.

@@ -60,9 +60,9 @@ def test_a_trained_layer_keeps_more_of_its_magnitude():
 
 
 def test_sizes_that_do_not_fit_and_nan_are_refused():
-    with pytest.raises(ValueError, match="cannot be grouped 3 at a time"):
+    with pytest.raises(ValueError, match="cannot form groups of 3 outputs"):
         group_outputs([torch.ones(8, 4)], rows=3, kept=[1])
-    with pytest.raises(ValueError, match="cannot be grouped"):
+    with pytest.raises(ValueError, match="cannot form groups"):
         group_outputs([torch.ones(8, 4)], rows=4, kept=[5])
     with pytest.raises(ValueError, match="NaN"):
         group_outputs([torch.full((8, 4), torch.nan)], rows=4, kept=[2])
