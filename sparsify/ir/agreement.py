@@ -21,22 +21,22 @@ from sparsify.ir.size_ranges import EVERY, SizeRange
 
 RELATIVE_TOLERANCE = 1e-4
 TRIALS = 4
-"""Sizes below a range that are tried: torch.export assumes that sizes it computes from the batch are not 1."""
+"""How many of the smallest sizes are tried one by one: torch.export assumes that sizes computed from the batch are not 1."""
 _Run = tuple[list[Tensor], list[Tensor | None]]
 
 
 Ranges = dict[str, SizeRange]
 LARGEST_TRIAL = 4096
-"""A limit that the user gives is tried up to this size."""
+"""The largest size at which an upper limit of the user is tried."""
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Why sizes that the guards of torch.export allow are left out of a range.
+    """Why a range excludes sizes that the guards of torch.export allow.
 
     Attributes:
-        text: what happened, at which sizes.
-        at_fault: whether the model works there, so that the trace is to blame.
+        text: what happened, and at which sizes.
+        at_fault: whether the trace is to blame, because the model itself works at these sizes.
     """
 
     text: str
@@ -50,20 +50,20 @@ Causes = dict[str, dict[str, Cause]]
 def compare(
     model: nn.Module, program: Program, example: Example, dimensions: Dimensions
 ) -> tuple[dict[str, Ranges], Causes]:
-    """Compare both phases with the model, at sizes other than the example's where these may vary.
+    """Compare both phases with the model, at sizes that differ from the example's in every dimension that varies.
 
-    Outputs of the train phase and its gradients are compared at sizes one larger than the example's, outputs of the eval phase at twice
-    as much, and outputs of both at the smallest sizes and at limits that the user gave.
+    Outputs and gradients of the train phase are compared at sizes one larger than the example's, outputs of the eval phase at twice the
+    example's sizes, and outputs of both phases at the smallest sizes and at the limits that the user gave.
 
     Args:
-        model: as it was traced; its mode is changed.
-        program: of it.
-        example: the arguments it was traced with.
-        dimensions: those that vary.
+        model: the traced model; its mode changes.
+        program: the trace of the model.
+        example: the arguments that the model was traced with.
+        dimensions: the dimensions that vary.
 
     Returns:
-        The sizes each phase holds for: those of the program, without sizes at which the model fails or the trace does something else; and
-        why these were left out.
+        The sizes that each phase holds for: the ranges of the program, without sizes at which the model fails or the trace differs from
+        it; and why these sizes were excluded.
 
     Raises:
         TraceError: If a phase differs from the model, or fails where the model does not.
@@ -89,7 +89,7 @@ def compare(
 
 
 class _Checks:
-    """What finds the sizes that one phase holds for."""
+    """Finds the sizes that one phase holds for."""
 
     def __init__(
         self, model: nn.Module, program: Program, phase: str, example: Example, dimensions: Dimensions
@@ -99,11 +99,11 @@ class _Checks:
         self.causes = dict[str, Cause]()
 
     def second(self, name: str) -> int:
-        """Another size than the example's."""
+        """Choose a size that differs from the example's."""
         return self.sizes[name] + 1 if self.phase == "train" else 2 * self.sizes[name] + 1
 
     def capped(self, ranges: Ranges) -> Ranges:
-        """The ranges without sizes at which the model itself fails, as where a table of positions ends; the batch is left as it is."""
+        """Cut ranges at sizes where the model itself fails, for example after the end of a position table; the batch stays as it is."""
         found = dict(ranges)
         for name in self.dimensions.names:
             top = ranges[name].nearest(self.second(name))
@@ -119,7 +119,7 @@ class _Checks:
         return found
 
     def lowered(self, name: str, allowed: SizeRange) -> SizeRange:
-        """The range from the smallest size on at which model and program agree, among those that torch.export left open."""
+        """Start the range at the smallest size that torch.export allows and at which model and program agree."""
         if allowed.low == 1:
             cause = self._differs({name: 1})
             if cause is None:
@@ -135,7 +135,7 @@ class _Checks:
         return allowed
 
     def cornered(self, ranges: Ranges) -> Ranges:
-        """The ranges with low ends at which model and program agree when all dimensions are there at once."""
+        """Raise the low ends of the ranges until model and program agree with all dimensions at their low ends at once."""
         if len(ranges) == 1:
             return ranges
         cause = self._differs({name: allowed.low for name, allowed in ranges.items()})
@@ -158,7 +158,7 @@ class _Checks:
                 _compare_at(self.model, self.program, self.phase, self.dimensions.resized(self.example, sizes), sizes)
 
     def _refused(self, sizes: Mapping[str, int]) -> Cause | None:
-        """What the model itself raises at these sizes; None where it works."""
+        """Return why the model itself fails at these sizes; None if it works."""
         found = self._eager(sizes)
         return found if isinstance(found, Cause) else None
 
@@ -166,11 +166,11 @@ class _Checks:
         try:
             resized = self.dimensions.resized(self.example, sizes)
             return _observe(self.model, self.model, resized, gradients=False)[0]
-        except Exception as error:  # code of the user's, which may raise anything at a size it does not take
+        except Exception as error:  # the user's code, which may raise anything at a size it does not support
             return Cause(f"the model itself fails at {_listed(sizes)} ({_told(error)})", at_fault=False)
 
     def _differs(self, sizes: Mapping[str, int]) -> Cause | None:
-        """Why the program does not do at these sizes what the model does; None where both give the same outputs."""
+        """Return how the program differs from the model at these sizes; None if both give the same outputs."""
         eager = self._eager(sizes)
         if isinstance(eager, Cause):
             return eager
@@ -193,7 +193,7 @@ def _listed(sizes: Mapping[str, int]) -> str:
 
 
 def _told(error: Exception) -> str:
-    """The kind of an error and the first line of what it says."""
+    """Return the type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return ": ".join([type(error).__name__, *(line.rstrip(".") for line in lines[:1])])
 
@@ -227,7 +227,7 @@ def _compare_at(model: nn.Module, program: Program, phase: str, example: Example
 
 
 def _failing(where: str, error: Exception, *, worked: bool, resized: bool) -> str:
-    """What to say of an error: of the model, or only of its trace; at other sizes than the example's or at its own."""
+    """Make the message for an error of the model or only of its trace, at the example's sizes or at others."""
     if worked:
         out = ", trace with an example of these sizes, or leave them out with limits" if resized else ""
         return (
@@ -243,7 +243,10 @@ def _failing(where: str, error: Exception, *, worked: bool, resized: bool) -> st
 
 
 def _untrainable(model: nn.Module, program: Program, text: str) -> str:
-    """Which operations in place may have overwritten what the backward pass needs; torch gives the shape, and what made the value."""
+    """Name the in-place operations that may have overwritten what the backward pass needs.
+
+    The error of torch gives the shape of the value and the operation that made it.
+    """
     found = re.search(r"\[[\w.]+ \[([\d, ]*)\]\], which is output \d+ of (\w+)", text)
     sizes = found[1].split(", ") if found else []
     places: list[str] = []
@@ -281,7 +284,7 @@ def _compare_gradients(model: nn.Module, eager: list[Tensor | None], traced: lis
 
 
 def _cause(model: nn.Module, example: Example) -> str:
-    """What makes a model differ from its trace, where it can be told."""
+    """Return the reason why a model differs from its trace, as far as it can be determined."""
     nested = [name for name, module in model.named_modules() if getattr(module, "use_nested_tensor", False)]
     if nested:
         return (
@@ -336,7 +339,7 @@ def _difference(want: Tensor, have: Tensor) -> str:
 
 @contextmanager
 def untouched(model: nn.Module) -> Generator[None]:
-    """Put buffers and the RNG back: a training-mode forward moves batch-norm statistics, and may put another tensor in place."""
+    """Restore buffers and the RNG after the block: a forward in training mode updates batch-norm statistics and may replace buffers."""
     places: Mapping[tuple[int, str], Any] = {
         (id(module), leaf): (module, buffer, buffer.detach().clone())
         for module in model.modules()
@@ -355,7 +358,7 @@ def untouched(model: nn.Module) -> Generator[None]:
 
 
 def put_back(buffer: Tensor, value: Tensor) -> None:
-    """Write a copy of a buffer's value into it again, in its shape; where positions share memory (`expand`), once for all of them."""
+    """Restore a buffer's value and shape from a copy; positions that share memory (`expand`) are written once."""
     if buffer.shape != value.shape:
         buffer.resize_(value.shape)
     if buffer.layout is torch.strided:
@@ -365,7 +368,7 @@ def put_back(buffer: Tensor, value: Tensor) -> None:
 
 
 def batch_of(example: Any) -> int:
-    """The first dimension of the first tensor that has one.
+    """Return the size of the first dimension of the first tensor that has dimensions.
 
     Raises:
         TraceError: If there is no such tensor.

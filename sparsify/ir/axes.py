@@ -1,4 +1,4 @@
-"""Axes: where the entries of one dimension of a value are after an operator that keeps them apart."""
+"""Axes: follow the entries of one dimension of a value through operators that do not mix them."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ Shape = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class Axis:
-    """A dimension, from the front, and how many consecutive entries of it each of the followed things takes."""
+    """A dimension, counted from the front, and how many consecutive entries of it belong to each followed entry (such as a channel)."""
 
     dimension: int
     run: int = 1
 
 
 def shape_of(value: object) -> Shape:
-    """The shape that the trace recorded for a node; empty where it is not known, and for numbers."""
+    """Return the shape that the trace recorded for a node; an empty one if it is unknown or the value is a number."""
     spec = value.meta.get("spec") if isinstance(value, fx.Node) else None
     return spec.shape if isinstance(spec, TensorSpec) else ()
 
 
 def axis_after(node: fx.Node, axis: Axis) -> Axis | None:
-    """Where an axis of the value of ``node`` is in its result; None where it is mixed with others or with itself, or nobody knows.
+    """Find an axis of the input of ``node`` in its output; None if its entries are mixed with each other or with others, or if unknown.
 
     Args:
-        node: an operator of one value: elementwise, pooling, a reduction, or one that moves dimensions.
-        axis: of that value.
+        node: an operator with one input tensor: elementwise, pooling, a reduction, or one that moves dimensions.
+        axis: an axis of that input.
     """
     before, after, found = shape_of(input_of(node)), shape_of(node), kind_of(node)
     if not before or not 0 <= axis.dimension < len(before):
@@ -64,13 +64,16 @@ def _without(gone: list[int], axis: Axis, *, kept: bool) -> Axis | None:
 
 
 def order_of(node: fx.Node, rank: int) -> list[int]:
-    """The dimension of its value that each dimension of a permute, transpose or the like is, asked of the operator itself."""
+    """Return, for each output dimension of a permute or transpose, the input dimension it comes from; found by running the operator."""
     turned = apply(node, lambda _: torch.empty(*range(1, rank + 1), device="meta"))
     return [size - 1 for size in turned.shape]
 
 
 def _reshaped(before: Shape, after: Shape, axis: Axis) -> Axis | None:
-    """[.., C, *K] -> [.., C * prod(K'), ..]: what stands before the axis stays, and the axis takes whole dimensions after it, if any."""
+    """Follow the axis through a reshape [.., C, *K] -> [.., C * prod(K'), ..].
+
+    The dimensions before the axis must stay, and the axis may only absorb whole dimensions after it.
+    """
     size = before[axis.dimension]
     lead = [s for s in before[: axis.dimension] if s != 1]
     places = [i for i, s in enumerate(after) if s != 1]

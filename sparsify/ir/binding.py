@@ -1,4 +1,4 @@
-"""Binds the arguments of a call through the signature of the model's ``forward``, whatever mix of them the model was traced with."""
+"""Binds the arguments of a call through the signature of the model's ``forward``: each may be given by position or by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sparsify.ir.program import Program
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
-"""What a model is called with: one tensor, positional arguments, or arguments by name."""
+"""Arguments of a call: one tensor, a tuple of positional arguments, or a mapping of arguments by name."""
 KINDS = {
     "positional": inspect.Parameter.POSITIONAL_ONLY,
     "plain": inspect.Parameter.POSITIONAL_OR_KEYWORD,
@@ -25,22 +25,22 @@ KINDS = {
     "options": inspect.Parameter.VAR_KEYWORD,
 }
 UNKNOWN: Any = type("Unknown", (), {"__repr__": lambda self: "..."})()
-"""A default that is no constant: leaving the argument out is allowed only where the trace did so."""
+"""Stands for a default that is not a constant. A call may leave such an argument out only if the trace did."""
 _CONSTANTS = (bool, int, float, str, type(None))
 _PLAIN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def arguments_of(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments in inputs: a tensor is the first argument, a mapping holds arguments by name.
+    """Split inputs into positional and keyword arguments: a tensor is the first argument, a mapping holds arguments by name.
 
     Raises:
-        TraceError: If the inputs are of another kind, or their keys are no text.
+        TraceError: If the inputs are of another kind, or a key is not a string.
     """
     if isinstance(inputs, Tensor):
         return (inputs,), {}
     if isinstance(inputs, Mapping):
         if other := [key for key in inputs if not isinstance(key, str)]:
-            raise TraceError(f"inputs by name need names of forward's arguments as keys, found {other[0]!r}.")
+            raise TraceError(f"a mapping of inputs needs the names of forward's arguments as keys, found {other[0]!r}.")
         return (), dict(inputs)
     if not isinstance(inputs, (tuple, list)):
         raise TraceError(
@@ -54,10 +54,10 @@ def arguments_of(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def signature_of(model: nn.Module) -> inspect.Signature:
-    """The parameters of ``forward``, without annotations; a default that is no constant is `UNKNOWN`."""
+    """Return the signature of ``forward`` without annotations; defaults that are not constants become `UNKNOWN`."""
     try:
         found = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):  # compiled code has none
+    except (TypeError, ValueError):  # compiled code has no signature
         return open_signature()
     return inspect.Signature([
         inspect.Parameter(p.name, p.kind, default=_default(p.default)) for p in found
@@ -65,7 +65,7 @@ def signature_of(model: nn.Module) -> inspect.Signature:
 
 
 def open_signature() -> inspect.Signature:
-    """A signature that takes anything: calls have the structure of the trace."""
+    """Return a signature that accepts all arguments; calls must then have the structure of the trace."""
     return inspect.Signature([
         inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL),
         inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
@@ -79,7 +79,7 @@ def _default(value: Any) -> Any:
 def ordered(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with those by name in the order of ``forward``: torch.export gives inputs their names by their order.
+    """Sort keyword arguments into the order of ``forward``, because torch.export names inputs by their order.
 
     Raises:
         TraceError: If the names are not those of ``forward``, or a required argument is missing.
@@ -100,7 +100,7 @@ def ordered(
 
 
 def traced_names(program: Program) -> tuple[list[str], list[str]]:
-    """Names of the arguments that the trace was given by position, and of those that it was given by name."""
+    """Return the names of the arguments that the trace got by position, and of those that it got by name."""
     args, kwargs = program.in_spec.children()
     plain = [p.name for p in program.signature.parameters.values() if p.kind in _PLAIN]
     rest = next((p.name for p in program.signature.parameters.values() if p.kind is p.VAR_POSITIONAL), "args")
@@ -110,10 +110,10 @@ def traced_names(program: Program) -> tuple[list[str], list[str]]:
 
 
 def leaves_of(program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-    """The flat values of a call, in the order of the trace; arguments may be given by position or by name.
+    """Flatten the arguments of a call in the order of the trace; each may be given by position or by name.
 
     Raises:
-        TraceError: If names are missing or unknown, or a value has another structure than in the trace.
+        TraceError: If names are missing or unknown, or the structure of a value differs from the trace.
     """
     positional, keyword = traced_names(program)
     wanted = [*positional, *keyword]
@@ -140,7 +140,7 @@ def leaves_of(program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 
 def _by_name(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments of a call by their name, constant defaults included."""
+    """Return all arguments of a call by name, including constant defaults."""
     bound = signature.bind(*args, **kwargs).arguments
     values: dict[str, Any] = {}
     for name, parameter in signature.parameters.items():
@@ -188,7 +188,7 @@ def _structure(spec: pytree.TreeSpec) -> str:
 
 
 def plain_signature(names: Sequence[str], spec: pytree.TreeSpec) -> inspect.Signature:
-    """What a file of an earlier version says of ``forward``: the names of its inputs, where each argument is one of them."""
+    """Build the signature of a program file of an earlier version, from the names of its inputs, if each argument is one input."""
     args, kwargs = spec.children()
     plain = args.num_children + kwargs.num_children == spec.num_leaves == len(names)
     given = list(names[: args.num_children])
@@ -201,6 +201,6 @@ def plain_signature(names: Sequence[str], spec: pytree.TreeSpec) -> inspect.Sign
 
 
 def plain_inputs(spec: pytree.TreeSpec) -> int:
-    """How many positional arguments a call gives, where each is one value and there are no others; else -1."""
+    """Return the number of positional arguments of a call if each is a single value and there are no others; else -1."""
     count = spec.num_leaves
     return count if spec == pytree.tree_structure(((0,) * count, {})) else -1

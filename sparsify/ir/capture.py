@@ -1,4 +1,4 @@
-"""One mode of a model through `torch.export`: the exported program, and the sizes of its inputs that the guards allow."""
+"""Exports one mode of a model with `torch.export`, and reads off its guards which input sizes the export allows."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Captured:
     """An exported mode of a model.
 
     Attributes:
-        exported: by torch.export.
-        dimensions: those that vary.
-        ranges: the sizes its guards allow, by dimension.
-        conditions: lines of the model that hold for these sizes only.
+        exported: the result of torch.export.
+        dimensions: the dimensions that vary.
+        ranges: the sizes that its guards allow, by dimension.
+        conditions: lines of the model's code that compare sizes, and so limit these ranges.
     """
 
     exported: ExportedProgram
@@ -49,16 +49,16 @@ class Captured:
 
 
 def capture(model: nn.Module, example: Example, phase: str, dimensions: Dimensions) -> Captured:
-    """Export ``model`` in the mode it is in.
+    """Export ``model`` in its current mode.
 
     Args:
         model: in the mode of ``phase``.
-        example: its arguments.
-        phase: what messages call the mode.
-        dimensions: those that should vary. Where the model fixes its batch, that is fixed, and a `TraceWarning` says so.
+        example: its example arguments.
+        phase: the name of the mode in messages.
+        dimensions: the dimensions that should vary. If the model fixes its batch size, so does the export, with a `TraceWarning`.
 
     Raises:
-        TraceError: If it cannot be exported, or fixes another dimension.
+        TraceError: If the model cannot be exported, or fixes another dimension.
     """
     sizes = dimensions.sizes(example)
     try:
@@ -86,10 +86,10 @@ def _without(
     reason: str,
     error: Exception,
 ) -> Captured:
-    """The model with its batch fixed.
+    """Export the model again with its batch size fixed.
 
     Raises:
-        TraceError: If it fixes a dimension that was declared.
+        TraceError: If the model fixes a dimension that the user declared.
     """
     sizes = dimensions.sizes(example)
     declared = [name for name in dimensions.names if name != BATCH and (name in fixed or BATCH not in dimensions.names)]
@@ -108,7 +108,7 @@ def _without(
 
 
 def _fixed_dimensions(text: str, dimensions: Dimensions) -> set[str]:
-    """The dimensions that an error of torch.export names as fixed; the batch where it names none."""
+    """Return the dimensions that an error of torch.export names as fixed; the batch if it names none."""
     found = {_named(dimensions, keys_of(path), int(at)) for path, at in _MARKED.findall(text)} - {None}
     return {name for name in found if name} or {BATCH}
 
@@ -138,7 +138,7 @@ def _export(model: nn.Module, example: Example, dimensions: Dimensions) -> Expor
 
 @contextmanager
 def _each_named(model: nn.Module, kwargs: Mapping[str, Any]) -> Generator[None]:
-    """Let ``forward`` have a parameter for each argument that its ``**kwargs`` takes; torch.export fails where the sizes of these vary."""
+    """Give ``forward`` a parameter per argument that its ``**kwargs`` takes; else torch.export fails if their sizes vary."""
     signature, forward = inspect.signature(model.forward), model.forward
     named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     rest = [name for name in kwargs if name not in {p.name for p in named}]
@@ -161,7 +161,7 @@ def _each_named(model: nn.Module, kwargs: Mapping[str, Any]) -> Generator[None]:
 
 
 def _by_argument(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Dynamic shapes by parameter name of ``forward``; those of ``*args`` and ``**kwargs`` as one tuple and one mapping."""
+    """Return dynamic shapes by parameter name of ``forward``; ``*args`` have one tuple and ``**kwargs`` one mapping."""
     return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
 
 
@@ -173,7 +173,7 @@ def _fixes_size(error: Exception) -> bool:
 
 
 def _conditions(exported: ExportedProgram) -> tuple[str, ...]:
-    """Lines of the model's own code that compare sizes."""
+    """Find the lines of the model's own code that compare sizes."""
     sizes = (node.meta["val"].shape for node in exported.graph.nodes if isinstance(node.meta.get("val"), Tensor))
     symbolic = next((size for shape in sizes for size in shape if isinstance(size, torch.SymInt)), None)
     if symbolic is None:
@@ -212,14 +212,14 @@ def _advice(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something, at most 300 characters."""
+    """Return the first meaningful line of an error's message, at most 300 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300].rstrip(".") if lines else type(error).__name__
 
 
 @contextmanager
 def quiet(*names: str) -> Generator[None]:
-    """Keep torch from logging what becomes the message of an error."""
+    """Keep torch from logging errors that this package reports itself."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,8 +1,8 @@
-"""Channels: which layers write and read values whose channels must stand in one order, and whether the order and the number are free.
+"""Channels: find the values that must share one order of channels, with the layers that write and read them.
 
-The order of a layer's outputs is free where all that reads them is known to follow: weights of the next layers (their columns), of batch
-norms, layer norms and depthwise convolutions. Values that are added to each other share their order, and so do the layers that write them.
-Where the order is free, channels may also go, but for norms over them and sizes that are asked for.
+The order of a layer's outputs is free if all their readers can be reordered with them: the columns of the next layers' weights, batch
+norms, layer norms and depthwise convolutions. Values that are added share one order, and so do the layers that write them. If the order
+is free, channels can also be removed, unless a norm runs over them or the graph reads their number.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from sparsify.ir.weight_reads import consumers
 
 @dataclass
 class Channels:
-    """Values of one order of channels.
+    """Channels of all values that share one order.
 
     Attributes:
-        writers: weights [O, I, *K] whose outputs they are, in the order of the parameters.
-        readers: (weight [O, I, *K], run) whose inputs they are; a channel is ``run`` consecutive inputs, more than one after a flatten.
-        vectors: parameters and buffers with one row per channel: biases, norms, depthwise kernels.
-        pinned: why the order cannot change, or None.
-        fixed: why their number cannot change though the order can, or None.
-        values: nodes that carry them, in graph order, with the axis they stand at.
-        layers: nodes of the layers that write them, then of those that read them, in graph order.
-        depthwise: convolutions among ``values``.
+        writers: names of the weights [O, I, *K] whose outputs these channels are, in the order of the parameters.
+        readers: pairs (name of a weight [O, I, *K], run) whose inputs these channels are. Each channel is ``run`` consecutive inputs; after
+            a flatten, ``run`` is more than 1.
+        vectors: names of parameters and buffers with one row per channel: biases, norms, depthwise kernels.
+        pinned: why the order cannot change, or None if it can.
+        fixed: why the number of channels cannot change although the order can, or None.
+        values: nodes that carry the channels, in graph order, with the axis of the channels.
+        layers: nodes of the layers that write them, then of the layers that read them, each in graph order.
+        depthwise: the depthwise convolutions among ``values``.
     """
 
     writers: list[str] = field(default_factory=list)
@@ -45,7 +46,7 @@ class Channels:
     depthwise: list[fx.Node] = field(default_factory=list, compare=False, repr=False)
 
     def take(self, other: Channels) -> None:
-        """Make the values of ``other`` ones of this order."""
+        """Merge ``other`` into this set: from now on, its values have this order."""
         for name in ("writers", "readers", "vectors", "written_by", "read_by", "depthwise"):
             getattr(self, name).extend(getattr(other, name))
         self.pinned, self.fixed = self.pinned or other.pinned, self.fixed or other.fixed
@@ -53,7 +54,7 @@ class Channels:
 
 
 def channel_sets(program: Program, phase: str = "eval") -> tuple[Channels, ...]:
-    """The values of a phase by their order of channels; those no layer writes are left out."""
+    """Group the values of a phase by their order of channels; values that no layer writes are left out."""
     return _Walk(program, phase).sets()
 
 
@@ -103,10 +104,10 @@ class _Walk:
         channels.pinned = channels.pinned or reason
 
     def _asked(self, node: fx.Node) -> None:
-        """The size of a dimension: it counts the channels where they are this dimension."""
+        """Handle a node that reads the size of a dimension: if that dimension holds the channels, their number is fixed."""
         value = input_of(node)
         if value in self.found and argument(node, "dim") % len(shape_of(value)) == self._axis(value).dimension:
-            self.found[value].fixed = f"%{node.name} asks for their number"
+            self.found[value].fixed = f"%{node.name} reads their number"
 
     def _axis(self, value: fx.Node) -> Axis:
         return self.found[value].values[value]
@@ -146,7 +147,7 @@ class _Walk:
         return follows or place is None
 
     def _vectors(self, channels: Channels, *values: object) -> bool:
-        """Let the channels' order decide that of parameters and buffers, each read only here; whether all are."""
+        """Add parameters and buffers with one row per channel; returns whether each of them is read only here."""
         names: list[str] = []
         for value in values:
             name = self._source(value, buffers=True)
@@ -157,7 +158,7 @@ class _Walk:
         return True
 
     def _source(self, value: object, *, buffers: bool = False) -> str | None:
-        """The name of the parameter (or buffer) that an argument reads, through its mask."""
+        """Return the name of the parameter (or buffer) that an argument reads, looking through masks."""
         node = source_of(value)
         tensor = self.tensors.get(str(node.target)) if node is not None else None
         return str(node.target) if node is not None and tensor is None and buffers else self.names.get(id(tensor))
@@ -165,7 +166,7 @@ class _Walk:
     # --- what lies between
 
     def _moved(self, node: fx.Node) -> bool:
-        """An operator of one value that leaves channels apart."""
+        """Handle an operator of one value that does not mix channels; returns whether the node is one."""
         source = input_of(node) if node.op == "call_function" else None
         if not isinstance(source, fx.Node) or source not in self.found:
             return False
@@ -175,7 +176,7 @@ class _Walk:
         return axis is not None
 
     def _norm(self, node: fx.Node) -> bool:
-        """One vector per channel: of a batch norm, an instance norm or a PReLU; or a norm over the channels of each position."""
+        """Handle an operator with one number per channel (batch norm, instance norm, PReLU), or a norm over the channels."""
         source = input_of(node)
         if source not in self.found:
             return False
@@ -195,7 +196,7 @@ class _Walk:
         return follows and self._vectors(channels, *given)
 
     def _combination(self, node: fx.Node) -> bool:
-        """An operator of several values, position by position: their channels have one order, which the others do not see."""
+        """Handle an elementwise operator of several values, whose channels must then share one order."""
         values = [value for value in node.all_input_nodes if shape_of(value)]
         placed, rank = [value for value in values if value in self.found], len(shape_of(node))
         if not placed:
@@ -203,7 +204,7 @@ class _Walk:
         first = self._axis(placed[0])
         for value in values:
             shape = shape_of(value)
-            axis = first.dimension - rank + len(shape)  # a smaller value does not have the first dimensions
+            axis = first.dimension - rank + len(shape)  # a value of smaller rank lacks the first dimensions
             if value in self.found:
                 if len(shape) != rank or self._axis(value) != first or shape[axis] != shape_of(node)[axis]:
                     return False
@@ -222,7 +223,7 @@ class _Walk:
 
 
 def written_together(program: Program, weights: Sequence[str]) -> list[tuple[str, ...]]:
-    """``weights`` in tuples: those whose outputs have one order of channels, and each other alone, in the order given."""
+    """Group ``weights`` whose outputs share one order of channels; every other weight is a group of its own. Keeps the given order."""
     found: dict[str, tuple[str, ...]] = {name: (name,) for name in weights}
     for channels in channel_sets(program):
         members = tuple(name for name in weights if name in channels.writers)

@@ -17,13 +17,13 @@ from sparsify.ir.traits import ELEMENTWISE, has_argument, input_of, kind_of, nam
 
 @dataclass(frozen=True)
 class Classifier:
-    """The layer the logits come from.
+    """The layer that the logits come from.
 
     Attributes:
-        layer: the linear layer or convolution; outputs [N, .., K] or [N, K, ..].
-        weight, bias: names of its parameters, [K, I, *kernel] and [K]; a layer may have no bias.
-        tail: what lies between it and the logits, in order; every node keeps the classes apart.
-        logits: [N, K]; the layer's value itself where the tail is empty.
+        layer: the node of the linear layer or convolution; its output is [N, .., K] or [N, K, ..].
+        weight, bias: names of its parameters, [K, I, *kernel] and [K]; ``bias`` is None for a layer without one.
+        tail: the nodes between the layer and the logits, in order; none of them mixes classes.
+        logits: the node of the logits [N, K]; the layer itself if ``tail`` is empty.
     """
 
     layer: Layer
@@ -34,7 +34,7 @@ class Classifier:
 
 
 def classes(program: Program) -> int:
-    """K of the logits [N, K, ...] of the eval phase, which have no unknown class."""
+    """Return K, the number of classes, from the logits [N, K, ...] of the eval phase; an unknown class does not count."""
     return int(shape_of(_logits(program, "eval"))[1])
 
 
@@ -42,7 +42,7 @@ def _logits(program: Program, phase: str) -> fx.Node:
     found = named_outputs(program.output_node(phase))
     if "logits" not in found:
         raise PassError(
-            f"{program.name!r} returns {', '.join(found)} in {phase} mode and no 'logits', so that it has no classifier. Trace a "
+            f"{program.name!r} returns {', '.join(found)} in {phase} mode and no 'logits', so it has no classifier. Trace a "
             f"model that returns class scores."
         )
     return found["logits"]  # type: ignore[no-any-return]
@@ -52,7 +52,7 @@ def classifier(program: Program, phase: str) -> Classifier:
     """Find the classifier of a phase.
 
     Raises:
-        PassError: If the logits are not [N, K], or something on the way to a layer mixes classes; naming the node.
+        PassError: If the logits are not [N, K], or a node between them and the layer mixes classes; the message names the node.
     """
     logits = _logits(program, phase)
     spec = logits.meta.get("spec")
@@ -83,17 +83,17 @@ def classifier(program: Program, phase: str) -> Classifier:
 
 
 def class_dimension(node: fx.Node, dimension: int) -> int | None:
-    """Where the classes are after ``node``, if they were at ``dimension`` before; None where they are no dimension of their own."""
+    """Return the dimension of the classes after ``node``, given the one before it; None if they no longer have one of their own."""
     if kind_of(node) == "combination":
         return dimension
     if traits(node).name == "squeeze" and not has_argument(node, "dim") and len(shape_of(node)) != 2:
-        return None  # it would drop one class as well
+        return None  # squeezing would also remove the class dimension of a single class
     after = axis_after(node, Axis(dimension))
     return after.dimension if after is not None and after.run == 1 else None
 
 
 def _may_keep_classes(node: Any) -> bool:
-    """Whether a node is an operator of one value that may keep classes apart; `class_dimension` says where they are then."""
+    """Return whether a node is an operator of one value that may keep classes apart; `class_dimension` then finds their dimension."""
     if (
         not isinstance(node, fx.Node)
         or node.op != "call_function"
@@ -101,14 +101,14 @@ def _may_keep_classes(node: Any) -> bool:
         or not shape_of(input_of(node))
     ):
         return False
-    if kind_of(node) == "combination":  # with a number, or a value of no dimensions
+    if kind_of(node) == "combination":  # with a number or a scalar tensor
         return all(value is input_of(node) or not shape_of(value) for value in node.all_input_nodes)
     moves = (*ELEMENTWISE, "pool", "reduction", "reshape", "turn")
     return kind_of(node) in moves or traits(node).name in ("select", "slice")
 
 
 def _parameter(program: Program, value: Any) -> str | None:
-    """The name of the parameter that is an argument of a layer, looked up through masks, taps and whatever else keeps its shape."""
+    """Return the name of the parameter that is an argument of a layer, looking through masks, taps and nodes that keep its shape."""
     parameters = dict(program.named_parameters(remove_duplicate=False))
     while isinstance(value, fx.Node) and value.op != "get_attr":
         source = input_of(value)
@@ -122,5 +122,5 @@ def _not_found(program: Program, node: Any, reason: str) -> str:
     where = f"%{node.name} ({node.target})" if isinstance(node, fx.Node) else repr(node)
     return (
         f"the classifier of {program.name!r} cannot be found: its logits come from {where}, {reason}. They should come from one linear "
-        f"layer or convolution, with nothing behind it but activations, pooling and reshapes; return them before any softmax."
+        f"layer or convolution, followed only by activations, pooling and reshapes; return them before any softmax."
     )

@@ -22,7 +22,7 @@ Example = tuple[tuple[Any, ...], dict[str, Any]]
 Declared = Mapping[str, Mapping[int, str]]
 """Names of the dimensions that vary, by input and place: ``{"ids": {1: "T"}}``."""
 Limits = Mapping[str, tuple[int, int | None]]
-"""Smallest and largest size by name of a dimension; None: no bound."""
+"""Smallest and largest size of each dimension, by name; None means no upper bound."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
 _RESERVED = re.compile(r"N\d+|batch|[su]\d+|Max|Min|Mod|FloorDiv|floor|ceiling")
 """Names that traces and files use for other sizes."""
@@ -35,9 +35,9 @@ class Dimensions:
     """Which dimensions of an example vary.
 
     Attributes:
-        inputs: names of the flat inputs, in order; those of arguments that are no tensors included.
-        places: names of the dimensions that vary, by input and place.
-        limits: sizes that the user allows, by name.
+        inputs: names of the flat inputs in order, including arguments that are not tensors.
+        places: names of the dimensions that vary, by input and place (from 0).
+        limits: the sizes that the user allows, by name of the dimension.
     """
 
     inputs: tuple[str, ...]
@@ -46,28 +46,28 @@ class Dimensions:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The batch first, where it varies, then the others in order of appearance."""
+        """Names of the varying dimensions: the batch first if it varies, then the others in order of appearance."""
         found = dict.fromkeys(name for places in self.places.values() for name in places.values())
         return tuple(sorted(found, key=lambda name: name != BATCH))
 
     def without(self, name: str) -> Dimensions:
-        """These with one dimension fixed."""
+        """Return these dimensions with one of them fixed."""
         kept = {i: {at: n for at, n in places.items() if n != name} for i, places in self.places.items()}
         return Dimensions(self.inputs, {i: places for i, places in kept.items() if places}, self.limits)
 
     def sizes(self, example: Example) -> dict[str, int]:
-        """The sizes of an example by name."""
+        """Return the sizes of an example by name of the dimension."""
         leaves = dict(zip(self.inputs, pytree.tree_leaves(example), strict=True))
         return {name: int(leaves[i].shape[at]) for i, places in self.places.items() for at, name in places.items()}
 
     def of_each(self, example: Example) -> list[dict[int, str]]:
-        """What varies in each flat value of an example."""
+        """Return, for each flat value of an example, its varying dimensions by place."""
         return [
             dict(self.places.get(name, {})) for name, _ in zip(self.inputs, pytree.tree_leaves(example), strict=True)
         ]
 
     def resized(self, example: Example, sizes: Mapping[str, int]) -> Example:
-        """The example in other sizes: its first values along each dimension, repeated where it has fewer."""
+        """Resize the example: take its first values along each dimension, and repeat them if there are too few."""
         leaves, structure = pytree.tree_flatten(example)
         made = [
             resized(leaf, {at: sizes[name] for at, name in places.items() if name in sizes}) if places else leaf
@@ -77,7 +77,7 @@ class Dimensions:
 
 
 def resized(value: Tensor, sizes: Mapping[int, int]) -> Tensor:
-    """A tensor in other sizes, by dimension, without gaps in memory: its first values, repeated where it has fewer."""
+    """Resize a tensor, ``sizes`` by dimension: take its first values, repeat them if there are too few; the result is contiguous."""
     for at, size in sizes.items():
         have = value.shape[at]
         if have < size:
@@ -87,14 +87,14 @@ def resized(value: Tensor, sizes: Mapping[int, int]) -> Tensor:
 
 
 def input_names(arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the flat inputs, as torch.export gives them: the argument's, and the path inside of it (``parts_a``, ``rest_0``)."""
+    """Name the flat inputs as torch.export does: the argument's name and the path inside it (``parts_a``, ``rest_0``)."""
     paths = [path for path, _ in pytree.tree_flatten_with_path(dict(arguments))[0]]
     keys = [[getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))) for key in path] for path in paths]
     return tuple(joined(path) for path in keys)
 
 
 def joined(path: Sequence[Any]) -> str:
-    """The name of an input from its path."""
+    """Make the name of an input from its path."""
     return "_".join(re.sub(r"[^a-zA-Z0-9]", "_", str(key)) for key in path)
 
 
@@ -102,10 +102,10 @@ def joined(path: Sequence[Any]) -> str:
 
 
 def parsed(texts: Sequence[str]) -> tuple[dict[str, dict[int, str]], dict[str, tuple[int, int | None]]]:
-    """Dimensions and limits in the spelling of the command and of recipes: ``ids:1=T`` and ``T=1..512`` (``T=8..``: no upper end).
+    """Parse dimensions and limits as the command and recipes spell them: ``ids:1=T`` and ``T=1..512`` (``T=8..``: no upper bound).
 
     Raises:
-        TraceError: If a text is spelled otherwise, or says something else than one before it.
+        TraceError: If a text has another form, or contradicts one before it.
     """
     places: dict[str, dict[int, str]] = {}
     limits: dict[str, tuple[int, int | None]] = {}
@@ -129,16 +129,16 @@ def parsed(texts: Sequence[str]) -> tuple[dict[str, dict[int, str]], dict[str, t
 
 
 def declared(inputs: Sequence[str], leaves: Sequence[Any], dynamic: Declared, limits: Limits) -> Dimensions:
-    """The batch of every input that has it, and what the user declares.
+    """Collect the dimensions that vary: the batch of every input that has one, and those that the user declares.
 
     Args:
         inputs: names of the flat inputs.
         leaves: the flat inputs.
-        dynamic: of the user; ``{"x": {0: "E"}}`` names a first dimension that is not the batch.
-        limits: of the user.
+        dynamic: the user's declaration; ``{"x": {0: "E"}}`` says that the first dimension of ``x`` is not the batch.
+        limits: the user's smallest and largest sizes, by name of the dimension.
 
     Raises:
-        TraceError: If there is no such input or dimension, a name cannot be used, sizes of one name differ, or limits leave them out.
+        TraceError: If an input or dimension does not exist, a name cannot be used, the sizes of one name differ, or limits exclude them.
     """
     for option, value, written in (
         ("dynamic", dynamic, "{'ids': {1: 'T'}}"),
@@ -230,7 +230,7 @@ _CALLS: Mapping[str, Callable[[int, int], int]] = {"Max": max, "Min": min, "Mod"
 
 
 def value_of(size: int | str, sizes: Mapping[str, int]) -> int | None:
-    """A size written as text, such as ``"2*T + 1"``; None where it holds more than sums, products and known names."""
+    """Evaluate a size written as text, such as ``"2*T + 1"``; None if it contains more than sums, products and known names."""
     if isinstance(size, int):
         return size
     if size in sizes:
@@ -258,5 +258,5 @@ def _value(tree: ast.AST, sizes: Mapping[str, int]) -> int:
 
 
 def mentions(size: int | str, name: str) -> bool:
-    """Whether a size depends on a dimension."""
+    """Return whether a size depends on a dimension."""
     return isinstance(size, str) and re.search(rf"\b{name}\b", size) is not None

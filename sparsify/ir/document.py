@@ -1,7 +1,7 @@
-"""The form of ``program.json`` in a ``.sparsify`` file: every field with its type and its bounds, checked before anything is made of it.
+"""The schema of ``program.json`` in a ``.sparsify`` file: every field has a type and bounds, checked before anything is built from it.
 
-Names reach the source that torch.fx generates, so each kind of name has its rule (`sparsify.ir.foreign`); sizes reach allocations, so
-they are bounded. Nothing that is not declared here is read. Values inside ``args`` are checked where they are decoded.
+Names end up in the Python source that torch.fx generates, so each kind of name has a rule (`sparsify.ir.foreign`). Sizes end up in
+allocations, so they are bounded. Fields that are not declared here are refused. Values inside ``args`` are checked when they are decoded.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from sparsify.tasks.stored import from_data
 
 MOST_NODES = 200_000
 MOST_VALUES = 2**29
-"""Values of one tensor, 2 GiB as float32."""
+"""Largest number of values of one tensor; 2 GiB as float32."""
 _SIZE = re.compile(r"[\w +*/()%,.-]{1,200}", re.ASCII)
 _KEYS = re.compile(r"[^\"'\\{}\x00-\x1f]{0,300}")
 
 Identifier = Annotated[str, AfterValidator(checked_identifier)]
 Path = Annotated[str, AfterValidator(checked_path)]
 LONGEST_NOTE = 500
-"""Characters of what a trainer had still to do."""
+"""Largest number of characters of the text that says what training left unfinished."""
 Text = Annotated[str, AfterValidator(checked_text)]
 
 
@@ -64,7 +64,7 @@ Spec = Annotated[tuple[Text, Shape, Annotated[str, AfterValidator(_dtype)]], Fie
 
 
 MOST_SIZE = 2**20
-"""Size of a dimension that varies, in the example of a trace."""
+"""Size that a varying dimension had in the example of the trace."""
 Dimension = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$")]
 
 
@@ -101,7 +101,7 @@ class RangeForm(_Form):
 
 
 class TaskForm(_Form):
-    """What the outputs mean (`sparsify.tasks.stored`): a kind by its name, and options that are plain data."""
+    """What the outputs mean (`sparsify.tasks.stored`): the name of the task's kind, and its options as plain data."""
 
     kind: Annotated[Text, Field(min_length=1, max_length=64)]
     options: Annotated[dict[Text, bool | int | float | str | list[float]], Field(max_length=64)] = {}
@@ -120,7 +120,7 @@ Constants = list[
 Default = Annotated[list[Annotated[Any, AfterValidator(_constant)]], Field(max_length=1)]
 Kind = Literal["positional", "plain", "rest", "keyword", "options"]
 Parameter = Annotated[tuple[Text, Kind, Default | None], Field(strict=False)]
-"""A parameter of ``forward``: its name, its kind, and a list of its default; the list is empty where that is no constant."""
+"""A parameter of ``forward``: its name, its kind, and a list with its default; the list is empty if that is not a constant."""
 
 
 def _signature(parameters: list[tuple[str, str, list[Any] | None]]) -> list[tuple[str, str, list[Any] | None]]:
@@ -129,7 +129,7 @@ def _signature(parameters: list[tuple[str, str, list[Any] | None]]) -> list[tupl
             inspect.Parameter(name, KINDS[kind], default=inspect.Parameter.empty if default is None else UNKNOWN)
             for name, kind, default in parameters
         ]
-    )  # it knows what names, kinds and orders there are
+    )  # inspect checks names, kinds and their order
     return parameters
 
 
@@ -147,7 +147,7 @@ class ProgramForm(_Form):
     unfinished: Annotated[str, Field(max_length=LONGEST_NOTE), AfterValidator(checked_text)] = ""
     task: TaskForm | None = None
     batch_ranges: dict[Literal["train", "eval"], RangeForm] = {}
-    """In files of earlier versions: the ranges of N."""
+    """The ranges of N, in files of earlier versions."""
     ranges: dict[Literal["train", "eval"], dict[Dimension, RangeForm]] = {}
     sizes: dict[Dimension, Annotated[int, Field(ge=1, le=MOST_SIZE)]] = {}
     constants: Constants = []
@@ -207,10 +207,10 @@ def _check_graph(phase: str, nodes: list[NodeForm], *, state: set[str], hooks: s
 
 
 def checked_document(value: Any) -> ProgramForm:
-    """``program.json`` as what it must be.
+    """Check the content of ``program.json`` against the schema.
 
     Raises:
-        LoadError: Naming the first fields that do not fit.
+        LoadError: If it does not fit; the message names the first fields that do not.
     """
     try:
         return ProgramForm.model_validate(value)
@@ -223,10 +223,10 @@ def checked_document(value: Any) -> ProgramForm:
 
 
 def task_of(document: ProgramForm) -> Task | None:
-    """What the outputs of a program mean, where its file says that.
+    """Build the task of a program from its file; None if the file names no task.
 
     Raises:
-        LoadError: If the kind or an option is unknown here, or the graphs do not return what the task reads.
+        LoadError: If the kind or an option is unknown, or the graphs do not return the output that the task reads.
     """
     if document.task is None:
         return None

@@ -1,4 +1,4 @@
-"""What a phase does beside computing its outputs: buffers that it changes, random numbers that it draws."""
+"""Side effects of a phase: buffers that it changes, and random numbers that it draws."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparsify.ir.traits import argument, draws, named_outputs, written
 
 
 def changed_buffers(program: Program, phase: str) -> dict[str, bool]:
-    """Buffers that a call of the phase changes, by name; True where an output depends on their value."""
+    """Return the buffers that a call of the phase changes, by name; True if an output depends on their value."""
     read = _ancestors(program.output_node(phase))
     buffers = {name: id(value) for name, value in program.named_buffers(remove_duplicate=False)}
     nodes = [n for n in program.phases[phase].graph.nodes if n.op == "get_attr" and n.target in buffers]
@@ -27,13 +27,17 @@ def changed_buffers(program: Program, phase: str) -> dict[str, bool]:
 
 
 def changed_in_place(program: Program, phase: str) -> list[fx.Node]:
-    """Nodes of the phase that change a value of forward in place, rather than a buffer, in graph order."""
+    """Return the nodes of the phase that change an intermediate value (not a buffer) in place, in graph order."""
     nodes = program.phases[phase].graph.nodes
     return [node for node in nodes if any(_source(value).op != "get_attr" for value in written(node))]
 
 
 def beside(program: Program, phase: str, output: str = "logits") -> dict[str, str]:
-    """Trainable parameters on which other outputs of the phase depend, but not ``output``: the name of such an output, by theirs."""
+    """Find trainable parameters that influence other outputs of the phase but not ``output``.
+
+    Returns:
+        By name of the parameter, the name of an output that depends on it.
+    """
     named = named_outputs(program.output_node(phase))
     by_name = {name: leaf for name, leaf in named.items() if isinstance(leaf, fx.Node)}
     parameters = dict(program.named_parameters(remove_duplicate=False))
@@ -56,13 +60,13 @@ def beside(program: Program, phase: str, output: str = "logits") -> dict[str, st
 
 
 def random_draws(program: Program, phase: str) -> list[fx.Node]:
-    """Nodes of the phase that draw random numbers on which an output depends, in graph order."""
+    """Return the nodes of the phase that draw random numbers on which an output depends, in graph order."""
     read = _ancestors(program.output_node(phase))
     return [node for node in program.phases[phase].graph.nodes if node in read and draws(node)]
 
 
 def unexportable(program: Program) -> str | None:
-    """What a file of the eval phase would lose, as the end of a sentence that begins with the program's name; None for nothing."""
+    """Describe what an exported eval phase would lose, as the end of a sentence that starts with the program's name; None for nothing."""
     if state := [name for name, is_read in changed_buffers(program, "eval").items() if is_read]:
         return (
             f"changes the buffers {', '.join(map(repr, state))} in eval mode, on which its outputs depend, and a file keeps no state "
@@ -77,14 +81,14 @@ def unexportable(program: Program) -> str | None:
 
 
 def place_of(node: fx.Node) -> str:
-    """Which operator of which module a node is, as a message says it."""
+    """Name a node's operator and the module it belongs to, for a message."""
     owner = node.meta.get("owner")
     name = str(node.target).removesuffix(".default")
     return f"{name} in {owner!r}" if owner else name
 
 
 def _source(node: fx.Node) -> fx.Node:
-    """The node whose memory a value lies in, seen through views and operators in place."""
+    """Return the node that owns the memory of a value, looking through views and in-place operators."""
     while node.op == "call_function":
         schema = getattr(node.target, "_schema", None)
         aliased = [a.name for a in schema.arguments if a.alias_info is not None] if schema is not None else []
@@ -96,7 +100,10 @@ def _source(node: fx.Node) -> fx.Node:
 
 
 def _ancestors(node: fx.Node, writers: Mapping[fx.Node, Sequence[fx.Node]] | None = None) -> set[fx.Node]:
-    """The nodes that a node's value depends on, without itself; with ``writers``, by the node they change, those in place as well."""
+    """Return the nodes that a node's value depends on, without itself.
+
+    ``writers`` maps a node to the in-place operators that change its value; with it, the result includes these too.
+    """
     found: set[fx.Node] = set()
     waiting = [*node.all_input_nodes, *((writers or {}).get(_source(node), ()))]
     while waiting:

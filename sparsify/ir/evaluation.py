@@ -1,4 +1,4 @@
-"""The eval phase run over samples: named outputs of all of them."""
+"""Run the eval phase over samples and collect its named outputs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from sparsify.parts.trees import moved
 def outputs_over(
     program: Program, samples: Samples, *, names: Collection[str] | None = None, batch_size: int = 256
 ) -> dict[str, Any]:
-    """Outputs of the eval phase over all samples, in batches, by name, on the CPU.
+    """Run the eval phase over all samples in batches; returns outputs by name, on the CPU.
 
     Args:
-        program: in any mode, which stays; it runs on the device of its parameters, or of its buffers where it has none.
-        samples: whose inputs it takes.
-        names: of the outputs to keep; None: all.
-        batch_size: samples of a forward pass.
+        program: in any mode, which does not change; it runs on the device of its parameters, or of its buffers if it has none.
+        samples: N samples with inputs for the program.
+        names: names of the outputs to keep; None: all.
+        batch_size: samples per forward pass, at least 1.
 
     Returns:
-        Tensors [N, ...]. Where batches have outputs of unlike lengths, as padded sequences have, shorter ones are filled up with 0. An
-        output without a batch is averaged over the batches; what is no tensor is that of the last batch.
+        Tensors [N, ...]. If lengths differ between batches, as with padded sequences, shorter outputs are padded with 0. An output
+        without a batch dimension is averaged over the batches. A value that is not a tensor is taken from the last batch.
     """
     parts: dict[str, list[Any]] = {}
     device = next((value.device for value in (*program.parameters(), *program.buffers())), torch.device("cpu"))
@@ -42,22 +42,22 @@ def outputs_over(
 
 
 def outputs_of(program: Program, inputs: Inputs) -> dict[str, Any]:
-    """Named outputs of the eval phase for inputs as data come: a tensor, a tuple of arguments, or a mapping of arguments by name.
+    """Run the eval phase on a tensor, a tuple of arguments, or a mapping of arguments by name; returns outputs by name.
 
     Raises:
-        TraceError: If the inputs are not those that the program was traced for.
+        TraceError: If the inputs do not fit those that the program was traced for.
     """
     args, kwargs = arguments_of(inputs)
     return program.outputs(*args, **kwargs)
 
 
 def output_shape(program: Program, name: str, found: Tensor) -> tuple[int | str, ...]:
-    """The sizes of an output of the eval phase, ``("N", ...)``; one that varies with the inputs is a text, as in the graph.
+    """Return the shape of an output of the eval phase, ``("N", ...)``; a size that varies with the inputs is a text, as in the graph.
 
     Args:
         program: in any mode.
-        name: of the output.
-        found: its value for some samples, [N, ...], for what the graph does not say.
+        name: name of the output.
+        found: its value for some samples, [N, ...]; supplies the sizes that the graph does not record.
     """
     leaf = named_outputs(program.output_node("eval")).get(name)
     spec = leaf.meta.get("spec") if isinstance(leaf, fx.Node) else None
@@ -66,14 +66,14 @@ def output_shape(program: Program, name: str, found: Tensor) -> tuple[int | str,
 
 
 def _filled(value: Tensor, sizes: list[int]) -> Tensor:
-    """A tensor [B, ...] padded with zeros at the end of each dimension, to the sizes of a sample."""
+    """Pad a tensor [B, ...] with zeros at the end of each dimension; ``sizes`` are those of one sample."""
     found = value.new_zeros([len(value), *sizes])
     found[tuple(slice(size) for size in value.shape)] = value
     return found
 
 
 def joined(values: list[Any]) -> Any:
-    """Outputs of batches as one of all samples, as `outputs_over` returns them."""
+    """Join the outputs of batches into one for all samples, as `outputs_over` returns it."""
     if not isinstance(values[0], Tensor):
         return values[-1]
     if len({value.shape[1:] for value in values}) > 1:

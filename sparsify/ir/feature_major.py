@@ -1,9 +1,9 @@
-"""Feature-major values: [N, F] of a graph as [F, N], and [N, .., F] as [N, F, S], S being the dimensions between in order.
+"""Feature-major values: a value [N, F] is stored as [F, N], and [N, .., F] as [N, F, S], where S joins the dimensions in between.
 
-S may be open where it is one dimension, as the length of a sequence is; then no reshape has to name it.
+If S is a single dimension, such as the length of a sequence, its size may vary, because no reshape has to name it.
 
-Small matrices that each read some features want them as rows: taking rows is a copy of whole lines. Values stay in this form through
-elementwise operators, residual additions, layer norms and the heads of an attention, and are turned back only for other readers.
+Small matrices that each read some of the features want features as rows, because selecting rows copies whole lines of memory. Values keep
+this form through elementwise operators, residual additions, layer norms and attention heads. Only other readers get the original form.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from sparsify.ir.traits import argument, input_of, is_elementwise, kind_of, oper
 
 aten = torch.ops.aten
 STRIDED = (aten.view.default, aten.view.dtype, aten._unsafe_view.default, aten.as_strided.default)
-"""Operators that ask how a value lies in memory; after a transpose it lies in another way."""
+"""Operators whose result depends on the memory layout of a value, which a transpose changes."""
 RESHAPES = ("reshape", "view", "flatten")
 TURNS = ("permute", "transpose")
 
 
 class FeatureMajor:
-    """Builds feature-major twins of the values of one phase; `finish` turns back what others still read."""
+    """Builds feature-major twins of the values of one phase; `finish` transposes back the values that other nodes still read."""
 
     def __init__(self, program: Program, phase: str) -> None:
         self.program, self.phase = program, phase
@@ -39,18 +39,18 @@ class FeatureMajor:
     def emit(
         self, anchor: fx.Node, target: Callable[..., Any], args: Sequence[Any], shape: Sequence[int | str]
     ) -> fx.Node:
-        """A call after ``anchor`` with a value of ``shape``."""
+        """Insert a call after ``anchor`` whose value has ``shape``."""
         spec = TensorSpec("", tuple(shape), _spec(anchor).dtype if _has_spec(anchor) else "float32")
         return surgery.call_after(self.program, self.phase, anchor, target, args, spec=spec)
 
     def of(self, node: fx.Node) -> fx.Node:
-        """The twin of ``node``; made by a transpose where nothing better is known."""
+        """Return the twin of ``node``; if there is none yet, make it by a transpose."""
         if node not in self.twins:
             self.twins[node] = self._merged_heads(node) or self._transposed(node)
         return self.twins[node]
 
     def follow(self, node: fx.Node) -> None:
-        """Give an elementwise operator or layer norm of values that have twins a twin of its own."""
+        """Make the twin of an elementwise operator or layer norm from the twins of its inputs."""
         given = node.all_input_nodes
         if not _has_spec(node) or node in self.twins or not given or any(written(node)):
             return
@@ -67,12 +67,12 @@ class FeatureMajor:
             self._layer_norm(node)
 
     def _made(self, node: fx.Node, swapped: Mapping[fx.Node, fx.Node]) -> None:
-        """Insert after ``node`` a call of the same operator, on twins, with a value of the twin's shape."""
+        """Insert after ``node`` a call of the same operator on the twins of its inputs."""
         spec = TensorSpec("", feature_shape(node), _spec(node).dtype)
         self.lowered(node, surgery.call_like(self.program, self.phase, node, node, swapped, spec=spec))
 
     def lowered(self, node: fx.Node, twin: fx.Node) -> None:
-        """``twin`` computes what ``node`` does."""
+        """Register ``twin`` as the feature-major form of ``node``."""
         self.twins[node] = twin
         self.readers.add(node)
 
@@ -81,7 +81,7 @@ class FeatureMajor:
             return
         value, shape = self.of(argument(node, "input")), feature_shape(node)
         row = (*shape[:-2], 1, shape[-1])
-        # A product with a row of 1 / F: ONNX Runtime reduces the dimension before the last several times slower.
+        # The mean is a product with a row of 1 / F: reducing the second-to-last dimension is several times slower in ONNX Runtime.
         weights = self.emit(node, aten.full.default, ([1, shape[-2]], 1 / int(shape[-2])), (1, shape[-2]))
         mean = self.emit(weights, aten.matmul.default, (weights, value), row)
         centred = self.emit(mean, aten.sub.Tensor, (value, mean), shape)
@@ -107,9 +107,9 @@ class FeatureMajor:
         return self.emit(flat, aten.permute.default, (flat, [0, 2, 1]), shape)
 
     def _merged_heads(self, node: fx.Node) -> fx.Node | None:
-        """The twin of a reshape that joins the last two dimensions ([N, T, H, D] to [N, T, H * D]), without turning twice.
+        """Make the twin of a reshape that joins the last two dimensions ([N, T, H, D] to [N, T, H * D]) without transposing twice.
 
-        Where the heads are a matrix product [N, H, T, D], the product of the transposes is the twin itself.
+        If the heads come from a matrix product [N, H, T, D], the product of the transposed factors already is the twin.
         """
         source = input_of(node) if traits(node).name in RESHAPES else None
         if not isinstance(source, fx.Node) or not _has_spec(source) or len(_spec(source).shape) < 4:
@@ -142,7 +142,7 @@ class FeatureMajor:
         return self.emit(node, aten.permute.default, (value, order), tuple(shape[i] for i in order))
 
     def _split_heads(self, node: fx.Node, source: fx.Node) -> None:
-        """A reshape that splits the last dimension ([N, T, F] to [N, T, H, D]): the twin is split and turned once, for its reader."""
+        """Handle a reshape that splits the last dimension ([N, T, F] to [N, T, H, D]): split the twin and transpose it once."""
         before, after = _spec(source).shape, _spec(node).shape
         lead = len(before) - 1
         if len(after) <= len(before) or after[:lead] != before[:lead] or not _fixed(after[lead:]):
@@ -163,7 +163,7 @@ class FeatureMajor:
             surgery.reroute(node, self.emit(parts, aten.permute.default, (parts, order), after))
 
     def finish(self) -> None:
-        """Let every reader outside read the original form again, made from the twin."""
+        """Give every reader without a twin the original form again, made from the twin by a transpose."""
         for node in sorted(self.readers, key=list(self.program.phases[self.phase].graph.nodes).index):
             outside = [user for user in node.users if user not in self.readers and not self._is_ours(user)]
             if outside:
@@ -183,12 +183,12 @@ class FeatureMajor:
 
 
 def sizes(shape: Sequence[int | str]) -> list[int]:
-    """A shape for a reshape: the open dimension is -1."""
+    """Turn a shape into the argument of a reshape: the varying dimension becomes -1."""
     return [size if isinstance(size, int) else -1 for size in shape]
 
 
 def feature_shape(node: fx.Node) -> tuple[int | str, ...]:
-    """[F, N] of a value [N, F]; [N, F, S] of a value [N, .., F]."""
+    """Return the feature-major shape: [F, N] for a value [N, F], and [N, F, S] for a value [N, .., F]."""
     first, *between, features = _spec(node).shape
     if not between:
         return features, first
@@ -204,9 +204,10 @@ def _fixed(shape: Sequence[int | str]) -> bool:
 
 
 def can_turn(node: object) -> bool:
-    """Whether a value has a twin: known shape, two dimensions or more, none open but the first, and the second of three.
+    """Return whether a value can have a twin.
 
-    A batch in second place is none of these: of one sample, each line of the twin would be a single number.
+    Its shape must be known, with at least two dimensions. Only the first may vary, and the second of three. The batch must not be in
+    second place: with one sample, each line of the twin would be a single number.
     """
     if not isinstance(node, fx.Node) or not _has_spec(node) or len(_spec(node).shape) < 2:
         return False

@@ -28,7 +28,7 @@ _CONDITIONS = {"cond": "torch.cond", "while_loop": "while_loop", "scan": "scan",
 
 @dataclass
 class FlatGraph:
-    """A phase's graph, the arguments that are no tensors by their place, and the values it returns."""
+    """A phase's graph, its arguments that are not tensors (by place), and the values that it returns."""
 
     graph: fx.Graph
     constants: dict[int, Constant]
@@ -37,7 +37,7 @@ class FlatGraph:
 
 @dataclass
 class _Flattening:
-    """What is known while one exported program is copied."""
+    """The working state while one exported program is copied."""
 
     exported: ExportedProgram
     phase: str
@@ -46,7 +46,7 @@ class _Flattening:
     values: dict[fx.Node, Any] = field(default_factory=dict)
     gradient_free: set[fx.Node] = field(default_factory=set)
     same: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    """Values in regions of no_grad that are an operand itself (``x.float()`` of a float32, ``x.add_(1)``), by the node that says so."""
+    """Operands that a region of no_grad returns unchanged (``x.float()`` of a float32, ``x.add_(1)``), by the node that returns them."""
 
 
 def flatten(
@@ -55,13 +55,13 @@ def flatten(
     """Copy an exported program into a graph that reads ``state`` by name, with regions of no_grad and autocast inlined.
 
     Args:
-        exported: of one phase.
+        exported: the export of one phase.
         state: parameters and buffers under the model's names; tensors that the export lifted out of the code are added to it.
-        phase: of the program.
+        phase: ``train`` or ``eval``.
         places: names of the dimensions that vary, by input and place.
 
     Returns:
-        The graph, whose output node is still to be made from ``returned``.
+        The graph. The caller still has to make its output node from ``returned``.
 
     Raises:
         TraceError: If the model holds a condition, a loop or an autocast region that a flat graph cannot hold.
@@ -83,7 +83,7 @@ def _read_inputs(made: _Flattening, state: nn.Module) -> tuple[dict[int, Constan
     """Make the nodes of state and inputs.
 
     Returns:
-        The inputs that are constants, by their place among the arguments; and the nodes of the others and of state, by name.
+        The inputs that are constants, by place among the arguments; and by name, the nodes of state and of all other inputs.
 
     Raises:
         TraceError: If an input of the exported program is an object that is no tensor.
@@ -128,7 +128,7 @@ def _copy(made: _Flattening, module: fx.GraphModule, *, detached: bool, full_pre
         elif node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
             made.values[node] = _inlined(made, node, detached=detached, full_precision=full_precision)
         elif node.target is aten._assert_tensor_metadata.default:
-            continue  # it says the dtype and device of the example, which autocast and moving a program change
+            continue  # it asserts the example's dtype and device, which autocast and moving a program change
         elif node.target is operator.getitem and isinstance(made.values[input_of(node)], (tuple, list)):
             made.values[node] = made.values[input_of(node)][argument(node, "b")]
         elif (functional := _without_out(node)) is not None:
@@ -154,7 +154,7 @@ def _copy(made: _Flattening, module: fx.GraphModule, *, detached: bool, full_pre
 
 
 def _without_out(node: fx.Node) -> torch._ops.OpOverload | None:
-    """The overload that returns what the node's operator writes into its keyword ``out``; None for every other node."""
+    """Find the overload that returns the value which the node's operator writes into ``out=``; None for other nodes."""
     if node.op != "call_function" or "out" not in node.kwargs or not isinstance(node.target, torch._ops.OpOverload):
         return None
     packet = node.target.overloadpacket
@@ -164,7 +164,7 @@ def _without_out(node: fx.Node) -> torch._ops.OpOverload | None:
 
 
 def _inlined(made: _Flattening, node: fx.Node, *, detached: bool, full_precision: bool) -> Any:
-    """The values of a nested graph, its nodes copied in place of the call."""
+    """Copy the nodes of a nested graph in place of its call; returns the values of the nested graph."""
     name, outside = cast(Any, node.target).name(), detached
     values: list[Any] = [made.values[a] if isinstance(a, fx.Node) else a for a in node.args]
     if name == "wrap_with_set_grad_enabled":
@@ -200,7 +200,7 @@ def _inlined(made: _Flattening, node: fx.Node, *, detached: bool, full_precision
 
 
 def _returns_its_argument(node: fx.Node) -> bool:
-    """Whether an operator returns the very tensor it was given: a conversion to what it is already, or an operator in place."""
+    """Return whether an operator returns its own argument: an in-place operator, or a conversion to the dtype that a tensor already has."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload) or not node.args:
         return False
     value = input_of(node)
@@ -214,14 +214,14 @@ def _returns_its_argument(node: fx.Node) -> bool:
 
 
 def _operand(made: _Flattening, value: fx.Node) -> fx.Node:
-    """The value as the code after a region of no_grad sees it: an operand that came out again still has its gradient."""
+    """Return a value as the code after a region of no_grad sees it: an operand that came out unchanged keeps its gradient."""
     while value in made.same:
         value = made.same[value]
     return value
 
 
 def _detached(made: _Flattening, value: Any) -> Any:
-    """The value without its gradient, as a region of no_grad sees it."""
+    """Return a value without its gradient, as a region of no_grad sees it."""
     spec = value.meta.get("spec") if isinstance(value, fx.Node) else None
     if spec is None or value in made.gradient_free or not ("float" in spec.dtype or "complex" in spec.dtype):
         return value
@@ -233,7 +233,7 @@ def _detached(made: _Flattening, value: Any) -> Any:
 
 
 def _drop_resized(made: _Flattening, state: nn.Module) -> None:
-    """Drop writes of another shape into buffers that nothing reads: each call starts anew, so nothing is lost.
+    """Drop writes that change the shape of a buffer, if nothing reads it: such a write cannot affect any call.
 
     Raises:
         TraceError: If such a buffer is read.
@@ -270,7 +270,7 @@ def _meta(made: _Flattening, node: fx.Node, copied: fx.Node) -> dict[str, Any]:
 
 
 def _symbols(graph: fx.Graph, places: Mapping[str, Mapping[int, str]]) -> dict[str, str]:
-    """Names of the symbolic sizes: those given, then N1, N2, ... in order of appearance."""
+    """Name the symbolic sizes: those in ``places``, then N1, N2, ... in order of appearance."""
     names: dict[str, str] = {}
     shapes = [(node, node.meta["val"].shape) for node in graph.nodes if isinstance(node.meta.get("val"), Tensor)]
     for node, shape in shapes:
@@ -303,7 +303,7 @@ def _where(node: fx.Node) -> str:
 
 
 def source_line(trace: str) -> str:
-    """The last line outside torch in a stack trace, as " at file.py:12 in forward"; empty if there is none."""
+    """Return the last line outside torch in a stack trace, as " at file.py:12 in forward"; empty if there is none."""
     lines: Sequence[tuple[str, str, str]] = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', trace)
     return next(
         (

@@ -1,7 +1,7 @@
-"""Text of files that someone else may have made: JSON of bounded depth and numbers, names that are safe in generated Python.
+"""Safe reading of text from files of unknown origin: JSON with bounded depth and numbers, and names that are safe in generated Python.
 
-torch.fx writes names of nodes, of arguments and of state into the Python source of a graph as they are, so a name from a file has to be a
-name and nothing more. JSON has no limits of its own: one line of brackets exhausts the stack, one number of a million digits the time.
+torch.fx writes the names of nodes, arguments and state into the Python source of a graph without escaping them, so a name from a file must
+be a valid name. JSON itself has no limits: a line of brackets can exhaust the stack, and a number with a million digits the time.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 LARGEST_DOCUMENT = 32 << 20
-"""Bytes of a JSON document; as Python objects it takes up to 30 times as much."""
+"""Largest number of bytes of a JSON document; as Python objects it takes up to 30 times as much memory."""
 DEEPEST = 100
-"""Levels of nesting."""
+"""Largest number of nested levels."""
 INTEGERS = range(-(2**63), 2**63)
 LONGEST_TEXT = 1000
 TAKEN = frozenset({"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree"})
-"""Names that the source of a graph uses for something else."""
+"""Names that have another meaning in the generated source of a graph."""
 
 
 def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
-    """The value of a JSON document.
+    """Parse a JSON document.
 
     Args:
-        text: at most `LARGEST_DOCUMENT` bytes of it.
+        text: the document, at most `LARGEST_DOCUMENT` bytes.
         finite: refuse NaN and infinite numbers.
 
     Raises:
-        ValueError: If it is no JSON, or is too large, nested too deeply, or holds a number that no file of this package has.
+        ValueError: If it is not JSON, is too large or too deeply nested, or holds a number of more than 64 bits or one that is refused.
     """
     if len(text) > LARGEST_DOCUMENT:
         raise ValueError(f"it has {len(text):,} bytes of JSON, more than {LARGEST_DOCUMENT:,}")
@@ -61,20 +61,20 @@ def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
 
 
 def read_json(path: Path, *, finite: bool = True) -> Any:
-    """The value of a JSON file; no more than `LARGEST_DOCUMENT` bytes of it are read.
+    """Parse a JSON file; reads at most `LARGEST_DOCUMENT` bytes.
 
     Raises:
-        OSError: If the file cannot be read, or is no regular file.
-        ValueError: As `parse_json`, and where the file is not UTF-8.
+        OSError: If the file cannot be read, or is not a regular file.
+        ValueError: As for `parse_json`, or if the file is not UTF-8.
     """
     return parse_json(read_text(path), finite=finite)
 
 
 def read_text(path: Path, *, largest: int = LARGEST_DOCUMENT) -> str:
-    """The text of a regular file of at most ``largest`` bytes.
+    """Read the text of a regular file of at most ``largest`` bytes.
 
     Raises:
-        OSError: If the file cannot be read, or is no regular file (a link to a device or a pipe would be read for ever).
+        OSError: If the file cannot be read, or is not a regular file (reading a device or a pipe would never end).
         ValueError: If it is larger, or not UTF-8.
     """
     regular_size(path)
@@ -86,10 +86,10 @@ def read_text(path: Path, *, largest: int = LARGEST_DOCUMENT) -> str:
 
 
 def regular_size(path: Path) -> int:
-    """Bytes of a regular file, or of the one that a link leads to.
+    """Return the size in bytes of a regular file; links are followed.
 
     Raises:
-        OSError: If there is none, or it is a folder, a device or a pipe, which would be read for ever.
+        OSError: If the file does not exist, or is a folder, a device or a pipe (reading these would never end).
     """
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
@@ -112,10 +112,10 @@ def _refuse_number(digits: str) -> NoReturn:
 
 
 def checked_keyword(text: str) -> str:
-    """The name of an argument of an operator.
+    """Return ``text`` if it can be the name of an operator's argument.
 
     Raises:
-        ValueError: If it is not one.
+        ValueError: If it cannot.
     """
     if not text.isidentifier() or keyword.iskeyword(text) or len(text) > LONGEST_TEXT:
         raise ValueError(f"{text[:80]!r} is no name")
@@ -123,10 +123,10 @@ def checked_keyword(text: str) -> str:
 
 
 def checked_identifier(text: str) -> str:
-    """The name of a node or of an input.
+    """Return ``text`` if it can be the name of a node or an input.
 
     Raises:
-        ValueError: If it is not one.
+        ValueError: If it cannot.
     """
     if checked_keyword(text) in TAKEN or text.startswith("__"):
         raise ValueError(f"{text[:80]!r} is a name that the graph needs for itself")
@@ -134,10 +134,10 @@ def checked_identifier(text: str) -> str:
 
 
 def checked_path(text: str) -> str:
-    """The qualified name of a parameter, a buffer or a submodule.
+    """Return ``text`` if it can be the qualified name of a parameter, a buffer or a submodule.
 
     Raises:
-        ValueError: If a part of it is empty, or could end the quotes it is written in, or is a name of Python's own.
+        ValueError: If a part of it is empty, could end the quotes around it in generated source, or is a special name of Python.
     """
     for part in text.split("."):
         if not part or part.startswith("__") or not part.isprintable() or re.search(r"[\"'\\{}]", part):
@@ -148,7 +148,7 @@ def checked_path(text: str) -> str:
 
 
 def checked_text(text: str) -> str:
-    """A text that is shown and used as a key.
+    """Return ``text`` if it is safe to show and to use as a key.
 
     Raises:
         ValueError: If it is too long or holds control characters.
@@ -161,13 +161,13 @@ def checked_text(text: str) -> str:
 
 
 def is_plain_structure(text: str, keys: re.Pattern[str]) -> bool:
-    """Whether a text describes nested inputs or outputs whose contexts are plain keys.
+    """Return whether a text describes nested inputs or outputs with plain keys only.
 
-    The reader of torch imports the module that a context names as the home of an enum or of a default factory.
+    Other contexts are unsafe: torch's reader imports the module that a context names for an enum or a default factory.
 
     Args:
-        text: what `torch.utils._pytree.treespec_dumps` writes.
-        keys: what the names of types, and keys that are text, must match.
+        text: in the format of `torch.utils._pytree.treespec_dumps`.
+        keys: pattern that names of types, and keys that are strings, must match.
     """
     try:
         version, tree = parse_json(text)

@@ -1,4 +1,4 @@
-"""Gradients masked where they arrive, in place where nobody else holds them."""
+"""Mask gradients when they arrive at a weight: in place if nothing else holds the gradient, else in a copy."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 PIECE = 1 << 18
-"""Positions masked at a time."""
+"""How many positions are masked at a time."""
 KEPT_AS_NUMBERS = 1 << 16
-"""Masks of at most this many positions are also kept as numbers of the weight's type, which multiply twice as fast as bytes."""
+"""Masks with at most this many positions are also stored in the weight's dtype, in which multiplying is twice as fast as with bytes."""
 HOLDERS = 2
-"""References to a gradient in a hook that has it for itself: the engine's and the hook's."""
+"""Number of references to a gradient that nothing else holds, inside a hook: the engine's and the hook's."""
 COUNTED = hasattr(Tensor, "_use_count")
-"""Whether this torch says how many hold a tensor; where it does not, gradients are copied."""
+"""Whether this version of torch counts the references to a tensor; if not, gradients are copied."""
 
 
 def mask_gradient(weight: Tensor, current: Callable[[], Tensor | None]) -> RemovableHandle:
-    """Mask every gradient that arrives at a leaf from now on, so that no forward pass has to.
+    """Register a hook that masks every gradient arriving at a leaf, so that no forward pass has to.
 
-    A hook that stays costs a step of a small network less than a view with a new hook per forward pass.
+    For a small network, a permanent hook costs less time per step than a view with a new hook per forward pass.
 
     Args:
         weight: a leaf that requires gradients.
-        current: its mask, bool of its shape, or None where gradients should pass as they are now.
+        current: returns the mask, bool of the weight's shape, or None while gradients should pass unchanged.
     """
 
     def masked(gradient: Tensor) -> Tensor | None:
@@ -36,15 +36,15 @@ def mask_gradient(weight: Tensor, current: Callable[[], Tensor | None]) -> Remov
 
 
 def masks_its_gradient(weight: Tensor, mask: Tensor) -> bool:
-    """Whether a hook of the weight itself, registered by `mask_gradient`, masks every gradient that arrives there."""
+    """Return whether a hook registered by `mask_gradient` masks every gradient that arrives at the weight."""
     hooks = weight._backward_hooks
     return hooks is not None and mask.__dict__.get("hook") in hooks
 
 
 def with_masked_gradient(value: Tensor, mask: Tensor) -> Tensor:
-    """A view of a value that is 0 where inactive, whose gradient is masked.
+    """Return a view with a masked gradient of a value that is already 0 where inactive.
 
-    By a hook: a Python autograd function costs twice as much, which a step of a small network feels.
+    The view has a hook. A Python autograd function would cost twice as much, which slows down steps of small networks.
     """
     if torch.compiler.is_compiling():
         return value * mask
@@ -57,12 +57,14 @@ def with_masked_gradient(value: Tensor, mask: Tensor) -> Tensor:
 
 
 def multiplier(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as what a tensor of ``dtype`` is multiplied by in place: numbers where it is small, made anew after each write to it; bytes
-    otherwise, which torch casts faster than bools.
+    """Convert a mask into the form in which it multiplies a tensor of ``dtype`` in place.
+
+    A small mask becomes numbers of that dtype, which are cached until the mask is written to. A large one is viewed as bytes, which torch
+    casts faster than bools.
 
     Args:
         mask: bool, any shape.
-        dtype: of the tensor.
+        dtype: dtype of the tensor to be multiplied.
     """
     if mask.numel() > KEPT_AS_NUMBERS or not mask.is_cpu:
         return mask.view(torch.int8)
@@ -73,12 +75,12 @@ def multiplier(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _masked(gradient: Tensor, mask: Tensor) -> Tensor:
-    """``gradient * mask``, in the gradient's own memory where nobody else holds it and no graph of the backward is being built."""
+    """Compute ``gradient * mask``, in the gradient's memory if nothing else holds it and no graph of the backward pass is being built."""
     if torch.is_grad_enabled() or gradient.layout is not torch.strided or not _is_owned(gradient):
         return gradient * mask
     if gradient.numel() <= PIECE or not gradient.is_contiguous() or not mask.is_contiguous():
         return gradient.mul_(multiplier(mask, gradient.dtype))
-    # torch casts the whole mask before it multiplies; in pieces the casts stay in the cache.
+    # torch casts the whole mask before it multiplies; with small pieces, the cast values stay in the processor's cache.
     pieces = zip(gradient.view(-1).split(PIECE), mask.view(torch.int8).view(-1).split(PIECE), strict=True)
     for values, kept in pieces:
         values.mul_(kept)
@@ -86,10 +88,10 @@ def _masked(gradient: Tensor, mask: Tensor) -> Tensor:
 
 
 def _is_owned(gradient: Tensor) -> bool:
-    """Whether a gradient that a hook was given is held by nobody else, so that it may be written to.
+    """Return whether nothing else holds the gradient that a hook received, so that the hook may write to it.
 
-    The engine and the hook hold it, and what it is a view of is held by it and by this call. A gradient that arrives elsewhere as well,
-    such as both terms of a sum of weights, has a holder more.
+    The engine and the hook each hold one reference. If the gradient is a view, the view and this call hold one reference to its base. A
+    gradient that also arrives elsewhere, as for both terms of a sum of weights, has one more reference.
     """
     if not COUNTED or gradient._use_count() > HOLDERS:  # pyright: ignore[reportAttributeAccessIssue]
         return False

@@ -1,6 +1,6 @@
-"""The operator ``sparsify::grouped_linear``: a linear layer as one product of small matrices, over feature-major values.
+"""The operator ``sparsify::grouped_linear``: a linear layer as one batched product of small matrices, over feature-major values.
 
-It computes in PyTorch; exporters translate it. A graph therefore says which layer is packed and how, and nobody finds it again by shape.
+PyTorch can run it, and exporters translate it. The graph thus states which layer is packed and how, so no code has to guess from shapes.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ def _computed(values: Tensor, weight: Tensor, inputs: Tensor | None, bias: Tenso
     schema="(Tensor values, Tensor weight, Tensor? inputs, Tensor? bias, int chunk) -> Tensor",
 )
 def grouped_linear(values: Tensor, weight: Tensor, inputs: Tensor | None, bias: Tensor | None, chunk: int) -> Tensor:
-    """Every group of outputs multiplies the inputs that it reads.
+    """Compute a linear layer whose groups of outputs each read their own selection of inputs.
 
     Args:
-        values: [F, M], M columns of a batch.
-        weight: [G, O, K], or [O, K] for one group.
-        inputs: int64 [G, K / chunk], or [K / chunk] for one group: the runs of ``chunk`` rows of ``values`` that a group reads. None: each
-            group reads its own part, in order.
+        values: [F, M], F features of M columns of a batch.
+        weight: [G, O, K] for G groups of O outputs that read K inputs each, or [O, K] for one group.
+        inputs: int64 [G, K / chunk], or [K / chunk] for one group: which runs of ``chunk`` rows of ``values`` a group reads. None: group g
+            reads the g-th block of K rows.
         bias: [G * O], or None.
-        chunk: rows per run.
+        chunk: rows per run, at least 1; must divide K.
 
     Returns:
-        [G * O, M].
+        The outputs, [G * O, M].
     """
     return _computed(values, weight, inputs, bias, chunk)
 

@@ -1,4 +1,4 @@
-"""What a program is called with: the structure, constants, shapes and sizes that it was traced for."""
+"""Checks the arguments of a call against the structure, constants, shapes and sizes of the trace."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from sparsify.ir.program import Program
 
 Constant = None | bool | int | float | str
-"""An input that is no tensor: its value is part of the trace."""
+"""An input that is not a tensor; its value is part of the trace."""
 
 
 def tensors_of(program: Program, phase: str, flat: Sequence[Any]) -> list[Tensor]:
-    """The tensors among the flat arguments, in the order of the program's inputs, for a run of one phase.
+    """Select the tensors among the flat arguments, in the order of the program's inputs, and check that the phase allows their sizes.
 
     Raises:
         TraceError: If the arguments do not have the constants, shapes or sizes of the trace.
@@ -37,7 +37,7 @@ def tensors_of(program: Program, phase: str, flat: Sequence[Any]) -> list[Tensor
 
 
 def varying_places(specs: Sequence[TensorSpec]) -> tuple[tuple[int, int, str], ...]:
-    """Input, dimension and name of every size that may vary and has a name of its own."""
+    """Return input, dimension and name of every size that may vary and is a plain name, not an expression."""
     return tuple(
         (place, at, size)
         for place, spec in enumerate(specs)
@@ -47,7 +47,7 @@ def varying_places(specs: Sequence[TensorSpec]) -> tuple[tuple[int, int, str], .
 
 
 def checked_tensors(program: Program, flat: Sequence[Any]) -> list[Tensor]:
-    """The tensors among the flat arguments, in the order of the program's inputs, for a batch of any size.
+    """Select the tensors among the flat arguments, in the order of the program's inputs; sizes of varying dimensions are not checked.
 
     Raises:
         TraceError: If the arguments do not have the constants or shapes of the trace.
@@ -106,7 +106,7 @@ def _check(value: Any, expected: TensorSpec, program: str) -> None:
 
 
 def _declaration(value: Tensor, expected: TensorSpec) -> str:
-    """How the first dimension that differs is declared."""
+    """Say how to declare the first dimension that differs from the trace."""
     if value.dim() != len(expected.shape):
         return " with an example of the new one"
     pairs = enumerate(zip(expected.shape, value.shape, strict=True))
@@ -120,5 +120,5 @@ def _shape(expected: TensorSpec) -> str:
 
 
 def brief(value: Any) -> str:
-    """A value as messages show it."""
+    """Show a value in a message."""
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)[:80]

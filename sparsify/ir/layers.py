@@ -1,4 +1,4 @@
-"""Layers: what a linear layer or convolution reads and writes, by name, and the code that gives one other weights or a bias."""
+"""Layers: linear layers and convolutions with their arguments by name, and code that replaces their weights or adds a bias."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Layer:
     """A linear layer or a convolution.
 
     Attributes:
-        node: the call.
+        node: the node that calls the operator.
         kind: ``linear`` or ``conv``.
-        input: what it reads.
-        weight: the argument [O, I / groups, *K]: a parameter, its mask, or whatever computes it.
-        bias: the argument [O], or None.
-        groups: of a convolution; 1 of a linear layer.
-        axis: dimension of its value that counts its outputs, from the front.
+        input: the node whose value it reads.
+        weight: its weight argument [O, I / groups, *K]: a parameter, a masked parameter, or another node that computes it.
+        bias: its bias argument [O], or None.
+        groups: number of groups of a convolution; 1 for a linear layer.
+        axis: dimension of its output that holds the O outputs, counted from the front.
     """
 
     node: fx.Node
@@ -56,7 +56,7 @@ class Layer:
 
     @property
     def pads(self) -> tuple[int, ...]:
-        """Zeros that a convolution puts before each dimension, then those after, whatever spelling of its padding it was given."""
+        """Return the zeros that a convolution adds before each dimension, then those after each, for every spelling of padding."""
         if argument(self.node, "padding") == "same":
             total = [d * (k - 1) for d, k in zip(self.spatial("dilation"), self.kernel, strict=True)]
             return (*(t // 2 for t in total), *(t - t // 2 for t in total))
@@ -64,7 +64,7 @@ class Layer:
 
 
 def layer_of(node: fx.Node) -> Layer | None:
-    """A node as a layer; None where it is none, or its shapes are not known."""
+    """Return a node as a layer; None if it is not one or its shapes are unknown."""
     found = kind_of(node)
     if found not in KINDS:
         return None
@@ -77,7 +77,7 @@ def layer_of(node: fx.Node) -> Layer | None:
 
 
 def layers(program: Program, phase: str = "eval", kinds: Sequence[str] = KINDS) -> Iterator[Layer]:
-    """The layers of a phase in graph order."""
+    """Yield the layers of a phase in graph order."""
     for node in list(program.phases[phase].graph.nodes):
         found = layer_of(node)
         if found is not None and found.kind in kinds:
@@ -85,14 +85,14 @@ def layers(program: Program, phase: str = "eval", kinds: Sequence[str] = KINDS) 
 
 
 def source_of(value: object) -> fx.Node | None:
-    """The ``get_attr`` node that an argument comes from, through its masks and taps."""
+    """Return the ``get_attr`` node that an argument comes from, looking through masks and taps."""
     while isinstance(value, fx.Node) and (kind_of(value) == "mask" or value.op == "call_module"):
         value = input_of(value)
     return value if isinstance(value, fx.Node) and value.op == "get_attr" else None
 
 
 def reads_of(program: Program, phase: str = "eval") -> dict[str, int]:
-    """By name of a parameter, how many nodes of a phase read its tensor, under any of its names."""
+    """Count, by parameter name, the nodes of a phase that read its tensor under any of its names."""
     tensors = dict(program.named_parameters(remove_duplicate=False))
     counts: dict[int, int] = {}
     for node in program.phases[phase].graph.nodes:
@@ -102,14 +102,14 @@ def reads_of(program: Program, phase: str = "eval") -> dict[str, int]:
 
 
 def own_parameter(program: Program, value: object, reads: dict[str, int]) -> Tensor | None:
-    """The parameter that an argument is, if nothing else reads it."""
+    """Return the parameter that an argument reads directly, or None if other nodes read it too."""
     if not isinstance(value, fx.Node) or value.op != "get_attr" or reads.get(str(value.target)) != 1:
         return None
     return program.get_parameter(str(value.target))
 
 
 def tensor_of(program: Program, value: Any) -> Tensor:
-    """The parameter or buffer that an argument reads, detached."""
+    """Return the parameter or buffer that an argument reads, detached."""
     return program.tensor(str(value.target)).detach()
 
 
@@ -130,7 +130,7 @@ def resize(program: Program, name: str, values: Tensor, phase: str = "eval") -> 
 
 
 def take_outputs(program: Program, layer: Layer, index: Tensor) -> None:
-    """Let a layer make its outputs ``index`` only, in that order."""
+    """Keep only the outputs ``index`` of a layer, in that order."""
     for value in (layer.weight, layer.bias):
         if value is not None:
             old = tensor_of(program, value)
@@ -139,7 +139,7 @@ def take_outputs(program: Program, layer: Layer, index: Tensor) -> None:
 
 
 def add_bias(program: Program, phase: str, layer: fx.Node, values: Tensor) -> None:
-    """Give a convolution or linear node that has none a bias [O], a parameter named after its weight's."""
+    """Give a convolution or linear node without a bias a new bias parameter [O], named after its weight."""
     weight = source_of(argument(layer, "weight"))
     assert weight is not None
     name = f"{str(weight.target).rpartition('.')[0]}.bias".removeprefix(".")

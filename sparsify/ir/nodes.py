@@ -1,4 +1,4 @@
-"""What a program is made of: stages, tensor specs, sites, and the operators that are ours."""
+"""The building blocks of a program: stages, tensor specs, sites, and the operators of this package."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Stage(enum.Enum):
 
 
 def phases_of(stage: Stage) -> tuple[str, ...]:
-    """The phases that a program of a stage has: a deployed one is run, and trained no more."""
+    """Return the phases that a program of a stage has; a deployed program has no train phase."""
     return PHASES[1:] if stage is Stage.DEPLOYED else PHASES
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, shape and dtype of a value. A dynamic dimension is text: ``"N"`` is the batch, ``"2*N"`` twice of it."""
+    """Name, shape and dtype of a value. A varying dimension is a string: ``"N"`` is the batch, ``"2*N"`` is twice the batch."""
 
     name: str
     shape: tuple[int | str, ...]
@@ -51,16 +51,16 @@ class WeightSite:
     """A parameter of two dimensions or more.
 
     Attributes:
-        name: fully qualified name, the user's own (the first one, where several names are tied).
+        name: the qualified name in the user's model; of a tied weight, its first name.
         kind: the product that reads it: ``linear``, ``conv``, ``conv-transpose``, ``matmul``, ``bilinear``, ``recurrent``,
             ``embedding`` or ``embedding-bag``; ``none`` where no product reads it.
         shape: of the parameter; [O, I, *K] for linear and conv, [gates x H, I] for recurrent.
-        owner: qualified name of the module that used it first.
-        macs: multiply-accumulates per example over all uses; 0 for an embedding, and where another weight is computed from it.
+        owner: qualified name of the module that uses it first.
+        macs: multiply-accumulates per example over all uses; 0 for an embedding, and for a weight from which another weight is computed.
         uses: number of products and lookups that read it.
-        groups: of a convolution, else 1.
-        skip: why `insert-masks` keeps it dense unless told otherwise, or None.
-        possible: whether it can have a mask at all; where not, ``skip`` says why.
+        groups: number of groups of a convolution, else 1.
+        skip: why `insert-masks` keeps it dense by default, or None.
+        possible: whether it can have a mask at all; if not, ``skip`` says why.
         direct: whether products read it in its own shape and order, not transposed, cut, joined or reshaped.
     """
 
@@ -117,11 +117,11 @@ class Costs:
     Attributes:
         params: all parameters, each tied tensor once.
         maskable: positions of the weights that have a mask.
-        active: those of them whose mask is True.
-        macs_dense: multiply-accumulates per example of all products of matrices, as if every weight were dense. What is computed
-            from parameters and nothing else is not counted: it is done once, not for every example.
-        macs_active: those left where a product skips every inactive weight.
-        unknown: operators that may multiply matrices, and are not counted.
+        active: positions of these weights whose mask is True.
+        macs_dense: multiply-accumulates per example of all matrix products, as if every weight were dense. Values that are computed only
+            from parameters are not counted, because they are computed once and not per example.
+        macs_active: multiply-accumulates per example if products skip every inactive weight.
+        unknown: operators that may multiply matrices but are not counted.
     """
 
     params: int
@@ -138,7 +138,7 @@ class Costs:
 
     @property
     def model_density(self) -> float:
-        """The share of all parameters that is active; those without a mask are."""
+        """The share of all parameters that is active, in [0, 1]; parameters without a mask count as active."""
         return (self.params - self.maskable + self.active) / self.params if self.params else 1.0
 
 
@@ -149,16 +149,16 @@ def apply_mask(weight: Tensor, mask: Tensor, pattern: str) -> Tensor:
 
 
 def vouch(weight: Tensor, mask: Tensor) -> None:
-    """Say that ``weight`` is 0 where ``mask`` is False: a lowered mask reads it as it is until something is written to it.
+    """Promise that ``weight`` is 0 where ``mask`` is False, so that a lowered mask may read the weight without multiplying.
 
-    torch counts the writes to a tensor, so a vouch ends with the next one. Copies of a mask have none.
+    The promise ends with the next write to the weight, because torch counts the writes to a tensor. Copies of a mask carry no promise.
     """
     mask.vouched = (id(weight), weight._version)  # type: ignore[attr-defined]
 
 
 @contextmanager
 def vouched(weight: Tensor, mask: Tensor) -> Generator[None]:
-    """`vouch` for as long as the block runs: a lowered mask then reads other values as they are given."""
+    """Promise as `vouch` does, only within the block."""
     before = mask.__dict__.get("vouched")
     vouch(weight, mask)
     try:
@@ -168,7 +168,7 @@ def vouched(weight: Tensor, mask: Tensor) -> Generator[None]:
 
 
 def is_vouched(weight: Tensor, mask: Tensor) -> bool:
-    """Whether ``weight`` was vouched for, and nothing was written to it since."""
+    """Return whether `vouch` was called for ``weight`` and nothing has written to it since."""
     given = mask.__dict__.get("vouched")
     return given is not None and given == (id(weight), weight._version)
 
@@ -186,9 +186,9 @@ class _MaskedValue(torch.autograd.Function):
 
 
 def masked_view(weight: Tensor, mask: Tensor, pattern: str, gradient: Literal["masked", "tapped"] = "masked") -> Tensor:
-    """`apply_mask` that reads a weight directly where a trainer vouches that it is 0 where inactive, and masks only its gradient.
+    """Apply a mask. If a trainer promises that inactive weights are 0 (`vouch`), read the weight directly and mask only its gradient.
 
-    Without a vouch (an average of weights, a copy, values that were loaded), and when compiled, it multiplies by the mask.
+    Without such a promise (an average of weights, a copy, loaded values), and when compiled, it multiplies by the mask.
 
     Args:
         weight: any shape.
@@ -224,10 +224,10 @@ class GradientTap(nn.Module):
     """Gives access to the dense gradient dL/d(weight × mask) of the value that flows through, when armed.
 
     Attributes:
-        armed: act in the backward pass of forwards made from now on.
-        in_grad: leave the dense gradient in the weight's ``.grad``, unmasked, instead of recording a copy. It costs no memory, and
-            is for steps whose ``.grad`` no optimizer will see. Only for lowered masks.
-        passed: whether a value flowed through since the last `clear`, armed with ``in_grad``.
+        armed: whether forward passes from now on record the gradient in their backward pass.
+        in_grad: leave the dense gradient unmasked in the weight's ``.grad`` instead of recording a copy. This costs no memory, but is only
+            safe on steps whose ``.grad`` no optimizer reads, and only works for lowered masks.
+        passed: whether a value flowed through since the last `clear` while the tap was armed with ``in_grad``.
         gradient: the sum recorded since the last `clear`, or None.
     """
 
@@ -239,9 +239,9 @@ class GradientTap(nn.Module):
         self.gradient: Tensor | None = None
 
     def forward(self, value: Tensor, mask: Tensor | None = None, *earlier: str) -> Tensor:
-        """``value`` itself. With a ``mask``, the value is a lowered weight, and its gradient is masked here.
+        """Return ``value``. With a ``mask``, the value is a lowered weight, and the tap masks its gradient.
 
-        Files of earlier versions give an argument more, which is not read.
+        Programs of earlier versions pass one more argument, which is ignored.
         """
         del earlier
         if not value.requires_grad:
@@ -259,11 +259,11 @@ class GradientTap(nn.Module):
 
 
 class RandomnessRecord(nn.Module):
-    """Remembers the state of the random generator of a forward pass, and can give the next ones the same random numbers.
+    """Records the random generator's state at a forward pass, and can replay it, so that later passes draw the same random numbers.
 
     Attributes:
-        replaying: forwards begin from the remembered state instead of remembering theirs; the generator goes on from there.
-        state: of the generator of the device that the value lies on, or None before the first forward.
+        replaying: True: forward passes start from the recorded state. False: they record their own.
+        state: recorded state of the generator of the value's device; None before the first forward pass.
     """
 
     def __init__(self) -> None:
@@ -272,7 +272,7 @@ class RandomnessRecord(nn.Module):
         self.state: Tensor | None = None
 
     def forward(self, value: Tensor) -> Tensor:
-        """``value`` itself."""
+        """Return ``value`` unchanged."""
         if self.replaying and self.state is not None:
             set_random_state(self.state, value.device)
         elif not self.replaying:
@@ -285,7 +285,7 @@ HOOKS = (GradientTap, RandomnessRecord)
 
 
 def random_state(device: torch.device) -> Tensor:
-    """The state of torch's global generator of a device."""
+    """Return the state of torch's global generator of a device."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.random.get_rng_state()
 
 

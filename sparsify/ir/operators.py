@@ -71,7 +71,7 @@ _NAME = re.compile(r"(\w+)\.(\w+)\.(\w+)", re.ASCII)
 
 
 def aten_operator(text: str) -> torch._ops.OpOverload:
-    """The operator called ``aten.<name>.<overload>``.
+    """Return the operator called ``aten.<name>.<overload>``.
 
     Raises:
         LoadError: If there is none, or a graph from a file may not call it.
@@ -89,7 +89,7 @@ def aten_operator(text: str) -> torch._ops.OpOverload:
 
 
 def is_allowed(target: torch._ops.OpOverload) -> bool:
-    """Whether a graph from a file may call an operator."""
+    """Return whether a graph from a file may call an operator."""
     schema = target._schema
     namespace, _, name = schema.name.partition("::")
     if namespace != "aten" or DENIED.fullmatch(name) or (name.startswith("_") and name not in INTERNAL):
@@ -106,7 +106,7 @@ def is_allowed(target: torch._ops.OpOverload) -> bool:
 
 
 def _element(kind: str) -> str:
-    """The type inside any number of ``List[...]`` and ``Optional[...]``."""
+    """Return the type inside any number of ``List[...]`` and ``Optional[...]``."""
     while (inner := re.fullmatch(r"(?:List|Optional)\[(.*)\]", kind)) is not None:
         kind = inner[1]
     return kind

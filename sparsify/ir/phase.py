@@ -1,4 +1,4 @@
-"""A phase as an executable module: its graph compiled so that it reads state from tables, never as attributes."""
+"""A phase as an executable module: its compiled graph looks state up in tables of modules, never by attribute access."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from sparsify.ir.state import TABLES, find, submodule
 
 FULL_PRECISION = "full_precision"
-"""Metadata of a node that came from ``torch.autocast(enabled=False)``: it computes in its inputs' precision under any autocast."""
+"""Marks a node that came from ``torch.autocast(enabled=False)``: it computes in the precision of its inputs under any autocast."""
 
 
 class Phase(fx.GraphModule):
@@ -28,10 +28,10 @@ class Phase(fx.GraphModule):
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(
             self, name, value
-        )  # a phase registers no state, and a user's module may be called like any attribute
+        )  # a phase owns no state, and a user's module may have the name of any attribute
 
     def get_submodule(self, target: str) -> nn.Module:
-        """The submodule called ``target``; the phase itself for an empty name."""
+        """Return the submodule called ``target``; the phase itself for an empty name."""
         return submodule(self, target)
 
     def lint(self) -> None:
@@ -49,7 +49,7 @@ class Phase(fx.GraphModule):
 
 
 class PhaseCall(nn.Module):
-    """A phase as a submodule for torch's exporters, which read state as attributes: it has no attribute but those of every module."""
+    """A phase for torch's exporters, which read state as attributes; it has no attributes of its own that could clash with state."""
 
     def __init__(self, phase: Phase) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class PhaseCall(nn.Module):
 
 
 def _mirror(module: nn.Module) -> nn.Module:
-    """The module's tree over the same tables of tensors, submodules called like a word of Python renamed."""
+    """Mirror a tree of modules over the same tables of tensors; submodules whose names are Python keywords are renamed."""
     made = nn.Module()
     made.__dict__.update(_parameters=module._parameters, _buffers=module._buffers)
     for name, inner in module._modules.items():
@@ -106,9 +106,9 @@ class _InFullPrecision:
 
 @contextlib.contextmanager
 def _executable(state: nn.Module, graph: fx.Graph) -> Generator[None]:
-    """The graph itself, within the block, with state read through tables and operators of full precision called as such.
+    """Within the block, let the graph read state through tables and call full-precision operators outside autocast.
 
-    Its nodes are written to and put back, because a copy of the graph takes longer than all else that compiling it does.
+    The nodes are changed and restored, because copying the graph takes longer than the rest of compiling it.
     """
     given: list[tuple[fx.Node, str, Any]] = []
     try:
@@ -144,7 +144,7 @@ def _table(state: nn.Module, name: str) -> tuple[Mapping[str, Any], str]:
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
-    """A copy of a flat graph, metadata included."""
+    """Return a copy of a flat graph, metadata included."""
     fresh = fx.Graph()
     value_map: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:

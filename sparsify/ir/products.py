@@ -1,4 +1,4 @@
-"""Which operators multiply matrices, and how many multiply-accumulates each takes per example."""
+"""Finds the operators that multiply matrices, and counts the multiply-accumulates of each per example."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from sparsify.ir.program import Program
 
 LOOKUPS = ("embedding", "embedding-bag")
-"""Kinds of products that are read by index and multiply nothing."""
+"""Kinds of products that look rows up by index and multiply nothing."""
 MULTIPLIED = tuple(kind for kind in PRODUCTS if kind not in LOOKUPS)
 
 
 def product_kind(user: fx.Node, value: fx.Node) -> str | None:
-    """The kind of product in which a node reads a value as its weight, or None where it does not."""
+    """Return the kind of product in which a node reads a value as its weight, or None where it does not."""
     return kind_of(user) if any(value is operand for operand in operands(user)) else None
 
 
 def is_product(node: fx.Node) -> bool:
-    """Whether a node multiplies matrices, and `Macs` knows how to count it."""
+    """Return whether a node multiplies matrices, and `Macs` knows how to count it."""
     return kind_of(node) in MULTIPLIED
 
 
 def is_free(node: fx.Node) -> bool:
-    """Whether a node is known to multiply no matrices: pointwise, a view, a reduction, a lookup, or one of our own operators."""
+    """Return whether a node is known to multiply no matrices: pointwise, a view, a reduction, a lookup, or one of our own operators."""
     if node.op != "call_function":
         return node.op != "call_method"
     if kind_of(node) == "unknown" and not isinstance(node.target, torch._ops.OpOverload):
@@ -42,7 +42,7 @@ def is_free(node: fx.Node) -> bool:
 
 
 _UNNAMED = re.compile(r"N\d*")
-"""A size that only a run tells."""
+"""Matches a size that is only known when the graph runs."""
 
 
 class Macs:
@@ -58,14 +58,14 @@ class Macs:
         self._sizes = {**program.sizes, BATCH: 1}
 
     def of(self, node: fx.Node) -> int | None:
-        """What a product costs, or None where a shape is not known."""
+        """Return the multiply-accumulates per example of a product; None if a shape is unknown."""
         try:
             return self._of(node)
         except _UnknownShape:
             return None
 
     def of_weight(self, node: fx.Node, value: fx.Node) -> int:
-        """What a product costs on account of one of its weights; 0 where a shape is not known."""
+        """Return the share of a product's multiply-accumulates that one of its weights causes; 0 if a shape is unknown."""
         try:
             if kind_of(node) == "recurrent":
                 return self._steps(node) * math.prod(map(self._size, _shape(value)))
@@ -94,7 +94,7 @@ class Macs:
         return self._values(node) * self._size(first[-1])
 
     def _einsum(self, node: fx.Node) -> int:
-        """All indices of the equation, for every operand after the first: the most that any order of products takes."""
+        """Count the product of all index sizes once per operand after the first, an upper bound for any order of products."""
         equation, given = argument(node, "equation"), argument(node, "tensors")
         sizes: dict[str, int | str] = {}
         for labels, operand in zip(equation.partition("->")[0].replace(" ", "").split(","), given, strict=True):
@@ -104,19 +104,19 @@ class Macs:
         return self._shared(math.prod(map(self._size, sizes.values()))) * max(len(given) - 1, 1)
 
     def _steps(self, node: fx.Node) -> int:
-        """Time steps per example, directions apart: every weight is used once in each."""
+        """Return the time steps per example; each weight is used once per step of its direction."""
         source = input_of(node)
         return self._values(source) // max(self._size(_shape(source)[-1]), 1)
 
     def _values(self, node: Any) -> int:
-        """Values per example, wherever the batch stands: the second of ``f32[8, 2*N, 16]`` counts 2."""
+        """Count values per example, wherever the batch dimension is: ``2*N`` in ``f32[8, 2*N, 16]`` counts 2."""
         return self._shared(math.prod(map(self._size, _shape(node))))
 
     def _shared(self, total: int) -> int:
         return max(total // self._batch, 1)
 
     def _size(self, size: int | str) -> int:
-        """A size per example: the factor of the batch in ``"2*N"`` or ``"N"``."""
+        """Return a size per example: the factor of the batch in ``"2*N"`` or ``"N"``."""
         value = value_of(size, self._sizes | ({size: 1} if isinstance(size, str) and _UNNAMED.fullmatch(size) else {}))
         if value is None:
             raise _UnknownShape
@@ -136,5 +136,5 @@ def _shape(node: Any) -> tuple[int | str, ...]:
 
 
 def _matrices(node: fx.Node) -> Iterator[fx.Node]:
-    """The matrices of a recurrent layer or cell, without its biases."""
+    """Yield the matrices of a recurrent layer or cell, without its biases."""
     return (weight for weight in operands(node) if isinstance(weight, fx.Node) and len(_shape(weight)) > 1)

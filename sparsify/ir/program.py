@@ -41,19 +41,19 @@ class Program(nn.Module):
     program's state. Make one with `sparsify.trace`; change one with passes.
 
     Attributes:
-        name: of the model.
-        stage: how far it has come.
+        name: name of the model.
+        stage: how far passes have taken the program.
         phases: ``{"train": GraphModule, "eval": GraphModule}``; ``eval`` only once the program is deployed.
         input_specs: name, shape and dtype of every flat input.
         dynamic_batch: whether the first dimension of the inputs may vary.
-        sizes: of the example that was traced, by the name of each dimension that varies; ``N`` is the batch.
-        ranges: the sizes each phase holds for, by phase and dimension; a call outside is refused.
+        sizes: sizes of the traced example, by name of each varying dimension; ``N`` is the batch.
+        ranges: the sizes that each phase holds for, by phase and dimension; a call with other sizes is refused.
         signature: parameters of the model's ``forward``; a call binds its arguments through it.
-        constants: arguments that are no tensors, by their place among all; a call must repeat them.
+        constants: arguments that are not tensors, by their place among all arguments; a call must give the same values.
         places: input, dimension and name of every size that may vary.
-        plain_inputs: how many positional arguments a call gives, where each is one value and there are no others; -1 elsewhere.
-        unfinished: what a trainer has still to do before the program is as sparse as asked for; empty without a trainer.
-        task: what its outputs mean, where it was traced for a task; functions of your own are not in its file.
+        plain_inputs: the number of positional arguments of a call if each is a single value and there are no others; else -1.
+        unfinished: what a trainer still has to do before the program is as sparse as requested; empty without a trainer.
+        task: what the outputs mean, if the program was traced for a task. Functions of your own are not stored in its file.
 
     Examples:
         >>> import torch
@@ -100,7 +100,7 @@ class Program(nn.Module):
         for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[table] = state.__dict__[table]
         phases = {phase: Phase(state, graphs[phase], f"{name}_{phase}") for phase in PHASES if phase in graphs}
-        # Plain attributes: the phases own no state, so they must not appear among the program's submodules.
+        # Plain attributes: phases own no state, so they must not be registered as submodules of the program.
         self.__dict__.update(
             name=name,
             stage=stage,
@@ -137,7 +137,7 @@ class Program(nn.Module):
         return pytree.tree_unflatten(leaves[: spec.num_leaves], spec)
 
     def call(self, inputs: Inputs) -> Any:
-        """Call the program with inputs as data come: a tensor, a tuple of arguments, or a mapping of arguments by name.
+        """Call the program with a tensor, a tuple of arguments, or a mapping of arguments by name.
 
         Raises:
             TraceError: If the arguments do not have the names, structure, constants, shapes or sizes of the trace.
@@ -146,7 +146,7 @@ class Program(nn.Module):
         return self(*args, **kwargs)
 
     def input_tensors(self, inputs: Inputs) -> list[Tensor]:
-        """The tensors in inputs, one per entry of ``input_specs``; what `call` would give the graphs.
+        """Return the tensors that `call` would pass to the graphs, one per entry of ``input_specs``.
 
         Raises:
             TraceError: If the arguments do not have the names, structure, constants or shapes of the trace.
@@ -155,7 +155,7 @@ class Program(nn.Module):
         return checked_tensors(self, leaves_of(self, args, kwargs))
 
     def run_phase(self, phase: str, *args: Any, **kwargs: Any) -> list[Any]:
-        """Run one phase and return its flat outputs, those of heads after the user's own.
+        """Run one phase and return its flat outputs; outputs of heads come after the user's own.
 
         Raises:
             TraceError: If the arguments do not have the names, structure, constants, shapes or sizes of the trace.
@@ -166,20 +166,20 @@ class Program(nn.Module):
         return list(self.phases[phase].forward(*tensors_of(self, phase, leaves_of(self, args, kwargs))))
 
     def outputs(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Named outputs of the eval phase, calibration and OOD heads included.
+        """Run the eval phase and return its outputs by name, including those of calibration and OOD heads.
 
         Returns:
             The output that the task reads (``logits``, or ``prediction``); further outputs of the user's own model, called
-            ``output_1``, ``output_2``, ... or by their key; then ``probabilities`` and others where a head was attached.
+            ``output_1``, ``output_2``, ... or by their key; then the outputs of attached heads, such as ``probabilities``.
         """
         return dict(zip(self.output_names("eval"), self.run_phase("eval", *args, **kwargs), strict=True))
 
     def output_names(self, phase: str) -> tuple[str, ...]:
-        """Names of the flat outputs of a phase, in order."""
+        """Return names of the flat outputs of a phase, in order."""
         return tuple(self.output_node(phase).meta["names"])
 
     def output_node(self, phase: str) -> fx.Node:
-        """The node that returns the outputs of a phase.
+        """Return the node that returns the outputs of a phase.
 
         Raises:
             TraceError: If there is no such phase.
@@ -195,10 +195,10 @@ class Program(nn.Module):
             )
 
     def reading(self, name: str | None, phase: str, leaves: Sequence[Any]) -> Any:
-        """What a task reads of the flat outputs of a phase.
+        """Select from the flat outputs of a phase what a task reads.
 
         Args:
-            name: of the output; None: those of the model, in the structure in which it returns them.
+            name: name of the output; None: all outputs of the model, in the structure in which it returns them.
             phase: ``train`` or ``eval``.
             leaves: what `run_phase` returned.
 
@@ -217,7 +217,7 @@ class Program(nn.Module):
         return leaves[names.index(name)]
 
     def logits(self, output: Any) -> Tensor:
-        """The logits [N, K] in what calling the program returned (a tensor, dict, tuple or model output).
+        """Select the logits [N, K] from what calling the program returned (a tensor, dict, tuple or model output).
 
         Raises:
             TraceError: If it is something else.
@@ -234,11 +234,11 @@ class Program(nn.Module):
         return logits
 
     def weight(self, name: str) -> nn.Parameter:
-        """The parameter called ``name``."""
+        """Return the parameter called ``name``."""
         return self.get_parameter(name)
 
     def tensor(self, name: str) -> Tensor:
-        """The parameter or buffer called ``name``, even where a method of this class has the same name.
+        """Return the parameter or buffer called ``name``, even where a method of this class has the same name.
 
         Raises:
             AttributeError: If there is none.
@@ -249,19 +249,19 @@ class Program(nn.Module):
         return value
 
     def get_parameter(self, target: str) -> nn.Parameter:
-        """`tensor`, for a parameter."""
+        """Return the parameter called ``target``, as `tensor` does."""
         return cast(nn.Parameter, self.tensor(target))
 
     def get_buffer(self, target: str) -> Tensor:
-        """`tensor`, for a buffer."""
+        """Return the buffer called ``target``, as `tensor` does."""
         return self.tensor(target)
 
     def get_submodule(self, target: str) -> nn.Module:
-        """The submodule called ``target``; the program itself for an empty name."""
+        """Return the submodule called ``target``; the program itself for an empty name."""
         return submodule(self, target)
 
     def mask(self, weight: str) -> Tensor:
-        """The bool mask of a weight, of its shape; True = active."""
+        """Return the mask of a weight: bool, of the weight's shape; True = active."""
         return self.get_buffer(f"{weight}_mask")
 
     def masks(self) -> dict[str, Tensor]:
@@ -279,19 +279,19 @@ class Program(nn.Module):
         return {name: module for name, module in self.named_modules() if isinstance(module, HOOKS)}
 
     def maskable(self) -> tuple[WeightSite, ...]:
-        """Weights that take part in a matrix product, in graph order; ``skip`` says which stay dense by default."""
+        """Return weights that take part in a matrix product, in graph order; ``skip`` says which stay dense by default."""
         from sparsify.ir.sites import weight_sites
 
         return weight_sites(self)
 
     def mask_sites(self) -> tuple[MaskSite, ...]:
-        """Weights that have a mask, in graph order."""
+        """Return weights that have a mask, in graph order."""
         from sparsify.ir.sites import mask_sites
 
         return mask_sites(self)
 
     def random_mask_sites(self) -> tuple[RandomMaskSite, ...]:
-        """Weights that training reads through a random mask (after `insert-random-masks`), in graph order."""
+        """Return weights that training reads through a random mask (after `insert-random-masks`), in graph order."""
         from sparsify.ir.sites import random_mask_sites
 
         return random_mask_sites(self)
@@ -309,8 +309,8 @@ class Program(nn.Module):
         return costs(self)
 
     def train(self, mode: bool = True) -> Program:
-        """Set the phase, as for any module. Going to eval sets inactive weights under lowered masks to 0, where something else wrote to
-        them: an average of weights made by the user, values that were loaded.
+        """Switch the phase, as for any module. Switching to eval also sets inactive weights under lowered masks back to 0, in case
+        something else wrote to them, such as an average of weights made by the user, or a loaded checkpoint.
 
         Raises:
             TrainingError: If the program is deployed and ``mode`` is True.
@@ -324,11 +324,11 @@ class Program(nn.Module):
         return super().train(mode)
 
     def clone(self) -> Program:
-        """An independent copy: new parameters, buffers and graphs. Weights tied here are tied there."""
+        """Make an independent copy with new parameters, buffers and graphs. Tied weights stay tied."""
         return self.__deepcopy__({})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
-        """`clone`; tensors and hooks are known to ``memo``, so that an optimizer copied in the same call holds the copy's parameters."""
+        """Clone, and record tensors and hooks in ``memo``: an optimizer copied in the same call then holds the clone's parameters."""
         copy = Program(
             clone_state(self, memo),
             {phase: copy_graph(module.graph) for phase, module in self.phases.items()},
@@ -348,7 +348,7 @@ class Program(nn.Module):
         return copy
 
     def module(self) -> nn.Module:
-        """An ordinary `nn.Module` over a copy of the state, with the user's parameter names and call signature."""
+        """Make an ordinary `nn.Module` from a copy of the state, with the user's parameter names and call signature."""
         from sparsify.ir.standalone import StandaloneModule
 
         return StandaloneModule(self.clone())
@@ -358,7 +358,7 @@ class Program(nn.Module):
         self.__dict__.update(other.__dict__)
 
     def text(self) -> str:
-        """Deterministic text of the whole program, with shapes and active counts."""
+        """Return the whole program as deterministic text, with shapes and active counts."""
         from sparsify.ir.printer import program_text
 
         return program_text(self)

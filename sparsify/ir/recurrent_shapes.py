@@ -1,4 +1,4 @@
-"""Recurrent layers of any length under torch.export, which otherwise computes their shapes step by step, and so fixes the length."""
+"""Lets torch.export handle recurrent layers of any length; it normally computes their shapes step by step, which fixes the length."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def _lstm(input: Tensor, hx: Sequence[Tensor], params: Any, has_biases: bool, *o
 _SHAPES: dict[Any, Callable[..., tuple[Tensor, ...]]] = {
     aten.gru.input: _one_state, aten.rnn_tanh.input: _one_state, aten.rnn_relu.input: _one_state, aten.lstm.input: _lstm,
 }  # fmt: skip
-"""Those that a file has as one operator."""
+"""The recurrent layers that a file holds as one operator."""
 
 
 @contextlib.contextmanager
 def of_any_length() -> Generator[None]:
-    """Let torch.export know the shapes of recurrent layers by formula, within the block.
+    """Within the block, give torch.export formulas for the shapes of recurrent layers.
 
-    It reads them from tables of kernels in Python; these are put back.
+    torch.export looks shapes up in tables of Python kernels. The block replaces entries of these tables and restores them.
     """
     saved = {operator: dict(operator.py_kernels) for operator in _SHAPES}
     try:

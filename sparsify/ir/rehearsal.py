@@ -1,7 +1,7 @@
-"""Runs the graphs of a program on tensors that have a shape and no values, before anything is run on real ones.
+"""Runs the graphs of a program on tensors without values (shapes only), before anything runs on real tensors.
 
-It finds arguments that do not fit their operators and sizes that no memory holds: a file of a kilobyte can ask for ``zeros([2**40])``,
-or reach as much by a chain of harmless steps.
+This finds arguments that do not fit their operators, and sizes that no memory can hold: a file of one kilobyte can ask for
+``zeros([2**40])``, or reach such a size through a chain of harmless steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sparsify.ir.foreign import INTEGERS
 from sparsify.ir.nodes import MASK_OPERATORS, TensorSpec, apply_random_mask
 
 BATCHES = (2, 24, 64)
-"""Numbers of samples, tried in turn: a model may need a multiple of its number of frames or segments."""
+"""Batch sizes, tried in turn: a model may need a multiple of its number of frames or segments."""
 UNKNOWN = (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -38,11 +38,11 @@ UNKNOWN = (
 
 if TYPE_CHECKING:
     from sparsify.ir.program import Program
-"""What torch raises where a shape depends on values; from there on a graph is not rehearsed."""
+"""Errors that torch raises if a shape depends on values; the rehearsal stops there."""
 
 
 def rehearse(program: Program) -> None:
-    """Run both phases on inputs without values, a few samples of each.
+    """Run both phases on a few samples without values.
 
     Raises:
         LoadError: If a node cannot run on what it is given, or makes more than `MOST_VALUES` values.
@@ -65,10 +65,10 @@ def rehearse_graph(
 
     Args:
         graph: flat, of operators and the hooks of this package.
-        where: the graph, for messages.
-        given: what a placeholder stands for: a spec (text becomes one of `BATCHES`), a tensor, or None where it is not known.
-        tensor: parameters and buffers by name.
-        sizes: of dimensions other than the batch, by name.
+        where: what messages call the graph.
+        given: returns what a placeholder stands for: a spec (varying sizes are taken from `BATCHES`), a tensor, or None if unknown.
+        tensor: returns a parameter or buffer by name.
+        sizes: sizes of dimensions other than the batch, by name.
 
     Raises:
         LoadError: If a node cannot run on what it is given, or makes more than `MOST_VALUES` values.
@@ -87,7 +87,7 @@ def rehearse_graph(
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Keep torch from logging the traceback of what becomes the message of an error."""
+    """Keep torch from logging tracebacks of errors that this module reports itself."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -98,11 +98,11 @@ def _quiet() -> Generator[None]:
 
 
 class _DoesNotRun(LoadError):
-    """A node that cannot run at one number of samples; it may at another."""
+    """A node cannot run with one batch size; it may run with another."""
 
 
 class _Rehearsal:
-    """One run of one graph. Where more than the batch is made up, the inputs need not go together, and an error proves nothing."""
+    """One run of one graph. If sizes other than the batch are made up, inputs may not fit together, and an error proves nothing."""
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class _Rehearsal:
 
 
 def _agrees(spec: TensorSpec, value: Any) -> bool:
-    """Whether a value has the dtype, the number of dimensions and the fixed sizes of a spec."""
+    """Return whether a value has the dtype, the number of dimensions and the fixed sizes of a spec."""
     return (
         isinstance(value, Tensor)
         and str(value.dtype).removeprefix("torch.") == spec.dtype
@@ -189,7 +189,7 @@ def _agrees(spec: TensorSpec, value: Any) -> bool:
 
 
 def _check_numbers(node: fx.Node, args: Sequence[Any]) -> None:
-    """Refuse arithmetic of Python that one step could make endless: powers, and repeated lists or texts."""
+    """Refuse Python arithmetic that could take forever or fill the memory in one step: powers, and repeated lists or strings."""
     if (
         getattr(node.target, "__module__", "") not in ("_operator", "operator")
         or getattr(node.target, "__name__", "") == "getitem"
@@ -206,7 +206,7 @@ def _check_numbers(node: fx.Node, args: Sequence[Any]) -> None:
 
 
 _KINDS = {"ScalarType": torch.dtype, "Layout": torch.layout, "MemoryFormat": torch.memory_format}
-"""What torch takes whole numbers for as well, which it looks up in tables without a bound."""
+"""Types for which torch also accepts whole numbers, which it then uses as unchecked indices into tables."""
 
 
 def _check_kinds(node: fx.Node) -> None:
@@ -225,5 +225,5 @@ def _check_kinds(node: fx.Node) -> None:
 
 
 def _on_cpu(value: Any) -> Any:
-    """Arguments with the CPU in place of any device: where values lie does not change their sizes."""
+    """Replace every device in arguments by the CPU; sizes do not depend on the device."""
     return pytree.tree_map(lambda leaf: torch.device("cpu") if isinstance(leaf, torch.device) else leaf, value)

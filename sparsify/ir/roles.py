@@ -1,4 +1,4 @@
-"""Names of a model's outputs: which of them the task reads, said by the user, by a key, or by the only one that can be."""
+"""Names a model's outputs, and finds the one that the task reads: chosen by the user, by its key, or because no other fits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOGITS = "logits"
 
 
 class TraceWarning(SparsifyWarning):
-    """The trace holds, with a limit the user should know."""
+    """The trace is correct, but has a limit that the user should know."""
 
 
 def output_names(
@@ -37,14 +37,14 @@ def output_names(
 
     Args:
         leaves: nodes and constants that the phase returns.
-        spec: their structure.
-        phase: of the program.
-        chosen: position (from 0) or key of an output, by the name it should get.
-        classes: K, where data say it.
-        task: what the outputs mean; one that reads all outputs singles none out.
+        spec: the structure in which it returns them.
+        phase: ``train`` or ``eval``.
+        chosen: position (from 0) or key of an output, by the name that it should get.
+        classes: K, the number of classes, if the data determine it.
+        task: what the outputs mean; a task that reads all outputs selects none.
 
     Returns:
-        One name per output: those chosen, that of the output the task reads, and for the others their key or ``output_<position>``.
+        One name per output: the chosen names, the name that the task reads, and for other outputs their key or ``output_<position>``.
 
     Raises:
         TraceError: If a chosen output does not exist, or several outputs could be the one the task reads.
@@ -72,7 +72,7 @@ def output_names(
 
 
 def _place(wanted: int | str, keys: Sequence[str], specs: Sequence[TensorSpec | None], phase: str, name: str) -> int:
-    """The position of an output given by position or key."""
+    """Return the position of an output given by position or key."""
     if isinstance(wanted, str) and wanted in keys:
         return keys.index(wanted)
     if isinstance(wanted, str) and wanted.isdigit():
@@ -94,7 +94,7 @@ def _read(
     *,
     taken: set[int],
 ) -> int:
-    """The position of the output that the task reads."""
+    """Return the position of the output that the task reads."""
     reads = LOGITS if task is None or task.output is None else task.output
     if reads in keys and keys.index(reads) not in taken:
         return keys.index(reads)
@@ -142,7 +142,7 @@ def _read(
 
 
 def _listed(keys: Sequence[str], specs: Sequence[TensorSpec | None]) -> str:
-    """The outputs with their keys and shapes."""
+    """Return the outputs with their keys and shapes."""
     return ", ".join(
         f"{key or i}: {spec or 'no tensor'}" for i, (key, spec) in enumerate(zip(keys, specs, strict=True))
     )

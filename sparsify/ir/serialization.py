@@ -1,8 +1,8 @@
 """A program as one file: ``program.json`` (the graphs) and ``state.safetensors`` in a zip. No pickle, no code.
 
-A file may come from anyone. Its document is checked field by field (`sparsify.ir.document`), an operator is looked up in the one allow
-list (`sparsify.ir.operators`), and the graphs run once without values, which bounds the sizes of what they make (`sparsify.ir.rehearsal`).
-What is saved passes the same checks, so a program that could not be loaded is refused when it is saved.
+A file may come from anyone. Loading checks its document field by field (`sparsify.ir.document`), allows only operators of one list
+(`sparsify.ir.operators`), and runs the graphs once without values to bound the sizes they create (`sparsify.ir.rehearsal`). Saving makes
+the same checks, so a program that could not be loaded is refused when it is saved.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def save_program(program: Program, path: Path) -> None:
     """Write ``program`` to ``path``; the file appears whole or not at all. Same program, same bytes.
 
     Raises:
-        LoadError: If the program holds what a file may not, so that it could not be loaded again.
+        LoadError: If the program contains something that could not be loaded again.
     """
     parameters = dict(program.named_parameters(remove_duplicate=False))
     buffers = dict(program.named_buffers(remove_duplicate=False))
@@ -96,8 +96,8 @@ def load_program(path: Path, make: type[Program]) -> Program:
     """Read a program written by `save_program` and verify it.
 
     Args:
-        path: of the file.
-        make: the class of programs.
+        path: path of the file.
+        make: the class of the program to make.
 
     Raises:
         LoadError: If the file is missing, truncated, of another format, or fails verification.
@@ -131,7 +131,7 @@ def load_program(path: Path, make: type[Program]) -> Program:
 
 
 def _parts(path: Path) -> tuple[Any, dict[str, Tensor]]:
-    """Document and tensors; both parts as they lie in the file, so that neither is larger than the file."""
+    """Read document and tensors. Both parts must be uncompressed, so that neither can be larger than the file."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if sorted(entry.filename for entry in entries) != ["program.json", "state.safetensors"]:
@@ -175,7 +175,7 @@ def _encode_task(program: Program) -> dict[str, Any]:
 
 
 def _encode_limits(program: Program) -> dict[str, Any]:
-    """What the calls of a program are limited to; nothing where they are not, as in files of earlier versions."""
+    """Encode the limits on the calls of a program; empty without limits, as in files of earlier versions."""
     limits: dict[str, Any] = {}
     if not all(allowed.everything for ranges in program.ranges.values() for allowed in ranges.values()):
         limits["ranges"] = {
@@ -190,7 +190,7 @@ def _encode_limits(program: Program) -> dict[str, Any]:
 
 
 def _encode_signature(signature: inspect.Signature) -> list[list[Any]]:
-    """Name and kind of each parameter, and a list of its default, if it has one; the list is empty where that is no constant."""
+    """Encode name and kind of each parameter, and a list with its default if it has one; the list is empty if that is not a constant."""
     kinds = {kind: name for name, kind in KINDS.items()}
     given = {p.name: p.default for p in signature.parameters.values() if p.default is not p.empty}
     defaults = {name: [] if value is UNKNOWN else [_encode(value)] for name, value in given.items()}

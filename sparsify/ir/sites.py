@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from sparsify.ir.program import Program
 
 NAMED = 3
-"""Weights that a sentence on a mostly dense model names."""
+"""How many weights the message about a mostly dense model names."""
 
 
 def first_names(parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
-    """The first name of each parameter, by each of its names: tied tensors have several.
+    """Map every name of each parameter to its first name; tied tensors have several names.
 
     Args:
         parameters: every parameter by each of its names, in the order of ``named_parameters(remove_duplicate=False)``.
@@ -42,12 +42,12 @@ def first_names(parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
 
 
 def parameter_names(program: Program) -> dict[str, str]:
-    """`first_names` of a program."""
+    """Return `first_names` of a program."""
     return first_names(dict(program.named_parameters(remove_duplicate=False)))
 
 
 def parameter_nodes(program: Program, phase: str) -> Iterator[tuple[fx.Node, str]]:
-    """Every ``get_attr`` node of a parameter, with the parameter's canonical name (its first one where tied)."""
+    """Yield every ``get_attr`` node of a parameter, with the parameter's canonical name (its first one where tied)."""
     names = parameter_names(program)
     for node in program.phases[phase].graph.nodes:
         if node.op == "get_attr" and node.target in names:
@@ -55,12 +55,12 @@ def parameter_nodes(program: Program, phase: str) -> Iterator[tuple[fx.Node, str
 
 
 def weight_sites(program: Program) -> tuple[WeightSite, ...]:
-    """All parameters of two dimensions or more, in the order of the train graph; those it does not read come last."""
+    """Return all parameters of two dimensions or more, in the order of the train graph; those it does not read come last."""
     return _Weights(program).sites()
 
 
 def mask_sites(program: Program) -> tuple[MaskSite, ...]:
-    """All masked weights, in the order of the train graph; one for a tied or shared weight."""
+    """Return all masked weights, in the order of the train graph; one for a tied or shared weight."""
     return _masked(program, weight_sites(program))
 
 
@@ -81,17 +81,17 @@ def clear_stray(program: Program) -> None:
 
 
 def leading_phase(program: Program) -> str:
-    """The phase that tables are made from: ``train``, or ``eval`` of a deployed program, which has no other."""
+    """Return the phase that tables are made from: ``train``, or ``eval`` of a deployed program, which has no other."""
     return next(iter(program.phases))
 
 
 def mask_names(program: Program) -> dict[str, str]:
-    """Names of the masks by weight, in the order of the train graph."""
+    """Return names of the masks by weight, in the order of the train graph."""
     return {weight: mask for weight, (mask, _) in masks_and_patterns(program).items()}
 
 
 def masks_and_patterns(program: Program) -> dict[str, tuple[str, str]]:
-    """The name of the mask and the spelling of the pattern by weight, in the order of the train graph; `mask_sites` also counts MACs."""
+    """Return mask name and pattern spelling by weight, in the order of the train graph; unlike `mask_sites`, counts no MACs."""
     names, found = parameter_names(program), dict[str, tuple[str, str]]()
     for node in program.phases[leading_phase(program)].graph.nodes:
         if node.target in MASK_OPERATORS:
@@ -106,7 +106,7 @@ def _masked(program: Program, sites: Iterable[WeightSite]) -> tuple[MaskSite, ..
 
 
 def random_mask_sites(program: Program) -> tuple[RandomMaskSite, ...]:
-    """All weights that the train phase reads through a random mask, in graph order; one for a tied or shared weight."""
+    """Return all weights that the train phase reads through a random mask, in graph order; one for a tied or shared weight."""
     names = parameter_names(program)
     sites: dict[str, RandomMaskSite] = {}
     for node in program.phases[leading_phase(program)].graph.nodes:
@@ -128,7 +128,7 @@ def batch_norm_sites(program: Program) -> tuple[BatchNormSite, ...]:
 
 
 def costs(program: Program) -> Costs:
-    """Parameters (each tied tensor once), maskable and active weights, MACs per example."""
+    """Return parameters (each tied tensor once), maskable and active weights, MACs per example."""
     weights = _Weights(program)
     counts = [(node, weights.macs.of(node)) for node in weights.products()]
     macs_dense = sum(count or 0 for _, count in counts)
@@ -147,7 +147,7 @@ def costs(program: Program) -> Costs:
 
 
 def mostly_dense(program: Program) -> str | None:
-    """A sentence where less than half of a program's weights have a mask or may get one by default: what stays dense, and why."""
+    """Return a sentence on what stays dense and why, if less than half of a program's weights are masked or maskable; else None."""
     masks, sites = mask_names(program), weight_sites(program)
     dense = [site for site in sites if site.skip is not None and site.name not in masks]
     params = sum(parameter.numel() for parameter in program.parameters())
@@ -162,7 +162,7 @@ def mostly_dense(program: Program) -> str | None:
 
 
 class _Weights:
-    """The weights of the train phase and its products, followed once."""
+    """Follows the weights of the train phase to its products, once for all tables."""
 
     def __init__(self, program: Program) -> None:
         self._program, self._module = program, program.phases[leading_phase(program)]
@@ -170,11 +170,11 @@ class _Weights:
         self.macs = Macs(program)
 
     def products(self) -> Iterator[fx.Node]:
-        """Products that are made for every example."""
+        """Yield the products that are computed for every example."""
         return (node for node in self._module.graph.nodes if node in self._live and is_product(node))
 
     def unknown(self) -> Iterator[fx.Node]:
-        """Nodes that are run for every example and may multiply matrices."""
+        """Yield the nodes that run for every example and may multiply matrices, but are not counted."""
         nodes = (node for node in self._module.graph.nodes if node in self._live and not is_product(node))
         return (node for node in nodes if not is_free(node))
 
@@ -202,7 +202,7 @@ class _Weights:
         elif found.normalised:
             skip = "it is divided by the norm of each output, which a mask may make 0"
         elif any(product for _, product in found.changes):
-            skip = "products read what is computed from it too"
+            skip = "products also read other values that are computed from it"
         elif not parameter.requires_grad:
             skip = "frozen: it does not require a gradient"
         owners = [use.user for use in uses] or [user for node in nodes for user in node.users]
@@ -221,7 +221,7 @@ class _Weights:
 
 
 def _impossible(parameter: nn.Parameter, found: Reads, nodes: list[fx.Node]) -> str | None:
-    """Why a mask on a parameter would not be a mask on what a product multiplies, or None."""
+    """Return why a mask on a parameter would not mask what a product multiplies, or None if it would."""
     if not any(node.users for node in nodes):
         return "nothing reads it in the train phase"
     if parameter.is_complex():
@@ -232,6 +232,6 @@ def _impossible(parameter: nn.Parameter, found: Reads, nodes: list[fx.Node]) -> 
         return None
     made = next((node for node, product in found.changes if product), None)
     if made is not None:
-        return f"products read what {target_name(made.target)} computes from it, where its zeros are no zeros"
+        return f"products read what {target_name(made.target)} computes from it, which is not zero where the weight is"
     reader = next(iter((*found.others, *(node for node, _ in found.changes))), None)
     return "no product of matrices reads it" + (f", but {target_name(reader.target)}" if reader is not None else "")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LIMITS = 2048, 1 << 18
-"""Sizes are tried up to twice the largest number in the guards, but no fewer and no more than these."""
+"""Smallest and largest bound of the sizes that are tried; in between, they go up to twice the largest number in the guards."""
 EXCEPTIONS = 8
 _SIZE = re.compile(r"L((?:\[[^\[\]]*\])+)\.size\(\)\[(\d+)\]")
 _EQUAL = re.compile(r"(\w+) == (\w+)")
@@ -38,7 +38,7 @@ class SizeRange:
         return self.text()
 
     def text(self, name: str = "N") -> str:
-        """The range of a dimension of that name."""
+        """Describe the range as a condition on a dimension called ``name``."""
         if self.low == self.high:
             return f"{name} = {self.low}"
         text = f"{self.low} <= {name}" + (f" <= {self.high}" if self.high is not None else "")
@@ -52,7 +52,7 @@ class SizeRange:
         return self == SizeRange()
 
     def nearest(self, size: int) -> int:
-        """The smallest size in the range that is at least ``size``, or else the largest."""
+        """Return the smallest size in the range that is at least ``size``, or else the largest."""
         reach = self.step * (len(self.excluded) + 2)
         upwards = (n for n in range(max(size, self.low), max(size, self.low) + reach) if n in self)
         found = next(upwards, None)
@@ -62,12 +62,12 @@ class SizeRange:
         return found
 
     def at_most(self, size: int) -> int | None:
-        """The largest size in the range that is no larger than ``size``; None where there is none."""
+        """Return the largest size in the range that is no larger than ``size``; None where there is none."""
         top = size if self.high is None else min(size, self.high)
         return next((n for n in range(top, self.low - 1, -1) if n in self), None)
 
     def pieces(self, count: int, most: int) -> list[int]:
-        """Sizes in the range, at most ``most`` each, that make up ``count`` samples, or as many of them as they can."""
+        """Split ``count`` samples into sizes of the range, each at most ``most``; covers as many samples as possible."""
         found: list[int] = []
         while (size := self.at_most(min(count, most))) is not None:
             found.append(size)
@@ -75,14 +75,14 @@ class SizeRange:
         return found
 
     def without_one(self) -> SizeRange:
-        """The range without the size 1."""
+        """Return the range without the size 1."""
         if self.low > 1 or self.high == 1:
             return self
         low = next(n for n in range(2, 3 + self.step * (len(self.excluded) + 1)) if n in self)
         return SizeRange(low, self.high, self.step, tuple(n for n in self.excluded if n > low))
 
     def within(self, other: SizeRange) -> SizeRange | None:
-        """The sizes of both, where they are a range again; None where there are none."""
+        """Intersect two ranges; None if they share no size."""
         step = math.lcm(self.step, other.step)
         floor = max(self.low, other.low)
         ends = [end for end in (self.high, other.high) if end is not None]
@@ -102,18 +102,18 @@ def ranges_of(
     name_of: Callable[[tuple[str, ...], int], str | None],
     limits: Mapping[str, SizeRange] | None = None,
 ) -> dict[str, SizeRange]:
-    """The sizes that satisfy all guards and hang together with the example's.
+    """Find the ranges of sizes around the example's that satisfy all guards.
 
-    Where a guard is about several dimensions, their ranges are those within which it holds whatever the others are.
+    If a guard involves several dimensions, their ranges are narrowed until it holds for every combination of sizes.
 
     Args:
         guards: Python conditions on the sizes of inputs, as torch.export writes them.
-        sizes: of the example, by dimension.
-        name_of: the dimension at a place of the input that has this path.
-        limits: further limits of dimensions.
+        sizes: sizes of the example, by dimension.
+        name_of: returns the name of the dimension at a place of the input with a given path.
+        limits: further limits, by dimension.
 
     Raises:
-        UnreadableGuard: If a guard cannot be read, or leaves a dimension no size but the example's; it names the dimension.
+        UnreadableGuard: If a guard cannot be read, or allows a dimension only the example's size; the error names the dimension.
     """
 
     def named(match: re.Match[str]) -> str:
@@ -121,7 +121,7 @@ def ranges_of(
 
     texts = [_SIZE.sub(named, guard) for guard in guards]
     if unknown := next((guard for guard, text in zip(guards, texts, strict=True) if "L[" in text), None):
-        raise UnreadableGuard(None, f"its conditions on sizes hold {unknown}")
+        raise UnreadableGuard(None, f"its conditions on sizes contain {unknown}")
     conditions = [(_used(text, sizes), _condition(text), text) for text in texts]
     found = dict.fromkeys(sizes, SizeRange())
     for name, size in sizes.items():
@@ -138,12 +138,12 @@ def ranges_of(
 
 
 def keys_of(path: str) -> tuple[str, ...]:
-    """The keys in a path as torch.export writes it, such as ``['parts']['a'][0]``."""
+    """Split a path as torch.export writes it, such as ``['parts']['a'][0]``, into its keys."""
     return tuple(part.strip("'\"") for part in re.findall(r"\[([^\[\]]*)\]", path))
 
 
 class UnreadableGuard(Exception):
-    """A condition of a trace that leaves a dimension its size in the example."""
+    """A condition of a trace that fixes a dimension at its size in the example."""
 
     def __init__(self, name: str | None, reason: str) -> None:
         super().__init__(reason)
@@ -157,7 +157,7 @@ def _used(text: str, sizes: Mapping[str, int]) -> list[str]:
 def _alone(
     name: str, size: int, texts: Sequence[str], conditions: Sequence[Callable[[Mapping[str, int]], bool]]
 ) -> SizeRange:
-    """The range that conditions on one dimension leave it."""
+    """Find the range that conditions on a single dimension allow."""
     largest = max(int(number) for text in texts for number in re.findall(r"\d+", f"0 {text}"))
     limit = min(max(LIMITS[0], 2 * largest + 2), LIMITS[1])
     held = [n for n in range(1, limit + 1) if all(holds({name: n}) for holds in conditions)]
@@ -183,13 +183,13 @@ def _shrink(
     holds: Callable[[Mapping[str, int]], bool],
     text: str,
 ) -> None:
-    """Narrow ranges until a condition on several dimensions holds all over their product, as far as trials tell."""
+    """Narrow ranges until a condition on several dimensions holds for every combination of sizes that is tried."""
     for name in used:
         others = [[(other, n) for n in _trials(found[other], sizes[other])] for other in used if other != name]
         known = [dict(pairs) for pairs in itertools.product(*others)]
         held = [n for n in _trials(found[name], sizes[name]) if all(holds({**rest, name: n}) for rest in known)]
         if sizes[name] not in held:
-            continue  # the next one is narrowed in its place
+            continue  # the next dimension is narrowed instead
         place, tried = held.index(sizes[name]), _trials(found[name], sizes[name])
         first, last = tried.index(held[place]), tried.index(held[place])
         while first > 0 and tried[first - 1] in held:
@@ -206,7 +206,7 @@ def _shrink(
 
 
 def _trials(allowed: SizeRange, size: int) -> list[int]:
-    """Sizes of a range at which conditions on several dimensions are tried: those about its low end and the example, and larger ones."""
+    """Choose sizes at which conditions on several dimensions are tried: near the low end, near the example, and larger ones."""
     top = allowed.high if allowed.high is not None else LIMITS[1]
     near = range(allowed.low, min(allowed.low + 16 * allowed.step, top) + 1)
     around = range(max(allowed.low, size - 2 * allowed.step), min(size + 2 * allowed.step, top) + 1)
@@ -232,7 +232,7 @@ def _condition(text: str) -> Callable[[Mapping[str, int]], bool]:
 
 
 def _described(held: Sequence[int], example: int) -> SizeRange:
-    """The sizes as one range; where they have no such form, those that are evenly spaced around the example."""
+    """Describe sizes as one range; if they do not form one, keep those that are evenly spaced around the example."""
     step = math.gcd(*(b - a for a, b in itertools.pairwise(held))) or 1
     low, high = held[0], held[-1]
     if (high - low) // step + 1 - len(held) <= EXCEPTIONS:

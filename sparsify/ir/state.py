@@ -12,7 +12,7 @@ TABLES = ("_parameters", "_buffers", "_modules")
 
 
 def submodule(root: nn.Module, target: str) -> nn.Module:
-    """The submodule called ``target``, looked up as in `find`; the root itself for an empty name.
+    """Look up the submodule called ``target`` as `find` does; an empty name is the root itself.
 
     Raises:
         AttributeError: If there is none.
@@ -24,9 +24,9 @@ def submodule(root: nn.Module, target: str) -> nn.Module:
 
 
 def find(root: nn.Module, name: str) -> Tensor | nn.Module | None:
-    """The parameter, buffer or submodule called ``name``, or None.
+    """Look up the parameter, buffer or submodule called ``name``; None if there is none.
 
-    Looked up in the tables of the modules on the way: a name may be that of any attribute of a module (``graph``, ``train``).
+    The lookup uses the tables of the modules on the way, because a name may equal any attribute of a module (``graph``, ``train``).
     """
     owner: nn.Module | None = root
     *path, leaf = name.split(".")
@@ -38,7 +38,7 @@ def find(root: nn.Module, name: str) -> Tensor | nn.Module | None:
 
 
 def skeleton(model: nn.Module) -> nn.Module:
-    """A tree of bare modules that holds the very parameters and buffers of ``model`` under the same names."""
+    """Make a tree of bare modules that holds the same parameter and buffer objects as ``model``, under the same names."""
     root = nn.Module()
     for name, parameter in model.named_parameters(remove_duplicate=False):
         place(root, name, parameter)
@@ -68,11 +68,11 @@ def place(root: nn.Module, name: str, value: Tensor | nn.Module, *, persistent: 
 
 
 def clone_state(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """`skeleton` of a deep copy: tied tensors stay tied, hooks are new.
+    """Make a `skeleton` with copies of all tensors and hooks; tied tensors stay tied.
 
     Args:
-        model: left as it is.
-        memo: of `copy.deepcopy`: tensors copied before are taken from it, and those copied now are put into it.
+        model: the module to copy; it does not change.
+        memo: the memo of `copy.deepcopy`: tensors copied before are taken from it, and new copies are added to it.
     """
     memo = {} if memo is None else memo
 

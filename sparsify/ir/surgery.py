@@ -28,10 +28,10 @@ def replace_parameter(program: Program, name: str, values: Tensor) -> None:
 
 
 def rewrite(program: Program, name: str, values: Tensor) -> None:
-    """Give a parameter or buffer other values of its shape, under every name that it has.
+    """Give a parameter or buffer new values of the same shape, under every name that it has.
 
-    They get memory of their own, in the type and layout of the old ones: what else has that memory, as a copy that shares weights, keeps
-    its values.
+    The new values get their own memory, with the old dtype and layout. Other tensors on the old memory, such as those of a copy that
+    shares weights, keep their values.
     """
     old = program.tensor(name)
     _register(program, old, torch.empty_like(old.detach()).copy_(values.detach()))
@@ -48,7 +48,7 @@ def _register(program: Program, old: Tensor, values: Tensor) -> None:
 
 
 def remove_state(program: Program, name: str) -> None:
-    """Forget a buffer, parameter or submodule, and the bare modules left empty by it."""
+    """Remove a buffer, parameter or submodule, and bare modules that become empty."""
     owner, _, leaf = name.rpartition(".")
     module = program.get_submodule(owner)
     for table in (module._parameters, module._buffers, module._modules):
@@ -59,12 +59,12 @@ def remove_state(program: Program, name: str) -> None:
 
 
 def spec_of(value: Tensor, name: str) -> TensorSpec:
-    """The spec of a concrete tensor."""
+    """Make the spec of a concrete tensor."""
     return TensorSpec(name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
 
 
 def state_node(program: Program, phase: str, name: str, *, before: fx.Node) -> fx.Node:
-    """Read a parameter or buffer, in front of ``before``; an existing node that stands earlier is reused."""
+    """Return a node that reads a parameter or buffer before ``before``; an earlier node that reads it is reused."""
     graph = program.phases[phase].graph
     for node in graph.nodes:
         if node is before:
@@ -75,7 +75,7 @@ def state_node(program: Program, phase: str, name: str, *, before: fx.Node) -> f
 
 
 def new_state_node(program: Program, phase: str, name: str, *, before: fx.Node) -> fx.Node:
-    """Read a parameter or buffer that the phase has not read before ``before``, in front of it."""
+    """Insert before ``before`` a node that reads a parameter or buffer which no earlier node of the phase reads."""
     graph = program.phases[phase].graph
     with graph.inserting_before(before):
         node = graph.create_node("get_attr", name, name=name.replace(".", "_"))
@@ -137,9 +137,9 @@ def replace_target(node: fx.Node, target: Callable[..., Any]) -> None:
 
 
 def set_argument(node: fx.Node, name: str, value: Any) -> None:
-    """Set an argument of a node by its name, where it stands; arguments before it that were left out get their defaults.
+    """Set an argument of a node by name, at its position; omitted arguments before it get their defaults.
 
-    A last argument that becomes None is left out.
+    If the last argument becomes None, it is omitted.
     """
     place = place_of_argument(node.target, name)
     if place is None or (place >= len(node.args) and name in node.kwargs):
@@ -153,7 +153,7 @@ def set_argument(node: fx.Node, name: str, value: Any) -> None:
 
 
 def resize(node: fx.Node, dimension: int, size: int) -> None:
-    """Let the result of a reshape have another size of a dimension, where the node says sizes."""
+    """Change the size of one dimension in the result of a reshape, if the node's arguments contain sizes."""
     name = next((name for name in ("shape", "size") if has_argument(node, name)), None)
     sizes = list(argument(node, name)) if name is not None else []
     if name is not None and sizes[dimension] != -1:
@@ -194,7 +194,7 @@ def replace_output(program: Program, phase: str, name: str, value: fx.Node) -> N
 
 
 def remove_outputs(program: Program, phase: str, names: Collection[str]) -> None:
-    """Return no longer outputs that `append_output` added; the nodes that made them stay. No head is named any more for those kept."""
+    """Remove outputs that `append_output` added, and the names of their heads; the nodes that compute them stay."""
     output = program.output_node(phase)
     kept = [(name, value) for name, value in named_outputs(output).items() if name not in names]
     output.args = (tuple(value for _, value in kept),)
@@ -214,7 +214,7 @@ def erase_dead(program: Program, phase: str) -> list[str]:
 
 
 def is_impure(node: fx.Node) -> bool:
-    """Whether erasing the node would change state: an in-place ATen operator, an assertion, a draw of random numbers."""
+    """Return whether erasing the node would change state: an in-place ATen operator, an assertion, a draw of random numbers."""
     if kind_of(node) == "dropout" and not draws(node):
         return False
     name = getattr(node.target, "_opname", "") or getattr(node.target, "__name__", "")
@@ -254,7 +254,7 @@ def compiled_once(program: Program) -> Generator[None]:
 
 
 def drop_train(program: Program) -> list[str]:
-    """Leave the eval phase only, in eval mode; returns the names of hooks and state that it does not need, which go with dead nodes."""
+    """Keep only the eval phase, in eval mode, and remove hooks and state that it does not need; returns their names."""
     program.eval()
     hooks = [*program.hooks()]
     for table in (program.phases, program.out_specs, program.ranges):
@@ -284,7 +284,7 @@ def erase_unused(program: Program) -> None:
 
 
 def respec(node: fx.Node, dimension: int, size: int) -> TensorSpec | None:
-    """The spec of ``node``'s value with another size of one dimension."""
+    """Return the spec of ``node``'s value with one dimension set to ``size``; None if the node has no spec."""
     spec = node.meta.get("spec")
     if not isinstance(spec, TensorSpec):
         return None

@@ -173,7 +173,7 @@ def _initialise(model: nn.Module, example: Example) -> None:
 
 
 def _accepted(model: nn.Module, example: Example, dynamic: Declared, limits: Limits) -> tuple[Example, Dimensions]:
-    """The example and its dimensions that vary, those of size 1 doubled where the model takes two: export specialises a size of 1.
+    """Return the example and its dimensions that vary, those of size 1 doubled where the model takes two: export specialises a size of 1.
 
     A batch of 1 that the model insists on is fixed.
 
@@ -260,7 +260,7 @@ def _called(model: nn.Module, example: Example) -> None:
 
 
 def _captured(model: nn.Module, example: Example, dimensions: Dimensions) -> dict[str, Captured]:
-    """Both modes, with the same dimensions that may vary."""
+    """Return both modes, with the same dimensions that may vary."""
     found: dict[str, Captured] = {}
     if BATCH not in dimensions.names and batch_of(example) == 1:
         warnings.warn(
@@ -314,7 +314,7 @@ def _assemble(
 
 
 def _trained_on(task: str | Task | None, meaning: type[Task] | None) -> str | None:
-    """The output that a loss will read, as far as it is known; None: all."""
+    """Return the output that a loss will read, as far as it is known; None: all."""
     if isinstance(task, Task):
         return task.trained_on
     return LOGITS if meaning is None else meaning.output

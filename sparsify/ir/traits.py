@@ -1,7 +1,7 @@
-"""What operators do: one table that every pass and every count reads, and their arguments by name.
+"""What operators do: one table that all passes and counts use, and access to the arguments of nodes by name.
 
-An operator stands in `TABLE` under its name, without namespace, overload and the ``_`` of its form in place. Pointwise operators, views,
-what is written to and what is drawn need no line where torch's schemas and tags say so: a new activation is elementwise by itself.
+`TABLE` lists an operator under its name without namespace, overload, and the ``_`` of its in-place form. Pointwise operators, views,
+in-place writes and random draws need no entry if torch's schemas and tags describe them, so a new activation is elementwise automatically.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sparsify.ir.nodes import MASK_OPERATORS, apply_random_mask
 
 @dataclass(frozen=True)
 class Traits:
-    """What is known of an operator.
+    """What is known about an operator.
 
     Attributes:
         name: without namespace, overload and ``_``.
@@ -54,7 +54,7 @@ PRODUCTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "embedding": {"embedding": ("weight",)},
     "embedding-bag": {"embedding_bag": ("weight",)},
 }  # fmt: skip
-"""Operators that multiply by a weight, or look it up, by kind: the arguments that they read it as."""
+"""Operators that multiply by a weight or look it up, by kind, with the arguments that can be that weight."""
 TABLE: Mapping[str, str] = {
     "same": "to _to_copy contiguous alias clone detach lift_fresh_copy",
     "elementwise": "hardswish log_sigmoid gelu mish rsub",
@@ -93,9 +93,9 @@ TABLE: Mapping[str, str] = {
         sym_storage_offset sym_stride take take_along_dim tile topk trace tril tril_indices triu triu_indices uniform
         unique_consecutive unique_dim var var_mean where zero zeros zeros_like""",
 }  # fmt: skip
-"""Operators that multiply no matrices, by kind; ``free`` are those of which no more has to be known."""
+"""Operators that multiply no matrices, by kind; ``free`` is for operators about which nothing else has to be known."""
 ELEMENTWISE = ("same", "elementwise", "dropout")
-"""Kinds of operators that make each entry of the same entry of one value, by one function for all."""
+"""Kinds of operators that compute each output entry from the same entry of one input, with one function for all entries."""
 _KINDS = {
     name: kind for kind, names in (*PRODUCTS.items(), *((k, v.split()) for k, v in TABLE.items())) for name in names
 }
@@ -104,13 +104,13 @@ _UNKNOWN = Traits("", "unknown")
 
 
 def traits(node: fx.Node) -> Traits:
-    """What is known of the operator of a node; masks are of kind ``mask``, and what calls none is ``unknown``."""
+    """Return the traits of a node's operator; masks have kind ``mask``, and nodes that call no operator ``unknown``."""
     return traits_of(node.target) if node.op == "call_function" else _UNKNOWN
 
 
 @functools.cache
 def traits_of(target: Any) -> Traits:
-    """What is known of an operator."""
+    """Return the traits of an operator."""
     if target in MASK_OPERATORS or target is apply_random_mask:
         return Traits(target.__name__, "mask", "weight")
     if not isinstance(target, torch._ops.OpOverload):
@@ -130,14 +130,14 @@ def traits_of(target: Any) -> Traits:
 
 
 def kind_of(node: fx.Node) -> str:
-    """The kind of a node's operator; a ``convolution`` that says so is ``conv-transpose``."""
+    """Return the kind of a node's operator; a ``convolution`` with ``transposed=True`` is ``conv-transpose``."""
     found = traits(node)
     transposed = found.kind == "conv" and "transposed" in _parameters(node.target) and argument(node, "transposed")
     return "conv-transpose" if transposed else found.kind
 
 
 def is_elementwise(node: fx.Node) -> bool:
-    """Whether a node makes each entry of its value of the same entry of one other value, by one function for all."""
+    """Return whether a node computes each entry of its value from the same entry of one input, with one function for all entries."""
     return kind_of(node) in ELEMENTWISE or (kind_of(node) == "combination" and len(node.all_input_nodes) == 1)
 
 
@@ -146,7 +146,7 @@ def is_elementwise(node: fx.Node) -> bool:
 
 @functools.cache
 def _parameters(target: Any) -> dict[str, tuple[int | None, Any]]:
-    """Place (None: by name only) and default of the arguments of an operator, by name; None where it has no default."""
+    """Return place (None: keyword only) and default (None: no default) of each argument of an operator, by name."""
     if isinstance(target, torch._ops.OpOverload):
         given = [
             (a.name, a.kwarg_only, a.default_value if a.has_default_value() else None) for a in target._schema.arguments
@@ -154,23 +154,23 @@ def _parameters(target: Any) -> dict[str, tuple[int | None, Any]]:
     else:
         try:
             parameters = inspect.signature(target).parameters.values()
-        except (TypeError, ValueError):  # of no function, or of one of Python's own
+        except (TypeError, ValueError):  # not a function, or a builtin without a signature
             parameters = ()
         given = [(p.name, p.kind is p.KEYWORD_ONLY, None if p.default is p.empty else p.default) for p in parameters]
     return {name: (None if by_name else place, default) for place, (name, by_name, default) in enumerate(given)}
 
 
 def has_argument(node: fx.Node, name: str) -> bool:
-    """Whether the operator of a node takes an argument of a name."""
+    """Return whether the operator of a node has an argument called ``name``."""
     return name in _parameters(node.target)
 
 
 def argument(node: fx.Node, name: str) -> Any:
-    """An argument of a node by its name, however it was given; its default where it was not.
+    """Return an argument of a node by name, whether given by position or by name; its default if it was not given.
 
     Args:
-        node: a call of an operator.
-        name: as in the operator's schema.
+        node: a node that calls an operator.
+        name: name of the argument in the operator's schema.
 
     Raises:
         KeyError: If the operator has no such argument.
@@ -182,35 +182,35 @@ def argument(node: fx.Node, name: str) -> Any:
 
 
 def state_name(node: fx.Node, name: str) -> str:
-    """The name of the parameter or buffer that an argument reads."""
+    """Return the name of the parameter or buffer that an argument reads."""
     return str(argument(node, name).target)
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
-    """All arguments of a node by name, with defaults."""
+    """Return all arguments of a node by name, with defaults."""
     return {name: argument(node, name) for name in _parameters(node.target)}
 
 
 def place_of_argument(target: Any, name: str) -> int | None:
-    """Where an operator takes an argument by position; None where only by name."""
+    """Return the position of an operator's argument; None if it is keyword only."""
     return _parameters(target)[name][0]
 
 
 def input_of(node: fx.Node) -> Any:
-    """What a node works on: its first argument that is a tensor."""
+    """Return the main input of a node: its first argument that is a tensor."""
     name = traits(node).value
     return argument(node, name) if name else next(iter(node.args), None)
 
 
 def operands(node: fx.Node) -> Iterator[Any]:
-    """What a product may read as its weight, those in lists too."""
+    """Yield the arguments that a product may read as its weight, including those inside lists."""
     for name in traits(node).weights:
         value = argument(node, name)
         yield from value if isinstance(value, (list, tuple)) else (value,)
 
 
 def dimensions(value: Any, rank: int) -> list[int]:
-    """Dimensions given as one number or several, none for all, counted from the front."""
+    """Normalise dimensions given as one number, several, or none (all) to a list counted from the front."""
     listed: Sequence[Any] = value if isinstance(value, (list, tuple)) else () if value is None else (value,)
     return [int(d) % rank for d in listed] or list(range(rank))
 
@@ -219,7 +219,7 @@ def dimensions(value: Any, rank: int) -> list[int]:
 
 
 def draws(node: fx.Node) -> bool:
-    """Whether a node draws random numbers: where it has a switch, that is not off; where it has a rate as well, that is not 0."""
+    """Return whether a node draws random numbers: its switch, if it has one, is on, and its rate, if it has one, is not 0."""
     if node.op != "call_function":
         return False
     names = _parameters(node.target)
@@ -234,7 +234,7 @@ def draws(node: fx.Node) -> bool:
 
 
 def written(node: fx.Node) -> Iterator[fx.Node]:
-    """The arguments that a node changes in place: those its schema names, and running statistics in training."""
+    """Yield the arguments that a node changes in place: those marked in its schema, and running statistics in training."""
     schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
     names = [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write] if schema is not None else []
     if not names and kind_of(node) == "norm" and has_argument(node, "running_mean"):
@@ -246,31 +246,31 @@ def written(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def shares_memory(node: fx.Node) -> bool:
-    """Whether the result of a node may lie in the memory of what it is given."""
+    """Return whether the result of a node may share memory with its arguments."""
     returned = getattr(getattr(node.target, "_schema", None), "returns", ())
     aliased = any(value.alias_info is not None for value in returned)
     return aliased or kind_of(node) == "dropout" or traits(node).name == "operator.getitem"
 
 
 def apply(node: fx.Node, given: Callable[[fx.Node], Any]) -> Any:
-    """What the operator of a node makes of values in place of its nodes."""
+    """Run the operator of a node on values; ``given`` returns the value to use for an argument node."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), given)
     assert callable(node.target)
     return node.target(*args, **kwargs)
 
 
 def keeps_zero(node: fx.Node) -> bool:
-    """Whether a node is elementwise and makes 0 of 0: asked of the operator itself, with the node's own arguments."""
+    """Return whether a node is elementwise and maps 0 to 0; found by running the operator with the node's own arguments."""
     if not is_elementwise(node) or len(node.all_input_nodes) != 1 or any(written(node)):
         return False
     return kind_of(node) in ("same", "dropout") or bool(apply(node, lambda _: torch.zeros(())) == 0)
 
 
 def outputs_of(output: fx.Node) -> tuple[Any, ...]:
-    """The values that the output node of a phase returns."""
+    """Return the values that the output node of a phase returns."""
     return tuple(output.args[0])  # type: ignore[arg-type]
 
 
 def named_outputs(output: fx.Node) -> dict[str, Any]:
-    """The values that the output node of a phase returns, by name."""
+    """Return the values that the output node of a phase returns, by name."""
     return dict(zip(output.meta["names"], outputs_of(output), strict=True))

@@ -33,7 +33,7 @@ class Violation:
 
 
 class Tables:
-    """What the rules look up, computed once per `violations` call, so that each rule is linear in the nodes.
+    """Tables that the rules look up. They are computed once per `violations` call, so each rule is linear in the number of nodes.
 
     Attributes:
         program: the program that is checked.
@@ -52,7 +52,7 @@ class Tables:
         self._masks: dict[str, dict[str, tuple[str, str]]] = {}
 
     def masks(self, phase: str) -> dict[str, tuple[str, str]]:
-        """Mask and pattern of each weight that the phase masks, by the weight's first name."""
+        """Return mask and pattern of each weight that the phase masks, by the weight's first name."""
         if phase not in self._masks:
             self._masks[phase] = {
                 self.first[state_name(node, "weight")]: (state_name(node, "mask"), str(argument(node, "pattern")))
@@ -62,7 +62,7 @@ class Tables:
         return self._masks[phase]
 
     def read(self, phase: str) -> set[str]:
-        """First names of the parameters that the phase reads."""
+        """Return the first names of the parameters that the phase reads."""
         targets = (str(node.target) for node in self.nodes[phase] if node.op == "get_attr")
         return {self.first[target] for target in targets if target in self.first}
 
@@ -71,7 +71,7 @@ Rule = Callable[[Tables], Iterator[Violation]]
 
 
 def state_missing(tables: Tables) -> Iterator[Violation]:
-    """Every ``get_attr`` and ``call_module`` node names existing state."""
+    """Yield every ``get_attr`` and ``call_module`` node names existing state."""
     tensors = tables.parameters.keys() | tables.buffers.keys()
     modules = {name for name, _ in tables.program.named_modules(remove_duplicate=False)}
     for phase in tables.nodes:
@@ -87,7 +87,7 @@ def state_missing(tables: Tables) -> Iterator[Violation]:
 
 
 def spec_missing(tables: Tables) -> Iterator[Violation]:
-    """Every parameter node has a spec that agrees with the parameter's shape."""
+    """Yield every parameter node has a spec that agrees with the parameter's shape."""
     shapes = {name: tuple(p.shape) for name, p in tables.parameters.items()}
     for phase in tables.nodes:
         for node in tables.nodes[phase]:
@@ -102,7 +102,7 @@ def spec_missing(tables: Tables) -> Iterator[Violation]:
 
 
 def phases_missing(tables: Tables) -> Iterator[Violation]:
-    """A program has the phases of its stage: train and eval, or eval only once it is deployed; and is in the mode of one of them."""
+    """Yield a program has the phases of its stage: train and eval, or eval only once it is deployed; and is in the mode of one of them."""
     stage, found = tables.program.stage, tuple(tables.nodes)
     if found != phases_of(stage):
         yield Violation(
@@ -113,7 +113,7 @@ def phases_missing(tables: Tables) -> Iterator[Violation]:
 
 
 def inputs_disagree(tables: Tables) -> Iterator[Violation]:
-    """Every phase takes the inputs of the program."""
+    """Yield every phase takes the inputs of the program."""
     for phase, nodes in tables.nodes.items():
         names = [node.name for node in nodes if node.op == "placeholder"]
         if len(names) != len(tables.program.input_specs):
@@ -122,7 +122,7 @@ def inputs_disagree(tables: Tables) -> Iterator[Violation]:
 
 
 def phases_disagree(tables: Tables) -> Iterator[Violation]:
-    """Both phases mask the same weights with the same masks and patterns."""
+    """Yield both phases mask the same weights with the same masks and patterns."""
     masks = {phase: tables.masks(phase) for phase in tables.nodes}
     used = tables.read("train") & tables.read("eval")
     for weight in sorted(masks["train"].keys() | masks["eval"].keys()):
@@ -132,7 +132,7 @@ def phases_disagree(tables: Tables) -> Iterator[Violation]:
 
 
 def outputs_named(tables: Tables) -> Iterator[Violation]:
-    """Every flat output has a name of its own."""
+    """Yield every flat output has a name of its own."""
     for phase in tables.nodes:
         node = tables.nodes[phase][-1]
         names = node.meta.get("names", ())
@@ -141,7 +141,7 @@ def outputs_named(tables: Tables) -> Iterator[Violation]:
 
 
 def mask_bypassed(tables: Tables) -> Iterator[Violation]:
-    """Every use of a masked weight goes through its mask."""
+    """Yield every use of a masked weight goes through its mask."""
     masked = {weight for phase in tables.nodes for weight in tables.masks(phase)}
     for phase in tables.nodes:
         for node in tables.nodes[phase]:
@@ -152,7 +152,7 @@ def mask_bypassed(tables: Tables) -> Iterator[Violation]:
 
 
 def mask_malformed(tables: Tables) -> Iterator[Violation]:
-    """A mask is a bool buffer ``<weight>_mask`` of its weight's shape."""
+    """Yield a mask is a bool buffer ``<weight>_mask`` of its weight's shape."""
     for weight, (mask, _) in tables.masks("train").items():
         value = tables.program.get_buffer(mask)
         if mask != f"{weight}_mask" or value.dtype is not torch.bool or value.shape != tables.parameters[weight].shape:
@@ -160,7 +160,7 @@ def mask_malformed(tables: Tables) -> Iterator[Violation]:
 
 
 def inactive_nonzero(tables: Tables) -> Iterator[Violation]:
-    """Where a lowered mask reads a weight unmasked, because a trainer vouches for it, inactive weights are exactly 0."""
+    """Inactive weights are exactly 0 if a lowered mask reads the weight unmasked because a trainer vouches for it."""
     lowered = {
         state_name(node, "weight"): state_name(node, "mask")
         for nodes in tables.nodes.values()
@@ -175,7 +175,7 @@ def inactive_nonzero(tables: Tables) -> Iterator[Violation]:
 
 
 def random_mask_malformed(tables: Tables) -> Iterator[Violation]:
-    """A random mask stands only in the train phase; it is a bool buffer ``<weight>_visible`` of its weight's shape."""
+    """Yield a random mask stands only in the train phase; it is a bool buffer ``<weight>_visible`` of its weight's shape."""
     for phase in tables.nodes:
         for node in tables.nodes[phase]:
             if node.target is not apply_random_mask:
@@ -190,7 +190,7 @@ def random_mask_malformed(tables: Tables) -> Iterator[Violation]:
 
 
 def masks_absent(tables: Tables) -> Iterator[Violation]:
-    """A folded or deployed program has no mask, tap or mask buffer left."""
+    """Yield a folded or deployed program has no mask, tap or mask buffer left."""
     for phase in tables.nodes:
         for node in tables.nodes[phase]:
             if node.target in (*MASK_OPERATORS, apply_random_mask) or node.op == "call_module":
@@ -201,7 +201,7 @@ def masks_absent(tables: Tables) -> Iterator[Violation]:
 
 
 def packing_malformed(tables: Tables) -> Iterator[Violation]:
-    """A packed layer reads inputs that there are, as many as its weight has columns, and has a bias for each output or none."""
+    """Yield a packed layer reads only existing inputs, as many as its weight has columns, and has one bias per output or none."""
     for phase, nodes in tables.nodes.items():
         for node in nodes:
             if node.target is not GROUPED_LINEAR:
@@ -240,14 +240,14 @@ RULES: dict[Stage, tuple[Rule, ...]] = {
 
 
 def violations(program: Program) -> list[Violation]:
-    """All violations of the rules of the program's stage."""
+    """Return all violations of the rules of the program's stage."""
     tables = Tables(program)
     missing = list(state_missing(tables))
     return missing or [violation for rule in RULES[program.stage] for violation in rule(tables)]
 
 
 def count_stray(weight: Tensor, mask: Tensor) -> int:
-    """How many inactive weights are not 0."""
+    """Return how many inactive weights are not 0."""
     return int(((weight.detach() != 0) & ~mask).count_nonzero())
 
 

@@ -1,4 +1,4 @@
-"""How a parameter comes to its products: which operators leave its positions where they are, and which make another weight of it."""
+"""Follows a parameter to its products: which operators on the way keep its positions, and which compute another weight from it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from sparsify.ir.program import Program
 
 _CARRIED = ("turn", "reshape", "cut", "join")
-"""Kinds of operators after which the weight's positions are there in another shape, or beside those of another weight."""
+"""Kinds of operators that keep the weight's positions, but in another shape, or joined with another weight."""
 _SCALED = {"mul": ("self", "other"), "div": ("self",), "_weight_norm": ("v",), "_weight_norm_interface": ("v",)}
-"""Operators that multiply each position by something, with the arguments they do it to."""
+"""Operators that scale each position, with the arguments that they scale."""
 _VIEWS = ("same", "turn", "mask")
 
 
@@ -29,10 +29,10 @@ class Read:
     """A product that reads a weight.
 
     Attributes:
-        kind: of product, as in `sparsify.ir.WeightSite`.
-        user: the product.
-        value: what it reads.
-        share: how much of ``value`` is of the weight, in (0, 1].
+        kind: kind of the product, as in `sparsify.ir.WeightSite`.
+        user: the node of the product.
+        value: the node that it reads.
+        share: the share of ``value`` that comes from the weight, in (0, 1].
     """
 
     kind: str
@@ -43,14 +43,14 @@ class Read:
 
 @dataclass
 class Reads:
-    """All that happens to a weight.
+    """Everything that reads a weight.
 
     Attributes:
-        products: those that read it with every position where it was, or somewhere else, but multiplied by nothing but scales.
-        direct: whether all of them read it in its own shape and order.
-        normalised: whether an operator on the way divides it by a norm of its own.
-        changes: operators that make another weight of it, in graph order, with whether a product comes of that.
-        others: operators that read it beside activations, and are no products.
+        products: products that read its positions, possibly moved or scaled, but not otherwise changed.
+        direct: whether all products read it in its own shape and order.
+        normalised: whether an operator on the way divides it by its own norm.
+        changes: operators that compute another weight from it, in graph order, each with whether a product reads the result.
+        others: operators that read it together with activations but are not products.
     """
 
     products: list[Read] = field(default_factory=list)
@@ -61,12 +61,12 @@ class Reads:
 
 
 def is_tap(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node calls a `GradientTap`."""
+    """Return whether the node calls a `GradientTap`."""
     return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), GradientTap)
 
 
 def from_inputs(module: fx.GraphModule) -> set[fx.Node]:
-    """The nodes whose values depend on inputs; all others are made of state, once for all examples."""
+    """Return the nodes whose values depend on inputs; all others depend only on state and are computed once for all examples."""
     found: set[fx.Node] = set()
     for node in module.graph.nodes:
         if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
@@ -75,7 +75,7 @@ def from_inputs(module: fx.GraphModule) -> set[fx.Node]:
 
 
 def for_outputs(module: fx.GraphModule) -> set[fx.Node]:
-    """The nodes whose values come to an output."""
+    """Return the nodes whose values influence an output."""
     found: set[fx.Node] = set()
     for node in reversed(module.graph.nodes):
         if node.op == "output" or any(user in found for user in node.users):
@@ -88,7 +88,7 @@ def reads(module: fx.GraphModule, nodes: Iterable[fx.Node], live: set[fx.Node]) 
 
     Args:
         module: a phase.
-        nodes: those that read the parameter, under any of its names.
+        nodes: the nodes that read the parameter, under any of its names.
         live: the nodes that are computed for every example.
     """
     found, seen = Reads(), set[tuple[fx.Node, fx.Node]]()
@@ -118,11 +118,11 @@ def reads(module: fx.GraphModule, nodes: Iterable[fx.Node], live: set[fx.Node]) 
 class _Carried:
     is_direct: bool
     moves_only: bool
-    """Whether the operator reads nothing beside the weight that could change it."""
+    """Whether the operator reads nothing besides the weight that could change it; False if it scales the weight or joins another to it."""
 
 
 def _carried(module: fx.GraphModule, user: fx.Node, value: fx.Node) -> _Carried | None:
-    """How an operator hands on the weight with a zero for every zero, or None where it does not."""
+    """Return how an operator passes the weight on if zeros stay zeros; None if they do not."""
     found, name = kind_of(user), traits(user).name
     if found in ("same", "mask") or is_tap(module, user):
         return _Carried(is_direct=True, moves_only=True) if input_of(user) is value else None
@@ -136,7 +136,7 @@ def _carried(module: fx.GraphModule, user: fx.Node, value: fx.Node) -> _Carried 
 
 
 def _joined(user: fx.Node, value: fx.Node) -> float:
-    """The share of a joined weight that comes of ``value``; 1 for every other operator."""
+    """Return the share of a joined weight that comes from ``value``; 1 for operators that do not join."""
     whole, part = _count(user), _count(value)
     return part / whole if kind_of(user) == "join" and whole and part else 1.0
 
@@ -148,7 +148,7 @@ def _count(node: fx.Node) -> int | None:
 
 
 def _comes_to_a_product(node: fx.Node) -> bool:
-    """Whether a product reads what is made of a node, through any operators."""
+    """Return whether a product reads a value that is computed from a node by any operators."""
     waiting, seen = [node], {node}
     while waiting:
         value = waiting.pop()
@@ -162,7 +162,7 @@ def _comes_to_a_product(node: fx.Node) -> bool:
 
 
 def consumers(module: fx.GraphModule, node: fx.Node) -> Iterator[fx.Node]:
-    """What reads a weight, looked up through masks, taps and views."""
+    """Yield the readers of a weight, looking through masks, taps and views."""
     for user in node.users:
         if kind_of(user) in _VIEWS or is_tap(module, user):
             yield from consumers(module, user)
@@ -171,12 +171,12 @@ def consumers(module: fx.GraphModule, node: fx.Node) -> Iterator[fx.Node]:
 
 
 def multiplied_values(program: Program, phase: str, parameter: str) -> list[Tensor]:
-    """What the products of a phase multiply of a parameter, where that is computed from state and nothing else.
+    """Return the tensors, computed from a parameter and other state only, that the products of a phase multiply by.
 
     Args:
         program: of any stage.
         phase: ``train`` or ``eval``.
-        parameter: qualified name.
+        parameter: qualified name of the parameter.
     """
     module, tensors = program.phases[phase], dict(program.named_parameters(remove_duplicate=False))
     weight, live = tensors[parameter], from_inputs(module)
