@@ -194,7 +194,7 @@ def replace_output(program: Program, phase: str, name: str, value: fx.Node) -> N
 
 
 def remove_outputs(program: Program, phase: str, names: Collection[str]) -> None:
-    """Remove outputs that `append_output` added, and the names of their heads; the nodes that compute them stay."""
+    """Remove outputs that `append_output` added; their nodes stay, and the output no longer names a calibration head."""
     output = program.output_node(phase)
     kept = [(name, value) for name, value in named_outputs(output).items() if name not in names]
     output.args = (tuple(value for _, value in kept),)

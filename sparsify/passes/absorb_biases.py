@@ -1,4 +1,4 @@
-"""``absorb-biases``: an output that nothing reads becomes a constant, and the layers that read its layer take their bias from it."""
+"""``absorb-biases``: turn an output that nothing reads into a constant 1, and replace biases of the next layers by columns that read it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 
 @dataclass(frozen=True)
 class AbsorbBiases(Pass):
-    """Give up the biases of linear layers that read another linear layer with an output to spare.
+    """Fold a linear layer's bias into its weight if the linear layer before it has a dead output.
 
-    The spare output, one whose every reader has only zeros for it, is made 1 by its bias, or by the constant that its layer reads. It
-    arrives as what the activation makes of 1, and a column of a reader's weight does what its bias did: an addition less for one more
-    input. For fp32: a bias among the weights would widen the range of a quantised matrix.
+    A dead output is one for which every reader has only zero weights. Its bias, or the constant that its own layer reads, sets it to 1, and
+    the readers see what the activation makes of 1. A column of each reader's weight then does what its bias did, which saves an addition
+    for one more input. Only for fp32: in a quantised matrix, a bias among the weights would widen the range of values.
     """
 
     name: ClassVar = "absorb-biases"
@@ -38,7 +38,7 @@ class AbsorbBiases(Pass):
         log, reads = PassLog(self.name), reads_of(program)
         constants: dict[
             fx.Node, tuple[int, float]
-        ] = {}  # layer without its bias: the column that stands for it, and the value it meets
+        ] = {}  # by layer whose bias was folded: the column that replaces the bias, and the constant that this column reads
         for channels in channel_sets(program):
             for layer in channels.written_by:
                 if layer.is_conv or own_parameter(program, layer.weight, reads) is None:
@@ -104,13 +104,13 @@ def _absorb(program: Program, layer: Layer, channels: Channels, constants: dict[
 
 
 def _spare(weights: list[Tensor]) -> int | None:
-    """The last output that no weight [O, I] reads."""
+    """Return the last output that none of the weights [O, I] reads; None if all are read."""
     unread = torch.stack([(weight == 0).all(dim=0) for weight in weights]).all(dim=0).nonzero()
     return int(unread[-1]) if len(unread) else None
 
 
 def _constant(layer: Layer, channels: Channels) -> float:
-    """What the elementwise operators between a layer and its readers make of 1; 0 where they differ."""
+    """Return what the elementwise operators between a layer and its readers make of 1; 0 if this differs between readers."""
     made = {layer.node: torch.ones((), dtype=torch.float64)}
     for value in channels.values:
         if value is not layer.node:

@@ -21,20 +21,20 @@ from sparsify.passes.options import option
 from sparsify.tasks import TASKS, Task, kind
 
 PREFIX = "calibration."
-"""What the names of a head's buffers begin with."""
+"""Prefix of the names of a head's buffers."""
 
 
 @dataclass(frozen=True)
 class AttachCalibrationHead(Pass):
-    """Add the output ``probabilities``, of the shape of the logits, to the eval phase; of a regression ``lower`` and ``upper``.
+    """Add the output ``probabilities``, of the shape of the logits, to the eval phase; for a regression, ``lower`` and ``upper``.
 
-    What the nodes compute is said by the head of that kind (`sparsify.heads`): ``temperature``, ``vector``, ``label-temperature``,
+    The option ``kind`` names the head that computes them (`sparsify.heads`): ``temperature``, ``vector``, ``label-temperature``,
     ``interval``, or one of a plug-in. Its buffers are called ``calibration.<name>``. Until they are fitted (`sparsify.calibration.fit`),
-    probabilities are those of the model as trained, and intervals have no width.
+    probabilities are those of the uncalibrated model, and intervals have width 0.
 
     Raises:
-        PassError: If there is a head already and ``replace`` is not set, the program was traced for another task, the task has no head of
-            that kind, or the output is none that the task takes.
+        PassError: If the program already has a head and ``replace`` is not set, the program was traced for another task, the task has no
+            head of that kind, or the output does not fit the task.
 
     Examples:
         >>> import torch
@@ -79,7 +79,7 @@ class AttachCalibrationHead(Pass):
         return log
 
     def _read(self, program: Program, task: type[Task]) -> fx.Node:
-        """The output that the task reads, if the head can be attached to it.
+        """Return the output that the task reads, if the head can be attached to it.
 
         Raises:
             PassError: If it cannot.
@@ -121,7 +121,7 @@ class AttachCalibrationHead(Pass):
 
 
 def head_outputs(program: Program, phase: str) -> dict[str, set[fx.Node]]:
-    """The outputs that calibration heads added, by name, each with all nodes that it is computed from."""
+    """Return the outputs that calibration heads added by name, each with all nodes that it is computed from."""
     output, buffers = program.output_node(phase), dict(program.named_buffers())
     own = program.out_specs[phase].num_leaves
     added = {name: _behind(value) for name, value in [*named_outputs(output).items()][own:]}
@@ -164,7 +164,7 @@ def head_metadata(program: Program) -> dict[str, str]:
 
 
 def _behind(node: fx.Node) -> set[fx.Node]:
-    """The node and all that it is computed from."""
+    """Return the node and all nodes that it is computed from."""
     found, waiting = set[fx.Node](), [node]
     while waiting:
         if (last := waiting.pop()) not in found:
@@ -174,7 +174,7 @@ def _behind(node: fx.Node) -> set[fx.Node]:
 
 
 def _detach(program: Program) -> None:
-    """Take out the head that the program has, where it has one."""
+    """Remove the program's head, if it has one."""
     found = head_outputs(program, "eval")
     nodes = {node for behind in found.values() for node in behind if node.op == "get_attr"}
     buffers = {str(node.target) for node in nodes if str(node.target).startswith(PREFIX)}

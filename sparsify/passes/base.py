@@ -1,4 +1,4 @@
-"""What a pass is: a frozen dataclass whose fields are its options, with declarations that are measured."""
+"""The base class of passes: a frozen dataclass whose fields are its options, and whose declarations are checked by measurement."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class Kept:
     """How much of one phase a pass preserves.
 
     Attributes:
-        outputs: of the outputs that the program has before the pass, and of the buffers that a call changes.
-        gradients: of the gradients of these outputs with respect to the parameters. Where outputs are preserved at all, the gradients
-            with respect to the inputs are too, up to rounding.
+        outputs: level for the outputs that the program has before the pass, and for the buffers that a call changes.
+        gradients: level for the gradients of these outputs with respect to the parameters. If outputs are preserved at all, their
+            gradients with respect to the inputs are preserved too, up to rounding.
     """
 
     outputs: Preserves
@@ -65,13 +65,13 @@ class Kept:
 UNCHANGED = Kept(Preserves.EXACTLY, Preserves.EXACTLY)
 CHANGED = Kept(Preserves.NOTHING, Preserves.NOTHING)
 DEPLOYED: Mapping[str, Kept] = {"eval": Kept(Preserves.NUMERICALLY, Preserves.NOTHING)}
-"""What passes after `deploy` preserve: they rewrite the weights of the only phase."""
+"""What passes after `deploy` preserve; they rewrite the weights of the only phase."""
 
 
 @checked_fields(PassError)
 @dataclass
 class PassLog:
-    """What a pass did: changes made, what was left alone and why, and what it decided about a change."""
+    """What a pass did: what it changed, what it left alone and why, and what it decided about a change."""
 
     name: str
     changed: list[str] = field(default_factory=list)
@@ -100,11 +100,11 @@ class PassLog:
 @checked_fields(PassError)
 @dataclass(frozen=True)
 class Pass(abc.ABC):
-    """Rewrites a program in place. `Pipeline` clones at the door, so a caller's program is never touched.
+    """Rewrites a program in place. `Pipeline` clones the program first, so a caller's program never changes.
 
-    Subclasses are final frozen dataclasses. Class variables: ``name`` as spelt in a pipeline; ``requires`` the stages it
-    accepts; ``ensures`` the stage it leaves behind (None: the one it found); ``effects``, all it changes. Fields are its options
-    (`option`), checked when the pass is made.
+    Subclasses are final frozen dataclasses. Class variables: ``name``, the spelling in a pipeline; ``requires``, the stages that the pass
+    accepts; ``ensures``, the stage of its result (None: unchanged); ``effects``, everything that it changes. Fields are the options
+    (`option`), which are checked when the pass is made.
 
     Raises:
         PassError: When made, if an option has a wrong type or value.
@@ -121,14 +121,14 @@ class Pass(abc.ABC):
     @property
     @abc.abstractmethod
     def preserves(self) -> Mapping[str, Kept]:
-        """How much of each phase (``train``, ``eval``) the pass preserves, whatever the program, with the options that it has.
+        """How much of each phase (``train``, ``eval``) the pass preserves with its present options, for every program.
 
-        Passes that take deployed programs only have no ``train``.
+        Passes that only accept deployed programs have no ``train``.
         """
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         """Refuse options that the pass does not have, before it is made."""
-        if args or options:  # copies are made without
+        if args or options:  # copy and pickle call this without arguments
             bound(
                 inspect.signature(cls.__init__), getattr(cls, "name", cls.__name__), (None, *args), options, PassError
             )
@@ -143,8 +143,7 @@ class Pass(abc.ABC):
         """Check the stage, run, finish the graphs and verify.
 
         Raises:
-            PassError: If the program is of a stage that the pass does not accept, or the pass fails with an error that is not raised on
-                purpose.
+            PassError: If the pass does not accept the program's stage, or fails with an unexpected error.
             SparsifyError: If the pass refuses the program; the message names the pass and its options.
         """
         try:
@@ -177,7 +176,7 @@ class Pass(abc.ABC):
 
     @classmethod
     def options(cls) -> tuple[Option, ...]:
-        """The pass's options, in declaration order."""
+        """Return the pass's options, in declaration order."""
         return options_of(cls)
 
     @classmethod
@@ -210,7 +209,7 @@ class Pass(abc.ABC):
 
 
 PASSES: Registry[type[Pass]] = Registry("pass", PassError)
-"""Every pass that is known, by its name; `sparsify.passes.registry` adds those of this package."""
+"""Every registered pass by name; `sparsify.passes.registry` adds those of this package."""
 
 
 @checked(PassError)
@@ -230,7 +229,7 @@ def say(error: SparsifyError, more: str) -> None:
 
 @checked(PassError)
 def split_pipeline(text: str) -> Iterator[tuple[str, str]]:
-    """(name, options text) of each pass in ``"a | b{k=v}"``.
+    """Yield (name, text of the options) of each pass in ``"a | b{k=v}"``.
 
     Raises:
         PassError: If an element does not have the form ``name`` or ``name{...}``.

@@ -1,4 +1,4 @@
-"""``eliminate-dead-code``: drop nodes nobody reads, and state nobody reads once there are no masks."""
+"""``eliminate-dead-code``: remove nodes that nothing reads and, once masks are folded, state that nothing reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``eliminate-unread-outputs``: a layer no longer makes the outputs for which every reader has only zeros."""
+"""``eliminate-unread-outputs``: remove the outputs of a layer for which every reader has only zero weights."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 
 @dataclass(frozen=True)
 class EliminateUnreadOutputs(Pass):
-    """Remove the outputs of a layer whose every reader has only zeros for them.
+    """Remove outputs of a layer for which every reader has only zero weights.
 
-    Outputs are followed through all that keeps channels apart (activations, pooling, batch norms, depthwise convolutions, residual
-    additions, flattening) to the layers that read them, whose inputs go as well, so that nothing is left to run. Values that are added
-    together lose the same outputs. Where something else reads the outputs, all of them stay. Groups stay of equal size, for convolutions
-    a multiple of 16.
+    The pass follows outputs through everything that does not mix channels (activations, pooling, batch norms, depthwise convolutions,
+    residual additions, flattening) to the layers that read them, and also removes the inputs of those layers. Values that are added
+    together lose the same outputs. If anything else reads the outputs, all of them stay. Groups keep equal sizes; for convolutions, these
+    are multiples of 16.
     """
 
     name: ClassVar = "eliminate-unread-outputs"
@@ -39,7 +39,7 @@ class EliminateUnreadOutputs(Pass):
 
     def run(self, program: Program) -> PassLog:
         log, sets, removed = PassLog(self.name), channel_sets(program), dict[str, tuple[int, int]]()
-        waiting = [*reversed(range(len(sets)))]  # readers first: what they drop, their inputs need not make
+        waiting = [*reversed(range(len(sets)))]  # readers first: layers before them need not make what they drop
         reasons: dict[int, str] = {}
         while waiting:
             place = waiting.pop(0)
@@ -66,7 +66,7 @@ class EliminateUnreadOutputs(Pass):
 
 
 def _eliminate(program: Program, channels: Channels) -> str | None:
-    """Remove what nothing reads of a set of channels; or the reason why all of them stay."""
+    """Remove the channels of a set that nothing reads; returns why all of them stay, or None if some were removed."""
     if channels.pinned or channels.fixed or not channels.readers:
         return channels.pinned or channels.fixed or "nothing reads its outputs in the graph"
     readers = {name: program.tensor(name).detach() for name, _ in channels.readers}
@@ -94,7 +94,7 @@ def _eliminate(program: Program, channels: Channels) -> str | None:
 
 
 def _read(weight: Tensor, run: int) -> Tensor:
-    """Bool [C], whether a weight [O, C * run, *K] reads anything of a channel."""
+    """Return bool [C]: whether a weight [O, C * run, *K] reads a channel."""
     return (weight != 0).movedim(1, 0).flatten(1).any(dim=1).reshape(-1, run).any(dim=1).cpu()
 
 
@@ -103,7 +103,7 @@ def _taken(values: Tensor, index: Tensor, *, dim: int) -> Tensor:
 
 
 def _kept(live: Tensor, rows: int, step: int) -> Tensor:
-    """Positions of outputs to keep: the live ones of each group, and as many dead ones as make groups equal and a multiple of ``step``."""
+    """Choose the outputs to keep: the live ones of each group, and enough dead ones that all groups have the same multiple of ``step``."""
     alive = live.reshape(-1, rows)
     count = min(-(-max(int(alive.sum(dim=1).max()), 1) // step) * step, rows)
     places = alive.int().sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values

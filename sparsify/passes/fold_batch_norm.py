@@ -17,10 +17,10 @@ from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 
 @dataclass(frozen=True)
 class FoldBatchNorm(Pass):
-    """Fold a batch norm into the layer before it, where nothing else reads that layer; its parameters and statistics go with it.
+    """Fold a batch norm into the layer before it if nothing else reads that layer, and remove the norm's parameters and statistics.
 
-    Zeros stay zeros. Arithmetic in float64, rounded once. Skipped, with the reason: a weight or bias that is computed, shared or read
-    elsewhere, and a norm without running statistics, or whose scale and shift are computed.
+    Zero weights stay zero. The arithmetic is in float64 and rounds once. The pass skips, and logs why: layers whose weight or bias is
+    computed, shared or read elsewhere; norms without running statistics; and norms whose scale or shift is computed.
 
     Examples:
         >>> import torch
@@ -93,7 +93,7 @@ class FoldBatchNorm(Pass):
 
 
 def _own(program: Program, value: fx.Node | None, what: str) -> fx.Node | str | None:
-    """The node of the parameter that is an argument of a layer; None without one, else why it cannot be changed."""
+    """Return the node of the parameter that is an argument of a layer, None if there is no such argument, or why it cannot be changed."""
     if value is None:
         return None
     if value.op != "get_attr":
@@ -105,7 +105,7 @@ def _own(program: Program, value: fx.Node | None, what: str) -> fx.Node | str | 
 
 
 def _statistic(program: Program, value: object) -> Tensor | str | None:
-    """A parameter or buffer of a norm, None where it has none, or why its value is not known."""
+    """Return a parameter or buffer of a norm, None if it has none, or why its value is unknown."""
     if value is None:
         return None
     if not isinstance(value, fx.Node) or value.op != "get_attr":

@@ -1,4 +1,4 @@
-"""``fold-layer-norm``: the scale and shift of a layer norm become part of the grouped linear layers that read it."""
+"""``fold-layer-norm``: move the scale and shift of a layer norm into the grouped linear layers that read it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 
 @dataclass(frozen=True)
 class FoldLayerNorm(Pass):
-    """Move the scale and shift of a layer norm into the grouped linear layers after it, where nothing else reads the norm.
+    """Move the scale and shift of a layer norm into the grouped linear layers after it, if nothing else reads the norm.
 
-    W (s * n + t) + b = (W s) n + (W t + b), n being the normalised value. Zeros stay zeros. Before dense layers nothing is gained: runtimes
-    have an operator for a whole layer norm, but none for one of feature-major values, of which scale and shift are two operators.
+    With the normalised value n: W (s * n + t) + b = (W s) n + (W t + b). Zero weights stay zero. Dense layers would gain nothing, because
+    runtimes have one operator for a whole layer norm. They have none for feature-major values, where scale and shift are two operators.
     """
 
     name: ClassVar = "fold-layer-norm"

@@ -19,7 +19,7 @@ from sparsify.passes.base import CHANGED, Effect, Kept, Pass, PassLog, Preserves
 class FoldMasks(Pass):
     """Set inactive weights to 0, then remove every mask, random mask and hook from both phases.
 
-    The mask of a weight that no phase reads any more (an unused head) goes as well.
+    Masks of weights that no phase reads any more (such as an unused head) are removed as well.
 
     Examples:
         >>> import torch
@@ -62,7 +62,7 @@ def _mask(program: Program, name: str, mask: Tensor) -> None:
 
 
 def _unread_masks(program: Program, log: PassLog) -> list[str]:
-    """Masks left without a node, because nothing reads what their weights make; these weights are masked here."""
+    """Find masks without a node, because nothing reads values computed from their weights, and apply them to these weights."""
     buffers, found = dict(program.named_buffers()), list[str]()
     for name, parameter in list(program.named_parameters(remove_duplicate=False)):
         mask = buffers.get(f"{name}_mask")

@@ -1,4 +1,4 @@
-"""In-place operators of a phase as the operators that return their result, where nobody can tell the difference."""
+"""Replaces in-place operators of a phase by operators that return their result, if no other node can see the difference."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ aten = torch.ops.aten
 
 
 def make_functional(program: Program, phase: str) -> None:
-    """Replace in-place operators; those that read the changed value later read the result.
+    """Replace in-place operators; later readers of the changed value read the result instead.
 
-    An operator stays where other values may share the memory that it writes, where it changes an input or the state of the program, or
-    where ATen has no form of it that takes the same arguments.
+    An operator stays in place if other values may share the memory that it writes, if it changes an input or the state of the program, or
+    if ATen has no functional form with the same arguments.
     """
     place = {node: index for index, node in enumerate(program.phases[phase].graph.nodes)}
     for node in list(place):
@@ -32,7 +32,7 @@ def make_functional(program: Program, phase: str) -> None:
 
 
 def _functional(node: fx.Node) -> Callable[..., Any] | None:
-    """The overload that returns its result and takes the same arguments, if the node is an in-place operator of its result's type."""
+    """Find the functional overload with the same arguments; None if there is none, or the node is not an in-place operator."""
     written = node.target
     if (
         not isinstance(written, torch._ops.OpOverload)
@@ -51,7 +51,7 @@ def _functional(node: fx.Node) -> Callable[..., Any] | None:
 
 
 def _owned(value: fx.Node, writer: fx.Node) -> bool:
-    """Whether the memory of ``value`` is read through ``value`` and ``writer`` only."""
+    """Return whether only ``value`` and ``writer`` read the memory of ``value``."""
     if any(user is not writer and shares_memory(user) for user in value.users):
         return False
     while shares_memory(value):

@@ -15,9 +15,9 @@ from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
 
 @dataclass(frozen=True)
 class InsertGradientTaps(Pass):
-    """Let every masked weight of the train phase flow through a `GradientTap` called ``<weight>_tap``.
+    """Route every masked weight of the train phase through a `GradientTap` called ``<weight>_tap``.
 
-    A weight used through several masks (tied names) has one tap, which sums. Disarmed taps cost nothing.
+    A weight that is read through several masks (tied names) has one tap, which sums their gradients. Disarmed taps cost nothing.
     """
 
     name: ClassVar = "insert-gradient-taps"

@@ -52,7 +52,7 @@ class InsertMasks(Pass):
 
     weights: tuple[str, ...] = option((), "globs of weights to mask; all that can be sparse by default")
     keep_dense: tuple[str, ...] = option((), "globs of weights to leave without a mask")
-    keep_frozen: bool = option(False, "leave weights without a mask that do not train (requires_grad is False)")
+    keep_frozen: bool = option(False, "do not mask weights that are not trained (requires_grad is False)")
     pattern: str = option(
         "unstructured",
         "which positions may be active together: unstructured, nm:2:4, block:4x1, grouped:64",
@@ -62,7 +62,7 @@ class InsertMasks(Pass):
         None, "active fraction of the masked weights; all ones when not given", within=Range(0, 1, open_low=True)
     )
     score: str = option(
-        "magnitude", "what ranks positions when a density is given: magnitude, or random", choices=SCORES
+        "magnitude", "how positions are ranked when a density is given: magnitude, or random", choices=SCORES
     )
     allocation: str = option("global_magnitude", "how the density is split over weights", choices=ALLOCATIONS)
 
@@ -155,7 +155,7 @@ class InsertMasks(Pass):
 
 
 def _order_is_fixed(program: Program, patterns: Mapping[str, Pattern]) -> dict[str, str]:
-    """Weights with a learned grouping whose outputs cannot be put in another order at no cost, and why."""
+    """Find the weights with a learned grouping whose outputs cannot be reordered for free; returns the reason by weight."""
     learned = {name: p for name, p in patterns.items() if isinstance(p, Grouped) and p.is_learned}
     if not learned:
         return {}
@@ -177,7 +177,7 @@ def _order_is_fixed(program: Program, patterns: Mapping[str, Pattern]) -> dict[s
 
 
 def _unsuited(site: WeightSite, pattern: Pattern) -> str | None:
-    """Why the pattern passes over a weight, or None."""
+    """Return why the pattern leaves a weight dense, or None if it applies."""
     if site.kind == "conv-transpose" and not isinstance(pattern, Unstructured):
         return "a transposed convolution has its inputs in the first dimension"
     reason = pattern.unsuited(site.shape)

@@ -1,4 +1,4 @@
-"""``insert-random-masks``: training reads each weight through a mask that is drawn anew each step."""
+"""``insert-random-masks``: in training, read each weight through a mask that is drawn anew at each step."""
 
 from __future__ import annotations
 
@@ -19,23 +19,21 @@ from sparsify.passes.options import Range, option
 
 @dataclass(frozen=True)
 class InsertRandomMasks(Pass):
-    """Let training read each weight through a random mask: a bool buffer ``<weight>_visible``, True until a trainer draws it.
+    """Make training read each weight through a random mask: a bool buffer ``<weight>_visible``, all True until a trainer draws it.
 
-    It stands behind the weight's own mask and in front of its tap, so that the tap records the gradient of what the model read.
-    Of a program without masks, every weight that could have one is taken.
+    The random mask comes after the weight's own mask and before its tap, so the tap records the gradient of what the model read. In a
+    program without masks, every weight that could have a mask gets a random one.
 
     Raises:
-        PassError: If there are random masks already, the rate is not in [0, 1), or a glob matches nothing.
+        PassError: If the program already has random masks, the rate is not in [0, 1), or a glob matches nothing.
     """
 
     name: ClassVar = "insert-random-masks"
     requires: ClassVar = (Stage.TRACED, Stage.MASKED)
     effects: ClassVar = Effect.TRAIN_GRAPH | Effect.NAMES
 
-    rate: float = option(
-        0.1, "share of the weights that a step does not see, in [0, 1)", within=Range(0, 1, open_high=True)
-    )
-    rescale: bool = option(False, "divide what is left by 1 - rate")
+    rate: float = option(0.1, "share of the weights hidden at each step, in [0, 1)", within=Range(0, 1, open_high=True))
+    rescale: bool = option(False, "divide visible weights by 1 - rate")
     weights: tuple[str, ...] = option((), "globs of weights; all that have a mask by default")
 
     @property

@@ -21,7 +21,7 @@ _RECORD: ContextVar[Record | None] = ContextVar("passes applied in the block of 
 @checked(PassError)
 @contextmanager
 def recording() -> Generator[Record]:
-    """The passes applied within the block, whoever applies them, with their logs in order; blocks may nest, the inner one records."""
+    """Record all passes applied within the block, with their logs, in order. If blocks are nested, only the inner one records."""
     record: Record = []
     token = _RECORD.set(record)
     try:
@@ -77,7 +77,7 @@ def dump_to(folder: Path) -> Instrument:
 
 
 def diff(before: str, after: str, name: str) -> str:
-    """A unified diff of two program texts."""
+    """Return a unified diff of two program texts."""
     lines = difflib.unified_diff(
         before.splitlines(), after.splitlines(), f"before {name}", f"after {name}", lineterm="", n=1
     )

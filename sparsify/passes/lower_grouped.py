@@ -1,4 +1,4 @@
-"""``lower-grouped-linear`` and ``lower-grouped-conv``: zeros that line up become small dense layers behind a selection of inputs."""
+"""``lower-grouped-linear`` and ``lower-grouped-conv``: turn grouped zeros into small dense layers, each reading a selection of inputs."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from sparsify.passes.options import option
 aten = torch.ops.aten
 FORMS = ("auto", "grouped")
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
-"""Names of the operators that are written in groups, whatever spelling of its padding one has."""
+"""Names of the operators that the pass rewrites, for every spelling of padding."""
 
 
 @dataclass(frozen=True)
 class LowerGroupedConv(Pass):
-    """Convolution -> selection of channels and a convolution in groups, where groups of outputs read few input channels.
+    """Rewrite a convolution whose groups of outputs read few input channels as a selection of channels and a grouped convolution.
 
-    The selection is left out where it is the identity. Kept channels are filled up to a multiple of 16, below which runtimes leave their
-    blocked layouts.
+    A selection that is the identity is left out. The number of kept channels is rounded up to a multiple of 16, because runtimes only use
+    their fast blocked layouts for such numbers.
 
     Raises:
         PassError: If the form is unknown or a glob matches no weight.
@@ -83,12 +83,12 @@ class LowerGroupedConv(Pass):
 
 @dataclass(frozen=True)
 class LowerGroupedLinear(Pass):
-    """Linear layer -> one product of small matrices, one per group, over selected rows of feature-major values.
+    """Rewrite a linear layer as a batched product of small matrices, one per group, over selected rows of feature-major values.
 
-    It is the operator ``sparsify.grouped_linear``; over tokens, of which there may be any number, a convolution of width 1 in groups,
-    after a selection. Chains of layers stay feature-major: through elementwise operators, residual additions and layer norms, with dense
-    layers between lowered ones turned too, so that transposes remain at the ends only. The cost model weighs what a layer saves at the
-    rows that it computes, batch times tokens, against the transposes.
+    The new operator is ``sparsify.grouped_linear``. Over tokens, whose number may vary, it is a selection and a grouped convolution of
+    width 1. Values stay feature-major through elementwise operators, residual additions, layer norms and dense layers in between, so that
+    transposes are only needed at the ends of a chain of layers. The cost model compares what a layer saves, for the rows that it computes
+    (batch times tokens), with the cost of the transposes.
 
     Raises:
         PassError: If the form is unknown, a glob matches no weight, or a size is of no dimension that varies.
@@ -153,21 +153,21 @@ class LowerGroupedLinear(Pass):
         columns.lowered(node, _product(node, weight, inputs, packing.chunk, columns))
 
     def _follow_dense(self, node: fx.Node, columns: FeatureMajor) -> None:
-        """A dense layer that reads a feature-major value computes in that form as well."""
+        """Make a dense layer that reads a feature-major value compute in that form as well."""
         if kind_of(node) == "linear" and argument(node, "input") in columns.twins and can_turn(node):
             made = _tokens if len(feature_shape(node)) > 2 else functools.partial(_product, inputs=None, chunk=1)
             columns.lowered(node, made(node, argument(node, "weight"), columns=columns))
 
 
 def _varying(program: Program, node: fx.Node) -> list[str]:
-    """Dimensions of a layer's output that vary, other than the batch and the first."""
+    """Return the varying dimensions of a layer's output, except the first and those of the batch."""
     spec = node.meta.get("spec")
     shape = spec.shape[1:] if isinstance(spec, TensorSpec) else ()
     return [name for name in program.sizes if name != BATCH and any(mentions(size, name) for size in shape)]
 
 
 def _every_step(program: Program, node: fx.Node, source: fx.Node, weight: Tensor) -> fx.Node:
-    """What a strided 1 x 1 convolution reads of its input, so that the rest need not be selected; its stride becomes 1."""
+    """Subsample the input of a strided 1 x 1 convolution before the selection, and set its stride to 1; returns the new input."""
     stride, padding = argument(node, "stride"), argument(node, "padding")
     spec, made = source.meta.get("spec"), node.meta.get("spec")
     padded = padding == "same" or (padding != "valid" and any(padding))
@@ -187,16 +187,14 @@ def _every_step(program: Program, node: fx.Node, source: fx.Node, weight: Tensor
 def _selected(
     program: Program, node: fx.Node, weight: fx.Node, packing: Packing, columns: FeatureMajor
 ) -> tuple[fx.Node, fx.Node]:
-    """What the groups read of tokens, [N, G * K, S], and the node behind which its readers go."""
+    """Select the inputs that the groups read of tokens, [N, G * K, S]; returns that node and the node after which readers go."""
     source, last = columns.of(argument(node, "input")), node
     batch, features, width = feature_shape(argument(node, "input"))
     if packing.is_identity(int(features)):
         return source, last
-    chunk = (
-        packing.chunk if isinstance(width, int) else 1
-    )  # a reshape has room for one open size, and that is the batch
+    chunk = packing.chunk if isinstance(width, int) else 1  # a reshape can infer only one size, and that is the batch
     line = width if chunk == 1 else chunk * int(width)
-    if chunk > 1:  # rows of a chunk lie side by side, so that a chunk is one line to copy
+    if chunk > 1:  # rows of a chunk are adjacent, so a chunk is one contiguous copy
         shape = (batch, int(features) // chunk, line)
         source = last = columns.emit(last, aten.reshape.default, (source, sizes(shape)), shape)
     index = _index(program, weight, node, packing.inputs.flatten()[::chunk] // chunk)
@@ -211,13 +209,13 @@ def _selected(
 def _convolution(
     node: fx.Node, weight: fx.Node, source: fx.Node, groups: int, columns: FeatureMajor, last: fx.Node
 ) -> fx.Node:
-    """A convolution of width 1 over tokens, in groups: runtimes add the bias to the product of a group while it is at hand."""
+    """Make a grouped convolution of width 1 over tokens; runtimes fuse the bias into the product of each group."""
     given = (source, weight, argument(node, "bias"), [1], [0], [1], groups)
     return columns.emit(last, aten.conv1d.default, given, feature_shape(node))
 
 
 def _tokens(node: fx.Node, weight: fx.Node, columns: FeatureMajor) -> fx.Node:
-    """A dense layer over tokens."""
+    """Make a dense layer over tokens."""
     bias, shape = argument(node, "bias"), feature_shape(node)
     product = columns.emit(node, aten.matmul.default, (weight, columns.of(argument(node, "input"))), shape)
     if not isinstance(bias, fx.Node):
@@ -235,7 +233,7 @@ def _product(node: fx.Node, weight: fx.Node, inputs: fx.Node | None, chunk: int,
 def _layers(
     program: Program, operators: tuple[str, ...], settings: LowerGroupedConv | LowerGroupedLinear, log: PassLog
 ) -> list[tuple[fx.Node, fx.Node]]:
-    """(layer, its weight's node) of the eval phase, for weights that only one layer reads."""
+    """Return (layer, node of its weight) of the eval phase, for weights that only one layer reads."""
     names = [name for name, parameter in program.named_parameters() if parameter.ndim > 1]
     for glob in settings.keep_dense:
         if not any(fnmatch.fnmatchcase(name, glob) for name in names):

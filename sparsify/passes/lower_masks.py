@@ -17,10 +17,10 @@ from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
 
 @dataclass(frozen=True)
 class LowerMasks(Pass):
-    """Replace ``weight * mask`` by a view of the weight whose gradient is masked: same outputs and gradients, bit for bit.
+    """Replace ``weight * mask`` by a view of the weight with a masked gradient: same outputs and gradients, bit for bit.
 
-    Where a tap follows, the tap masks the gradient. Masks that are lowered already stay as they are, unless a tap was inserted since.
-    It holds where inactive weights are exactly 0, which a trainer keeps true after every step.
+    If a tap follows, the tap masks the gradient. Masks that are already lowered stay unchanged, unless a tap was inserted since. This
+    requires that inactive weights are exactly 0, which a trainer ensures after every step.
 
     Raises:
         PassError: If an inactive weight is not 0.

@@ -1,4 +1,4 @@
-"""Options of passes: how a field becomes one, what it may be, and how it is spelt in a pipeline."""
+"""Options of passes: how a field becomes an option, which values are allowed, and how it is spelt in a pipeline."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Choices = Iterable[str]
 @checked_fields(PassError)
 @dataclass(frozen=True)
 class Range:
-    """The numbers that an option may be.
+    """The range of numbers that an option allows.
 
     Attributes:
-        low: the smallest.
-        high: the largest; None: no bound.
-        open_low: leave ``low`` out.
-        open_high: leave ``high`` out.
+        low: lower bound.
+        high: upper bound; None: no bound.
+        open_low: exclude ``low`` itself.
+        open_high: exclude ``high`` itself.
     """
 
     low: float
@@ -54,10 +54,10 @@ class Option:
     Attributes:
         name: as spelt in a pipeline.
         type: ``text``, ``list``, ``number``, ``whole number`` or ``true or false``.
-        default: the value of a pass that is made without the option.
-        help: one line.
-        choices: the texts that it may be; empty where any will do.
-        within: the numbers that it may be; None where any finite one will do.
+        default: the value if the option is not given.
+        help: its meaning in one line.
+        choices: the texts that are allowed; empty if all are.
+        within: the numbers that are allowed; None if every finite one is.
     """
 
     name: str
@@ -77,14 +77,14 @@ def option(
     within: Range | None = None,
     reads: Reader | None = None,
 ) -> Any:
-    """A dataclass field that is an option of a pass. Its type and what it may be are checked when the pass is made.
+    """Make a dataclass field that is an option of a pass. Its type and value are checked when the pass is made.
 
     Args:
-        default: the value of a pass that is made without it.
+        default: the value if the option is not given.
         help: its meaning, one line for the command.
-        choices: the texts that it may be. A registry is looked up anew each time, so that what is added to it counts.
-        within: the numbers that it may be.
-        reads: what reads its text later; raises a `SparsifyError` that says what is allowed where it cannot.
+        choices: the texts that are allowed. A registry is looked up at each check, so entries added later are allowed too.
+        within: the numbers that are allowed.
+        reads: parses the text of the option; raises a `SparsifyError` that says what is allowed if it cannot.
     """
     return dataclasses.field(
         default=default, metadata={"help": help, "choices": choices, "within": within, "reads": reads}
@@ -92,7 +92,7 @@ def option(
 
 
 def options_of(cls: type[Any]) -> tuple[Option, ...]:
-    """The options of a pass, in declaration order."""
+    """Return the options of a pass, in declaration order."""
     return tuple(
         Option(
             spelling(f),
@@ -110,8 +110,8 @@ def check(step: Any) -> None:
     """Check the type and value of each option of a pass.
 
     Raises:
-        PassError: If one has another type, is out of range or is no choice; naming the pass, the option and what is allowed.
-        SparsifyError: Of the kind that the option's reader raises, where it cannot read the text.
+        PassError: If an option has the wrong type, is out of range or is not a choice; names the pass, the option and what is allowed.
+        SparsifyError: If the option's parser refuses the text; the parser decides the subclass.
     """
     for f, hint in _fields(type(step)):
         value, where = getattr(step, f.name), f"{step.name}: option {spelling(f)}"
@@ -132,10 +132,10 @@ def check(step: Any) -> None:
 
 
 def convert(step: str, key: str, text: str, hint: Any) -> Any:
-    """The value that the text of an option stands for.
+    """Convert the text of an option to a value of its type.
 
     Raises:
-        PassError: If it stands for none of the option's type.
+        PassError: If the text is not a value of that type.
     """
     kind = kind_of(hint)
     try:
@@ -155,7 +155,7 @@ def convert(step: str, key: str, text: str, hint: Any) -> Any:
 
 
 def kind_of(hint: Any) -> str:
-    """What the command calls a type."""
+    """Return the command's name for a type."""
     text = str(hint)
     if "tuple" in text:
         return "list"
@@ -166,12 +166,12 @@ def kind_of(hint: Any) -> str:
 
 
 def spelling(f: dataclasses.Field[Any]) -> str:
-    """How an option is called in a pipeline."""
+    """Return the name of an option in a pipeline."""
     return f.name.replace("_", "-")
 
 
 def spell(value: Any) -> str:
-    """A value as it is written in a pipeline."""
+    """Format a value as it is written in a pipeline."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

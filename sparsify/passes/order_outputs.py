@@ -1,4 +1,4 @@
-"""``order-outputs``: outputs that read the same inputs next to each other, at no cost where their order is free."""
+"""``order-outputs``: put outputs that read the same inputs next to each other; this costs nothing if their order is free."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class OrderOutputs(Pass):
-    """Reorder the outputs of layers so that those which read the same inputs stand together, as a grouped form needs them.
+    """Reorder the outputs of layers so that outputs which read the same inputs are adjacent, as grouped layers need them.
 
-    Groups are found in the zeros of the weights, whatever pattern made them. Only weights change: rows of the layers that write the
-    values, columns of those that read them, and what has one value per channel in between. Where the order of outputs is not free (they are
-    outputs of the program, are read by something that does not follow, or in chunks), a layer is reordered if a cost model predicts a gain
-    for it, at the rows that it computes: a selection then undoes the order. Otherwise it stays as it is.
+    The pass finds groups in the zeros of the weights, for any pattern. It only changes weights: rows of the layers that write the values,
+    columns of the layers that read them, and parameters with one value per channel in between. The order is not free if the values are
+    outputs of the program, or if a reader cannot be reordered or reads chunks. Then the pass only reorders a layer if a cost model predicts
+    that it gains, for the rows that it computes, despite a selection that restores the order.
 
     Raises:
-        PassError: If a size is of no dimension that varies.
+        PassError: If a size names no dimension that varies.
     """
 
     name: ClassVar = "order-outputs"
@@ -76,7 +76,7 @@ def _layers(program: Program) -> dict[str, Layer]:
 
 
 def _common_order(program: Program, channels: Channels) -> tuple[Tensor | None, list[str]]:
-    """An order in which the writers that have groups have them together, where it is not the present one, and those writers."""
+    """Find an order in which each group's outputs are adjacent, None if it is the present one; also returns the writers with groups."""
     weights = {name: program.get_parameter(name).detach() for name in dict.fromkeys(channels.writers)}
     used = {name: inputs_read(weight).cpu() for name, weight in weights.items() if weight.ndim > 1}
     exact = {name: found[0] for name, reads in used.items() if (found := shared_inputs(reads))}
@@ -99,7 +99,7 @@ def _is_plain(order: Tensor) -> bool:
 
 
 def _gains(weight: Tensor, order: Tensor, use: Use | None = None) -> tuple[float, float]:
-    """Predicted times as fast as dense, as the outputs are and in the order; 1 where a dense layer is as fast."""
+    """Predict the speed-up over dense with the present order of outputs and with ``order``; 1 if a dense layer is as fast."""
     tables = (weight, weight[order.to(weight.device)])
     packings = [best_packing(table, use=use)[0] for table in tables]
     before, after = (1.0 if p is None else predicted_gain(t, p, use) for t, p in zip(tables, packings, strict=True))
@@ -107,7 +107,7 @@ def _gains(weight: Tensor, order: Tensor, use: Use | None = None) -> tuple[float
 
 
 def _chunked(program: Program, channels: Channels) -> str | None:
-    """Which layer keeps the inputs that they are in chunks that a new order would break, if one does."""
+    """Name a layer that reads these channels in chunks which a new order would break; None if there is none."""
     for name, run in channels.readers:
         packing = best_packing(program.get_parameter(name).detach())[0]
         if packing is not None and run % packing.chunk:
@@ -126,7 +126,7 @@ def _reorder(program: Program, channels: Channels, order: Tensor) -> None:
 
 
 def _order_and_undo(program: Program, name: str, layer: Layer, sizes: Mapping[str, int]) -> bool:
-    """Order the outputs of one layer and select them back, where that is predicted faster; whether it was."""
+    """Reorder one layer's outputs and restore the order by a selection, if that is predicted to be faster; returns whether it was."""
     weight = program.get_parameter(name).detach()
     found = shared_inputs(inputs_read(weight))
     order = order_of_outputs(weight) if found is None else found[1]

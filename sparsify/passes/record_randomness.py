@@ -1,4 +1,4 @@
-"""``record-randomness``: a node that lets probes see the dropout of the step they belong to."""
+"""``record-randomness``: add a node that lets probes use the same dropout masks as the step they belong to."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ RECORD = "randomness_record"
 
 @dataclass(frozen=True)
 class RecordRandomness(Pass):
-    """Let the first input of the train phase flow through a `RandomnessRecord`, where the phase draws random numbers.
+    """Route the first input of the train phase through a `RandomnessRecord`, if the phase draws random numbers.
 
-    A probe evaluates the batch of a step again, at other weights. With the record it draws the same dropout masks, and two
-    gradients of one batch differ only by their weights.
+    A probe evaluates the batch of a step again with other weights. With the record it draws the same dropout masks, so that two gradients
+    of one batch differ only because of their weights.
 
     Raises:
-        PassError: If there is a record already.
+        PassError: If the program already has a record.
     """
 
     name: ClassVar = "record-randomness"

@@ -93,13 +93,13 @@ class Pipeline:
 
     @checked(PassError, program=_NO_PROGRAM)
     def run(self, program: Program, instruments: Sequence[Instrument] = ()) -> tuple[Program, tuple[PassLog, ...]]:
-        """Like calling it, with the log of each pass; instruments see the program before and after each pass."""
+        """Call the pipeline and also return the log of each pass. Instruments see the program before and after each pass."""
         program = program.clone()
         return program, self.apply(program, instruments)
 
     @checked(PassError, program=_NO_PROGRAM)
     def apply(self, program: Program, instruments: Sequence[Instrument] = ()) -> tuple[PassLog, ...]:
-        """Rewrite ``program`` itself, without the clone: for callers who own it.
+        """Rewrite ``program`` in place, without a clone; for callers who own it.
 
         Raises:
             SparsifyError: If a pass refuses the program or fails; the message names the pass and those that ran before it.

@@ -1,4 +1,4 @@
-"""``remove-random-masks``: training reads weights directly again."""
+"""``remove-random-masks``: make training read weights without random masks again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsify.passes.base import CHANGED, UNCHANGED, Effect, Kept, Pass, PassLog
 
 @dataclass(frozen=True)
 class RemoveRandomMasks(Pass):
-    """Take random masks and their buffers out of the train phase; the eval phase has none."""
+    """Remove random masks and their buffers from the train phase; the eval phase has none."""
 
     name: ClassVar = "remove-random-masks"
     requires: ClassVar = (Stage.TRACED, Stage.MASKED)

@@ -1,4 +1,4 @@
-"""``scale-prediction``: an output in the units of its targets, from values that the model learns at mean 0 and deviation 1."""
+"""``scale-prediction``: let the model learn values with mean 0 and deviation 1, and scale its output to the units of the targets."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from sparsify.tasks.base import shown
 aten = torch.ops.aten
 OUTPUT = "prediction"
 MEAN, DEVIATION = "prediction_scale.mean", "prediction_scale.deviation"
-"""The buffers, one number per column of an output [N, K], else one number, [1]."""
+"""Names of the buffers: one number per column [K] for an output [N, K], else a single number [1]."""
 
 
 @dataclass(frozen=True)
 class ScalePrediction(Pass):
     """Multiply a prediction by the buffer ``prediction_scale.deviation`` and add ``prediction_scale.mean``, in both phases.
 
-    The prediction is the output ``prediction``. The buffers are 1 and 0 until they are set (`set_scale`), so that the pass changes no
-    output. They have one number per column of an output [N, K], and one number for an output of another shape. A calibration head that
-    the program has reads the scaled value from then on; fit it after the scale is set.
+    The prediction is the output ``prediction``. The buffers are 1 and 0 until they are set (`set_scale`), so the pass itself changes no
+    output. They have one number per column for an output [N, K], and a single number for other shapes. If the program has a calibration
+    head, the head reads the scaled value from then on; fit it after setting the scale.
 
     Raises:
-        PassError: If the program was traced for a task other than a regression, has the buffers already, or has no floating-point output
-            of that name.
+        PassError: If the program was traced for a task other than a regression, already has these buffers, or has no floating-point
+            output called ``prediction``.
     """
 
     name: ClassVar = "scale-prediction"
@@ -82,7 +82,7 @@ def _check_task(program: Program) -> None:
 
 
 def _value(program: Program, phase: str) -> fx.Node:
-    """The prediction as the model makes it."""
+    """Return the node of the unscaled prediction."""
     outputs = named_outputs(program.output_node(phase))
     if OUTPUT not in outputs:
         raise PassError(
@@ -100,7 +100,7 @@ def _value(program: Program, phase: str) -> fx.Node:
 
 
 def _head_readers(program: Program, phase: str, value: fx.Node) -> list[fx.Node]:
-    """Nodes of a calibration head that read the value."""
+    """Return the nodes of a calibration head that read the value."""
     behind = head_outputs(program, phase).values()
     return [user for user in value.users if any(user in found for found in behind)]
 
@@ -111,22 +111,22 @@ def _head_readers(program: Program, phase: str, value: fx.Node) -> list[fx.Node]
     targets="fit_scale takes the training targets second, a tensor [N, ...], found {found}. Make one with torch.as_tensor.",
 )
 def fit_scale(program: Program, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Let a model learn the targets of a regression at mean 0 and deviation 1, and predict them in their own units.
+    """Let a model learn regression targets with mean 0 and deviation 1, and predict them in their own units.
 
-    Applies `ScalePrediction` to the program and sets its buffers. Call it before training: ``trainer.loss`` is then of errors divided by
-    the deviation. A program that is scaled already gets the new mean and deviation.
+    Applies `ScalePrediction` to the program and sets its buffers. Call it before training: ``trainer.loss`` then measures errors divided
+    by the deviation. A program that is already scaled gets the new mean and deviation.
 
     Args:
         program: traced for a regression, of stage TRACED or MASKED; changed in place.
-        targets: of the training samples, [N, ...], of the shape of the prediction.
+        targets: targets of the training samples, [N, ...], of the shape of the prediction.
 
     Returns:
-        Mean and deviation: of each column, [K], for a prediction [N, K]; else of all values, [1]. A column of one value has deviation 1,
-        so that it is only shifted, and is warned of.
+        Mean and deviation: per column, [K], for a prediction [N, K]; else over all values, [1]. A constant column gets deviation 1, so it
+        is only shifted, and a warning names it.
 
     Raises:
         PassError: If the program was traced for another task, or returns nothing that can be scaled.
-        DataError: If the targets do not fit the prediction, or there are none.
+        DataError: If the targets do not fit the prediction, or are empty.
 
     Examples:
         >>> import torch
@@ -144,8 +144,8 @@ def fit_scale(program: Program, targets: Tensor) -> tuple[Tensor, Tensor]:
     task.check(targets, shape)
     if not targets.numel():
         raise DataError(
-            f"the scale of {program.name!r} is that of the training targets, and {shown(targets)} holds none. Give those of all training "
-            f"samples."
+            f"the scale of {program.name!r} comes from the training targets, and {shown(targets)} holds none. Give the targets of all "
+            f"training samples."
         )
     mean, deviation = task.moments(targets, shape)
     _warn_of_constants(mean, deviation)
@@ -173,9 +173,9 @@ def set_scale(program: Program, mean: Tensor, deviation: Tensor) -> None:
     """Set the scale of a program that `ScalePrediction` changed.
 
     Args:
-        program: its buffers are written.
-        mean: [K], or [1].
-        deviation: of the same shape, above 0.
+        program: the program whose buffers are set.
+        mean: [K], or [1], in the units of the targets.
+        deviation: of the same shape, above 0, in the units of the targets.
     """
     with torch.no_grad():
         program.get_buffer(MEAN).copy_(mean)
@@ -183,19 +183,19 @@ def set_scale(program: Program, mean: Tensor, deviation: Tensor) -> None:
 
 
 def scale_of(program: Program) -> tuple[Tensor, Tensor] | None:
-    """Mean and deviation, each [K] or [1], of a program that `ScalePrediction` changed; else None."""
+    """Return mean and deviation, each [K] or [1], of a program that `ScalePrediction` changed; else None."""
     found = dict(program.named_buffers())
     return (found[MEAN], found[DEVIATION]) if MEAN in found and DEVIATION in found else None
 
 
 def deviation_of(program: Program) -> Tensor | None:
-    """The buffer of `scale_of` with the deviation, found without a walk: a trainer asks on every step."""
+    """Return the deviation of `scale_of`. It is looked up without walking the modules, because a trainer reads it at every step."""
     module, _, name = DEVIATION.partition(".")
     owner = program._modules.get(module)
     return None if owner is None else owner._buffers.get(name)
 
 
 def scale_row(program: Program) -> dict[str, dict[str, list[float]]]:
-    """Mean and deviation of a program that `ScalePrediction` changed, as data under ``scale``; empty where a prediction is not scaled."""
+    """Return mean and deviation of a scaled program as plain data under ``scale``; empty if the prediction is not scaled."""
     found = scale_of(program)
     return {} if found is None else {"scale": {"mean": found[0].tolist(), "deviation": found[1].tolist()}}

@@ -1,4 +1,4 @@
-"""Which passes lead from one stage to another: what to advise where a pass does not accept a program."""
+"""Finds the passes that lead from one stage to another, to advise users if a pass does not accept a program."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def route(passes: Iterable[type[Pass]], start: Stage, goals: Sequence[Stage]) -> tuple[type[Pass], ...] | None:
-    """The fewest passes that take a program of stage ``start`` to one of ``goals``; None where there is no way."""
+    """Find the shortest sequence of passes from stage ``start`` to one of ``goals``; None if there is none."""
     known, paths = list(passes), {start: tuple[type["Pass"], ...]()}
     waiting = deque([start])
     while waiting:
@@ -28,7 +28,7 @@ def route(passes: Iterable[type[Pass]], start: Stage, goals: Sequence[Stage]) ->
 
 
 def advice(step: type[Pass], stage: Stage, passes: Iterable[type[Pass]]) -> str:
-    """What to do where ``step`` does not accept a program of ``stage``, from what the passes require and ensure."""
+    """Say what to do if ``step`` does not accept a program of ``stage``, based on what the passes require and ensure."""
     known = list(passes)
     if ahead := route(known, stage, step.requires):
         return f"Run {' | '.join(p.name for p in ahead)} first."

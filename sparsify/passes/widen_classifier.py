@@ -1,4 +1,4 @@
-"""``widen-classifier``: one more logit, "unknown", beside the K of the model."""
+"""``widen-classifier``: add a logit for the class "unknown" to the K logits of the model."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ CHILD = "unknown_logit"
 
 @dataclass(frozen=True)
 class WidenClassifier(Pass):
-    """Let the train phase return K + 1 logits, the last of "unknown"; the eval phase keeps its K and gains two outputs.
+    """Make the train phase return K + 1 logits, the last one for "unknown"; the eval phase keeps K logits and gains two outputs.
 
-    The classifier is the linear layer or convolution that the logits come from, found in the graph. The new row is a layer of its own
-    beside it, ``<classifier>.unknown_logit``: the model's parameters keep names and shapes, and its outputs in eval mode their bits.
-    With p = softmax over all K + 1 logits, the eval phase also returns ``ood_score`` [N], higher = more in-distribution, and
-    ``unknown`` [N], p of the unknown. Every entry of the new row is that of a class drawn at random, so it begins like the others.
+    The classifier is the linear layer or convolution that the logits come from; it is found in the graph. The new row is a separate layer
+    next to it, ``<classifier>.unknown_logit``, so the model's parameters keep their names and shapes, and its outputs in eval mode stay the
+    same bit for bit. With p = softmax over all K + 1 logits, the eval phase also returns ``ood_score`` [N], higher = more in-distribution,
+    and ``unknown`` [N], the p of the unknown class. Each entry of the new row is copied from a class drawn at random, so that the row
+    starts out like the others.
 
     Raises:
-        PassError: If the score is unknown, the classifier cannot be found, or there is a new row or an output of that name already.
+        PassError: If the score is unknown, the classifier cannot be found, or the program already has the new row or an output of that
+            name.
     """
 
     name: ClassVar = "widen-classifier"
@@ -45,7 +47,7 @@ class WidenClassifier(Pass):
         "ood_score: known, the highest p of a class; or odds, the log-odds of known against unknown",
         choices=SCORES,
     )
-    seed: int = option(0, "of the new row's first values", within=Range(0, 2**63 - 1))
+    seed: int = option(0, "seed of the new row's initial values", within=Range(0, 2**63 - 1))
 
     @property
     def preserves(self) -> Mapping[str, Kept]:
@@ -78,7 +80,7 @@ class WidenClassifier(Pass):
         return log
 
     def _rows(self, program: Program, weight: str, bias: str | None) -> tuple[str, ...]:
-        """Register the new row's weight, and a bias where the classifier has one; their names."""
+        """Register the new row's weight, and a bias if the classifier has one; returns their names."""
         generator, rows = torch.Generator().manual_seed(self.seed), list[str]()
         for name in (weight, *([bias] if bias else [])):
             owner, _, leaf = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""What every pass promises, tried on small models: for the tests of a pass of one's own. See `check_pass`."""
+"""Checks of what every pass promises, on small models; use them to test a pass of your own. See `check_pass`."""
 
 from sparsify.passes.contract.cases import CASES as CASES
 from sparsify.passes.contract.cases import Case as Case

@@ -1,4 +1,4 @@
-"""The models of `sparsify.passes.contract.cases`: what passes meet in networks that are not plain chains."""
+"""The models of `sparsify.passes.contract.cases`: networks with structures that passes often get wrong."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class ComputedBias(nn.Module):
 
 
 class NormTwice(nn.Module):
-    """One batch norm behind two layers, and a layer before two batch norms."""
+    """One batch norm after two layers, and one layer before two batch norms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class TiedAndShared(nn.Module):
 
 
 class ManyEnds(nn.Module):
-    """Two inputs and four outputs, one of them on the way to another and one that is no number."""
+    """Two inputs and four outputs; one output is an intermediate value of another, and one is not a number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -358,7 +358,7 @@ def unread() -> nn.Module:
 
 
 def with_random_norms(build: Callable[[], nn.Module]) -> nn.Module:
-    """A model whose norms have a scale, a shift and statistics that change what flows through them."""
+    """Return a model whose norms have a scale, a shift and statistics that change what flows through them."""
     model = build()
     with torch.no_grad():
         for module in (m for m in model.modules() if "Norm" in type(m).__name__):

@@ -22,9 +22,9 @@ class Case:
 
     Attributes:
         name: unique among the cases that are tried together.
-        model: builds the model; its weights are those of torch's seed 1.
+        model: builds the model; it is called with torch's seed set to 1.
         args: positional inputs of the trace, with at least two samples.
-        task: what its output means, by name; None: nothing in particular, so that it is called ``logits``.
+        task: name of the task of its output; None: no task, and the output is called ``logits``.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Case:
     task: str | None = None
 
     def build(self) -> nn.Module:
-        """The model, with seeded weights."""
+        """Build the model with seeded weights."""
         torch.manual_seed(1)
         return self.model()
 
     def trace(self) -> Program:
-        """The program of ``build()`` with ``args``, of the caller's own: a copy of one that is traced once."""
+        """Trace ``build()`` with ``args``; the trace is made once, and each caller gets a copy."""
         if self not in _TRACED:
             _TRACED[self] = trace(self.build(), self.args, name=self.name, task=self.task)
         program = _TRACED[self].clone()
@@ -56,12 +56,12 @@ _TRACED: dict[Case, Program] = {}
 
 
 def normal(*shape: int) -> Tensor:
-    """Inputs drawn from a normal distribution, the same each time."""
+    """Draw inputs from a normal distribution; every call returns the same values."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 def tokens(*shape: int, below: int) -> Tensor:
-    """Whole numbers drawn uniformly, the same each time."""
+    """Draw whole numbers in [0, below) uniformly; every call returns the same values."""
     return torch.randint(below, shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 

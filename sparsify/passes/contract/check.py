@@ -1,4 +1,4 @@
-"""`check_pass`: what a pass declares, measured."""
+"""`check_pass`: measures whether a pass does what it declares."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ SETUPS: Mapping[Stage, tuple[str, ...]] = {
         "insert-masks{pattern=grouped:32:learned density=0.25 allocation=uniform} | fold-masks | deploy",
     ),
 }
-"""Pipelines that make the programs a pass is tried on, by the stages that it requires. Random masks are drawn, and where there are taps,
-inactive weights are 0, as a trainer leaves them; elsewhere they are not."""
+"""Pipelines that make the programs a pass is tried on, by the stage that it requires. Random masks are drawn. In programs with taps,
+inactive weights are 0, as a trainer leaves them; in others they are not."""
 _GRAPHS = {"train": Effect.TRAIN_GRAPH, "eval": Effect.EVAL_GRAPH}
 CLOSELY = 3
-"""Cases on which what takes longer is tried too: the same result twice, and the way through a file."""
+"""Cases on which the slower checks run too: a second run gives the same result, and so does saving and loading."""
 
 
 def check_pass(
@@ -48,16 +48,17 @@ def check_pass(
 ) -> tuple[Row, ...]:
     """Try a pass on many programs and compare what it declares with what it does.
 
-    On every case and after every pipeline of ``after``: the phases are called before and after the pass, with gradients. What changes is
-    within ``effects``; outputs and gradients are preserved as ``preserves`` says; every node's spec is true; the stage is the one of
-    ``ensures``; parameters train that trained before; the log names changes if and only if there are some; the program given is as it
-    was. A refusal is a `SparsifyError`. Over all cases, every effect that is declared is seen, and no more is preserved than is declared.
+    For every case, and after every pipeline of ``after``, both phases run with gradients before and after the pass. The pass must only
+    change what ``effects`` names, preserve outputs and gradients as ``preserves`` says, keep every node's spec true, leave the stage of
+    ``ensures``, keep trainable parameters trainable, log changes exactly if there are some, and not touch the given program. It may only
+    refuse a program with a `SparsifyError`. Over all cases, each declared effect must occur, and the pass must not preserve more than it
+    declares.
 
     Args:
-        step: the pass, with the options that are to be tried. It need not be registered.
+        step: the pass, with the options to be tried. It need not be registered.
         cases: models to try it on.
         after: pipelines that make the programs it is tried on; by default `SETUPS` of the stages that it requires.
-        at_least: the number of cases that it should change.
+        at_least: how many cases the pass should change at least.
 
     Returns:
         A row for each case and pipeline, which `table` shows.
@@ -113,7 +114,7 @@ def _tried(step: Pass, case: Case, setup: str, *, closely: bool) -> Row:
 def _broken(
     step: Pass, before: Program, after: Program, found: Effect, preserved: Mapping[str, Kept], logged: bool
 ) -> Iterator[str]:
-    """Promises that one program shows to be broken."""
+    """Yield the promises that the pass breaks on one program."""
     if found & ~step.effects:
         yield f"changes {_names(found & ~step.effects)}, which its effects do not name"
     for phase in preserved:
@@ -130,7 +131,7 @@ def _broken(
 
 
 def _overall(step: Pass, rows: Sequence[Row], at_least: int) -> Iterator[str]:
-    """Promises that only all programs together can show to be broken."""
+    """Yield the broken promises that only show over all programs together."""
     changed = {row.case for row in rows if row.changed}
     if len(changed) < at_least:
         refused = sorted({row.refused for row in rows if row.refused})[:3]
@@ -151,7 +152,7 @@ def _overall(step: Pass, rows: Sequence[Row], at_least: int) -> Iterator[str]:
 
 
 def _close_look(step: Pass, program: Program, once: State, result: Program) -> Iterator[str]:
-    """The pass gives the same twice, and what it makes can be saved."""
+    """Check that a second run gives the same result, and that the result can be saved and loaded."""
     if effects(once, state(Pipeline((step,))(program))) is not Effect.NONE:
         yield "gives something else when it is run again"
     with tempfile.TemporaryDirectory() as folder:
@@ -166,14 +167,14 @@ def _close_look(step: Pass, program: Program, once: State, result: Program) -> I
 
 
 def _levels(step: Pass, phase: str, seen: Kept) -> Iterable[tuple[str, Preserves, Preserves]]:
-    """(what, as declared, as found) for outputs and gradients."""
+    """Return (what, declared level, found level) for outputs and gradients."""
     said = step.preserves[phase]
     return (("outputs", said.outputs, seen.outputs), ("gradients", said.gradients, seen.gradients))
 
 
 @functools.lru_cache(maxsize=512)
 def _prepared(case: Case, setup: str) -> tuple[Program, State, dict[str, Run]] | str:
-    """The program that a pass is given, with what it is and computes; or why there is none."""
+    """Make the program for a pass, with its state and what it computes; or return why it cannot be made."""
     program = case.trace().eval()
     try:
         program = Pipeline.parse(setup)(program) if setup else program
@@ -189,13 +190,13 @@ def _prepared(case: Case, setup: str) -> tuple[Program, State, dict[str, Run]] |
         for name, buffer in program.named_buffers():
             if (
                 name.endswith(("running_mean", "running_var")) and len(buffer.unique()) == 1
-            ):  # statistics that say nothing yet
+            ):  # running statistics that have not seen data
                 buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
     return program, state(program), {phase: run(program, phase, case.args) for phase in program.phases}
 
 
 def _fewer(program: Program, args: Sequence[Any]) -> list[Any]:
-    """Flat inputs with a sample less, where the batch may vary."""
+    """Remove one sample from flat inputs, if the batch may vary."""
     batch = program.dynamic_batch
     return [
         x[:-1] if batch and spec.shape and spec.shape[0] == "N" else x

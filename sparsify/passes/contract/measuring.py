@@ -1,4 +1,4 @@
-"""What a program computes and is made of, as values that can be compared before and after a pass."""
+"""Records what a program computes and consists of, so that both can be compared before and after a pass."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from sparsify.ir import Program
 from sparsify.passes.base import Effect, Kept, Preserves
 
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
-"""What counts as rounding, relative to the largest entry of a tensor."""
+"""Largest difference that counts as rounding, relative to the largest entry of a tensor."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one call of a phase gives.
+    """The results of one call of a phase.
 
     Attributes:
-        names: of the outputs that were differentiated.
-        outputs: by name, and under ``state of ...`` the buffers that the call changed.
-        buffers: all of them after the call, under ``state of ...``.
+        names: names of the outputs that were differentiated.
+        outputs: outputs by name, and under ``state of ...`` the buffers that the call changed.
+        buffers: all buffers after the call, under ``state of ...``.
         inputs: gradients with respect to floating inputs, by place.
         parameters: gradients with respect to parameters, by each of their names.
     """
@@ -39,7 +39,7 @@ class Run:
 
 @dataclass(frozen=True)
 class State:
-    """What a program is made of: the lines of each graph, and its tensors and modules by name."""
+    """The parts of a program: the lines of each graph, and its tensors and modules by name."""
 
     graphs: Mapping[str, tuple[str, ...]]
     tensors: Mapping[str, Tensor]
@@ -47,13 +47,13 @@ class State:
 
 
 def run(program: Program, phase: str, args: Sequence[Any], outputs: Sequence[str] | None = None) -> Run:
-    """Call a phase and differentiate a weighted sum of its floating outputs; the program and torch's generator stay as they are.
+    """Call a phase and differentiate a weighted sum of its floating outputs; the program and torch's generator do not change.
 
     Args:
-        program: to be called.
+        program: the program to call.
         phase: ``train`` or ``eval``.
         args: flat inputs.
-        outputs: names of those that count; all by default.
+        outputs: names of the outputs to differentiate; all by default.
     """
     leaves = [x.detach().clone().requires_grad_() if _moves(x) else x for x in args]
     old = {name: value.detach().clone() for name, value in program.named_buffers()}
@@ -91,7 +91,7 @@ def run(program: Program, phase: str, args: Sequence[Any], outputs: Sequence[str
 
 
 def kept(before: Run, after: Run) -> Kept:
-    """How much of a phase was preserved. What has no gradient after the pass, because it is gone, has one of 0."""
+    """Compare two runs of a phase. A parameter that the pass removed counts as having gradient 0."""
     outputs = _level(before.outputs, {**after.buffers, **after.outputs}, OUTPUT_TOLERANCE)
     if outputs > Preserves.NOTHING and _level(before.inputs, after.inputs, GRADIENT_TOLERANCE) is Preserves.NOTHING:
         outputs = Preserves.NOTHING
@@ -100,7 +100,7 @@ def kept(before: Run, after: Run) -> Kept:
 
 
 def state(program: Program) -> State:
-    """What a program is made of now; its tensors are copied."""
+    """Record the present state of a program, with copies of its tensors."""
     tensors = [*program.named_parameters(remove_duplicate=False), *program.named_buffers(remove_duplicate=False)]
     return State(
         {phase: _lines(program, phase) for phase in program.phases},
@@ -110,7 +110,7 @@ def state(program: Program) -> State:
 
 
 def effects(before: State, after: State) -> Effect:
-    """What a pass changed."""
+    """Compare two states; returns what the pass changed."""
     found = Effect.NONE
     for phase, effect in (("train", Effect.TRAIN_GRAPH), ("eval", Effect.EVAL_GRAPH)):
         if before.graphs.get(phase) != after.graphs.get(phase):
@@ -124,12 +124,12 @@ def effects(before: State, after: State) -> Effect:
 
 
 def trained(state: State) -> dict[str, bool]:
-    """Whether each parameter trains, by name."""
+    """Return whether each parameter trains, by name."""
     return {name: value.requires_grad for name, value in state.tensors.items() if isinstance(value, nn.Parameter)}
 
 
 def _level(want: Mapping[str, Tensor], have: Mapping[str, Tensor], tolerance: float) -> Preserves:
-    """How much of all values is there, the least of any."""
+    """Return the lowest level at which any of the values is preserved."""
     level, floor = Preserves.EXACTLY, 1e-3 * max((_largest(value) for value in want.values()), default=0.0)
     for name, value in want.items():
         other = have.get(name)
@@ -158,7 +158,7 @@ def _moves(value: object) -> bool:
 
 
 def _weights(name: str, value: Tensor) -> Tensor:
-    """What each entry of an output counts in the sum that is differentiated: drawn once for each name."""
+    """Return the weight of each entry of an output in the differentiated sum, drawn once per name."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     return torch.randn(value.shape, generator=generator, dtype=value.dtype)
 
@@ -178,7 +178,7 @@ def _lines(program: Program, phase: str) -> tuple[str, ...]:
 
 @contextmanager
 def undisturbed(program: Program) -> Generator[None]:
-    """Buffers that the block changes are put back."""
+    """Restore the buffers that the block changes."""
     values = [(buffer, buffer.detach().clone()) for buffer in program.buffers()]
     try:
         yield

@@ -1,4 +1,4 @@
-"""Whether the shapes and types that a program's nodes claim are those of the values that flow through them."""
+"""Checks whether the shapes and dtypes recorded on a program's nodes are those of the values that flow through them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sparsify.passes.contract.measuring import undisturbed
 
 
 def false_specs(program: Program, phase: str, args: Sequence[Any]) -> list[str]:
-    """Nodes of a phase whose spec is missing or differs from the value that flows through them, as lines of text.
+    """List the nodes of a phase whose spec is missing or differs from their value, as lines of text.
 
     Args:
-        program: whose nodes are looked at; it stays as it is.
+        program: the program to check; it does not change.
         phase: ``train`` or ``eval``.
-        args: flat inputs, best of another batch size than that of the trace: a size that was written down as a number then differs.
+        args: flat inputs. Give another batch size than the trace had, to find varying sizes that were recorded as numbers.
     """
     sizes = _sizes(program, args)
     found = list[str]()
@@ -35,7 +35,7 @@ def false_specs(program: Program, phase: str, args: Sequence[Any]) -> list[str]:
 
 
 def _values(program: Program, phase: str, args: Sequence[Any]) -> Iterator[tuple[fx.Node, Tensor]]:
-    """Each node whose value is a tensor, with that value as it is when the node has run."""
+    """Yield each node whose value is a tensor, with the value right after the node ran."""
     graph = program.phases[phase].graph
     values, given = dict[fx.Node, Any](), iter(args)
     for node in graph.nodes:
@@ -57,7 +57,7 @@ def _values(program: Program, phase: str, args: Sequence[Any]) -> Iterator[tuple
 
 
 def _sizes(program: Program, args: Sequence[Any]) -> dict[str, int]:
-    """What the names of dynamic dimensions stand for."""
+    """Return the sizes of varying dimensions by name."""
     return {
         size: int(value.shape[place])
         for spec, value in zip(program.input_specs, args, strict=True)
@@ -73,7 +73,7 @@ def _agrees(spec: TensorSpec, value: Tensor, sizes: Mapping[str, int]) -> bool:
 
 
 def _size(claim: int | str, sizes: Mapping[str, int]) -> float | None:
-    """The number that a dimension such as ``"2*N"`` stands for; None where its text is not understood."""
+    """Evaluate a dimension such as ``"2*N"``; None if its text is not understood."""
     if isinstance(claim, int):
         return claim
     try:

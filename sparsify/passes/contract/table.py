@@ -18,17 +18,17 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Row:
-    """A pass on one program.
+    """The result of a pass on one program.
 
     Attributes:
-        step: the pass as it is spelt.
-        case: the model's name.
+        step: the spelling of the pass.
+        case: the name of the model.
         setup: the pipeline that made the program.
         changed: whether the pass changed it.
-        refused: why there is no result, if there is none.
+        refused: why the pass refused the program; empty if it did not.
         effects: what it changed.
-        preserved: by phase, what it preserved; empty where it refused.
-        broken: promises that it broke.
+        preserved: what it preserved, by phase; empty if it refused.
+        broken: the promises that it broke.
     """
 
     step: str
@@ -41,7 +41,7 @@ class Row:
     broken: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """As a cell of `table`, such as ``xx~x TEW``."""
+        """Format the row as a cell of `table`, such as ``xx~x TEW``."""
         if not self.preserved:
             return "-"
         if not self.changed:
@@ -54,7 +54,7 @@ class Row:
 
 
 def merged(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
-    """A row for each pass and case: over all pipelines, every effect and the least that was preserved."""
+    """Merge rows over all pipelines into one per pass and case, with every effect and the lowest level that was preserved."""
     found = dict[tuple[str, str], Row]()
     for row in rows:
         key = (row.step, row.case)
@@ -63,7 +63,7 @@ def merged(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The passes beside each other, one case per line."""
+    """Format rows as a table with one column per pass and one line per case."""
     cells = merged(rows)
     steps, cases = list(dict.fromkeys(step for step, _ in cells)), list(dict.fromkeys(case for _, case in cells))
     lines = [["case", *(str(number) for number in range(1, len(steps) + 1))]]
