@@ -11,21 +11,22 @@ from sparsify.parts.attacks import Attack
 
 @checked_method
 def adversarial(base: Method, *, radius: float = 8 / 255, step_size: float = 2 / 255, iterations: int = 10) -> Method:
-    """Train on inputs that projected gradient descent made hard (Madry et al. 2018, arXiv:1706.06083).
+    """Train on adversarial inputs made by projected gradient descent (Madry et al. 2018, arXiv:1706.06083).
 
-    What it raises is the loss of the task: of classification cross-entropy, of a regression the squared error, of a custom task your own.
+    The attack raises the loss of the task: cross-entropy for classification, the squared error for a regression, your own loss for a
+    custom task.
 
-    Each batch is attacked from a random start in the box, by gradients of the eval phase, so that the attack leaves running
-    statistics and dropout alone. Attacks belong to the loss: evaluated again at other weights, a batch is attacked again at those
-    weights from the same start, so that the correction of `agent` has the expected value 0 under attack too (a correction whose two
-    terms see inputs made at different weights has not).
+    The attack starts from a random point in a box around each input and follows gradients of the eval phase, so it does not affect running
+    statistics or dropout. It is part of the loss: if a batch is evaluated again with other weights, it is attacked again with those
+    weights, from the same start. The correction of `agent` therefore still has expected value 0. This would not hold if its two terms saw
+    inputs that were made with different weights.
 
     Args:
         base: any method.
-        radius: of the box, in units of the model's inputs; 8/255 is for images in [0, 1] (the AGENT repository's robust runs).
-            Where inputs are normalised, divide by their deviation.
-        step_size: of an iteration, same source.
-        iterations: same source; each costs a forward and a backward pass, which are counted.
+        radius: half the side of the box, in units of the model's inputs; 8/255 is for images in [0, 1] (the AGENT repository's robust
+            runs). If inputs are normalised, divide by their standard deviation.
+        step_size: how far an iteration moves each input, in the same units (same source).
+        iterations: number of gradient steps (same source). Each costs a forward and a backward pass, which are counted.
 
     Raises:
         RecipeError: If ``base`` attacks already, or an option is out of range.

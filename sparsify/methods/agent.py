@@ -1,4 +1,4 @@
-"""AGENT: gradients corrected by old ones, with a coefficient learned along the way."""
+"""AGENT: correct gradients with old ones, by a coefficient that is learned during training."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def agent(
 
     Args:
         base: any method without a correction.
-        gamma: scale of the correction (the authors' code).
-        smoothing: weight of the newest coefficient, in [0, 1] (the authors' code).
-        initial: first coefficient (their RigL and ITOP code); no new one at the first refresh, where old and new weights are equal.
-        bound: new coefficients are cut to [0, bound]; the authors' code does not. One is left out where the old losses, or gradients,
-            of different batches differ only by rounding.
-        coefficient: ``loss``, the regression of a batch's loss on its loss at the old snapshot (the authors' code); ``gradient``, the
-            same of gradients, which minimises the variance; ``layer``, that for each parameter; ``fixed`` keeps ``initial`` (with
-            gamma and initial 1: SVRG).
-        snapshot: what u is the mean of. ``full``: an epoch of batches, by a pass over them at each refresh (the authors' code);
-            ``subset``: ``snapshot_batches`` of them; ``running``: the old gradients of the steps since the refresh, at no cost beyond
-            g_old. A mean of k batches has noise of its own; the last two multiply the coefficient by k / (k + 1), which is optimal.
-        snapshot_batches: of ``subset``.
-        refresh_every: steps, or share of the run, between snapshots; 0 is an epoch (the authors' code).
+        gamma: scale of the correction, at least 0 (default of the authors' code).
+        smoothing: weight of the newest coefficient, in [0, 1] (default of the authors' code).
+        initial: first coefficient (their RigL and ITOP code). The first refresh learns none, because old and new weights are equal there.
+        bound: new coefficients are clipped to [0, bound]; the authors' code does not clip. No coefficient is learned if the old losses (or
+            gradients) of different batches only differ by rounding.
+        coefficient: how c is learned. ``loss``: by regression of a batch's loss on its loss at the old snapshot (the authors' code).
+            ``gradient``: by the same regression of gradients, which minimises the variance. ``layer``: as ``gradient``, but for each
+            parameter. ``fixed``: not at all, c stays ``initial`` (with gamma and initial 1, this is SVRG).
+        snapshot: how u is computed. ``full``: as the mean over an epoch of batches at each refresh (the authors' code). ``subset``: as the
+            mean over ``snapshot_batches`` batches. ``running``: as the mean of the old gradients since the refresh, which costs nothing
+            beyond g_old. A mean over k batches is noisy, so the last two multiply c by k / (k + 1), which is optimal.
+        snapshot_batches: number of batches for ``subset``, at least 1.
+        refresh_every: steps between snapshots, or a share of the run; 0 means one epoch (the authors' code).
 
     Raises:
         RecipeError: If ``base`` corrects gradients already, or an option is out of range.

@@ -15,16 +15,16 @@ def averaged(
 ) -> Method:
     """Average the weights of the last part of the run (Izmailov et al. 2018, arXiv:1803.05407).
 
-    The run ends with the running mean of every parameter, taken each ``average_every`` steps from ``start_at`` on, and with
-    batch-norm statistics estimated again for it. The trainer refuses a start before the last topology update: a mean over
+    At the end of the run, every parameter is the mean of its values at every ``average_every``-th step from ``start_at`` on, and
+    batch-norm statistics are estimated again for it. The trainer refuses a start before the last topology update, because a mean over
     different masks is not sparse.
 
     Args:
         base: any method that does not average yet.
-        start_at: step, or share of the run. 80 % is epoch 200 of 250 of the CigL repository.
-        average_every: steps, or share of the run. 0.4 % is one epoch of 250, of the same source.
-        random_masks: where the training graph reads weights through random masks (`weight_dropout`), average what it reads,
-            mask and weight together (CigL); False averages only the weights, as plain averaging does.
+        start_at: first averaged step, or a share of the run. 80 % is epoch 200 of 250 in the CigL repository.
+        average_every: steps between averaged ones, or a share of the run. 0.4 % is one epoch of 250 in the same repository.
+        random_masks: with random masks (`weight_dropout`), True averages what training reads, weight times random mask (CigL); False
+            averages only the weights, as plain averaging does.
 
     Raises:
         RecipeError: If ``base`` averages already.

@@ -41,9 +41,9 @@ GROWN_IN_SHORT_RUNS = (
 @checked_fields(RecipeError)
 @dataclass(frozen=True)
 class Averaging:
-    """Average the weights of every ``every``-th step from ``start_at`` on; the topology must be frozen by then.
+    """Average the weights at every ``every``-th step from step ``start_at`` on; the masks must be fixed by then.
 
-    ``random_masks``: average what the training graph reads, random masks included; False: only the weights.
+    ``random_masks``: True averages what the training graph reads, including random masks; False averages only the weights.
     """
 
     start_at: int
@@ -59,23 +59,23 @@ class Method:
     Attributes:
         name: as written in a recipe; a wrapper writes ``wrapper(base)``.
         density: final active fraction of the maskable weights, in (0, 1].
-        initial: masks at the start: all ones, random, or the largest magnitudes.
-        initial_scale: ``fan-in`` multiplies what a random mask leaves of each output's weights by the root of (its dense / its active
-            inputs), so that its variance is that of the dense layer (Evci et al. 2022, arXiv:2010.03533, section 3); ``none``.
+        initial: masks at the start: ``dense`` (all ones), ``random``, or ``magnitude`` (the largest magnitudes).
+        initial_scale: ``fan-in`` multiplies the active weights of each output by sqrt(number of inputs / number of active inputs), so that
+            its variance is that of the dense layer (Evci et al. 2022, arXiv:2010.03533, section 3); ``none`` does not scale.
         allocation: how the density is split over weights.
         pattern: which positions may be active together.
-        keep_dense: globs of weights without a mask.
-        initial_density: of random and magnitude masks at the start; None: ``density``.
-        topology: rounds, given the total number of optimizer steps; None: the masks stay.
-        rewinding: when training starts over from an early state, given the total number of steps.
-        correction: of gradients, with counted probes, given the total number of optimizer steps.
-        objective: the loss, given the total number of optimizer steps; None: cross-entropy.
-        distillation: joins the loss with the answers of a teacher, which the run provides.
-        attack: of the inputs of training batches.
-        averaging: of weights, once the topology is frozen.
-        passes: of the method's own, after masks and taps. Parameters they add join the optimizer.
-        holds_hidden: weights that a random mask hid keep their value through the step; False: momentum and weight decay move them.
-        tasks: names of the tasks it is made for; none named: every task.
+        keep_dense: globs of the names of weights that get no mask.
+        initial_density: density of random and magnitude masks at the start, in [density, 1]; None: ``density``.
+        topology: makes the rule of rounds from the total number of optimizer steps; None: masks never change.
+        rewinding: makes the plan of going back to an early state from the total number of steps; None: never.
+        correction: makes the correction of gradients from the total number of optimizer steps; None: no correction.
+        objective: makes the loss from the total number of optimizer steps; None: the loss of the task.
+        distillation: adds a term that pulls outputs towards those of a teacher, which the run provides; None: no teacher.
+        attack: makes the inputs of training batches adversarial; None: no attack.
+        averaging: makes the plan of averaging weights after the masks are fixed; None: no averaging.
+        passes: additional passes, applied after masks and taps are inserted. Parameters that they add join the optimizer.
+        holds_hidden: whether weights that a random mask hides keep their value during a step; False: momentum and weight decay move them.
+        tasks: names of the tasks that the method supports; empty: every task.
 
     Examples:
         >>> import sparsify as sp
@@ -130,10 +130,10 @@ class Method:
 
 
 def check_density(method: str, density: float) -> None:
-    """Refuse what is no active fraction.
+    """Check that a density is in (0, 1].
 
     Raises:
-        RecipeError: If it is outside (0, 1].
+        RecipeError: If it is not.
     """
     if not 0.0 < density <= 1.0:
         share = f" {density:g} % is {density / 100:g}." if 1.0 < density <= 100.0 else ""
@@ -143,10 +143,10 @@ def check_density(method: str, density: float) -> None:
 
 
 def made_for(base: Method, *tasks: str) -> tuple[str, ...]:
-    """The tasks of a wrapper that is made for ``tasks``, around ``base``.
+    """Return the tasks that both a wrapper made for ``tasks`` and its ``base`` support.
 
     Raises:
-        RecipeError: If ``base`` is made for none of them.
+        RecipeError: If they have no task in common.
     """
     common = tuple(task for task in tasks if not base.tasks or task in base.tasks)
     if not common:
@@ -157,10 +157,10 @@ def made_for(base: Method, *tasks: str) -> tuple[str, ...]:
 
 
 def one_of(value: str, choices: Sequence[str], option: str) -> str:
-    """The value itself.
+    """Return ``value`` if it is one of the choices.
 
     Raises:
-        RecipeError: If it is none of the choices.
+        RecipeError: If it is not.
     """
     if value not in choices:
         raise RecipeError(f"{option} should be {' or '.join(choices)}, found {value!r}.")
@@ -168,10 +168,10 @@ def one_of(value: str, choices: Sequence[str], option: str) -> str:
 
 
 def in_range(value: float, low: float, high: float, option: str) -> float:
-    """The value itself.
+    """Return ``value`` if it is in [low, high].
 
     Raises:
-        RecipeError: If it is outside [low, high].
+        RecipeError: If it is not.
     """
     if not low <= value <= high:
         raise RecipeError(f"{option} should be between {low} and {high}, found {value}.")

@@ -1,4 +1,4 @@
-"""CigL: calibrating the rigged lottery, by random masks and an average of masked weights."""
+"""CigL: calibrate the rigged lottery with random masks and an average of masked weights."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def cigl(
 ) -> Method:
     """CigL: random masks while training, one average of masked weights at the end (Lei et al. 2023, ICLR).
 
-    Every step sees ``Z * M * W``, with M the mask of ``base`` and Z drawn anew, and changes visible weights only. From
-    ``start_at`` on, when M is frozen, the mean of ``Z * W`` is taken along the run; it is the network the run ends with.
+    Every step uses the weights ``Z * M * W``, where M is the mask of ``base`` and Z is drawn anew, and only updates visible weights. From
+    ``start_at`` on, when M is fixed, the run averages ``Z * W``; the final network has these averages as its weights.
 
     Args:
         base: any method without random masks and averaging; the paper's is RigL.
         rate: share of hidden weights, in [0, 1). 0.1 is the paper's text; the repository's default is 0.01.
-        start_at: of the average, as step or share of the run. 80 % is epoch 200 of 250 of the repository.
-        average_every: steps, or share of the run. 0.4 % is one epoch of 250.
-        rescale: divide visible weights by 1 - rate, in training and in the average alike. The paper does not; the two cancel.
-        holds_hidden: a hidden weight keeps its value through the step (Algorithm 1); False lets momentum and decay move it.
-        average_masks: average masked weights (the paper); False averages only the weights, at the scale of ``rescale``.
+        start_at: first averaged step, or a share of the run. 80 % is epoch 200 of 250 in the repository.
+        average_every: steps between averaged ones, or a share of the run. 0.4 % is one epoch of 250.
+        rescale: whether to divide visible weights by 1 - rate, both in training and in the average. The paper does not.
+        holds_hidden: whether a hidden weight keeps its value during the step (Algorithm 1); False: momentum and weight decay move it.
+        average_masks: True averages masked weights (the paper); False averages only the weights, at the scale of ``rescale``.
 
     Raises:
         RecipeError: If ``base`` averages weights or has random masks already.

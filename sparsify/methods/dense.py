@@ -7,7 +7,7 @@ from sparsify.methods.base import Method, checked_method
 
 @checked_method
 def dense() -> Method:
-    """No masks.
+    """Train without masks.
 
     Examples:
         >>> import sparsify as sp

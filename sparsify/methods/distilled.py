@@ -11,24 +11,24 @@ from sparsify.parts.distillation import Distillation
 
 @checked_method
 def distilled(base: Method, *, weight: float = 0.9, temperature: float = 4.0) -> Method:
-    """Learn from the answers of a teacher beside the labels (Hinton et al. 2015, arXiv:1503.02531).
+    """Learn from a teacher's outputs as well as from labels (Hinton et al. 2015, arXiv:1503.02531).
 
-    The loss is (1 - weight) times that of ``base`` plus weight times T² · KL between the softmax at temperature T of the teacher's and of
-    the model's logits: of classes per sample, position or step; of yes and no for the tasks that ask that. A regression has the mean
-    squared difference to the teacher's prediction in its place, without a temperature. A custom task does not say how a model imitates
-    a teacher, and is refused.
+    The loss is (1 - weight) times that of ``base`` plus weight times T² · KL between the teacher's and the model's probabilities at
+    temperature T. These are softmax probabilities per sample, position or step, or yes/no probabilities for tasks with such answers. A
+    regression uses the mean squared difference to the teacher's prediction instead, without a temperature. A custom task does not define
+    how a model imitates a teacher, so it is refused.
 
-    The teacher answers in eval mode, on the very inputs of the batch, augmented and attacked as they are; each answer is a forward pass
-    and is counted as one. An unknown class (`moon`) is left out of the comparison.
+    The teacher runs in eval mode on the inputs of the batch, after augmentation and attacks. Each of its forward passes is counted. The
+    comparison leaves out an unknown class (`moon`).
 
-    Who the teacher is stands outside the method: the dense baseline of a run or the program of another in a recipe, any function of the
-    inputs in `sparsify.attach`.
+    The method does not choose the teacher: in a recipe it is the dense baseline of the run or the program of another run, and in
+    `sparsify.attach` any function of the inputs.
 
     Args:
         base: any method.
-        weight: of the teacher's term, in [0, 1]; 0 is ``base``. The default is that of the RepDistiller benchmark (Tian et al. 2020,
+        weight: weight of the teacher's term, in [0, 1]; 0 is ``base``. The default is that of the RepDistiller benchmark (Tian et al. 2020,
             arXiv:1910.10699; ``-r 0.1 -a 0.9``).
-        temperature: above 0; the same source (``kd_T``).
+        temperature: T, above 0; the default has the same source (``kd_T``).
 
     Raises:
         RecipeError: If ``base`` has a teacher already, or an option is out of range.

@@ -48,31 +48,31 @@ def dst_ee(
 ) -> Method:
     """DST-EE: drop by magnitude, grow by |dL/dw| + c ln(t) / (N + eps) (Huang et al. 2023, arXiv:2211.16667).
 
-    N counts how often a position has been active. What it shares with RigL has RigL's defaults, so that c = 0 is RigL, bit for bit.
+    N counts how often a position has been active. Options shared with RigL have RigL's defaults, so c = 0 is RigL, bit for bit.
     `docs/methods/dst-ee.md` has the source of each default.
 
     Args:
-        density: of the whole run.
+        density: active share of the maskable weights during the whole run, in (0, 1].
         c: weight of exploration, at least 0. Its scale is that of the gradients; see ``normalise``.
-        eps: above 0.
-        c_decay: factor of ``c``, applied every ``c_decay_every`` steps.
+        eps: added to N, above 0.
+        c_decay: ``c`` is multiplied by this factor every ``c_decay_every`` steps.
         c_decay_every: steps between two decays of ``c``.
         normalise: ``layer`` divides the gradient of each layer by its mean |dL/dw| over inactive positions; ``outputs``, ``inputs`` and
             ``both`` divide it by its root mean square over the weights of each output, of each input, or of both. All bring gradients to
             the order of 1, so that one c suits layers and models of any scale: extensions of the published rule, ``none``.
-        visits: N counts the masks of ``rounds`` or of ``steps``.
-        clock: t counts ``steps`` or ``rounds``.
-        signed: |dL/dw + c ln(t) / (N + eps)|, as a related code has it; the bonus then counts against negative gradients.
+        visits: what N counts: ``rounds`` or ``steps`` in which a position was active.
+        clock: what t counts: ``steps`` or ``rounds``.
+        signed: True scores by |dL/dw + c ln(t) / (N + eps)|, as a related code does; the bonus then counts against negative gradients.
         update_every: steps between rounds, or a share of the run.
-        stop_at: step, or share of the run, from which masks stay.
-        drop_fraction: share of the active positions dropped per round at the start, in [0, 1].
-        drop_fraction_end: the same at the end; half a cosine leads from the one to the other.
-        replaces_step: a round takes the place of the optimizer step.
-        regrow_dropped: a position just dropped may be grown at once and keeps its value.
-        initial_scale: ``none`` or ``fan-in``, which keeps the variance of each output at the start.
-        allocation: ERK by default.
+        stop_at: step, or share of the run, after which masks stay fixed.
+        drop_fraction: share of the active positions dropped per round at the start of the run, in [0, 1].
+        drop_fraction_end: the same share at the end; in between, it follows half a cosine.
+        replaces_step: whether a round replaces the optimizer step.
+        regrow_dropped: whether a position just dropped may be grown in the same round; it then keeps its value.
+        initial_scale: ``fan-in`` scales initial weights so that each output keeps its dense variance; ``none`` does not.
+        allocation: how the density is split over weights; ERK by default.
         pattern: which positions may be active together.
-        keep_dense: globs of weights without a mask.
+        keep_dense: globs of the names of weights that get no mask.
 
     Examples:
         >>> import sparsify as sp

@@ -15,10 +15,10 @@ from sparsify.errors import RecipeError
 Duration = Annotated[float | str, LATER]
 """``100`` is a number of steps; ``"75%"`` and ``0.75`` are a share of the run; ``"3% from 4 to 100"`` is a share with bounds in steps.
 
-The unit never depends on the type of a number: a whole number is a number of steps, and a float lies strictly between 0 and 1.
+A whole number is always a number of steps. A float is always a share, strictly between 0 and 1.
 """
 UPDATE_EVERY = "3% from 4 to 100"
-"""The usual interval of rounds: 100 steps, as published, and less in short runs, where it would leave no round or very few."""
+"""The default interval between rounds: 100 steps, as published, and less in short runs, which would otherwise have few rounds or none."""
 
 _RESOLVED: ContextVar[dict[str, int] | None] = ContextVar("resolved durations", default=None)
 _TEXT = re.compile(r"\s*(?P<percent>\d+(\.\d*)?|\.\d+)\s*%(\s+from\s+(?P<low>\d+)\s+to\s+(?P<high>\d+))?\s*")
@@ -26,7 +26,7 @@ _TEXT = re.compile(r"\s*(?P<percent>\d+(\.\d*)?|\.\d+)\s*%(\s+from\s+(?P<low>\d+
 
 @dataclass(frozen=True)
 class Length:
-    """A duration that was read: ``share`` of the run, in [``low``, ``high``] steps; exactly ``low`` steps where ``share`` is None."""
+    """A parsed duration: ``share`` of the run, clipped to [``low``, ``high``] steps; exactly ``low`` steps if ``share`` is None."""
 
     share: float | None
     low: int
@@ -38,7 +38,7 @@ class Length:
         return self.share is None and self.low == 0
 
     def steps(self, total: int) -> int:
-        """How many of a run of ``total`` steps."""
+        """Return the number of steps in a run of ``total`` steps."""
         if self.share is None:
             return self.low
         found = max(round(self.share * total), self.low)
@@ -46,22 +46,22 @@ class Length:
 
 
 def as_steps(value: Duration, total_steps: int, option: str, *, least: int = 1) -> int:
-    """The number of steps of a duration.
+    """Convert a duration to a number of steps.
 
     Args:
-        value: see `Duration`.
-        total_steps: of the run, at least 1.
-        option: its name, for the message.
-        least: the smallest number of steps, 1, or 0 for a start that may be the beginning of the run.
+        value: the duration; see `Duration`.
+        total_steps: steps of the run, at least 1.
+        option: name of the option, for the message.
+        least: smallest number of steps allowed: 1, or 0 for a start that may be the beginning of the run.
 
     Raises:
-        RecipeError: If the value is no duration, or is less than ``least``.
+        RecipeError: If the value is not a duration, or is less than ``least``.
     """
     return resolved(option, read_length(value, option, least).steps(total_steps))
 
 
 def resolved(option: str, steps: int) -> int:
-    """``steps`` itself, recorded for `resolving`; for a duration that is a share of something else than the run."""
+    """Record ``steps`` for `resolving` and return it; for a duration that is a share of something other than the run."""
     record = _RESOLVED.get()
     if record is not None:
         record[option] = steps
@@ -80,21 +80,21 @@ def resolving() -> Generator[dict[str, int]]:
 
 
 def check_durations(least: int = 1, /, **given: Duration) -> None:
-    """Refuse options that are no durations, before the length of the run is known.
+    """Check that options are durations, before the length of the run is known.
 
     Args:
-        least: as for `as_steps`.
+        least: smallest number of steps allowed, as for `as_steps`.
         given: values by option name.
 
     Raises:
-        RecipeError: Naming the first that is none.
+        RecipeError: If one is not; the message names the first.
     """
     for option, value in given.items():
         read_length(value, option, least)
 
 
 def dense_steps(value: Duration, total_steps: int) -> int:
-    """`as_steps` of a dense start shorter than the run, where 0 is none.
+    """Convert the duration of a dense start to steps; it must be shorter than the run, and 0 means none.
 
     Raises:
         RecipeError: If the value is no duration, or leaves no step for the sparse part.
@@ -108,10 +108,10 @@ def dense_steps(value: Duration, total_steps: int) -> int:
 
 
 def read_length(value: object, option: str, least: int = 1) -> Length:
-    """Read a duration; see `as_steps`.
+    """Parse a duration; see `as_steps`.
 
     Raises:
-        RecipeError: If the value is no duration, or is less than ``least``.
+        RecipeError: If the value is not a duration, or is less than ``least``.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= least:
         return Length(None, value)

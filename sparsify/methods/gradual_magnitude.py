@@ -26,13 +26,13 @@ def gmp(
     The last round is at ``stop_at`` itself, so the final density is exact whatever the interval.
 
     Args:
-        density: final density.
+        density: active share of the maskable weights at the end, in (0, 1].
         start_at: step, or share of the run, of the first round.
         stop_at: step, or share of the run, of the last round; the default leaves a quarter to train the final masks.
         update_every: steps between rounds, or a share of the run.
-        allocation: global ranking by default.
-        pattern: which positions may be active together. A pattern that fixes its density is reached in one round.
-        keep_dense: globs of weights without a mask.
+        allocation: how the density is split over weights; by default, all weights are ranked together.
+        pattern: which positions may be active together. If the pattern fixes the density, a single round reaches it.
+        keep_dense: globs of the names of weights that get no mask.
 
     Examples:
         >>> import sparsify as sp

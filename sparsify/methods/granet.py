@@ -1,4 +1,4 @@
-"""GraNet: gradual pruning, with positions exchanged after each round of it."""
+"""GraNet: gradual pruning that also exchanges positions after each pruning."""
 
 from __future__ import annotations
 
@@ -35,21 +35,22 @@ def granet(
     `docs/methods/granet.md` has the source of each default.
 
     Args:
-        density: final density.
+        density: active share of the maskable weights at the end, in (0, 1].
         initial_density: 1 starts dense; less starts from random masks (the paper's sparse-to-sparse is 0.5).
         update_every: steps between rounds, or a share of the run; the default is 1000 of the steps of the published runs on CIFAR.
         prune_from: where pruning begins, a step or a share of the run; 0 is the start.
         prune_until: where pruning ends, a step or a share of the run.
-        regenerate_until: step, or share of the run, from which masks stay.
-        drop_fraction: share of the active positions dropped per round at the start, in [0, 1].
-        drop_fraction_end: the same at the end; half a cosine leads from the one to the other.
-        regrow_dropped: a position dropped for regeneration may be grown at once and keeps its value; one that was pruned starts at 0.
+        regenerate_until: step, or share of the run, after which masks stay fixed.
+        drop_fraction: share of the active positions dropped per round at the start of the run, in [0, 1].
+        drop_fraction_end: the same share at the end; in between, it follows half a cosine.
+        regrow_dropped: whether a position dropped for regeneration may be grown in the same round; it then keeps its value, while a pruned
+            one starts at 0.
         normalise: ``outputs``, ``inputs`` or ``both`` divides the gradient by its root mean square over the weights of each output, of each
-            input, or of both, so that growth does not gather on a few of them; ``none`` is the published rule.
-        initial_allocation: of random masks at the start.
-        allocation: of each pruning; global ranking by default.
-        pattern: which positions may be active together. A pattern that fixes its density is reached in one round.
-        keep_dense: globs of weights without a mask.
+            input, or of both, so that growth does not concentrate on a few of them; ``none`` is the published rule.
+        initial_allocation: how random masks at the start split their density over weights.
+        allocation: how each pruning splits the density over weights; by default, all weights are ranked together.
+        pattern: which positions may be active together. If the pattern fixes the density, a single round reaches it.
+        keep_dense: globs of the names of weights that get no mask.
 
     Examples:
         >>> import sparsify as sp

@@ -26,22 +26,22 @@ def imp(
     pattern: str = "unstructured",
     keep_dense: tuple[str, ...] = (),
 ) -> Method:
-    """IMP: train, prune, rewind, again, within one run (Frankle & Carbin 2019, arXiv:1803.03635).
+    """IMP: train, prune and rewind repeatedly within one run (Frankle & Carbin 2019, arXiv:1803.03635).
 
-    Rewinding to an early state instead of the first one: Frankle et al. 2019, arXiv:1903.01611. The run is divided into equally long
-    trainings, one more than there are prunings: a run of E epochs at density 0.1 has twelve of E / 12 epochs with the default
-    ``prune_fraction``. For trainings of full length ask for that many more epochs. The optimizer's state and the learning rate start over
-    with each; the order of the data goes on. `docs/methods/imp.md` has the source of each default.
+    Rewinding to an early state instead of the first one follows Frankle et al. 2019, arXiv:1903.01611. The run is divided into trainings of
+    equal length, one more than there are prunings. With the default ``prune_fraction``, a run of E epochs at density 0.1 has twelve
+    trainings of E / 12 epochs; for trainings of full length, ask for twelve times the epochs. Each training starts with a fresh optimizer
+    state and learning-rate schedule; the order of the data continues. `docs/methods/imp.md` has the source of each default.
 
     Args:
-        density: final density.
-        prune_fraction: of the active weights, at the end of each training but the last, in (0, 1). With 1 - density or more it is one-shot
-            pruning with rewinding.
-        rewind_to: the early state, as a number of steps or a share of one training, from 0 (the initial weights: the original tickets).
-        rewind: ``weights`` (with biases and norm statistics), or only ``learning-rate``, which goes on with the trained weights.
-        allocation: global ranking by default.
-        pattern: which positions may be active together. A pattern that fixes its density is reached in one pruning.
-        keep_dense: globs of weights without a mask.
+        density: active share of the maskable weights at the end, in (0, 1].
+        prune_fraction: share of the active weights pruned at the end of each training but the last, in (0, 1). With 1 - density or more,
+            this is one-shot pruning with rewinding.
+        rewind_to: the state to go back to, as a number of steps or a share of one training; 0 is the initial weights (original tickets).
+        rewind: ``weights`` also restores weights, biases and norm statistics; ``learning-rate`` continues with the trained weights.
+        allocation: how the density is split over weights; by default, all weights are ranked together.
+        pattern: which positions may be active together. If the pattern fixes the density, a single pruning reaches it.
+        keep_dense: globs of the names of weights that get no mask.
 
     Examples:
         >>> import sparsify as sp
@@ -83,7 +83,7 @@ def imp(
 
 
 def ladder(density: float, prune_fraction: float) -> list[float]:
-    """The density after each pruning: (1 - prune_fraction)^i, the last of them just ``density``."""
+    """Return the density after each pruning: (1 - prune_fraction)^i, and exactly ``density`` after the last."""
     found = [1.0 - prune_fraction]
     while found[-1] > density * (1 + 1e-9):
         found.append(found[-1] * (1.0 - prune_fraction))
@@ -91,10 +91,10 @@ def ladder(density: float, prune_fraction: float) -> list[float]:
 
 
 def trainings(total: int, prunings: int, rewind_to: Duration) -> tuple[int, tuple[int, ...]]:
-    """The step of the early state, and those that end each training but the last; all but rounding equally long.
+    """Return the step of the early state, and the last step of each training but the last. Trainings are equally long up to rounding.
 
     Raises:
-        RecipeError: If ``rewind_to`` is neither steps nor a share, or the run is too short.
+        RecipeError: If ``rewind_to`` is neither a number of steps nor a share, or the run is too short.
     """
     length = read_length(rewind_to, "rewind_to", 0)
     if length.share is None:

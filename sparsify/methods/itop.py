@@ -1,4 +1,4 @@
-"""ITOP: drop and grow with settings under which nearly every position is tried in time."""
+"""ITOP: drop and grow with settings that try nearly every position at some time."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ def itop(
 ) -> Method:
     """ITOP: RigL or SET with rare, large rounds to the end of the run (Liu et al. 2021, arXiv:2102.02887).
 
-    What counts is how many positions have been active in time (`coverage`) and that each had time to grow before it was judged.
+    The idea is that as many positions as possible are active at some time (`coverage`), each for long enough to grow before it is judged.
     `docs/methods/itop.md` has the source of each default.
 
     Args:
-        density: of the whole run.
-        growth: by ``gradient`` (RigL-ITOP), at ``random`` (SET-ITOP), or at random among positions never active before while there are
-            any (``unvisited``).
-        update_every: steps between rounds, or a share of the run; None: 4 % of it for growth by gradient and 1.5 % for the others,
-            which is 4000 and 1500 of the steps of the published runs on CIFAR (250 epochs, batch size 128).
-        stop_at: step, or share of the run, from which masks stay.
-        drop_fraction: share of the active positions dropped per round at the start, in [0, 1].
-        drop_fraction_end: the same at the end; half a cosine leads from the one to the other.
-        replaces_step: a round takes the place of the optimizer step.
-        regrow_dropped: a position just dropped may be grown at once and keeps its value.
+        density: active share of the maskable weights during the whole run, in (0, 1].
+        growth: ``gradient`` grows by the gradient (RigL-ITOP); ``random`` at random (SET-ITOP); ``unvisited`` at random among positions
+            that were never active, as long as there are any.
+        update_every: steps between rounds, or a share of the run. None: 4 % of the run for growth by gradient, else 1.5 %; these are 4000
+            and 1500 steps of the published runs on CIFAR (250 epochs, batch size 128).
+        stop_at: step, or share of the run, after which masks stay fixed.
+        drop_fraction: share of the active positions dropped per round at the start of the run, in [0, 1].
+        drop_fraction_end: the same share at the end; in between, it follows half a cosine.
+        replaces_step: whether a round replaces the optimizer step.
+        regrow_dropped: whether a position just dropped may be grown in the same round; it then keeps its value.
         normalise: with growth by gradient, ``outputs``, ``inputs`` or ``both`` divides it by its root mean square over the weights of each
-            output, of each input, or of both, so that growth does not gather on a few of them; ``none`` is the published rule.
-        initial_scale: ``none`` or ``fan-in``, which keeps the variance of each output at the start.
-        allocation: ERK by default.
+            output, of each input, or of both, so that growth does not concentrate on a few of them; ``none`` is the published rule.
+        initial_scale: ``fan-in`` scales initial weights so that each output keeps its dense variance; ``none`` does not.
+        allocation: how the density is split over weights; ERK by default.
         pattern: which positions may be active together.
-        keep_dense: globs of weights without a mask.
+        keep_dense: globs of the names of weights that get no mask.
 
     Raises:
-        RecipeError: If ``normalise`` is given where growth is not by gradient.
+        RecipeError: If ``normalise`` is given but growth is not by gradient.
 
     Examples:
         >>> import sparsify as sp

@@ -1,4 +1,4 @@
-"""MOON: a classifier with one more answer, "unknown", and a loss that lets mistakes take it; weights averaged at the end."""
+"""MOON: add an "unknown" class to a classifier, a loss that moves mistakes towards it, and weight averaging at the end."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sparsify.passes.widen_classifier import SCORES
 
 @checked_method
 def widened(base: Method, *, score: str = "known") -> Method:
-    """Give the classifier of ``base`` one more logit, for "unknown", under ordinary cross-entropy: CE(K+1), MOON's ablation.
+    """Add a logit for "unknown" to the classifier, and train with ordinary cross-entropy: CE(K+1), the ablation of MOON.
 
     Args:
         base: any method.
-        score: what the output ``ood_score`` is: ``known``, the highest probability of a class in the softmax over K + 1 (the published
-            code), or ``odds``, the log-odds of known against unknown.
+        score: how the output ``ood_score`` is computed. ``known``: the highest probability of a known class in the softmax over K + 1
+            logits (the published code). ``odds``: the log-odds of known against unknown.
 
     Raises:
         RecipeError: If ``base`` has an unknown class already, or there is no such score.
@@ -57,20 +57,20 @@ def moon(
 ) -> Method:
     """MOON: add an unknown class, the unknown-aware loss and tail averaging to ``base`` (Lei et al. 2024, arXiv:2403.20047).
 
-    Formulas and defaults are those of the published code (863f49a), whose runs have 100 epochs; an epoch is 1 % of the run here.
+    Formulas and defaults follow the published code (863f49a). Its runs have 100 epochs, so an epoch there is 1 % of the run here.
 
     Args:
         base: any method without a loss of its own; one that averages keeps its averaging.
         warmup: steps, or share of the run, of plain cross-entropy (``learn_epochs`` 5 of 100).
         alpha_every: steps, or share of the run, between changes of alpha (an epoch of 100).
         alpha_final: alpha at the end of the run (``w_out`` of its README).
-        alpha_divisor: of the running loss that alpha starts from (``w_out2`` of its README).
+        alpha_divisor: alpha starts from the running loss divided by this, above 0 (``w_out2`` of its README).
         smoothing: weight of the newest batch in the running loss, in (0, 1] (the code's constant).
-        average: whether weights are averaged; the topology must be frozen by ``average_from``.
-        average_from: step, or share of the run, of the first average (``deduct`` 20 of 100).
-        average_every: steps, or share of the run, between weights that are averaged. The paper's summary says once an epoch; its code
-            averages every step of the first tenth of an epoch, for an integer division where a remainder was meant.
-        score: see `widened`.
+        average: whether to average weights; masks must be fixed by ``average_from``.
+        average_from: first averaged step, or a share of the run (``deduct`` 20 of 100).
+        average_every: steps between averaged ones, or a share of the run. The paper's summary says once per epoch. Its code averages every
+            step of the first tenth of an epoch, because it has an integer division in place of a remainder.
+        score: how ``ood_score`` is computed; see `widened`.
 
     Raises:
         RecipeError: If ``base`` has a loss of its own, or an option is out of range.

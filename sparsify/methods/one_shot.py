@@ -19,14 +19,14 @@ def one_shot(
     pattern: str = "unstructured",
     keep_dense: tuple[str, ...] = (),
 ) -> Method:
-    """Train dense, prune the smallest magnitudes once at ``prune_at``, train on (Han et al. 2015, arXiv:1506.02626).
+    """Train densely, prune the smallest magnitudes once at ``prune_at``, and continue training (Han et al. 2015, arXiv:1506.02626).
 
     Args:
-        density: final density.
-        prune_at: step, or share of the run.
-        allocation: global ranking by default.
+        density: active share of the maskable weights at the end, in (0, 1].
+        prune_at: step of the pruning, or a share of the run.
+        allocation: how the density is split over weights; by default, all weights are ranked together.
         pattern: which positions may be active together.
-        keep_dense: globs of weights without a mask.
+        keep_dense: globs of the names of weights that get no mask.
 
     Examples:
         >>> import sparsify as sp

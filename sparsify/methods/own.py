@@ -1,4 +1,4 @@
-"""Methods and wrappers that the package does not have: the user's functions, by ``file.py:function``."""
+"""Methods and wrappers from the user's own functions, named by ``file.py:function``."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from sparsify.user_code import find, split, told, within
 
 
 def is_own(name: str) -> bool:
-    """Whether a name in a method's spelling is a reference to a function, not a name of the registry."""
+    """Return whether a name in a method's spelling is a reference to a function, not a name of the registry."""
     return ":" in name or name.endswith(".py")
 
 
 def label(name: str) -> str:
-    """The name of a layer's options: that of the function, or the name itself."""
+    """Return the name under which a layer's options are given: the function's name, or the name itself."""
     return name.rpartition(":")[2]
 
 
 def own(name: str) -> Callable[..., Method]:
-    """The function of a reference; called, it gives a method or says what is wrong.
+    """Load the function of a reference; its calls return a `Method` or raise an error that says what is wrong.
 
     Args:
         name: ``file.py:function`` or ``package.module:function``.
 
     Raises:
-        RecipeError: If there is no such file, module or function (naming the nearest), or it fails on import.
+        RecipeError: If the file, module or function does not exist (the message names the nearest), or its import fails.
     """
     try:
         where, function = split(name, gives="method", called="function")
@@ -38,7 +38,7 @@ def own(name: str) -> Callable[..., Method]:
         changed = path.stat().st_mtime_ns if where.endswith(".py") and path.is_file() else None
         found = _found(where, function, Path.cwd(), changed)
     except LoadError as error:
-        raise RecipeError(f"the method {name!r} cannot be had: {error}") from error
+        raise RecipeError(f"cannot load the method {name!r}: {error}") from error
 
     @functools.wraps(found)
     def called(*base: Method, **given: Any) -> Method:
@@ -60,17 +60,17 @@ def own(name: str) -> Callable[..., Method]:
 
 
 def parameters(function: Callable[..., Method]) -> list[inspect.Parameter]:
-    """The named parameters of a function, in order."""
+    """Return the named parameters of a function, in order."""
     every = inspect.signature(function).parameters.values()
     return [p for p in every if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def wraps(function: Callable[..., Method]) -> bool:
-    """Whether a function is a wrapper: it takes ``base`` first."""
+    """Return whether a function is a wrapper: it takes ``base`` first."""
     return [p.name for p in parameters(function)][:1] == ["base"]
 
 
 @functools.lru_cache(maxsize=32)
 def _found(where: str, function: str, folder: Path, changed: int | None) -> Callable[..., Method]:
-    """One function for as long as the file stays as it is, so that reading a recipe does not execute it again and again."""
+    """Load a function once for each version of its file, so that reading a recipe does not execute the file repeatedly."""
     return find(where, function)

@@ -59,14 +59,14 @@ _WRAPPERS: dict[str, Callable[..., Method]] = {
 METHODS: Registry[Callable[..., Method]] = Registry("method", RecipeError, _METHODS)
 """Functions that return a method; their parameters are its options."""
 WRAPPERS: Registry[Callable[..., Method]] = Registry("wrapper", RecipeError, _WRAPPERS)
-"""Functions from a method, their first argument, to a method."""
+"""Functions that take a method as their first argument and return a method."""
 
 
 def layers(text: str) -> tuple[str, ...]:
-    """The names in a method's spelling, outermost first: ``cigl(agent(rigl))`` is cigl, agent, rigl.
+    """Return the names in a method's spelling, outermost first: ``cigl(agent(rigl))`` gives cigl, agent, rigl.
 
     Raises:
-        RecipeError: If it is not wrappers around one method, or a name is unknown or of the other kind.
+        RecipeError: If the text is not a method inside wrappers, or a name is unknown or in the wrong place.
     """
     names = re.split(r"\s*\(\s*", text.strip().rstrip(") "))
     closed = re.sub(r"[^)]", "", text)
@@ -88,7 +88,7 @@ def _check_wrapper(name: str, text: str) -> None:
     if is_own(name):
         if not wraps(own(name)):
             raise RecipeError(
-                f"{name!r} in {text!r} is no wrapper: its function does not take ``base`` first. Wrappers: {', '.join(WRAPPERS)}."
+                f"{name!r} in {text!r} is not a wrapper: its function does not take ``base`` first. Wrappers: {', '.join(WRAPPERS)}."
             )
     elif name in METHODS:
         raise RecipeError(f"{name!r} in {text!r} is no wrapper. Wrappers: {', '.join(WRAPPERS)}.")
@@ -106,7 +106,7 @@ def _check_base(name: str) -> None:
 
 
 def inner(text: str) -> str | None:
-    """What the outermost wrapper is written around: ``agent(rigl)`` of ``cigl(agent(rigl))``; None of a method without one.
+    """Return what is inside the outermost wrapper: ``agent(rigl)`` for ``cigl(agent(rigl))``; None for a method without wrappers.
 
     Raises:
         RecipeError: As for `layers`.
@@ -116,10 +116,10 @@ def inner(text: str) -> str | None:
 
 
 def options(name: str) -> dict[str, Any]:
-    """Option names of a method or a wrapper with their defaults (`inspect.Parameter.empty` where required).
+    """Return the options of a method or wrapper with their defaults (`inspect.Parameter.empty` if required).
 
     Raises:
-        RecipeError: If a function of the user's own cannot be had.
+        RecipeError: If a function of the user's own cannot be loaded.
     """
     function = _function(name)
     return {p.name: p.default for p in parameters(function)[1 if wraps(function) else 0 :]}
@@ -133,16 +133,16 @@ def _function(name: str) -> Callable[..., Method]:
 
 @checked(RecipeError)
 def build(name: str, given: Mapping[str, Any]) -> Method:
-    """A method from its spelling and options.
+    """Build a method from its spelling and options.
 
     Args:
-        name: ``rigl``, or with wrappers, ``cigl(agent(rigl))``; each may be a function of the user's own, ``cigl(my.py:mest)``.
-        given: options of the innermost method by name, and those of a layer as a mapping under its name, of a function under that of
-            the function: ``{"density": 0.1, "agent": {"gamma": 0.2}}``. ``allocation`` may be a name.
+        name: ``rigl``, or with wrappers ``cigl(agent(rigl))``. Each part may be a function of the user's own: ``cigl(my.py:mest)``.
+        given: options of the innermost method by name, and options of any layer as a mapping under the layer's name (for a function of
+            the user's own, the function's name): ``{"density": 0.1, "agent": {"gamma": 0.2}}``. ``allocation`` may be a name.
 
     Raises:
-        RecipeError: If a method or an option is unknown, a required option is missing, two wrappers exclude each other, or a function
-            of the user's own fails or returns something else.
+        RecipeError: If a method or an option is unknown, a required option is missing, two wrappers exclude each other, or a function of
+            the user's own fails or does not return a method.
 
     Examples:
         >>> import sparsify as sp
@@ -158,7 +158,7 @@ def build(name: str, given: Mapping[str, Any]) -> Method:
 
 
 def _tables(text: str, names: tuple[str, ...], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The options of each layer, by its label."""
+    """Return the options of each layer, by its label."""
     layered = {label(name): options(name) for name in names}
     base = label(names[-1])
     tables: dict[str, dict[str, Any]] = {name: {} for name in layered}

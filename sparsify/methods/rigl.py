@@ -29,21 +29,21 @@ def rigl(
     """RigL: drop by magnitude, grow by the dense gradient (Evci et al. 2020, arXiv:1911.11134).
 
     Args:
-        density: of the whole run.
+        density: active share of the maskable weights during the whole run, in (0, 1].
         update_every: steps between rounds, or a share of the run.
-        stop_at: step, or share of the run, from which masks stay.
-        drop_fraction: of the active positions, in [0, 1], decayed by half a cosine.
-        dense_until: step, or share of the run, up to which every position is active; masks then start from the largest magnitudes, which
-            lets a learned grouping look at trained weights. 0, the published algorithm, starts from random masks.
-        replaces_step: a round takes the place of the optimizer step (the published algorithm and code).
-        regrow_dropped: a position just dropped may be grown at once and keeps its value (the authors' answer in issue 5 of
-            their repository).
+        stop_at: step, or share of the run, after which masks stay fixed.
+        drop_fraction: share of the active positions dropped per round, in [0, 1]; it decays along half a cosine.
+        dense_until: step, or share of the run, up to which training is dense. Masks then keep the largest magnitudes, so that a learned
+            grouping can use trained weights. 0 starts from random masks (the published algorithm).
+        replaces_step: whether a round replaces the optimizer step (as in the published algorithm and code).
+        regrow_dropped: whether a position just dropped may be grown in the same round; it then keeps its value (the authors' answer in
+            issue 5 of their repository).
         normalise: ``outputs``, ``inputs`` or ``both`` divides the gradient by its root mean square over the weights of each output, of each
-            input, or of both, so that growth does not gather on a few of them; ``none`` is the published rule.
-        initial_scale: ``none`` is the published code; ``fan-in`` keeps the variance of each output at the start.
-        allocation: ERK by default.
+            input, or of both, so that growth does not concentrate on a few of them; ``none`` is the published rule.
+        initial_scale: ``fan-in`` scales initial weights so that each output keeps its dense variance; ``none`` is the published code.
+        allocation: how the density is split over weights; ERK by default.
         pattern: which positions may be active together.
-        keep_dense: globs of weights without a mask.
+        keep_dense: globs of the names of weights that get no mask.
 
     Examples:
         >>> import sparsify as sp

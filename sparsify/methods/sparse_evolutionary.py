@@ -27,17 +27,17 @@ def set(
     """SET: drop by magnitude, grow at random (Mocanu et al. 2018, arXiv:1707.04780).
 
     Args:
-        density: of the whole run.
+        density: active share of the maskable weights during the whole run, in (0, 1].
         update_every: steps between rounds, or a share of the run.
-        stop_at: step, or share of the run, from which masks stay.
-        drop_fraction: of the active positions, in [0, 1], decayed by half a cosine (the RigL repository's SET).
-        dense_until: step, or share of the run, up to which every position is active; masks then start from the largest magnitudes, which
-            lets a learned grouping look at trained weights. 0, the published algorithm, starts from random masks.
+        stop_at: step, or share of the run, after which masks stay fixed.
+        drop_fraction: share of the active positions dropped per round, in [0, 1]; it decays along half a cosine (as in RigL's repository).
+        dense_until: step, or share of the run, up to which training is dense. Masks then keep the largest magnitudes, so that a learned
+            grouping can use trained weights. 0 starts from random masks (the published algorithm).
         regrow_dropped: whether a position just dropped may be drawn again.
-        initial_scale: ``none`` is the published code; ``fan-in`` keeps the variance of each output at the start.
-        allocation: ERK by default.
+        initial_scale: ``fan-in`` scales initial weights so that each output keeps its dense variance; ``none`` is the published code.
+        allocation: how the density is split over weights; ERK by default.
         pattern: which positions may be active together.
-        keep_dense: globs of weights without a mask.
+        keep_dense: globs of the names of weights that get no mask.
 
     Examples:
         >>> import sparsify as sp

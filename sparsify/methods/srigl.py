@@ -1,4 +1,4 @@
-"""SRigL: RigL with a constant fan-in, and outputs that too little speaks for given up."""
+"""SRigL: RigL with a constant fan-in, which also removes outputs with few salient inputs."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def srigl(
     `docs/methods/srigl.md` has the source of each default.
 
     Args:
-        density: of the whole run.
-        ablation: give up outputs that have few salient inputs, for more inputs of the others; never those of the last weight.
-        least_salient: share of the fan-in that has to be salient for an output to stay, from 0.
+        density: active share of the maskable weights during the whole run, in (0, 1].
+        ablation: whether to remove outputs that have few salient inputs and give their inputs to the others; never in the last weight.
+        least_salient: an output stays if at least this share of its fan-in is salient, at least 0.
         update_every: steps between rounds, or a share of the run.
-        stop_at: step, or share of the run, from which masks stay.
-        drop_fraction: of the active positions, in [0, 1], decayed by half a cosine.
-        replaces_step: a round takes the place of the optimizer step.
+        stop_at: step, or share of the run, after which masks stay fixed.
+        drop_fraction: share of the active positions dropped per round, in [0, 1]; it decays along half a cosine.
+        replaces_step: whether a round replaces the optimizer step.
         normalise: ``outputs``, ``inputs`` or ``both`` divides the gradient by its root mean square over the weights of each output, of each
-            input, or of both, so that growth does not gather on a few of them; ``none`` is the published rule.
-        initial_scale: ``fan-in`` keeps the variance of each output at the start; ``none``.
-        allocation: ERK by default.
-        pattern: ``fan-in``, and no other: it is what the method is about.
-        keep_dense: globs of weights without a mask.
+            input, or of both, so that growth does not concentrate on a few of them; ``none`` is the published rule.
+        initial_scale: ``fan-in`` scales initial weights so that each output keeps its dense variance; ``none`` does not.
+        allocation: how the density is split over weights; ERK by default.
+        pattern: must be ``fan-in``, which defines the method.
+        keep_dense: globs of the names of weights that get no mask.
 
     Raises:
-        RecipeError: If the pattern is another.
+        RecipeError: If the pattern is not ``fan-in``.
 
     Examples:
         >>> import sparsify as sp

@@ -15,14 +15,14 @@ def static_random(
     pattern: str = "unstructured",
     keep_dense: tuple[str, ...] = (),
 ) -> Method:
-    """Random masks of exact budgets, fixed for the whole run: what topology updates have to beat.
+    """Keep random masks with exact budgets for the whole run; the baseline that topology updates have to beat.
 
     Args:
-        density: of the whole run.
-        initial_scale: ``none`` is the published code; ``fan-in`` keeps the variance of each output at the start.
-        allocation: ERK by default.
+        density: active share of the maskable weights during the whole run, in (0, 1].
+        initial_scale: ``fan-in`` scales initial weights so that each output keeps its dense variance; ``none`` is the published code.
+        allocation: how the density is split over weights; ERK by default.
         pattern: which positions may be active together.
-        keep_dense: globs of weights without a mask.
+        keep_dense: globs of the names of weights that get no mask.
 
     Examples:
         >>> import sparsify as sp

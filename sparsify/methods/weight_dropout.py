@@ -13,15 +13,16 @@ from sparsify.passes import InsertRandomMasks
 def weight_dropout(base: Method, *, rate: float = 0.1, rescale: bool = True, holds_hidden: bool = True) -> Method:
     """Hide a random share of the weights from every training step (Wan et al. 2013, DropConnect, ICML).
 
-    A pass puts the random mask into the training graph, behind the mask of the method; the trainer draws it anew each step.
-    Rounds rank the weights themselves, hidden or not. The eval graph reads all active weights.
+    A pass inserts the random mask into the training graph, after the method's own mask; the trainer draws it anew at each step. Rounds
+    rank all weights, hidden or not. The eval graph reads all active weights.
 
     Args:
-        base: any method without random masks. Its masked weights are hidden; of a dense base, all that could have a mask.
+        base: any method without random masks. Random masks apply to its masked weights; for a dense base, to all weights that could have
+            a mask.
         rate: share of hidden weights, in [0, 1).
-        rescale: divide what is left by 1 - rate, so that training reads the weights at the scale at which they are deployed.
-        holds_hidden: a hidden weight keeps its value through the step (CigL, Lei et al. 2023, ICLR, Algorithm 1); False lets
-            momentum and weight decay move it.
+        rescale: whether to divide visible weights by 1 - rate, so that training uses them at the same expected scale as deployment.
+        holds_hidden: whether a hidden weight keeps its value during the step (CigL, Lei et al. 2023, ICLR, Algorithm 1); False: momentum
+            and weight decay move it.
 
     Raises:
         RecipeError: If ``base`` has random masks already, or ``rate`` is out of range.

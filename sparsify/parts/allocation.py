@@ -122,7 +122,7 @@ def _target(layers: Layers, density: float) -> tuple[dict[str, int], dict[str, L
         found = sum(fixed.values()) / sum(layer.size for layer in layers.values())
         if abs(found - density) > FIXED_TOLERANCE:
             raise AllocationError(
-                f"the pattern of every weight fixes its density, {found:.4g} overall; found density {density}. Ask for "
+                f"the pattern of every weight fixes its density, {found:.4g} in all; density {density} was asked for. Ask for "
                 f"{found:.4g} (sparsity {1 - found:.4g}), or choose another pattern."
             )
     if free and total < floor:

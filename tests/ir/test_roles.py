@@ -134,7 +134,7 @@ def test_an_output_that_is_not_there_is_said():
     program = trace(Returns(lambda f, s: s[:, 0]), (digits(6)[0],), task="regression")
     with pytest.raises(TraceError, match="returns prediction in train mode, and 'logits' is not among them"):
         program.logits(program(digits(6)[0]))
-    with pytest.raises(PassError, match="no 'logits', so that it has no classifier"):
+    with pytest.raises(PassError, match="no 'logits', so it has no classifier"):
         classes(program)
 
 

@@ -141,7 +141,7 @@ DENSE: dict[str, tuple[nn.Module, Tensor, str, str]] = {
     ),
     "own norm": (
         Made(lambda m, x: F.linear(x, m.weight / m.weight.norm(dim=1, keepdim=True)), weight=(4, 8)),
-        FLAT, "weight", "computed from it too",
+        FLAT, "weight", "also read other values that are computed from it",
     ),
     "bag": (
         nn.Sequential(nn.EmbeddingBag(9, 8), nn.Linear(8, 4)), torch.arange(12).view(4, 3) % 9, "0.weight",

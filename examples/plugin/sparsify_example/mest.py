@@ -24,14 +24,14 @@ def mest(
     """MEST: drop by weight and gradient, grow at random (Yuan et al. 2021, arXiv:2110.14032).
 
     Args:
-        density: of the whole run.
+        density: active share of the maskable weights during the whole run, in (0, 1].
         balance: of the gradient against the weight, at least 0.
         update_every: steps between rounds, or a share of the run.
-        stop_at: step, or share of the run, from which masks stay.
-        drop_fraction: of the active positions, in [0, 1], decayed by half a cosine.
-        allocation: ERK by default.
+        stop_at: step, or share of the run, after which masks stay fixed.
+        drop_fraction: share of the active positions dropped per round, in [0, 1]; it decays along half a cosine.
+        allocation: how the density is split over weights; ERK by default.
         pattern: which positions may be active together.
-        keep_dense: globs of weights without a mask.
+        keep_dense: globs of the names of weights that get no mask.
     """
     in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
     in_range(balance, 0.0, float("inf"), "balance")
