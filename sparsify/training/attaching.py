@@ -1,4 +1,4 @@
-"""`attach`: a method, a program and its optimizers become a trainer, or stay as they were."""
+"""`attach`: make a trainer from a method, a program and its optimizers; if that fails, they stay unchanged."""
 
 from __future__ import annotations
 
@@ -41,28 +41,28 @@ def attach(
 ) -> SparseTrainer:
     """Make ``program`` sparse in place and return the trainer whose ``step()`` replaces ``optimizer.step()``.
 
-    Weights that do not train (``requires_grad`` is False) stay dense and as they are. If it raises, program and optimizers are as they
-    were before.
+    Frozen weights (``requires_grad`` is False) stay dense and unchanged. If `attach` raises, program and optimizers are unchanged.
 
     Args:
         method: from `sparsify.methods`.
-        program: of stage TRACED; its parameters are those the optimizer holds. One of stage MASKED, as a run or ``insert-masks`` leaves
-            it, is trained on from its masks: density and pattern of the method should be theirs, and a method that prunes may go below.
-        optimizer: over ``program.parameters()`` or the traced model's, which are the same objects; or several, stepped in turn.
-        total_steps: optimizer steps of the whole run; schedules given as shares are of this.
-        seed: of random masks and random growth.
-        epoch_steps: optimizer steps of an epoch, for methods that do something once an epoch.
-        sweep: for methods that look at more of the training data than the batch of a step: a function that returns the losses of
-            the training batches, in an order drawn anew, each as a function without arguments.
-        teacher: for methods that learn from one: a function from the inputs of a batch to what the task reads, such as logits
-            [N, K]: a trained module in eval mode, on the device of the inputs.
-        task: what the outputs mean: a task of `sparsify.tasks` or its name, for ``trainer.loss``. None: classification, or regression
-            for a program that was traced for it.
+        program: of stage TRACED; the optimizer must hold its parameters. A program of stage MASKED, as a run or ``insert-masks`` leaves
+            it, continues from its masks: the method should have their density and pattern, or prune to a lower density.
+        optimizer: over ``program.parameters()`` or those of the traced model, which are the same objects; or several optimizers, which are
+            stepped in turn.
+        total_steps: optimizer steps of the whole run, at least 1; durations given as shares are shares of this.
+        seed: seed of random masks and random growth.
+        epoch_steps: optimizer steps per epoch, for methods that do something once per epoch.
+        sweep: for methods that evaluate more of the training data than the batch of a step: a function that returns the losses of training
+            batches, in a new random order at each call; each loss is a function without arguments.
+        teacher: for methods that learn from a teacher: a function from the inputs of a batch to what the task reads, such as logits
+            [N, K]; for example a trained module in eval mode on the device of the inputs.
+        task: what the outputs mean, for ``trainer.loss``: a task of `sparsify.tasks` or its name. None: classification, or regression if
+            the program was traced for it.
 
     Raises:
-        TrainingError: If an argument is of another kind, the optimizers do not hold the weights that train, ``total_steps`` is not
-            positive, no round would happen or the density not be reached, the method needs a teacher or is made for other tasks, does not
-            fit the masks that the program has, or several processes train together.
+        TrainingError: If an argument has the wrong type, the optimizers do not hold all trainable parameters, ``total_steps`` is below 1,
+            no round would happen, the density would not be reached, the method needs a teacher, is made for other tasks or does not fit
+            the masks of the program, or several processes train together.
         PatternError: If the pattern does not fit a weight.
         AllocationError: If the density cannot be met.
         TaskError: If there is no task of that name.

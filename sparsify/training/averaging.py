@@ -1,4 +1,4 @@
-"""The average of weights along the run, and batch-norm statistics taken again for it."""
+"""Averages weights along the run, and estimates batch-norm statistics again for the average."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class WeightAverage(Mechanism):
     """The running mean of the parameters as the training graph reads them.
 
     Attributes:
-        means: by parameter name; empty before the first is taken.
+        means: the means by parameter name; empty before the first averaged step.
     """
 
     key = "averages"
@@ -29,7 +29,7 @@ class WeightAverage(Mechanism):
         self.means: dict[str, Tensor] = {}
 
     def after_step(self, step: int, moved: bool) -> None:
-        """Take the weights after ``step`` into the mean, where the plan says so."""
+        """Add the weights after ``step`` to the mean, if the plan says so."""
         del moved
         program = self._program
         if step < self.plan.start_at or (step - self.plan.start_at) % self.plan.every:
@@ -58,16 +58,16 @@ class WeightAverage(Mechanism):
 
 
 def check_averaging(method: Method, plan: Averaging, changes: Callable[[int], bool], total_steps: int) -> None:
-    """Refuse an average over changing masks, or over several trainings, and one that never begins.
+    """Refuse an average over changing masks or over several trainings, and one that would never begin.
 
     Args:
-        method: for its name.
-        plan: what is asked for.
-        changes: whether a round ends a step, or training goes back after it.
-        total_steps: of the run.
+        method: the method, whose name the message contains.
+        plan: when to average.
+        changes: returns whether masks change or training goes back after a step.
+        total_steps: steps of the run.
 
     Raises:
-        TrainingError: Naming the step.
+        TrainingError: If the average is refused; the message names the step.
     """
     if plan.start_at > total_steps:
         raise TrainingError(
@@ -82,19 +82,19 @@ def check_averaging(method: Method, plan: Averaging, changes: Callable[[int], bo
 
 
 def reestimate_batch_norm(program: Program, batches: Iterable[Any]) -> int:
-    """Replace running statistics by the means over ``batches`` of the batches' own (Izmailov et al. 2018, section 3.2).
+    """Replace running statistics by the mean over ``batches`` of each batch's own statistics (Izmailov et al. 2018, section 3.2).
 
-    Statistics with momentum 0, which training does not move, stay as they are.
+    Statistics with momentum 0, which training does not change, stay unchanged.
 
     Args:
-        program: its train phase runs once a batch, without gradients.
-        batches: inputs, each as `Program.call` takes them.
+        program: its train phase runs once per batch, without gradients.
+        batches: inputs of batches, in any form that `Program.call` accepts.
 
     Returns:
-        How many batches there were.
+        The number of batches.
 
     Raises:
-        TrainingError: If there are statistics and no batches.
+        TrainingError: If the program has running statistics and there are no batches.
     """
     sites = [site for site in program.batch_norm_sites() if site.momentum]
     if not sites:

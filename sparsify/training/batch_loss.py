@@ -1,4 +1,4 @@
-"""The loss of a batch as a function that may be called again: for the step, for probes, and for sweeps."""
+"""The loss of a batch as a function that can be called repeatedly: by the step, by probes, and by sweeps."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class BatchLoss:
 
     Args:
         program: in train mode.
-        criterion: of what the program returned, the target, and ``inputs=`` what it was called with.
-        inputs: [N, ...], as `Program.call` takes them; a function gives them anew for each call.
-        y: their target.
-        reads: the output that decisions are made from; None: all of them.
+        criterion: computes the loss from what the program returned, the target, and ``inputs=`` (the inputs of the call).
+        inputs: inputs [N, ...] in any form that `Program.call` accepts, or a function that makes them for each call.
+        y: the target of the batch.
+        reads: name of the output that decisions are made from; None: all outputs.
         bf16: run the forward pass in mixed precision.
 
     Attributes:
-        output: what ``reads`` names in the first call; None before it.
+        output: the output ``reads`` of the first call; None before it.
     """
 
     def __init__(
@@ -60,19 +60,19 @@ class BatchLoss:
 def attacked(
     method: Method, program: Program, task: Task, x: Tree, y: Tree, counts: dict[str, int], *, bf16: bool
 ) -> Callable[[], Tensor]:
-    """Inputs under the attack of a method: made anew with each call, for the weights as they are then, from the same random start.
+    """Return a function that attacks inputs for the current weights; each call starts from the same random point.
 
     Args:
-        method: which has an attack.
-        program: which is attacked in its eval phase.
-        task: whose loss is raised.
-        x: inputs [N, ...], float, of one tensor.
-        y: their target.
-        counts: ``forwards`` and ``backwards`` are counted up.
+        method: a method with an attack.
+        program: the attack uses its eval phase.
+        task: the task whose loss the attack raises.
+        x: inputs, one float tensor [N, ...].
+        y: the target of the batch.
+        counts: its ``forwards`` and ``backwards`` are incremented.
         bf16: run the forward pass in mixed precision.
 
     Raises:
-        TrainingError: If the inputs are no numbers in one tensor.
+        TrainingError: If the inputs are not a single tensor of floating-point numbers.
     """
     attack = method.attack
     assert attack is not None

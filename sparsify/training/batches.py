@@ -1,4 +1,4 @@
-"""The batches of a run, which follow from its seed: of an epoch, of a sweep, and for statistics."""
+"""The batches of a run, determined by its seed: for an epoch, for a sweep, and for batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from sparsify.training.fetching import fetch
 from sparsify.training.settings import Settings
 
 REESTIMATED = 100
-"""Batches from which batch-norm statistics are taken again after weights were averaged."""
+"""Number of batches from which batch-norm statistics are estimated again after averaging weights."""
 SWEEP = 2**40
-"""Added to the seed of orders that a method's sweeps over the training data draw."""
+"""Added to the seed for the random orders of a method's sweeps over the training data."""
 
 
 class Batches:
     """Training samples in batches, on the device of a run.
 
     Args:
-        samples: at least a batch of them.
-        settings: batch size, seed and workers.
-        device: of the run.
+        samples: the training samples, at least one batch.
+        settings: gives batch size, seed and workers.
+        device: the device of the run.
 
     Attributes:
-        per_epoch: whole batches in the samples; a last, smaller one is left out.
+        per_epoch: number of whole batches in the samples; a last, smaller batch is dropped.
     """
 
     def __init__(self, samples: Samples, settings: Settings, device: torch.device) -> None:
@@ -35,7 +35,7 @@ class Batches:
         self.per_epoch = len(samples) // settings.batch_size
 
     def epoch(self, step: int) -> Iterator[Batch]:
-        """Those of the epoch that step number ``step`` (from 0) is in, from that step on."""
+        """Yield the batches of the epoch that contains step ``step`` (from 0), starting with that step."""
         epoch, first = divmod(step, self.per_epoch)
         order = torch.randperm(len(self._samples), generator=torch.Generator().manual_seed(self._seed + epoch))
         rows = order.split(self._settings.batch_size)[first : self.per_epoch]
@@ -43,7 +43,7 @@ class Batches:
         return self._fetched(rows, seeds)
 
     def sweep(self, step: int) -> Iterator[Batch]:
-        """As many as an epoch has, in an order of step number ``step``."""
+        """Yield as many batches as an epoch has, in a random order that depends on ``step``."""
         generator = torch.Generator().manual_seed(self._seed + step + SWEEP)
         rows = torch.randperm(len(self._samples), generator=generator).split(self._settings.batch_size)[
             : self.per_epoch
@@ -51,7 +51,7 @@ class Batches:
         return self._fetched(rows, torch.randint(2**31, (self.per_epoch,), generator=generator).tolist())
 
     def inputs(self) -> Iterator[Tree]:
-        """Inputs of up to `REESTIMATED` batches, in an order drawn by the seed: samples may be sorted by class."""
+        """Yield the inputs of up to `REESTIMATED` batches in random order, because samples may be sorted by class."""
         order = torch.randperm(len(self._samples), generator=torch.Generator().manual_seed(self._settings.seed))
         rows = order.split(self._settings.batch_size)[: min(REESTIMATED, self.per_epoch)]
         for index, some in enumerate(rows):

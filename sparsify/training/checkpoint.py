@@ -46,13 +46,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a checkpoint of this version. Run again with --overwrite.")
     if not whole:
         raise CheckpointError(
-            f"the checkpoint {path} is not as it was saved: an entry was changed or left out. Delete it, or run again with --overwrite."
+            f"the checkpoint {path} is not what was saved: an entry was changed or is missing. Delete it, or run again with --overwrite."
         )
     return content
 
 
 def form(content: Any) -> str:
-    """A digest of nested content: keys, types, numbers, text, and the dtypes and shapes of tensors; not their values."""
+    """Compute a digest of nested content: keys, types, numbers, text, and dtypes and shapes of tensors, but not their values."""
     digest = hashlib.sha256()
 
     def take(value: Any) -> None:
@@ -77,9 +77,9 @@ def form(content: Any) -> str:
 def _check_size(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-            raise ValueError("it unpacks to more than it is")
+            raise ValueError("it unpacks to more bytes than the file has")
 
 
 def placed(content: Any, device: torch.device) -> Any:
-    """Saved content with its tensors, in whatever dicts, lists and tuples, on ``device``; a checkpoint is read to the CPU."""
+    """Move all tensors in nested saved content to ``device``; a checkpoint is read to the CPU first."""
     return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, content)

@@ -1,4 +1,4 @@
-"""A method's correction at work: what it may see of a step, and what of its gradients reaches the optimizer."""
+"""Applies a method's correction: prepares what it may see of a step, and passes its gradients to the optimizer."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Corrector(Mechanism):
     """Applies a correction to the gradients of a program.
 
     Args:
-        correction: the method's.
-        method: its name, for messages.
-        program: with its masks and taps.
-        random: its random masks.
-        counts: of the trainer; probes are counted there.
+        correction: the correction of the method.
+        method: name of the method, for messages.
+        program: the program with its masks and taps.
+        random: the program's random masks.
+        counts: counts of the trainer; probes are added to them.
         epoch_steps, sweep: as for `sparsify.attach`.
 
     Attributes:
-        state: of the correction.
-        applied: whether the gradients of the coming step are corrected already.
+        state: state of the correction.
+        applied: whether the gradients of the coming step are already corrected.
     """
 
     key = "correction"
@@ -51,16 +51,16 @@ class Corrector(Mechanism):
         self.applied = False
 
     def start(self) -> None:
-        """Begin, or begin again, from the weights as they are."""
+        """Start, or start over, from the present weights."""
         self.state = self._correction.init(
             {name: p.detach() for name, p in self._program.named_parameters() if p.requires_grad}
         )
 
     def before_step(self, step: int, closure: Closure | None) -> None:
-        """Replace the gradients of ``step``, once; they stay 0 where a weight is inactive or hidden.
+        """Replace the gradients of ``step`` once; gradients of inactive or hidden weights stay 0.
 
         Raises:
-            TrainingError: If the correction evaluates the batch again and there is no closure, or has no sweep.
+            TrainingError: If the correction evaluates the batch again but there is no closure, or needs a sweep and has none.
         """
         if self.applied:
             return
@@ -83,7 +83,7 @@ class Corrector(Mechanism):
         self.applied = True
 
     def after_step(self, step: int, moved: bool) -> None:
-        """The gradients of the next step are others."""
+        """Note that the next step has new, uncorrected gradients."""
         del step, moved
         self.applied = False
 
@@ -94,7 +94,7 @@ class Corrector(Mechanism):
         )
 
     def readings(self) -> dict[str, float]:
-        """Figures of the correction, by name."""
+        """Return figures of the correction, by name."""
         return dict(self._correction.readings(self.state))
 
     def state_dict(self) -> Any:
@@ -107,7 +107,7 @@ class Corrector(Mechanism):
         return ProbedBatch(self._program, closure, self._counts, of_step=of_step, dense=self._correction.dense)
 
     def _swept(self, limit: int | None) -> Iterator[Batch]:
-        """Batches of the user's sweep, each under random masks of its own."""
+        """Yield the batches of the user's sweep, each with its own random masks."""
         if self._sweep is None:
             raise TrainingError(
                 f"method {self._method!r} looks at more of the training data than the batch of a step: give sparsify.attach a sweep, "

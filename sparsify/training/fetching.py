@@ -1,4 +1,4 @@
-"""Batches fetched ahead of the step that uses them, in processes of their own."""
+"""Fetches batches in worker processes, ahead of the steps that use them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from sparsify.parts.samples import Batch, Samples
 
 
 def fetch(samples: Samples, rows: Sequence[Tensor], seeds: Sequence[int], *, workers: int = 0) -> Iterator[Batch]:
-    """The batches ``samples.batch(rows[i], seed=seeds[i])`` in order; their bits do not depend on ``workers``.
+    """Yield the batches ``samples.batch(rows[i], seed=seeds[i])`` in order; their values do not depend on ``workers``.
 
     Args:
-        samples: what to read.
-        rows: int64 [B] each.
-        seeds: as many.
-        workers: processes; 0 fetches in this one, when a batch is asked for.
+        samples: the samples to read.
+        rows: indices of each batch, int64 [B].
+        seeds: one seed per batch.
+        workers: number of worker processes; 0 fetches each batch in this process when it is needed.
 
     Raises:
-        SparsifyError: What fetching raised, in this process.
-        TrainingError: If a worker process ended by itself.
-        RuntimeError: What else the samples raised, in this process.
+        SparsifyError: If fetching raises one; it is raised again in this process.
+        TrainingError: If a worker process died.
+        RuntimeError: If the samples raise any other error.
     """
     if workers == 0:
         for some, seed in zip(rows, seeds, strict=True):
             yield samples.batch(some, seed=seed)
         return
-    own = torch.Generator()  # a loader draws a seed for its workers; it may not come from the generator of the run
+    own = torch.Generator()  # a loader draws a seed for its workers, which must not advance the generator of the run
     loader = DataLoader(
         _Batches(samples, rows, seeds),
         batch_size=None,
@@ -51,7 +51,7 @@ def fetch(samples: Samples, rows: Sequence[Tensor], seeds: Sequence[int], *, wor
 
 
 class _Batches(Dataset[Batch | SparsifyError]):
-    """Item i is batch i, or the error in its place: a raised one would come back with the worker's traceback as its text."""
+    """Item i is batch i, or the error that fetching it raised. Raising it would turn the worker's traceback into its message."""
 
     def __init__(self, samples: Samples, rows: Sequence[Tensor], seeds: Sequence[int]) -> None:
         self._samples, self._rows, self._seeds = samples, rows, seeds
@@ -67,6 +67,6 @@ class _Batches(Dataset[Batch | SparsifyError]):
 
 
 def _leave_signals(worker: int) -> None:
-    """Ctrl-C is for the process that trains; it ends its workers."""
+    """Ignore Ctrl-C in workers; the training process handles it and ends them."""
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)

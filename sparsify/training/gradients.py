@@ -1,4 +1,4 @@
-"""What the gradients of a step must be: there, unscaled and finite."""
+"""Checks the gradients of each step: they must exist, be unscaled and be finite."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from sparsify.training.mechanism import Mechanism
 from sparsify.training.optimizers import Optimizers
 
 HOPELESS = 100
-"""Steps in a row without finite gradients after which training ends; a GradScaler needs about 20 to find its scale."""
+"""Training ends after this many consecutive steps without finite gradients; a GradScaler needs about 20 to find its scale."""
 
 
 class Gradients(Mechanism):
-    """Looks at the gradients of each step, and counts the steps that are skipped for them.
+    """Checks the gradients of each step, and counts steps that are skipped because of them.
 
     Args:
-        program, optimizers: of the loop.
-        counts: of the trainer; ``skipped_steps`` is counted up.
+        program, optimizers: the program and optimizers of the loop.
+        counts: counts of the trainer; ``skipped_steps`` is incremented.
 
     Attributes:
-        named: weights that a warning was given for; those that the loss does not reach are added.
-        finite: whether those of the coming step are; None before they were looked at.
-        scale: what a GradScaler multiplied the loss of the coming step by; None without one.
-        skipped_in_a_row: steps, until now.
+        named: weights for which a warning was given, including those that the loss does not reach.
+        finite: whether the gradients of the coming step are finite; None before they are checked.
+        scale: the factor by which a GradScaler multiplied the loss of the coming step; None without a scaler.
+        skipped_in_a_row: number of consecutive steps skipped so far.
     """
 
     key = "skipped_in_a_row"
@@ -42,10 +42,10 @@ class Gradients(Mechanism):
         self.skipped_in_a_row = 0
 
     def look(self, step: int) -> bool:
-        """Whether the gradients of ``step`` are finite.
+        """Check whether the gradients of ``step`` are finite.
 
         Raises:
-            TrainingError: If there is none.
+            TrainingError: If there are no gradients.
         """
         if self.finite is not None:
             return self.finite
@@ -74,17 +74,17 @@ class Gradients(Mechanism):
                 scaler.unscale_(optimizer)
             except (RuntimeError, ValueError, AssertionError) as error:
                 if "already been called" in str(error):
-                    continue  # by the loop, to clip
+                    continue  # the loop unscaled them already, to clip them
                 raise TrainingError(
                     f"the GradScaler cannot unscale the gradients: {error} Call scaler.scale(loss).backward(), then "
                     f"trainer.step(scaler=scaler), then scaler.update()."
                 ) from error
 
     def take(self, scale: Tensor | None, found_inf: Tensor) -> None:
-        """Divide the gradients by a scale that ``GradScaler.step(trainer)`` handed over, unless one is not finite.
+        """Divide the gradients by the scale that ``GradScaler.step(trainer)`` passes, unless a gradient is not finite.
 
         Raises:
-            TrainingError: If the gradients were unscaled before, so that the scale is not known.
+            TrainingError: If the gradients were already unscaled, so that the scale is unknown.
         """
         if scale is None:
             raise TrainingError(
@@ -96,10 +96,10 @@ class Gradients(Mechanism):
             torch._foreach_mul_(self._optimizers.gradients(), 1.0 / self.scale)  # pyright: ignore[reportPrivateImportUsage]
 
     def after_step(self, step: int, moved: bool) -> None:
-        """Count a step that was skipped; the next look is at new gradients.
+        """Count a skipped step, and expect new gradients.
 
         Raises:
-            TrainingError: If as many as `HOPELESS` steps in a row were skipped.
+            TrainingError: If `HOPELESS` consecutive steps were skipped.
         """
         self.finite = self.scale = None
         self.skipped_in_a_row = 0 if moved else self.skipped_in_a_row + 1
@@ -139,7 +139,7 @@ class Gradients(Mechanism):
 
 
 def are_finite(values: list[Tensor]) -> bool:
-    """Whether no entry is NaN or infinite. A sum or norm of each tensor is taken first; where that overflows, the entries are looked at."""
+    """Check that no entry is NaN or infinite. Computes a sum or norm of each tensor first, and checks entries only if that overflows."""
     by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     with torch.no_grad():
         if all([value.is_cpu for value in values]):

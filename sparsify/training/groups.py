@@ -1,4 +1,4 @@
-"""Parameters that a method's passes add join the optimizer, with the settings of the nearest parameter that it holds."""
+"""Adds parameters that a method's passes create to the optimizer, with the settings of the most similar parameter it holds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sparsify.training.optimizers import Optimizers
 
 
 def adopt(program: Program, optimizer: Optimizers) -> list[str]:
-    """Put every trainable parameter that the optimizer does not hold into one of its groups; schedulers made before stay valid.
+    """Add every trainable parameter that the optimizer does not hold to one of its groups; existing schedulers stay valid.
 
-    The group is that of the parameter with the same last name whose path has most in common (``fc.unknown_logit.bias`` joins ``fc.bias``),
-    among those of as many dimensions, which is what groups without weight decay are usually made by.
+    The parameter joins the group of the held parameter with the same last name and the most similar path (``fc.unknown_logit.bias`` joins
+    ``fc.bias``). Parameters with the same number of dimensions are preferred, because groups without weight decay are usually made by it.
 
     Returns:
-        The names of those added.
+        The names of the added parameters.
     """
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     held = {name: p for name, p in program.named_parameters() if id(p) in groups}

@@ -1,4 +1,4 @@
-"""Rows of ``history.jsonl``: what is told of a run after each epoch."""
+"""Rows of ``history.jsonl``: what a run records after each epoch."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from sparsify.parts.samples import Samples
 from sparsify.training.state import SparseTrainer
 
 BATCH = 256
-"""Samples of a forward pass over the validation part."""
+"""Samples per forward pass over the validation part."""
 
 
 def epoch_row(
     trainer: SparseTrainer, means: Mapping[str, float], validation: Samples, grown: Mapping[str, int]
 ) -> dict[str, Any]:
-    """What is known after an epoch.
+    """Make the row of an epoch.
 
     Args:
-        trainer: of a program in train mode, which is run in eval mode over the validation part.
-        means: loss, and accuracy where the task decides something, over the epoch's training batches.
-        validation: samples with their targets.
-        grown: what rounds had activated at the row before, by weight.
+        trainer: its program is in train mode; it runs in eval mode over the validation part.
+        means: means over the epoch's training batches: the loss, and the accuracy if the task makes decisions.
+        validation: validation samples with their targets.
+        grown: by weight, the number of positions that rounds had activated by the previous row.
 
     Returns:
-        step, loss, accuracy, val_loss, and the task's figures (``val_accuracy`` ...; a decision from NaN or infinity is wrong) that the
-        samples define; the mean over validation samples of what each head gives a sample (``val_ood_score``); density, lr;
-        evaluations so far (`sparsify.parts.compute.evaluations`); ``readings`` where the method has figures of its own; and by masked
-        weight ``coverage``, the share of its positions that have been active so far, and ``turnover``, how many rounds activated since
-        the row before over those active.
+        step, loss, accuracy, val_loss, and the figures of the task that the samples define (``val_accuracy`` ...; a decision from NaN or
+        infinity counts as wrong); the means over validation samples of the outputs of heads (``val_ood_score``); density, lr; evaluations
+        so far (`sparsify.parts.compute.evaluations`); ``readings`` if the method has figures of its own; and by masked weight
+        ``coverage``, the share of its positions that have ever been active, and ``turnover``, the positions that rounds activated since
+        the previous row divided by the active ones.
     """
     readings = trainer.readings()
     return {

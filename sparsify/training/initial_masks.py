@@ -19,20 +19,20 @@ from sparsify.training.rounds import clear_inactive, layers, patterns_of, select
 def insert_masks(
     method: Method, program: Program, optimizer: Optimizers, generator: torch.Generator, *, tapped: bool
 ) -> dict[str, str]:
-    """Mask a program as the method begins, and lower its masks. Frozen weights stay dense.
+    """Insert the masks with which the method begins, and lower them. Frozen weights stay dense.
 
     Args:
         method: gives pattern, allocation, density and scale.
         program: of stage TRACED.
         optimizer: its state is cleared where weights are inactive.
-        generator: of random masks, on the CPU.
-        tapped: insert gradient taps too.
+        generator: generator of random masks, on the CPU.
+        tapped: whether to insert gradient taps too.
 
     Warns:
-        SparsityWarning: Where less than half of the model's weights can be masked.
+        SparsityWarning: If less than half of the model's weights can be masked.
 
     Returns:
-        Why each weight that could have a mask has none.
+        By name of each maskable weight without a mask, the reason.
 
     Raises:
         PatternError: If the pattern does not fit a weight.
@@ -66,7 +66,7 @@ def insert_masks(
 
 
 def _scale_to_fan_in(program: Program, name: str) -> None:
-    """Give each output [I, *K] of a weight [O, I, *K] the sum of squares it would have if all its inputs were active."""
+    """Scale each output [I, *K] of a weight [O, I, *K] to the sum of squares that it would have if all its inputs were active."""
     mask = program.mask(name).flatten(1)
     factor = (mask.shape[1] / mask.sum(dim=1).clamp_min(1)).sqrt()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Masks that a program has already: a method goes on from them, where they are what it would start from."""
+"""Lets a method continue from masks that a program already has, if they are what the method would start from."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from sparsify.training.optimizers import Optimizers
 from sparsify.training.rounds import clear_inactive, patterns_of
 
 NEAR = 1e-6
-"""Densities that differ by no more are the same: messages print six digits."""
+"""Densities that differ by at most this count as equal; messages print six digits."""
 
 
 def keep_masks(
     method: Method, program: Program, optimizer: Optimizers, *, tapped: bool, prunes: bool
 ) -> dict[str, str]:
-    """Get a masked program ready for a method: its masks stay, inactive weights become 0, taps are inserted where there are none.
+    """Prepare a masked program for a method: keep its masks, set inactive weights to 0, and insert missing taps.
 
     Args:
-        method: whose density and pattern should fit the masks.
+        method: its density and pattern should fit the masks.
         program: of stage MASKED.
         optimizer: its state is cleared where weights are inactive.
         tapped: whether the method reads dense gradients.
-        prunes: whether the method only ends at its density.
+        prunes: whether the method reaches its density only at the end.
 
     Returns:
-        Why each weight that could have a mask has none.
+        By name of each maskable weight without a mask, the reason.
 
     Raises:
-        TrainingError: If density, pattern or weights that should stay dense do not fit the masks; naming both sides.
+        TrainingError: If density, pattern or ``keep_dense`` of the method do not fit the masks; the message names both sides.
     """
     patterns = patterns_of(program)
     _check_pattern(method, program, patterns)

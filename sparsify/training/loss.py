@@ -1,4 +1,4 @@
-"""The loss of a run: the method's objective with its state, observed once a step; that of the task where there is none."""
+"""The loss of a run: the method's objective with its state, observed once per step; without an objective, the loss of the task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparsify.training.probe import Closure
 
 
 class RunningLoss(Mechanism):
-    """Called with an output and its target. The first call of a step shows the batch to the objective; later ones read its state alone."""
+    """Computes the loss from an output and its target. The first call of a step updates the objective's state; later ones only read it."""
 
     key = "loss"
 
@@ -30,17 +30,17 @@ class RunningLoss(Mechanism):
         self.active = objective is not None or self._taught
 
     def __call__(self, output: Any, target: Any, step: int, *, label_smoothing: float = 0.0) -> Tensor:
-        """A scalar.
+        """Compute the loss, a scalar.
 
         Args:
             output: what the task reads of the train phase, such as logits [N, K].
-            target: of the batch, such as class numbers [N].
-            step: the optimizer step this batch is for, from 1.
-            label_smoothing: of the task's loss.
+            target: target of the batch, such as class numbers [N].
+            step: optimizer step of this batch, from 1.
+            label_smoothing: label smoothing of the task's loss, in [0, 1).
 
         Raises:
-            TrainingError: If output and target do not fit the task, or labels should be smoothed, but the method has a loss of its own
-                or the task has no labels, or its loss has no gradient.
+            TrainingError: If output and target do not fit the task, the loss has no gradient, or labels should be smoothed although the
+                method has its own loss or the task has no labels.
         """
         if self._objective is None:
             self._observed = self._taught
@@ -59,7 +59,7 @@ class RunningLoss(Mechanism):
         """Refuse a step that did not use the loss.
 
         Raises:
-            TrainingError: If the method has a loss of its own, or a teacher, that nobody asked for since the step before.
+            TrainingError: If the method has its own loss or a teacher, and the loss was not called since the previous step.
         """
         del step, closure
         if self.active and not self._observed:
@@ -70,18 +70,18 @@ class RunningLoss(Mechanism):
             )
 
     def after_step(self, step: int, moved: bool) -> None:
-        """The step is done; the next call begins another."""
+        """Note that the step is done; the next call belongs to a new step."""
         del step, moved
         self._observed = False
 
     def readings(self) -> Mapping[str, float]:
-        """Figures of the objective, by name."""
+        """Return figures of the objective, by name."""
         return self._objective.readings(self._state) if self._objective else {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Loads with ``weights_only=True`` where the objective's state does."""
+        """Return the state; it loads with ``weights_only=True`` if the objective's state does."""
         return {"state": self._state, "observed": self._observed}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Continue from a saved state."""
         self._state, self._observed = saved["state"], bool(saved["observed"])

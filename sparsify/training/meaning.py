@@ -1,4 +1,4 @@
-"""What the outputs of a program mean to a trainer: the task it was given, or the one its outputs were traced for."""
+"""Finds what the outputs of a program mean to a trainer: the given task, or the task for which the program was traced."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from sparsify.tasks import Classification, Regression, Task, build
 
 
 class Meaning:
-    """The task of a trainer. Errors of a regression are divided by the deviation that the program multiplies its prediction by
-    (`sparsify.passes.fit_scale`) at the time, unless the task has deviations of its own.
+    """The task of a trainer.
+
+    Errors of a regression are divided by the deviation by which the program currently multiplies its prediction
+    (`sparsify.passes.fit_scale`), unless the task has its own deviations.
 
     Args:
         task, program, method: as for `meaning`.
@@ -32,7 +34,7 @@ class Meaning:
         self.follow(program)
 
     def follow(self, program: Program) -> bool:
-        """Take the deviation that the program has now; whether it may be another one than before."""
+        """Read the current deviation of the program; returns whether it may have changed."""
         deviation = deviation_of(program) if self._follows else None
         seen = None if deviation is None else (id(deviation), deviation._version)
         if seen == self._seen:
@@ -44,13 +46,13 @@ class Meaning:
 
 
 def meaning(task: str | Task | None, program: Program, method: Method) -> Task:
-    """The task that is given, or that of the program; without the scale of the program.
+    """Return the given task, or that of the program; its scale is not included.
 
     Args:
-        task: by value or name; None: the program's own, or regression for one that returns ``prediction`` and no logits, else
-            classification.
-        program: traced for it.
-        method: which may be made for some tasks only.
+        task: a task or its name. None: the program's own task; without one, regression if the program returns ``prediction`` and no
+            logits, else classification.
+        program: a program traced for the task.
+        method: the method, which may only support some tasks.
 
     Raises:
         TaskError: If there is no task of that name.
@@ -76,7 +78,7 @@ def meaning(task: str | Task | None, program: Program, method: Method) -> Task:
 
 
 def read(program: Program, task: Task, output: Any) -> Any:
-    """What the loss of the task reads of an output of the train phase, in float32: a loss is not computed in bfloat16.
+    """Select what the loss of the task reads from an output of the train phase, as float32, because losses are not computed in bfloat16.
 
     Raises:
         TrainingError: If the program is in eval mode.
@@ -92,5 +94,5 @@ def read(program: Program, task: Task, output: Any) -> Any:
 
 
 def in_float32(value: Tensor) -> Tensor:
-    """Floating-point values in float32; others as they are."""
+    """Convert floating-point values to float32; return others unchanged."""
     return value.float() if value.is_floating_point() else value

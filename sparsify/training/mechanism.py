@@ -1,4 +1,4 @@
-"""What happens along a run: each thing in a `Mechanism` of its own, which a trainer calls at fixed places and knows no more of."""
+"""Mechanisms: each handles one thing that happens during a run. A trainer calls their hooks at fixed places and knows nothing else."""
 
 from __future__ import annotations
 
@@ -10,49 +10,48 @@ from torch import Tensor
 from sparsify.training.probe import Closure
 
 ABSENT: Mapping[str, Any] = {"early": {}, "correction": None, "averages": {}}
-"""What a saved run holds for mechanisms that its method does not have."""
+"""What a saved run contains for mechanisms that its method does not have."""
 
 
 class Mechanism:
-    """One thing that happens along a run. A trainer holds those of its method in the order in which they act after a step.
+    """One thing that happens during a run. A trainer holds the mechanisms of its method in the order in which they act after a step.
 
-    Each does what it needs to: a hook of a step that it does not define, or has no use for in this run (``active``), costs nothing.
+    A mechanism defines only the hooks that it needs. Hooks that it does not define, or that are not ``active`` in this run, cost nothing.
 
     Attributes:
-        key: what its state is called in that of the trainer; empty without state.
-        active: whether its `hooks` have anything to do in this run, known when the run begins.
+        key: name of its state in the state of the trainer; empty if it has no state.
+        active: whether its `hooks` have anything to do in this run; known when the run begins.
     """
 
     key: ClassVar[str] = ""
     active: bool = True
 
     def start(self) -> None:
-        """Begin with the weights and masks as they are."""
+        """Start with the present weights and masks."""
 
     def link(self, step: int) -> None:
-        """Look up what belongs to this very program and these very optimizers, before ``step``: at first, in a copy,
-        after loading."""
+        """Look up objects of this program and these optimizers before ``step``: at the start, in a copy, and after loading."""
 
     def join(self, loss: Tensor, output: Any, target: Any, inputs: Any) -> Tensor:
-        """The loss of a batch with a term of its own.
+        """Add a term to the loss of a batch; returns the sum.
 
         Args:
-            loss: a scalar.
+            loss: the loss so far, a scalar.
             output: what the task reads of the train phase.
-            target: of the batch.
-            inputs: of the batch; None where the loop did not say.
+            target: target of the batch.
+            inputs: inputs of the batch; None if the loop did not give them.
         """
         del output, target, inputs
         return loss
 
     def before_step(self, step: int, closure: Closure | None) -> None:
-        """Act before the optimizer does, when gradients are finite. Not called on a round that takes the optimizer's place."""
+        """Act before the optimizer's step, if gradients are finite. Not called on a round that replaces the optimizer's step."""
 
     def after_step(self, step: int, moved: bool) -> None:
-        """Act after ``step``; ``moved`` is False where it was skipped."""
+        """Act after ``step``; ``moved`` is False if the step was skipped."""
 
     def readings(self) -> Mapping[str, float]:
-        """Figures of its own, by name."""
+        """Return the mechanism's figures for the history, by name."""
         return {}
 
     def finish(self) -> bool:
@@ -60,13 +59,13 @@ class Mechanism:
         return False
 
     def state_dict(self) -> Any:
-        """All of its state; loads with ``weights_only=True``."""
+        """Return the whole state; it loads with ``weights_only=True``."""
 
     def load_state_dict(self, state: Any) -> None:
-        """Go on from a saved state, whose tensors are on the device of the program."""
+        """Continue from a saved state, whose tensors are on the device of the program."""
 
 
 def hooks(mechanisms: Iterable[Mechanism], name: str) -> tuple[Callable[..., Any], ...]:
-    """The hooks called ``name`` of the mechanisms that are active and define one."""
+    """Return the hooks called ``name`` of all active mechanisms that define it."""
     default = getattr(Mechanism, name)
     return tuple(getattr(m, name) for m in mechanisms if m.active and getattr(type(m), name) is not default)

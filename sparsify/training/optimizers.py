@@ -1,4 +1,4 @@
-"""The optimizers of a loop as one, and what has to be known of them before the first step."""
+"""Joins the optimizers of a loop into one, and checks them before the first step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Optimizer = torch.optim.Optimizer
 
 
 class States(Mapping[Any, Any]):
-    """The state of each parameter, in whichever optimizer holds it."""
+    """The state of each parameter, taken from the optimizer that holds it."""
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self._optimizers = optimizers
@@ -38,44 +38,44 @@ class States(Mapping[Any, Any]):
         return any(parameter in o.state for o in self._optimizers)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Clear the state of all parameters."""
         for optimizer in self._optimizers:
             optimizer.state.clear()
 
 
 class Joined(Optimizer):
-    """An optimizer made of others: parameter groups, state and settings are theirs. Schedulers and a GradScaler take it as any other.
+    """Several optimizers that behave like one: it has their parameter groups, state and settings. Schedulers and a GradScaler accept it.
 
     Attributes:
-        each: what it is made of.
-        state: the state of each parameter, in whichever of them holds it.
+        each: the joined optimizers.
+        state: the state of each parameter, taken from the optimizer that holds it.
     """
 
     def __init__(self, each: tuple[Optimizer, ...]) -> None:
-        # Not that of Optimizer, which would make groups and state of its own.
+        # Do not call Optimizer.__init__, which would make groups and state of its own.
         self.each = each
         self.state = States(each)  # type: ignore[assignment]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The groups of all."""
+        """The parameter groups of all optimizers."""
         return [group for optimizer in self.each for group in optimizer.param_groups]
 
     @property
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
-        """Settings of all, those of the first where they differ."""
+        """Default settings of all optimizers; the first one wins if they differ."""
         return {key: value for optimizer in reversed(self.each) for key, value in optimizer.defaults.items()}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As of an optimizer."""
+        """Reset the gradients, as any optimizer does."""
         for optimizer in self.each:
             optimizer.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused.
+        """Refuse new groups.
 
         Raises:
-            TrainingError: Always: what trains is known when a method is attached.
+            TrainingError: Always, because all parameters must be known when a method is attached.
         """
         raise TrainingError(
             f"parameters cannot be added during a run, found a group of {len(param_group)} entries. Add them to an optimizer before "
@@ -113,14 +113,14 @@ class Optimizers(Joined):
         self.evaluates = any(self._evaluating)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state dicts of all, as ``each``."""
+        """Return the state dicts of all optimizers under ``each``."""
         return {"each": [optimizer.state_dict() for optimizer in self.each]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` gave.
 
         Raises:
-            TrainingError: If it is of another number of optimizers.
+            TrainingError: If it has another number of optimizers.
         """
         states = state_dict.get("each", ())
         if len(states) != len(self.each):
@@ -129,17 +129,17 @@ class Optimizers(Joined):
             optimizer.load_state_dict(state)
 
     def parameters(self) -> list[nn.Parameter]:
-        """Every parameter held, in order."""
+        """Return all parameters that the optimizers hold, in order."""
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def gradients(self) -> list[Tensor]:
-        """The values of the gradients that are there, those of sparse ones included."""
+        """Return the values of all existing gradients, including those of sparse gradients."""
         grads = [p.grad for optimizer in self.each for group in optimizer.param_groups for p in group["params"]]
         found = [gradient for gradient in grads if gradient is not None]
         return [gradient._values() if gradient.is_sparse else gradient for gradient in found]
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Let each step; those that evaluate the batch get the closure."""
+        """Step each optimizer; optimizers that evaluate the batch themselves get the closure."""
         for optimizer, evaluates in zip(self.each, self._evaluating, strict=True):
             if evaluates:
                 assert closure is not None
@@ -151,7 +151,7 @@ class Optimizers(Joined):
         """Refuse optimizers that do not train the program.
 
         Raises:
-            TrainingError: If they are none, or a trainable parameter is held by none of them, or by two.
+            TrainingError: If there are none, or a trainable parameter is held by none of them or by two.
         """
         if not self.each or not all(_steps(optimizer) for optimizer in self.each):
             kinds = ", ".join(type(optimizer).__name__ for optimizer in self.each) or "nothing"
@@ -173,7 +173,7 @@ class Optimizers(Joined):
             raise TrainingError(
                 f"the optimizer does not hold {len(lost)} parameters of {program.name!r} ({', '.join(lost[:4])}); they would "
                 f"never change. Add them to it or attach a list of optimizers. To train only a part, freeze the rest with "
-                f"parameter.requires_grad_(False): frozen weights stay dense and as they are."
+                f"parameter.requires_grad_(False): frozen weights stay dense and unchanged."
             )
         twice = [name for name, parameter in trained.items() if held.count(id(parameter)) > 1]
         if twice:
@@ -184,13 +184,13 @@ class Optimizers(Joined):
 
 
 def _steps(optimizer: object) -> bool:
-    """Whether it is an optimizer, and not a trainer that has one already."""
+    """Return whether an object is an optimizer and not a trainer, which already has one."""
     made = not isinstance(optimizer, Joined) and hasattr(optimizer, "param_groups")
     return made and isinstance(getattr(optimizer, "state", None), Mapping)
 
 
 def _needs_closure(optimizer: Optimizer) -> bool:
-    """Whether ``step`` cannot be called without a closure."""
+    """Return whether ``step`` cannot be called without a closure."""
     parameter = inspect.signature(type(optimizer).step).parameters.get("closure")
     return parameter is not None and parameter.default is inspect.Parameter.empty
 

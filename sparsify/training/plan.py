@@ -1,4 +1,4 @@
-"""What a run will need, known before it starts: how many steps, and on which device."""
+"""Determines, before a run starts, its number of steps and its device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sparsify.methods import Method
 
 
 def steps_per_epoch(method: Method, samples: int, *, batch_size: int, early_stop: int | None, device: str) -> int:
-    """Optimizer steps of an epoch; a last, smaller batch is left out.
+    """Return the optimizer steps per epoch; a last, smaller batch is dropped.
 
     Raises:
         TrainingError: If there are fewer samples than a batch, the device is missing, or early stopping does not fit the method.
@@ -26,7 +26,7 @@ def steps_per_epoch(method: Method, samples: int, *, batch_size: int, early_stop
 
 
 def find_device(text: str) -> torch.device:
-    """The device a setting names; ``auto`` is CUDA where there is one.
+    """Return the device that a setting names; ``auto`` is CUDA if available, else the CPU.
 
     Raises:
         TrainingError: If there is no such device here.

@@ -1,4 +1,4 @@
-"""A probe: one batch evaluated again, at other parameter values. It leaves no trace but its counts."""
+"""A probe: one batch evaluated again with other parameter values. It changes nothing but its counts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sparsify.ir.nodes import random_state, set_random_state, vouched
 from sparsify.parts.corrections import Evaluation, Tensors
 
 Closure = Callable[[], Tensor]
-"""The loss of a batch, a scalar, by a forward pass of the program in train mode; no backward pass."""
+"""Computes the loss of a batch, a scalar, by a forward pass of the program in train mode, without a backward pass."""
 Sweep = Callable[[], Iterable[Closure]]
-"""The losses of the training batches, one after another, in an order drawn anew; each is asked for before the next is made."""
+"""Yields the losses of training batches in a new random order; each is evaluated before the next is made."""
 COUNTED = ("rounds", "skipped_rounds", "skipped_steps", "probes", "forwards", "backwards")
 """What a trainer counts."""
 
@@ -24,11 +24,11 @@ class ProbedBatch:
     """A batch that can be evaluated at any parameter values; see `sparsify.parts.corrections.Batch`.
 
     Args:
-        program: in train mode. Lowered masks read values as they are given: an old snapshot keeps the support it had.
-        closure: the batch's loss.
-        counts: ``probes``, ``forwards`` and ``backwards`` are counted up.
-        of_step: the batch of the current step, whose dropout is replayed; another draws new random numbers, once.
-        dense: record gradients of inactive positions, by the program's taps.
+        program: in train mode. Lowered masks read the given values without masking, so an old snapshot keeps the positions it had.
+        closure: computes the loss of the batch.
+        counts: its ``probes``, ``forwards`` and ``backwards`` are incremented.
+        of_step: True for the batch of the current step, whose dropout is replayed; other batches draw new random numbers once.
+        dense: whether to record gradients of inactive positions with the program's taps.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class ProbedBatch:
         self._start: tuple[Tensor, ...] | None = None
 
     def loss(self, at: Tensors | None = None) -> Tensor:
-        """The loss at ``at``: one forward pass."""
+        """Compute the loss with the parameter values ``at``; one forward pass."""
         with torch.no_grad(), self._elsewhere(at, armed=False):
             loss = self._closure()
         self._counts["probes"] += 1
@@ -47,7 +47,7 @@ class ProbedBatch:
         return loss.detach()
 
     def evaluate(self, at: Tensors | None = None) -> Evaluation:
-        """Loss and gradients at ``at``: one forward and one backward pass."""
+        """Compute loss and gradients with the parameter values ``at``; one forward and one backward pass."""
         parameters = {name: p for name, p in self._program.named_parameters() if p.requires_grad}
         with self._elsewhere(at, armed=self._dense):
             loss = self._closure()
@@ -83,7 +83,7 @@ class ProbedBatch:
 
 @contextmanager
 def _parameters(program: Program, at: Tensors) -> Generator[None]:
-    """Other values, read as they are given under lowered masks."""
+    """Within the block, use other parameter values; lowered masks read them without masking."""
     parameters, masks = dict(program.named_parameters()), program.masks()
     kept = {name: parameters[name].data for name in at}
     try:
@@ -100,7 +100,7 @@ def _parameters(program: Program, at: Tensors) -> Generator[None]:
 
 @contextmanager
 def _buffers(program: Program) -> Generator[None]:
-    """Put running statistics and counters back; masks do not change in a forward pass."""
+    """Restore running statistics and counters after the block; masks do not change in a forward pass."""
     buffers = {name: buffer for name, buffer in program.named_buffers() if buffer.dtype is not torch.bool}
     kept = {name: buffer.detach().clone() for name, buffer in buffers.items()}
     try:
@@ -113,7 +113,7 @@ def _buffers(program: Program) -> Generator[None]:
 
 @contextmanager
 def _taps(program: Program, *, armed: bool) -> Generator[None]:
-    """Arm every tap, or none; what the step itself recorded is put back."""
+    """Within the block, arm all taps or none; then restore what the step itself recorded."""
     taps = list(program.taps().values())
     kept = [(tap.armed, tap.in_grad, tap.gradient) for tap in taps]
     try:
@@ -127,7 +127,7 @@ def _taps(program: Program, *, armed: bool) -> Generator[None]:
 
 @contextmanager
 def _random_numbers(program: Program, batch: ProbedBatch) -> Generator[None]:
-    """The random numbers of the step, or of the batch's first evaluation; the stream goes on as if only that had drawn."""
+    """Within the block, draw the random numbers of the step, or of the batch's first evaluation; repeats do not advance the stream."""
     records = [hook for hook in program.hooks().values() if isinstance(hook, RandomnessRecord)]
     devices = {torch.device("cpu"), next(program.parameters()).device}
     before = tuple(random_state(device) for device in devices)

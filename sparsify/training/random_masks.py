@@ -1,4 +1,4 @@
-"""Random masks of the training graph: drawn anew each step from a generator of their own, held apart from the weights."""
+"""Random masks of the training graph: they are drawn anew at each step, from a generator of their own."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from sparsify.passes import Pipeline, RemoveRandomMasks
 from sparsify.training.mechanism import Mechanism
 
 SALT = 0x9E3779B97F4A7C15
-"""Added to the seed of masks: weights initialised with the same seed come from the same stream, and masks drawn from it again would
-keep the weights with the highest values, all of one sign."""
+"""Added to the seed of masks. Weights initialised with the same seed use the same random stream; masks drawn from it again would
+keep the weights with the highest values, all with the same sign."""
 
 
 class RandomMasks(Mechanism):
-    """The random masks of a program, all visible until they are drawn.
+    """The random masks of a program; all weights are visible until masks are drawn.
 
     Attributes:
-        sites: those of the train phase.
-        generator: on the program's device; its state belongs into a checkpoint. The masks themselves are buffers of the program.
+        sites: the random masks of the train phase.
+        generator: generator on the program's device; a checkpoint needs its state. The masks themselves are buffers of the program.
     """
 
     key = "draws"
@@ -37,7 +37,7 @@ class RandomMasks(Mechanism):
         return any(site.weight == weight for site in self.sites)
 
     def visible(self) -> dict[str, Tensor]:
-        """The buffers by weight name; True where the step sees the weight."""
+        """Return the mask buffers by weight name; True where the step sees the weight."""
         return {site.weight: self._program.get_buffer(site.visible) for site in self.sites}
 
     def draw(self) -> None:
@@ -49,12 +49,12 @@ class RandomMasks(Mechanism):
         self.draw()
 
     def after_step(self, step: int, moved: bool) -> None:
-        """Draw those of the next step."""
+        """Draw the masks of the next step."""
         del step, moved
         self.draw()
 
     def finish(self) -> bool:
-        """Take them out of the program."""
+        """Remove random masks from the program."""
         found = bool(self.sites)
         if found:
             Pipeline((RemoveRandomMasks(),)).apply(self._program)
@@ -69,7 +69,7 @@ class RandomMasks(Mechanism):
 
     @contextmanager
     def kept(self) -> Generator[None]:
-        """What is drawn inside is forgotten; the generator goes on."""
+        """Restore the masks after the block; the generator keeps its new state."""
         before = {name: value.clone() for name, value in self.visible().items()}
         try:
             yield
@@ -79,7 +79,7 @@ class RandomMasks(Mechanism):
 
     @contextmanager
     def hidden_still(self) -> Generator[None]:
-        """Hidden weights keep their values, whatever changes weights inside."""
+        """Restore hidden weights after the block, whatever changes weights inside it."""
         hidden = {name: ~value for name, value in self.visible().items()}
         values = {name: self._program.weight(name).detach().masked_select(where) for name, where in hidden.items()}
         try:

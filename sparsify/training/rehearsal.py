@@ -1,4 +1,4 @@
-"""What would fail when training begins, found out on a copy."""
+"""Finds out on a copy what would fail when training begins."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def rehearse(
     """Attach a method to a copy of a program, as `train` will, and take no step.
 
     Args:
-        method: what makes it sparse.
-        program: of stage TRACED; it is left as it is.
-        samples: of the training part.
-        settings: of the run.
+        method: the method to attach.
+        program: of stage TRACED; it does not change.
+        samples: number of training samples.
+        settings: settings of the run.
         task: what the outputs mean, as for `attach`.
 
     Returns:

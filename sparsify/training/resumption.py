@@ -1,4 +1,4 @@
-"""What a checkpoint must hold to go on from it: checked as a whole, against the run that goes on, before anything of it is used."""
+"""Checks that a checkpoint fits the run that resumes from it, as a whole, before any of it is used."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ BUFFERS = {
     "SGD": frozenset({"momentum_buffer"}),
     "AdamW": frozenset({"step", "exp_avg", "exp_avg_sq"}),
 }
-"""What each optimizer keeps of a parameter."""
+"""State that each optimizer keeps per parameter."""
 RATES = frozenset({"lr", "initial_lr"})
-"""Options of an optimizer that a schedule changes; they are set anew."""
+"""Options of an optimizer that a schedule changes; they are set again and not checked."""
 ROW = ("step", "loss", "accuracy", "val_loss", "val_accuracy")
-"""Entries of a row of the history that are numbers wherever they are."""
+"""Entries of a history row that must be numbers if they exist."""
 LARGEST_COUNT = 2**53
 
 
 class _Damaged(ValueError):
-    """What does not fit, and where in the checkpoint."""
+    """An entry of the checkpoint does not fit; the message says which and why."""
 
 
 def check_content(
@@ -37,17 +37,17 @@ def check_content(
     trainer: Mapping[str, Any],
     total: int,
 ) -> None:
-    """Check what `sparsify.training.train` saved against the run that should go on from it.
+    """Check what `sparsify.training.train` saved against the run that should resume from it.
 
     Args:
-        content: of the checkpoint, its key checked.
-        program: state dict of the program, masks and all.
-        optimizer: fresh, over the program's parameters.
-        trainer: state dict of the fresh trainer.
+        content: content of the checkpoint, whose key was already checked.
+        program: state dict of the program, including masks.
+        optimizer: a fresh optimizer over the program's parameters.
+        trainer: state dict of a fresh trainer.
         total: steps of the run.
 
     Raises:
-        CheckpointError: Naming the first entry that is missing, of another type, shape or dtype, not finite or out of range.
+        CheckpointError: If an entry is missing, has another type, shape or dtype, is not finite or is out of range; names the first one.
     """
     try:
         _check(content, program, optimizer, trainer, total)
@@ -91,19 +91,19 @@ def _check(
 
 @contextmanager
 def fitting(path: Path) -> Generator[None]:
-    """Say of any error within that the checkpoint at ``path`` does not fit the run.
+    """Turn any error within the block into the message that the checkpoint at ``path`` does not fit the run.
 
     Raises:
-        CheckpointError: For what `check_content` finds, and for what only loading it shows.
+        CheckpointError: If the block raises, whether in `check_content` or while loading.
     """
     try:
         yield
     except CheckpointError as error:
-        raise CheckpointError(f"{path} cannot be gone on from: {error}") from error
+        raise CheckpointError(f"cannot resume from {path}: {error}") from error
     except (SparsifyError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, ArithmeticError) as error:
         text = (str(error).splitlines() or [""])[0][:300]
         raise CheckpointError(
-            f"{path} cannot be gone on from: its content does not fit this run ({type(error).__name__}: {text}). Delete it, or run again "
+            f"cannot resume from {path}: its content does not fit this run ({type(error).__name__}: {text}). Delete it, or run again "
             f"with --overwrite."
         ) from error
 
@@ -116,7 +116,7 @@ def _of(content: Mapping[str, Any], name: str, kind: type) -> Any:
 
 
 def _like(have: Any, want: Any, where: str, shapes: Mapping[str, torch.Size]) -> None:
-    """Whether saved state has the form of fresh state, which may hold None or an empty table where the saved one is filled."""
+    """Check that saved state has the form of fresh state; fresh state may hold None or an empty table where saved state is filled."""
     if isinstance(want, Tensor):
         if not isinstance(have, Tensor) or have.shape != want.shape or have.dtype != want.dtype:
             raise _Damaged(f"{where} should be {want.dtype} {list(want.shape)}, found {_shown(have)}")
@@ -147,7 +147,7 @@ def _like(have: Any, want: Any, where: str, shapes: Mapping[str, torch.Size]) ->
 
 
 def _plain(value: Any, where: str, shapes: Mapping[str, torch.Size]) -> None:
-    """State that a fresh run does not have yet: tables of numbers and tensors; a tensor under the name of a weight has its shape."""
+    """Check state that a fresh run does not have yet: nested numbers and tensors; a tensor named like a weight must have its shape."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if isinstance(inner, Tensor) and key in shapes and inner.ndim and inner.shape != shapes[key]:

@@ -1,4 +1,4 @@
-"""Rewinding: the early state of a run is kept, and training goes back to it."""
+"""Rewinding: save an early state of a run, and let training go back to it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from sparsify.training.rounds import clear_inactive
 
 
 class Rewinder(Mechanism):
-    """A plan at work on a program; masks are not rewound.
+    """Applies a rewinding plan to a program; masks are not rewound.
 
     Args:
-        plan: the method's.
-        program: whose parameters and buffers go back.
-        optimizer: whose state starts over.
-        corrector: what it remembers is of the training that ended, and starts over as well.
+        plan: the plan of the method.
+        program: its parameters and buffers go back.
+        optimizer: its state starts over.
+        corrector: it starts over too, because its state belongs to the training that ended.
 
     Attributes:
-        early: parameters and buffers by name, as they were after ``plan.save_at`` steps; empty before, and when no longer needed.
+        early: parameters and buffers by name after ``plan.save_at`` steps; empty before that, and when no longer needed.
     """
 
     key = "early"
@@ -40,19 +40,19 @@ class Rewinder(Mechanism):
         self.keep(0)
 
     def after_step(self, step: int, moved: bool) -> None:
-        """Keep the state, or go back to it, where the plan says so."""
+        """Save the state or go back to it, if the plan says so."""
         del moved
         self.keep(step)
         if self.rewind(step) and self._corrector:
             self._corrector.start()
 
     def keep(self, step: int) -> None:
-        """Keep the state after ``step``, where the plan says so."""
+        """Save the state after ``step``, if the plan says so."""
         if self.plan.weights and step == self.plan.save_at:
             self.early = {name: value.clone() for name, value in self._state().items()}
 
     def rewind(self, step: int) -> bool:
-        """Go back after ``step``, where the plan says so; the optimizer's state starts over.
+        """Go back after ``step``, if the plan says so; the optimizer's state then starts over.
 
         Returns:
             Whether it went back.

@@ -1,4 +1,4 @@
-"""A program as a method trains it: with masks and taps, the method's own passes, and their parameters in the optimizer."""
+"""Prepares a program for a method: inserts masks and taps, applies the method's own passes, and adds new parameters to the optimizer."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def rewrite(
 
     Args:
         method: gives masks and passes.
-        program: of stage TRACED; or MASKED, whose masks are gone on from.
-        optimizers: parameters that passes add join them.
-        rounds: of the method.
-        correction: of the method.
-        generator: of random masks, on the CPU.
+        program: of stage TRACED; or of stage MASKED, to continue from its masks.
+        optimizers: parameters that passes create are added to them.
+        rounds: the rounds of the method.
+        correction: the correction of the method.
+        generator: generator of random masks, on the CPU.
 
     Returns:
-        Why each weight that could have a mask has none.
+        By name of each maskable weight without a mask, the reason.
 
     Raises:
-        TrainingError: If the optimizer does not allow what the method does, or the masks of a program do not fit it.
+        TrainingError: If the optimizer does not support what the method does, or existing masks do not fit the method.
         PatternError: If the pattern does not fit a weight.
         AllocationError: If the density cannot be met.
     """

@@ -1,4 +1,4 @@
-"""Topology updates: the only place that changes masks, and keeps what is inactive at 0."""
+"""Topology updates: the only code that changes masks. It also keeps inactive weights at 0."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from sparsify.training.mechanism import Mechanism
 from sparsify.training.optimizers import Optimizers
 
 SHORT = range(100, 500)
-"""Steps of a run that is short for growth by gradient; below, it is a trial of the loop, and nothing is trained."""
+"""Numbers of steps for which a run is short for growth by gradient; fewer are only a trial of the loop, without real training."""
 CLOSE = 100
-"""Fewer steps from one round to the next leave what was grown by gradient little time, in a short run."""
+"""In a short run, fewer steps than this between rounds leave positions grown by gradient too little time."""
 SEARCHED = 1_000_000
-"""Steps beyond the end of a run that are searched for the first round, for the message."""
+"""How many steps beyond the end of a run are searched for the first round, for the message."""
 
 
 class Rounds(Mechanism):
-    """The topology of a method at work on a masked program.
+    """Applies the topology of a method to a masked program.
 
     Args:
-        topology: None: masks stay.
-        program: with its masks, once it has them.
-        optimizer: whose state is cleared where masks change.
-        gradients: of each step; their scale is that of recorded ones too.
-        counts: of the trainer; rounds are counted there.
-        generator: of random growth.
+        topology: the rule of rounds; None: masks never change.
+        program: the program, which may get its masks later.
+        optimizer: its state is cleared where masks change.
+        gradients: checks the gradients of each step; recorded dense gradients have the same scale.
+        counts: counts of the trainer; rounds are added to them.
+        generator: generator of random growth.
 
     Attributes:
         visited: by weight, which positions have been active (`sparsify.parts.coverage`).
@@ -84,11 +84,11 @@ class Rounds(Mechanism):
         self.first = self.last = self.last_pruning = 0
 
     def check(self, method: str, density: float, total_steps: int) -> None:
-        """Find out before the first step whether the rounds happen, and whether prunings can end at this density.
+        """Check before the first step that rounds will happen, and that prunings can end at this density.
 
         Raises:
             TrainingError: If a move is never due, or the density is not reached by the end.
-            AllocationError: If it cannot be met.
+            AllocationError: If the density cannot be met.
         """
         for move in self._moves:
             last = next((step for step in range(total_steps, 0, -1) if move.when(step)), None)
@@ -120,7 +120,7 @@ class Rounds(Mechanism):
                 move.allocation(layers(self._program, patterns_of(self._program)), density)
 
     def _say_if_short(self, move: Move, method: str, total_steps: int, first: int, last: int) -> None:
-        """Growth by gradient from a sparse start: what was measured of short runs."""
+        """Warn of growth by gradient from a sparse start in a short run, with what was measured."""
         if self.prunes or not isinstance(move, DropAndGrow) or not move.grow_by.needs_gradient:
             return
         if total_steps not in SHORT:
@@ -137,7 +137,7 @@ class Rounds(Mechanism):
         return {"first_round": self.first, "last_round": self.last} if self.last else {}
 
     def start(self) -> None:
-        """First states of the scores, from the weights and masks as they are."""
+        """Initialise the states of the scores from the present weights and masks."""
         masks, self._patterns = self._program.masks(), patterns_of(self._program)
         self._hidden = {site.weight for site in self._program.random_mask_sites()}
         for index, move in enumerate(self._moves):
@@ -154,52 +154,52 @@ class Rounds(Mechanism):
         self.arm(step)
 
     def due(self, step: int) -> bool:
-        """Whether a round ends this step."""
+        """Return whether a round ends this step."""
         return self._topology is not None and self._topology.when(step)
 
     def replaces(self, step: int) -> bool:
-        """Whether the round of this step takes the place of the optimizer's step."""
+        """Return whether the round of this step replaces the optimizer's step."""
         return self.replaces_step and any(
             isinstance(m, DropAndGrow) and m.replaces_step and m.when(step) for m in self._moves
         )
 
     def reads_gradient(self, step: int) -> bool:
-        """Whether a round of this step reads the dense gradient."""
+        """Return whether a round of this step reads the dense gradient."""
         return self.needs_gradient and any(
             m.when(step) and any(x.needs_gradient for x in _scores(m).values()) for m in self._moves
         )
 
     def forget_gradients(self) -> None:
-        """Start recording anew: the batch is evaluated again."""
+        """Discard recorded gradients, because the batch is evaluated again."""
         for tap in self._taps.values():
             tap.clear()
 
     def arm(self, step: int) -> None:
-        """Let the taps give the dense gradient of this step, where a round of it will read one."""
+        """Arm the taps to record the dense gradient of this step, if its round reads one."""
         due = self.reads_gradient(step)
         if not due and not self._armed:
             return
         self._armed = due
-        alone = sum(m.when(step) for m in self._moves) == 1  # a move before would clear the gradient where it prunes
+        alone = sum(m.when(step) for m in self._moves) == 1  # an earlier move would clear the gradient where it prunes
         for name, tap in self._taps.items():
             tap.clear()
-            # Behind a random mask, .grad is not dense.
+            # After a random mask, .grad is not dense.
             tap.armed, tap.in_grad = due, alone and self.replaces(step) and name not in self._hidden
 
     def after_step(self, step: int, moved: bool) -> None:
-        """Make a round where one is due and the step was not skipped; arm the taps for the next step."""
+        """Make a round if one is due and the step was not skipped; then arm the taps for the next step."""
         if self.due(step):
             changed = moved and self.update(step)
             self._counts["rounds" if changed else "skipped_rounds"] += 1
             if changed and self._optimizer.evaluates:
-                self._optimizer.state.clear()  # its memory of the loss is of other masks
+                self._optimizer.state.clear()  # the optimizer remembers losses under other masks
         self.arm(step + 1)
 
     def update(self, step: int) -> bool:
-        """Make the moves that are due. Weights that are frozen, or that the loss does not reach, keep their masks.
+        """Make the moves that are due. Frozen weights, and weights that the loss does not reach, keep their masks.
 
         Returns:
-            False where the dense gradient was not finite, and masks were left as they are.
+            False if the dense gradient was not finite, so that masks did not change.
 
         Raises:
             TrainingError: If the dense gradient did not arrive.
@@ -283,7 +283,7 @@ class Rounds(Mechanism):
             if last:
                 gradients.pop(name, None)
                 if move.replaces_step:
-                    # No optimizer will see this gradient; the largest weight is treated when the others' are freed.
+                    # No optimizer will read this gradient. The largest weight comes last, when the gradients of the others are freed.
                     self._program.weight(name).grad = None
             self._set_mask(name, new)
 
@@ -317,29 +317,29 @@ class Rounds(Mechanism):
         clear_inactive(self._program, self._optimizer, name, grown=grown)
 
     def coverage(self) -> dict[str, float]:
-        """By weight, the share of its positions that have been active."""
+        """Return, by weight, the share of its positions that have ever been active, in [0, 1]."""
         return {name: coverage.count(seen) / self._program.mask(name).numel() for name, seen in self.visited.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """All of its state; loads with ``weights_only=True``."""
+        """Return the whole state; it loads with ``weights_only=True``."""
         return {"scores": self._states, "visited": dict(self.visited), "grown": dict(self.grown)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Continue from a saved state."""
         self._states = state["scores"]
         self.visited = {name: seen.cpu() for name, seen in state["visited"].items()}
         self.grown = dict(state["grown"])
 
 
 def patterns_of(program: Program) -> dict[str, Pattern]:
-    """The pattern of every masked weight."""
+    """Return the pattern of every masked weight, by name."""
     return {weight: parse_pattern(pattern) for weight, (_, pattern) in masks_and_patterns(program).items()}
 
 
 def layers(
     program: Program, patterns: Mapping[str, Pattern], masks: Mapping[str, Tensor] | None = None
 ) -> dict[str, Layer]:
-    """What an allocation may know of the masked weights; with ``masks``, only what is on may be active."""
+    """Describe the masked weights for an allocation; with ``masks``, only positions that are True in them may be active."""
     found: dict[str, Layer] = {}
     for name, pattern in patterns.items():
         weight = program.weight(name).detach()
@@ -352,7 +352,7 @@ def layers(
 def select_masks(
     program: Program, patterns: Mapping[str, Pattern], scores: Callable[[str], Tensor], budgets: Mapping[str, int]
 ) -> Iterator[tuple[str, Tensor]]:
-    """By weight, the mask of highest score; weights whose outputs have one order and learn their groups choose them together."""
+    """Yield, by weight, the mask of highest score; weights with learned groups that share one order of outputs are selected together."""
     for names in _together(program, patterns):
         yield from select_together(
             {name: patterns[name] for name in names}, {name: scores(name) for name in names}, budgets
@@ -360,14 +360,14 @@ def select_masks(
 
 
 def _together(program: Program, patterns: Mapping[str, Pattern]) -> list[tuple[str, ...]]:
-    """The weights in tuples: those that share their learned groups, and each other alone."""
+    """Group weights that share their learned groups; every other weight is a group of its own."""
     learned = [name for name, pattern in patterns.items() if pattern.is_learned]
     sets = {name: names for names in written_together(program, learned) for name in names} if learned else {}
     return list(dict.fromkeys(sets.get(name, (name,)) for name in patterns))
 
 
 def clear_inactive(program: Program, optimizer: Optimizers, name: str, *, grown: Tensor | None = None) -> None:
-    """Zero inactive weights and their gradients, and optimizer state where inactive or grown; the only place that does."""
+    """Set inactive weights and their gradients to 0, and optimizer state of inactive or newly grown positions; no other code does."""
     weight, inactive = program.weight(name), ~program.mask(name)
     with torch.no_grad():
         clear([weight] if weight.grad is None else [weight, weight.grad], inactive)
@@ -386,5 +386,5 @@ def _scores(move: Move) -> dict[str, Score]:
 
 
 def _is_finite(values: Tensor) -> bool:
-    """Whether no entry is NaN or infinite, without a copy."""
+    """Return whether no entry is NaN or infinite, without a copy."""
     return all(math.isfinite(float(end)) for end in torch.aminmax(values.detach()))

@@ -1,4 +1,4 @@
-"""Where a run stands: all that changes from step to step, in one state dict."""
+"""The state of a run: everything that changes from step to step, in one state dict."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class RunState:
     """A run between two steps.
 
     Args:
-        trainer: with its program and its optimizer.
-        optimizer: of the trainer; a learning-rate schedule is put on it.
-        settings: of the run.
-        per_epoch: steps of an epoch.
+        trainer: the trainer, with its program and optimizer.
+        optimizer: the optimizer of the trainer; it gets a learning-rate schedule.
+        settings: settings of the run.
+        per_epoch: steps per epoch.
 
     Attributes:
         history: a row per epoch (`sparsify.training.history`).
-        sums: of the losses and of the decisions that were right, in this epoch.
-        grown: by weight, what rounds had activated at the last row.
-        best: validation loss and program of the best epoch, where the run may stop early; else empty.
-        waited: epochs since.
+        sums: sum of the losses, and number of right decisions, in this epoch.
+        grown: by weight, the number of positions that rounds had activated by the last row.
+        best: validation loss and program of the best epoch, if the run may stop early; else empty.
+        waited: epochs since the best one.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class RunState:
         self.settings, self.per_epoch = settings, per_epoch
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
         costs = self.program.costs()
-        # allocations round by at most one a weight
+        # allocations round by at most one position per weight
         self._budget = round(trainer.method.density * costs.maskable) + len(self.program.masks())
         self.history, self.sums = list[dict[str, Any]](), [0.0, 0.0]
         self.grown, self.best, self.waited = dict[str, int](), dict[str, Any](), 0
@@ -48,7 +48,7 @@ class RunState:
 
     @property
     def over(self) -> bool:
-        """Whether no step is left: all were taken, or the run stops early."""
+        """Whether the run is over: all steps were taken, or it stops early."""
         patience = self.settings.early_stop
         return self.trainer.steps >= self.trainer.total_steps or bool(patience and self.waited >= patience)
 
@@ -58,17 +58,17 @@ class RunState:
         return self.trainer.steps % self.per_epoch == 0
 
     def take(self, loss: float, hits: float | None) -> None:
-        """Count a step in.
+        """Add a step to the sums of the epoch.
 
         Args:
-            loss: of its batch.
-            hits: decisions that were right; None where the task decides nothing.
+            loss: loss of its batch.
+            hits: number of right decisions; None if the task makes no decisions.
         """
         self._scheduler.step()
         self.sums = [self.sums[0] + loss, self.sums[1] + (hits or 0)]
 
     def end_epoch(self, validation: Samples, *, decides: bool) -> None:
-        """Add a row to the history, and keep the program where it is the best so far."""
+        """Add a row to the history, and save the program if it is the best so far."""
         means = {"loss": self.sums[0] / self.per_epoch}
         if decides:
             means["accuracy"] = self.sums[1] / (self.per_epoch * self.settings.batch_size)
@@ -82,12 +82,12 @@ class RunState:
                 self.best = {"val_loss": loss, "program": _copied(self.program.state_dict())}
 
     def go_back_to_best(self) -> None:
-        """Give the program what it had in the best epoch, where the run stopped early."""
+        """Restore the program of the best epoch, if the run stopped early."""
         if self.best and self.waited:
             self.program.load_state_dict(self.best["program"])
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it; loads with ``weights_only=True``."""
+        """Return the whole state; it loads with ``weights_only=True``."""
         device = next(self.program.parameters()).device
         return {
             "program": self.program.state_dict(),
@@ -104,14 +104,14 @@ class RunState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state, which `sparsify.training.resumption.check_content` looked at."""
+        """Continue from a saved state that `sparsify.training.resumption.check_content` has checked."""
         self.program.load_state_dict(state["program"])
         self.optimizer.load_state_dict(state["optimizer"])
-        # A key is shared by runs of another length only where no schedule depends on the length.
+        # Runs of different length share a key only if no schedule depends on the length.
         self.trainer.load_state_dict({**state["trainer"], "total_steps": self.trainer.total_steps})
         self.program.verify()
         self._scheduler.last_epoch = int(state["scheduler"])
-        # Or a round that replaces the optimizer's step, right after resuming, is warned of as a step left out.
+        # Otherwise, a round that replaces the optimizer's step right after resuming causes a warning about a missing step.
         self._scheduler._step_count = self._scheduler.last_epoch + 1
         for group, lr in zip(self.optimizer.param_groups, self._scheduler.base_lrs, strict=True):
             group["lr"] = lr * self._factor(self._scheduler.last_epoch)

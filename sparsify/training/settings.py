@@ -1,4 +1,4 @@
-"""How a run trains: its settings, and what they say about the optimizer and the learning rate."""
+"""The settings of a run, and the optimizer and learning rate that follow from them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Settings:
         epochs, batch_size: the last, smaller batch of an epoch is dropped.
         optimizer: SGD with momentum, or AdamW.
         lr, momentum, weight_decay: decay is not applied to biases and norm parameters.
-        schedule: of the learning rate. ``cosine-tail`` falls to a tenth over the first 0.8 of the run and stays there, which leaves
+        schedule: how the learning rate falls. ``cosine-tail`` falls to a tenth over the first 0.8 of the run and stays there, which leaves
             weights to average (Izmailov et al. 2018, arXiv:1803.05407).
         warmup: steps.
         label_smoothing: in [0, 1).
-        clip_gradient_norm: None leaves gradients as they are.
+        clip_gradient_norm: largest norm of all gradients together, above 0; None: no clipping.
         device: ``cpu``, ``cuda``, ``cuda:1`` ...; ``auto`` is CUDA where there is one.
         precision: ``bf16`` runs the forward pass in mixed precision (bfloat16 where it is safe); parameters stay float32.
         early_stop: stop after this many epochs without a lower validation loss, counted once the final density is reached, and
             go back to the best epoch; None: never.
-        seed: of data order, masks and growth.
-        checkpoint_every: steps; each epoch's end too.
-        workers: processes that fetch batches ahead; 0 fetches in this one. The bits do not depend on it.
+        seed: seed of data order, masks and growth.
+        checkpoint_every: steps between checkpoints; one is also written at the end of each epoch.
+        workers: number of processes that fetch batches ahead; 0 fetches in this process. Results do not depend on it.
     """
 
     epochs: int
@@ -52,7 +52,7 @@ class Settings:
 
 
 def build_optimizer(program: Program, settings: Settings) -> torch.optim.Optimizer:
-    """The optimizer over the program's parameters; weight decay on weights only."""
+    """Make the optimizer over the program's parameters; only weights get weight decay."""
     weights = [p for p in program.parameters() if p.ndim >= 2]
     others = [p for p in program.parameters() if p.ndim < 2]
     groups = [
@@ -65,7 +65,7 @@ def build_optimizer(program: Program, settings: Settings) -> torch.optim.Optimiz
 
 
 def lr_factor(step: int, total: int, settings: Settings) -> float:
-    """The learning rate of ``step`` (from 0) over the base rate."""
+    """Return the learning rate of ``step`` (from 0) divided by the base rate."""
     if step < settings.warmup:
         return (step + 1) / (settings.warmup + 1)
     progress = (step - settings.warmup) / max(total - settings.warmup, 1)

@@ -1,4 +1,4 @@
-"""What fills the slots of a method in a run of a given length, asked for once and checked."""
+"""Fills the slots of a method for a run of a given length: calls each slot's function once and checks its result."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ OBJECTIVE = ("init", "observe", "loss", "readings")
 
 @dataclass(frozen=True)
 class Slots:
-    """What fills them; None where the method leaves one empty.
+    """The values of a method's slots; None for an empty slot.
 
     Attributes:
-        durations: the steps that each duration of the method stands for in this run, by ``slot.option``.
+        durations: the number of steps of each duration of the method in this run, by ``slot.option``.
     """
 
     topology: Topology | None
@@ -45,8 +45,8 @@ def filled(method: Method, total_steps: int) -> Slots:
     """Call the functions in the slots of a method.
 
     Raises:
-        TrainingError: If one fails or returns something that does not belong in its slot.
-        SparsifyError: Of any other kind, where the method itself refuses the length of the run.
+        TrainingError: If a function fails or returns something that does not belong in its slot.
+        SparsifyError: If the method itself refuses the length of the run.
     """
     durations, made = dict[str, int](), dict[str, Any]()
     for slot in (*KINDS, "objective"):

@@ -1,7 +1,7 @@
-"""`SparseTrainer`: a method at work on a program. Its `step` is the one call of a loop.
+"""`SparseTrainer`: trains a program with a method. A loop only has to call its `step`.
 
-Weights are exactly 0 where inactive after every step: they are masked after it, whatever the optimizer and its state did. A step whose
-gradients are not finite is left out, counted and said.
+Inactive weights are exactly 0 after every step, because they are masked after it, whatever the optimizer did. A step whose gradients are
+not finite is skipped, counted and reported.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from sparsify.training.zeros import Zeros
 
 
 class SparseTrainer(Joined):
-    """A method at work on a program. Made by `attach`.
+    """Trains a program with a method. Made by `attach`.
 
-    It is an optimizer whose `step` is a training step of the method, so schedulers and a GradScaler take it; its state dict is that of the
-    run, and is saved beside those of the program and of the optimizer.
+    It is an optimizer whose `step` is a training step of the method, so schedulers and a GradScaler accept it. Its state dict holds the
+    state of the run; save it together with those of the program and of the optimizer.
 
     Attributes:
-        optimizer: what was attached; several as one.
+        optimizer: the attached optimizer; several are joined into one.
         task: what the outputs of the program mean.
-        steps: optimizer steps taken, rounds that replaced one and steps that were skipped included.
-        counts: rounds, skipped rounds, skipped steps (their gradients were not finite), probes (evaluations of a batch beside the step's
-            own), and forward and backward passes, each of one batch, those of the steps included.
-        left_dense: why each weight that could have a mask has none.
-        schedule: the steps that the durations of the method stand for in this run, by ``slot.option``; ``first_round`` and ``last_round``.
+        steps: number of optimizer steps so far, including rounds that replaced one and skipped steps.
+        counts: numbers of rounds, skipped rounds, skipped steps (gradients that were not finite), probes (evaluations of a batch besides
+            the step's own), and forward and backward passes of one batch each, including those of the steps.
+        left_dense: by name of each maskable weight without a mask, the reason.
+        schedule: the number of steps of each duration of the method in this run, by ``slot.option``; and ``first_round``, ``last_round``.
 
     Examples:
         >>> import torch
@@ -116,7 +116,7 @@ class SparseTrainer(Joined):
         self._link()
 
     def _link(self) -> None:
-        """Find what belongs to this very program and these very optimizers."""
+        """Look up objects of this program and these optimizers."""
         for mechanism in self._mechanisms:
             mechanism.link(self.steps + 1)
         self._say_what_is_left()
@@ -125,7 +125,7 @@ class SparseTrainer(Joined):
         made = object.__new__(type(self))
         memo[id(self)] = made
         for name, value in self.__dict__.items():
-            if name != "step":  # a scheduler puts one of its own there
+            if name != "step":  # a scheduler replaces this attribute by a wrapper
                 made.__dict__[name] = copy.deepcopy(value, memo)
         made._link()
         return made
@@ -142,7 +142,7 @@ class SparseTrainer(Joined):
 
     @property
     def coverage(self) -> dict[str, float]:
-        """By masked weight, the share of its positions that have been active so far."""
+        """By masked weight, the share of its positions that have ever been active, in [0, 1]."""
         return self._rounds.coverage()
 
     @property
@@ -151,28 +151,32 @@ class SparseTrainer(Joined):
         return dict(self._rounds.grown)
 
     def position(self, step: int) -> tuple[int, int]:
-        """Where the learning rate's schedule stands after ``step`` steps, and its length: they differ from ``step`` and
-        ``total_steps`` where the method rewinds."""
+        """Return where the learning-rate schedule stands after ``step`` steps, and its length in steps.
+
+        They differ from ``step`` and ``total_steps`` if the method rewinds.
+        """
         return self._rewinding.position(step, self.total_steps) if self._rewinding else (step, self.total_steps)
 
     def readings(self) -> dict[str, float]:
-        """Figures of the method's own at this step, by name, for the history of a run."""
+        """Return the method's own figures at this step, by name, for the history of a run."""
         return {name: value for read in hooks(self._mechanisms, "readings") for name, value in read().items()}
 
     # --- the loop
 
     def loss(self, output: Any, target: Any, *, inputs: Any = None, label_smoothing: float = 0.0) -> Tensor:
-        """The method's loss of a batch: that of the task, unless the method has its own or a teacher. Needed for those, and good for all.
+        """Compute the loss of a batch: the loss of the task, or the method's own, with the term of its teacher.
+
+        Methods with their own loss or a teacher require this function; it works for all methods.
 
         Args:
             output: what calling the program in train mode returned.
-            target: of the batch, as the task takes it; class numbers int [N] for classification.
-            inputs: what the program was called with, for a method that has a teacher.
-            label_smoothing: of the task's loss, in [0, 1).
+            target: target of the batch, in the form of the task; int class numbers [N] for classification.
+            inputs: the inputs of the call, for a method with a teacher.
+            label_smoothing: label smoothing of the task's loss, in [0, 1).
 
         Raises:
-            TrainingError: If the program is in eval mode, output and target do not fit the task, labels should be smoothed where the
-                method has a loss of its own, or the teacher cannot be asked.
+            TrainingError: If the program is in eval mode, output and target do not fit the task, labels should be smoothed although the
+                method has its own loss, or the teacher cannot answer.
         """
         if self._meaning.follow(self.program):
             self.task = self._loss.task = self._teaching.task = self._meaning.task
@@ -183,7 +187,7 @@ class SparseTrainer(Joined):
         return loss
 
     def correct(self, closure: Closure | None = None, *, scaler: Any = None) -> None:
-        """Correct the gradients of the coming step now, for loops that clip gradients between; `step` does it otherwise.
+        """Correct the gradients of the coming step now, for loops that clip them before the step; otherwise `step` corrects them.
 
         Args:
             closure: as for `step`.
@@ -200,23 +204,23 @@ class SparseTrainer(Joined):
                 act(step, closure)
 
     def step(self, closure: Closure | None = None, *, scaler: Any = None) -> Any:
-        """Optimizer step, then a topology update when one is due. Call it after ``loss.backward()``.
+        """Make an optimizer step, then a topology update if one is due. Call it after ``loss.backward()``.
 
-        A step whose gradients are not finite changes nothing but ``counts["skipped_steps"]``.
+        A step whose gradients are not finite only increments ``counts["skipped_steps"]``.
 
         Args:
-            closure: the loss of the current batch by another forward pass, without backward; for corrections that evaluate it again. For
-                an optimizer that evaluates the batch itself (LBFGS), the closure its own ``step`` takes: zero the gradients, compute the
-                loss, ``backward()``, return the loss.
-            scaler: a `torch.amp.GradScaler` whose ``scale(loss)`` was called backward; gradients are divided by its scale first, unless
-                ``scaler.unscale_`` was called for the optimizers. Call ``scaler.update()`` after the step.
+            closure: computes the loss of the current batch by another forward pass, without backward; for corrections that evaluate the
+                batch again. For an optimizer that evaluates the batch itself (LBFGS), the closure of its own ``step``: zero the gradients,
+                compute the loss, call ``backward()``, return the loss.
+            scaler: a `torch.amp.GradScaler` whose scaled loss was used for ``backward()``. Gradients are first divided by its scale,
+                unless ``scaler.unscale_`` was called for the optimizers. Call ``scaler.update()`` after the step.
 
         Returns:
             What the closure returned first, for an optimizer that evaluates the batch itself; else None.
 
         Raises:
-            TrainingError: If the program is in eval mode; no gradient is there, or gradients were not finite many times in a row; the
-                method needs a closure, a sweep or its own loss; or the dense gradient of a due round did not arrive.
+            TrainingError: If the program is in eval mode; there are no gradients, or they were not finite many times in a row; the method
+                needs a closure, a sweep or its own loss; or the dense gradient of a due round did not arrive.
         """
         if not self.program.training or not 0 < self.steps < self.total_steps:
             self._check_place()
@@ -240,7 +244,7 @@ class SparseTrainer(Joined):
         return losses[0] if losses else None
 
     def _check_place(self) -> None:
-        """Refuse a step in eval mode, and in several processes; say where the run is over."""
+        """Refuse a step in eval mode or in several processes; warn if the run is already over."""
         if not self.program.training:
             raise TrainingError(
                 "trainer.step() found the program in eval mode, in which nothing is recorded for rounds. Call program.train() before the "
@@ -252,7 +256,7 @@ class SparseTrainer(Joined):
             self._warn(f"step {self.steps + 1} is beyond total_steps ({self.total_steps}): schedules have ended there.")
 
     def _evaluated_step(self, step: int, closure: Closure | None, losses: list[Any]) -> bool:
-        """The step of an optimizer that evaluates the batch itself; ``losses`` gets what each evaluation returns."""
+        """Make the step of an optimizer that evaluates the batch itself; appends the result of each evaluation to ``losses``."""
         if closure is None:
             raise TrainingError(
                 "an attached optimizer evaluates the batch itself: call trainer.step(closure) with a function that zeroes the gradients, "
@@ -260,7 +264,7 @@ class SparseTrainer(Joined):
             )
 
         def evaluated() -> Any:
-            self._rounds.forget_gradients()  # a round reads those of the last evaluation
+            self._rounds.forget_gradients()  # a round reads the gradients of the last evaluation
             loss = closure()
             for act in self._before_step:
                 act(step, None)
@@ -276,7 +280,7 @@ class SparseTrainer(Joined):
         warnings.warn(message, TrainingWarning, stacklevel=4)
 
     def _say_what_is_left(self) -> None:
-        """Let the program say, when it is exported, that it is not yet as sparse as asked for."""
+        """Record in the program that it is not yet as sparse as requested, so that its export can say so."""
         last = self._rounds.last_pruning
         self.program.unfinished = (
             f"method {self.method.name!r} reaches density {self.method.density:.4g} on step {last} of {self.total_steps}"
@@ -285,15 +289,15 @@ class SparseTrainer(Joined):
         )
 
     def finish(self, batches: Iterable[Any] = (), *, stopped_early: bool = False) -> None:
-        """End the run: remove random masks, load averaged weights, and take batch-norm statistics for what is left.
+        """End the run: remove random masks, load averaged weights, and estimate batch-norm statistics for the final weights.
 
         Args:
-            batches: training inputs [N, ...], tuples where the program has several; one forward pass in train mode each. Needed
-                where the program has batch norms and the method averages weights or has random masks.
-            stopped_early: the loop ended by a criterion of its own; that rounds are left is then said only if the density is not reached.
+            batches: training inputs [N, ...], or tuples if the program has several inputs; each takes one forward pass in train mode.
+                Required if the program has batch norms and the method averages weights or has random masks.
+            stopped_early: True if the loop ended by its own criterion; missing rounds are then only reported if the density was missed.
 
         Raises:
-            TrainingError: If batches are needed and there are none.
+            TrainingError: If batches are required and there are none.
         """
         self._stepper.release()
         if self.steps < self._rounds.last and not (stopped_early and not self.program.unfinished):
@@ -313,7 +317,7 @@ class SparseTrainer(Joined):
     # --- state
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is not in the program's and the optimizer's own state dicts; loads with ``weights_only=True``."""
+        """Return everything that is not in the state dicts of program and optimizer; it loads with ``weights_only=True``."""
         return {
             "method": self.method.name,
             "total_steps": self.total_steps,
@@ -325,10 +329,10 @@ class SparseTrainer(Joined):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; load the program's and the optimizer's state dicts as well.
+        """Continue from a saved state; load the state dicts of program and optimizer as well.
 
         Raises:
-            TrainingError: If the state is of another method or run length.
+            TrainingError: If the state belongs to another method or run length.
         """
         for key, have in (("method", self.method.name), ("total_steps", self.total_steps)):
             if state[key] != have:

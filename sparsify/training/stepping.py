@@ -1,4 +1,4 @@
-"""The step of the optimizers: made by the trainer and by nobody else, and followed by zeros where weights are inactive."""
+"""Steps the optimizers: only the trainer may do so, and inactive weights are set to 0 after each step."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Stepper:
     """Steps the optimizers of a run, and refuses steps that it did not make until it is released.
 
     Args:
-        optimizers: of the run.
-        zeros: of the program.
-        held: random masks whose hidden weights keep their values through the step; None: those move as well.
-        method: its name, for messages.
+        optimizers: the optimizers of the run.
+        zeros: sets inactive weights of the program to 0.
+        held: random masks whose hidden weights keep their values during the step; None: hidden weights move too.
+        method: name of the method, for messages.
     """
 
     def __init__(self, optimizers: Optimizers, zeros: Zeros, held: RandomMasks | None, method: str) -> None:
@@ -48,7 +48,7 @@ class Stepper:
             )
 
     def release(self) -> None:
-        """The run is over; the optimizers are the loop's own again."""
+        """Let the loop step the optimizers itself again, because the run is over."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -67,8 +67,11 @@ class Stepper:
         self._zeros.keep()
 
     def evaluated_step(self, closure: Callable[[], Any]) -> bool:
-        """`step`, for optimizers that evaluate the batch themselves. Returns False where it ended in weights that are not finite, and was
-        taken back."""
+        """Step optimizers that evaluate the batch themselves.
+
+        Returns:
+            False if the step led to weights that are not finite, and was undone.
+        """
         parameters = self._optimizers.parameters()
         before = [parameter.detach().clone() for parameter in parameters]
         self.step(closure)

@@ -1,4 +1,4 @@
-"""A method's teacher at work: asked for its answers to a batch, and what these may be."""
+"""Runs a method's teacher on a batch, checks its output, and adds its term to the loss."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from sparsify.tasks.base import unteachable
 from sparsify.training.mechanism import Mechanism
 
 Teacher = Callable[[Any], Tensor]
-"""What the task reads, such as logits [N, K], for the inputs of a batch; a module must be in eval mode."""
+"""Maps the inputs of a batch to what the task reads, such as logits [N, K]; a module must be in eval mode."""
 
 
 class Teaching(Mechanism):
-    """Joins the loss of a batch with the method's distillation; of a method without, loss stays loss.
+    """Adds the method's distillation term to the loss of a batch; without distillation, the loss stays unchanged.
 
     Args:
-        method: its distillation.
-        teacher: for a method that has one.
-        program: whose classes the teacher should know.
-        counts: ``forwards`` are counted up.
-        task: says how a model imitates a teacher.
+        method: gives the distillation.
+        teacher: the teacher, if the method needs one.
+        program: the teacher should know the classes of this program.
+        counts: its ``forwards`` are incremented.
+        task: defines how a model imitates a teacher.
 
     Raises:
-        TrainingError: If the method needs a teacher and there is none, or the other way round, or the task has no use for one.
+        TrainingError: If the method needs a teacher but there is none, or does not need the given one, or the task supports none.
     """
 
     def __init__(
@@ -56,17 +56,17 @@ class Teaching(Mechanism):
         self.active = teacher is not None
 
     def join(self, loss: Tensor, output: Any, target: Any, inputs: Any) -> Tensor:
-        """The loss with the teacher's term: one forward pass of the teacher.
+        """Add the teacher's term to the loss; this takes one forward pass of the teacher.
 
         Args:
-            loss: a scalar, the method's own.
-            output: what the loss of the task reads: the output that the task reads, or all that the model returns; of classification,
-                logits [N, K], or [N, K + 1] with an unknown class, which is left out.
-            target: of the batch.
-            inputs: of the batch; None where the loop did not say.
+            loss: loss of the method, a scalar.
+            output: what the loss of the task reads: one output or all outputs of the model. For classification, logits [N, K], or
+                [N, K + 1] with an unknown class, which is left out.
+            target: target of the batch.
+            inputs: inputs of the batch; None if the loop did not give them.
 
         Raises:
-            TrainingError: If there are no inputs, the teacher is in training mode, or its answer has another shape.
+            TrainingError: If there are no inputs, the teacher is in training mode, or its output has another shape.
         """
         if self._method.distillation is None or self._teacher is None:
             return loss
@@ -75,9 +75,7 @@ class Teaching(Mechanism):
                 f"method {self._method.name!r} shows the inputs of a batch to a teacher: call trainer.loss(program(x), y, inputs=x)."
             )
         if isinstance(self._teacher, nn.Module) and self._teacher.training:
-            raise TrainingError(
-                "the teacher is in training mode, which is not how it answers. Call teacher.eval() first."
-            )
+            raise TrainingError("the teacher is in training mode. Call teacher.eval() first.")
         with torch.no_grad():
             answer = self._teacher(inputs)
         self._counts["forwards"] += 1
@@ -85,7 +83,7 @@ class Teaching(Mechanism):
             output = self._program.reading(self.task.output, "train", pytree.tree_leaves(output))
         output = output if self._classes is None else output[:, : self._classes]
         if isinstance(answer, Tensor) and {answer.shape[1:], output.shape[1:]} == {(), (1,)}:
-            answer = answer.reshape(-1, *output.shape[1:])  # [N] and [N, 1] go together
+            answer = answer.reshape(-1, *output.shape[1:])  # [N] and [N, 1] are both accepted
         wanted = tuple(output.shape)
         found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         if found != wanted:

@@ -1,4 +1,4 @@
-"""The loop `sparsify run` uses, on top of `SparseTrainer`. A run is a function of program, data, settings and seed."""
+"""The training loop of `sparsify run`, built on `SparseTrainer`. Program, data, settings and seed determine a run completely."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ from sparsify.training.teaching import Teacher
 
 @dataclass(frozen=True)
 class Trained:
-    """What training leaves beside the program.
+    """The results of training, besides the program.
 
     Attributes:
-        history: one row an epoch, see `sparsify.training.history`.
-        counts: steps, samples, and what `SparseTrainer` counts.
-        coverage: of each masked weight at the end.
-        schedule: what `SparseTrainer.schedule` holds, the steps of the run (``total_steps``) and the rounds that were made (``rounds``).
+        history: one row per epoch; see `sparsify.training.history`.
+        counts: numbers of steps and samples, and the counts of `SparseTrainer`.
+        coverage: the coverage of each masked weight at the end, in [0, 1].
+        schedule: the entries of `SparseTrainer.schedule`, the steps of the run (``total_steps``) and the number of rounds (``rounds``).
     """
 
     history: list[dict[str, Any]]
@@ -56,7 +56,7 @@ class Trained:
 
 
 class Interrupted(Exception):
-    """The user asked to stop; the step was finished and a checkpoint written."""
+    """The user interrupted the run; the current step was finished and a checkpoint written."""
 
 
 Progress = Callable[[dict[str, Any]], None]
@@ -77,20 +77,20 @@ def train(
     resume: bool = False,
     on_step: Progress | None = None,
 ) -> Trained:
-    """Train ``program`` in place; ``checkpoint.pt`` and ``history.jsonl`` are kept in ``folder``.
+    """Train ``program`` in place; writes ``checkpoint.pt`` and ``history.jsonl`` to ``folder``.
 
     Args:
-        method: what makes it sparse.
+        method: the method to train with.
         program: of stage TRACED.
-        data: samples with their targets (`sparsify.parts.samples.TensorSamples` for tensors).
-        validation: measured after each epoch; nothing is chosen by it.
-        settings: see `Settings`.
-        folder: of the run; made if missing.
-        key: identifies recipe, data and teacher; a checkpoint of another key is refused.
-        teacher: for methods that learn from one; left as it is.
+        data: training samples with their targets (`sparsify.parts.samples.TensorSamples` for tensors).
+        validation: samples that are evaluated after each epoch; only early stopping chooses by them.
+        settings: settings of the run.
+        folder: folder of the run; created if missing.
+        key: identifies recipe, data and teacher; a checkpoint with another key is refused.
+        teacher: teacher program for methods that need one; it does not change.
         task: what the outputs mean, as for `attach`.
-        resume: go on from the checkpoint, to the same bits as an uninterrupted run.
-        on_step: called after each step with step, total, loss, accuracy where the task decides something, and density.
+        resume: continue from the checkpoint; the result is bit for bit that of an uninterrupted run.
+        on_step: called after each step with step, total, loss, accuracy if the task makes decisions, and density.
 
     Raises:
         TrainingError: If the loss is not finite, or there are fewer samples than a batch.
@@ -106,7 +106,7 @@ def train(
     optimizer = build_optimizer(program, settings)
 
     def sweep() -> Iterator[Closure]:
-        """Losses of an epoch of training batches in an order of its own."""
+        """Yield the losses of an epoch of training batches in a new random order."""
         for batch in batches.sweep(trainer.steps):
             yield loss_of(trainer, batch, settings)
 
@@ -146,7 +146,7 @@ def _epoch(
     stopped: Callable[[], bool],
     on_step: Progress | None,
 ) -> None:
-    """Go on to the end of the epoch.
+    """Train to the end of the epoch.
 
     Raises:
         Interrupted: After SIGINT or SIGTERM.
@@ -177,10 +177,10 @@ def _save(run: RunState, folder: Path, key: str) -> None:
 
 
 def _restore(run: RunState, checkpoint: Path, key: str) -> None:
-    """Go on from a checkpoint.
+    """Continue from a checkpoint.
 
     Raises:
-        CheckpointError: If it is of another run, damaged, or does not fit.
+        CheckpointError: If it belongs to another run, is damaged, or does not fit.
     """
     content = load_checkpoint(checkpoint)
     if content.get("key") != key:
@@ -199,14 +199,14 @@ def _restore(run: RunState, checkpoint: Path, key: str) -> None:
 
 
 def _answering(teacher: Program, device: torch.device, reads: str) -> Teacher:
-    """What the task reads of a copy of the program."""
+    """Return a function that runs a copy of the program and selects what the task reads."""
     copy = teacher.clone().eval()
     surgery.move(copy, device)
     return lambda x: outputs_of(copy, x)[reads]
 
 
 def _step(trainer: SparseTrainer, batch: Batch, settings: Settings) -> tuple[float, float | None]:
-    """The loss of a batch, and how many of its samples are decided right; a share of them where a sample holds several decisions."""
+    """Make a step; returns the loss of the batch and how many samples were decided right (fractions if a sample has several decisions)."""
     closure = loss_of(trainer, batch, settings)
     loss = closure()
     value = float(loss.detach())
@@ -229,7 +229,7 @@ def _step(trainer: SparseTrainer, batch: Batch, settings: Settings) -> tuple[flo
 
 
 def loss_of(trainer: SparseTrainer, batch: Batch, settings: Settings) -> BatchLoss:
-    """The loss of a method on a batch, its inputs attacked where the method attacks them."""
+    """Make the loss of a method on a batch; inputs are attacked if the method has an attack."""
     (x, y), method, bf16 = batch, trainer.method, settings.precision == "bf16"
     inputs = attacked(method, trainer.program, trainer.task, x, y, trainer.counts, bf16=bf16) if method.attack else x
     criterion = functools.partial(trainer.loss, label_smoothing=settings.label_smoothing)
@@ -238,7 +238,7 @@ def loss_of(trainer: SparseTrainer, batch: Batch, settings: Settings) -> BatchLo
 
 @contextmanager
 def stop_flag() -> Generator[Callable[[], bool]]:
-    """True once SIGINT or SIGTERM has come; the handlers found are put back."""
+    """Yield a function that returns True after SIGINT or SIGTERM; the previous handlers are restored."""
     asked: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""An attach that fails leaves the program, the optimizers and the global random state as they were."""
+"""Restores the program, the optimizers and the global random state if `attach` fails."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sparsify.ir.phase import copy_graph
 from sparsify.training.optimizers import Optimizer, Optimizers
 
 STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-"""Tables of a module, which phases share: put back in place."""
+"""Tables of a module. Phases share them, so they are restored in place."""
 
 
 @contextmanager
 def undone_on_error(program: Program, optimizers: Optimizers) -> Generator[None]:
-    """Put everything back if the block raises.
+    """Restore everything if the block raises.
 
-    That is: graphs, names and attributes of the program; values, gradients, hooks and ``requires_grad`` of its tensors; groups, state and
-    hooks of the optimizers; the state of the global random generator on the CPU. Objects stay the same ones.
+    This covers graphs, names and attributes of the program; values, gradients, hooks and ``requires_grad`` of its tensors; groups, state
+    and hooks of the optimizers; and the state of the global random generator on the CPU. All objects keep their identity.
     """
     undo = [_program(program), *map(_tensor, [*program.parameters(), *program.buffers()])]
     undo += [step for optimizer in optimizers.each for step in _optimizer(optimizer)]
@@ -115,5 +115,5 @@ def _list(found: list[Any]) -> Callable[[], None]:
 
 
 def _nested(value: Any) -> Any:
-    """A copy of nested dicts over the same values."""
+    """Copy nested dicts; the values in them stay the same objects."""
     return {key: _nested(inner) for key, inner in value.items()} if type(value) is dict else value

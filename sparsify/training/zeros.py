@@ -1,4 +1,4 @@
-"""Inactive weights are 0 after every step, whatever the optimizer, its state and the gradients did; their gradients are 0 as well."""
+"""Keeps inactive weights and their gradients at 0 after every step, whatever the optimizer, its state and the gradients did."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sparsify.training.mechanism import Mechanism
 
 @dataclass
 class _Place:
-    """Where a weight and its mask are: in the tables of their modules, since ``program.to`` replaces masks."""
+    """Where to find a weight and its mask: in the tables of their modules, because ``program.to`` replaces masks."""
 
     parameters: Mapping[str, Any]
     weight: str
@@ -29,8 +29,9 @@ class _Place:
 
 
 class Zeros(Mechanism):
-    """Masks the weights of a program after each step, and their gradients as they arrive. Vouches for the weights, so that lowered masks
-    read them directly.
+    """Masks the weights of a program after each step, and their gradients when they arrive.
+
+    It vouches that inactive weights are 0, so that lowered masks read the weights directly.
     """
 
     def __init__(self, program: Program) -> None:
@@ -66,14 +67,14 @@ class Zeros(Mechanism):
         self.vouch()
 
     def vouch(self) -> None:
-        """Say that inactive weights are 0 now, and that their gradients are masked where they arrive."""
+        """Vouch that inactive weights are 0 now, and that their gradients are masked when they arrive."""
         for place in self._places:
             mask = place.buffers[place.mask]
             vouch(place.parameters[place.weight], mask)
             mask.hook = None if place.hook is None else place.hook.id
 
     def finish(self) -> bool:
-        """Leave gradients to the graphs again."""
+        """Let the graphs mask gradients again."""
         for place in self._places:
             if place.hook is not None:
                 place.hook.remove()
@@ -81,7 +82,7 @@ class Zeros(Mechanism):
 
 
 def _current(place: _Place, tap: GradientTap | None) -> Callable[[], Tensor | None]:
-    """The mask, unless it is gone, or a tap leaves the dense gradient to a round."""
+    """Return a function for the current mask; it returns None if the mask is gone, or if a tap leaves the dense gradient to a round."""
     buffers, name = place.buffers, place.mask
 
     def current() -> Tensor | None:

@@ -97,7 +97,7 @@ def test_a_checkpoint_that_lacks_a_part_of_a_run_is_refused(stopped, tmp_path):
     content, method, optimizer = stopped
     for name in ("program", "grown"):
         save_checkpoint(tmp_path / "checkpoint.pt", {k: v for k, v in content.items() if k != name})
-        with pytest.raises(CheckpointError, match=f"cannot be gone on from.*{name} should be a dict, found NoneType"):
+        with pytest.raises(CheckpointError, match=f"cannot resume from.*{name} should be a dict, found NoneType"):
             run(tmp_path, method=method, optimizer=optimizer, resume=True)
 
 
@@ -114,7 +114,7 @@ def test_a_checkpoint_that_lacks_a_part_of_a_run_is_refused(stopped, tmp_path):
 def test_what_is_wrong_is_named(stopped, tmp_path, path, value, message):
     content, method, optimizer = stopped
     save_checkpoint(tmp_path / "checkpoint.pt", replaced(content, path, value))
-    with pytest.raises(CheckpointError, match=rf"cannot be gone on from: .*{message}"):
+    with pytest.raises(CheckpointError, match=rf"cannot resume from .*{message}"):
         run(tmp_path, method=method, optimizer=optimizer, resume=True)
 
 
