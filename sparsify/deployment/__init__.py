@@ -1,1 +1,1 @@
-"""What fast files are made of: weights packed into small dense matrices."""
+"""The building blocks of fast files: weights packed into small dense matrices."""

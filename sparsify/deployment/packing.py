@@ -1,7 +1,7 @@
 """Packing: a weight whose groups of outputs read few inputs, as small dense matrices and the inputs each reads.
 
-The groups are found in the zeros themselves, whatever pattern made them, and a group that reads fewer inputs than the others is filled up
-with inputs of weight zero; so a packing is always exact, and only its size depends on how well the zeros line up.
+Groups are found in the zeros of the weight, for any pattern. A group that reads fewer inputs than the others is padded with inputs of
+weight zero. A packing is therefore always exact; only its size depends on how well the zeros line up.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from sparsify.parts.patterns.grouped import LANES
 
 CHUNKS = (8, 4, 2)
 MOST_DENSE = 0.65
-"""Kept inputs / inputs above which a dense layer is taken to be as fast. At 0.6 MLPs and ResNets are still faster grouped."""
+"""Share of kept inputs above which a dense layer counts as equally fast. At 0.6, grouped MLPs and ResNets are still faster."""
 LEAST_GAIN = 1.25
-"""Predicted times as fast from which the grouped form is taken, where nothing weighs what is needed around it."""
+"""Predicted speed-up from which the grouped form is chosen, if the caller does not weigh what is needed around it."""
 LEAST_ROWS = 8
 """Outputs per group of a linear layer from which the grouped form is considered."""
 CONV_EFFICIENCY = {16: 0.45, 32: 0.65, 64: 0.8, 128: 0.9, 256: 0.95}
-"""Speed of a convolution against a dense one of equal operations, by outputs per group (0 below): medians of ONNX Runtime 1.31 on one
-AVX-512 core."""
+"""Speed of a convolution relative to a dense one with as many operations, by outputs per group (0 below the first): medians of ONNX Runtime
+1.31 on one AVX-512 core."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Packing:
     """How a weight [O, I, *K] is packed.
 
     Attributes:
-        rows: outputs a group; O / rows groups.
-        inputs: int64 [groups, k], ascending; every group reads k inputs.
-        chunk: inputs lie in aligned runs of this many.
+        rows: outputs per group; there are O / rows groups.
+        inputs: int64 [groups, k], ascending: the k inputs that each group reads.
+        chunk: inputs come in aligned runs of this length, at least 1.
     """
 
     rows: int
@@ -45,12 +45,12 @@ class Packing:
         return self.inputs.shape[0]
 
     def values(self, weight: Tensor) -> Tensor:
-        """[O, I, *K] -> [groups, rows, k, *K]."""
+        """Pack the values of a weight: [O, I, *K] -> [groups, rows, k, *K]."""
         split = weight.detach().reshape(self.groups, self.rows, *weight.shape[1:])
         return torch.stack([part[:, index] for part, index in zip(split, self.inputs, strict=True)])
 
     def is_identity(self, inputs: int) -> bool:
-        """Whether the groups read all inputs in order, each its own part."""
+        """Return whether each group reads its own consecutive part of the inputs, in order, and together they read all."""
         return torch.equal(self.inputs.flatten(), torch.arange(inputs))
 
 
@@ -58,14 +58,14 @@ def pack(weight: Tensor, rows: int) -> Packing:
     """Pack a weight in groups of ``rows`` consecutive outputs.
 
     Args:
-        weight: [O, I, *K], zeros where inactive; convolutions (K not empty) keep a multiple of 16 inputs, or all.
-        rows: a divisor of O.
+        weight: [O, I, *K], 0 where inactive; convolutions (K not empty) keep a multiple of 16 inputs, or all.
+        rows: outputs per group; must divide O.
     """
     return _packed(_by_groups(inputs_read(weight), rows), rows, is_conv=weight.ndim > 2)
 
 
 def inputs_read(weight: Tensor) -> Tensor:
-    """Bool [O, I], the inputs that each output reads.
+    """Return bool [O, I]: the inputs that each output reads.
 
     Args:
         weight: [O, I, *K], zeros where inactive.
@@ -75,12 +75,12 @@ def inputs_read(weight: Tensor) -> Tensor:
 
 
 def _by_groups(used: Tensor, rows: int) -> Tensor:
-    """Bool [O / rows, I], the inputs that each group reads."""
+    """Return bool [O / rows, I]: the inputs that each group reads."""
     return used.reshape(len(used) // rows, rows, -1).any(dim=1)
 
 
 def _packed(used: Tensor, rows: int, *, is_conv: bool) -> Packing:
-    """Groups of ``rows`` outputs, which read ``used`` [groups, I]."""
+    """Make the packing of groups of ``rows`` outputs that read the inputs ``used``, bool [groups, I]."""
     inputs = used.shape[1]
     chunk = 1 if is_conv else _chunk(used)
     step = LANES if is_conv else chunk
@@ -92,7 +92,7 @@ def _packed(used: Tensor, rows: int, *, is_conv: bool) -> Packing:
 
 
 def order_of_outputs(weight: Tensor) -> Tensor:
-    """The order [O] that puts outputs reading the same inputs side by side, in order of their first; the identity if they lie so already.
+    """Return an order [O] in which outputs that read the same inputs are adjacent; the identity if they already are.
 
     Args:
         weight: [O, I, *K], zeros where inactive.
@@ -103,7 +103,7 @@ def order_of_outputs(weight: Tensor) -> Tensor:
 
 
 def _chunk(used: Tensor) -> int:
-    """The longest run of `CHUNKS` in which all used inputs [groups, I] lie aligned."""
+    """Return the longest run length of `CHUNKS` such that all used inputs [groups, I] form aligned runs."""
     groups, inputs = used.shape
     for size in CHUNKS:
         if inputs % size == 0:
@@ -114,11 +114,11 @@ def _chunk(used: Tensor) -> int:
 
 
 def predicted_gain(weight: Tensor, packing: Packing, use: Use | None = None) -> float:
-    """Times as fast as the dense layer: by `CONV_EFFICIENCY`, or by the times of `sparsify.deployment.linear_times`.
+    """Predict the speed-up over the dense layer, by `CONV_EFFICIENCY` or by the times of `sparsify.deployment.linear_times`.
 
     Args:
         weight: [O, I, *K].
-        packing: of the weight.
+        packing: a packing of the weight.
         use: how a linear layer is called; None: over many tokens.
     """
     kept = packing.inputs.shape[1]
@@ -130,7 +130,7 @@ def predicted_gain(weight: Tensor, packing: Packing, use: Use | None = None) -> 
 
 
 def _between(table: dict[int, float], rows: int) -> float:
-    """The table's value at ``rows``: linear between its entries, 0 below the first, the last above."""
+    """Interpolate the table linearly at ``rows``: 0 below the first entry, the last value above the last entry."""
     below = max((r for r in table if r <= rows), default=0)
     above = min((r for r in table if r >= rows), default=below)
     if not below or above == below:
@@ -139,12 +139,12 @@ def _between(table: dict[int, float], rows: int) -> float:
 
 
 def best_packing(weight: Tensor, *, use: Use | None = None, force: bool = False) -> tuple[Packing | None, str]:
-    """The packing of highest predicted gain, or None and the reason to stay dense.
+    """Find the packing with the highest predicted gain; returns None and the reason if the layer should stay dense.
 
     Args:
-        weight: [O, I, *K], zeros where inactive.
-        use: how a linear layer is called, whose caller weighs what is needed around it; None: over many tokens.
-        force: take it whenever it leaves out inputs, whatever the prediction.
+        weight: [O, I, *K], 0 where inactive.
+        use: how a linear layer is called; the caller then weighs what is needed around it. None: over many tokens.
+        force: choose it whenever it leaves out inputs, whatever the prediction.
     """
     outputs, inputs = weight.shape[:2]
     sizes = [o for o in range(1, outputs + 1) if outputs % o == 0 and _allowed(weight, o, force=force)]

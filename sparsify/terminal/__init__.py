@@ -1,1 +1,1 @@
-"""What the command shows on a terminal: tables, texts after the help, progress."""
+"""The command's output on a terminal: tables, texts after the help, progress bars."""

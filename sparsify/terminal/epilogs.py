@@ -1,4 +1,4 @@
-"""What stands below the options in the help of a command, and how a key without an option is written."""
+"""The text below the options in a command's help, and how to write a key that has no option."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rich.markup import escape
 
 
 def examples(*lines: str, more: str = "") -> str:
-    """Command lines, and a closing remark."""
+    """Format example command lines and a closing remark."""
     return "\n\n".join(("[bold]Examples[/bold]", *(f"$ {escape(line)}" for line in lines), *([more] if more else [])))
 
 
 def other_keys(*shown: str) -> str:
-    """The recipe keys that have no option of their own, with their defaults."""
+    """List the recipe keys that have no option of their own, with their defaults."""
     from sparsify.runs.keys import spelt
     from sparsify.runs.recipe import Recipe
 
@@ -26,11 +26,11 @@ def other_keys(*shown: str) -> str:
 
 
 def as_setting(option: str, arguments: Sequence[str]) -> str | None:
-    """How to write an option that is a recipe key or an option of a method, or None where it is neither.
+    """Say how to write an option that is a recipe key or an option of a method; None if it is neither.
 
     Args:
-        option: as it was typed, such as ``--lr``.
-        arguments: all that was typed, for its value.
+        option: the option as typed, such as ``--lr``.
+        arguments: all arguments as typed; the option's value is taken from them.
     """
     from sparsify.methods.registry import METHODS, WRAPPERS, options
     from sparsify.runs.keys import spelt as spelt_key

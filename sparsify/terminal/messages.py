@@ -1,4 +1,4 @@
-"""What the command says on standard error: how it ends, and notes on the way."""
+"""The command's messages on standard error: how it ends, and notes on the way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from sparsify.errors import SparsifyError, SparsifyWarning
 
 LONGEST_MESSAGE = 3500
-"""Characters of an error that are printed; one may quote what was typed, or a whole file."""
+"""Largest number of characters of an error that are printed; an error may quote user input or a whole file."""
 _show = warnings.showwarning
 
 
@@ -21,7 +21,7 @@ def said(text: str) -> None:
 
 
 def ended(error: Exception) -> NoReturn:
-    """End the process: a mistake of the user's with one message and exit code 2, never a traceback; a defect says that it is one."""
+    """End the process. A user's mistake gives one message and exit code 2, without a traceback; a defect is reported as a defect."""
     match error:
         case SparsifyError():
             _end(str(error))
@@ -41,7 +41,7 @@ def ended(error: Exception) -> NoReturn:
 
 
 def notes() -> Callable[..., None]:
-    """Print what sparsify says without stopping as notes, each once; warnings of others are shown as Python shows them."""
+    """Print warnings of sparsify as notes, each once; warnings of other packages are shown as usual in Python."""
     told: set[str] = set()
 
     def note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:

@@ -19,7 +19,7 @@ Step = Callable[[str, dict[str, Any]], None]
 
 @contextmanager
 def run_bars() -> Generator[tuple[Step, Decode]]:
-    """Bars of a run, a model each, on standard error; what moves them is yielded."""
+    """Show one bar per model of a run on standard error; yields the callbacks that update them."""
     with _bars() as bars:
         tasks: dict[str, TaskID] = {}
 
@@ -33,7 +33,7 @@ def run_bars() -> Generator[tuple[Step, Decode]]:
 
 @contextmanager
 def grid_bars(total: int) -> Generator[tuple[Event, Decode]]:
-    """A bar of a grid's cells and one a running cell, and a line a cell that ended, on standard error; what moves them is yielded."""
+    """Show one bar for the grid and one per running cell on standard error; prints a line when a cell ends. Yields the callbacks."""
     with _bars() as bars:
         whole = bars.add_task("cells", total=total, state="")
         tasks: dict[str, TaskID] = {}
@@ -82,7 +82,7 @@ def _decoding(bars: Progress) -> Decode:
 
 
 def _result(model: Mapping[str, Any]) -> str:
-    """The headline figure of a finished model."""
+    """Return the headline figure of a finished model."""
     if "figures" in model:
         value = model["figures"][model["headline"]]
         return f"{model['headline']} {'not defined' if value is None else format(value, '.4f')}"

@@ -1,4 +1,4 @@
-"""Commands of recipe keys: what they answer to an option that they do not have, and what their help adds."""
+"""Commands that take recipe keys: how they answer an unknown option, and what they add to their help."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparsify.terminal.run_options import WITH_OPTION
 
 
 class RecipeCommand(TyperCommand):
-    """A command of recipe keys; an option that is one, or a method's, is answered with what to write."""
+    """A command that takes recipe keys. If an unknown option is a recipe key or a method's option, its error says what to write."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = list(args)
@@ -28,7 +28,7 @@ class RecipeCommand(TyperCommand):
 
 
 class RunCommand(RecipeCommand):
-    """`run`; its help lists the recipe keys without an option, which are looked up only when it is shown."""
+    """The command `run`. Its help also lists the recipe keys without an option; they are only looked up when the help is shown."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         shown = self.epilog

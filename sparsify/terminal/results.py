@@ -1,4 +1,4 @@
-"""What the command prints of a run, a grid, a program and an export; imported when there is something to print."""
+"""Prints the results of a run, a grid, a program and an export; only imported when there is something to print."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sparsify.terminal.console import console
 
 
 def show_run(report: Mapping[str, Any], out: Path) -> None:
-    """The verdict of a run, its figures, and the files in its folder.
+    """Print the verdict of a run, its figures, and the files in its folder.
 
     Args:
         report: content of ``metrics.json`` and, under ``latency``, of ``latency.json``.
@@ -33,7 +33,7 @@ def show_run(report: Mapping[str, Any], out: Path) -> None:
 
 
 def show_grid(found: Comparison, out: Path) -> None:
-    """The table of a grid, how far it can be trusted, and the cells that failed."""
+    """Print the table of a grid, how far it can be trusted, and the cells that failed."""
     console.print(tables.comparison(found.summary))
     trust = found.summary.sentences()[0]
     console.print(f"Mean ± standard deviation over seeds; below, the difference to the base. {trust}", highlight=False)
@@ -43,18 +43,18 @@ def show_grid(found: Comparison, out: Path) -> None:
 
 
 def show_program(program: Program) -> None:
-    """The text of a program, what each weight costs, and how much may be sparse."""
+    """Print the text of a program, what each weight costs, and how much may be sparse."""
     typer.echo(program.text())
     console.print(tables.weights(program), crop=False, soft_wrap=True)
     console.print(tables.whole(program), highlight=False, soft_wrap=True)
 
 
 def show_export(result: ExportResult, measured: Mapping[str, Any] | None) -> None:
-    """The file of an export, how it agrees with the program, and the form of each layer.
+    """Print the exported file, how it agrees with the program, and the form of each layer.
 
     Args:
-        result: of the export.
-        measured: of an int8 file, its figures on the test samples.
+        result: result of the export.
+        measured: figures of an int8 file on the test samples.
     """
     batches = " and ".join(map(str, result.parity.batches))
     masked = "no weight has a mask"

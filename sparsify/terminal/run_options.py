@@ -1,4 +1,4 @@
-"""The options of `sparsify run`: recipe keys that the command has a word for, and where the results go."""
+"""The options of `sparsify run`: recipe keys that have an option of their own, and the folder of the results."""
 
 from __future__ import annotations
 
@@ -34,31 +34,32 @@ Data = Annotated[
 Task = Annotated[
     str | None,
     Option(
-        help="what the outputs mean: classification, binary, multilabel, regression, dense, sequence, custom, or auto, the one "
-        "that fits data and model",
+        help="what the outputs mean: classification, binary, multilabel, regression, dense, sequence, custom, or auto (the only "
+        "one that fits data and model)",
         show_default=DEFAULTS["task"],
         rich_help_panel=WHAT,
     ),
 ]
 Loss = Annotated[
     str | None,
-    Option(help="of regression mse, mae or huber; of custom file.py:function", rich_help_panel=WHAT),
+    Option(help="loss: mse, mae or huber for a regression; file.py:function for a custom task", rich_help_panel=WHAT),
 ]
 Figures = Annotated[
-    str | None, Option(help="of custom: file.py:function that returns numbers by name", rich_help_panel=WHAT)
+    str | None,
+    Option(help="figures of a custom task: file.py:function that returns numbers by name", rich_help_panel=WHAT),
 ]
 Target = Annotated[
     str | None,
-    Option(help="of file.csv: the column to predict; several with commas between them", rich_help_panel=WHAT),
+    Option(help="column of file.csv to predict; separate several with commas", rich_help_panel=WHAT),
 ]
 Ood = Annotated[
     list[str] | None,
-    Option(help="inputs of no class, to be told from the test part; repeatable", rich_help_panel=WHAT),
+    Option(help="out-of-distribution inputs, to be told apart from the test part; repeatable", rich_help_panel=WHAT),
 ]
 Dynamic = Annotated[list[str] | None, Option(help=DYNAMIC, rich_help_panel=WHAT)]
 Weights = Annotated[
     str | None,
-    Option(help="safetensors or a state dict to start from", show_default="the model's own", rich_help_panel=WHAT),
+    Option(help="initial weights: safetensors or a state dict", show_default="the model's own", rich_help_panel=WHAT),
 ]
 TrustPickle = Annotated[
     bool | None,
@@ -66,14 +67,23 @@ TrustPickle = Annotated[
 ]
 Method = Annotated[
     str | None,
-    Option(help="see `sparsify methods`, or file.py:function", show_default=DEFAULTS["method"], rich_help_panel=SPARSE),
+    Option(
+        help="a method that `sparsify methods` lists, or file.py:function",
+        show_default=DEFAULTS["method"],
+        rich_help_panel=SPARSE,
+    ),
 ]
 Sparsity = Annotated[
     float | None,
-    Option(help="inactive fraction, above 0 and below 1", show_default=DEFAULTS["sparsity"], rich_help_panel=SPARSE),
+    Option(
+        help="inactive fraction of the weights, above 0 and below 1",
+        show_default=DEFAULTS["sparsity"],
+        rich_help_panel=SPARSE,
+    ),
 ]
 Pattern = Annotated[
-    str | None, Option(help="see `sparsify patterns`", show_default=DEFAULTS["pattern"], rich_help_panel=SPARSE)
+    str | None,
+    Option(help="a pattern that `sparsify patterns` lists", show_default=DEFAULTS["pattern"], rich_help_panel=SPARSE),
 ]
 Epochs = Annotated[
     int | None,
@@ -82,7 +92,7 @@ Epochs = Annotated[
 Baseline = Annotated[
     bool | None,
     Option(
-        help="train the dense model too, same budget, and compare",
+        help="also train the dense model for as many epochs, and compare",
         show_default="no-baseline",
         rich_help_panel=TRAINING,
     ),
@@ -110,6 +120,7 @@ Settings = Annotated[
 ]
 Out = Annotated[Path, Option(help="where everything is written", rich_help_panel=FOLDER)]
 Resume = Annotated[
-    bool, Option("--resume", help="go on from the last checkpoint, to the same bits", rich_help_panel=FOLDER)
+    bool,
+    Option("--resume", help="continue from the last checkpoint, with identical results", rich_help_panel=FOLDER),
 ]
 Overwrite = Annotated[bool, Option("--overwrite", help="replace an earlier run in the folder", rich_help_panel=FOLDER)]

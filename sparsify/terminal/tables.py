@@ -25,7 +25,7 @@ from sparsify.tasks import TASKS
 
 
 def weights(program: Program) -> Table:
-    """What each weight costs, and which can be sparse; names in full, as options take them."""
+    """Return what each weight costs, and which can be sparse; names in full, as options take them."""
     sites = program.maskable()
     longest = max((len(site.name) for site in sites), default=0)
     table = Table(Column("weight", min_width=longest), "kind", "shape", "MACs", "uses", "sparse?")
@@ -36,7 +36,7 @@ def weights(program: Program) -> Table:
 
 
 def whole(program: Program) -> str:
-    """How much of the model may become sparse by default or is, what stays dense, and which operators are not counted."""
+    """Describe how much of the model is or may become sparse, what stays dense, and which operators are not counted."""
     costs, sites = program.costs(), program.maskable()
     able = sum(math.prod(site.shape) for site in sites if site.skip is None)
     said = [f"{able:,} of all {costs.params:,} weights get masks by default."]
@@ -50,7 +50,7 @@ def whole(program: Program) -> str:
 
 
 def methods() -> Table:
-    """The methods and the wrappers with their options."""
+    """Return the methods and the wrappers with their options."""
     table = Table("method", "what it does", "options (default)")
     for name, factory in {**METHODS, **WRAPPERS}.items():
         shown = [f"{k} ({'required' if v is inspect.Parameter.empty else _short(v)})" for k, v in options(name).items()]
@@ -60,7 +60,7 @@ def methods() -> Table:
 
 
 def passes() -> Table:
-    """The passes with their options."""
+    """Return the passes with their options."""
     table = Table("pass", "what it does", "options (default): meaning")
     for name, cls in PASSES.items():
         shown = [f"{o.name} ({_short(o.default)}): {o.help}" for o in cls.options()]
@@ -69,7 +69,7 @@ def passes() -> Table:
 
 
 def tasks() -> Table:
-    """The tasks, the targets they take and the calibration heads that fit them, the usual one first."""
+    """Return the tasks, the targets they take and the calibration heads that fit them, the usual one first."""
     table = Table("task", "what it does", "targets", "heads")
     for name, cls in TASKS.items():
         table.add_row(name, _summary(cls, TASKS.origin(name)), cls.targets, ", ".join(fitting(cls)))
@@ -77,7 +77,7 @@ def tasks() -> Table:
 
 
 def heads() -> Table:
-    """The calibration heads, the tasks they fit and the outputs they add."""
+    """Return the calibration heads, the tasks they fit and the outputs they add."""
     table = Table("head", "what it does", "tasks", "outputs")
     for name, head in HEADS.items():
         fits = [task for task, cls in TASKS.items() if name in fitting(cls)]
@@ -86,7 +86,7 @@ def heads() -> Table:
 
 
 def patterns() -> Table:
-    """The patterns."""
+    """Return the patterns."""
     table = Table("pattern", "which positions may be active together")
     for name, spelling in PATTERNS.items():
         for shown, meaning in spelling.shown.items():
@@ -95,7 +95,7 @@ def patterns() -> Table:
 
 
 def allocations() -> Table:
-    """The allocations."""
+    """Return the allocations."""
     table = Table("allocation", "what each weight keeps")
     for name, function in ALLOCATIONS.items():
         table.add_row(name, _summary(function, ALLOCATIONS.origin(name)))
@@ -103,7 +103,7 @@ def allocations() -> Table:
 
 
 def _summary(value: object, origin: str) -> str:
-    """The first line of a docstring, and the distribution of the plug-in that brought it."""
+    """Return the first line of a docstring, and the distribution of the plug-in that brought it."""
     return _with_origin(next(iter((inspect.getdoc(value) or "").splitlines()), ""), origin)
 
 
@@ -112,7 +112,7 @@ def _with_origin(text: str, origin: str) -> str:
 
 
 def figures(corner: str, shown: Headline) -> Table:
-    """The figures of a report, a line each; in a narrow terminal cells go on in the next line, and lose nothing."""
+    """Show the figures of a report, one per line; in a narrow terminal, cells wrap and are never cut."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for column in (corner, *shown.columns):
         table.add_column(column, overflow="fold")
@@ -122,7 +122,7 @@ def figures(corner: str, shown: Headline) -> Table:
 
 
 def comparison(summary: Summary) -> Table:
-    """A grid: one row per method and sparsity; figures and, below, differences to the base."""
+    """Return a grid: one row per method and sparsity; figures and, below, differences to the base."""
     shown = summary.brief()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0))
     for column in ("method", *shown.columns):
@@ -133,7 +133,7 @@ def comparison(summary: Summary) -> Table:
 
 
 def int8(found: Int8, measured: Mapping[str, Any]) -> Table:
-    """The files that were timed for int8, the fastest first, and which was written."""
+    """List the files that were timed for int8, fastest first, and which of them was written."""
     table = Table("form", "layers in int8", "ms a call", "")
     for trial in found.trials:
         table.add_row(
