@@ -1,1 +1,1 @@
-"""Runs, grids and what they leave: recipes, preflight, the workflow, comparisons, artefacts and the folders that hold them."""
+"""Runs and grids: recipes, preflight checks, the workflow, comparisons, and the files and folders that they write."""

@@ -1,4 +1,4 @@
-"""The rehearsal of a grid in a process of its own: a model that ends its process ends that one, and is refused as any other."""
+"""Rehearses a grid in a separate process: if a model kills that process, it is refused like any other bad model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sparsify.runs.preflight import Progress, failing, model_of
 from sparsify.runs.recipe import Recipe
 
 LINGERS = 5.0
-"""Seconds that a process with an answer has to end by itself; one that is killed leaves its semaphores, and a warning of Python's."""
+"""Seconds that a process may take to end after its answer. Killing it would leak semaphores and cause a warning of Python."""
 REHEARSAL = "rehearsal"
 """Name of the process."""
 AHEAD = (
@@ -58,7 +58,7 @@ def check_cells(recipes: Mapping[str, Recipe], on_decode: Progress | None = None
 
 
 def _rehearsed(recipes: Mapping[str, Recipe], on_decode: Progress | None) -> tuple[dict[str, str], str | None, str]:
-    """Why cells cannot be run, and, where the process did not live to say so, the cell it was at and how it ended."""
+    """Return why cells cannot be run; if the process died, also the cell it was working on and how it ended."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = started(_work, (dict(recipes), sender, on_decode is not None), REHEARSAL)
     sender.close()
@@ -91,7 +91,7 @@ def _rehearsed(recipes: Mapping[str, Recipe], on_decode: Progress | None) -> tup
 
 
 def _work(recipes: Mapping[str, Recipe], updates: Connection, decodes: bool) -> None:
-    """What the process of a rehearsal does."""
+    """Run the rehearsal in its process."""
     end_with_parent()
 
     def tell(what: str, value: Any) -> None:
@@ -112,7 +112,7 @@ def _work(recipes: Mapping[str, Recipe], updates: Connection, decodes: bool) -> 
 
 
 def started(target: Callable[..., None], args: tuple[Any, ...], name: str) -> BaseProcess:
-    """Start a process that ignores Ctrl-C, which the terminal sends to all: it is this one's to pass on."""
+    """Start a process that ignores Ctrl-C. The terminal sends Ctrl-C to all processes, but only this one handles it."""
     process = _context().Process(target=target, args=args, name=name)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -124,7 +124,7 @@ def started(target: Callable[..., None], args: tuple[Any, ...], name: str) -> Ba
 
 @functools.cache
 def _context() -> Any:
-    """Processes are forked from one that has imported `AHEAD` and nothing of the user's; each is new where a system has no such thing."""
+    """Return a context that forks processes from one that has imported `AHEAD` but no user code; without fork, it starts new ones."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     from sparsify.runs.forking import forking  # which such a system cannot import
@@ -133,7 +133,7 @@ def _context() -> Any:
 
 
 def how_it_ended(process: BaseProcess) -> str:
-    """How a process ended that should have said something first."""
+    """Describe how a process ended that should have answered first."""
     code = process.exitcode or 0
     if code >= 0:
         return f"ended with {code}"
@@ -141,7 +141,7 @@ def how_it_ended(process: BaseProcess) -> str:
 
 
 def end_with_parent() -> None:
-    """From now on end this process with the one that started it, even where that one is killed; what is saved is what is kept."""
+    """From now on, end this process when its parent ends, even if the parent is killed; only what was saved is kept."""
     if (parent := multiprocessing.parent_process()) is None:
         return
 

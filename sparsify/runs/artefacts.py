@@ -1,4 +1,4 @@
-"""The files of a program: exported, in int8, and measured, on the data it was made with."""
+"""Makes the files of a program: exports it in fp32 and int8 and measures the files, on the data it was trained with."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from sparsify.tasks import Classification, Task
 from sparsify.tasks.stored import measurable
 
 CALIBRATION = 256
-"""Training samples on which int8 ranges are observed."""
+"""Number of training samples on which int8 ranges are observed."""
 HELD_OUT = 2048
-"""Held-out samples at most on which an int8 file is compared with the program, and its calibration head fitted again."""
+"""Largest number of held-out samples for comparing an int8 file with the program and for fitting its calibration head again."""
 BESIDE = ("accuracy", "nll_after", "brier_after", "ece_before", "ece_after", "figures", "interval")
 """What is told of the program beside its int8 file."""
 ACCEPTED = 0.95
@@ -40,10 +40,10 @@ MOST_BYTES = 256 * 2**20
 
 
 def feeding(data: Data, input_type: str = "float", task: str = "classification") -> dict[str, Any]:
-    """The arguments of `sparsify.export` that say how a file for these data is fed and read.
+    """Make the arguments of `sparsify.export` that say how to feed a file for these data and how to read its outputs.
 
     Args:
-        data: as the program was trained on.
+        data: the data that the program was trained on.
         input_type: ``float``, or ``uint8``, for a file that takes images as bytes [N, H, W, C], as image libraries store them.
         task: the name of the task.
 
@@ -52,7 +52,7 @@ def feeding(data: Data, input_type: str = "float", task: str = "classification")
     """
     if input_type == "uint8" and data.given_as != "bytes":
         raise ExportError(
-            f"a file that takes uint8 needs data given as bytes, found {data.given_as}: how bytes become inputs is not known. "
+            f"a file that takes uint8 needs data given as bytes, found {data.given_as}, so it is unknown how bytes become inputs. "
             f"Export with input float, or from Python with sparsify.Preprocessing."
         )
     names = data.class_names or tuple(map(str, range(data.classes)))
@@ -66,13 +66,13 @@ def feeding(data: Data, input_type: str = "float", task: str = "classification")
 
 
 def input_row(data: Data, name: str, *, input_type: str, array: str) -> dict[str, Any]:
-    """How a file for these data is fed, for ``metrics.json``.
+    """Describe how to feed a file for these data, for ``metrics.json``.
 
     Args:
-        data: as the program was trained on.
-        name: of the file's input.
+        data: the data that the program was trained on.
+        name: name of the file's input.
         input_type: as for `feeding`.
-        array: name of the array that the test inputs are from, where the data are arrays.
+        array: name of the array with the test inputs, if the data are arrays.
     """
     step, example = feeding(data, input_type).get("preprocessing"), data.example(64)
     assert isinstance(example, Tensor)  # those of several inputs are told by `several_rows`
@@ -94,12 +94,15 @@ def input_row(data: Data, name: str, *, input_type: str, array: str) -> dict[str
 
 
 def several_rows(program: Program, data: Data, array: str) -> list[dict[str, Any]]:
-    """The inputs of a file that takes several, or one by name, for ``metrics.json``: names, types and shapes, in the order of the file.
+    """Describe the inputs of a file with several inputs, or with one by name, for ``metrics.json``, in the order of the file.
 
     Args:
-        program: of the file.
-        data: as it was trained on.
-        array: as for `input_row`; those of an archive are named after it, as ``x_test.ids``.
+        program: the program of the file.
+        data: the data that it was trained on.
+        array: as for `input_row`; arrays of an archive are named after it, as ``x_test.ids``.
+
+    Returns:
+        Name, type and shape of each input.
     """
     values = program.input_tensors(data.example(64))
     return [
@@ -127,17 +130,19 @@ def write_int8(
     input_type: str = "float",
     metadata: Mapping[str, str] | None = None,
 ) -> tuple[ExportResult, dict[str, Any]]:
-    """Export ``program`` in int8: ranges from training samples, the head fitted again on validation samples, measured on the test samples.
+    """Export ``program`` in int8 and measure the file on the test samples.
+
+    Ranges come from training samples, and the calibration head is fitted again on validation samples.
 
     Args:
-        program: with its calibration head, where it has one.
-        path: of the file.
-        data: split as they were when the program was trained.
-        task: what its outputs mean; None: what the program says, else classification.
+        program: the program with its calibration head, if it has one.
+        path: path of the file.
+        data: the data, split as they were for training.
+        task: what the outputs mean; None: the program's task, or classification if it has none.
         opset, form, selection, batch, threads, input_type, metadata: as for `sparsify.export`.
 
     Returns:
-        The result, and what the file does on the test samples, for ``metrics.json``; no timings.
+        The result, and the figures of the file on the test samples for ``metrics.json``, without timings.
 
     Raises:
         ExportError: As `sparsify.export`.
@@ -189,7 +194,7 @@ def write_int8(
 
 
 def _measured(program: Program, task: Task, outputs: Mapping[str, Tensor], targets: Any) -> dict[str, Any]:
-    """Figures of the test samples; none of a custom task whose functions are not there."""
+    """Compute the figures of the test samples; empty for a custom task whose functions are missing."""
     if not measurable(task):
         return {}
     read = program.reading(None, "eval", list(outputs.values())) if task.output is None else outputs[task.output]
@@ -199,13 +204,13 @@ def _measured(program: Program, task: Task, outputs: Mapping[str, Tensor], targe
 
 
 def run_metadata(program: Program, recipe: Recipe, data: Data, method: Method) -> dict[str, str]:
-    """What the files of a run say of themselves.
+    """Make the metadata of a run's files.
 
     Args:
-        program: trained, with its head.
-        recipe: of the run.
-        data: of the recipe.
-        method: that the program was trained by.
+        program: the trained program with its head.
+        recipe: recipe of the run.
+        data: data of the recipe.
+        method: the method that the program was trained with.
     """
     return {
         "method": method.name,
@@ -218,11 +223,11 @@ def run_metadata(program: Program, recipe: Recipe, data: Data, method: Method) -
 
 
 def fitted_metadata(log: CalibrationLog | None, threshold: float | None) -> dict[str, str]:
-    """What the fp32 files of a run say of what was fitted on validation samples.
+    """Make the metadata of a run's fp32 files about what was fitted on validation samples.
 
     Args:
-        log: of the calibration head, where there is one.
-        threshold: of `ood_threshold`.
+        log: log of the calibration head, if there is one.
+        threshold: the result of `ood_threshold`.
     """
     found = {} if threshold is None else {"ood_threshold": repr(threshold)}
     found |= {"calibration_note": log.note} if log and log.note else {}
@@ -230,14 +235,14 @@ def fitted_metadata(log: CalibrationLog | None, threshold: float | None) -> dict
 
 
 def ood_threshold(program: Program, data: Data) -> float | None:
-    """The ``ood_score`` that `ACCEPTED` of the validation samples reach; None for a program without that output."""
+    """Find the ``ood_score`` that a share `ACCEPTED` of the validation samples reaches; None for a program without that output."""
     if "ood_score" not in program.output_names("eval"):
         return None
     return float(evaluate(program, data.validation)["ood_score"].quantile(1 - ACCEPTED))
 
 
 def trials(found: Int8) -> dict[str, Any]:
-    """The timings an int8 file was chosen by, for ``latency.json``."""
+    """Return the timings by which an int8 file was chosen, for ``latency.json``."""
     files = [{"name": trial.name, "milliseconds": trial.milliseconds} for trial in found.trials]
     layers = {name: dict(timed) for name, timed in found.layers.items()}
     return {"batch": found.batch, "threads": found.threads, "files": files, "layers": layers}
@@ -246,7 +251,7 @@ def trials(found: Int8) -> dict[str, Any]:
 def run_file(
     path: Path, samples: Samples, preprocessing: Preprocessing | None = None, *, batch_size: int = 256
 ) -> dict[str, Tensor]:
-    """Outputs of an ONNX file over all ``samples``, in batches, float64; ``preprocessing`` is for a file that takes bytes."""
+    """Run an ONNX file over all ``samples`` in batches; returns outputs as float64. ``preprocessing`` is for files that take bytes."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     outputs = [output.name for output in session.get_outputs()]
     rows = torch.arange(len(samples)).split(batch_size)
@@ -256,7 +261,7 @@ def run_file(
 
 
 def _fed(session: onnxruntime.InferenceSession, inputs: Tree, preprocessing: Preprocessing | None) -> dict[str, Any]:
-    """Inputs of a program as the file takes them, by name."""
+    """Convert inputs of a program to those of its file, by name."""
     taken = [given.name for given in session.get_inputs()]
     if preprocessing is not None and session.get_inputs()[0].type == "tensor(uint8)":
         inputs = preprocessing.stored(inputs)
@@ -266,14 +271,14 @@ def _fed(session: onnxruntime.InferenceSession, inputs: Tree, preprocessing: Pre
 
 
 def _first(samples: Samples, most: int) -> Tensor:
-    """The first rows, as many as fit ``most`` and `MOST_BYTES`, 16 at least where there are as many."""
+    """Return the first rows, limited by ``most`` and `MOST_BYTES`, but at least 16 if there are as many."""
     one = tensors(samples.batch(torch.arange(1)).inputs)
     room = max(16, MOST_BYTES // max(sum(value.numel() * value.element_size() for value in one), 1))
     return torch.arange(min(len(samples), most, room))
 
 
 def measure_latency(out: Path, data: Data, *, threads: int, batch: int = 1) -> dict[str, Any]:
-    """The files of a run against each other on held-out inputs, with the verdict on the model."""
+    """Time the files of a run against each other on held-out inputs; returns the timings and the verdict on the model."""
     names = [name for name in ("dense", "model", "dense-int8", "model-int8") if (out / f"{name}.onnx").exists()]
     files = {name: out / f"{name}.onnx" for name in names}
     session = onnxruntime.InferenceSession(str(out / "model.onnx"))
@@ -285,7 +290,7 @@ def measure_latency(out: Path, data: Data, *, threads: int, batch: int = 1) -> d
 
 
 def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = None) -> Data:
-    """The recipe's data, split by its seed, and its out-of-distribution inputs."""
+    """Read the recipe's data, split by its seed, and its out-of-distribution inputs."""
     recipe.build_task()  # raises where keys do not fit it, before anything is read
     data = read_data(recipe, on_decode)
     ood = {name: load_ood(text, data, on_progress=on_decode) for name, text in recipe.ood_names().items()}
@@ -293,7 +298,7 @@ def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = N
 
 
 def read_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = None) -> Data:
-    """The recipe's data, split by its seed, without out-of-distribution inputs; targets of any task where it is ``auto``."""
+    """Read the recipe's data, split by its seed, without out-of-distribution inputs; with task ``auto``, accept targets of any task."""
     return load_data(
         recipe.data,
         seed=recipe.seed,

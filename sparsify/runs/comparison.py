@@ -1,4 +1,4 @@
-"""Run the cells of a grid in processes of their own, within a budget of cores, and compare what they left."""
+"""Runs the cells of a grid in separate processes, within a budget of cores, and compares their results."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ RECORD = "grid.toml"
 FAILED = "failed.json"
 COMPARISON = ("compare.html", "compare.md", "compare.json")
 TELL_EVERY = 0.25
-"""Seconds between two words of a cell on where it is."""
+"""Seconds between two progress messages of a cell."""
 Event = Callable[[str, Cell, Mapping[str, Any]], None]
-"""Told of a cell: ``found`` (finished before), ``started``, ``step`` (with step, total, loss, accuracy), ``finished`` (with the model of
-its ``metrics.json``), ``failed`` (with error)."""
+"""Called with an event of a cell: ``found`` (finished before), ``started``, ``step`` (with step, total, loss, accuracy), ``finished``
+(with the model of its ``metrics.json``), ``failed`` (with error)."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A cell without a result; ``defect``: not by an error that `sparsify` raises on purpose."""
+    """A cell without a result; ``defect`` is True if the error is not one that `sparsify` raises on purpose."""
 
     cell: Cell
     error: str
@@ -54,7 +54,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a grid showed, and the cells that it lacks."""
+    """The results of a grid, and the cells without a result."""
 
     summary: Summary
     failures: tuple[Failure, ...]
@@ -70,22 +70,22 @@ def run_grid(
     on_event: Event | None = None,
     on_decode: Callable[[int, int], None] | None = None,
 ) -> Comparison:
-    """Run every cell of a grid in ``out/cells`` and leave `COMPARISON` in ``out``.
+    """Run every cell of a grid in ``out/cells`` and write `COMPARISON` to ``out``.
 
-    Each cell is a run of its own, in a process of its own; one that fails costs the others nothing. The processes end when this one
-    does, however it ends.
+    Each cell is a separate run in a separate process, so a failing cell does not affect the others. The processes end when this one ends,
+    for whatever reason.
 
     Args:
         grid: from `parse_grid`.
         out: folder of the grid; must be new or empty unless ``resume`` or ``overwrite``.
-        cores: how many to keep busy; a cell takes its ``threads`` and ``workers``. None: all that this process may use.
-        resume: keep finished cells, go on with the others from their checkpoints, try again what failed.
-        overwrite: delete what an earlier grid left in ``out`` first.
-        on_event: see `Event`.
-        on_decode: called while images are decoded, once for all cells, with how many are done of how many.
+        cores: number of cores to use in total; a cell uses its ``threads`` and ``workers``. None: all that this process may use.
+        resume: keep finished cells, continue others from their checkpoints, and retry failed ones.
+        overwrite: first delete what an earlier grid left in ``out``.
+        on_event: called with events of cells; see `Event`.
+        on_decode: called while images are decoded, once for all cells, with the number of decoded images and of all images.
 
     Raises:
-        RecipeError: If a cell takes more than ``cores``, or cells cannot be run, naming all of them; none is started then.
+        RecipeError: If a cell uses more than ``cores``, or cells cannot be run; names all of them, and starts none.
         CheckpointError: If the folder holds another grid, something else, or is in use.
         Interrupted: After SIGINT or SIGTERM; running cells have written their checkpoints.
         SparsifyError: If data or a model cannot be used.
@@ -109,7 +109,7 @@ def run_grid(
 
 
 def _with_task(grid: Grid, on_decode: Callable[[int, int], None] | None) -> Grid:
-    """The grid with the task that its rows share, where that is ``auto``."""
+    """Replace the task ``auto`` of a grid by the task that its rows share."""
     if grid.common["task"] != AUTO:
         return grid
     task = with_task(grid.cells()[0].recipe, on_decode).task
@@ -117,25 +117,25 @@ def _with_task(grid: Grid, on_decode: Callable[[int, int], None] | None) -> Grid
 
 
 def available() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def folder_of(cell: Cell, out: Path) -> Path:
-    """The run folder of a cell."""
+    """Return the run folder of a cell."""
     return out / "cells" / cell.folder
 
 
 def finished(cell: Cell, out: Path) -> bool:
-    """Whether a cell's run is whole: its report, which is written last, is there."""
+    """Return whether a cell's run is complete, that is, its report exists, which is written last."""
     return (folder_of(cell, out) / "report.html").exists()
 
 
 def write_comparison(out: Path) -> Comparison:
-    """Write `COMPARISON` of the finished cells, from nothing but the files in ``out``.
+    """Write `COMPARISON` of the finished cells, only from the files in ``out``.
 
     Raises:
-        ReportError: If the folder is no grid's, no cell is finished, a file is damaged, or cells were trained on different data.
+        ReportError: If the folder is not that of a grid, no cell is finished, a file is damaged, or cells were trained on different data.
     """
     if not (out / RECORD).exists():
         raise ReportError(
@@ -187,7 +187,7 @@ def _results(cells: Sequence[Cell], out: Path) -> list[CellResult]:
 
 
 def _resolved(cell: Cell, folder: Path) -> Recipe:
-    """The recipe of a cell as its run wrote it down: with the calibration head that was chosen, where the grid leaves it to the run."""
+    """Return the recipe of a cell as its run recorded it: with the chosen calibration head, if the grid leaves that to the run."""
     if cell.recipe.calibrator != AUTO:
         return cell.recipe
     try:
@@ -245,7 +245,7 @@ class _Running:
 
 
 class _Pool:
-    """Processes at work on cells, at most ``at_once``."""
+    """Processes that run cells, at most ``at_once`` at a time."""
 
     def __init__(self, out: Path, at_once: int, on_event: Event | None) -> None:
         self.out, self.at_once, self.on_event = out, at_once, on_event
@@ -316,7 +316,7 @@ class _Pool:
 
 
 def work(cell: Cell, folder: Path, updates: Connection) -> None:
-    """What the process of a cell does. What libraries write goes to ``output.log`` of the run's folder."""
+    """Run a cell in its process. Output of libraries goes to ``output.log`` in the run's folder."""
     end_with_parent()
     folder.mkdir(parents=True, exist_ok=True)
     log = os.open(folder / "output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

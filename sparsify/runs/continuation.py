@@ -1,4 +1,4 @@
-"""Whether a run can be continued by another recipe: with other keys of what follows training, or with more epochs."""
+"""Decides whether a run can be continued with another recipe: with other keys that training does not read, or with more epochs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ AFTER_TRAINING = frozenset(
         "export_batch",
     }
 )
-"""Keys that training does not read: a run may be resumed with others, and is then not trained again."""
+"""Keys that training does not read; a run may be resumed with other values, without training again."""
 NO_BITS = frozenset({"checkpoint_every", "workers"})
-"""Keys on which no result depends."""
+"""Keys that do not affect any result."""
 
 
 def fixed_length(recipe: Recipe) -> str | None:
-    """Why a run cannot be given more epochs later; None where its epochs would be the same in a longer run."""
+    """Return why a run cannot get more epochs later; None if its epochs would be the same in a longer run."""
     method = recipe.build_method()
     if recipe.schedule != "constant":
         return f"schedule = {recipe.schedule!r} plans the learning rate for the length of the run, and only 'constant' does not"
@@ -47,22 +47,22 @@ def fixed_length(recipe: Recipe) -> str | None:
 
 
 def training_key(recipe: Recipe) -> str:
-    """SHA-256 of what training depends on: equal for recipes of which one can continue the other's checkpoint."""
+    """Compute the SHA-256 of everything that training depends on; it is equal if one recipe can continue the other's checkpoint."""
     left_out = AFTER_TRAINING | NO_BITS | (set() if fixed_length(recipe) else {"epochs"})
     values = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name not in left_out}  # type: ignore[arg-type]
     return hashlib.sha256(to_toml(values).encode()).hexdigest()
 
 
 def check_continues(recipe: Recipe, earlier: Recipe, where: Path) -> None:
-    """Whether a run of this recipe can continue the run of another: all keys that its training read are the same.
+    """Check that a run can be continued with this recipe: all keys that its training read must be the same.
 
     Args:
-        recipe: to continue with.
-        earlier: recipe of the run.
-        where: its file, for messages.
+        recipe: the recipe to continue with.
+        earlier: the recipe of the run.
+        where: file of the earlier recipe, for messages.
 
     Raises:
-        CheckpointError: Naming the keys that differ and why they may not.
+        CheckpointError: If it cannot; the message names the keys that differ and why they may not.
     """
     names = [f.name for f in dataclasses.fields(recipe)]  # type: ignore[arg-type]
     changed = [name for name in names if getattr(recipe, name) != getattr(earlier, name)]

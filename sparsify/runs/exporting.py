@@ -1,4 +1,4 @@
-"""A saved program exported again: proved on the data of its run or on others, and read as its task says."""
+"""Exports a saved program again, proves the file on the data of its run or on others, and reads its outputs as its task says."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ def export_saved(
     input_type: str = "float",
     overwrite: bool = False,
 ) -> tuple[ExportResult, dict[str, Any] | None]:
-    """Export a saved program, proved on test inputs of the data, which no training has seen.
+    """Export a saved program and prove the file on test inputs, which training has not seen.
 
     Args:
         program: file of a run or of `Program.save`.
-        out: the ONNX file.
-        data: as for `load_data`, split by seed 0; its inputs must be those the program was traced with. None: ``digits``.
-        recipe: of the run the program is from, in place of ``data``: its data, split and normalised as they were there. The file gets
-            the metadata of the run's.
-        task: what the outputs mean. None: what the file of the program or the recipe says, else the one that fits data and outputs.
+        out: path of the ONNX file.
+        data: as for `load_data`, split by seed 0; its inputs must fit the program. None: ``digits``.
+        recipe: recipe of the run that made the program, in place of ``data``: uses its data with the same split and normalisation. The file
+            gets the same metadata as the file of the run.
+        task: what the outputs mean. None: the task of the program's file or the recipe, else the one that fits data and outputs.
         image_size: side in pixels to which a folder's images are resized.
         opset, storage, form, selection, precision, batch, threads, input_type: as for `sparsify.export`.
         overwrite: replace ``out``.
 
     Returns:
-        The result, and with precision int8 what `write_int8` measures on the test samples.
+        The result; with precision int8, also the figures that `write_int8` measures on the test samples.
 
     Raises:
         ExportError: If ``out`` exists and ``overwrite`` is not given, or the file does not agree with the program.
-        RecipeError: If both ``data`` and ``recipe`` are given, or the recipe does not hold, or is of another task.
+        RecipeError: If both ``data`` and ``recipe`` are given, or the recipe is invalid or for another task.
         TaskError: If nothing says what the outputs mean, and no task or several fit.
         SparsifyError: If the program or the data cannot be read, or do not fit each other.
     """
@@ -86,7 +86,7 @@ def export_saved(
             "the recipe names the data, their size and the task; leave out --data, --image-size and --task, or --recipe."
         )
     batch_inputs = found.test.batch(torch.arange(min(64, len(found.test)))).inputs
-    outputs_of(loaded, batch_inputs)  # raises where the data are not the program's
+    outputs_of(loaded, batch_inputs)  # raises if the data do not fit the program
     if precision == "int8" and storage == "dense":
         return write_int8(
             loaded, out, found, task=meaning, opset=opset, form=form, selection=selection, batch=batch, threads=threads,
@@ -103,7 +103,7 @@ def export_saved(
 
 
 def _recipe(program: Program, path: Path) -> Recipe:
-    """The recipe of a program; ``auto`` is the task that the program was made for, and the head that it has."""
+    """Read the recipe of a program; ``auto`` becomes the program's own task and head."""
     parsed, known = parse_recipe(path, {}), program.task
     if parsed.calibrator == AUTO and (kind := kind_of(program)) is not None:
         parsed = dataclasses.replace(parsed, calibrator=kind)  # type: ignore[type-var]
@@ -118,7 +118,7 @@ def _recipe(program: Program, path: Path) -> Recipe:
 
 
 def _data(program: Program, text: str, named: str | None, image_size: int | None) -> tuple[Data, Task]:
-    """Data that were named without a recipe, and what the outputs of the program mean."""
+    """Load data that were named without a recipe, and find what the outputs of the program mean."""
     task = program.task if named is None else as_task(named)
     if task is None:
         with warnings.catch_warnings():
@@ -134,7 +134,7 @@ def _data(program: Program, text: str, named: str | None, image_size: int | None
 
 
 def _fitting(program: Program, data: Data) -> Task:
-    """The task that fits targets and outputs; `infer` says what to write where none does."""
+    """Find the task that fits targets and outputs; if none does, `infer` raises an error that says what to write."""
     with torch.no_grad():
         outputs = outputs_of(program, data.example())
     name = next((name for name in ("prediction", "logits") if name in outputs), None)

@@ -1,4 +1,4 @@
-"""The folder of a run or of a grid: held by one process, and untouched until what was asked for is known to work."""
+"""The folder of a run or a grid: one process holds it, and writes nothing before its work is known to be possible."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ LOCK = ".lock"
 
 @contextmanager
 def hold_folder(out: Path, record: str, *, resume: bool, overwrite: bool) -> Generator[Callable[[str], None]]:
-    """Hold a folder for this process, and write nothing into it until the function that is yielded is called.
+    """Hold a folder for this process, and write nothing to it before the yielded function is called.
 
-    That function takes the text of ``record``: it deletes what an earlier run left, where that was asked for, and writes the record. If
-    it is never called, the folder is left as it was found, and not made where there was none; so a command that fails before its work
-    begins can be corrected and given again.
+    That function takes the text of ``record``. It deletes what an earlier run left, if requested, and writes the record. If it is never
+    called, the folder stays unchanged or is not created, so a command that fails early can be corrected and repeated.
 
     Args:
-        out: made if missing.
-        record: name of the file that says what was started in the folder, and by which kind of command.
+        out: the folder; created if missing.
+        record: name of the file that says what was started in the folder, and by which command.
         resume: continue from what the folder holds.
         overwrite: delete what the folder holds, if it has a ``record``.
 
@@ -55,7 +54,7 @@ def hold_folder(out: Path, record: str, *, resume: bool, overwrite: bool) -> Gen
 
         try:
             for unfinished in (*out.glob(f".*{UNFINISHED}"), *out.glob(f"dense/.*{UNFINISHED}")):
-                unfinished.unlink()  # of a process that was killed: this one holds the lock
+                unfinished.unlink()  # left by a killed process, because this one holds the lock
             if _present(out) and not resume:
                 _check_replaceable(out, record, overwrite=overwrite)
             yield begin
@@ -81,7 +80,7 @@ def _check_replaceable(out: Path, record: str, *, overwrite: bool) -> None:
 
 
 def _remove(made: list[Path]) -> None:
-    """Remove folders that this process made, the innermost first, as far as they are empty."""
+    """Remove empty folders that this process created, innermost first."""
     for path in made:
         try:
             path.rmdir()

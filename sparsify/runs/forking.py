@@ -1,4 +1,4 @@
-"""Processes forked from a server of their own: what it imports ahead is not imported in the processes of a user's own forkserver."""
+"""Forks processes from a separate server, so that modules it imports do not appear in processes of the user's own forkserver."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess, set_sp
 from typing import Any
 
 _SERVER = forkserver.ForkServer()
-"""Not the one of `multiprocessing`, of which there is one per process, and whose imports hold for all that use it."""
+"""A server of our own: `multiprocessing` has only one per process, whose imports would affect everyone who uses it."""
 
 
 class _Popen(popen_forkserver.Popen):
-    """As its base, which names the server of `multiprocessing` in its code."""
+    """Like its base class, but with our server in place of the one of `multiprocessing`."""
 
     _fds: list[int]
 
@@ -45,10 +45,10 @@ class _Context(ForkServerContext):
 
 
 def forking(ahead: Sequence[str]) -> ForkServerContext:
-    """A context of `multiprocessing` whose processes are forked from one that has imported modules.
+    """Return a `multiprocessing` context whose processes are forked from one that has already imported modules.
 
     Args:
-        ahead: their names. The first call of a process decides.
+        ahead: names of these modules. Only the first call in a process counts.
     """
     _SERVER.set_forkserver_preload(list(ahead))
     return _Context()

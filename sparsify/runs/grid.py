@@ -1,4 +1,4 @@
-"""A grid: methods x sparsities x seeds, each cell a recipe. The dense baseline and every method's base are cells as well."""
+"""A grid: methods x sparsities x seeds, where each cell is a recipe. The dense baseline and the base of each method are cells too."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LISTED = {
     "baseline": "baseline: the dense model is always in a grid",
     "teacher": "teacher: a key of the variants that learn from one",
 }
-"""Recipe keys that the cells of a grid do not share, and where they are decided."""
+"""Recipe keys that differ between the cells of a grid, and where they are set."""
 OVERRIDES = sorted({"method", *(f.name for f in dataclasses.fields(Recipe))} - {"sparsity", "seed", "baseline"})  # type: ignore[arg-type]
 
 
@@ -36,10 +36,10 @@ class Cell:
     """One run of a grid.
 
     Attributes:
-        name: of the method or variant; a row of the table.
-        bases: the names it is compared with; none for the dense baseline.
-        sparsity: None where the method has no masks, and one cell stands for all sparsities.
-        recipe: of the run, resolved.
+        name: name of the method or variant, which is a row of the table.
+        bases: names of the rows that it is compared with; none for the dense baseline.
+        sparsity: inactive fraction; None if the method has no masks, so that one cell serves for all sparsities.
+        recipe: the resolved recipe of the run.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """Name of the run's folder: of letters, digits, ``.``, ``_`` and ``-``."""
+        """Name of the run's folder, with only letters, digits, ``.``, ``_`` and ``-``."""
         return re.sub(r"[^\w.]+", "-", str(self), flags=re.ASCII).strip("-.")
 
 
@@ -65,10 +65,10 @@ class Lists:
         methods: rows of the table: methods as a recipe names them, ``file.py:function`` among them, wrappers as ``wrapper(base)``, or
             names of variants.
         sparsities: inactive fractions, each in (0, 1).
-        seeds: of data order, masks and growth; every cell is trained with each.
-        bases: by name, the row or rows it is compared with, where that is not what stands in the parentheses of a wrapper, the
-            method of a variant, or the dense baseline.
-        variants: by name, recipe keys of its own in their tables, ``method.name`` among them.
+        seeds: seeds of data order, masks and growth; every row is trained with each.
+        bases: by name, the row or rows that a row is compared with. The default is the method inside a wrapper, the method of a variant, or
+            the dense baseline.
+        variants: by name, a variant's own recipe keys in their tables, including ``method.name``.
     """
 
     methods: Annotated[list[str], Field(min_length=1)]
@@ -83,21 +83,21 @@ class Grid:
     """Recipe keys that all cells share, and the lists. Made by `parse_grid`.
 
     Attributes:
-        common: resolved keys of a `Recipe`, less those of `LISTED`; ``method_options`` go to every method that has them, and a table of
-            a method's name among them to that method alone, wrapped or not.
+        common: resolved keys of a `Recipe`, without those of `LISTED`. ``method_options`` go to every method that has them; a table under
+            a method's name goes only to that method, wrapped or not.
     """
 
     common: Mapping[str, Any]
     lists: Lists
 
     def to_toml(self) -> str:
-        """The resolved grid; `parse_grid` reads it back unchanged."""
+        """Return the resolved grid; `parse_grid` reads it back unchanged."""
         lists = dataclasses.asdict(self.lists)  # type: ignore[arg-type]
         lists["variants"] = {name: to_tables(own) for name, own in self.lists.variants.items()}
         return to_toml({**to_tables(self.common), "grid": lists})
 
     def names(self) -> list[str]:
-        """The rows: the dense baseline, then as listed, each behind what it is compared with."""
+        """Return the rows: the dense baseline, then the listed ones, each after the rows that it is compared with."""
         order: list[str] = []
         for name in (DENSE, *self.lists.methods):
             self._place(name, order, ())
@@ -105,7 +105,7 @@ class Grid:
 
     def _place(self, name: str, order: list[str], above: tuple[str, ...]) -> None:
         if name in above:
-            raise RecipeError(f"grid.bases goes round in a circle: {' < '.join((*above, name))}.")
+            raise RecipeError(f"grid.bases forms a circle: {' < '.join((*above, name))}. Remove one of these bases.")
         if name in order:
             return
         for base in self.bases(name):
@@ -113,7 +113,7 @@ class Grid:
         order.append(name)
 
     def bases(self, name: str) -> tuple[str, ...]:
-        """The rows a row is compared with; none for the dense baseline.
+        """Return the rows that a row is compared with; none for the dense baseline.
 
         Raises:
             RecipeError: If there is no such row.
@@ -130,10 +130,10 @@ class Grid:
             raise RecipeError(f"grid row {name!r}: {error}") from error
 
     def cells(self) -> list[Cell]:
-        """All cells, seed by seed, so that a grid that was stopped early holds whole pairs.
+        """Return all cells, seed by seed, so that a grid that stops early holds complete pairs.
 
         Raises:
-            RecipeError: If recipes do not hold, naming the rows of all of them, or two cells are the same run.
+            RecipeError: If recipes are invalid (the message names all their rows), or two cells are the same run.
         """
         problems: dict[str, None] = {}
         found = [cell for seed in self.lists.seeds for name in self.names() for cell in self._row(name, seed, problems)]
@@ -150,7 +150,7 @@ class Grid:
         return found
 
     def _row(self, name: str, seed: int, problems: dict[str, None]) -> Iterator[Cell]:
-        """The cells of a row; what is wrong with a recipe goes into ``problems``."""
+        """Yield the cells of a row; problems with recipes are added to ``problems``."""
         bases = self.bases(name)
         for sparsity in self.lists.sparsities:
             try:
@@ -164,7 +164,7 @@ class Grid:
             yield Cell(name, bases, sparsity, seed, recipe)
 
     def method(self, name: str) -> str:
-        """The method of a row, as a recipe writes it."""
+        """Return the method of a row, as a recipe writes it."""
         return str(self.lists.variants.get(name, {}).get("method", name))
 
     def _recipe(self, name: str, sparsity: float, seed: int) -> Recipe:
@@ -180,9 +180,9 @@ class Grid:
 
 
 def shared_options(given: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """Those options of a grid that are of one method: plain ones that the innermost method takes, and the tables of its layers.
+    """Select the options of a grid that apply to one method: plain options of the innermost method, and the tables of its layers.
 
-    A table of the innermost method goes before plain options.
+    A table under the innermost method's name overrides plain options.
     """
     names = layers(method)
     *wrappers, core = map(label, names)
@@ -193,17 +193,17 @@ def shared_options(given: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 
 def _flat(given: Mapping[str, Any], core: str) -> dict[str, Any]:
-    """Options of a variant with those of the innermost method's table among the plain ones."""
+    """Merge the table under the innermost method's name into the plain options of a variant."""
     _check_table(given, core, f"method.options.{core} of a variant")
     return {**{key: value for key, value in given.items() if key != core}, **given.get(core, {})}
 
 
 def parse_grid(path: Path, pairs: Sequence[str] = ()) -> Grid:
-    """A grid from a TOML file and ``key=value`` texts that override it; ``grid.seeds=0,1`` overrides a list.
+    """Parse a grid from a TOML file and ``key=value`` texts that override it; ``grid.seeds=0,1`` overrides a list.
 
     Raises:
-        RecipeError: If the file is missing or malformed, a key is unknown (naming the nearest) or decided by the lists, a list is
-            empty, repeats itself or names an unknown method, or a cell's recipe does not hold.
+        RecipeError: If the file is missing or malformed, a key is unknown (the message names the nearest) or set by the lists, a list is
+            empty, has duplicates or names an unknown method, or the recipe of a cell is invalid.
     """
     values = read_toml(path)
     lists = values.pop("grid", None)
@@ -229,7 +229,7 @@ def parse_grid(path: Path, pairs: Sequence[str] = ()) -> Grid:
 
 
 def _merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with others over them; tables key by key."""
+    """Override values with others; tables are merged key by key."""
     found = {**values, **over}
     both = (key for key in over if isinstance(values.get(key), Mapping) and isinstance(over[key], Mapping))
     return {**found, **{key: _merged(values[key], over[key]) for key in both}}
@@ -283,7 +283,7 @@ def _check_options(grid: Grid) -> None:
 
 
 def _with_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """The lists, variants as fields of a recipe."""
+    """Convert the keys of variants to fields of a recipe."""
     variants = values.get("variants", {})
     if isinstance(variants, Mapping):
         values["variants"] = {

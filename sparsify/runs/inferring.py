@@ -1,4 +1,4 @@
-"""The task of a recipe that says ``auto``: the one that fits data and model."""
+"""Infers the task of a recipe that says ``auto``: the task that fits data and model."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from sparsify.tasks import Task, infer
 
 
 def with_task(recipe: Recipe, on_decode: Callable[[int, int], None] | None = None) -> Recipe:
-    """The recipe with the task that fits its data and its model; one that names a task stays itself.
+    """Set the task of a recipe to the one that fits its data and its model; a recipe that names a task is returned unchanged.
 
-    The model is traced only for this, and again for the task that was found. So are data read, but once within
+    The model is traced for this, and again for the task that was found. The data are also read twice, unless the call is within
     `sparsify.loading.once.read_once`.
 
     Args:
-        recipe: resolved.
-        on_decode: called while images are decoded, with how many are done of how many.
+        recipe: a resolved recipe.
+        on_decode: called while images are decoded, with the number of decoded images and of all images.
 
     Raises:
-        TaskError: If none fits, or several do; naming them, and how to say which it is.
-        SparsifyError: Any other of its kinds, if data or model cannot be read.
+        TaskError: If no task or several tasks fit; the message names them and says how to choose.
+        SparsifyError: If data or model cannot be read.
     """
     if recipe.task != AUTO:
         return recipe

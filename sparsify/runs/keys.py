@@ -1,4 +1,4 @@
-"""The keys of a recipe as its file writes them, in tables, and the fields of `Recipe` they are.
+"""The keys of a recipe as its file writes them, in tables, and the fields of `Recipe` that they set.
 
 ``[train] lr`` is the field ``lr``, and ``--set train.lr=0.1`` for the command.
 """
@@ -85,15 +85,15 @@ _SPELT = {field: f"{table}.{key}" for table, keys in TABLES.items() for key, fie
 
 
 def spelt(field: str) -> str:
-    """How a file writes a field of `Recipe`: ``train.lr``."""
+    """Return how a file writes a field of `Recipe`: ``train.lr``."""
     return _SPELT.get(field, field)
 
 
 def field_of(words: str) -> str:
-    """The field that ``train.lr`` is; hyphens stand for underscores.
+    """Return the field that ``train.lr`` sets; hyphens stand for underscores.
 
     Raises:
-        RecipeError: If there is no such key, naming the nearest, or the table of one that is written without.
+        RecipeError: If there is no such key (the message names the nearest), or its table is missing (the message names the table).
     """
     words = words.replace("-", "_")
     table, dot, key = words.partition(".")
@@ -103,14 +103,14 @@ def field_of(words: str) -> str:
 
 
 def from_tables(values: Mapping[str, Any], owner: str = "a recipe") -> dict[str, Any]:
-    """The fields that the tables of a file are.
+    """Convert the tables of a file to fields.
 
     Args:
         values: tables by name.
-        owner: what they are of, for messages.
+        owner: what the tables belong to, for messages.
 
     Raises:
-        RecipeError: If a key is unknown, naming the nearest, or stands outside its table, with the new spelling of each.
+        RecipeError: If a key is unknown (the message names the nearest), or outside its table (the message shows how to write it).
     """
     if outside := [key for key in values if not (key in TABLES and isinstance(values[key], Mapping))]:
         raise RecipeError(_no_table(outside[0], values[outside[0]], owner) or _outside(outside, owner))
@@ -124,7 +124,7 @@ def from_tables(values: Mapping[str, Any], owner: str = "a recipe") -> dict[str,
 
 
 def to_tables(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The inverse of `from_tables`, tables and keys in their order."""
+    """Convert fields to tables, with tables and keys in their order; the inverse of `from_tables`."""
     found = {
         table: {key: fields[field] for key, field in keys.items() if field in fields} for table, keys in TABLES.items()
     }
@@ -132,7 +132,7 @@ def to_tables(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _no_table(key: str, value: Any, owner: str) -> str:
-    """What to say of a table by its name that is written as something else; the empty text for other keys."""
+    """Return the message for a key that is the name of a table but is not a table; empty for other keys."""
     listed = isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
     if key not in TABLES or (key in _SPELT and not listed):
         return ""

@@ -1,4 +1,4 @@
-"""What can be known before training is found out before training: the model, the method's masks, and whether the file can be written."""
+"""Checks before training everything that can be known then: the model, the method's masks, and whether the file can be written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from sparsify.user_code import told
 
 Progress = Callable[[int, int], None]
 LARGEST_FILE = 2**31 - 1
-"""Bytes that one ONNX file can hold (a limit of protobuf)."""
+"""Largest number of bytes of an ONNX file (a limit of protobuf)."""
 DATA_KEYS = (
     "data", "task", "target", "category_columns", "ignore_columns", "holdout", "test_holdout", "train_samples", "image_size", "channels",
     "normalise", "mean", "std",
@@ -61,20 +61,20 @@ class Job:
 
 
 def jobs(recipe: Recipe, data: Data, *, converts: bool = False) -> dict[str, Job]:
-    """The models of a run, traced, and rehearsed on copies: the method is attached, and the graph converted to ONNX.
+    """Trace the models of a run and rehearse them on copies: attach the method, and convert the graph to ONNX.
 
     Args:
-        recipe: of the run.
-        data: of the recipe.
-        converts: whether it is known already that the model can be converted.
+        recipe: recipe of the run.
+        data: data of the recipe.
+        converts: whether the model is already known to be convertible.
 
     Returns:
-        ``dense``, where the recipe has a baseline, then ``model``.
+        ``dense``, if the recipe has a baseline, then ``model``.
 
     Raises:
-        RecipeError: If ``export.batch`` is more than the data hold.
+        RecipeError: If ``export.batch`` exceeds the number of samples.
         ExportError: If the model cannot be converted, or its file would be too large.
-        SparsifyError: Any other of its kinds: what training or export would raise later.
+        SparsifyError: If training or export would raise it later.
     """
     if recipe.export_batch > min(len(data.train), len(data.validation)):
         raise RecipeError(
@@ -104,7 +104,7 @@ def without_baseline(job: Job) -> str:
 
 
 def check_export(program: Program, recipe: Recipe, data: Data) -> None:
-    """Convert a program to ONNX as its export will, and keep nothing. It takes the time and memory of a conversion.
+    """Convert a program to ONNX as its export will, and discard the result. This takes the time and memory of a conversion.
 
     Raises:
         ExportError: If it cannot be converted, or its file would be too large.
@@ -125,8 +125,9 @@ def check_export(program: Program, recipe: Recipe, data: Data) -> None:
 
 
 def heads(recipe: Recipe, program: Program) -> tuple[AttachCalibrationHead, ...]:
-    """The pass that attaches the calibration head of a run, in the place of one of another kind. Empty if the task has no head, or the
-    program has this one already.
+    """Return the pass that attaches the calibration head of a run, replacing one of another kind.
+
+    Empty if the task has no head, or the program already has this one.
 
     Raises:
         TrainingError: If the recipe leaves the kind to the program, which has a head that is not installed.
@@ -139,8 +140,10 @@ def heads(recipe: Recipe, program: Program) -> tuple[AttachCalibrationHead, ...]
 
 
 def with_head(recipe: Recipe, program: Program) -> Recipe:
-    """The recipe with the kind of its calibration head: with ``auto`` that of the program where it has one that fits the task, else the
-    task's usual one, which also stands for ``temperature`` where the task has none. One for a task without heads stays itself.
+    """Resolve the kind of a recipe's calibration head; a recipe for a task without heads stays unchanged.
+
+    ``auto`` becomes the kind of the program's head if it fits the task, else the usual head of the task. ``temperature`` also becomes the
+    usual head if the task has no temperature.
 
     Raises:
         TrainingError: If the program has a head that is not installed, and the recipe does not name another.
@@ -158,15 +161,15 @@ def failing(
     on_decode: Progress | None = None,
     on_cell: Callable[[str], object] | None = None,
 ) -> dict[str, str]:
-    """Rehearse the runs of a grid, each kind once: seeds share what is found out of one of them.
+    """Rehearse the runs of a grid. Runs that differ only by their seed are rehearsed once.
 
     Args:
-        recipes: by the name of the cell.
+        recipes: recipes by the name of the cell.
         on_decode: called while images are decoded.
-        on_cell: called with each cell before it is rehearsed.
+        on_cell: called with the name of each cell before it is rehearsed.
 
     Returns:
-        Why a cell cannot be run, by its name; nothing of those that can.
+        The reason why a cell cannot be run, by the cell's name; cells that can be run are not in it.
 
     Raises:
         SparsifyError: If data cannot be used.
@@ -186,7 +189,7 @@ def failing(
 
 
 def model_of(recipe: Recipe) -> str:
-    """What the model of a run depends on: recipes of one text share what is found out of it."""
+    """Return a text of everything that the model of a run depends on; recipes with the same text share its rehearsal."""
     return _data_of(recipe) + _text(recipe, (*MODEL_KEYS, "opset", "calibrator"))
 
 
@@ -199,7 +202,7 @@ def _kind(recipe: Recipe) -> str:
 
 
 def _exportable(recipe: Recipe, data: Data) -> Program | str:
-    """The model of a cell, traced and converted once, or why it cannot be."""
+    """Trace and convert the model of a cell; returns the program, or why that is not possible."""
     try:
         program = traced(recipe, data)
         check_export(program, recipe, data)
@@ -209,7 +212,7 @@ def _exportable(recipe: Recipe, data: Data) -> Program | str:
 
 
 def _reason(recipe: Recipe, program: Program | str, data: Data) -> str:
-    """Why a cell cannot be run; empty where it can."""
+    """Return why a cell cannot be run; empty if it can."""
     if isinstance(program, str):
         return program
     try:
@@ -224,11 +227,11 @@ def _text(recipe: Recipe, keys: Sequence[str]) -> str:
 
 
 def traced(recipe: Recipe, data: Data) -> Program:
-    """The recipe's model, seeded and traced on real inputs, or its saved program; of a regression with the scale of the targets.
+    """Build the recipe's model with its seed and trace it on real inputs, or load its saved program; a regression gets its scale.
 
     Raises:
         TraceError: If it cannot be traced, does not return what the task reads, or could not be trained or exported.
-        DataError: If the data have more classes than it has outputs, or targets that do not fit the task.
+        DataError: If the data have more classes than the model has outputs, or targets do not fit the task.
     """
     program = load_saved(recipe, data) if is_saved(recipe) else _traced(recipe, data)
     example, task = data.example(), recipe.build_task()
@@ -276,7 +279,7 @@ def _traced(recipe: Recipe, data: Data) -> Program:
 
 
 def _check_targets(program: Program, task: Task, data: Data) -> None:
-    """Whether the targets of every part fit what the program returns, and the task can measure it."""
+    """Check that the targets of every part fit what the program returns, and that the task can compute its figures."""
     program.eval()
     batch = data.validation.batch(torch.arange(min(2, len(data.validation))))
     with torch.no_grad():
@@ -292,7 +295,7 @@ def _check_targets(program: Program, task: Task, data: Data) -> None:
 
 
 def _check_learning(program: Program, task: Task, data: Data) -> None:
-    """Whether a step could be taken: the loss of two training samples, or as many as the program takes, has a gradient."""
+    """Check that the model can learn: the loss of two training samples (or of the program's fixed batch) must have a gradient."""
     sizes = program.batch_ranges["train"]
     count = next((size for size in (2, *range(3, 65)) if size in sizes), 2) if program.dynamic_batch else 0
     count = count or int(program.input_specs[0].shape[0])
@@ -312,7 +315,7 @@ def _check_learning(program: Program, task: Task, data: Data) -> None:
 
 @contextmanager
 def _telling(task: Task) -> Generator[None]:
-    """Errors of the loss and the figures as errors of the package."""
+    """Turn errors of the loss and the figures into errors of this package."""
     try:
         yield
     except SparsifyError:
@@ -325,7 +328,7 @@ def _telling(task: Task) -> Generator[None]:
 
 
 def _kept(task: Task, name: str, call: Callable[[], object], *given: Any) -> None:
-    """Call the loss or the figures, which may not write into what they are given: held-out targets are used again."""
+    """Call the loss or the figures, and refuse functions that write into their arguments, because held-out targets are used again."""
     before = [value.detach().clone() for value in tensors(given)]
     call()
     if not all(map(_same, before, tensors(given))):
@@ -336,5 +339,5 @@ def _kept(task: Task, name: str, call: Callable[[], object], *given: Any) -> Non
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors are equal, NaN to NaN."""
+    """Return whether two tensors are equal; NaN equals NaN."""
     return torch.equal(first.nan_to_num(), second.detach().nan_to_num())

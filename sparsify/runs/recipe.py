@@ -29,11 +29,11 @@ from sparsify.user_code import function as user_function
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Threads = Annotated[int, Field(ge=1, le=512)]
-"""More than any machine gains by; a system that cannot start them ends the process without a word."""
+"""Largest number of threads; more help no machine, and a system that cannot start them kills the process without a message."""
 Rate = Field(gt=0.0, allow_inf_nan=False)
 Value = int | float | str | bool
 AUTO = "auto"
-"""The task of a recipe that leaves it to the data and the model (`sparsify.runs.inferring`), and a head that is left to the program."""
+"""The value of a task that is inferred from data and model (`sparsify.runs.inferring`), and of a head that the program decides."""
 OPTIONS = ("method_options", "task_options")
 """Keys that are tables of further keys."""
 LISTS = ("keep_dense", "ood", "mean", "std")
@@ -47,49 +47,55 @@ class Recipe:
     """What to train, on what, and how. The defaults are the embedded digits job.
 
     Attributes:
-        model: ``file.py:factory``, ``package.module:factory``, ``model.pt2``, or ``program.sparsify``, which is trained on from its masks.
-        weights: safetensors or a state dict to start from; None: the model's own.
-        logits: position (from 0) or key of the output that the task reads, where the model returns several that could.
+        model: ``file.py:factory``, ``package.module:factory``, ``model.pt2``, or ``program.sparsify``, whose training continues from its
+            masks.
+        weights: initial weights, as safetensors or a state dict; None: the model's own.
+        logits: position (from 0) or key of the output that the task reads, if several outputs of the model could be it.
         task: what the outputs mean: ``classification``, ``binary``, ``multilabel``, ``regression``, ``dense``, ``sequence``, ``custom``,
-            or ``auto``, the one that fits the data and the model, where only one does.
-        loss: of regression ``mse``, ``mae`` or ``huber``; of regression and a custom task ``file.py:function`` of output and target. None:
-            the task's own.
-        figures: of a custom task: ``file.py:function`` of output and target, which returns numbers by name, the headline first.
+            or ``auto``, the only task that fits the data and the model.
+        loss: ``mse``, ``mae`` or ``huber`` for a regression; for a regression or a custom task also ``file.py:function`` of output and
+            target. None: the task's own loss.
+        figures: for a custom task: ``file.py:function`` of output and target, which returns numbers by name, the headline first.
         task_options: further options of the task, such as ``delta`` and ``scale`` of regression, ``ignore`` of dense and sequence, and
             ``lower_is_better`` of custom.
-        dynamic: dimensions of inputs that vary beside the batch, as ``ids:1=T``, and their smallest and largest size, as ``T=1..512``.
+        dynamic: dimensions of inputs that vary besides the batch, as ``ids:1=T``, and their smallest and largest size, as ``T=1..512``.
         trust_pickle: let the files of model and weights run the code they may contain.
         data: ``digits``, ``file.npz``, ``file.csv``, a folder of images, or ``file.py:factory``.
         target: columns of a table to predict; several are predicted together.
-        category_columns: columns of a table that hold categories, whatever they look like.
+        category_columns: columns of a table to read as categories, even if they hold numbers.
         ignore_columns: columns of a table that are neither inputs nor targets.
-        holdout: fraction of the training data kept for validation and calibration, where the data bring none.
-        test_holdout: fraction of the training data kept for testing, where the data bring no test part.
-        train_samples: how many samples of the training data are used, the held-out part among them, drawn by ``seed``; None: all.
+        holdout: fraction of the training data kept for validation and calibration, in (0, 1), if the data have no validation part.
+        test_holdout: fraction of the training data kept for testing, in (0, 1), if the data have no test part.
+        train_samples: number of training samples to use, including the held-out part, drawn by ``seed``; None: all.
         image_size: side in pixels to which a folder's images, or encoded images, are resized.
-        channels: of the images of a folder, or encoded images: ``rgb``, ``grey``, or ``auto``, grey where the training images all are.
-        normalise: ``auto`` brings images to mean 0 and deviation 1 per channel, and columns of a table; ``none`` leaves bytes as [0, 1]
-            and floats as they are.
-        mean: per channel, or one for all, subtracted from images as [0, 1] (or features) instead of the training part's; goes with ``std``.
-        std: per channel, or one for all, that they are divided by.
-        ood: out-of-distribution inputs to be told from the test part: ``file.npz``, a folder of images, ``file.py:factory``, ``photos``.
-        method: see `sparsify methods`, or ``file.py:function``; wrappers are written around it, ``cigl(agent(rigl))``.
-        sparsity: inactive fraction of the maskable weights; density is 1 - sparsity.
-        pattern: see `sparsify patterns`.
-        keep_dense: globs of weights without a mask.
-        method_options: further options of the method; those of a wrapper in a table of its name, of a function's in that of the function.
-        baseline: train the dense model too, same budget.
+        channels: how encoded images (of a folder, or in an archive) are read: ``rgb``, ``grey``, or ``auto``, which is grey if all training
+            images are.
+        normalise: ``auto`` scales images per channel, and columns of a table, to mean 0 and deviation 1; ``none`` leaves bytes in [0, 1]
+            and floats unchanged.
+        mean: one number per channel, or one for all, that is subtracted from images in [0, 1] (or features) instead of the training part's
+            mean; requires ``std``.
+        std: one number per channel, or one for all, above 0, that images (or features) are divided by; requires ``mean``.
+        ood: out-of-distribution inputs to be told apart from the test part: ``file.npz``, a folder of images, ``file.py:factory``,
+            ``photos``.
+        method: a method that `sparsify methods` lists, or ``file.py:function``; wrappers are written around it, ``cigl(agent(rigl))``.
+        sparsity: inactive fraction of the maskable weights, in (0, 1); density is 1 - sparsity.
+        pattern: which positions may be active together: a pattern that `sparsify patterns` lists.
+        keep_dense: globs of the names of weights that get no mask.
+        method_options: further options of the method. Options of a wrapper are in a table under its name; for a function of your own, the
+            table has the function's name.
+        baseline: also train the dense model for as many epochs.
         teacher: saved program that `distilled` methods learn from; None: the baseline.
-        calibrator: see `sparsify heads`. ``auto`` is the kind of head that a saved program has, where it fits the task, else the usual
-            head of the task. Any other replaces the head of a saved program; ``temperature`` means the usual head of a task that has none.
-        form: how layers whose groups of outputs read few inputs are exported: ``grouped``, ``dense``, ``auto``, ``auto:measure``.
-        selection: of the inputs of grouped linear layers: ``by-batch``, with operators of their own for one sample, or ``gather``.
+        calibrator: a head that `sparsify heads` lists. ``auto`` keeps the kind of head of a saved program if it fits the task, else it is
+            the usual head of the task. Any other replaces the head of a saved program; ``temperature`` means the usual head if the task has
+            no temperature.
+        form: how to export layers whose groups of outputs read few inputs: ``grouped``, ``dense``, ``auto``, ``auto:measure``.
+        selection: how grouped linear layers gather their inputs: ``by-batch``, with special operators for one sample, or ``gather``.
         export_precision: ``int8`` also writes ``model-int8.onnx`` (and ``dense-int8.onnx``), the fastest of their int8 and fp32 forms by
             timed trials; ``precision`` is that of training.
-        export_input: ``float``, or ``uint8`` for files that take images as bytes and normalise them in their graph.
+        export_input: ``float``, or ``uint8`` for files that take images as bytes and normalise them inside the file.
         augment: ``crop-flip`` pads training images by 4, crops at random and flips half of them.
-        export_batch: samples most calls will have: trials and ``latency.json`` run so many, and above 1 no ``If`` is written.
-        threads: torch threads.
+        export_batch: batch size to optimise for, used in timing trials and ``latency.json``; above 1, no ``If`` is written.
+        threads: number of torch threads.
         The others are those of `sparsify.training.Settings` and `sparsify.export`.
     """
 
@@ -150,24 +156,24 @@ class Recipe:
     workers: Annotated[int, Field(ge=0, le=128)] = 0
 
     def ood_names(self) -> dict[str, str]:
-        """A short name of each of ``ood``, the file's without its ending, with its text; the text itself where names are not unique."""
+        """Short names of the sets of ``ood``, with their texts: the file name without its ending, or the whole text if not unique."""
         short = [Path(text).stem if Path(text).exists() else text.rpartition(":")[2] for text in self.ood]
         unique = len({*short}) == len(short)
         return dict(zip(short if unique else self.ood, self.ood, strict=True))
 
     @property
     def density(self) -> float:
-        """1 - sparsity, free of the binary rounding of the subtraction."""
+        """1 - sparsity, without the binary rounding error of the subtraction."""
         return round(1.0 - self.sparsity, 12)
 
     def build_method(self) -> Method:
-        """The method with this recipe's density, pattern and options."""
+        """Return the method with this recipe's density, pattern and options."""
         known = method_options(layers(self.method)[-1])
         common = {"density": self.density, "pattern": self.pattern, "keep_dense": self.keep_dense}
         return build(self.method, {**{k: v for k, v in common.items() if k in known}, **self.method_options})
 
     def build_task(self) -> Task:
-        """The task with this recipe's loss, figures and options.
+        """Return the task with this recipe's loss, figures and options.
 
         Raises:
             TaskError: If it is unknown, or an option is unknown or has a wrong value.
@@ -203,7 +209,7 @@ class Recipe:
         return found
 
     def _check_own(self, option: str, text: str) -> None:
-        """Refuse a loss or figures of a task that has its own, or that are given as an option of the task as well."""
+        """Refuse a loss or figures if the task has its own, or if they are also given as an option of the task."""
         name = {"criterion": "loss", "measure": "figures"}[option]
         having = [cls.name for cls in TASKS.values() if option in {field.name for field in dataclasses.fields(cls)}]
         if task_kind(self.task).name not in having:
@@ -218,15 +224,15 @@ class Recipe:
             )
 
     def taught_by_baseline(self) -> bool:
-        """Whether the method learns from the dense baseline of the run."""
+        """Return whether the method learns from the dense baseline of the run."""
         return self.teacher is None and self.build_method().distillation is not None
 
     def settings(self) -> Settings:
-        """The training part."""
+        """Return the training part."""
         return Settings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Settings)})
 
     def to_toml(self) -> str:
-        """The resolved recipe; `parse_recipe` reads it back unchanged."""
+        """Return the resolved recipe; `parse_recipe` reads it back unchanged."""
         return to_toml(to_tables({f.name: getattr(self, f.name) for f in dataclasses.fields(self)}))  # type: ignore[arg-type]
 
     def hash(self) -> str:
@@ -247,16 +253,16 @@ EMBEDDED: Mapping[str, Any] = {
 
 
 def with_embedded(recipe: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options ``given``, over the keys of the embedded job where they name neither a model nor data and there is no recipe."""
+    """Return the options ``given``; without a recipe, model or data, they override the keys of the embedded job."""
     chosen = {key: value for key, value in given.items() if value is not None}
     return chosen if recipe is not None or chosen.keys() & {"model", "data"} else {**EMBEDDED, **chosen}
 
 
 def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
-    """A recipe from a TOML file and options that override it.
+    """Parse a recipe from a TOML file and options that override it.
 
     Raises:
-        RecipeError: If the file is missing or malformed, a key is unknown (naming the nearest), or a value out of range.
+        RecipeError: If the file is missing or malformed, a key is unknown (the message names the nearest), or a value is out of range.
     """
     written = read_toml(path) if path is not None else {}
     if "grid" in written:
@@ -290,7 +296,7 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def _place(location: Sequence[int | str]) -> str:
-    """Where in the file a value stands: ``train.lr``."""
+    """Return the place of a value in the file: ``train.lr``."""
     return ".".join([spelt(str(location[0])), *map(str, location[1:])])
 
 
@@ -309,8 +315,9 @@ def check_keys(owner: str, given: Iterable[str], known: Sequence[str]) -> None:
 
 
 def parse_pairs(items: Sequence[str]) -> dict[str, Any]:
-    """Overrides for `parse_recipe` from ``table.key=value`` texts; ``method.options.key=value`` is an option of the
-    method, and ``method.options.wrapper.key=value`` one of a wrapper.
+    """Parse ``table.key=value`` texts into overrides for `parse_recipe`.
+
+    ``method.options.key=value`` is an option of the method, and ``method.options.wrapper.key=value`` an option of a wrapper.
 
     Raises:
         RecipeError: If an item is not of that form.
@@ -346,7 +353,7 @@ def parse_pairs(items: Sequence[str]) -> dict[str, Any]:
 
 
 def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with the overrides; tables are merged key by key."""
+    """Override values; tables are merged key by key."""
     found = dict(values)
     for key, value in overrides.items():
         before = found.get(key)

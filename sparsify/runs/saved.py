@@ -1,4 +1,4 @@
-"""A saved program as the model of a run: it is trained on from its weights, and from its masks where it has some."""
+"""Uses a saved program as the model of a run: training continues from its weights, and from its masks if it has some."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ SUFFIX = ".sparsify"
 
 
 def is_saved(recipe: Recipe) -> bool:
-    """Whether the model of a recipe is a saved program."""
+    """Return whether the model of a recipe is a saved program."""
     return recipe.model.endswith(SUFFIX)
 
 
 def load_saved(recipe: Recipe, data: Data) -> Program:
-    """The saved program that a recipe names as its model.
+    """Load the saved program that a recipe names as its model.
 
     Args:
-        recipe: whose keys that say how a model is made and traced stay at their defaults.
-        data: that the program should take.
+        recipe: a recipe that leaves the keys for making and tracing a model at their defaults.
+        data: data that the program should accept.
 
     Raises:
-        LoadError: If the file is missing or no program.
+        LoadError: If the file is missing or is not a program.
         RecipeError: If another key does not go with a saved program, or its masks are folded.
-        DataError: If the program does not take the data.
+        DataError: If the program does not accept the data.
     """
     given = {
         "weights": recipe.weights is not None,

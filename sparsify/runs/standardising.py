@@ -1,4 +1,4 @@
-"""Targets of a regression at mean 0 and deviation 1 for the model, and in their own units for everyone else."""
+"""Scales regression targets to mean 0 and deviation 1 for the model, while everyone else sees their own units."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from sparsify.passes.scale_prediction import fit_scale, scale_of
 from sparsify.tasks import Regression, Task
 
 LOOKED_AT = 1024
-"""Validation samples at most on which a model shows that it predicts the targets already."""
+"""Largest number of validation samples on which to check whether a model already predicts the targets."""
 PREDICTION = "prediction"
 KNOWN = 0.0
 """A model whose R2 is above this before training predicts the targets in their own units."""
 
 
 def standardised(program: Program, task: Task, data: Data) -> Program:
-    """The program, itself, with the scale of the training targets after its prediction (`fit_scale`), where the task asks for that.
+    """Scale the prediction of a program to the training targets (`fit_scale`), if the task is a regression; returns the same program.
 
-    A model that predicts the targets before training, as one of loaded weights does, is left as it is, and so is one of another task, of
-    a loss of the user's own, which weighs errors in their own units, or with a scale already, such as a saved program.
+    A program stays unchanged if it already predicts the targets (for example with loaded weights), is for another task, already has a
+    scale (such as a saved program), or has a loss of the user's own, which measures errors in their own units.
 
     Args:
-        program: traced for the task.
-        task: of the run.
-        data: whose training targets fit the output.
+        program: a program traced for the task.
+        task: task of the run.
+        data: data whose training targets fit the output.
     """
     if not isinstance(task, Regression) or not isinstance(data.train.targets, Tensor):
         return program
@@ -47,12 +47,12 @@ def standardised(program: Program, task: Task, data: Data) -> Program:
 
 
 def shortfall(task: Task, read: Any, validated: dict[str, float] | None) -> str:
-    """Why a model is of no use: outputs that are not finite, or worse on validation samples than one answer for all; else empty.
+    """Say why a model is useless: its outputs are not finite, or it is worse on validation samples than a constant answer; else empty.
 
     Args:
-        task: of the run.
-        read: what the task reads of the outputs of the test samples.
-        validated: figures of the validation samples; None: not looked at.
+        task: task of the run.
+        read: what the task reads of the outputs for the test samples.
+        validated: figures of the validation samples; None: do not check them.
     """
     if isinstance(read, Tensor) and (wrong := int((~read.isfinite()).sum())):
         return f"{wrong} of {read.numel()} outputs of the test samples are NaN or infinite"

@@ -1,4 +1,4 @@
-"""Who teaches a method that learns from another model: a program of a file, or the dense baseline of the same run."""
+"""Teachers of methods that learn from another model: a saved program, or the dense baseline of the same run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from sparsify.tasks import Task
 
 @dataclass(frozen=True)
 class TeacherProgram:
-    """A teacher, and what a run tells of it.
+    """A teacher, and what a run reports about it.
 
     Attributes:
-        program: whose ``logits`` are learned from, or what else the task reads.
+        program: the teacher; the method learns from its ``logits``, or from the output that the task reads.
         name: ``dense baseline``, or the text of the recipe.
-        fingerprint: SHA-256 of the file; empty for the baseline, which recipe and data decide.
+        fingerprint: SHA-256 of the file; empty for the baseline, which recipe and data determine.
     """
 
     program: Program
@@ -34,7 +34,7 @@ class TeacherProgram:
     fingerprint: str
 
     def row(self, task: Task, data: Data) -> dict[str, Any]:
-        """For ``metrics.json``: its accuracy on the test samples, or the figures of another task than classification."""
+        """Return an entry for ``metrics.json``: the teacher's accuracy on the test samples, or the figures of another task."""
         read = evaluate(self.program, data.test)[str(task.output)]
         known = {"name": self.name, "fingerprint": self.fingerprint}
         if task.name == "classification":
@@ -44,17 +44,17 @@ class TeacherProgram:
 
 
 def load_teacher(file: str, program: Program, data: Data, task: Task) -> TeacherProgram:
-    """The teacher in a file.
+    """Load a teacher from a file.
 
     Args:
-        file: a saved program.
-        program: that will learn.
-        data: what it will learn on.
+        file: path of a saved program.
+        program: the program that will learn.
+        data: the data that it will learn on.
         task: what the outputs of both mean.
 
     Raises:
-        LoadError: If the file is no program.
-        DataError: If it is of another task, takes other inputs than the program, or returns something of another shape.
+        LoadError: If the file is not a program.
+        DataError: If the teacher is for another task, does not accept the inputs, or returns an output of another shape.
     """
     teacher, example, reads = Program.load(Path(file)).eval(), data.example(), str(task.output)
     if reads not in teacher.output_names("eval") or (teacher.task is not None and teacher.task.name != task.name):

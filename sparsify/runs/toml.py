@@ -1,4 +1,4 @@
-"""TOML read as a stranger's text, and written."""
+"""Reads TOML from untrusted files, and writes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGEST_RECIPE = 1 << 20  # bytes
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
+    """Read the tables of a TOML file.
 
     Raises:
         RecipeError: If the file cannot be read or is not TOML.
@@ -34,10 +34,10 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def check_values(value: Any, where: str = "the recipe") -> None:
-    """Refuse what no key can mean: numbers that are not finite or have more than 64 bits, text that is no text.
+    """Refuse values that no key allows: numbers that are not finite or have more than 64 bits, and strings with control characters.
 
     Raises:
-        RecipeError: Naming the key.
+        RecipeError: If there is such a value; the message names its key.
     """
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -73,7 +73,7 @@ def shown(value: Any) -> str:
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """TOML of scalars, lists and, after them, tables; None and empty tables are left out. `read_toml` reads it back."""
+    """Write TOML: scalars and lists first, then tables. None and empty tables are left out. `read_toml` reads it back."""
     return tomli_w.dumps(_written(values))
 
 

@@ -1,4 +1,4 @@
-"""A model traced to be looked at: on data, or on inputs that are made from text."""
+"""Traces a model for inspection: on data, or on inputs described by text."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def traced_on_data(
     dynamic: Sequence[str] = (),
     task: str | None = None,
 ) -> Program:
-    """A model traced on the first samples of data, as a run would trace it.
+    """Trace a model on the first samples of data, as a run does.
 
     Args:
         model, data, weights, trust_pickle, dynamic, task: as in a recipe.
-        target: of a table, the columns to predict; several with commas.
+        target: columns of a table to predict, separated by commas.
         logits: position or key of the output that the task reads.
 
     Raises:
-        RecipeError: If the task is custom, whose loss is not known here.
+        RecipeError: If the task is custom, because its loss is unknown here.
         SparsifyError: If the model or the data cannot be used, or do not fit.
     """
     if task == "custom":
@@ -50,7 +50,7 @@ def traced_on_data(
     given: dict[str, Any] = {
         "model": model, "data": data, "weights": weights and str(weights), "trust_pickle": trust_pickle, "task": task,
     }  # fmt: skip
-    if target:  # rows of a table are kept for testing; which ones does not matter here
+    if target:  # some rows of a table are kept for testing; which ones does not matter here
         given |= {"target": target, "test_holdout": 0.15}
     if dynamic:
         given["dynamic"] = tuple(dynamic)
@@ -72,7 +72,7 @@ def traced_without_data(
     dynamic: Sequence[str] = (),
     task: str | None = None,
 ) -> Program:
-    """A model traced on inputs made from text (`sparsify.loading.inputs.example_inputs`), for a task where one is named.
+    """Trace a model on inputs described by text (`sparsify.loading.inputs.example_inputs`), for a task if one is named.
 
     Raises:
         LoadError: If the model cannot be made, or an input is misspelt.

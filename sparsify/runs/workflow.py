@@ -67,21 +67,21 @@ def run(
     on_step: Progress | None = None,
     on_decode: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Do the whole job and leave `ARTEFACTS` in ``out``, and int8 files where the recipe asks for them.
+    """Run a recipe from data to report and write `ARTEFACTS` to ``out``, with int8 files if the recipe asks for them.
 
-    Nothing is written before data and model are loaded and the run was rehearsed (`sparsify.runs.preflight`). Each trained model is saved
-    before anything that comes after training is tried; what fails then costs nothing that was made before it.
+    Nothing is written before data and model are loaded and the run is rehearsed (`sparsify.runs.preflight`). Each trained model is saved
+    right after training, so that a later failure does not lose it.
 
     Args:
-        recipe: resolved. The task ``auto`` is replaced by the one that fits, and the calibrator ``auto`` by the kind of head that the
-            program has or the task is usually given, also in the record.
+        recipe: a resolved recipe. The task ``auto`` becomes the task that fits, and the calibrator ``auto`` becomes the head of the program
+            or the usual head of the task; the recorded recipe has these values too.
         out: folder of the run; must be new or empty unless ``resume`` or ``overwrite``.
-        resume: continue from the last checkpoint, to the same bits; keys that training does not read may differ.
-        overwrite: delete what an earlier run left in ``out`` first.
-        timed: measure the latency of the files; not where other processes would disturb it, and ``latency.json`` is then left out.
-        rehearsed: it is known that the model can be converted to ONNX, as of the cells of a grid, whose model was converted once for all.
-        on_step: called with the part's name and the trainer's step row.
-        on_decode: called while images are decoded, with how many are done of how many.
+        resume: continue from the last checkpoint, bit for bit; keys that training does not read may differ.
+        overwrite: first delete what an earlier run left in ``out``.
+        timed: measure the latency of the files. Set False if other processes would disturb it; ``latency.json`` is then left out.
+        rehearsed: the model is known to be convertible to ONNX; a grid converts the model of its cells once.
+        on_step: called with the name of the part and the step row of the trainer.
+        on_decode: called while images are decoded, with the number of decoded images and of all images.
 
     Returns:
         What ``metrics.json`` holds, and under ``latency`` what ``latency.json`` holds, or None: timings differ from run to run, metrics
@@ -175,7 +175,7 @@ class _Missing:
             self.rows.append({"file": what, "reason": why, "advice": advice})
 
     def error(self, report: dict[str, Any] | None) -> UnfinishedError:
-        """What to raise at the end."""
+        """Return what to raise at the end."""
         listed = " ".join(f"{row['file']} is missing: {row['reason']} {row['advice']}" for row in self.rows)
         return UnfinishedError(f"training is finished, and its programs are saved in {self.out}. {listed}", report)
 
@@ -183,7 +183,7 @@ class _Missing:
 def _finish(
     recipe: Recipe, data: Data, fingerprint: str, models: Mapping[str, _Model], out: Path, *, alone: str, timed: bool
 ) -> dict[str, Any]:
-    """All that comes after training; ``alone``: why it can have no baseline. A failure leaves out what it concerns, and is raised last."""
+    """Do everything after training. ``alone``: why there can be no baseline. A failure only leaves out its part, and is raised last."""
     missing, rows = _Missing(out), dict[str, Any]()
     task = recipe.build_task()
     read, chosen_by = dict[str, Any](), dict[str, Any]()
@@ -241,7 +241,7 @@ def _finish(
 
 
 def _inputs(program: Program, data: Data, recipe: Recipe) -> dict[str, Any]:
-    """What the file takes, ``input``, or ``inputs`` of several, and the names of its ``outputs``."""
+    """Return what the file takes, ``input``, or ``inputs`` of several, and the names of its ``outputs``."""
     outputs = list(program.output_names("eval"))
     array = "x_test" if recipe.test_holdout is None else "x_train"
     if not isinstance(data.example(1), Tensor):
@@ -318,7 +318,7 @@ def _lacking(program: Program, task: Task, read: Any, data: Data) -> str:
 
 
 def _int8(model: _Model, recipe: Recipe, task: Task, data: Data, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The int8 file of one model: its row of ``metrics.json``, and the timings it was chosen by."""
+    """Return the int8 file of one model: its row of ``metrics.json``, and the timings it was chosen by."""
     result, row = write_int8(
         model.program,
         out / f"{model.name}-int8.onnx",
