@@ -1,4 +1,4 @@
-"""What methods, passes and tasks promise, tried: one call for the tests of a plug-in.
+"""Tests what methods, passes, tasks and heads promise: one call for the tests of a plug-in.
 
 sparsify.contracts.check(my_method(density=0.2))      # a method
 sparsify.contracts.check(MyPass(limit=6.0))           # a pass
@@ -44,7 +44,7 @@ def check(thing: Method | Pass | Task | Head, *batch: Any) -> None:
     Args:
         thing: a method (see `check_method`), a pass (`sparsify.passes.contract.check_pass`), a task (`sparsify.tasks.check_task`), or a
             calibration head (`sparsify.heads.check_head`, and then in a program and its exported file).
-        batch: for a task, outputs and targets of two samples or more that fit it; for a head, a task and then these.
+        batch: for a task, fitting outputs and targets of at least two samples; for a head, a task, then such outputs and targets.
 
     Raises:
         ContractError: If a method or a head breaks a promise, naming it and what was found, if a task names a head that is not
@@ -104,13 +104,13 @@ def check_method(method: Method) -> None:
     - Masks hold the pattern, and change in rounds only; no round makes the network denser unless the method starts sparser.
     - The run ends at the density that the method says, as exactly as units of the pattern allow.
     - The same seed gives the same bits, whatever the global random state, and so does a run that is saved, loaded and resumed.
-    - Folding the masks leaves the outputs as they are.
+    - Folding the masks does not change the outputs.
 
     Args:
-        method: with a density, and with options that fit a run of 40 steps (``update_every=5``, say).
+        method: a method with a density, and with options that fit a run of 40 steps (such as ``update_every=5``).
 
     Raises:
-        ContractError: Naming the first promise that is broken, with what was found.
+        ContractError: If a promise is broken; the message names the first one and what was found.
     """
     first, saved = _attached(method), io.BytesIO()
     masks, rounds = _masks(first.program), 0

@@ -1,4 +1,4 @@
-"""`Task`: what the outputs of a model mean, as a value. Everything that would assume class scores [N, K] asks a task instead."""
+"""`Task`: says what the outputs of a model mean. Code asks a task instead of assuming class scores [N, K]."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from sparsify.parts import metrics, trees
 from sparsify.parts.bootstrap import RESAMPLES, Figure
 
 Shape = Sequence[int | str]
-"""The sizes of an output; a size that varies is a text, such as ``"N"``."""
+"""The shape of an output; a size that varies is a string, such as ``"N"``."""
 
 
 @dataclass(frozen=True)
 class Task(ABC):
     """The meaning of a model's outputs: targets, loss, figures, decisions, and calibration heads.
 
-    A subclass is final, frozen, and its fields are the options of the task. `sparsify.tasks.check_task` tries the promises made here.
+    A subclass is final and frozen, and its fields are the options of the task. `sparsify.tasks.check_task` tests what is promised here.
 
     Attributes:
-        name: of the task, as a recipe writes it.
-        output: the name of the output that the task reads; None: it reads all of them, as the model returns them.
-        targets: what the targets are, for messages and help.
-        lower: names of the figures of which the lower value is better.
+        name: name of the task in a recipe.
+        output: name of the output that the task reads; None: it reads all outputs, as the model returns them.
+        targets: description of the targets, for messages and help.
+        lower: names of the figures for which a lower value is better.
         heads: names of calibration heads (`sparsify.heads`) that fit its outputs, the usual one first.
-        constant: the headline figure of the best answer that is the same for every sample; None: it depends on the data.
-        taught: whether a model can learn from the answers of a teacher (`imitation`).
-        functions: names of the options that may be functions of the user's own, which a file does not hold.
-        resamples: how many draws an interval by `resampled` takes.
-        link: what makes probabilities of its scores: ``softmax`` over dimension ``class_dim``, ``sigmoid``, or ``none``.
+        constant: the headline figure of the best constant answer; None: it depends on the data.
+        taught: whether a model can learn from a teacher (`imitation`).
+        functions: names of options that may be functions of the user's own, which files do not store.
+        resamples: number of draws for an interval by `resampled`.
+        link: what turns scores into probabilities: ``softmax`` over dimension ``class_dim``, ``sigmoid``, or ``none``.
     """
 
     name: ClassVar[str]
@@ -52,25 +52,25 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
-        """The loss of a batch: a scalar with a gradient, the mean over what is judged.
+        """Compute the loss of a batch: a scalar with a gradient, averaged over everything that is judged.
 
         Args:
             output: what the model returns under the name `trained_on`, [N, ...].
-            target: of the batch, [N, ...].
+            target: targets of the batch, [N, ...].
             label_smoothing: in [0, 1), for tasks that choose among classes.
 
         Raises:
-            TrainingError: If the two do not fit together, or labels should be smoothed where there are none.
+            TrainingError: If output and target do not fit together, or label smoothing is given for a task without labels.
         """
 
     def imitation(self, output: Any, teacher: Any, target: Any = None, *, temperature: float = 1.0) -> Tensor:
-        """The loss of answering otherwise than a teacher does: a scalar with a gradient, 0 where the answers are the same.
+        """Compute the loss of differing from a teacher: a scalar with a gradient, 0 if both outputs are equal.
 
         Args:
             output: what the model returns under the name `output`, [N, ...].
-            teacher: the same of the teacher, of that shape; takes no gradient.
-            target: of the batch, where it says what is not judged; None: everything is.
-            temperature: that probabilities are softened by, above 0.
+            teacher: the same output of the teacher, of the same shape; receives no gradient.
+            target: targets of the batch, if they mark entries that are not judged; None: all entries are judged.
+            temperature: divides logits before they become probabilities, above 0.
 
         Raises:
             TrainingError: If the task has no such loss.
@@ -80,87 +80,87 @@ class Task(ABC):
 
     @abstractmethod
     def figures(self, output: Any, target: Any) -> dict[str, float]:
-        """Figures of a data set by name, the headline first; NaN where the samples do not define one.
+        """Compute the figures of a data set by name, the headline first; NaN for a figure that the samples do not define.
 
         Args:
-            output: of all samples, [N, ...]. A decision from values that are not finite counts as wrong.
-            target: of all samples, [N, ...].
+            output: output for all samples, [N, ...]. A decision from values that are not finite counts as wrong.
+            target: targets of all samples, [N, ...].
         """
 
     @abstractmethod
     def problem(self, target: Any, shape: Shape) -> str:
-        """Why targets do not fit an output of this shape: the end of a sentence, or the empty text where they fit.
+        """Return why targets do not fit an output of this shape, as the end of a sentence; empty if they fit.
 
         Args:
-            target: of all samples, [N, ...]. Types, shapes and ranges are looked at.
-            shape: of the output, [N, ...].
+            target: targets of all samples, [N, ...]; types, shapes and ranges are checked.
+            shape: shape of the output, [N, ...].
         """
 
     @property
     def trained_on(self) -> str | None:
-        """The name of the output that the loss reads, `output` unless the loss reads more; None: all of them, as the model returns them."""
+        """Name of the output that the loss reads: `output`, unless the loss reads more. None: all outputs, as the model returns them."""
         return self.output
 
     @classmethod
     def takes(cls, shape: Shape) -> bool:
-        """Whether an output of this shape, [N, ...], may be the one that the task reads."""
+        """Return whether an output of this shape, [N, ...], may be the one that the task reads."""
         return bool(shape)
 
     def scores(self, output: Any) -> Tensor | None:
-        """The decisions behind an output, [M, K]: one row per decision, which chooses the highest; None where nothing is decided."""
+        """Return the scores of all decisions in an output, [M, K]; each row chooses its highest entry. None if nothing is decided."""
         del output
         return None
 
     def answers(self, target: Any) -> Tensor | None:
-        """What the rows of `scores` should choose, int64 [M], -1 where any choice is right; None where nothing is decided."""
+        """Return what the rows of `scores` should choose, int64 [M]; -1 if a row is not judged. None if nothing is decided."""
         del target
         return None
 
     def about(self, output: Any) -> Tensor | None:
-        """What each row of `scores` decides about, int64 [M], such as the number of a label; None: all rows are of one kind."""
+        """Return what each row of `scores` decides about, int64 [M], such as the number of a label; None: all rows are of one kind."""
         del output
         return None
 
     def agreement(self, want: Any, have: Any) -> float | None:
-        """The share of decisions that two outputs of the same samples make alike; None where nothing is decided."""
+        """Return the share of equal decisions in two outputs for the same samples, in [0, 1]; None if nothing is decided."""
         first, second = self.decisions(want), self.decisions(have)
         return None if first is None or second is None else float((first == second).double().mean())
 
     def resampled(self, output: Any, target: Any) -> Figure | None:
-        """The headline figure of samples that are drawn with repetition (`sparsify.parts.bootstrap`), for an interval; None: not known.
+        """Return the headline figure as a function of draws with repetition (`sparsify.parts.bootstrap`), for an interval; None: unknown.
 
         Args:
-            output: of all samples, [N, ...].
-            target: of all samples, [N, ...].
+            output: output for all samples, [N, ...].
+            target: targets of all samples, [N, ...].
         """
         del output, target
         return None
 
     def suits(self, target: Any, shape: Shape) -> bool:
-        """Whether the task is one to infer from such data; stricter than `problem` where data could mean several things."""
+        """Return whether to infer this task from such data; stricter than `problem` if the data could mean several things."""
         return not self.problem(target, shape)
 
     def decisions(self, output: Any) -> Tensor | None:
-        """What the outputs decide, int64 [M]; None where they decide nothing, so that only errors can be compared."""
+        """Return the decisions of an output, int64 [M]; None if it decides nothing, so that only errors can be compared."""
         scores = self.scores(output)
         return None if scores is None else scores.argmax(1)
 
     def right(self, output: Any, target: Any) -> tuple[int, int] | None:
-        """How many decisions of finite outputs are right, and how many are judged; None where nothing is decided."""
+        """Count the right decisions of finite outputs, and the judged ones; None if nothing is decided."""
         scores, answers = self.scores(output), self.answers(target)
         if scores is None or answers is None:
             return None
         return int((scores.argmax(1) == answers).sum()), int((answers >= 0).sum())
 
     def higher_is_better(self, figure: str) -> bool | None:
-        """Whether the higher value of a figure is the better one; None where that is not known, so that nothing is called better."""
+        """Return whether a higher value of a figure is better; None if that is unknown, so that no value is called better."""
         return figure not in self.lower
 
     def shortfall(self, figures: Mapping[str, float]) -> str:
-        """Why a model with such figures is worse than one answer for every sample; the empty text where it is not, or where that depends.
+        """Return why a model with these figures is worse than a constant answer; empty if it is not, or if that depends on the data.
 
         Args:
-            figures: of held-out samples.
+            figures: figures of held-out samples.
         """
         name = headline(figures)
         if self.constant is None or not figures[name] < self.constant:
@@ -171,7 +171,7 @@ class Task(ABC):
         """Check targets against the output that the task reads.
 
         Raises:
-            DataError: Naming the task, what it expects and what was found.
+            DataError: If they do not fit; the message names the task, what it expects and what was found.
         """
         if found := self.problem(target, shape):
             raise DataError(f"task {str(self)!r} takes {self.targets}, and {found}. {SET}")
@@ -186,12 +186,12 @@ SET = "Mend the data or the model, or set another task: [task] kind in a recipe,
 
 
 def headline(figures: Mapping[str, float]) -> str:
-    """The name of the figure that stands for all: the first."""
+    """Return the name of the figure that stands for all: the first."""
     return next(iter(figures))
 
 
 def judged(task: Task, output: Any, target: Any) -> tuple[Tensor, Tensor]:
-    """A row of scores [M, K] and the right column [M] for each decision that is judged; for tasks that decide."""
+    """Return the scores [M, K] and the right columns [M] of all judged decisions; only for tasks that decide."""
     scores, answers = task.scores(output), task.answers(target)
     assert scores is not None and answers is not None
     known = answers >= 0
@@ -199,7 +199,7 @@ def judged(task: Task, output: Any, target: Any) -> tuple[Tensor, Tensor]:
 
 
 def decided(task: Task, output: Any, target: Any) -> dict[str, float]:
-    """Accuracy, NLL and ECE of a task's decisions; NaN where scores are not finite or no decision is to be judged."""
+    """Compute accuracy, NLL and ECE of a task's decisions; NaN if scores are not finite or no decision is judged."""
     scores, answers = judged(task, output.detach().cpu(), target.cpu())
     scores = scores.double()
     if not len(answers):
@@ -213,31 +213,31 @@ def decided(task: Task, output: Any, target: Any) -> dict[str, float]:
 
 
 def fits(sizes: Shape, shape: Shape) -> bool:
-    """Whether two shapes are the same, apart from sizes that vary."""
+    """Return whether two shapes are the same, apart from sizes that vary."""
     return len(sizes) == len(shape) and all(
         isinstance(a, str) or isinstance(b, str) or a == b for a, b in zip(sizes, shape, strict=True)
     )
 
 
 def shown(target: Any) -> str:
-    """What a target is, for a message."""
+    """Return what a target is, for a message."""
     if not isinstance(target, Tensor):
         return type(target).__name__
     return f"{str(target.dtype).removeprefix('torch.')} {list(target.shape)}"
 
 
 def is_whole(target: Tensor) -> bool:
-    """Whether the numbers are of an integer type."""
+    """Return whether the numbers are of an integer type."""
     return not (target.is_floating_point() or target.is_complex() or target.dtype is torch.bool)
 
 
 def is_zero_one(target: Tensor) -> bool:
-    """Whether all values are 0 or 1, in any type."""
+    """Return whether all values are 0 or 1, in any type."""
     return target.dtype is torch.bool or bool(((target == 0) | (target == 1)).all())
 
 
 def own_loss(task: Task, criterion: Callable[[Any, Any], Any], output: Any, target: Any) -> Tensor:
-    """The loss of a function of the user's own.
+    """Compute the loss by a function of the user's own.
 
     Raises:
         TrainingError: If it returns something else than one number.
@@ -252,11 +252,11 @@ def own_loss(task: Task, criterion: Callable[[Any, Any], Any], output: Any, targ
 
 
 def check_gradient(task: Task, output: Any, value: Tensor) -> None:
-    """Refuse a loss that teaches nothing.
+    """Refuse a loss from which nothing can be learned.
 
     Args:
-        task: whose loss it is.
-        output: that the loss was computed from, tensors in any structure.
+        task: the task of the loss.
+        output: what the loss was computed from, tensors in any structure.
         value: the loss.
 
     Raises:
@@ -272,12 +272,12 @@ def check_gradient(task: Task, output: Any, value: Tensor) -> None:
 
 
 def tensors(*values: Any) -> bool:
-    """Whether all values are tensors."""
+    """Return whether all values are tensors."""
     return all(isinstance(value, Tensor) for value in values)
 
 
 def unteachable(task: Task) -> str:
-    """What to say where a model should learn from a teacher, and its task does not know how."""
+    """Make the message for a task that does not define how a model learns from a teacher."""
     return (
         f"task {str(task)!r} does not say how a model imitates a teacher. Train with a method that has none (leave out distilled), put the "
         f"teacher's answers into the loss of the task, or derive a task of your own with taught = True and imitation()."
@@ -297,7 +297,7 @@ def unsmoothed(task: Task, label_smoothing: float) -> None:
 
 
 def mismatch(task: Task, output: Any, target: Any) -> str:
-    """What to say where the output and the target of a loss do not fit together."""
+    """Make the message for an output and a target that do not fit together."""
     return (
         f"task {str(task)!r} takes {task.targets}; found output {shown(output)} and target {shown(target)}. Pass what the task "
         f"reads, or name the task of these outputs: sparsify.attach(..., task=...)."

@@ -78,10 +78,10 @@ class Classification(Task):
 
 @dataclass(frozen=True)
 class _Positions(Task):
-    """One of K classes per position; positions whose target is ``ignore`` count for nothing.
+    """One of K classes per position. Positions whose target is ``ignore`` are not judged.
 
     Attributes:
-        ignore: the target of positions that are not judged.
+        ignore: target of positions that are not judged.
     """
 
     heads: ClassVar = ("temperature",)
@@ -93,7 +93,7 @@ class _Positions(Task):
     @classmethod
     @abstractmethod
     def places(cls, shape: Shape) -> Shape | None:
-        """The shape of the targets for an output; None where it cannot be the output of this task."""
+        """Return the shape of the targets for an output; None if it cannot be the output of this task."""
 
     @classmethod
     def takes(cls, shape: Shape) -> bool:
@@ -131,7 +131,7 @@ class _Positions(Task):
         return target.where(target != self.ignore, -1).flatten()
 
     def _by_sample(self, output: Any, target: Any) -> tuple[Tensor, Tensor]:
-        """What is chosen and what is right, int64 [N, positions], both -1 where nothing is judged."""
+        """Return the chosen and the right classes, int64 [N, positions], both -1 at positions that are not judged."""
         right = self.answers(target.cpu()).reshape(len(target), -1)
         chosen = self.scores(output.detach().cpu()).argmax(1).reshape(right.shape)
         return chosen.where(right >= 0, -1), right
@@ -190,7 +190,7 @@ class Sequence(_Positions):
 
 
 def mean_iou(decisions: Tensor | None, answers: Tensor) -> float:
-    """Mean over the classes that are chosen or right somewhere of intersection over union; NaN without judged positions.
+    """Compute intersection over union, averaged over the classes that are chosen or right anywhere; NaN without judged positions.
 
     Args:
         decisions: int64 [M].
@@ -208,7 +208,7 @@ def mean_iou(decisions: Tensor | None, answers: Tensor) -> float:
 
 
 def classes_problem(target: Tensor, classes: int | str, ignore: int | None = None) -> str:
-    """Why class numbers are out of range, or the empty text."""
+    """Return why class numbers are out of range; empty if they are not."""
     judged = target if ignore is None else target[target != ignore]
     if not judged.numel():
         return "no target is judged" if target.numel() else ""

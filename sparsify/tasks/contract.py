@@ -1,4 +1,4 @@
-"""What every task promises, tried on samples: for the tests of a task of one's own."""
+"""Tests on samples what every task promises; use it to test a task of your own."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sparsify.tasks.base import Task
 
 
 def check_task(task: Task, output: Any, target: Any) -> None:
-    """Try the promises of `Task` on outputs and targets of at least two samples, such as a batch of an untrained model.
+    """Test the promises of `Task` on outputs and targets of at least two samples, such as a batch of an untrained model.
 
     Args:
-        task: to be tried.
-        output: floating-point [N, ...], or tensors of these in the model's structure where the task reads all outputs.
-        target: [N, ...], which fits; a tensor, or tensors in any structure.
+        task: the task to test.
+        output: floating-point tensor [N, ...]; if the task reads all outputs, such tensors in the model's structure.
+        target: targets that fit, [N, ...]: a tensor, or tensors in any structure.
 
     Raises:
-        TaskError: Naming the first promise that is broken, with what was found.
+        TaskError: If a promise is broken; the message names the first one and what was found.
 
     Examples:
         >>> import torch
@@ -101,7 +101,7 @@ def _decisions(task: Task, output: Any, target: Any) -> None:
 
 
 def _optional(task: Task, output: Any, target: Any) -> None:
-    """A teacher whose answers are the model's own has nothing to teach, and samples drawn once each have the headline figure."""
+    """Check that a teacher equal to the model gives loss 0, and that drawing each sample once gives the headline figure."""
     if task.taught:
         value = task.imitation(pytree.tree_map(_leaf, output), output, target)
         kept = value.requires_grad and not value.ndim and abs(float(value.detach())) < 1e-5

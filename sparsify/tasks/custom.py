@@ -1,4 +1,4 @@
-"""The task whose loss and figures are functions of the user's own."""
+"""The custom task, whose loss and figures are functions of the user's own."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from sparsify.tasks.base import Shape, Task, own_loss, shown, unsmoothed
 @checked_fields(TaskError)
 @dataclass(frozen=True)
 class Custom(Task):
-    """Outputs and targets of any kind, which only the functions given here understand.
+    """Outputs and targets of any kind; only the given functions need to understand them.
 
     Attributes:
-        criterion: ``loss(output, target)``, a scalar tensor. The output is what the model returns, in the structure in which it returns it.
-        measure: ``figures(output, target)``, a mapping of numbers by name, the headline first; None: the loss is the only figure.
-        lower_is_better: names of figures of which the lower value is better, separated by commas; the figure ``loss`` always is.
-        greater_is_better: names of those of which the greater value is. Of a figure in neither, nothing is called better or worse.
+        criterion: ``loss(output, target)``, which returns a scalar tensor. The output is what the model returns, in its own structure.
+        measure: ``figures(output, target)``, which returns numbers by name, the headline first; None: the loss is the only figure.
+        lower_is_better: names of figures for which a lower value is better, separated by commas; ``loss`` always is one.
+        greater_is_better: names of figures for which a greater value is better. For a figure in neither list, no value is called better.
 
     Raises:
-        TaskError: If the loss or the figures are no functions, or the names no text, or a figure is said to be better both ways.
+        TaskError: If the loss or the figures are not functions, the names are not strings, or a figure is in both lists.
 
     Examples:
         >>> from sparsify.tasks import Custom
@@ -73,11 +73,11 @@ class Custom(Task):
         return own_loss(self, self.criterion, output, target)
 
     def figures(self, output: Any, target: Any) -> dict[str, float]:
-        """Those of the user's function, else the loss.
+        """Compute the figures of the user's function, or the loss if there is none.
 
         Raises:
-            TrainingError: If the function returns no mapping of numbers by name.
-            TaskError: If ``lower_is_better`` or ``greater_is_better`` names a figure that there is not.
+            TrainingError: If the function does not return a mapping of numbers by name.
+            TaskError: If ``lower_is_better`` or ``greater_is_better`` names a figure that does not exist.
         """
         output = mapped(Tensor.detach, output)
         found = {"loss": float(self.loss(output, target))} if self.measure is None else self._measured(output, target)
@@ -90,7 +90,7 @@ class Custom(Task):
         return found
 
     def _measured(self, output: Any, target: Any) -> dict[str, float]:
-        """What the user's function returns."""
+        """Return the result of the user's function."""
         assert self.measure is not None
         found = self.measure(output, target)
         try:
@@ -132,7 +132,7 @@ class Custom(Task):
 
 
 WAYS = ("lower_is_better", "greater_is_better")
-"""Options that say which way is better, for some of the figures each."""
+"""The options that say for which figures a lower or a greater value is better."""
 
 
 def _names(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Tasks of yes or no: one question per sample, or several that do not exclude each other."""
+"""Tasks with yes/no answers: one question per sample, or several independent ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparsify.tasks.base import Shape, Task, decided, fits, is_zero_one, mismatc
 
 @dataclass(frozen=True)
 class _YesNo(Task):
-    """Logits z of which each says yes with probability sigmoid(z), and yes is decided above 0."""
+    """Tasks whose logits z each mean "yes" with probability sigmoid(z); the decision is "yes" if z > 0."""
 
     link: ClassVar = "sigmoid"
     taught: ClassVar = True

@@ -35,10 +35,10 @@ def register(task: type[Task]) -> type[Task]:
 
 
 def build(task: str | Task, options: Mapping[str, Any] | None = None) -> Task:
-    """A task from its name and options; a task stays itself.
+    """Build a task from its name and options; a task is returned unchanged.
 
     Raises:
-        TaskError: If the name or an option is unknown (naming the nearest), or an option has a wrong value or one of another type.
+        TaskError: If the name or an option is unknown (the message names the nearest), or an option has a wrong value or type.
 
     Examples:
         >>> from sparsify.tasks import build
@@ -60,7 +60,7 @@ def build(task: str | Task, options: Mapping[str, Any] | None = None) -> Task:
 
 
 def kind(task: str | Task) -> type[Task]:
-    """The class of a task, or of a name.
+    """Return the class of a task, given the task or its name.
 
     Raises:
         TaskError: If there is none of that name.
@@ -69,14 +69,14 @@ def kind(task: str | Task) -> type[Task]:
 
 
 def infer(target: Any, shape: Shape) -> Task:
-    """The task that fits targets and output, where exactly one does.
+    """Find the only task that fits targets and output.
 
     Args:
-        target: of the training samples, [N, ...].
-        shape: of the output, [N, ...].
+        target: targets of the training samples, [N, ...].
+        shape: shape of the output, [N, ...].
 
     Raises:
-        TaskError: If none fits, or several do; naming them.
+        TaskError: If no task or several tasks fit; the message names them.
     """
     tasks = [cls() for cls in TASKS.values() if cls is not Custom and not _required(cls)]
     suiting = [task for task in tasks if task.suits(target, shape)]

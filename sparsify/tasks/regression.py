@@ -24,20 +24,20 @@ SCALES = ("standard", "none")
 @checked_fields(TaskError)
 @dataclass(frozen=True)
 class Regression(Task):
-    """Numbers per sample: predictions and targets of one shape, [N, ...]; [N] and [N, 1] go together.
+    """Numbers per sample: predictions and targets have the same shape, [N, ...]; [N] and [N, 1] also match.
 
     Attributes:
         criterion: the loss: ``mse``, ``mae`` or ``huber``; or ``loss(output, target)``, a function of your own that returns a scalar. Its
-            output is all that the model returns, in the structure in which it returns it, so that it may read more than the prediction.
-            It gets predictions and targets in their own units, and a run then leaves targets as they are.
-        delta: where Huber's loss goes from squares to absolute values, above 0; of errors that are divided by ``deviations``.
-        scale: what a run does: ``standard`` lets the model learn targets of mean 0 and deviation 1, and predict them in their own units
-            (`sparsify.passes.ScalePrediction`); ``none`` leaves them as they are. It means nothing to a loop of your own.
-        deviations: what errors are divided by before the loss, one number per column of outputs [N, K], or one; a run of ``standard``
-            sets them. Empty: nothing. Figures are in the targets' own units.
+            output is everything that the model returns, in its own structure, so it may read more than the prediction. It gets predictions
+            and targets in their own units, and a run then does not scale targets.
+        delta: error at which Huber's loss changes from squares to absolute values, above 0; errors are first divided by ``deviations``.
+        scale: ``standard``: a run lets the model learn targets with mean 0 and deviation 1, and predict them in their own units
+            (`sparsify.passes.ScalePrediction`). ``none``: a run does not scale targets. It has no effect in a loop of your own.
+        deviations: numbers above 0 that errors are divided by before the loss: one per column of outputs [N, K], or a single one. A run
+            with ``standard`` sets them. Empty: errors are not divided. Figures are always in the targets' own units.
 
     Raises:
-        TaskError: If an option has another value or type.
+        TaskError: If an option has a wrong value or type.
 
     Examples:
         >>> import torch
@@ -92,13 +92,13 @@ class Regression(Task):
         return LOSSES[self.criterion](output, wanted.to(output.dtype), **options)
 
     def imitation(self, output: Any, teacher: Any, target: Any = None, *, temperature: float = 1.0) -> Tensor:
-        """Mean squared difference to the predictions of the teacher, in `deviations` where there are some; no temperature enters."""
+        """Compute the mean squared difference to the teacher's predictions, divided by `deviations` if given; ignores the temperature."""
         del target, temperature
         unit = output.new_tensor(self.deviations) if self.deviations else 1.0
         return functional.mse_loss(output / unit, teacher.detach().to(output.dtype) / unit)
 
     def figures(self, output: Any, target: Any) -> dict[str, float]:
-        """R2, RMSE and MAE over all values.
+        """Compute R2, RMSE and MAE over all values.
 
         R2 = 1 - (sum of squared errors) / (sum of squares about each output's mean), over all outputs together; scikit-learn's
         ``r2_score(..., multioutput="variance_weighted")``.
@@ -121,14 +121,14 @@ class Regression(Task):
         return None if wanted is None or not bool(found.isfinite().all()) else bootstrap.r2(found, wanted)
 
     def moments(self, target: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of targets: of each column for an output [N, K], else of all values.
+        """Compute mean and deviation of targets: per column for an output [N, K], else over all values.
 
         Args:
-            target: of the training samples, [N, ...].
-            shape: of the output, [N, ...].
+            target: targets of the training samples, [N, ...].
+            shape: shape of the output, [N, ...].
 
         Returns:
-            Both float64, [K] or [1]; the deviation is exactly 0 where all values are the same.
+            Mean and deviation, float64 [K] or [1]; the deviation is exactly 0 if all values are equal.
         """
         columns = len(shape) == 2 and isinstance(shape[1], int)
         rows = target.cpu().double().reshape(-1, int(shape[1]) if columns else 1)
@@ -150,12 +150,12 @@ class Regression(Task):
 
 
 def _squeezed(shape: Shape) -> int:
-    """How many dimensions are left without a last one of size 1."""
+    """Count the dimensions, without a last one of size 1."""
     return len(shape) - (len(shape) == 2 and shape[1] == 1)
 
 
 def _like(target: Tensor, output: Tensor) -> Tensor | None:
-    """The target in the shape of the output; None where they are not alike. Nothing is broadcast: [N] with [N, 1] would be [N, N]."""
+    """Reshape the target to the output's shape; None if they do not match. Nothing is broadcast: [N] with [N, 1] would give [N, N]."""
     if target.shape == output.shape:
         return target
     alike = len(target) == len(output) and _squeezed(target.shape) == _squeezed(output.shape) == 1

@@ -16,13 +16,13 @@ from sparsify.tasks.custom import Custom
 from sparsify.tasks.registry import kind
 
 LACKING = "absent"
-"""Stands in the data for a function in the place of a text, as the loss of a regression may be."""
+"""Marks in stored data an option that is a function, as the loss of a regression may be."""
 LONGEST = 2**16
-"""Characters of a text, and numbers of a list, that an option may have."""
+"""Largest number of characters of a text, and of numbers in a list, in an option."""
 
 
 def absent(output: Any, target: Any) -> Tensor:
-    """In the place of a loss of the user's own, in a task that was read from a file.
+    """Stand in for a loss of the user's own in a task that was read from a file.
 
     Raises:
         TaskError: Always, with how to give the loss.
@@ -35,12 +35,12 @@ def absent(output: Any, target: Any) -> Tensor:
 
 
 def measurable(task: Task | None) -> bool:
-    """Whether the task can measure outputs: not where its functions are `absent`."""
+    """Return whether the task can measure outputs; it cannot if its functions are `absent`."""
     return task is not None and not (isinstance(task, Custom) and task.criterion is absent)
 
 
 def as_task(task: str | Task) -> Task | None:
-    """The task of a value, or of a name with its defaults; None for a task of another package that has none for some option.
+    """Return a given task, or the task of a name with its defaults; None if a task of another package has options without defaults.
 
     Raises:
         TaskError: If there is no task of that name.
@@ -74,10 +74,10 @@ def to_data(task: Task) -> dict[str, Any] | None:
 
 
 def from_data(name: str, options: Mapping[str, Any]) -> Task:
-    """The task of `to_data`, from data that may come from anyone.
+    """Rebuild a task from the result of `to_data`, which may come from an untrusted file.
 
     Raises:
-        TaskError: If there is no such task, or it has no option of that name or kind.
+        TaskError: If the task does not exist, or an option has an unknown name or a wrong type.
     """
     cls, defaults = kind(name), _defaults(kind(name))
     values: dict[str, Any] = {}
@@ -112,7 +112,7 @@ def _defaults(cls: type[Task]) -> dict[str, Any]:
 
 
 def _alike(value: Any, default: Any) -> bool:
-    """Whether a value is of the kind of a default; nothing is where that is a function or missing."""
+    """Return whether a value is of the kind of a default; nothing is where that is a function or missing."""
     match default:
         case bool():
             return isinstance(value, bool)
