@@ -1,4 +1,4 @@
-"""From text to a model and its data. Nothing that could execute unpickled code is read unless the user says so."""
+"""Loads models and data named by text. Nothing that could run code by unpickling is read unless the user allows it."""
 
 from sparsify.loading.data import Data as Data
 from sparsify.loading.data import load_data as load_data

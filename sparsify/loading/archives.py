@@ -1,4 +1,4 @@
-"""What of a ``.pt2`` archive may be shown to torch: plain data under known names, and nothing else.
+"""Filters a ``.pt2`` archive before torch reads it: only plain data under known names may pass.
 
 ``torch.export.load`` unpickles parts of an archive, looks operators up by dotted names, writes names unescaped into the Python source it
 generates, imports modules that a structure of inputs names, and evaluates shape expressions as Python. So every part, every string and
@@ -48,7 +48,7 @@ TEXT = re.compile(r"[\w .,:;@+\-<>=/]*")
 
 
 def sanitised(path: Path) -> bytes:
-    """The archive at ``path`` without what torch need not see.
+    """Return the archive at ``path`` without what torch need not see.
 
     Raises:
         LoadError: If the file is missing, no such archive, or holds anything without a rule that allows it.
@@ -117,7 +117,7 @@ def _reduced(value: Any) -> Any:
 
 
 def _problems(value: Any, key: str = "") -> Iterator[str]:
-    """What in a JSON document has no rule that allows it; ``key`` is the name it stands under."""
+    """Yield what in a JSON document has no rule that allows it; ``key`` is the name it stands under."""
     if isinstance(value, dict):
         if value.get("use_pickle"):
             yield f"the pickled tensor {value.get('path_name')!r}"
@@ -159,7 +159,7 @@ def _is_operator(text: str) -> bool:
 
 
 def is_shape_expression(text: str) -> bool:
-    """Whether a text only builds symbols and numbers: calls of `FUNCTIONS`, names of symbols, numbers, arithmetic."""
+    """Return whether a text only builds symbols and numbers: calls of `FUNCTIONS`, names of symbols, numbers, arithmetic."""
     if len(text) > LONGEST_EXPRESSION:
         return False
     try:
@@ -201,7 +201,7 @@ def _are_flags(keywords: list[ast.keyword]) -> bool:
 
 
 def _is_small(exponent: ast.expr) -> bool:
-    """Whether an exponent is a whole number of at most `HIGHEST_POWER`: nested powers would compute for ever."""
+    """Return whether an exponent is a whole number of at most `HIGHEST_POWER`: nested powers would compute for ever."""
     match exponent:
         case ast.Call(func=ast.Name(id="Integer"), args=[inner], keywords=[]):
             return _is_small(inner)

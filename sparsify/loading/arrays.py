@@ -1,4 +1,4 @@
-"""Samples from arrays: an .npz file's, checked, and kept in memory as they are."""
+"""Samples from arrays, such as those of an .npz file: checked, and kept in memory in their own dtype."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ PIECE = 4096
 Statistics = tuple[Tensor, Tensor]
 """Mean and standard deviation per channel."""
 UNLIKE = 16
-"""Images whose highest values differ by more than this factor, one of them at most 1, are on different scales."""
+"""Two parts of images have different scales if their highest values differ by more than this factor and one of them is at most 1."""
 
 
 def read_npz(
     path: Path, *, size: int | None = None, channels: Channels = "auto", on_progress: Progress | None = None
 ) -> Arrays:
-    """The arrays of a file, encoded images decoded.
+    """Return the arrays of a file, encoded images decoded.
 
     Args:
         path: of the file.
@@ -77,7 +77,7 @@ def read_npz(
 
 
 def read_arrays(path: Path) -> Arrays:
-    """All arrays of an .npz file, which may not take more memory than is free, whatever they are packed into.
+    """Return all arrays of an .npz file, which may not take more memory than is free, whatever they are packed into.
 
     Raises:
         DataError: If they would.
@@ -97,7 +97,7 @@ def read_arrays(path: Path) -> Arrays:
 
 
 def free_memory() -> int:
-    """Bytes that the machine can still give; where it does not say, 2**62."""
+    """Return bytes that the machine can still give; where it does not say, 2**62."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -106,13 +106,13 @@ def free_memory() -> int:
 
 
 def encoded_inputs(path: Path) -> set[str]:
-    """The inputs of an .npz file that are encoded images, not pixels, by their names; an only input has the empty text."""
+    """Return the inputs of an .npz file that are encoded images, not pixels, by their names; an only input has the empty text."""
     with np.load(path, allow_pickle=False) as archive:
         return {name.partition(".")[2] for name in archive.files if name.partition(".")[0] == "images_train"}
 
 
 def stored_layout(x: np.ndarray) -> Literal["NF", "NHW", "NHWC", "NCHW"]:
-    """The layout of arrays of features [N, F] or images, as `samples_of_arrays` reads them."""
+    """Return the layout of arrays of features [N, F] or images, as `samples_of_arrays` reads them."""
     if x.ndim == 2:
         return "NF"
     if x.ndim == 3:
@@ -121,7 +121,7 @@ def stored_layout(x: np.ndarray) -> Literal["NF", "NHW", "NHWC", "NCHW"]:
 
 
 def _order(key: str) -> int:
-    """The place of an array's part among all parts."""
+    """Return the place of an array's part among all parts."""
     return next((place for place, part in enumerate(PARTS) if part in key), len(PARTS))
 
 
@@ -130,7 +130,7 @@ def _names_part(arrays: Arrays, part: str) -> bool:
 
 
 def _under(arrays: Mapping[str, Any], name: str) -> Any:
-    """The array of a name, or those of ``name.<key>`` by key; None where there is neither.
+    """Return the array of a name, or those of ``name.<key>`` by key; None where there is neither.
 
     Raises:
         DataError: If there are both, or a key is no name.
@@ -154,7 +154,7 @@ def samples_of_arrays(
     statistics: Statistics | None = None,
     task: str | None = None,
 ) -> dict[str, Samples]:
-    """Samples of ``x_<part>`` and ``y_<part>``, or of several named arrays ``x_<part>.<name>``, ``y_<part>.<name>``.
+    """Return samples of ``x_<part>`` and ``y_<part>``, or of several named arrays ``x_<part>.<name>``, ``y_<part>.<name>``.
 
     Args:
         text: which data, for messages.
@@ -197,7 +197,7 @@ def samples_of_arrays(
 def _several(
     text: str, given: Mapping[str, Any], targets: Mapping[str, Tree], *, normalise: bool
 ) -> dict[str, Samples]:
-    """Samples of several inputs, each prepared by itself."""
+    """Return samples of several inputs, each prepared by itself."""
     table = {part: dict(x) if isinstance(x, Mapping) else dict(enumerate(x)) for part, x in given.items()}
     keys = list(table["train"])
     for part in table:
@@ -224,7 +224,7 @@ def _several(
 
 
 def _rows(where: str, given: Any) -> int:
-    """Samples of one part.
+    """Return samples of one part.
 
     Raises:
         DataError: If there are none, or inputs have unlike numbers of them.
@@ -243,7 +243,7 @@ def _rows(where: str, given: Any) -> int:
 
 
 def _form(targets: Tree) -> str:
-    """What the targets of all parts have in common: names, kinds of numbers, shapes of a sample."""
+    """Return what the targets of all parts have in common: names, kinds of numbers, shapes of a sample."""
     if isinstance(targets, Tensor):
         sizes = ", ".join(["N", *map(str, targets.shape[1:])])
         return f"{str(targets.dtype).removeprefix('torch.')} [{sizes}]"
@@ -258,7 +258,7 @@ def _prepared(
     normalise: bool,
     name: str = "",
 ) -> Statistics | None:
-    """Mean and std that inputs are to be normalised by, from the parts of one input.
+    """Return mean and std that inputs are to be normalised by, from the parts of one input.
 
     Raises:
         DataError: If the parts have unlike shapes or scales, or ``statistics`` other channels.
@@ -275,7 +275,7 @@ def _prepared(
 
 
 def per_channel(text: str, statistics: Statistics, channels: int) -> Statistics:
-    """Mean and std of so many channels from those of all, or one for all.
+    """Return mean and std of so many channels from those of all, or one for all.
 
     Raises:
         DataError: If there are others than one or ``channels`` numbers.
@@ -290,7 +290,7 @@ def per_channel(text: str, statistics: Statistics, channels: int) -> Statistics:
 
 
 def channel_statistics(x: Tensor) -> Statistics:
-    """Mean and standard deviation per channel of images [N, C, H, W] (bytes as [0, 1]), each float32 [C], summed in pieces."""
+    """Return mean and standard deviation per channel of images [N, C, H, W] (bytes as [0, 1]), each float32 [C], summed in pieces."""
     channels = x.shape[1]
     if (
         x.dtype is torch.uint8

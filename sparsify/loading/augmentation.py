@@ -1,4 +1,4 @@
-"""Training images that are shifted and flipped when they are fetched."""
+"""Shifts and flips training images when they are fetched."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsify.parts.trees import Tree, shapes
 
 Augmentation = Literal["none", "crop-flip"]
 MARGIN = 4
-"""Pixels by which images are padded before they are cropped."""
+"""Number of pixels by which images are padded on each side before they are cropped."""
 
 
 class Augmented:
@@ -44,7 +44,7 @@ class Augmented:
 
 
 def augmented(samples: Samples, augmentation: Augmentation) -> Samples:
-    """The samples as a run trains on them.
+    """Return the samples as a run trains on them.
 
     Raises:
         DataError: If the inputs are no images, and should be augmented.

@@ -54,7 +54,7 @@ def samples_of_table(
     normalise: bool = True,
     task: str | None = None,
 ) -> TableSamples:
-    """Samples of a table: inputs float32 [N, F], and the target columns.
+    """Return samples of a table: inputs float32 [N, F], and the target columns.
 
     Args:
         table: the text.
@@ -172,7 +172,7 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
 
 
 def _numbers(table: Table, name: str, values: Sequence[str]) -> np.ndarray | None:
-    """The numbers of a column, float64; None where none of its fields is one.
+    """Return the numbers of a column, float64; None where none of its fields is one.
 
     Raises:
         DataError: If a field is missing, or some are numbers and some are not.
@@ -211,7 +211,7 @@ def _check_present(table: Table, name: str, values: Sequence[str], read: Sequenc
 
 
 def _standard(name: str, values: np.ndarray, kept: np.ndarray, normalise: bool) -> dict[str, Any]:
-    """Mean and deviation of a column of numbers, over the rows that are kept."""
+    """Return mean and deviation of a column of numbers, over the rows that are kept."""
     mean, std = float(values[kept].mean()), float(values[kept].std())
     constant = bool((values[kept] == values[kept][0]).all())
     if not normalise:
@@ -222,7 +222,7 @@ def _standard(name: str, values: np.ndarray, kept: np.ndarray, normalise: bool) 
 
 
 def _categories(table: Table, name: str, values: Sequence[str], kept: np.ndarray, held: np.ndarray) -> dict[str, Any]:
-    """The categories of a column, sorted, as the rows that are kept have them."""
+    """Return the categories of a column, sorted, as the rows that are kept have them."""
     _check_present(table, name, values)
     found = sorted({values[int(row)] for row in kept})
     if len(found) > MOST_CATEGORIES or (len(found) == len(kept) > 20):
@@ -242,7 +242,7 @@ def _categories(table: Table, name: str, values: Sequence[str], kept: np.ndarray
 
 
 def _encoded(feature: Mapping[str, Any], values: Any) -> list[np.ndarray]:
-    """The inputs that one column becomes."""
+    """Return the inputs that one column becomes."""
     if feature.get("constant"):
         return [np.zeros(len(values))]
     if "categories" not in feature:
@@ -282,7 +282,7 @@ def _targets(table: Table, target: Sequence[str], task: str | None) -> tuple[Ten
 
 
 def _classes(table: Table, name: str, numbers: np.ndarray | None) -> tuple[Tensor, tuple[str, ...]]:
-    """The values of a column as class numbers, sorted, and what they are."""
+    """Return the values of a column as class numbers, sorted, and what they are."""
     values = table.columns[name]
     if numbers is not None:
         wrong = numbers != np.round(numbers)

@@ -48,7 +48,7 @@ class Data:
     preparation: Mapping[str, Any] = field(default_factory=dict)
 
     def example(self, count: int = 2) -> Tree:
-        """The first ``count`` held-out inputs [count, ...]."""
+        """Return the first ``count`` held-out inputs [count, ...]."""
         return self.validation.batch(torch.arange(min(count, len(self.validation)))).inputs
 
     def fingerprint(self) -> str:
@@ -140,7 +140,7 @@ def load_data(
 
 
 def _checked(text: str, parts: Parts, names: Sequence[str] | None, task: str | None) -> int:
-    """The number of classes among the training targets, 0 where they are no classes.
+    """Return the number of classes among the training targets, 0 where they are no classes.
 
     Raises:
         DataError: If classes are missing from the training part, or ``names`` are not as many as there are.

@@ -39,7 +39,7 @@ NAMES = {2: ("train", "test"), 3: ("train", "validation", "test")}
 
 
 def samples_of_factory(text: str, *, task: str | None = None) -> dict[str, Samples]:
-    """What ``file.py:factory`` returns, as samples; inputs are taken as they are, bytes as images in [0, 1].
+    """Return what ``file.py:factory`` returns, as samples; inputs are taken as they are, bytes as images in [0, 1].
 
     Raises:
         LoadError: If the factory is missing or fails.
@@ -97,7 +97,7 @@ def _arrays(tree: Any) -> Any:
 
 
 class DatasetSamples:
-    """A map-style Dataset of samples. What is random in it is seeded by the batch, so a resumed run draws the same.
+    """A map-style Dataset as samples. Its randomness is seeded per batch, so a resumed run draws the same values.
 
     Args:
         dataset: with a length; item i is (input, target), or a mapping with a target among its keys. With a collate function of its own,
@@ -153,7 +153,7 @@ class DatasetSamples:
         return Batch(batch_inputs(inputs), self._unchanged(labels, rows))
 
     def targets_of(self, rows: Tensor) -> Tree:
-        """The targets of some samples; those per step are as long as the longest of these samples, as their outputs are."""
+        """Return the targets of some samples; those per step are as long as the longest of these samples, as their outputs are."""
         kept = mapped(lambda tensor: tensor[rows], self.targets)
         if isinstance(kept, Tensor):
             return _cut(kept, self._lengths, rows)
@@ -180,7 +180,7 @@ class DatasetSamples:
             raise DataError(f"{self._where}: {(inputs and unlike(inputs, rows)) or told(error)}") from error
 
     def _unchanged(self, target: Tree, rows: Tensor) -> Tree:
-        """The targets of a batch, which are those first read; what a collate function pads may be longer or shorter there.
+        """Return the targets of a batch, which are those first read; what a collate function pads may be longer or shorter there.
 
         Raises:
             DataError: If they changed.
@@ -255,7 +255,7 @@ class DatasetSamples:
 
 
 def _known_targets(dataset: Any) -> Any:
-    """The targets a data set keeps in ``targets`` or ``labels``, or in a column, so that no input need be read for them; else None."""
+    """Return the targets that a data set keeps in ``targets``, ``labels`` or a column, so that no inputs must be read; else None."""
     if getattr(dataset, "target_transform", None) is not None:
         return None
     if isinstance(dataset, torch.utils.data.Subset):
@@ -274,7 +274,7 @@ def _known_targets(dataset: Any) -> Any:
 
 @contextmanager
 def _seeded(seed: int) -> Generator[None]:
-    """Seed torch, numpy and random for a while, and put their states back."""
+    """Seed torch, numpy and random within the block, and restore their states."""
     python, array = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):

@@ -21,7 +21,7 @@ MODES = {"batch_norm": ("training", "batch norm"), "dropout": ("train", "dropout
 
 
 def load_exported(path: Path) -> nn.Module:
-    """The model of a ``.pt2`` archive, with its parameter names and module tree.
+    """Return the model of a ``.pt2`` archive, with its parameter names and module tree.
 
     An exported program is of one mode. One exported after ``model.eval()`` is taken as it is: batch norm keeps its statistics and dropout
     does nothing in training either, which an `TraceWarning` says. One exported in training mode would go on so when it is evaluated
@@ -93,7 +93,7 @@ def _rehearse(path: Path, program: torch.export.ExportedProgram) -> None:
 
 
 def _modes(graph: fx.Graph) -> tuple[set[str], set[str]]:
-    """What in a graph behaves as in training, and what as in evaluation."""
+    """Return what in a graph behaves as in training, and what as in evaluation."""
     found: tuple[set[str], set[str]] = (set(), set())
     for node in graph.nodes:
         name, title = MODES.get(traits(node).name, MODES.get(kind_of(node), ("", "")))

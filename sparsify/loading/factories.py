@@ -11,7 +11,7 @@ from sparsify.user_code import find, split, told, within
 
 
 def call_factory(text: str, *, gives: str) -> object:
-    """What ``file.py:factory`` or ``package.module:factory`` returns. A file may import what lies beside it.
+    """Return what ``file.py:factory`` or ``package.module:factory`` returns. A file may import what lies beside it.
 
     Args:
         text: which factory.

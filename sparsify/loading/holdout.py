@@ -1,4 +1,4 @@
-"""Samples drawn and held out by a seed: as many of each class, where the targets are one class per sample."""
+"""Draws and holds out samples by a seed; stratified by class if the targets are one class per sample."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ AMOUNTS = " If the targets are amounts and no classes, set the task to 'regressi
 
 
 def drawn(text: str, train: Samples, count: int, *, seed: int, task: str | None = None) -> Samples:
-    """So many of the training samples.
+    """Draw ``count`` of the training samples.
 
     Args:
-        text: which data, for messages.
-        train: all of them.
-        count: how many.
-        seed: of the draw, which is stratified where there is one class per sample.
+        text: name of the data, for messages.
+        train: all training samples.
+        count: how many to draw.
+        seed: seed of the draw, which is stratified if there is one class per sample.
         task: see `sample_classes`.
 
     Raises:
@@ -44,7 +44,7 @@ def drawn(text: str, train: Samples, count: int, *, seed: int, task: str | None 
 def held_out(
     text: str, train: Samples, *, seed: int, fraction: float, task: str | None = None
 ) -> tuple[Samples, Samples]:
-    """The training samples that stay, and those that are held out.
+    """Return the training samples that stay, and those that are held out.
 
     Raises:
         DataError: If a class has a single sample, or too few would stay.

@@ -23,15 +23,15 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 OTHERS = {"validation": "val", "test": "test"}
 PIECE = 1024
 DECODING = 2
-"""Version of what `sparsify.loading.pixels` decodes; a cache of another version is not read."""
+"""Version of the decoder `sparsify.loading.pixels`; caches of other versions are not read."""
 HASHED = 1 << 14
-"""Bytes of each file of a folder that its fingerprint reads."""
+"""How many bytes of each file in a folder its fingerprint reads."""
 MEASURED = 2000
-"""Images of a folder's training part from which mean and standard deviation are taken."""
+"""Number of training images of a folder from which mean and standard deviation are computed."""
 
 
 Progress = Callable[[int, int], None]
-"""Called while images are decoded, with how many are done and how many there are."""
+"""Called while images are decoded, with the number of decoded images and of all images."""
 
 
 def decode_all(
@@ -87,7 +87,7 @@ def decode_all(
     first = decode(0)
     images = np.empty((count, planes, *first.shape[:2]), np.uint8)
     with ThreadPoolExecutor() as pool:
-        for start in range(0, count, PIECE):  # in pieces, so that no more than a piece is held twice
+        for start in range(0, count, PIECE):  # in pieces, so that only one piece at a time is in memory twice
             if on_progress:
                 on_progress(start, count)
             for index, image in enumerate(pool.map(decode, range(start, min(start + PIECE, count))), start):
@@ -122,7 +122,7 @@ def _keep(path: Path, images: np.ndarray) -> None:
 
 
 def _mapped(path: Path, count: int, channels: int) -> np.ndarray | None:
-    """The ``count`` images in a file of the cache, mapped; None where there are none or the file is damaged."""
+    """Return the ``count`` images in a file of the cache, mapped; None where there are none or the file is damaged."""
     try:
         images = np.load(path, mmap_mode="c", allow_pickle=False)  # writing to it would change memory, never the file
     except (OSError, ValueError, EOFError):
@@ -139,7 +139,7 @@ def samples_of_folder(
     channels: Channels = "auto",
     statistics: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[dict[str, Samples], tuple[str, ...]]:
-    """Samples of ``train/<class>/*`` and, where they exist, ``val/<class>/*`` and ``test/<class>/*``, and the classes, sorted by name.
+    """Read samples of ``train/<class>/*`` and, if they exist, ``val/<class>/*`` and ``test/<class>/*``; also returns the sorted classes.
 
     Args:
         folder: holds the parts.

@@ -13,7 +13,7 @@ from sparsify.errors import LoadError
 
 FORM = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
 MOST_VALUES = 1 << 28
-"""Values of an example input, 1 GiB as float32."""
+"""Largest number of values of an example input, 1 GiB as float32."""
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,

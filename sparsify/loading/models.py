@@ -14,7 +14,7 @@ from sparsify.loading.weights import load_weights, read_tensors
 
 
 def digits_cnn() -> nn.Module:
-    """A small CNN for 8x8 images of 10 classes."""
+    """Return a small CNN for 8x8 images of 10 classes."""
     return nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1, bias=False),
         nn.BatchNorm2d(32),
@@ -31,7 +31,7 @@ def digits_cnn() -> nn.Module:
 
 
 def digits_wide_cnn() -> nn.Module:
-    """The CNN of the embedded digits job, wide enough that sparse layers are fast: 8x8 images, 10 classes, 0.93 million weights."""
+    """Return the CNN of the embedded digits job, wide enough that sparse layers are fast: 8x8 images, 10 classes, 0.93 million weights."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((1, 32), (32, 128), (128, 256), (256, 256)):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -44,7 +44,7 @@ PICKLED = (".pt", ".pth", ".pkl", ".bin", ".ckpt")
 
 
 def load_model(text: str, *, weights: Path | None = None, trust_pickle: bool = False) -> nn.Module:
-    """A model from ``file.py:factory``, ``package.module:factory``, ``model.pt2`` or, where pickles are trusted, ``model.pt``.
+    """Return a model from ``file.py:factory``, ``package.module:factory``, ``model.pt2`` or, where pickles are trusted, ``model.pt``.
 
     Args:
         text: which model; a factory takes no arguments.

@@ -1,4 +1,4 @@
-"""Data that a run reads twice, first for no task and then for the one that fits, are read once."""
+"""Avoids reading data twice: a run needs them before its task is known, and again for the task that fits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KEPT: ContextVar[dict[Hashable, Any] | None] = ContextVar("kept", default=None)
 
 @contextmanager
 def read_once() -> Generator[None]:
-    """Within the block, keep what is read for no task until it is read for one: arrays, tables, what a factory returns."""
+    """Within the block, keep arrays, tables and results of factories that are read without a task until they are read for one."""
     if _KEPT.get() is not None:
         yield
         return
@@ -26,12 +26,12 @@ def read_once() -> Generator[None]:
 
 
 def once(key: Hashable, task: str | None, read: Callable[[], Found]) -> Found:
-    """What ``read`` returns, or returned for the same key where no task was known yet; what it warns of is said when the task is known.
+    """Call ``read``, or return its earlier result for the same key; its warnings are shown when the task is known.
 
     Args:
-        key: what is read, and how.
-        task: it is read for; None: it will be read again.
-        read: reads it.
+        key: identifies what is read, and how.
+        task: name of the task for which it is read; None: unknown, so it will be read again.
+        read: reads the data.
     """
     kept = _KEPT.get()
     if kept is None:

@@ -1,4 +1,4 @@
-"""Out-of-distribution inputs: unlabelled, prepared as the training data were."""
+"""Out-of-distribution inputs: unlabelled, and prepared in the same way as the training data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def load_ood(text: str, data: Data, *, on_progress: Progress | None = None) -> Samples:
-    """Out-of-distribution inputs by name, as ``data`` were prepared: their size, channels and normalisation; labels are not read.
+    """Load out-of-distribution inputs by name, with the size, channels and normalisation of ``data``; labels are not read.
 
     - ``file.npz``: ``x_test``, else ``x``; arrays of the shape of the training inputs; or encoded images, ``images_test`` and
       ``offsets_test``, which are resized, and made grey where the training images are.
@@ -66,7 +66,7 @@ def load_ood(text: str, data: Data, *, on_progress: Progress | None = None) -> S
 
 
 def _form(inputs: Tree) -> str:
-    """The names and shapes of inputs; of whole numbers (tokens), whose length may vary from batch to batch, only how many dimensions."""
+    """Return the names and shapes of inputs; for tokens, whose length may vary, only the number of dimensions."""
     if isinstance(inputs, Tensor):
         return str(list(inputs.shape[1:]) if inputs.is_floating_point() else ["..."] * (inputs.ndim - 1))
     rows = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)

@@ -1,4 +1,4 @@
-"""Inputs and target of a sample, a batch or a whole part: those of a pair, or of a mapping that holds the target under a known key."""
+"""Finds inputs and target of a sample, a batch or a whole part: in a pair, or in a mapping with the target under a known key."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def check_bytes(inputs: Any, where: str) -> None:
 
 
 def rows_as_tensors(item: Any) -> Any:
-    """A sample with its lists of numbers as tensors, so that torch's collate function stacks them."""
+    """Return a sample with its lists of numbers as tensors, so that torch's collate function stacks them."""
     if isinstance(item, Mapping):
         return {key: rows_as_tensors(value) for key, value in item.items()}
     if isinstance(item, tuple):
@@ -93,7 +93,7 @@ def rows_as_tensors(item: Any) -> Any:
 
 
 def holds_arrays(value: Any) -> bool:
-    """Whether a value is an array, or a tuple or mapping of arrays."""
+    """Return whether a value is an array, or a tuple or mapping of arrays."""
     if isinstance(value, Mapping):
         return bool(value) and all(map(holds_arrays, value.values()))
     if isinstance(value, tuple):
@@ -102,7 +102,7 @@ def holds_arrays(value: Any) -> bool:
 
 
 def unlike(inputs: Sequence[Any], rows: Sequence[int]) -> str:
-    """Which sample's inputs are unlike the first one's, as a sentence; nothing where all are alike."""
+    """Return which sample's inputs are unlike the first one's, as a sentence; nothing where all are alike."""
     first = _kind(inputs[0])
     for row, value in zip(rows, inputs, strict=True):
         if (kind := _kind(value)) != first:
@@ -122,7 +122,7 @@ def _kind(value: Any) -> str:
 
 
 def stacked(targets: Sequence[Any]) -> Any:
-    """The targets of all samples as one array or mapping of arrays; whole numbers of unlike lengths are padded with `IGNORED`."""
+    """Return the targets of all samples as one array or mapping of arrays; whole numbers of unlike lengths are padded with `IGNORED`."""
     if targets and isinstance(targets[0], Mapping):
         return {key: stacked([target[key] for target in targets]) for key in targets[0]}
     arrays = [np.asarray(target) for target in targets]
@@ -136,7 +136,7 @@ def stacked(targets: Sequence[Any]) -> Any:
 
 
 def lengths_of(targets: Sequence[Any]) -> Any:
-    """The lengths of targets that `stacked` pads, int64 [N], of mappings by key; None where nothing is padded."""
+    """Return the lengths of targets that `stacked` pads, int64 [N], of mappings by key; None where nothing is padded."""
     if len(targets) and isinstance(targets[0], Mapping):
         return {key: lengths_of([target[key] for target in targets]) for key in targets[0]}
     shapes = [np.shape(target) for target in targets]
@@ -146,7 +146,7 @@ def lengths_of(targets: Sequence[Any]) -> Any:
 
 
 def described(value: Any) -> str:
-    """What a value is, for a message."""
+    """Return what a value is, for a message."""
     if isinstance(value, Mapping):
         return f"a mapping with {', '.join(map(str, value)) or 'nothing'}"
     if isinstance(value, (list, tuple)):

@@ -15,7 +15,7 @@ from sparsify.errors import DataError, LoadWarning
 from sparsify.ir.foreign import regular_size
 
 MOST_PIXELS = 1 << 27
-"""Pixels of one image, 400 MB decoded; a file of a few kilobytes can ask for more."""
+"""Largest number of pixels of an image, 400 MB when decoded; a file of a few kilobytes can ask for more."""
 GREY = frozenset({"1", "L", "LA", "La"})
 """Modes of Pillow without colour."""
 Channels = Literal["auto", "rgb", "grey"]
@@ -58,7 +58,7 @@ def decoded(
     channels: int = 3,
     strict: bool = False,
 ) -> np.ndarray:
-    """The pixels of an image, turned as its EXIF orientation says, and laid on white where it is transparent.
+    """Return the pixels of an image, turned as its EXIF orientation says, and laid on white where it is transparent.
 
     Args:
         source: an encoded image.

@@ -1,4 +1,4 @@
-"""What data are given as: digits, a file of arrays, a table, a folder of images, or a factory; read, but not yet split."""
+"""Reads data in any of their forms (digits, a file of arrays, a table, a folder of images, a factory) without splitting them yet."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Source:
 
 
 def read(asked: Asked, on_progress: Progress | None = None) -> Source:
-    """The data that a text names.
+    """Return the data that a text names.
 
     Raises:
         DataError: If they are missing, malformed or unusable, or an option does not go with them.
@@ -147,7 +147,7 @@ def _preparation(samples: TensorSamples, arrays: Arrays, encoded: Collection[str
 
 
 def _given_statistics(asked: Asked, *, prepared: str) -> tuple[Tensor, Tensor] | None:
-    """Mean and standard deviation of the user's, checked; None where there are none."""
+    """Return mean and standard deviation of the user's, checked; None where there are none."""
     text, mean, std = asked.text, asked.mean, asked.std
     if mean is None and std is None:
         return None

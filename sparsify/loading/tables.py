@@ -1,4 +1,4 @@
-"""CSV files, read as text: a header, and columns of equal length. Nothing is guessed that could be wrong: it is refused, with the line."""
+"""Reads CSV files as text: a header, and columns of equal length. Ambiguous content is refused with its line, and never guessed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sparsify.loading.arrays import free_memory
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 MOST_COLUMNS = 10_000
 LONGEST_FIELD = 10_000
-"""Characters."""
+"""Largest number of characters of a field."""
 UNPACKED = 16
-"""Bytes of memory that a byte of the file takes as Python text, about."""
+"""About how many bytes of memory one byte of the file takes as Python text."""
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
@@ -39,12 +39,12 @@ class Table:
     lines: list[int]
 
     def where(self, row: int, column: str) -> str:
-        """A place in the file, for messages."""
+        """Return a place in the file, for messages."""
         return f"{self.path}, line {self.lines[row]}, column {column!r}"
 
 
 def read_table(path: Path) -> Table:
-    """The columns of a CSV file: UTF-8, a header, fields quoted as the csv module of Python reads them.
+    """Return the columns of a CSV file: UTF-8, a header, fields quoted as the csv module of Python reads them.
 
     Raises:
         DataError: If the file cannot be read, has no header, is too large, or its rows are not all as long as the header.
@@ -104,7 +104,7 @@ def _text(path: Path) -> str:
 
 
 def _delimiter(path: Path, text: str) -> str:
-    """The separator that splits the header into most fields; commas where none splits it."""
+    """Return the separator that splits the header into most fields; commas where none splits it."""
     widths: dict[str, int] = {}
     for delimiter in DELIMITERS:
         try:
@@ -144,7 +144,7 @@ def _check_header(path: Path, header: Sequence[str], delimiter: str) -> None:
 
 
 def number(text: str) -> float | None:
-    """The number that a field holds, NaN and infinity included; None where it holds none."""
+    """Return the number that a field holds, NaN and infinity included; None where it holds none."""
     try:
         return None if "_" in text else float(text)
     except ValueError:

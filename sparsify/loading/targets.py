@@ -1,4 +1,4 @@
-"""Targets of any task. Loading checks that they are numbers; whether they fit the outputs of a model, the task checks."""
+"""Targets of any task. Loading checks that they are numbers; the task checks whether they fit the outputs of a model."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _place(wrong: np.ndarray) -> str:
 
 
 def _advice(values: np.ndarray) -> str:
-    """What to do about targets that are no class numbers, by what they seem to be."""
+    """Return what to do about targets that are no class numbers, by what they seem to be."""
     if not (np.issubdtype(values.dtype, np.number) or values.dtype == np.bool_):
         return NUMBERED
     whole = bool(np.isfinite(values).all() and (values == np.round(values)).all())
@@ -115,7 +115,7 @@ def _advice(values: np.ndarray) -> str:
 
 
 def sample_classes(targets: Tree, task: str | None = None) -> Tensor | None:
-    """The class of each sample, int64 [N], where targets say one; None where they say something else.
+    """Return the class of each sample, int64 [N], where targets say one; None where they say something else.
 
     Args:
         targets: of a data set.
@@ -133,7 +133,7 @@ def sample_classes(targets: Tree, task: str | None = None) -> Tensor | None:
 
 
 def count_classes(targets: Tree, task: str | None = None) -> int:
-    """Number of classes, from the highest among training targets; 0 where they are no class numbers."""
+    """Return number of classes, from the highest among training targets; 0 where they are no class numbers."""
     if task in ("dense", "sequence") and isinstance(targets, Tensor) and not targets.is_floating_point():
         return max(int(targets.max()) + 1, 0)
     classes = sample_classes(targets, task)

@@ -1,4 +1,4 @@
-"""Weights from a file: a state dict, found in what a checkpoint wraps around it, fitted to the model's names."""
+"""Loads weights from a file: finds the state dict inside a checkpoint, and fits its names to the model's."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _state_dict(path: Path, *, trust_pickle: bool) -> Mapping[str, Tensor]:
 
 
 def _wraps(value: object, deep: int = MOST_WRAPPED) -> bool:
-    """Whether a state dict lies somewhere in a value, under names."""
+    """Return whether a state dict lies somewhere in a value, under names."""
     if not isinstance(value, Mapping):
         return isinstance(value, nn.Module)
     if value and _tensors(value):
@@ -98,7 +98,7 @@ def _wraps(value: object, deep: int = MOST_WRAPPED) -> bool:
 
 
 def read_tensors(path: Path, *, trust_pickle: bool) -> Any:
-    """What a file holds; only tensors and plain data unless ``trust_pickle``.
+    """Return what a file holds; only tensors and plain data unless ``trust_pickle``.
 
     Raises:
         LoadError: If there is no such file, it is damaged, or it holds more than that.
@@ -143,7 +143,7 @@ def _tensors(content: Mapping[Any, Any]) -> bool:
 
 
 def _fitted(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
-    """The state dict under the model's names, where one prefix is all that differs, and what was done to its names."""
+    """Return the state dict under the model's names, where one prefix is all that differs, and what was done to its names."""
     for longer, shorter, done in ((given, own, "without"), (own, given, "with")):
         prefix = _prefix(longer, shorter)
         if prefix:
@@ -154,7 +154,7 @@ def _fitted(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[Map
 
 
 def _prefix(longer: Mapping[str, Tensor], shorter: Mapping[str, Tensor]) -> str:
-    """What every name in ``longer`` has in front of the one in ``shorter``; "" unless it is one text and all other parts agree."""
+    """Return what every name in ``longer`` has in front of the one in ``shorter``; "" unless it is one text and all other parts agree."""
     names = list(longer)
     if not names or not shorter or set(names) & set(shorter):
         return ""
@@ -165,7 +165,7 @@ def _prefix(longer: Mapping[str, Tensor], shorter: Mapping[str, Tensor]) -> str:
 
 
 def _hint(missing: list[str], unexpected: list[str], own: Mapping[str, Tensor]) -> str:
-    """What may be wrong: the head is missing, or names differ a little."""
+    """Return what may be wrong: the head is missing, or names differ a little."""
     if missing and not unexpected and len(missing) < len(own):
         layers = sorted({name.rpartition(".")[0] for name in missing})
         return (
