@@ -84,7 +84,7 @@ def _calibration(run: RunFolder, columns: Sequence[str]) -> Table | None:
 
 
 def _classes(run: RunFolder, titles: Mapping[str, str]) -> dict[str, Any]:
-    """What is measured of class scores: calibration, the unknown, and each class."""
+    """Return what is measured of class scores: calibration, the unknown, and each class."""
     report, rows = run.report, run.histories["model"]
     columns, many = sections.class_columns(report), report["data"]["classes"] > sections.MOST_CLASSES
     every = Table(columns, sections.classes(report))

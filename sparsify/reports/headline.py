@@ -51,7 +51,7 @@ SMALLER = 0.9
 
 
 def parts(report: Report) -> list[str]:
-    """The models of a run: ``dense`` where it has a baseline, then ``model``."""
+    """Return the models of a run: ``dense`` where it has a baseline, then ``model``."""
     return [name for name in ("dense", "model") if report.get(name)]
 
 
@@ -61,7 +61,7 @@ def title(part: str, report: Report) -> str:
 
 
 def headline(report: Report, latency: Report | None) -> Headline:
-    """The table of a run.
+    """Return the table of a run.
 
     Args:
         report: content of ``metrics.json``.
@@ -85,7 +85,7 @@ def headline(report: Report, latency: Report | None) -> Headline:
 
 
 def _figures(columns: Mapping[str, Report]) -> list[tuple[str, tuple[str, ...]]]:
-    """The figures of a task other than classification, the headline first, and what intervals hold."""
+    """Return the figures of a task other than classification, the headline first, and what intervals hold."""
     model = columns["model"]
     found = [
         (key.replace("_", " "), tuple(_shown(c["figures"].get(key)) for c in columns.values()))
@@ -106,17 +106,17 @@ def _shown(value: float | None) -> str:
 
 
 def headline_figure(report: Report) -> str:
-    """The key of the figure that stands for all of a run: the task's first, ``accuracy`` of classification."""
+    """Return the key of the figure that stands for all of a run: the task's first, ``accuracy`` of classification."""
     return str(report["model"].get("headline", "accuracy"))
 
 
 def figure_names(model: Report) -> list[str]:
-    """The figures of a task other than classification, the headline first."""
+    """Return the figures of a task other than classification, the headline first."""
     return sorted(model.get("figures", ()), key=lambda name: name != model["headline"])
 
 
 def _columns(report: Report) -> dict[str, dict[str, Any]]:
-    """The figures by name of the file: of every model, and of its int8 file behind it."""
+    """Return the figures by name of the file: of every model, and of its int8 file behind it."""
     found: dict[str, dict[str, Any]] = {}
     for name in parts(report):
         found[name] = {**report[name], "title": title(name, report)}
@@ -126,7 +126,7 @@ def _columns(report: Report) -> dict[str, dict[str, Any]]:
 
 
 def sentences(report: Report, latency: Report | None) -> list[str]:
-    """What the figures say, the losses too, in plain sentences.
+    """Return what the figures say, the losses too, in plain sentences.
 
     Args:
         report: content of ``metrics.json``.
@@ -162,17 +162,17 @@ def _teacher(teacher: Report, figure: str) -> str:
 
 
 def uncounted(operators: Sequence[str]) -> str:
-    """What the multiply-accumulates leave out."""
+    """Return what the multiply-accumulates leave out."""
     return f"Multiply-accumulates are not counted of {', '.join(operators)}, which may multiply."
 
 
 def sets(part: Report) -> Report:
-    """What was measured of a model on out-of-distribution inputs, by the name of the set; empty where none were given."""
+    """Return what was measured of a model on out-of-distribution inputs, by the name of the set; empty where none were given."""
     return part.get("ood") or {}
 
 
 def own_score(part: Report) -> str:
-    """The score that a model is judged by: its method's own where it has one."""
+    """Return the score that a model is judged by: its method's own where it has one."""
     return OWN if any(OWN in row["scores"] for row in sets(part).values()) else PLAIN
 
 
@@ -205,7 +205,7 @@ def _told_apart(report: Report) -> list[str]:
 
 
 def _int8_speed(latency: Report | None) -> str:
-    """The int8 file against the others of the run, by the medians of one comparison."""
+    """Return the int8 file against the others of the run, by the medians of one comparison."""
     times = {row["name"]: row["milliseconds"] for row in latency["timings"]} if latency else {}
     if "model-int8" not in times:
         return ""
@@ -256,7 +256,7 @@ def _accuracy(report: Report) -> str:
 
 
 def _task_figures(report: Report) -> list[str]:
-    """The figures of a task beside those of the baseline."""
+    """Return the figures of a task beside those of the baseline."""
     found: dict[int, list[str]] = {1: [], -1: [], 0: []}
     model, dense = report["model"], report["dense"]
     for key, ours in model["figures"].items():

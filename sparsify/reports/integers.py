@@ -17,7 +17,7 @@ FIGURES = (
 
 
 def in_int8(report: Report) -> list[str]:
-    """The models that have an int8 file."""
+    """Return the models that have an int8 file."""
     return [name for name in ("dense", "model") if (report.get(name) or {}).get("int8")]
 
 
@@ -31,7 +31,7 @@ def _in_integers(row: Report) -> int:
 
 
 def int8_sentence(row: Report) -> str:
-    """What the int8 file costs in quality: its figures beside the program's, and predictions that differ.
+    """Return what the int8 file costs in quality: its figures beside the program's, and predictions that differ.
 
     Args:
         row: under ``int8`` of a model in ``metrics.json``.
@@ -73,7 +73,7 @@ def _figures(row: Report) -> str:
 
 
 def _names(row: Report) -> list[str]:
-    """The figures of a task, the headline first."""
+    """Return the figures of a task, the headline first."""
     return sorted(row["figures"], key=lambda name: (name != row["headline"], name))
 
 
@@ -131,6 +131,6 @@ def int8_layers(report: Report, latency: Report | None) -> Rows:
 
 
 def int8_trials(latency: Report | None) -> Rows:
-    """The whole files that were timed to choose from, the fastest first."""
+    """Return the whole files that were timed to choose from, the fastest first."""
     found = ((latency or {}).get("int8") or {}).get("model", {}).get("files", [])
     return [(trial["name"], f"{trial['milliseconds']:.3f}") for trial in found]

@@ -123,7 +123,7 @@ class Latency:
         return "too noisy to tell" if noisy or low > 1 or high < 1 else "no difference beyond noise"
 
     def table(self) -> Headline:
-        """The rows `sparsify bench` prints."""
+        """Return the rows `sparsify bench` prints."""
         columns = ("ms (quartiles)", "times as fast (95 %)", "verdict", "bytes", "non-zeros")
         return Headline(columns, tuple((row.name, self._cells(row, first=not i)) for i, row in enumerate(self.timings)))
 
@@ -263,7 +263,7 @@ def nonzeros(path: Path) -> tuple[int, int]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures hold for: processor, cores this process may use, system, ONNX Runtime."""
+    """Return what the figures hold for: processor, cores this process may use, system, ONNX Runtime."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -50,7 +50,7 @@ def quality(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def task_quality(task: Task, read: Any, outputs: Mapping[str, Tensor], targets: Any) -> dict[str, Any]:
-    """What a task says of a model on the test set; of classification, all of `quality`.
+    """Return what a task says of a model on the test set; of classification, all of `quality`.
 
     Args:
         task: of the run.
@@ -128,14 +128,14 @@ def ood_quality(inside: Mapping[str, Tensor], outside: Mapping[str, Tensor]) -> 
 
 
 def _histogram(inside: Tensor, outside: Tensor) -> dict[str, Any]:
-    """Counts in `BINS` bins of equal width over all of both."""
+    """Return counts in `BINS` bins of equal width over all of both."""
     low, high = (float(f(torch.cat([inside, outside]))) for f in (torch.amin, torch.amax))
     counts = [torch.histc(x, BINS, low, high).long().tolist() if high > low else [len(x)] for x in (inside, outside)]
     return {"low": low, "high": high, "inside": counts[0], "outside": counts[1]}
 
 
 def sizes(program: Program) -> dict[str, Any]:
-    """Weights and multiplications of a trained program; one without masks counts as wholly active.
+    """Return weights and multiplications of a trained program; one without masks counts as wholly active.
 
     Returns:
         ``params`` and ``model_density`` of all weights, ``maskable``, ``active`` and ``density`` of those with a mask (without masks: of
@@ -183,7 +183,7 @@ def layers(program: Program, coverage: Mapping[str, float] | None = None) -> lis
 
 
 def covered(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """The share of all positions of the `layers` with a known coverage that was ever active; None where none is known."""
+    """Return the share of all positions of the `layers` with a known coverage that was ever active; None where none is known."""
     known = [row for row in rows if row["coverage"] is not None]
     return (
         sum(row["coverage"] * row["maskable"] for row in known) / sum(row["maskable"] for row in known)
@@ -193,7 +193,7 @@ def covered(rows: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def pass_rows(record: Sequence[tuple[Pass, PassLog]]) -> list[dict[str, Any]]:
-    """What `sparsify.passes.recording` holds, as it goes into ``metrics.json``."""
+    """Return what `sparsify.passes.recording` holds, as it goes into ``metrics.json``."""
     return [
         {"pass": str(step), "changed": list(log.changed), "left_alone": [list(item) for item in log.skipped]}
         for step, log in record

@@ -60,7 +60,7 @@ def canvas(height: float) -> Generator[Figure]:
 
 
 def shade(share: float) -> Any:
-    """A colour of the scale from dark blue at 0 to yellow at 1."""
+    """Return a colour of the scale from dark blue at 0 to yellow at 1."""
     import matplotlib as mpl
 
     return mpl.colormaps["viridis"](share)
@@ -237,7 +237,7 @@ def unknown(rows: History) -> Markup:
 
 
 def svg(figure: Figure, label: str, prefix: str) -> Markup:
-    """The figure as an ``<svg>`` element with a text for those who cannot see it; ``prefix`` keeps its ids apart on the page."""
+    """Return the figure as an ``<svg>`` element with a text for those who cannot see it; ``prefix`` keeps its ids apart on the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()

@@ -54,7 +54,7 @@ def task_calibration(report: Report) -> Rows:
 
 
 def bins(report: Report) -> Rows:
-    """Every bin that holds samples: model, when, the bin's edges, count, confidence, accuracy."""
+    """Return every bin that holds samples: model, when, the bin's edges, count, confidence, accuracy."""
     rows: Rows = []
     for name in parts(report):
         for when in ("before", "after"):
@@ -131,7 +131,7 @@ def layers(part: Mapping[str, Any]) -> Rows:
 
 
 def passes(report: Report) -> Rows:
-    """Every pass that made the model and its file: how much it changed, and what it left alone and why."""
+    """Return every pass that made the model and its file: how much it changed, and what it left alone and why."""
     rows: Rows = []
     for row in report["model"]["passes"]:
         left = "; ".join(f"{where}: {reason}" for where, reason in row["left_alone"])
@@ -161,14 +161,14 @@ def _count(value: int | None) -> str:
 
 
 def compute(report: Report) -> Rows:
-    """What training each model cost, in counts."""
+    """Return what training each model cost, in counts."""
     names = parts(report)
     keys = list(dict.fromkeys(key for name in names for key in report[name]["counts"]))
     return [(key.replace("_", " "), *(f"{report[name]['counts'].get(key, 0):,}" for name in names)) for key in keys]
 
 
 def schedule(report: Report) -> Rows:
-    """The steps that the durations of each model's method stood for, and when its rounds were due; empty without any."""
+    """Return the steps that the durations of each model's method stood for, and when its rounds were due; empty without any."""
     found = [report[name].get("schedule", {}) for name in parts(report)]
     keys = list(dict.fromkeys(key for entry in found for key in entry if key not in ("total_steps", "rounds")))
     labels = {key: key if "." in key else key.replace("_", " ") for key in keys}

@@ -72,20 +72,20 @@ class Summary:
     rows: tuple[Row, ...]
 
     def shown(self) -> list[str]:
-        """The figures a table shows."""
+        """Return the figures a table shows."""
         present = list(dict.fromkeys(key for row in self.rows for key in row.spreads))
         quality = [key for key in MEASURES if key in present and key not in COSTS and not unknown(key)]
         quality += [key for key in present if key.startswith(tuple(OWN))]
         return [*quality, *filter(unknown, present), *(key for key in COSTS if key in present)]
 
     def shortlist(self) -> list[str]:
-        """The figures that fit a terminal."""
+        """Return the figures that fit a terminal."""
         counts = {row.spreads["evaluations"].mean for row in self.rows if "evaluations" in row.spreads}
         costs = ["evaluations"] if len(counts) > 1 else []
         return [key for key in self.shown() if key in SHORT or key.startswith(("auroc", *OWN)) or key in costs]
 
     def brief(self) -> Headline:
-        """The terminal's table, in three decimals: below a mean, the difference to the base and, if clear, its verdict."""
+        """Return the terminal's table, in three decimals: below a mean, the difference to the base and, if clear, its verdict."""
         keys = self.shortlist()
         rows = []
         for row in self.rows:
@@ -133,7 +133,7 @@ class Summary:
         return Headline(columns, tuple(rows))
 
     def sentences(self) -> list[str]:
-        """How far the intervals can be trusted, then every difference that is clear."""
+        """Return how far the intervals can be trusted, then every difference that is clear."""
         judged = [
             (row, key, row.differences[key])
             for row in self.rows
@@ -170,7 +170,7 @@ def verdict(key: str, difference: Difference) -> str:
 
 
 def summarise(results: Sequence[CellResult]) -> Summary:
-    """The rows of a grid from its finished cells, in the order of their names; pairs are cells of equal sparsity and seed.
+    """Return the rows of a grid from its finished cells, in the order of their names; pairs are cells of equal sparsity and seed.
 
     A base without masks stands for all sparsities. A method of several bases has a row for each.
     """
@@ -246,7 +246,7 @@ def evaluations(row: Mapping[str, Any]) -> float:
 def mean_curve(
     cells: Sequence[CellResult], x: Callable[[Mapping[str, Any]], float], key: str
 ) -> tuple[list[float], list[float]]:
-    """A figure of the histories by ``x``, both as means over cells, as far as the shortest history goes."""
+    """Return a figure of the histories by ``x``, both as means over cells, as far as the shortest history goes."""
     rows = list(zip(*(cell.history for cell in cells), strict=False))
     return [spread([x(r) for r in row]).mean for row in rows], [
         spread([float(r.get(key, "nan")) for r in row]).mean for row in rows

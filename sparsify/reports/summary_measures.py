@@ -71,7 +71,7 @@ UNKNOWN = {"auroc": 1, "aupr": 1, "fpr": -1}
 
 
 def figures(model: Mapping[str, Any]) -> dict[str, float]:
-    """Every figure of a model of ``metrics.json``, nested ones by dotted key, and what its training cost.
+    """Return every figure of a model of ``metrics.json``, nested ones by dotted key, and what its training cost.
 
     ``evaluations`` are those of `sparsify.parts.compute.evaluations`; runs that did not count passes have one a step and one a probe.
     Of each set of unknown inputs, AUROC and FPR also stand under ``auroc.<set>`` and ``fpr.<set>``, by the score the model is judged by:
@@ -92,7 +92,7 @@ def figures(model: Mapping[str, Any]) -> dict[str, float]:
 
 
 def direction(model: Mapping[str, Any], figure: str) -> int:
-    """Which way a figure of a model of ``metrics.json`` is better: 1 up, -1 down, 0 not known."""
+    """Return which way a figure of a model of ``metrics.json`` is better: 1 up, -1 down, 0 not known."""
     return 0 if figure in model.get("undirected", ()) else -1 if figure in model["lower_is_better"] else 1
 
 
@@ -115,7 +115,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 
 def unknown(key: str) -> bool:
-    """Whether a figure measures how well the unknown is told apart, by the score the model is judged by."""
+    """Return whether a figure measures how well the unknown is told apart, by the score the model is judged by."""
     return key.startswith(("auroc", "fpr"))
 
 

@@ -26,7 +26,7 @@ Missing = Sequence[tuple[str, str]]
 
 
 def markdown(title: str, summary: Summary, missing: Missing) -> str:
-    """The table, what it says, and what is missing."""
+    """Return the table, what it says, and what is missing."""
     parts = [f"# {title}", "", *_markdown_table("method", summary.table(summary.shown())), "", READING, ""]
     parts += [f"- {line}" for line in summary.sentences()]
     if any(row.reach for row in summary.rows):
@@ -37,7 +37,7 @@ def markdown(title: str, summary: Summary, missing: Missing) -> str:
 
 
 def document(title: str, summary: Summary, cells: Sequence[CellResult], missing: Missing, recipe: str) -> str:
-    """The HTML file: table, sentences, plots, cells, and the grid's recipe."""
+    """Return the HTML file: table, sentences, plots, cells, and the grid's recipe."""
     trust, *clear = summary.sentences()
     return markup.page(
         "grid.html",

@@ -36,7 +36,7 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
 
 
 def against_sparsity(summary: Summary) -> Markup:
-    """Every figure of the table by sparsity: means, and bars of one deviation; rows without masks are lines across."""
+    """Return every figure of the table by sparsity: means, and bars of one deviation; rows without masks are lines across."""
     varying = set(summary.shortlist())
     keys = [key for key in summary.shown() if key not in COSTS or key in varying]
     levels = sorted({row.sparsity for row in summary.rows if row.sparsity is not None})
@@ -112,7 +112,7 @@ def _curves(cells: Sequence[CellResult], x: Callable[[Mapping[str, Any]], float]
 
 
 def _measured(cells: Sequence[CellResult]) -> tuple[tuple[str, str], tuple[str, str]]:
-    """The headline figure and the loss of the validation part: keys of a row, and their titles."""
+    """Return the headline figure and the loss of the validation part: keys of a row, and their titles."""
     rows = [row for cell in cells for row in cell.history]
     figures = [key for key in (rows[-1] if rows else {}) if key.startswith("val_") and key != "val_loss"]
     if not figures or figures[0] == "val_accuracy":
@@ -124,7 +124,7 @@ def _measured(cells: Sequence[CellResult]) -> tuple[tuple[str, str], tuple[str, 
 
 
 def _way(cells: Sequence[CellResult], key: str) -> int:
-    """Which way a figure of the histories is better: 1 up, -1 down, 0 not known."""
+    """Return which way a figure of the histories is better: 1 up, -1 down, 0 not known."""
     name, known = key.removeprefix("val_"), {key for cell in cells for key in cell.figures}
     held = (found for found in (name, *(f"{prefix}{name}" for prefix in OWN)) if found in known)
     return -1 if key == "val_loss" else measure(next(held, name)).better

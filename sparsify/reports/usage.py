@@ -46,7 +46,7 @@ def usage(report: Report) -> dict[str, str]:
 
 
 def _several(rows: Sequence[Report], data: Report) -> list[tuple[str, tuple[str, ...]]]:
-    """The lines for several inputs, or one by name: those of an archive, else arrays that the user prepares; with what they read."""
+    """Return the lines for several inputs, or one by name: those of an archive, else arrays that the user prepares; with what they read."""
     told = data.get("preparation", {}).get("inputs", {})
     archive = all(row.get("array") and told.get(row["name"], {}).get("stored") != "files" for row in rows)
     lines = [
@@ -137,7 +137,7 @@ def _run(fed: str, outputs: Sequence[str] | None, session: str = SESSION) -> tup
 
 
 def _normalised(x: str, given: Report, *, last: bool) -> str:
-    """An expression for ``(x / scale - mean) / std``, in parentheses where it is more than ``x``; ``last``: channels come last."""
+    """Return an expression for ``(x / scale - mean) / std``, in parentheses where it is more than ``x``; ``last``: channels come last."""
     if given["scale"] not in (None, 1):
         x = f"{x} / {given['scale']:g}"
     mean, std = given["mean"], given["std"]

@@ -52,7 +52,7 @@ def _accuracy(report: Report) -> str:
 
 
 def _figure(report: Report) -> str:
-    """The headline figure of a task other than classification, with the interval of the paired bootstrap where the task has one."""
+    """Return the headline figure of a task other than classification, with the interval of the paired bootstrap where the task has one."""
     model, dense, samples = report["model"], report.get("dense"), report["data"]["samples"]["test"]
     key = model["headline"]
     value = model["figures"][key]
@@ -77,7 +77,7 @@ def _figure(report: Report) -> str:
 
 
 def _compared(way: int, low: float, high: float, alike: str) -> str:
-    """What a difference between two ends is called; ``way`` is from `direction`."""
+    """Return what a difference between two ends is called; ``way`` is from `direction`."""
     if low <= 0 <= high:
         return alike
     if not way:
@@ -138,7 +138,7 @@ def _worse_figures(model: Report, dense: Report) -> str:
 
 
 def _classes(report: Report) -> list[str]:
-    """The classes that lost clearly, by their interval; without one, the class that lost most, called not clear."""
+    """Return the classes that lost clearly, by their interval; without one, the class that lost most, called not clear."""
     flips, names = report["flips"], report["data"].get("class_names")
     clear, unclear = list[tuple[float, str]](), list[tuple[float, str]]()
     counts = zip(flips["class_lost"], flips["class_gained"], flips["class_samples"], strict=True)
