@@ -77,7 +77,7 @@ def _page(run: RunFolder) -> str:
 
 
 def _calibration(run: RunFolder, columns: Sequence[str]) -> Table | None:
-    """How the head of a task other than classification was fitted, where it has one."""
+    """Describe how the head of a task other than classification was fitted, if it has one."""
     if "reliability" in run.report["model"] or run.report["model"]["calibration"] is None:
         return None
     return Table(("", *columns), sections.task_calibration(run.report))

@@ -1,4 +1,4 @@
-"""Read what a run left in its folder; every file that is missing, damaged or of something else is named."""
+"""Reads the files of a run's folder; errors name every file that is missing, damaged or of another kind."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ Report = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Headline:
-    """A table: column titles, then rows of a title and one cell a column."""
+    """A table: column titles, then rows with a title and one cell per column."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[str, ...]], ...]
@@ -45,9 +45,9 @@ LOWER_IS_BETTER = (
     ("class-wise ECE", "classwise_ece"),
 )
 PLAIN, OWN = "maximum probability", "ood_score"
-"""The score that every model has, and the one that a method brings."""
+"""The out-of-distribution score that every model has, and the one that a method may add."""
 SMALLER = 0.9
-"""A file above this share of the dense one's bytes is called no smaller."""
+"""A file with more than this share of the dense file's bytes is not called smaller."""
 
 
 def parts(report: Report) -> list[str]:

@@ -33,14 +33,14 @@ from sparsify.timing import bound, seconds_per_call
 
 Interval = tuple[float, float]
 TIMED_SECONDS = 0.005
-"""A timing repeats the call until about this long, so that the clock and the call itself do not matter."""
+"""A timing repeats the call for about this long, so that the clock's resolution and the overhead of a call do not matter."""
 WARM_UP_SECONDS = 0.02
-"""Calls of a session before it is timed, at least three."""
+"""How long a session is called before it is timed; at least three calls."""
 MOST_THREADS = 512
 MOST_VALUES = 1 << 28
-"""Values of an input that is made up, 1 GiB as float32."""
+"""Largest number of values of a generated input, 1 GiB as float32."""
 NOISY = 0.1
-"""From this distance between the first file's ratio to itself and 1, a measurement cannot say that two files are alike."""
+"""If the first file's ratio to itself differs from 1 by this much, the measurement cannot show that two files are equally fast."""
 _VALUES = frozenset(
     (
         TensorProto.FLOAT,
@@ -65,7 +65,7 @@ _NUMPY = {
 
 @dataclass(frozen=True)
 class Timing:
-    """One file: median and quartiles in milliseconds a call, and how many times faster than the first file it is.
+    """The timing of one file: median and quartiles in milliseconds per call, and its speed-up over the first file.
 
     Attributes:
         speedup: median of (time of the first file) / (time of this one) over rounds; above 1 is faster.
@@ -87,7 +87,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Latency:
-    """A comparison; the first of ``timings`` is what the others are compared with.
+    """A comparison of files; the others are compared with the first of ``timings``.
 
     Attributes:
         noise: 95 % interval of the first file's ratio to itself, in a second session.

@@ -19,7 +19,7 @@ from sparsify.passes import Pass, PassLog
 from sparsify.tasks import Task
 
 LEAST_RESAMPLES, MOST_DRAWN = 200, 10**9
-"""Draws of an interval at least, and numbers that all of them may hold: large outputs are drawn less often."""
+"""Smallest number of draws for an interval, and how many numbers all draws may hold together: large outputs get fewer draws."""
 BINS = 40
 """Bins of a histogram of scores."""
 
@@ -78,7 +78,7 @@ def task_quality(task: Task, read: Any, outputs: Mapping[str, Tensor], targets: 
 
 
 def paired(task: Task, row: Mapping[str, Any], model: Any, dense: Any, targets: Any) -> dict[str, Any]:
-    """The headline figure of a model less that of its baseline, with the 95 % interval of the paired bootstrap over the test samples.
+    """Compute the headline figure of a model minus that of its baseline, with a 95 % interval by paired bootstrap over test samples.
 
     Args:
         task: of the run, other than classification, which counts decisions.
@@ -108,7 +108,7 @@ def paired(task: Task, row: Mapping[str, Any], model: Any, dense: Any, targets: 
 
 
 def ood_quality(inside: Mapping[str, Tensor], outside: Mapping[str, Tensor]) -> dict[str, Any]:
-    """How well each score tells test inputs from out-of-distribution ones.
+    """Measure how well each score tells test inputs from out-of-distribution ones.
 
     Args:
         inside: outputs of the program on the test set, at least ``logits`` [N, K].

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 INK = "#123456"
 """Stands for the page's text colour until the SVG is written."""
 COLOURS = {"dense": "#4f8fc9", "model": "#d9762b"}
-"""Apart for colour-blind eyes, and clear of both a white and a near-black page."""
+"""Colours that colour-blind readers can tell apart, and that are visible on both a white and a near-black page."""
 STYLE = {
     "svg.hashsalt": "sparsify",
     "svg.fonttype": "none",
@@ -38,7 +38,7 @@ STYLE = {
 }
 WIDTH = 8.4
 MOST_NAMES = 12
-"""Lines of a plot that are named in it; of more, some."""
+"""Largest number of lines that a plot names; if there are more, only some are named."""
 OF_THE_UNKNOWN = ("unknown_mass", "alpha")
 """Readings that `unknown` draws."""
 History = Sequence[Mapping[str, Any]]
@@ -67,7 +67,7 @@ def shade(share: float) -> Any:
 
 
 def curves(histories: Mapping[str, History], titles: Mapping[str, str], figure_key: str = "accuracy") -> Markup:
-    """Training loss and a figure of the validation part, such as its accuracy, by step; one line per model."""
+    """Plot training loss and a figure of the validation part, such as accuracy, by step, with one line per model."""
     key, name = f"val_{figure_key}", figure_key.replace("_", " ")
     with canvas(3.2) as figure:
         loss, accuracy = figure.subplots(1, 2)
@@ -115,7 +115,7 @@ def readings(history: History) -> Markup:
 
 
 def densities(layers: Sequence[Mapping[str, Any]]) -> Markup:
-    """Density of every masked weight, as bars."""
+    """Plot the density of every masked weight as bars."""
     masked = [layer for layer in layers if layer["active"] is not None]
     shares = [layer["active"] / layer["maskable"] for layer in masked]
     with canvas(0.8 + 0.24 * max(len(masked), 2)) as figure:
@@ -155,7 +155,7 @@ def masks(history: History) -> Markup:
 
 
 def reliability(bins: Mapping[str, Mapping[str, Bins]], titles: Mapping[str, str]) -> Markup:
-    """Accuracy by confidence over a histogram of confidences, before and after calibration, one row a model."""
+    """Plot accuracy by confidence over a histogram of confidences, before and after calibration, with one row per model."""
     with canvas(3.4 * len(bins)) as figure:
         grid = figure.subplots(2 * len(bins), 2, squeeze=False, height_ratios=[3, 1] * len(bins), sharex=True)
         for index, (part, tables) in enumerate(bins.items()):

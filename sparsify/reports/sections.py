@@ -118,7 +118,7 @@ def classes(report: Report, *, worst_first: bool = False) -> Rows:
 
 
 def layers(part: Mapping[str, Any]) -> Rows:
-    """Every weight of a model: shape, counts, density, coverage, multiply-accumulates, its form in the file, and why it has no mask."""
+    """List every weight of a model: shape, counts, density, coverage, multiply-accumulates, form in the file, and why it has no mask."""
     found: Rows = []
     for layer in part["layers"]:
         active, total = layer["active"], layer["maskable"]
