@@ -94,9 +94,12 @@ def _without(
     sizes = dimensions.sizes(example)
     declared = [name for name in dimensions.names if name != BATCH and (name in fixed or BATCH not in dimensions.names)]
     if declared:
+        advice = error.advice if isinstance(error, UnreadableGuard) else ""
+        advice = advice or (
+            "Take it out of dynamic, or make forward compute with the sizes of its inputs (x.shape[1]) in place of numbers."
+        )
         raise TraceError(
-            f"{type(model).__name__} fixes dimension {declared[0]} at {sizes[declared[0]]} in {phase} mode: {reason}. Take it out of "
-            f"dynamic, or make forward compute with the sizes of its inputs (x.shape[1]) in place of numbers."
+            f"{type(model).__name__} fixes dimension {declared[0]} at {sizes[declared[0]]} in {phase} mode: {reason}. {advice}"
         ) from error
     captured = capture(model, example, phase, dimensions.without(BATCH))
     warnings.warn(

@@ -132,7 +132,11 @@ def ranges_of(
     for used, holds, text in conditions:
         if len(used) > 1:
             if equal := _EQUAL.fullmatch(text.strip("() ")):
-                raise UnreadableGuard(equal[1], f"{equal[1]} and {equal[2]} have to be equal; give them one name")
+                raise UnreadableGuard(
+                    equal[1],
+                    f"{equal[1]} and {equal[2]} have to be equal",
+                    f"Give both dimensions the name {equal[1]} in dynamic.",
+                )
             _shrink(found, sizes, used, holds, text)
     return found
 
@@ -143,11 +147,11 @@ def keys_of(path: str) -> tuple[str, ...]:
 
 
 class UnreadableGuard(Exception):
-    """A condition of a trace that fixes a dimension at its size in the example."""
+    """A condition of a trace that fixes a dimension at its size in the example; ``advice`` says what to do about special conditions."""
 
-    def __init__(self, name: str | None, reason: str) -> None:
+    def __init__(self, name: str | None, reason: str, advice: str = "") -> None:
         super().__init__(reason)
-        self.name, self.reason = name, reason
+        self.name, self.reason, self.advice = name, reason, advice
 
 
 def _used(text: str, sizes: Mapping[str, int]) -> list[str]:
@@ -202,7 +206,12 @@ def _shrink(
             kept = tuple(n for n in found[name].excluded if n > low)
             found[name] = SizeRange(low, high, found[name].step, kept)
             return
-    raise UnreadableGuard(used[-1], f"its condition {text} ties {' and '.join(used)} together")
+    raise UnreadableGuard(
+        used[-1],
+        f"its condition {text} ties {' and '.join(used)} together",
+        "Sizes with different names vary independently. Give inputs of one size under one name and cut or pad them in forward "
+        f"(such as x[:, 1:]), or take {used[-1]} out of dynamic.",
+    )
 
 
 def _trials(allowed: SizeRange, size: int) -> list[int]:

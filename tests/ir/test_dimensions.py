@@ -14,6 +14,7 @@ from sparsify.errors import LoadError, TraceError
 from sparsify.ir import Program, TraceWarning, trace
 from sparsify.ir.dimensions import parsed, value_of
 from sparsify.ir.size_ranges import SizeRange
+from tests.cases import digits
 
 
 class Tokens(nn.Module):
@@ -192,7 +193,7 @@ WRONG = {
     "name": ({"ids": {1: "the length"}}, {}, "calls dimension 1 of input 'ids' 'the length'"),
     "reserved": ({"ids": {1: "batch"}}, {}, "calls dimension 1 of input 'ids' 'batch'"),
     "sizes": ({"ids": {1: "T"}, "mask": {0: "T"}}, {}, "T is 8 in dimension 1 of 'ids' of the example, and 3"),
-    "two names": ({"ids": {1: "S"}, "mask": {1: "T"}}, {}, "S and T have to be equal; give them one name"),
+    "two names": ({"ids": {1: "S"}, "mask": {1: "T"}}, {}, "S and T have to be equal. Give both dimensions the name S"),
     "half": ({"ids": {1: "T"}}, {}, "fixes dimension T at 8 in train mode"),
     "limit": (LENGTH, {"S": (1, 9)}, "limits names the dimension 'S'; expected one of N, T"),
     "limits": (LENGTH, {"T": 9}, "smallest and a largest size, found 9"),
@@ -214,6 +215,18 @@ def test_a_fixed_length_names_the_way_out():
         TraceError, match=r"only N may vary.* with dynamic=\{'ids': \{1: 'T'\}\} if dimension 1 is to vary"
     ):
         program(**batch(3, 9))
+
+
+def test_sizes_that_follow_from_each_other_are_told_with_their_condition():
+    class Next(nn.Module):
+        def forward(self, rows, shorter):
+            return (rows[:, 1:] + shorter).mean(1)
+
+    rows = digits(4)[0].squeeze(1)
+    with pytest.raises(
+        TraceError, match=r"\(-1\).*T.*S ties T and S together. Sizes with different names vary independently"
+    ):
+        trace(Next(), (rows, rows[:, 1:]), dynamic={"rows": {1: "T"}, "shorter": {1: "S"}})
 
 
 def test_texts_of_the_command():
