@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
@@ -59,17 +59,22 @@ class Registry(Mapping[str, T]):
         """The distribution whose plug-in added a name; "" for this package's own and for what a program registered itself."""
         return self._origins.get(name, "")
 
-    def find(self, name: str) -> T:
+    def find(self, name: str, *, also: Sequence[str] = ()) -> T:
         """The thing of that name.
+
+        Args:
+            name: of one of these things.
+            also: further names that the caller accepts, for the message.
 
         Raises:
             SparsifyError: Of the registry's kind, if there is none; naming the nearest, and plug-ins that could not be loaded.
         """
         if name in self:
             return self[name]
-        near = difflib.get_close_matches(name, self, n=3)
+        known = [*also, *self]
+        near = difflib.get_close_matches(name, known, n=3)
         nearest = f" Nearest: {', '.join(near)}." if near else ""
-        raise self._error(f"there is no {self.kind} {name!r}.{nearest} All: {', '.join(self)}.{not_loaded()}")
+        raise self._error(f"there is no {self.kind} {name!r}.{nearest} All: {', '.join(known)}.{not_loaded()}")
 
     @contextmanager
     def forgetting(self) -> Generator[None]:

@@ -29,7 +29,7 @@ from sparsify.ir.nodes import (
 )
 from sparsify.ir.phase import Phase, copy_graph
 from sparsify.ir.size_ranges import EVERY, SizeRange
-from sparsify.ir.state import clone_state, find, submodule
+from sparsify.ir.state import clone_state, submodule, tensor_of
 from sparsify.tasks import Task
 
 
@@ -189,10 +189,8 @@ class Program(nn.Module):
 
     def _check_phase(self, phase: object) -> None:
         if not isinstance(phase, str) or phase not in self.phases:
-            known = " and ".join(self.phases)
-            raise TraceError(
-                f"{self.name!r}, which is {self.stage.value}, has the phases {known}, found {found(phase)}."
-            )
+            known = f"{self.name!r}, which is {self.stage.value}, has the phases {' and '.join(self.phases)}"
+            raise TraceError(f"{known}, found {found(phase)}.")
 
     def reading(self, name: str | None, phase: str, leaves: Sequence[Any]) -> Any:
         """Select from the flat outputs of a phase what a task reads.
@@ -243,10 +241,7 @@ class Program(nn.Module):
         Raises:
             AttributeError: If there is none.
         """
-        value = find(self, name) if isinstance(name, str) else None
-        if not isinstance(value, Tensor):
-            raise AttributeError(f"program {self.name!r} has no parameter or buffer {name!r}")
-        return value
+        return tensor_of(self, name)
 
     def get_parameter(self, target: str) -> nn.Parameter:
         """Return the parameter called ``target``, as `tensor` does."""
@@ -261,8 +256,10 @@ class Program(nn.Module):
         return submodule(self, target)
 
     def mask(self, weight: str) -> Tensor:
-        """Return the mask of a weight: bool, of the weight's shape; True = active."""
-        return self.get_buffer(f"{weight}_mask")
+        """Return the mask of a weight: bool, of the weight's shape; True = active. An AttributeError names the weights with a mask."""
+        from sparsify.ir.sites import mask_of
+
+        return mask_of(self, weight)
 
     def masks(self) -> dict[str, Tensor]:
         """Masks by weight name, in graph order."""

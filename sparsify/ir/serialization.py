@@ -125,7 +125,7 @@ def load_program(path: Path, make: type[Program]) -> Program:
     except Exception as error:
         raise LoadError(
             f"{path} is not a saved program, or it is damaged ({type(error).__name__}: {str(error)[:500]}). "
-            f"Save it again with Program.save, or give a file.py:factory."
+            f"Give a file written by `sparsify trace --out`, by a run (program.sparsify) or by Program.save."
         ) from error
     return program
 

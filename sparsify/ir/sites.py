@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from sparsify.ir.nodes import (
     MASK_OPERATORS,
@@ -21,6 +21,7 @@ from sparsify.ir.nodes import (
 )
 from sparsify.ir.printer import target_name
 from sparsify.ir.products import LOOKUPS, Macs, is_free, is_product
+from sparsify.ir.state import find
 from sparsify.ir.traits import argument, arguments, state_name, traits, written
 from sparsify.ir.weight_reads import Reads, for_outputs, from_inputs, reads
 
@@ -88,6 +89,20 @@ def leading_phase(program: Program) -> str:
 def mask_names(program: Program) -> dict[str, str]:
     """Return names of the masks by weight, in the order of the train graph."""
     return {weight: mask for weight, (mask, _) in masks_and_patterns(program).items()}
+
+
+def mask_of(program: Program, weight: str) -> Tensor:
+    """The mask of a weight.
+
+    Raises:
+        AttributeError: If it has none; naming the weights that have one.
+    """
+    value = find(program, f"{weight}_mask")
+    if isinstance(value, Tensor):
+        return value
+    known = ", ".join(mask_names(program))
+    advice = f"Weights with a mask: {known}." if known else "No weight has one: apply insert-masks, or attach a method."
+    raise AttributeError(f"program {program.name!r} has no mask of {weight!r}. {advice}")
 
 
 def masks_and_patterns(program: Program) -> dict[str, tuple[str, str]]:

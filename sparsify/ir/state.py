@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -35,6 +36,24 @@ def find(root: nn.Module, name: str) -> Tensor | nn.Module | None:
     if owner is None:
         return None
     return next((value for table in TABLES if (value := getattr(owner, table).get(leaf)) is not None), None)
+
+
+def tensor_of(root: nn.Module, name: object) -> Tensor:
+    """The parameter or buffer called ``name``.
+
+    Raises:
+        AttributeError: If there is none; naming the nearest.
+    """
+    value = find(root, name) if isinstance(name, str) else None
+    if isinstance(value, Tensor):
+        return value
+    known = [found for table in (root.named_parameters, root.named_buffers) for found, _ in table()]
+    near = difflib.get_close_matches(str(name), known, n=3)
+    nearest = f" Nearest: {', '.join(near)}." if near else ""
+    raise AttributeError(
+        f"program {getattr(root, 'name', type(root).__name__)!r} has no parameter or buffer {name!r}.{nearest} "
+        f"List them with named_parameters() and named_buffers()."
+    )
 
 
 def skeleton(model: nn.Module) -> nn.Module:

@@ -185,15 +185,19 @@ class Pass(abc.ABC):
         """Build the pass from ``key=value`` pairs separated by blanks; a tuple is comma-separated.
 
         Raises:
-            PassError: If a key is unknown, given twice, or a value does not have the option's type.
+            PassError: If a key is unknown, has no value, is given twice, or a value does not have the option's type.
         """
         hints, values = get_type_hints(cls), dict[str, Any]()
         for token in text.split():
             key, equals, value = token.partition("=")
             field_name = key.replace("-", "_")
-            if field_name not in {f.name for f in dataclasses.fields(cls)} or not equals:
+            if field_name not in {f.name for f in dataclasses.fields(cls)}:
                 known = ", ".join(option.name for option in cls.options()) or "none"
-                raise PassError(f"{cls.name} has no option {token!r}; its options are: {known}. Write key=value.")
+                raise PassError(f"{cls.name} has no option {key!r}; its options are: {known}. Write key=value.")
+            if not equals:
+                raise PassError(
+                    f"{cls.name}: option {key!r} has no '=' and no value. Write {key}=value, without blanks."
+                )
             if field_name in values:
                 raise PassError(f"{cls.name} is given {key!r} twice. Write lists as {key}=a,b.")
             values[field_name] = convert(cls.name, key, value, hints[field_name])

@@ -187,8 +187,9 @@ def facts(report: Report, latency: Report | None) -> Rows:
         ("data", data["name"]),
         ("data, SHA-256", data["fingerprint"]),
         ("task", data.get("task", "classification")),
-        ("classes", f"{data['classes']:,}"),
     ]
+    if data["classes"]:  # targets of other tasks are no class numbers
+        rows.append(("classes", f"{data['classes']:,}"))
     rows += [(f"samples, {part}", f"{count:,}") for part, count in data["samples"].items()]
     rows += [(name, version) for name, version in report["versions"].items()]
     if latency:

@@ -185,6 +185,7 @@ class Recipe:
                 "the task 'auto' is found out for a run, and for the keys that the rows of a grid share. Name the task here: kind = "
                 "'regression' under [task]."
             )
+        TASKS.find(self.task, also=(AUTO,))
         given: dict[str, Any] = dict(self.task_options)
         for key, text in (("criterion", self.loss), ("measure", self.figures)):
             if text is not None:
@@ -279,7 +280,7 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
         problems = [f"{_place(e['loc'])}: {e['msg']}, found {shown(e['input'])}" for e in error.errors()]
         raise RecipeError("invalid recipe: " + "; ".join(problems[:6]) + ".") from error
     if recipe.calibrator != AUTO:
-        HEADS.find(recipe.calibrator)
+        HEADS.find(recipe.calibrator, also=(AUTO,))
     if len({*recipe.ood}) < len(recipe.ood):
         raise RecipeError(f"ood names a set twice: {', '.join(recipe.ood)}. Name each once.")
     method = recipe.build_method()

@@ -59,7 +59,11 @@ def test_parse_and_str_are_inverse(text):
     ("text", "message"),
     [
         ("insert-mask", "Nearest: insert-masks"),
-        ("insert-masks{densty=0.1}", "has no option"),
+        ("insert-masks{densty=0.1}", "has no option 'densty'"),
+        ("insert-masks{densty}", "has no option 'densty'"),
+        ("insert-masks{density}", "option 'density' has no '=' and no value. Write density=value"),
+        ("insert-masks{keep-dense density=0.1}", "option 'keep-dense' has no '='"),
+        ("insert-masks{density =0.1}", "option 'density' has no '='"),
         ("insert-masks{density=much}", "should be a number"),
         ("insert-masks{density=0.1 density=0.2}", "twice"),
         ("insert-masks | ", "cannot read"),

@@ -174,3 +174,13 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path):
     with pytest.raises(LoadError, match=r"cannot be saved.*no qualified name"):
         program.save(tmp_path / "m.sparsify")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_another_kind_is_told_what_to_give(tmp_path):
+    """Commands that take a saved program take no factory."""
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a model")
+    with pytest.raises(
+        LoadError, match=r"is not a saved program.* Give a file written by .*Program\.save\.$"
+    ) as caught:
+        sp.Program.load(tmp_path / "model.onnx")
+    assert "factory" not in str(caught.value)

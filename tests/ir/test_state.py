@@ -81,3 +81,16 @@ def test_a_wrapped_model_keeps_its_names():
     program = trace(net, (x,))
     assert [site.name for site in program.maskable()] == ["module.1.weight"]
     assert torch.equal(program(x), net(x))
+
+
+def test_a_mask_or_tensor_that_is_not_there_is_answered_with_those_that_are():
+    net, (x, _) = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)), digits(4)
+    dense = trace(net, (x,))
+    masked = sp.Pipeline.parse("insert-masks{density=0.5}")(dense)
+    assert masked.mask("1.weight").dtype is torch.bool
+    with pytest.raises(AttributeError, match=r"no mask of 'nope'\. Weights with a mask: 1\.weight, 3\.weight\."):
+        masked.mask("nope")
+    with pytest.raises(AttributeError, match=r"no mask of '1\.weight'\. No weight has one: apply insert-masks"):
+        dense.mask("1.weight")
+    with pytest.raises(AttributeError, match=r"no parameter or buffer '1\.wieght'\. Nearest: 1\.weight"):
+        masked.weight("1.wieght")

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from sparsify.errors import RecipeError
+from sparsify.errors import RecipeError, SparsifyError, TaskError
 from sparsify.runs.keys import TABLES, field_of, from_tables, spelt, to_tables
 from sparsify.runs.recipe import Recipe, parse_recipe
 
@@ -64,3 +64,13 @@ def test_a_key_in_the_wrong_place_is_told_its_own(tmp_path, text: str, message: 
     with pytest.raises(RecipeError) as caught:
         parse_recipe(path, {})
     assert message in str(caught.value)
+
+
+def test_the_names_that_a_key_may_have_are_told_with_auto() -> None:
+    known = "auto, classification, binary, multilabel, regression, dense, sequence, custom"
+    with pytest.raises(TaskError, match=f"there is no task 'foo'. All: {known}"):
+        parse_recipe(None, {"task": "foo"}).build_task()
+    with pytest.raises(TaskError, match=r"there is no task 'foo'\. All: auto"):
+        parse_recipe(None, {"task": "foo", "loss": "mse"}).build_task()
+    with pytest.raises(SparsifyError, match=r"no calibration head 'autp'\. Nearest: auto\. All: auto, temperature"):
+        parse_recipe(None, {"calibrator": "autp"})

@@ -82,7 +82,8 @@ class Grouped(Balanced):
         if len(shape) < 2:
             return "it has one dimension"
         if self._divisor(shape) < least:
-            return f"its {shape[0]} outputs do not split into groups of {least} to {self.rows}"
+            sizes = f"{least} to {self.rows}" if least < self.rows else f"{self.rows}"
+            return f"its {shape[0]} outputs do not split into groups of {sizes}"
         if len(shape) > 2 and shape[1] < 2 * LANES:
             return f"its {shape[1]} input channels leave no choice, because channels are kept {LANES} at a time"
         if len(shape) == 2 and shape[1] // self.fitted(shape).columns < 2:

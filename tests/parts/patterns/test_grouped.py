@@ -102,6 +102,11 @@ def test_what_it_cannot_apply_to_says_why(shape, reason):
         Grouped(64).check(shape, "w")
 
 
+@pytest.mark.parametrize(("rows", "sizes"), [(7, "7"), (16, "16"), (64, "16 to 64")])
+def test_the_sizes_that_groups_could_have_are_said_once(rows, sizes):
+    assert Grouped(rows).unsuited((97, 64)) == f"its 97 outputs do not split into groups of {sizes}"
+
+
 def resnet_like() -> dict[str, Layer]:
     shapes = [(64, 64, 3, 3), (128, 64, 3, 3), (128, 128, 3, 3), (256, 128, 3, 3), (256, 256, 3, 3), (512, 256)]
     generator = torch.Generator().manual_seed(0)
