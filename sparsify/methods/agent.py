@@ -77,8 +77,13 @@ def agent(
 
     def correction(total: int) -> Correction:
         refresh = as_steps(refresh_every, total, "refresh_every", least=0)
+        needs = (*(() if refresh else ("epoch_steps",)), *(() if rule.running else ("sweep",)))
         return Correction(
-            rule.first, lambda view, state: rule.correct(view, state, refresh), readings=readings, dense=True
+            rule.first,
+            lambda view, state: rule.correct(view, state, refresh),
+            readings=readings,
+            dense=True,
+            needs=needs,
         )
 
     return dataclasses.replace(

@@ -82,12 +82,14 @@ class Correction:
         correct: returns new gradients by name, and the next state. Gradients it leaves out stay unchanged. The trainer masks them.
         readings: returns figures of a state for the history of a run, by name.
         dense: whether the correction reads `Evaluation.dense`; if so, the program gets taps.
+        needs: ``epoch_steps``, ``sweep`` or both, if the correction reads them; `sparsify.attach` then refuses a loop without them.
     """
 
     init: Callable[[Tensors], State]
     correct: Callable[[GradientView, State], tuple[Tensors, State]]
     readings: Callable[[State], Mapping[str, float]] = _no_readings
     dense: bool = False
+    needs: tuple[str, ...] = ()
 
 
 ROUNDING = 1e-6

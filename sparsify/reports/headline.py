@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sparsify.reports.digits import three_digits
 from sparsify.reports.integers import int8_sentence, int8_title
 from sparsify.reports.summary_measures import direction
 
@@ -222,7 +223,7 @@ def _int8_speed(latency: Report | None) -> str:
 
 def _milliseconds(timing: Report) -> str:
     low, high = timing["quartiles"]
-    return f"{timing['milliseconds']:.3f} ({low:.3f} to {high:.3f})"
+    return f"{three_digits(timing['milliseconds'])} ({three_digits(low)} to {three_digits(high)})"
 
 
 def _ratio(timing: Report) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sparsify.reports.digits import three_digits
+
 Report = Mapping[str, Any]
 Rows = list[tuple[str, ...]]
 FIGURES = (
@@ -125,7 +127,7 @@ def int8_layers(report: Report, latency: Report | None) -> Rows:
     """Each layer of the model's int8 file: its form, and the times of the forms it could have had."""
     timed = ((latency or {}).get("int8") or {}).get("model", {}).get("layers", {})
     return [
-        (weight, form, "; ".join(f"{name} {1000 * ms:,.0f} µs" for name, ms in timed.get(weight, {}).items()))
+        (weight, form, "; ".join(f"{name} {three_digits(1000 * ms)} µs" for name, ms in timed.get(weight, {}).items()))
         for weight, form in report["model"]["int8"]["layers"].items()
     ]
 
@@ -133,4 +135,4 @@ def int8_layers(report: Report, latency: Report | None) -> Rows:
 def int8_trials(latency: Report | None) -> Rows:
     """Return the whole files that were timed to choose from, the fastest first."""
     found = ((latency or {}).get("int8") or {}).get("model", {}).get("files", [])
-    return [(trial["name"], f"{trial['milliseconds']:.3f}") for trial in found]
+    return [(trial["name"], three_digits(trial["milliseconds"])) for trial in found]

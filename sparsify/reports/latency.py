@@ -28,6 +28,7 @@ import onnxruntime
 from onnx import TensorProto, numpy_helper
 
 from sparsify.errors import ExportError
+from sparsify.reports.digits import three_digits
 from sparsify.reports.headline import Headline
 from sparsify.timing import bound, seconds_per_call
 
@@ -131,7 +132,7 @@ class Latency:
         low, high = row.quartiles
         ratio = f"{row.speedup:.2f}" if first else f"{row.speedup:.2f} ({row.interval[0]:.2f} to {row.interval[1]:.2f})"
         return (
-            f"{row.milliseconds:.3f} ({low:.3f} to {high:.3f})",
+            f"{three_digits(row.milliseconds)} ({three_digits(low)} to {three_digits(high)})",
             ratio,
             "reference" if first else self.verdict(row),
             f"{row.bytes:,}",

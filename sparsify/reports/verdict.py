@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparsify.parts.intervals import paired_shares, share_interval
+from sparsify.reports.digits import three_digits
 from sparsify.reports.summary_measures import direction
 
 Report = Mapping[str, Any]
@@ -91,11 +92,11 @@ def _speed(report: Report, latency: Report | None) -> str:
     timings = {row["name"]: row for row in latency["timings"]}
     model, where = timings["model"], f"batch {latency['batch']}, {latency['threads']} thread(s)"
     if "dense" not in timings or latency["verdict"] is None:
-        return f"Speed: {model['milliseconds']:.3f} ms per call at {where}; {_without(report)}"
+        return f"Speed: {three_digits(model['milliseconds'])} ms per call at {where}; {_without(report)}"
     low, high = model["interval"]
     return (
         f"Speed: {latency['verdict']}, {model['speedup']:.2f} times as fast as dense (95 % interval {low:.2f} to {high:.2f}) at {where}: "
-        f"{model['milliseconds']:.3f} ms against {timings['dense']['milliseconds']:.3f} ms."
+        f"{three_digits(model['milliseconds'])} ms against {three_digits(timings['dense']['milliseconds'])} ms."
     )
 
 

@@ -149,7 +149,7 @@ def write_int8(
     """
     task = task or program.task or Classification()
     held_out = data.validation.batch(_first(data.validation, HELD_OUT))
-    spread, fed = _first(data.train, max(CALIBRATION, batch)), feeding(data, input_type, task.name)
+    spread, fed = calibration_rows(data, batch), feeding(data, input_type, task.name)
     result = export(
         program,
         path,
@@ -191,6 +191,14 @@ def write_int8(
         "head": result.int8.head,
     }
     return result, row
+
+
+def calibration_rows(data: Data, batch: int) -> Tensor:
+    """Return the rows of the training samples on which int8 ranges are observed: `CALIBRATION`, or ``batch`` if that is more.
+
+    There are fewer where the data have fewer, or where more would exceed `MOST_BYTES`.
+    """
+    return _first(data.train, max(CALIBRATION, batch))
 
 
 def _measured(program: Program, task: Task, outputs: Mapping[str, Tensor], targets: Any) -> dict[str, Any]:
@@ -278,12 +286,16 @@ def _first(samples: Samples, most: int) -> Tensor:
 
 
 def measure_latency(out: Path, data: Data, *, threads: int, batch: int = 1) -> dict[str, Any]:
-    """Time the files of a run against each other on held-out inputs; returns the timings and the verdict on the model."""
+    """Time the files of a run against each other on held-out inputs; returns the timings and the verdict on the model.
+
+    Held-out inputs are repeated where there are fewer than ``batch``: the time does not depend on their values.
+    """
     names = [name for name in ("dense", "model", "dense-int8", "model-int8") if (out / f"{name}.onnx").exists()]
     files = {name: out / f"{name}.onnx" for name in names}
     session = onnxruntime.InferenceSession(str(out / "model.onnx"))
     takes_bytes = session.get_inputs()[0].type == "tensor(uint8)"
-    given = _fed(session, data.example(batch), feeding(data, "uint8")["preprocessing"] if takes_bytes else None)
+    inputs = data.validation.batch(torch.arange(batch) % len(data.validation)).inputs
+    given = _fed(session, inputs, feeding(data, "uint8")["preprocessing"] if takes_bytes else None)
     result = compare(files, inputs=given, threads=threads)
     model = next(row for row in result.timings if row.name == "model")
     return {**result.to_dict(), "verdict": result.verdict(model) if "dense" in files else None}

@@ -29,7 +29,7 @@ from sparsify.methods import Method, dense
 from sparsify.parts.trees import tensors
 from sparsify.passes import AttachCalibrationHead, Pipeline
 from sparsify.passes.attach_calibration_head import head_buffers, head_names
-from sparsify.runs.artefacts import feeding, recipe_data
+from sparsify.runs.artefacts import calibration_rows, feeding, recipe_data
 from sparsify.runs.continuation import training_key
 from sparsify.runs.recipe import AUTO, Recipe
 from sparsify.runs.saved import is_saved, load_saved
@@ -72,15 +72,16 @@ def jobs(recipe: Recipe, data: Data, *, converts: bool = False) -> dict[str, Job
         ``dense``, if the recipe has a baseline, then ``model``.
 
     Raises:
-        RecipeError: If ``export.batch`` exceeds the number of samples.
+        RecipeError: If ``export.batch`` exceeds the number of training samples that int8 observes, or the warm-up is as long as the run.
         ExportError: If the model cannot be converted, or its file would be too large.
         SparsifyError: If training or export would raise it later.
     """
-    if recipe.export_batch > min(len(data.train), len(data.validation)):
+    observed = len(calibration_rows(data, recipe.export_batch)) if recipe.export_precision == "int8" else None
+    if observed is not None and recipe.export_batch > observed:
         raise RecipeError(
-            f"export.batch is {recipe.export_batch}, but the training and validation parts hold {len(data.train)} and "
-            f"{len(data.validation)} samples. Lower it."
+            f"export.batch is {recipe.export_batch}, but int8 times batches of training samples and observes {observed}. Lower it."
         )
+    check_warmup(recipe, data)
     feeding(data, recipe.export_input)
     check_augmentation(data.example(), recipe.augment)
     task = recipe.build_task()
@@ -92,6 +93,20 @@ def jobs(recipe: Recipe, data: Data, *, converts: bool = False) -> dict[str, Job
         if job.name == "model" and not converts:  # the baseline has the same operators
             check_export(rehearsed, recipe, data)
     return found
+
+
+def check_warmup(recipe: Recipe, data: Data) -> None:
+    """Refuse a warm-up that does not end within the run. The default is not refused, so that short trials need not change it.
+
+    Raises:
+        RecipeError: If the warm-up is as long as the run, or longer.
+    """
+    steps = len(data.train) // recipe.batch_size * recipe.epochs
+    if recipe.warmup != Recipe.warmup and 0 < steps <= recipe.warmup:
+        raise RecipeError(
+            f"train.warmup is {recipe.warmup:,} steps, and the run has {steps:,}: the learning rate would never reach train.lr. Set "
+            f"train.warmup below {steps:,}, or train longer."
+        )
 
 
 def without_baseline(job: Job) -> str:
@@ -216,6 +231,7 @@ def _reason(recipe: Recipe, program: Program | str, data: Data) -> str:
     if isinstance(program, str):
         return program
     try:
+        check_warmup(recipe, data)
         rehearse(recipe.build_method(), program, len(data.train), recipe.settings(), task=recipe.build_task())
     except SparsifyError as error:
         return str(error)

@@ -19,6 +19,7 @@ from sparsify.parts.allocation import ALLOCATIONS
 from sparsify.parts.patterns import PATTERNS
 from sparsify.passes import PASSES
 from sparsify.reports import Headline
+from sparsify.reports.digits import three_digits
 from sparsify.reports.headline import uncounted
 from sparsify.reports.summary import Summary
 from sparsify.tasks import TASKS
@@ -139,7 +140,7 @@ def int8(found: Int8, measured: Mapping[str, Any]) -> Table:
         table.add_row(
             trial.name,
             f"{trial.integers} of {len(trial.layers)}",
-            f"{trial.milliseconds:.3f}",
+            three_digits(trial.milliseconds),
             f"written, {measured['bytes']:,} bytes" if trial == found.chosen else found.passed_over.get(trial.name, ""),
         )
     for name in found.passed_over.keys() - {trial.name for trial in found.trials}:

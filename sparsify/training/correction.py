@@ -15,6 +15,12 @@ from sparsify.training.mechanism import Mechanism
 from sparsify.training.probe import Closure, ProbedBatch, Sweep
 from sparsify.training.random_masks import RandomMasks
 
+NEEDS = {
+    "epoch_steps": "epoch_steps=len(loader), the steps of an epoch",
+    "sweep": "sweep, a function that returns the losses of the training batches, each a function without arguments",
+}
+"""What a correction may need of a loop, in words."""
+
 
 class Corrector(Mechanism):
     """Applies a correction to the gradients of a program.
@@ -26,6 +32,9 @@ class Corrector(Mechanism):
         random: the program's random masks.
         counts: counts of the trainer; probes are added to them.
         epoch_steps, sweep: as for `sparsify.attach`.
+
+    Raises:
+        TrainingError: If the correction needs one of them and it is missing; naming all that it needs.
 
     Attributes:
         state: state of the correction.
@@ -49,6 +58,13 @@ class Corrector(Mechanism):
         self._counts, self._epoch_steps, self._sweep = counts, epoch_steps, sweep
         self.state: Any = None
         self.applied = False
+        given = {"epoch_steps": epoch_steps, "sweep": sweep}
+        if missing := [name for name in correction.needs if given.get(name) is None]:
+            wanted = " and ".join(NEEDS.get(name, name) for name in missing)
+            raise TrainingError(
+                f"method {method!r} corrects gradients by more than the batch of a step: give sparsify.attach {wanted}. Call "
+                f"trainer.step with the loss of the batch as well: trainer.step(lambda: criterion(program(x), y))."
+            )
 
     def start(self) -> None:
         """Start, or start over, from the present weights."""

@@ -24,8 +24,10 @@ def test_int8_of_a_saved_program_is_shown_beside_fp32(capsys, tmp_path):
     assert "layers in int8" in text and "written," in text and "accuracy" in text and "Calibration head:" in text
     code, _, err = sparsify(capsys, *arguments, "--recipe", run / "recipe.toml", "--data", "digits", "--overwrite")
     assert code == 2 and "leave out --data" in err
-    code, _, err = sparsify(capsys, "run", "--out", tmp_path / "b", "--set", "export.batch=1000", *SHORT)
-    assert code == 2 and "export.batch is 1000" in err and "Lower it" in err
+    code, _, err = sparsify(
+        capsys, "run", "--out", tmp_path / "b", "--set", "export.batch=5000", "--export-precision", "int8", *SHORT
+    )
+    assert code == 2 and "export.batch is 5000" in err and "Lower it" in err
 
 
 @pytest.mark.filterwarnings("always::sparsify.errors.ExportWarning")

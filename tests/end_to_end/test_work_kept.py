@@ -171,7 +171,12 @@ REFUSED = {
     "density below the floors": ({"sparsity": 0.9999}, "lowest density"),
     "operator without a translation": ({"model": "m.py:Inverse"}, "cannot convert"),
     "averaging and early stop": ({"method": "averaged(static)", "early_stop": 2}, "early-stop"),
-    "more samples per call than there are": ({"export_batch": 50}, "export.batch is 50"),
+    "more samples per call than there are": (
+        {"export_batch": 100, "export_precision": "int8"},
+        "export.batch is 100.*observes 96",
+    ),
+    "a warm-up longer than the run": ({"warmup": 1_000_000}, r"train\.warmup is 1,000,000 steps, and the run has 9"),
+    "a warm-up as long as the run": ({"warmup": 9}, r"train\.warmup is 9 steps, and the run has 9.*below 9"),
     "device": ({"device": "cuda:77"}, "cuda:77"),
     "batch": ({"batch_size": 100}, "batch of 100"),
     "ood": ({"ood": ["d.py:nothing"]}, "nothing"),

@@ -203,6 +203,32 @@ def test_the_correction_has_the_expected_value_zero():
 
 
 @pytest.mark.parametrize(
+    ("options", "given", "asked"),
+    [
+        ({}, {}, {"epoch_steps", "sweep"}),
+        ({"snapshot": "subset"}, {"epoch_steps": 3}, {"sweep"}),
+        ({"snapshot": "running"}, {}, {"epoch_steps"}),
+        ({"refresh_every": 5}, {}, {"sweep"}),
+        ({"snapshot": "running", "refresh_every": 5}, {}, set()),
+        ({}, {"epoch_steps": 3, "sweep": lambda: iter(())}, set()),
+    ],
+)
+def test_all_that_a_loop_has_to_provide_is_asked_for_at_once(options, given, asked):
+    program = sp.trace(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (digits(4)[0],)).train()
+    optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
+    method = sp.methods.agent(sp.methods.static_random(density=0.5), **options)
+    if not asked:
+        sp.attach(method, program, optimizer, total_steps=20, **given)
+        return
+    with pytest.raises(TrainingError, match=r"give sparsify\.attach .*trainer\.step\(lambda") as caught:
+        sp.attach(method, program, optimizer, total_steps=20, **given)
+    assert {name for name in ("epoch_steps=", "sweep,") if name in str(caught.value)} == {
+        {"epoch_steps": "epoch_steps=", "sweep": "sweep,"}[name] for name in asked
+    }
+    assert not program.masks(), "the program is as it was"
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"snapshot": "half"}, "snapshot should be full or subset or running"),
@@ -226,10 +252,3 @@ def test_what_the_loop_has_to_provide():
         OneWeight(epoch_steps=None).step(1.0)
     with pytest.raises(TrainingError, match="the sweep is empty"):
         OneWeight(targets=()).step(1.0)
-    x, y = digits(16)
-    program = sp.trace(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (x,)).train()
-    optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
-    trainer = sp.attach(base, program, optimizer, total_steps=10, epoch_steps=2)
-    nn.functional.cross_entropy(program(x), y).backward()
-    with pytest.raises(TrainingError, match=r"give sparsify\.attach a sweep"):
-        trainer.step(lambda: nn.functional.cross_entropy(program(x), y))

@@ -59,7 +59,7 @@ def test_without_a_baseline_nothing_is_compared():
 def test_with_a_baseline_and_latency_both_rows_are_there():
     rows = dict(headline(report({}), latency(4.0, (3.9, 4.1), "faster")).rows)
     assert rows["accuracy"] == ("0.9500", "0.9500") and rows["non-zeros of them"] == ("500", "50")
-    assert rows[LATENCY_ROWS[0]] == ("2.000 (1.900 to 2.100)", "0.500 (0.400 to 0.600)")
+    assert rows[LATENCY_ROWS[0]] == ("2.00 (1.90 to 2.10)", "0.500 (0.400 to 0.600)")
     assert rows[LATENCY_ROWS[1]] == ("1", "4.00 (3.90 to 4.10)")
 
 

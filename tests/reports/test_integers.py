@@ -76,7 +76,7 @@ def test_times_of_layers_and_files_where_they_were_kept():
         }
     }
     assert int8_layers(report(), latency) == [("a", "int8 dense", "int8 dense 500 µs"), ("b", "fp32 grouped", "")]
-    assert int8_trials(latency) == [("grouped, fp32", "1.250")] and int8_trials(None) == []
+    assert int8_trials(latency) == [("grouped, fp32", "1.25")] and int8_trials(None) == []
 
 
 def test_the_headline_has_a_column_and_the_speed_a_sentence():

@@ -66,7 +66,7 @@ def test_the_table_compares_with_the_first_file():
     other = Timing("model.onnx", 0.5, (0.4, 0.6), 4.0, (3.9, 4.2), 500, 9, 100)
     table = Latency((first, other), (0.98, 1.03), 1, 2, 50, {"x": (2, 4)}, {}).table()
     assert table.rows == (
-        ("dense.onnx", ("2.000 (1.900 to 2.200)", "1.00", "reference", "1,000", "90 of 100")),
+        ("dense.onnx", ("2.00 (1.90 to 2.20)", "1.00", "reference", "1,000", "90 of 100")),
         ("model.onnx", ("0.500 (0.400 to 0.600)", "4.00 (3.90 to 4.20)", "faster", "500", "9 of 100")),
     )
     assert len(table.columns) == len(table.rows[0][1])

@@ -43,8 +43,13 @@ def test_accuracy_is_called_better_or_worse_only_where_the_interval_leaves_out_0
 def test_speed_has_its_interval_and_the_words_of_the_measurement():
     lines = verdict(report(part(), part()), latency(1.6, (1.5, 1.7), "faster"))
     assert lines[1] == (
-        "Speed: faster, 1.60 times as fast as dense (95 % interval 1.50 to 1.70) at batch 1, 2 thread(s): 1.250 ms against 2.000 ms."
+        "Speed: faster, 1.60 times as fast as dense (95 % interval 1.50 to 1.70) at batch 1, 2 thread(s): 1.25 ms against 2.00 ms."
     )
+    small = latency(1.05, (1.02, 1.08), "faster")
+    small["timings"] = [
+        {**row, "milliseconds": ms} for row, ms in zip(small["timings"], (0.00903, 0.00860), strict=True)
+    ]
+    assert verdict(report(part(), part()), small)[1].endswith("0.00860 ms against 0.00903 ms.")
     assert "too noisy to tell" in verdict(report(part(), part()), latency(1.1, (0.8, 1.7), "too noisy to tell"))[1]
     assert verdict(report(part(), part()), None)[1] == "Speed: not measured."
 

@@ -6,12 +6,13 @@ import dataclasses
 
 import pytest
 
+import sparsify as sp
 from sparsify.errors import DataError, RecipeError, TraceError, TrainingError
 from sparsify.ir import TraceWarning
 from sparsify.methods import dense
 from sparsify.passes import Pipeline
-from sparsify.runs.artefacts import recipe_data
-from sparsify.runs.preflight import Job, traced, without_baseline
+from sparsify.runs.artefacts import measure_latency, recipe_data
+from sparsify.runs.preflight import Job, check_warmup, jobs, traced, without_baseline
 from sparsify.runs.recipe import Recipe, parse_recipe
 
 MODELS = """
@@ -131,3 +132,41 @@ def test_a_run_that_can_have_no_baseline_says_why(tmp_path):
     with pytest.raises(RecipeError, match="has masks, and a dense baseline cannot start from it"):
         traced(dataclasses.replace(recipe, model=str(tmp_path / "masked.sparsify"), baseline=True), recipe_data(recipe))  # type: ignore[type-var]
     assert why == "it trains a saved program with masks on, from which no dense baseline can start"
+
+
+def test_a_warm_up_ends_within_the_run():
+    data = recipe_data(Recipe(data="digits"))
+    steps = len(data.train) // 64
+    for warmup in (steps, steps + 2):
+        said = rf"train\.warmup is {warmup} steps, and the run has {steps}: .*below {steps}"
+        with pytest.raises(RecipeError, match=said):
+            check_warmup(Recipe(data="digits", epochs=1, warmup=warmup), data)
+    for changes in (
+        {"epochs": 1, "warmup": steps - 1},
+        {"epochs": 2, "warmup": steps},
+        {"epochs": 1, "batch_size": 128},
+    ):
+        check_warmup(Recipe(data="digits", **changes), data)
+
+
+def test_only_int8_needs_as_many_samples_as_a_call_has():
+    keys = {
+        "data": "digits",
+        "model": "sparsify.loading:digits_cnn",
+        "sparsity": 0.5,
+        "train_samples": 200,
+        "export_batch": 190,
+    }
+    data = recipe_data(Recipe(**keys))
+    assert jobs(Recipe(**keys), data, converts=True).keys() == {"model"} and len(data.train) < 190
+    with pytest.raises(RecipeError, match=rf"export\.batch is 190.*observes {len(data.train)}\."):
+        jobs(Recipe(**keys, export_precision="int8"), data, converts=True)
+
+
+def test_latency_at_a_batch_above_the_validation_samples_repeats_them(tmp_path):
+    data = recipe_data(Recipe(data="digits"))
+    program = traced(Recipe(data="digits", model="sparsify.loading:digits_cnn"), data)
+    sp.export(program, tmp_path / "model.onnx", inputs=program.input_tensors(data.example(16)))
+    batch = len(data.validation) + 5
+    found = measure_latency(tmp_path, data, threads=1, batch=batch)
+    assert found["batch"] == batch and found["verdict"] is None

@@ -53,7 +53,9 @@ def attached(method, **options):
     torch.manual_seed(0)
     program = sp.trace(nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)), (torch.rand(4, 64),)).train()
     optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
-    return sp.attach(method, program, optimizer, **{"total_steps": STEPS, "epoch_steps": 10, **options})
+    return sp.attach(
+        method, program, optimizer, **{"total_steps": STEPS, "epoch_steps": 10, "sweep": lambda: iter(()), **options}
+    )
 
 
 @pytest.mark.parametrize("name", EXPECTED)
