@@ -87,11 +87,11 @@ def run(
     resume: run_options.Resume = False,
     overwrite: run_options.Overwrite = False,
 ) -> None:
-    """Trace, train sparsely, calibrate, export to ONNX and verify. Without a model, data or a recipe: the embedded job.
+    """Trace, train sparsely, calibrate, export to ONNX and verify. Without a model, data or recipe it runs the embedded job.
 
-    Leaves model.onnx, report.html, metrics.json, latency.json, recipe.toml
-    and program.sparsify in the folder. The same recipe gives the same bits;
-    a run that was stopped or killed goes on with --resume.
+    Writes model.onnx, report.html, metrics.json, latency.json, recipe.toml
+    and program.sparsify into the folder. The same recipe gives the same bits;
+    --resume continues a run that was stopped or killed.
     """
     from sparsify.loading.once import read_once
     from sparsify.runs.inferring import with_task
@@ -147,8 +147,9 @@ def compare_command(
 ) -> None:
     """Run a grid of methods, sparsities and seeds in parallel, and rank each method against its base.
 
-    Leaves compare.html, compare.md, compare.json and grid.toml in the folder, and a run's folder for every cell. The dense baseline and
-    what a wrapper wraps are always in the grid. Exit code 2 if a cell failed by a mistake in what was asked for, 1 if by anything else.
+    Writes compare.html, compare.md, compare.json and grid.toml into the folder, and one run folder per cell. The grid always includes the
+    dense baseline and the method that a wrapper wraps. Exit code 2 if a cell failed because of a mistake in the request, 1 for any other
+    failure.
     """
     from sparsify.runs.comparison import run_grid
     from sparsify.runs.grid import parse_grid
@@ -294,11 +295,11 @@ def bench(
     shape: options.Shapes = None,
     json_: options.Json = None,
 ) -> None:
-    """Latency of ONNX files in ONNX Runtime, each against the first, with the noise of the machine.
+    """Time ONNX files in ONNX Runtime, each against the first, and show the noise of the machine.
 
-    The files take turns; a ratio is the median over rounds, with its 95 %
-    interval. The first file is also timed against itself: a difference is
-    called one only where it exceeds what that shows.
+    The files are timed in turns; a ratio is the median over rounds, with its
+    95 % interval. The first file is also timed against itself, which shows
+    the noise: a ratio within it is no evidence of a difference.
     """
     from sparsify.files import write_atomically
     from sparsify.reports import compare, parse_shapes
@@ -322,7 +323,7 @@ def bench(
 
 @app.command(rich_help_panel="The job", epilog=examples("sparsify report runs/a"))
 def report(folder: options.Finished) -> None:
-    """Rebuild report.html, or the table of a grid, from what is in its folder, and from nothing else."""
+    """Rebuild report.html, or the tables of a grid, only from the files in its folder."""
     from sparsify.reports import write_report
     from sparsify.runs.comparison import COMPARISON, RECORD, write_comparison
 

@@ -67,7 +67,7 @@ def best_scale(values: Sequence[Array], *, rectified: bool) -> Scale:
 
 @dataclass(frozen=True)
 class Quantized:
-    """Integers of a layer: weight [G, O, K'] uint8 around ``zero``, its scale, the constant behind X, and chunks of it read."""
+    """Integers of a layer: weight [G, O, K'] uint8 around ``zero``, its scale, the constant appended to X, and chunks of it read."""
 
     weight: Array
     zero: int

@@ -44,7 +44,7 @@ def measure_layers(
 ) -> dict[str, Trial]:
     """Time every convolution and linear layer of the eval phase that leaves out inputs.
 
-    A convolution is timed behind a depthwise one, so that leaving and re-entering the blocked layout is paid for as in a network; a linear
+    A convolution is timed after a depthwise one, so that leaving and re-entering the blocked layout is paid for as in a network; a linear
     layer in the feature-major form of a chain.
 
     Args:

@@ -52,46 +52,47 @@ def export(
     task: str | Task | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> ExportResult:
-    """Write ``program`` as one ONNX file of standard operators; the live program is not touched.
+    """Write ``program`` as one ONNX file of standard operators; the program itself is not changed.
 
     Args:
-        program: of any stage.
-        path: of the file; it appears whole and proved, or not at all.
-        inputs: real held-out inputs, one tensor [N, ...] per program input, or what the program is called with (a tensor, a tuple, a
-            mapping by name). A single sample is repeated where the batch is dynamic. The file is proved at several sizes of every
-            dimension that varies.
+        program: a program of any stage.
+        path: the file to write; it appears complete and proved, or not at all.
+        inputs: real held-out inputs, one tensor [N, ...] per program input, or whatever the program is called with (a tensor, a tuple, a
+            mapping by name). A single sample is repeated if the batch is dynamic. The file is proved at several sizes of every dimension
+            that varies.
         opset: 18 to 23.
-        storage: ``dense``, or ``sparse`` for ONNX sparse initializers where they are smaller (disk only, not speed).
-        form: of layers whose groups of outputs read few inputs: ``grouped`` as small dense layers behind a selection of inputs, ``dense``
-            as they are, ``auto``, grouped where a cost model predicts a gain, or ``auto:measure``, where timing both in ONNX Runtime on
-            this machine shows one.
-        selection: how grouped linear layers select their inputs: ``by-batch``, with operators of their own for one sample, behind an ``If``
-            where the batch is open and ``batch`` is 1; or ``gather``, for runtimes without ``If``: `Gather` at every batch, far slower for
-            one sample.
+        storage: ``dense``, or ``sparse`` to store weights as ONNX sparse initializers if that is smaller (saves disk space, not time).
+        form: how to write layers whose groups of outputs read few inputs: ``grouped`` as a selection of inputs and small dense layers;
+            ``dense`` as one dense layer; ``auto`` as grouped if a cost model predicts a gain; ``auto:measure`` as grouped if timing both in
+            ONNX Runtime on this machine shows a gain.
+        selection: how grouped linear layers select their inputs: ``by-batch`` uses faster operators for a single sample, inside an ``If``
+            if the batch is open and ``batch`` is 1; ``gather`` uses `Gather` at every batch, for runtimes without ``If``, and is far slower
+            for a single sample.
         precision: ``fp32``, or ``int8`` for the fastest of the fp32 file and its int8 forms, timed in ONNX Runtime on this machine.
-        calibration: for int8, training inputs like ``inputs``, on which ranges are observed.
-        held_out: for int8, inputs that neither training nor a test set holds: predictions are compared on them. Empty: ``inputs``.
-        labels: targets of ``held_out``, such as class numbers int64 [N]; what the file gets right is compared with the program, and the
-            calibration head is fitted again on them where layers compute in int8. None: it stays.
-        batch: samples the file will mostly be called with, where its batch is open, or the size it takes that is nearest to that. Forms
-            are timed at it (int8, ``auto:measure``), and above 1 nothing is written for single samples: the file takes one as well
-            where the program does, but is slower at it.
-        threads: at which forms are timed.
+        calibration: training inputs like ``inputs``, on which int8 ranges are observed.
+        held_out: inputs that are in neither the training nor the test set; predictions of the int8 file are compared on them. Empty: use
+            ``inputs``.
+        labels: targets of ``held_out``, such as class numbers int64 [N]. The int8 file and the program are compared by how many they get
+            right, and the calibration head is fitted again on them if layers compute in int8. None: the head is kept.
+        batch: number of samples the file will mostly be called with if its batch is open; otherwise the nearest size it takes. Forms are
+            timed at this size (int8, ``auto:measure``). Above 1, no single-sample branch is written: the file still takes one sample if
+            the program does, but more slowly.
+        threads: number of threads for timing forms.
         preprocessing: how stored values become ``inputs``; written into ``metadata_props``, so that the file can be fed without the code
             that trained the program.
         input_type: ``float``: the file takes what the program takes. ``uint8``: the file takes bytes and computes ``preprocessing`` itself;
             it is proved on the bytes nearest to ``inputs``.
         classes: names of the classes, in the order of the outputs; written into ``metadata_props``.
-        task: what the outputs mean, a task of `sparsify.tasks` or its name: whose decisions are compared. None: that of the program
-            (`Program.task`). Its name is written into ``metadata_props``.
-        metadata: further text put into ``metadata_props``, under keys that the export does not write itself.
+        task: what the outputs mean, a task of `sparsify.tasks` or its name; the proof compares decisions of this task. None: the
+            program's own (`Program.task`). Its name is written into ``metadata_props``.
+        metadata: further text for ``metadata_props``, under keys that the export does not write itself.
 
     Raises:
-        ExportError: If an argument is of another kind, an option is out of range, the program returns only NaN, export fails,
+        ExportError: If an argument has the wrong type, an option is out of range, the program returns only NaN, the export fails,
             or the file does not agree with the program.
 
     Warns:
-        ExportWarning: If a file in the form asked for was made and does not agree with the program; the dense one is written.
+        ExportWarning: If the file in the requested form does not agree with the program; the dense form is written instead.
 
     Examples:
         >>> import torch

@@ -49,7 +49,7 @@ def example_inputs(items: Sequence[str]) -> tuple[tuple[Tensor, ...], dict[str, 
         value = torch.randn(shape, generator=generator, dtype=dtype) if dtype.is_floating_point else whole
         name = match["name"]
         if name is None and kwargs:
-            raise LoadError(f"--input {item!r} has no name, but stands behind a named one. Put unnamed inputs first.")
+            raise LoadError(f"--input {item!r} has no name, but comes after a named one. Put unnamed inputs first.")
         if name in kwargs:
             raise LoadError(f"--input names {name!r} twice. Give each input once.")
         if name is None:

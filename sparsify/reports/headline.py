@@ -117,7 +117,7 @@ def figure_names(model: Report) -> list[str]:
 
 
 def _columns(report: Report) -> dict[str, dict[str, Any]]:
-    """Return the figures by name of the file: of every model, and of its int8 file behind it."""
+    """Return the figures by name of the file: of every model, followed by its int8 file."""
     found: dict[str, dict[str, Any]] = {}
     for name in parts(report):
         found[name] = {**report[name], "title": title(name, report)}

@@ -108,11 +108,12 @@ class Latency:
         return dataclasses.asdict(self)
 
     def verdict(self, timing: Timing) -> str:
-        """What may be said of a file against the first: ``faster`` or ``slower`` only where the interval leaves the noise behind, which
-        counts both ways: a first file that is 1.05 times as fast as itself makes 0.96 nothing to speak of.
+        """Return what the timings show about a file compared with the first one.
 
-        ``too noisy to tell``: the interval leaves 1, but the first file differs as much from itself, or differs from itself by a tenth;
-        ``no difference beyond noise``: the interval holds 1, on a machine quiet enough to have shown a difference of a tenth.
+        ``faster`` or ``slower``: the interval lies outside the noise band in that direction. The band is used both ways: if the first file
+        is 1.05 times as fast as itself, a ratio of 0.96 is no evidence.
+        ``too noisy to tell``: the interval excludes 1, but the first file differs from itself as much, or by a tenth or more.
+        ``no difference beyond noise``: the interval includes 1, on a machine quiet enough to show a difference of a tenth.
         """
         low, high = timing.interval
         reach = max(self.noise[1], 1 / self.noise[0])

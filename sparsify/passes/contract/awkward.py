@@ -292,7 +292,7 @@ class WideNormed(nn.Module):
 
 
 class WideEnds(nn.Module):
-    """A wide layer whose outputs are outputs of the model, so that their order is not free, behind a layer norm."""
+    """A wide layer whose outputs are outputs of the model, so that their order is not free, after a layer norm."""
 
     def __init__(self) -> None:
         super().__init__()
