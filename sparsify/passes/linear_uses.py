@@ -8,17 +8,26 @@ from collections.abc import Mapping, Sequence
 
 from torch import fx
 
-from sparsify.deployment.linear_times import BRANCH, Use, dense_time, follow_time, grouped_time, norm_time, turn_time
+from sparsify.deployment.linear_times import (
+    BRANCH,
+    MANY,
+    Use,
+    dense_time,
+    follow_time,
+    grouped_time,
+    norm_time,
+    turn_time,
+)
 from sparsify.deployment.packing import Packing
 from sparsify.errors import PassError
 from sparsify.ir import Program, TensorSpec
-from sparsify.ir.dimensions import value_of
+from sparsify.ir.dimensions import BATCH, value_of
 from sparsify.ir.feature_major import can_turn
 from sparsify.ir.traits import argument, is_elementwise, kind_of, traits
 
 LEAST_GAIN = 1.1
 """Predicted times as fast from which layers that share their turns are grouped."""
-SIZES_HELP = "sizes the program mostly runs at, such as N=1,T=64, for the cost model; those of the example elsewhere"
+SIZES_HELP = f"sizes the program mostly runs at, such as N=1,T=64, for the cost model; without one, N={MANY}, and others as in the example"
 _SIZE = re.compile(r"(\w+)=(\d+)")
 
 
@@ -35,7 +44,7 @@ def check_sizes(texts: Sequence[str]) -> None:
 
 
 def sizes_of(program: Program, texts: Sequence[str]) -> dict[str, int]:
-    """The sizes that are given as text, and those of the example for other dimensions.
+    """Return the sizes that are given as text; the others are `MANY` samples, and those of the example.
 
     Raises:
         PassError: If a size is of no dimension that varies.
@@ -44,7 +53,7 @@ def sizes_of(program: Program, texts: Sequence[str]) -> dict[str, int]:
     if unknown := next((name for name in given if name not in program.sizes), None):
         varying = f"those of this program are {', '.join(program.sizes)}" if program.sizes else "this program has none"
         raise PassError(f"sizes name {unknown}, which is no dimension that varies; {varying}. Leave it out.")
-    return {**program.sizes, **given}
+    return {**program.sizes, BATCH: MANY, **given}
 
 
 def use_of(program: Program, node: fx.Node, sizes: Mapping[str, int], *, picks: bool = True) -> Use | None:

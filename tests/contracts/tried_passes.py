@@ -15,6 +15,8 @@ VARIANTS = (
     "attach-calibration-head{kind=vector}",
     "lower-grouped-conv{form=grouped}",
     "lower-grouped-linear{form=grouped}",
+    "lower-grouped-linear{sizes=N=4096}",
+    "order-outputs{sizes=N=4096}",
 )
 """Options with which a pass declares or does something else than without; tried on the awkward models."""
 

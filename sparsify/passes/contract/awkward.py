@@ -307,6 +307,22 @@ class WideEnds(nn.Module):
         return {"features": features, "logits": self.head(self.drop(torch.relu(features)))}
 
 
+class WideMap(nn.Module):
+    """A wide convolution whose outputs are outputs of the model, so that their order is not free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)
+        self.head = nn.Linear(64, 10)
+        with torch.no_grad():  # two groups of outputs that read the same inputs, interleaved
+            self.body.weight[0::2, :48] = 0.0
+            self.body.weight[1::2, 16:] = 0.0
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = self.body(torch.relu(self.stem(x)))
+        return {"features": features, "logits": self.head(torch.relu(features).mean((2, 3)))}
+
+
 class WideConv(nn.Module):
     """Wide convolutions: strided, pointwise, with a batch norm, before a linear layer that reads the flattened map."""
 

@@ -96,6 +96,7 @@ CASES: tuple[Case, ...] = (
     _case("wide_tokens", awkward.WideTokens, (_ROWS,)),
     _case("wide_normed", awkward.WideNormed, (_ROWS,)),
     _case("wide_ends", awkward.WideEnds, (_FLAT,)),
+    _case("wide_map", awkward.WideMap, (_IMAGE,)),
     _case("wide_conv", awkward.WideConv, (_IMAGE,)),
     _case("wide_residual", awkward.WideResidual, (_IMAGE,)),
     _case("wide_sequence", awkward.wide_sequence, (normal(SAMPLES, 3, 12),)),
