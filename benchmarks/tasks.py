@@ -164,6 +164,7 @@ def main() -> int:
     for name in arguments.rows:
         with tempfile.TemporaryDirectory() as folder:
             result = {"row": name, **measure(_seeded(ROWS[name], arguments.seed), arguments.data, Path(folder))}
+            result |= {"machine": dict(machine()), "torch": torch.__version__}
         print(json.dumps(result), flush=True)
         if arguments.seed:
             continue
@@ -304,10 +305,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def encoded(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """One row per line, with the machine."""
-    head = {"machine": dict(machine()), "torch": torch.__version__}
+    """One row per line, each with its machine."""
     lines = ",\n ".join(json.dumps(row) for row in rows)
-    return (json.dumps(head)[:-1] + f', "rows": [\n {lines}\n]}}\n').encode()
+    return f'{{"rows": [\n {lines}\n]}}\n'.encode()
 
 
 def _arguments() -> argparse.Namespace:

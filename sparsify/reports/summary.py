@@ -12,7 +12,7 @@ from sparsify.reports.headline import Headline
 from sparsify.reports.summary_measures import COSTS, MEASURES, OWN, SHORT, measure, unknown
 
 CONFIDENCE = 0.95
-ONE_SEED = "One seed: no interval can be given, and nothing is said to be better or worse. Use three seeds or more."
+ONE_SEED = "With one seed, there is no interval, and no row is called better or worse. Use three seeds or more."
 UNDIRECTED = "Nothing is said to be better or worse: of no figure is it known which way is better (task.options.lower_is_better says it)."
 JUDGED = ("better", "worse")
 

@@ -292,10 +292,10 @@ def test_wrong_indices_of_a_group_are_refused(name):
     data, reference = grouped_file(name)
     model = onnx.ModelProto.FromString(data)
     found = selections(model)
-    assert len(found) >= 2
+    assert len(found) >= 2 and any(len(first) > 1 for _, first in found.values())
     for table, first in found.values():
         values, kept = numpy_helper.to_array(table), table.SerializeToString()
-        for fault in WRONG_INDICES:
+        for fault in WRONG_INDICES if len(first) > 1 else WRONG_INDICES[:-1]:
             wrong = values.copy()
             fault(wrong.reshape(first.shape), first)
             assert not np.array_equal(wrong, values), (table.name, fault.__name__)

@@ -140,7 +140,7 @@ def test_guards_by_hand():
     for guards, name, reason in (
         ([f"{x}[0] == 6"], "N", "conditions on the batch size are N == 6"),
         (["L['y'].size()[0] <= 6"], None, "L['y'].size()[0] <= 6"),
-        ([f"{x}[0] == {x}[1]"], "N", "N and T have to be equal; give them one name"),
+        ([f"{x}[0] == {x}[1]"], "N", "N and T have to be equal"),
         ([f"{x}[0]*{x}[1] <= 40"], "T", "ties N and T together"),
     ):
         with pytest.raises(UnreadableGuard, match=re.escape(reason)) as raised:

@@ -54,7 +54,7 @@ def test_by_hand(score, expected, needs_gradient):
     assert found.tolist() == expected and state is None
     assert score.needs_gradient is needs_gradient
     if needs_gradient:
-        with pytest.raises(ValueError, match="none was recorded"):
+        with pytest.raises(ValueError, match="recorded none"):
             score.rate(dataclasses.replace(VIEW, gradient=None), None)
 
 

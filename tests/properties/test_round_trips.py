@@ -37,6 +37,8 @@ def values(option: Option) -> st.SearchStrategy:
         return st.sampled_from(
             ["unstructured", "fan-in", "nm:2:4", "block:4x1", "grouped:64", "grouped:8x4:l2:learned"]
         )
+    if option.name == "sizes":
+        return st.lists(st.sampled_from(["N=1", "N=4096", "T=64"]), max_size=3).map(tuple)
     if option.choices:
         return st.sampled_from(option.choices)
     if option.within:

@@ -173,6 +173,6 @@ def test_one_seed_says_nothing():
     found = summarise([DENSE[0], RIGL[0]])
     assert found.rows[1].differences["accuracy"].interval is None
     assert found.sentences() == [
-        "One seed: no interval can be given, and nothing is said to be better or worse. Use three seeds or more."
+        "With one seed, there is no interval, and no row is called better or worse. Use three seeds or more."
     ]
     assert found.table(["accuracy"]).rows[1][1][3] == "0.8800\n-0.0200 one seed, no interval"
