@@ -182,7 +182,7 @@ def test_a_cell_whose_process_dies_costs_the_others_nothing_and_is_tried_again(c
     assert code == 1, err  # a process that died is nobody's mistake
     assert "crash 0.8 seed 0 failed: its process was ended by signal 9" in err and "Traceback" not in err
     assert "epochs = 1" in (tmp_path / "out" / "grid.toml").read_text()
-    assert "One seed" in (tmp_path / "out" / "compare.md").read_text()
+    assert "With one seed" in (tmp_path / "out" / "compare.md").read_text()
     content = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert [row["name"] for row in content["rows"]] == ["dense"] and "dense" in shown
     assert [missing["cell"] for missing in content["missing"]] == ["crash 0.8 seed 0"]
