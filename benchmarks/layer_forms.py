@@ -80,16 +80,20 @@ def measure(files: dict[str, Path], kind: str, rows: int, rounds: int) -> list[d
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Times as fast as dense by width and rows, a line per width, kind and pattern."""
+    """Times as fast as dense by width and rows, a line per width, kind and pattern; then each file whose whole interval is below 1."""
     counts = sorted({row["rows"] for row in rows})
-    lines = [f"| | {' | '.join(f'{count} rows' for count in counts)} |", f"| --- |{' --- |' * len(counts)}"]
+    lines = [f"| | {' | '.join(map(str, counts))} |", f"| --- |{' --- |' * len(counts)}"]
     for key in dict.fromkeys((row["kind"], row["width"], row["row"]) for row in rows):
         own = {row["rows"]: row for row in rows if (row["kind"], row["width"], row["row"]) == key}
         cells = (f"{own[count]['times_as_fast']:.2f}" if count in own else "" for count in counts)
         lines.append(f"| {key[0]}, width {key[1]}, `{key[2]}` | {' | '.join(cells)} |")
     slower = [row for row in rows if row["verdict"] == "slower"]
-    said = ", ".join(f"{r['kind']} {r['width']} x {r['rows']} {r['row']}: {r['times_as_fast']:.2f}" for r in slower)
-    return "\n".join((*lines, f"{len(slower)} of {len(rows)} files are slower than dense beyond noise. {said}".strip()))
+    said = [f"{len(slower)} of {len(rows)} files are slower than dense beyond noise."]
+    for row in (row for row in rows if row["interval"][1] < 1):
+        low, high = row["interval"]
+        place = f"{row['kind']}, width {row['width']}, `{row['row']}`, {row['rows']} rows"
+        said.append(f"{place}: {row['times_as_fast']:.2f} ({low:.2f} to {high:.2f}), {row['verdict']}.")
+    return "\n".join((*lines, "", *said))
 
 
 def parse() -> argparse.Namespace:

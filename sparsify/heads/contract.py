@@ -106,8 +106,8 @@ def _applied(head: Head, task: Task, output: Tensor, state: State) -> None:
             f"output {name!r} has not the shape and the type of what the task reads; name it in `beside` if it is something else",
         )
     again = head.apply(run, output[:half], state, task)
-    alone = all(agree(part, value[:half]) for part, value in zip(again, values, strict=True))
-    _promise(head, alone, "the outputs of a sample depend on the other samples of the batch")
+    independent = all(agree(part, value[:half]) for part, value in zip(again, values, strict=True))
+    _promise(head, independent, "the outputs of a sample depend on the other samples of the batch")
     if isinstance(head, Scaling):
         same = torch.equal(head.scaled(run, output, state), output)
         _promise(head, same, "scaled() changes the scores before anything is fitted; with identity() it should not")

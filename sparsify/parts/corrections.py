@@ -160,7 +160,7 @@ def gradient_coefficients(pairs: State, *, shared: bool) -> dict[str, float | No
 
 
 def _ratio(cross: float, square: float, size: float, count: int) -> float | None:
-    """Return the quotient of two sums over ``count`` batches; None if rounding of ``size`` alone could explain the divisor."""
+    """Return the quotient of two sums over ``count`` batches; None if the rounding of ``size`` could explain the whole divisor."""
     return None if count < 2 or square <= (count - 1) * ROUNDING**2 * size else cross / square
 
 

@@ -46,7 +46,7 @@ class OrderOutputs(Pass):
         return DEPLOYED
 
     def run(self, program: Program) -> PassLog:
-        log, alone, sizes = PassLog(self.name), _layers(program), sizes_of(program, self.sizes)
+        log, single, sizes = PassLog(self.name), _layers(program), sizes_of(program, self.sizes)
         for channels in channel_sets(program):
             order, grouped = _common_order(program, channels)
             reason = channels.pinned or (None if order is None else _chunked(program, channels))
@@ -58,7 +58,7 @@ class OrderOutputs(Pass):
             for name in dict.fromkeys(channels.writers):
                 if name in together:
                     continue
-                if name in alone and _order_and_undo(program, name, alone[name], sizes):
+                if name in single and _order_and_undo(program, name, single[name], sizes):
                     log.change(f"{name}: undone by a selection")
                 elif name in grouped:
                     log.skip(name, f"the order of its outputs is not free: {reason}")

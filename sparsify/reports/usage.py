@@ -75,7 +75,7 @@ def _table(name: str, preparation: Report) -> tuple[str, ...]:
     separated = "" if preparation["delimiter"] == "," else f", delimiter={json.dumps(preparation['delimiter'])}"
     return (
         "import csv, json, numpy as np, onnxruntime",
-        'session = onnxruntime.InferenceSession("model.onnx")',
+        f"session = {SESSION}",
         'features = json.loads(session.get_modelmeta().custom_metadata_map["preparation"])["features"]',
         "def numbers(feature, text):",
         '    if "categories" in feature:',

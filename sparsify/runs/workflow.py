@@ -100,14 +100,14 @@ def run(
         data = recipe_data(recipe, on_decode)
         planned, task = jobs(recipe, data, converts=rehearsed), recipe.build_task()
         recipe = with_head(recipe, planned["model"].program)
-        alone = without_baseline(planned["model"])
+        no_baseline = without_baseline(planned["model"])
         teacher = load_teacher(recipe.teacher, planned["model"].program, data, task) if recipe.teacher else None
         begin(recipe.to_toml())
         fingerprint, models = data.fingerprint(), dict[str, _Model]()
         for name, job in planned.items():
             models[name] = _train(job, recipe, data, fingerprint, out, resume, on_step, teacher)
             teacher = teacher or TeacherProgram(models[name].program, "dense baseline", "")
-        return _finish(recipe, data, fingerprint, models, out, alone=alone, timed=timed)
+        return _finish(recipe, data, fingerprint, models, out, no_baseline=no_baseline, timed=timed)
 
 
 def _check_continues(recipe: Recipe, record: Path) -> None:
@@ -181,9 +181,16 @@ class _Missing:
 
 
 def _finish(
-    recipe: Recipe, data: Data, fingerprint: str, models: Mapping[str, _Model], out: Path, *, alone: str, timed: bool
+    recipe: Recipe,
+    data: Data,
+    fingerprint: str,
+    models: Mapping[str, _Model],
+    out: Path,
+    *,
+    no_baseline: str,
+    timed: bool,
 ) -> dict[str, Any]:
-    """Do everything after training. ``alone``: why there can be no baseline. A failure only leaves out its part, and is raised last."""
+    """Do everything after training. ``no_baseline``: why there can be none. A failure only leaves out its part, and is raised last."""
     missing, rows = _Missing(out), dict[str, Any]()
     task = recipe.build_task()
     read, chosen_by = dict[str, Any](), dict[str, Any]()
@@ -218,7 +225,7 @@ def _finish(
         },
         **_inputs(models["model"].program, data, recipe),
         **rows,
-        **({"without_baseline": alone} if alone else {}),
+        **({"without_baseline": no_baseline} if no_baseline else {}),
         **({"missing": missing.rows} if missing.rows else {}),
     }
     again = "Make it with the same command and --resume, which does not train again."

@@ -9,9 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def benchmark(name):
-    """A script, and what it stored."""
-    stored = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+def benchmark(name, kept=None):
+    """A script, and what it stored, in a file of its own name or in ``kept``."""
+    stored = json.loads((ROOT / "benchmarks" / "results" / f"{kept or name}.json").read_text())
     return runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py")), stored
 
 
@@ -28,3 +28,8 @@ def test_the_page_of_inva(data):
 def test_the_page_of_tasks():
     script, stored = benchmark("tasks")
     assert "\n".join(script["table"](stored["rows"])) in (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_layer_forms():
+    script, stored = benchmark("layer_forms", kept="layer_forms_avx2")
+    assert script["table"](stored["rows"]) in (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
