@@ -9,7 +9,7 @@ this form through elementwise operators, residual additions, layer norms and att
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,20 +51,17 @@ class FeatureMajor:
 
     def follow(self, node: fx.Node) -> None:
         """Make the twin of an elementwise operator or layer norm from the twins of its inputs."""
-        given = node.all_input_nodes
-        if not _has_spec(node) or node in self.twins or not given or any(written(node)):
+        if node in self.twins or any(written(node)):
             return
-        name = traits(node).name
-        if is_elementwise(node) and given[0] in self.twins:
-            self._made(node, {given[0]: self.twins[given[0]]})
-        elif kind_of(node) == "combination" and any(value in self.twins for value in given):
-            same = all(_has_spec(v) and _spec(v).shape == _spec(node).shape for v in given)
-            if same and can_turn(node):
-                self._made(node, {value: self.of(value) for value in given})
-        elif name in RESHAPES and given[0] in self.twins:
-            self._split_heads(node, given[0])
-        elif name == "layer_norm" and _spec(node).dtype == "float32" and given[0] in self.twins:
-            self._layer_norm(node)
+        match kept_by(node, self.twins):
+            case "pointwise":
+                self._made(node, {value: self.of(value) for value in node.all_input_nodes})
+            case "reshape":
+                self._split_heads(node, node.all_input_nodes[0])
+            case "layer-norm":
+                self._layer_norm(node)
+            case _:
+                pass
 
     def _made(self, node: fx.Node, swapped: Mapping[fx.Node, fx.Node]) -> None:
         """Insert after ``node`` a call of the same operator on the twins of its inputs."""
@@ -77,8 +74,6 @@ class FeatureMajor:
         self.readers.add(node)
 
     def _layer_norm(self, node: fx.Node) -> None:
-        if len(argument(node, "normalized_shape")) != 1:
-            return
         value, shape = self.of(argument(node, "input")), feature_shape(node)
         row = (*shape[:-2], 1, shape[-1])
         # The mean is a product with a row of 1 / F: reducing the second-to-last dimension is several times slower in ONNX Runtime.
@@ -180,6 +175,34 @@ class FeatureMajor:
         if len(shape) == len(turned):
             return self.emit(rows, aten.contiguous.default, (rows,), shape) if self._strided else rows
         return self.emit(rows, aten.reshape.default, (rows, sizes(shape)), shape)
+
+
+def kept_by(node: fx.Node, turned: Container[object]) -> str:
+    """Return the kind of operator by which a node keeps the feature-major form of its inputs.
+
+    Args:
+        node: an operator.
+        turned: the values that have that form.
+
+    Returns:
+        ``linear``, ``pointwise`` (all inputs are turned), ``layer-norm``, ``reshape`` (which may split heads); empty if the node reads its
+        inputs in their original form.
+    """
+    given = node.all_input_nodes
+    if not given or not _has_spec(node):
+        return ""
+    if kind_of(node) == "linear":
+        return "linear" if argument(node, "input") in turned and can_turn(node) else ""
+    if kind_of(node) == "combination" and len(given) > 1:
+        alike = all(_has_spec(value) and _spec(value).shape == _spec(node).shape for value in given)
+        return "pointwise" if alike and can_turn(node) and any(value in turned for value in given) else ""
+    if given[0] not in turned:
+        return ""
+    if is_elementwise(node):
+        return "pointwise" if len(given) == 1 else ""
+    if traits(node).name == "layer_norm":
+        return "layer-norm" if _spec(node).dtype == "float32" and len(argument(node, "normalized_shape")) == 1 else ""
+    return "reshape" if traits(node).name in RESHAPES else ""
 
 
 def sizes(shape: Sequence[int | str]) -> list[int]:

@@ -22,8 +22,8 @@ from sparsify.deployment.packing import Packing
 from sparsify.errors import PassError
 from sparsify.ir import Program, TensorSpec
 from sparsify.ir.dimensions import BATCH, value_of
-from sparsify.ir.feature_major import can_turn
-from sparsify.ir.traits import argument, is_elementwise, kind_of, traits
+from sparsify.ir.feature_major import kept_by
+from sparsify.ir.traits import argument
 
 LEAST_GAIN = 1.1
 """Predicted times as fast from which layers that share their turns are grouped."""
@@ -89,9 +89,9 @@ def paying(
     chains = _Chains()
     for node in program.phases["eval"].graph.nodes:
         _walk(node, packings, uses, chains)
-    for node, known in chains.made.items():
+    for node in chains.made:
         if any(user not in chains.made for user in node.users):
-            chains.pay(node, turn_time(_like(node, uses, known), _features(node)))
+            chains.pay(node, turn_time(_like(node, uses, chains.layers[node]), _features(node)))
     found, slower = set[fx.Node](), dict[fx.Node, float]()
     for members in chains.groups():
         layers = [node for node in members if node in packings]
@@ -113,19 +113,16 @@ class _Chains:
     """Values that would be feature-major, joined where no turn lies between them.
 
     Attributes:
-        made: values that are computed so, and a layer whose rows they have.
-        turned: values that are turned for a reader.
+        layers: by value, a grouped layer that has the same rows.
+        made: the values that are computed in that form; the others are turned for a reader.
         parents: by value, another of the same chain.
         costs: microseconds by value.
     """
 
-    made: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
-    turned: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
+    layers: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
+    made: set[fx.Node] = dataclasses.field(default_factory=set)
     parents: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
     costs: dict[fx.Node, float] = dataclasses.field(default_factory=dict)
-
-    def knows(self, node: object) -> bool:
-        return node in self.made or node in self.turned
 
     def root(self, node: fx.Node) -> fx.Node:
         while (parent := self.parents.setdefault(node, node)) is not node:
@@ -138,10 +135,12 @@ class _Chains:
     def pay(self, node: fx.Node, cost: float) -> None:
         self.costs[node] = self.costs.get(node, 0.0) + cost
 
-    def make(self, node: fx.Node, source: fx.Node) -> None:
-        """A value that is computed from another."""
-        self.made[node] = self.made.get(source) or self.turned[source]
-        self.join(node, source)
+    def make(self, node: fx.Node, sources: Sequence[fx.Node]) -> None:
+        """Add a value that is computed from others that are feature-major."""
+        self.made.add(node)
+        self.layers[node] = self.layers[sources[0]]
+        for source in sources:
+            self.join(source, node)
 
     def groups(self) -> list[list[fx.Node]]:
         found: dict[fx.Node, list[fx.Node]] = {}
@@ -151,41 +150,31 @@ class _Chains:
 
 
 def _walk(node: fx.Node, packings: Mapping[fx.Node, Packing], uses: Mapping[fx.Node, Use], chains: _Chains) -> None:
-    """Follow values as `sparsify.ir.feature_major.FeatureMajor` does."""
-    given = node.all_input_nodes
+    """Add a node to the chains if its value would be feature-major."""
     if node in packings:
         source = argument(node, "input")
-        _turn(source, node, uses, chains)
-        chains.make(node, source)
-    elif not given or not isinstance(node.meta.get("spec"), TensorSpec):
+        _turn([source], node, uses, chains)
+        chains.make(node, [source])
         return
-    elif kind_of(node) == "linear" and chains.knows(argument(node, "input")) and can_turn(node):
-        chains.make(node, argument(node, "input"))
-        use = _like(node, uses, chains.made[node])
-        chains.pay(node, follow_time(use, _features(node), _features(argument(node, "input"))))
-    elif is_elementwise(node) and given[0] in chains.made:
-        chains.make(node, given[0])
-    elif kind_of(node) == "combination" and any(value in chains.made for value in given) and _alike(node, given):
-        first = next(value for value in given if value in chains.made)
-        chains.make(node, first)
-        for value in given:
-            _turn(value, chains.made[first], uses, chains)
-            chains.join(value, node)
-    elif traits(node).name == "layer_norm" and given[0] in chains.made:
-        chains.make(node, given[0])
-        chains.pay(node, norm_time(_like(node, uses, chains.made[node]), _features(node)))
+    kept, given = kept_by(node, chains.layers), node.all_input_nodes
+    if kept == "pointwise":
+        _turn(given, next(chains.layers[value] for value in given if value in chains.layers), uses, chains)
+        chains.make(node, given)
+    elif kept in ("linear", "layer-norm"):
+        source = argument(node, "input")
+        chains.make(node, [source])
+        use = _like(node, uses, chains.layers[node])
+        linear = kept == "linear"
+        chains.pay(
+            node, follow_time(use, _features(node), _features(source)) if linear else norm_time(use, _features(node))
+        )
 
 
-def _turn(value: fx.Node, layer: fx.Node, uses: Mapping[fx.Node, Use], chains: _Chains) -> None:
-    if not chains.knows(value):
-        chains.turned[value] = layer
-        chains.pay(value, turn_time(_like(value, uses, layer), _features(value)))
-
-
-def _alike(node: fx.Node, given: Sequence[fx.Node]) -> bool:
-    specs = [value.meta.get("spec") for value in (node, *given)]
-    shapes = {spec.shape if isinstance(spec, TensorSpec) else None for spec in specs}
-    return len(shapes) == 1 and None not in shapes and can_turn(node)
+def _turn(values: Sequence[fx.Node], layer: fx.Node, uses: Mapping[fx.Node, Use], chains: _Chains) -> None:
+    for value in values:
+        if value not in chains.layers:
+            chains.layers[value] = layer
+            chains.pay(value, turn_time(_like(value, uses, layer), _features(value)))
 
 
 def _features(node: fx.Node) -> int:

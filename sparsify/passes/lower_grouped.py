@@ -16,10 +16,10 @@ from sparsify.deployment.packing import Packing, best_packing
 from sparsify.errors import PassError
 from sparsify.ir import Program, Stage, TensorSpec, surgery
 from sparsify.ir.dimensions import BATCH, mentions
-from sparsify.ir.feature_major import FeatureMajor, can_turn, feature_shape, sizes
+from sparsify.ir.feature_major import FeatureMajor, can_turn, feature_shape, kept_by, sizes
 from sparsify.ir.grouped_linear import GROUPED_LINEAR
 from sparsify.ir.layers import reads_of
-from sparsify.ir.traits import argument, kind_of, traits
+from sparsify.ir.traits import argument, traits
 from sparsify.passes.base import DEPLOYED, Effect, Kept, Pass, PassLog
 from sparsify.passes.in_place import make_functional
 from sparsify.passes.linear_uses import SIZES_HELP, check_sizes, paying, sizes_of, use_of
@@ -132,9 +132,10 @@ class LowerGroupedLinear(Pass):
                 weight, packing = packings[node]
                 self._lower(program, node, weight, packing, columns)
                 log.change(str(weight.target))
+            elif kept_by(node, columns.twins) == "linear":
+                self._lower_dense(node, columns)
             else:
                 columns.follow(node)
-                self._follow_dense(node, columns)
         columns.finish()
         return log
 
@@ -152,11 +153,10 @@ class LowerGroupedLinear(Pass):
         _replace(program, weight, values[0] if packing.groups == 1 else values)
         columns.lowered(node, _product(node, weight, inputs, packing.chunk, columns))
 
-    def _follow_dense(self, node: fx.Node, columns: FeatureMajor) -> None:
+    def _lower_dense(self, node: fx.Node, columns: FeatureMajor) -> None:
         """Make a dense layer that reads a feature-major value compute in that form as well."""
-        if kind_of(node) == "linear" and argument(node, "input") in columns.twins and can_turn(node):
-            made = _tokens if len(feature_shape(node)) > 2 else functools.partial(_product, inputs=None, chunk=1)
-            columns.lowered(node, made(node, argument(node, "weight"), columns=columns))
+        made = _tokens if len(feature_shape(node)) > 2 else functools.partial(_product, inputs=None, chunk=1)
+        columns.lowered(node, made(node, argument(node, "weight"), columns=columns))
 
 
 def _varying(program: Program, node: fx.Node) -> list[str]:

@@ -11,7 +11,7 @@ from torch import nn
 import sparsify as sp
 from sparsify.errors import PassError
 from sparsify.ir.grouped_linear import GROUPED_LINEAR
-from sparsify.passes import LowerGroupedLinear, Pipeline
+from sparsify.passes import LowerGroupedLinear, Pipeline, linear_uses
 from tests.cases import digits
 
 aten = torch.ops.aten
@@ -79,6 +79,29 @@ def test_layers_over_a_matrix_are_one_operator_and_weigh_the_selection_of_one_sa
     few, many = (Pipeline((LowerGroupedLinear(sizes=(f"N={n}",)),))(program) for n in (1, 128))
     counts = [sum(n.target is GROUPED_LINEAR for n in made.phases["eval"].graph.nodes) for made in (few, many)]
     assert counts == [0, 3]
+
+
+class Beside(nn.Module):
+    """A sum of a layer and a function of what the layer reads, which is feature-major as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x):
+        made = self.first(x)
+        return self.last(torch.tanh(x) + made)
+
+
+def test_the_cost_model_counts_the_transposes_that_the_pass_inserts(monkeypatch):
+    counted = []
+    monkeypatch.setattr(linear_uses, "turn_time", lambda use, features: counted.append(features) or 0.0)
+    x = digits(4)[0].flatten(1)
+    masks = "insert-masks{pattern=grouped:32 density=0.1 allocation=uniform} | fold-masks | deploy"
+    names, _, made = lowered(Pipeline.parse(masks)(sp.trace(Beside(), x).eval()), sizes=("N=128",))
+    targets = [node.target for node in made.phases["eval"].graph.nodes]
+    assert targets.count(aten.permute.default) == len(counted) == 2, names
 
 
 @pytest.mark.parametrize(
