@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-PIECE = 1 << 18
-"""How many positions are masked at a time."""
+from sparsify.parts.clearing import PIECE, in_pieces
+
 KEPT_AS_NUMBERS = 1 << 16
 """Masks with at most this many positions are also stored in the weight's dtype, in which multiplying is twice as fast as with bytes."""
 HOLDERS = 2
@@ -81,8 +81,7 @@ def _masked(gradient: Tensor, mask: Tensor) -> Tensor:
     if gradient.numel() <= PIECE or not gradient.is_contiguous() or not mask.is_contiguous():
         return gradient.mul_(multiplier(mask, gradient.dtype))
     # torch casts the whole mask before it multiplies; with small pieces, the cast values stay in the processor's cache.
-    pieces = zip(gradient.view(-1).split(PIECE), mask.view(torch.int8).view(-1).split(PIECE), strict=True)
-    for values, kept in pieces:
+    for values, kept in in_pieces(gradient, mask):
         values.mul_(kept)
     return gradient
 
