@@ -15,7 +15,8 @@ from sparsify.errors import RecipeError
 Duration = Annotated[float | str, LATER]
 """``100`` is a number of steps; ``"75%"`` and ``0.75`` are a share of the run; ``"3% from 4 to 100"`` is a share with bounds in steps.
 
-A whole number is always a number of steps. A float is always a share, strictly between 0 and 1.
+A whole number is always a number of steps. A float is always a share, strictly between 0 and 1. A share is at least 1 step, unless its
+bounds begin at 0 and the option may be 0.
 """
 UPDATE_EVERY = "3% from 4 to 100"
 """The default interval between rounds: 100 steps, as published, and less in short runs, which would otherwise have few rounds or none."""
@@ -126,12 +127,12 @@ def read_length(value: object, option: str, least: int = 1) -> Length:
                 f"{option} = {value} does not say whether it is a number of steps. Write {int(value)} for steps, or {whole}."
             )
     if isinstance(value, str) and (match := _TEXT.fullmatch(value)):
-        share, low, high = float(match["percent"]) / 100, int(match["low"] or 0), match["high"]
-        ordered = high is None or 1 <= low <= int(high)
+        share, low, high = float(match["percent"]) / 100, int(match["low"] or 1), match["high"]
+        ordered = high is None or (min(least, 1) <= low <= int(high) and int(high) > 0)
         if not share and least == 0 and high is None:
             return Length(None, 0)
         if 0.0 < share <= 1.0 and ordered:
-            return Length(share, max(low, 1), None if high is None else int(high))
+            return Length(share, low, None if high is None else int(high))
     raise RecipeError(
         f"{option} should be a number of steps from {least} on (such as 100) or a share of the run (such as '75%' or 0.75), found "
         f"{value!r}."

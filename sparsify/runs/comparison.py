@@ -187,14 +187,18 @@ def _results(cells: Sequence[Cell], out: Path) -> list[CellResult]:
 
 
 def _resolved(cell: Cell, folder: Path) -> Recipe:
-    """Return the recipe of a cell as its run recorded it: with the chosen calibration head, if the grid leaves that to the run."""
-    if cell.recipe.calibrator != AUTO:
-        return cell.recipe
+    """Return the recipe of a cell as its run recorded it: with the calibration head and the warm-up steps that the grid leaves to it."""
     try:
-        told = read_toml(folder / RUN_RECORD).get("export", {}).get("calibrator")
+        record = read_toml(folder / RUN_RECORD)
+        head, steps = (record.get(table, {}).get(key) for table, key in (("export", "calibrator"), ("train", "warmup")))
     except (RecipeError, AttributeError):
         return cell.recipe
-    return dataclasses.replace(cell.recipe, calibrator=told if isinstance(told, str) else AUTO)  # type: ignore[type-var]
+    found = dict[str, Any]()
+    if cell.recipe.calibrator == AUTO and isinstance(head, str):
+        found["calibrator"] = head
+    if not isinstance(cell.recipe.warmup, int) and isinstance(steps, int):
+        found["warmup"] = steps
+    return dataclasses.replace(cell.recipe, **found)  # type: ignore[type-var]
 
 
 def _failure(cell: Cell, out: Path) -> Failure:

@@ -57,7 +57,7 @@ def check_continues(recipe: Recipe, earlier: Recipe, where: Path) -> None:
     """Check that a run can be continued with this recipe: all keys that its training read must be the same.
 
     Args:
-        recipe: the recipe to continue with.
+        recipe: the recipe to continue with. Warm-ups are compared only if both recipes have them in steps.
         earlier: the recipe of the run.
         where: file of the earlier recipe, for messages.
 
@@ -66,6 +66,8 @@ def check_continues(recipe: Recipe, earlier: Recipe, where: Path) -> None:
     """
     names = [f.name for f in dataclasses.fields(recipe)]  # type: ignore[arg-type]
     changed = [name for name in names if getattr(recipe, name) != getattr(earlier, name)]
+    if "warmup" in changed and not (isinstance(recipe.warmup, int) and isinstance(earlier.warmup, int)):
+        changed.remove("warmup")
     fixed = [name for name in changed if name not in AFTER_TRAINING | NO_BITS | {"epochs"}]
     if fixed:
         differences = ", ".join(

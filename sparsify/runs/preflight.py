@@ -26,6 +26,7 @@ from sparsify.ir.evaluation import output_shape, outputs_of
 from sparsify.loading import Data, load_model
 from sparsify.loading.augmentation import check_augmentation
 from sparsify.methods import Method, dense
+from sparsify.methods.durations import read_length
 from sparsify.parts.trees import tensors
 from sparsify.passes import AttachCalibrationHead, Pipeline
 from sparsify.passes.attach_calibration_head import head_buffers, head_names
@@ -37,6 +38,7 @@ from sparsify.runs.standardising import standardised
 from sparsify.tasks import Classification, Task
 from sparsify.tasks.base import check_gradient
 from sparsify.training import rehearse
+from sparsify.training.plan import check_warmup
 from sparsify.user_code import told
 
 Progress = Callable[[int, int], None]
@@ -72,7 +74,7 @@ def jobs(recipe: Recipe, data: Data, *, converts: bool = False) -> dict[str, Job
         ``dense``, if the recipe has a baseline, then ``model``.
 
     Raises:
-        RecipeError: If ``export.batch`` exceeds the number of training samples that int8 observes, or the warm-up is as long as the run.
+        RecipeError: If ``export.batch`` exceeds the number of training samples that int8 observes.
         ExportError: If the model cannot be converted, or its file would be too large.
         SparsifyError: If training or export would raise it later.
     """
@@ -81,7 +83,7 @@ def jobs(recipe: Recipe, data: Data, *, converts: bool = False) -> dict[str, Job
         raise RecipeError(
             f"export.batch is {recipe.export_batch}, but int8 times batches of training samples and observes {observed}. Lower it."
         )
-    check_warmup(recipe, data)
+    recipe = with_warmup(recipe, data)
     feeding(data, recipe.export_input)
     check_augmentation(data.example(), recipe.augment)
     task = recipe.build_task()
@@ -95,18 +97,17 @@ def jobs(recipe: Recipe, data: Data, *, converts: bool = False) -> dict[str, Job
     return found
 
 
-def check_warmup(recipe: Recipe, data: Data) -> None:
-    """Refuse a warm-up that does not end within the run. The default is not refused, so that short trials need not change it.
+def with_warmup(recipe: Recipe, data: Data) -> Recipe:
+    """Replace the warm-up by its number of steps, which is a share of the run or given.
 
     Raises:
-        RecipeError: If the warm-up is as long as the run, or longer.
+        TrainingError: If the warm-up is not shorter than the run.
     """
-    steps = len(data.train) // recipe.batch_size * recipe.epochs
-    if recipe.warmup != Recipe.warmup and 0 < steps <= recipe.warmup:
-        raise RecipeError(
-            f"train.warmup is {recipe.warmup:,} steps, and the run has {steps:,}: the learning rate would never reach train.lr. Set "
-            f"train.warmup below {steps:,}, or train longer."
-        )
+    total = len(data.train) // recipe.batch_size * recipe.epochs
+    steps = read_length(recipe.warmup, "train.warmup", 0).steps(total)
+    if total:  # otherwise, the rehearsal says that there are too few samples
+        check_warmup(steps, total)
+    return dataclasses.replace(recipe, warmup=steps)  # type: ignore[type-var]
 
 
 def without_baseline(job: Job) -> str:
@@ -231,7 +232,7 @@ def _reason(recipe: Recipe, program: Program | str, data: Data) -> str:
     if isinstance(program, str):
         return program
     try:
-        check_warmup(recipe, data)
+        recipe = with_warmup(recipe, data)
         rehearse(recipe.build_method(), program, len(data.train), recipe.settings(), task=recipe.build_task())
     except SparsifyError as error:
         return str(error)

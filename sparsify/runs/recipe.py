@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from sparsify.errors import RecipeError, TaskError
 from sparsify.heads import HEADS, fitting
 from sparsify.loading.augmentation import Augmentation
 from sparsify.methods import Method, build
+from sparsify.methods.durations import read_length
 from sparsify.methods.registry import layers
 from sparsify.methods.registry import options as method_options
 from sparsify.runs.keys import field_of, from_tables, spelt, to_tables
@@ -30,6 +31,13 @@ Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Threads = Annotated[int, Field(ge=1, le=512)]
 """Largest number of threads; more help no machine, and a system that cannot start them kills the process without a message."""
+
+
+def _warmup(value: float | str) -> float | str:
+    read_length(value, "train.warmup", 0)
+    return value
+
+
 Rate = Field(gt=0.0, allow_inf_nan=False)
 Value = int | float | str | bool
 AUTO = "auto"
@@ -96,6 +104,8 @@ class Recipe:
         augment: ``crop-flip`` pads training images by 4, crops at random and flips half of them.
         export_batch: batch size to optimise for, used in timing trials and ``latency.json``; above 1, no ``If`` is written.
         threads: number of torch threads.
+        warmup: steps over which the learning rate rises linearly to ``lr``, before the schedule begins, or a share of the run (``"5%"``);
+            at least 0 and shorter than the run.
         The others are those of `sparsify.training.Settings` and `sparsify.export`.
     """
 
@@ -135,7 +145,7 @@ class Recipe:
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 5e-4
     schedule: Literal["cosine", "cosine-tail", "step", "one-cycle", "constant"] = "cosine"
-    warmup: Annotated[int, Field(ge=0, le=10**9)] = 20
+    warmup: Annotated[int | float | str, AfterValidator(_warmup)] = "25% from 0 to 20"
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     clip_gradient_norm: Annotated[float, Rate] | None = None
     augment: Augmentation = "none"
@@ -229,7 +239,7 @@ class Recipe:
         return self.teacher is None and self.build_method().distillation is not None
 
     def settings(self) -> Settings:
-        """Return the training part."""
+        """Return the training part; the warm-up must be a number of steps (`sparsify.runs.preflight.with_warmup`)."""
         return Settings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Settings)})
 
     def to_toml(self) -> str:

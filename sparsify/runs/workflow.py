@@ -42,7 +42,7 @@ from sparsify.runs.artefacts import (
 from sparsify.runs.continuation import check_continues, training_key
 from sparsify.runs.folder import hold_folder
 from sparsify.runs.inferring import with_task
-from sparsify.runs.preflight import Job, heads, jobs, with_head, without_baseline
+from sparsify.runs.preflight import Job, heads, jobs, with_head, with_warmup, without_baseline
 from sparsify.runs.recipe import Recipe, parse_recipe
 from sparsify.runs.standardising import shortfall
 from sparsify.runs.teachers import TeacherProgram, load_teacher
@@ -73,8 +73,8 @@ def run(
     right after training, so that a later failure does not lose it.
 
     Args:
-        recipe: a resolved recipe. The task ``auto`` becomes the task that fits, and the calibrator ``auto`` becomes the head of the program
-            or the usual head of the task; the recorded recipe has these values too.
+        recipe: a resolved recipe. The task ``auto`` becomes the task that fits, the calibrator ``auto`` the head of the program or the
+            usual head of the task, and a warm-up that is a share of the run its number of steps; the recorded recipe has these values.
         out: folder of the run; must be new or empty unless ``resume`` or ``overwrite``.
         resume: continue from the last checkpoint, bit for bit; keys that training does not read may differ.
         overwrite: first delete what an earlier run left in ``out``.
@@ -98,6 +98,9 @@ def run(
         if resume:
             _check_continues(recipe, out / RECORD)
         data = recipe_data(recipe, on_decode)
+        recipe = with_warmup(recipe, data)
+        if resume:
+            _check_continues(recipe, out / RECORD, data)
         planned, task = jobs(recipe, data, converts=rehearsed), recipe.build_task()
         recipe = with_head(recipe, planned["model"].program)
         no_baseline = without_baseline(planned["model"])
@@ -110,9 +113,11 @@ def run(
         return _finish(recipe, data, fingerprint, models, out, no_baseline=no_baseline, timed=timed)
 
 
-def _check_continues(recipe: Recipe, record: Path) -> None:
+def _check_continues(recipe: Recipe, record: Path, data: Data | None = None) -> None:
+    """Check that the recorded run can be continued with this recipe; with the data, also that its warm-up has as many steps."""
     if record.exists() and record.read_text() != recipe.to_toml():
-        check_continues(recipe, parse_recipe(record, {}), record)
+        earlier = parse_recipe(record, {})
+        check_continues(recipe, earlier if data is None else with_warmup(earlier, data), record)
 
 
 @dataclass(frozen=True)

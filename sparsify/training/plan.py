@@ -25,6 +25,21 @@ def steps_per_epoch(method: Method, samples: int, *, batch_size: int, early_stop
     return samples // batch_size
 
 
+def check_warmup(warmup: int, total_steps: int) -> None:
+    """Check that a warm-up of so many steps ends within the run.
+
+    Raises:
+        TrainingError: If it does not, or is negative.
+    """
+    if not 0 <= warmup < total_steps:
+        raise TrainingError(
+            f"warmup is {warmup:,} steps, and the run has {total_steps:,}: the learning rate would never reach lr. Set warmup below "
+            f"{total_steps:,}, or train longer."
+            if warmup >= 0
+            else f"warmup should be a number of steps from 0 on, found {warmup}. Set it to 0 for none."
+        )
+
+
 def find_device(text: str) -> torch.device:
     """Return the device that a setting names; ``auto`` is CUDA if available, else the CPU.
 

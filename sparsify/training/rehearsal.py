@@ -8,7 +8,7 @@ from sparsify.ir import Program
 from sparsify.methods import Method
 from sparsify.tasks import Task
 from sparsify.training.attaching import attach
-from sparsify.training.plan import steps_per_epoch
+from sparsify.training.plan import check_warmup, steps_per_epoch
 from sparsify.training.settings import Settings, build_optimizer
 
 
@@ -30,7 +30,7 @@ def rehearse(
     Raises:
         TaskError: If there is no task of that name.
         TrainingError: If the method is made for other tasks, or a setting cannot be met, e.g. the
-            device is missing or there are fewer samples than a batch.
+            device is missing, there are fewer samples than a batch, or the warm-up is not shorter than the run.
         PatternError: If the pattern does not fit a weight.
         AllocationError: If the density cannot be met.
         RecipeError: If an option of the method does not fit the length of the run.
@@ -38,12 +38,14 @@ def rehearse(
     per_epoch = steps_per_epoch(
         method, samples, batch_size=settings.batch_size, early_stop=settings.early_stop, device=settings.device
     )
+    total = per_epoch * settings.epochs
+    check_warmup(settings.warmup, total)
     copy = program.clone().train()
     attach(
         method,
         copy,
         build_optimizer(copy, settings),
-        total_steps=per_epoch * settings.epochs,
+        total_steps=total,
         seed=settings.seed,
         epoch_steps=per_epoch,
         sweep=lambda: iter(()),

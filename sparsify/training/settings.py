@@ -16,12 +16,16 @@ class Settings:
     """How to train. The learning rate decays by a schedule, after a linear warm-up.
 
     Attributes:
-        epochs, batch_size: the last, smaller batch of an epoch is dropped.
+        epochs: passes over the training samples.
+        batch_size: samples per step; the last, smaller batch of an epoch is dropped.
         optimizer: SGD with momentum, or AdamW.
-        lr, momentum, weight_decay: decay is not applied to biases and norm parameters.
+        lr: learning rate after the warm-up, from which the schedule starts.
+        momentum: momentum of SGD; AdamW does not read it.
+        weight_decay: weight decay of the optimizer; biases and norm parameters are left out.
         schedule: how the learning rate falls. ``cosine-tail`` falls to a tenth over the first 0.8 of the run and stays there, which leaves
             weights to average (Izmailov et al. 2018, arXiv:1803.05407).
-        warmup: steps.
+        warmup: steps over which the learning rate rises linearly to ``lr``, before the schedule begins; at least 0 and fewer than the run
+            has.
         label_smoothing: in [0, 1).
         clip_gradient_norm: largest norm of all gradients together, above 0; None: no clipping.
         device: ``cpu``, ``cuda``, ``cuda:1`` ...; ``auto`` is CUDA where there is one.

@@ -29,7 +29,7 @@ from sparsify.training.batch_loss import BatchLoss, attacked
 from sparsify.training.batches import Batches
 from sparsify.training.checkpoint import load_checkpoint, save_checkpoint
 from sparsify.training.meaning import meaning
-from sparsify.training.plan import find_device, steps_per_epoch
+from sparsify.training.plan import check_warmup, find_device, steps_per_epoch
 from sparsify.training.probe import Closure
 from sparsify.training.resumption import check_content, fitting
 from sparsify.training.run_state import RunState
@@ -93,12 +93,14 @@ def train(
         on_step: called after each step with step, total, loss, accuracy if the task makes decisions, and density.
 
     Raises:
-        TrainingError: If the loss is not finite, or there are fewer samples than a batch.
+        TrainingError: If the loss is not finite, there are fewer samples than a batch, or the warm-up is not shorter than the run.
         CheckpointError: If the checkpoint cannot be used.
         Interrupted: After SIGINT or SIGTERM.
     """
     plan = {"batch_size": settings.batch_size, "early_stop": settings.early_stop, "device": settings.device}
     per_epoch = steps_per_epoch(method, len(data), **plan)
+    total = per_epoch * settings.epochs
+    check_warmup(settings.warmup, total)
     device = find_device(settings.device)
     batches = Batches(data, settings, device)
     surgery.move(program, device)
@@ -114,7 +116,7 @@ def train(
         method,
         program,
         optimizer,
-        total_steps=per_epoch * settings.epochs,
+        total_steps=total,
         seed=settings.seed,
         epoch_steps=per_epoch,
         sweep=sweep,

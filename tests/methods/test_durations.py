@@ -54,6 +54,7 @@ def test_a_whole_float_is_ambiguous_and_refused():
 
 def test_a_start_may_be_the_beginning():
     assert [as_steps(value, 200, "from", least=0) for value in (0, 0.0, "0%", "50%", 7)] == [0, 0, 0, 100, 7]
+    assert [as_steps("25% from 0 to 20", total, "warmup", least=0) for total in (1, 40, 500)] == [0, 10, 20]
     assert dense_steps("50%", 200) == 100
     with pytest.raises(RecipeError, match="leave steps for the sparse part; found 100%"):
         dense_steps("100%", 200)

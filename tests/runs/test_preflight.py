@@ -12,7 +12,7 @@ from sparsify.ir import TraceWarning
 from sparsify.methods import dense
 from sparsify.passes import Pipeline
 from sparsify.runs.artefacts import measure_latency, recipe_data
-from sparsify.runs.preflight import Job, check_warmup, jobs, traced, without_baseline
+from sparsify.runs.preflight import Job, jobs, traced, with_warmup, without_baseline
 from sparsify.runs.recipe import Recipe, parse_recipe
 
 MODELS = """
@@ -137,16 +137,18 @@ def test_a_run_that_can_have_no_baseline_says_why(tmp_path):
 def test_a_warm_up_ends_within_the_run():
     data = recipe_data(Recipe(data="digits"))
     steps = len(data.train) // 64
-    for warmup in (steps, steps + 2):
-        said = rf"train\.warmup is {warmup} steps, and the run has {steps}: .*below {steps}"
-        with pytest.raises(RecipeError, match=said):
-            check_warmup(Recipe(data="digits", epochs=1, warmup=warmup), data)
-    for changes in (
-        {"epochs": 1, "warmup": steps - 1},
-        {"epochs": 2, "warmup": steps},
-        {"epochs": 1, "batch_size": 128},
-    ):
-        check_warmup(Recipe(data="digits", **changes), data)
+
+    def resolved(**changes):
+        return with_warmup(Recipe(data="digits", **changes), data).warmup
+
+    for warmup in (steps, steps + 2, "100%"):
+        told = steps if warmup == "100%" else warmup
+        with pytest.raises(TrainingError, match=rf"warmup is {told} steps, and the run has {steps}: .*below {steps}"):
+            resolved(epochs=1, warmup=warmup)
+    assert resolved(epochs=1, warmup=steps - 1) == resolved(epochs=2, warmup=steps - 1) == steps - 1
+    # The default of 20 steps is a quarter of a shorter run, and none of a single step.
+    assert [resolved(epochs=epochs) for epochs in (1, 5, 50)] == [round(steps / 4), 20, 20]
+    assert resolved(epochs=1, batch_size=len(data.train)) == 0
 
 
 def test_only_int8_needs_as_many_samples_as_a_call_has():

@@ -54,6 +54,12 @@ def test_learning_rates_by_hand(schedule, expected):
     assert [lr_factor(step, 12, settings) for step in (0, 1, 2, 7, 12)] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("warmup", "said"), [(19, "and the run has 19: .*below 19"), (-1, "from 0 on, found -1")])
+def test_a_warm_up_ends_within_the_run(data, tmp_path, warmup, said):
+    with pytest.raises(TrainingError, match=said):
+        trained(data, tmp_path, method=sp.methods.dense(), epochs=1, warmup=warmup)
+
+
 def test_resuming_on_a_round_that_replaces_the_step_warns_of_nothing(data, tmp_path):
     # A checkpoint after step 19, the end of an epoch; step 20 is a round, so the first step after resuming is not the optimizer's.
     def stop(row):
