@@ -13,18 +13,24 @@ from torch import Tensor
 
 from sparsify.errors import DataError, TrainingError
 from sparsify.heads import HEADS, Fitted, Head, HeldOut, Scaling, State, fitting, run
-from sparsify.ir import Program
+from sparsify.ir import Program, surgery
 from sparsify.ir.evaluation import outputs_over
 from sparsify.ir.traits import named_outputs
 from sparsify.parts import metrics
 from sparsify.parts.samples import Samples
-from sparsify.passes.attach_calibration_head import PREFIX, head_buffers, head_names, head_of, head_outputs
+from sparsify.passes.attach_calibration_head import (
+    BOUNDS,
+    PREFIX,
+    head_buffers,
+    head_level,
+    head_names,
+    head_of,
+    head_outputs,
+)
 from sparsify.registry import not_loaded
 from sparsify.tasks import Task, build
 from sparsify.tasks.base import judged
 
-BOUNDS = {"lower", "upper"}
-"""Outputs of heads that are fitted to a level."""
 REPLACE = "To have another head in its place, name it: export.calibrator in a recipe, or attach-calibration-head{kind=... replace=true}."
 
 
@@ -61,7 +67,7 @@ def fit(
     held_out: Samples,
     *,
     task: str | Task = "classification",
-    level: float = 0.9,
+    level: float | None = None,
     batch_size: int = 256,
 ) -> CalibrationLog:
     """Fit the head that `attach-calibration-head` inserted.
@@ -70,18 +76,25 @@ def fit(
         program: with the outputs of a head, such as ``probabilities``, or ``lower`` and ``upper``.
         held_out: neither training nor test data.
         task: what the outputs mean, as for the pass.
-        level: the share of new samples that an interval should hold, in (0, 1).
+        level: the share of new samples that an interval should hold, in (0, 1). It is kept with the head. None: the level that the head
+            was last fitted for, at first 0.9.
         batch_size: of the evaluation.
 
     Returns:
         What was done. A head that the samples do not determine is the identity then (temperature 1; scale 1 and bias 0), with a note.
 
     Raises:
-        TrainingError: If there is no head, it is none of the task, or the program's outputs hold NaN or +infinity.
+        TrainingError: If there is no head, it is none of the task, the level is not in (0, 1), or the program's outputs hold NaN or
+            +infinity.
         TaskError: If there is no task of that name.
         DataError: If the targets do not fit the outputs, or there are no samples.
     """
     meaning, head = build(task), _head(program)
+    level = head_level(program) if level is None else level
+    if not 0 < level < 1:
+        raise TrainingError(
+            f"level is the share of new samples that an interval should hold, in (0, 1); found {level}. Set 0.9 for 90 %."
+        )
     _check_fits(program, head, meaning)
     assert meaning.output is not None, "a task with heads reads one output"
     if not len(held_out):
@@ -98,6 +111,7 @@ def fit(
     fitted = _fitted(head, held, head.identity(_shape(program, meaning.output)))
     for name, value in fitted.values.items():
         program.tensor(PREFIX + name).copy_(value)
+    surgery.record_level(program, "eval", level)
     return _log(head, held, fitted)
 
 

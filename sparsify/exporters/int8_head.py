@@ -47,7 +47,7 @@ def refit_head(model: ir.Model, samples: Samples) -> tuple[str, dict[str, float]
     program = samples.wanted[samples.main]
     try:
         fitted = head.refit(
-            HeldOut(found[samples.main], targets, task),
+            HeldOut(found[samples.main], targets, task, samples.level),
             before,
             torch.from_numpy(program.table(program.values)).double(),
         )

@@ -14,7 +14,7 @@ from sparsify.exporters.signature import batches_of, refuse_alike, sample_count,
 from sparsify.exporters.size_ranges import allowed_batches
 from sparsify.ir import Program
 from sparsify.ir.size_ranges import SizeRange
-from sparsify.passes.attach_calibration_head import head_names
+from sparsify.passes.attach_calibration_head import USUAL_LEVEL, head_level, head_names
 from sparsify.tasks import Task
 from sparsify.timing import BATCH, Array, Batches, Feeds
 
@@ -53,6 +53,7 @@ class Samples:
         tried: inputs on which the file as it is written is run beside the one that was judged; empty: those of ``held_out``.
         task: what the outputs mean; None: shapes and heads tell what they can.
         head: name of the calibration head; None: there is none, or its buffers tell it.
+        level: the level that the head was fitted for.
     """
 
     calibration: Batches
@@ -63,6 +64,7 @@ class Samples:
     tried: Batches = field(default=())
     task: Task | None = None
     head: str | None = None
+    level: float = USUAL_LEVEL
 
     @property
     def main(self) -> str:
@@ -143,6 +145,7 @@ def samples_of(
         tried=tried,
         task=task,
         head=next(iter(head_names(program)), None),
+        level=head_level(program),
     )
 
 

@@ -88,6 +88,8 @@ class NodeForm(_Form):
     names: list[Text] | None = None
     heads: dict[Text, HeadName] = {}
     """By name of an output, the calibration head that makes it: a text, which may be the name of no head here."""
+    level: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The level that the calibration head was fitted for."""
     full_precision: bool = False
 
 

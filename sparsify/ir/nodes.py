@@ -16,6 +16,8 @@ from sparsify.ir.gradients import with_masked_gradient
 PHASES = ("train", "eval")
 MADE_BY = "heads"
 """Metadata of an output node: by name of an output, the calibration head that makes it. A name is data, and may be of no head here."""
+LEVEL = "level"
+"""Metadata of an output node: the level that its calibration head was fitted for, in (0, 1)."""
 
 
 class Stage(enum.Enum):

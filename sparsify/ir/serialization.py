@@ -28,7 +28,7 @@ from sparsify.files import write_atomically
 from sparsify.ir.binding import KINDS, UNKNOWN
 from sparsify.ir.document import LONGEST_NOTE, NodeForm, ProgramForm, checked_document, task_of
 from sparsify.ir.foreign import INTEGERS, checked_keyword, checked_text, parse_json
-from sparsify.ir.nodes import MADE_BY, GradientTap, RandomnessRecord, Stage, TensorSpec
+from sparsify.ir.nodes import LEVEL, MADE_BY, GradientTap, RandomnessRecord, Stage, TensorSpec
 from sparsify.ir.operators import FUNCTIONS, aten_operator
 from sparsify.ir.phase import FULL_PRECISION
 from sparsify.ir.rehearsal import rehearse
@@ -204,7 +204,7 @@ def _encode_node(node: fx.Node) -> dict[str, Any]:
         encoded["kwargs"] = _encode(dict(node.kwargs))
     if "spec" in node.meta:
         encoded["spec"] = _encode_spec(node.meta["spec"])
-    for key in ("owner", "names", FULL_PRECISION):
+    for key in ("owner", "names", FULL_PRECISION, LEVEL):
         if key in node.meta:
             encoded[key] = list(node.meta[key]) if key == "names" else node.meta[key]
     if MADE_BY in node.meta:
@@ -339,6 +339,7 @@ def _decode_graph(nodes: list[NodeForm]) -> fx.Graph:
         if encoded.names is not None:
             node.meta["names"] = tuple(encoded.names)
             node.meta.update({MADE_BY: dict(encoded.heads)} if encoded.heads else {})
+            node.meta.update({LEVEL: encoded.level} if encoded.level is not None else {})
     return graph
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from sparsify.ir.nodes import MADE_BY, TensorSpec
+from sparsify.ir.nodes import LEVEL, MADE_BY, TensorSpec
 from sparsify.ir.program import Program
 from sparsify.ir.state import place
 from sparsify.ir.traits import argument, arguments, draws, has_argument, kind_of, named_outputs, place_of_argument
@@ -194,12 +194,18 @@ def replace_output(program: Program, phase: str, name: str, value: fx.Node) -> N
 
 
 def remove_outputs(program: Program, phase: str, names: Collection[str]) -> None:
-    """Remove outputs that `append_output` added; their nodes stay, and the output no longer names a calibration head."""
+    """Remove outputs that `append_output` added; their nodes stay, and the output no longer names a calibration head or its level."""
     output = program.output_node(phase)
     kept = [(name, value) for name, value in named_outputs(output).items() if name not in names]
     output.args = (tuple(value for _, value in kept),)
     output.meta["names"] = tuple(name for name, _ in kept)
-    output.meta.pop(MADE_BY, None)
+    for key in (MADE_BY, LEVEL):
+        output.meta.pop(key, None)
+
+
+def record_level(program: Program, phase: str, level: float) -> None:
+    """Note the level that the calibration head of a phase was fitted for."""
+    program.output_node(phase).meta[LEVEL] = level
 
 
 def erase_dead(program: Program, phase: str) -> list[str]:

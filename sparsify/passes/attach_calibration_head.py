@@ -13,7 +13,7 @@ from sparsify.errors import PassError
 from sparsify.heads import HEADS, Head, fitting, owner
 from sparsify.heads.registry import NONE
 from sparsify.ir import Program, Stage, TensorSpec, surgery
-from sparsify.ir.nodes import MADE_BY
+from sparsify.ir.nodes import LEVEL, MADE_BY
 from sparsify.ir.recording import Recorder
 from sparsify.ir.traits import named_outputs
 from sparsify.passes.base import CHANGED, UNCHANGED, Effect, Kept, Pass, PassLog
@@ -22,6 +22,10 @@ from sparsify.tasks import TASKS, Task, kind
 
 PREFIX = "calibration."
 """Prefix of the names of a head's buffers."""
+USUAL_LEVEL = 0.9
+"""The level of a head that was fitted for none, or by an earlier version, which did not record it."""
+BOUNDS = frozenset({"lower", "upper"})
+"""Outputs of heads that are fitted to a level and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -156,11 +160,18 @@ def head_of(program: Program) -> Head | None:
 
 
 def head_metadata(program: Program) -> dict[str, str]:
-    """What a file says of its calibration head, its name or ``none``; nothing where it is not known which head it is."""
+    """Return what a file says of its calibration head: its name or ``none``, unless unknown, and the level of a fitted interval."""
     head, names, buffers = head_of(program), head_names(program), head_buffers(program)
     foreign = len(names) == 1 and names[0] not in HEADS
     name = head.name if head else names[0] if foreign else None if names or buffers else NONE
-    return {} if name is None else {"calibration": name}
+    bounded = LEVEL in program.output_node("eval").meta and BOUNDS & {*head_outputs(program, "eval")}
+    level = {"interval_level": repr(head_level(program))} if bounded else {}
+    return level if name is None else {"calibration": name, **level}
+
+
+def head_level(program: Program) -> float:
+    """Return the level that the program's head was last fitted for: the share of new samples that an interval should hold."""
+    return program.output_node("eval").meta.get(LEVEL, USUAL_LEVEL)
 
 
 def _behind(node: fx.Node) -> set[fx.Node]:

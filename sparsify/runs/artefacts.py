@@ -238,8 +238,7 @@ def fitted_metadata(log: CalibrationLog | None, threshold: float | None) -> dict
         threshold: the result of `ood_threshold`.
     """
     found = {} if threshold is None else {"ood_threshold": repr(threshold)}
-    found |= {"calibration_note": log.note} if log and log.note else {}
-    return found | ({"interval_level": repr(log.level)} if log and log.level is not None else {})
+    return found | ({"calibration_note": log.note} if log and log.note else {})
 
 
 def ood_threshold(program: Program, data: Data) -> float | None:

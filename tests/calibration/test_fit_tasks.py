@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -9,9 +10,11 @@ from torch import nn
 import sparsify as sp
 from sparsify.calibration import evaluate, fit
 from sparsify.errors import DataError, PassError, TrainingError
+from sparsify.exporters.int8_samples import samples_of
 from sparsify.parts import conformal
 from sparsify.parts.samples import TensorSamples
 from sparsify.passes import AttachCalibrationHead
+from sparsify.passes.attach_calibration_head import head_metadata
 
 G = torch.Generator().manual_seed(0)
 
@@ -89,6 +92,27 @@ def test_an_interval_holds_what_it_says(shape):
     errors = (x[:400] - y[:400]).abs()
     torch.testing.assert_close(program.tensor("calibration.reach"), errors.sort(0).values[320], msg="ceil(401 * 0.8)")
     assert log.to_dict()["nll_before"] is None
+
+
+def test_the_level_stays_with_the_head(tmp_path):
+    x = torch.randn(60, 1, generator=G)
+    samples = TensorSamples(x, x + torch.randn(60, 1, generator=G))
+    program = headed("regression", Scaled(1.0), x, "interval")
+    assert head_metadata(program) == {"calibration": "interval"}  # not fitted: no level
+    fit(program, samples, task="regression", level=0.8)
+    program.save(tmp_path / "p.sparsify")
+    loaded = sp.Program.load(tmp_path / "p.sparsify").eval()
+    assert samples_of(loaded, [x], [x], None, batch=1).level == 0.8
+    for precision in ("fp32", "int8"):
+        given = {"calibration": [x], "held_out": [x]} if precision == "int8" else {}
+        sp.export(loaded, tmp_path / "a.onnx", inputs=[x], precision=precision, **given)
+        written = {entry.key: entry.value for entry in onnx.load(tmp_path / "a.onnx").metadata_props}
+        assert written["interval_level"] == "0.8"
+    assert fit(loaded, samples, task="regression").level == 0.8  # the level that it was fitted for
+    again = sp.Pipeline((AttachCalibrationHead(kind="interval", task="regression", replace=True),))(loaded).eval()
+    assert fit(again, samples, task="regression").level == 0.9
+    with pytest.raises(TrainingError, match=r"in \(0, 1\); found 90. Set 0\.9"):
+        fit(again, samples, task="regression", level=90)
 
 
 def test_targets_of_a_column_fit_an_interval_of_a_row():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -152,15 +153,15 @@ class Divided(Temperature):
     tasks: ClassVar = ("classification",)
 
     def fit(self, held, before):
-        return Fitted({"divisor": super().fit(held, before).values["temperature"]})
+        return Fitted({"divisor": super().fit(held, before).values["temperature"]}, f"level {held.level}")
 
     def told(self, before, fitted):
-        return f"divisor {float(before['divisor'])} became {float(fitted.values['divisor']):.4f}"
+        return f"{fitted.note}: divisor {float(before['divisor'])} became {float(fitted.values['divisor']):.4f}"
 
 
 def test_a_head_of_another_package_is_fitted_again():
     model, (x, y) = load(1), images()
-    given = samples(model, x[1200:], y[1200:])
+    given = dataclasses.replace(samples(model, x[1200:], y[1200:]), level=0.8)
     for value in list(model.graph.initializers.values()):
         value.name = value.name.replace("calibration.temperature", "calibration.divisor")
     assert refit_head(model, given) == ("none that can be fitted again", {})
@@ -168,7 +169,7 @@ def test_a_head_of_another_package_is_fitted_again():
         register(Divided())
         text, figures = refit_head(model, given)
     (stored,) = (float(value) for name, value in arrays(model).items() if name.endswith("divisor"))
-    assert text == f"divisor 1.5 became {stored:.4f}" and figures["nll_after"] < figures["nll_before"]
+    assert text == f"level 0.8: divisor 1.5 became {stored:.4f}" and figures["nll_after"] < figures["nll_before"]
 
 
 def test_large_tensors_are_thinned_but_keep_their_extremes():
