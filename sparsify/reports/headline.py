@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsify.reports.digits import three_digits
-from sparsify.reports.integers import int8_sentence, int8_title
+from sparsify.reports.integers import figure_rows, int8_sentence, int8_title
 from sparsify.reports.summary_measures import direction
 
 Report = Mapping[str, Any]
@@ -88,10 +88,7 @@ def headline(report: Report, latency: Report | None) -> Headline:
 def _figures(columns: Mapping[str, Report]) -> list[tuple[str, tuple[str, ...]]]:
     """Return the figures of a task other than classification, the headline first, and what intervals hold."""
     model = columns["model"]
-    found = [
-        (key.replace("_", " "), tuple(_shown(c["figures"].get(key)) for c in columns.values()))
-        for key in figure_names(model)
-    ]
+    found = [(label, tuple(cells)) for label, *cells in figure_rows([*columns.values()], figure_names(model), _shown)]
     if model.get("interval"):
         level = model["calibration"]["level"]
         for label, key in (
@@ -283,8 +280,21 @@ def _task_calibrated(model: Report) -> list[str]:
         text = f"The calibration head ({fitted['kind']}) was fitted on {fitted['samples']:,} held-out samples"
         if fitted["ece_before"] is not None:
             text += f": their ECE is {fitted['ece_before']:.4f} before and {fitted['ece_after']:.4f} after"
-        text += "."
+        text += "." + _test_change(model)
     return [text + (f" The calibration is {fitted['note']}." if fitted.get("note") else "")]
+
+
+def _test_change(model: Report) -> str:
+    """Return what the calibrated probabilities of a task change on the test samples; empty if there are none."""
+    if not model.get("figures_after"):
+        return ""
+    pairs = (
+        (name, _shown(model["figures"][name]), _shown(model["figures_after"].get(name))) for name in figure_names(model)
+    )
+    changed = [
+        f"{name.replace('_', ' ')} {after} after, {before} before" for name, before, after in pairs if before != after
+    ]
+    return f" On the test samples: {'; '.join(changed)}." if changed else " It changes no figure of the test samples."
 
 
 def _better_and_worse(report: Report) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sparsify.reports.digits import three_digits
@@ -83,14 +83,31 @@ def _shown(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
+def figure_rows(parts: Sequence[Report], names: Iterable[str], show: Callable[[float | None], str]) -> Rows:
+    """Return a row per figure of a task, followed by one of the figure by calibrated probabilities where it differs.
+
+    Args:
+        parts: models with ``figures``, as in ``metrics.json``.
+        names: the figures.
+        show: writes a value, or None.
+    """
+    rows: Rows = []
+    for name in names:
+        before, after = (
+            tuple(show((part.get(key) or part["figures"]).get(name)) for part in parts)
+            for key in ("figures", "figures_after")
+        )
+        label = name.replace("_", " ")
+        rows += [(label, *before)] if before == after else [(label, *before), (f"{label}, calibrated", *after)]
+    return rows
+
+
 def int8_rows(report: Report) -> Rows:
     """One row per figure; for each model in fp32 and in int8."""
     rows = [report[name]["int8"] for name in in_int8(report)]
     parts = [part for row in rows for part in (row["fp32"], row)]
     if "figures" in rows[0]:
-        found: Rows = [
-            (key.replace("_", " "), *(_shown(part["figures"].get(key)) for part in parts)) for key in _names(rows[0])
-        ]
+        found = figure_rows(parts, _names(rows[0]), _shown)
         for label, key in (("coverage of intervals", "coverage"), ("mean width of intervals", "width")):
             if all(part.get("interval") for part in parts):
                 found.append((label, *(_shown(part["interval"][key]) for part in parts)))

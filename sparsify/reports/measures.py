@@ -20,6 +20,8 @@ from sparsify.tasks import Task
 
 LEAST_RESAMPLES, MOST_DRAWN = 200, 10**9
 """Smallest number of draws for an interval, and how many numbers all draws may hold together: large outputs get fewer draws."""
+LEAST = 1e-12
+"""Smallest probability of which a score is computed, as `sparsify.parts.metrics.nll` clips them."""
 BINS = 40
 """Bins of a histogram of scores."""
 
@@ -50,7 +52,7 @@ def quality(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def task_quality(task: Task, read: Any, outputs: Mapping[str, Tensor], targets: Any) -> dict[str, Any]:
-    """Return what a task says of a model on the test set; of classification, all of `quality`.
+    """Compute what a task measures of a model on the test set; for classification, all of `quality`.
 
     Args:
         task: of the run.
@@ -59,22 +61,34 @@ def task_quality(task: Task, read: Any, outputs: Mapping[str, Tensor], targets: 
         targets: [N, ...].
 
     Returns:
-        ``figures`` by name, None where the samples define none; ``headline``, the name of the first; ``lower_is_better``, names of some
-        of them; ``undirected``, names of those of which nobody said which way is better, where there are some; of an interval its
-        ``coverage`` and mean ``width``.
+        ``figures`` by name, None where the samples define none; ``figures_after``, the same by calibrated probabilities, if there are
+        some; ``headline``, the name of the first; ``lower_is_better``, names of some of them; ``undirected``, the names of those for
+        which nobody said which way is better, if there are some; ``coverage`` and mean ``width`` of an interval.
     """
     if task.name == "classification":
         before = read.softmax(1)
         return quality(before, outputs.get("probabilities", before), targets)
-    found = {key: value if math.isfinite(value) else None for key, value in task.figures(read, targets).items()}
+    found = _figures(task, read, targets)
     lower, undirected = ([name for name in found if task.higher_is_better(name) is way] for way in (False, None))
     row: dict[str, Any] = {"figures": found, "headline": next(iter(found)), "lower_is_better": lower}
     if undirected:
         row["undirected"] = undirected
+    if "probabilities" in outputs and task.link != "none":
+        row["figures_after"] = _figures(task, _scores(task, outputs["probabilities"]), targets)
     if "lower" in outputs and task.output is not None:
         low, high, wanted = outputs["lower"], outputs["upper"], targets.double().reshape(outputs["lower"].shape)
         row["interval"] = {"coverage": conformal.coverage(wanted, low, high), "width": conformal.width(low, high)}
     return row
+
+
+def _figures(task: Task, read: Any, targets: Any) -> dict[str, float | None]:
+    return {key: value if math.isfinite(value) else None for key, value in task.figures(read, targets).items()}
+
+
+def _scores(task: Task, probabilities: Tensor) -> Tensor:
+    """Return the scores whose softmax or sigmoid, as the task says, are these probabilities."""
+    table = probabilities.double()
+    return torch.logit(table, eps=LEAST) if task.link == "sigmoid" else table.clamp_min(LEAST).log()
 
 
 def paired(task: Task, row: Mapping[str, Any], model: Any, dense: Any, targets: Any) -> dict[str, Any]:

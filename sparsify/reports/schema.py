@@ -231,9 +231,10 @@ class TaskCalibration(Form):
 
 
 class TaskFigures(Form):
-    """A figure of a program on the test samples; None where they define none."""
+    """Figures of a program on the test samples, as trained and by calibrated probabilities; None where the samples define none."""
 
     figures: dict[str, float | None]
+    figures_after: dict[str, float | None] | None = None
     interval: dict[str, float] | None = None
 
 
@@ -260,10 +261,15 @@ class TaskTeacher(Form):
 
 
 class TaskPart(_Trained):
-    """One model of a run of another task; ``headline`` names one of the ``figures``, which are None where the samples define none;
-    ``interval`` has the ``coverage`` and mean ``width`` of intervals on the test set; ``shortfall`` says why the model is of no use."""
+    """One model of a run of another task.
+
+    ``headline`` names one of the ``figures``, which are None where the samples define none; ``figures_after`` are the same by calibrated
+    probabilities. ``interval`` has the ``coverage`` and mean ``width`` of intervals on the test set. ``shortfall`` says why the model is
+    of no use.
+    """
 
     figures: Annotated[dict[str, float | None], Field(min_length=1)]
+    figures_after: dict[str, float | None] | None = None
     headline: str
     lower_is_better: list[str]
     undirected: list[str] = Field(default_factory=list)

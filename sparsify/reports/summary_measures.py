@@ -20,6 +20,7 @@ NOT_MEASURES = frozenset(
         "counts",
         "histogram",
         "figures",
+        "figures_after",
     )
 )
 """Keys of a model in ``metrics.json`` that are no figures of quality or cost."""

@@ -31,7 +31,7 @@ CALIBRATION = 256
 """Number of training samples on which int8 ranges are observed."""
 HELD_OUT = 2048
 """Largest number of held-out samples for comparing an int8 file with the program and for fitting its calibration head again."""
-BESIDE = ("accuracy", "nll_after", "brier_after", "ece_before", "ece_after", "figures", "interval")
+BESIDE = ("accuracy", "nll_after", "brier_after", "ece_before", "ece_after", "figures", "figures_after", "interval")
 """What is told of the program beside its int8 file."""
 ACCEPTED = 0.95
 """Share of validation samples whose ``ood_score`` is at least the threshold that is stored in the file."""

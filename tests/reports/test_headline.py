@@ -148,3 +148,24 @@ def test_how_outsiders_are_told_apart_is_said_with_what_slips_through():
     assert "95 % of the validation samples have an ood_score of at least 0.4300" in text
     alone = said(report(ood=against(0.91)), None)
     assert "AUROC 0.9100 by maximum probability. Where" in alone and "ood_score" not in alone
+
+
+@pytest.mark.parametrize(
+    ("after", "text", "shown"),
+    [
+        ({"auroc": 0.9, "nll": 0.3}, "On the test samples: nll 0.3000 after, 0.5000 before.", ["auroc", "nll", "nll, calibrated"]),
+        ({"auroc": 0.9, "nll": 0.50001}, "It changes no figure of the test samples.", ["auroc", "nll"]),
+        (None, "0.0200 after.", ["auroc", "nll"]),
+    ],
+)  # fmt: skip
+def test_what_calibration_changes_of_a_task_on_the_test_samples(after, text, shown):
+    known = {
+        "figures": {"auroc": 0.9, "nll": 0.5},
+        "headline": "auroc",
+        "lower_is_better": ["nll"],
+        "figures_after": after,
+    }
+    fitted = {"kind": "temperature", "samples": 100, "ece_before": 0.1, "ece_after": 0.02}
+    given = report(calibration=fitted, **known)
+    assert text in said(given, None)
+    assert [label for label, _ in headline(given, None).rows][: len(shown)] == shown

@@ -9,7 +9,8 @@ from torch import nn
 from sparsify.ir import trace
 from sparsify.passes import Pipeline, recording
 from sparsify.reports import covered, layers, ood_quality, paired, pass_rows, quality, sizes
-from sparsify.tasks import Custom
+from sparsify.reports.measures import task_quality
+from sparsify.tasks import Binary, Custom, Sequence
 from tests.cases import CASES
 
 
@@ -22,6 +23,19 @@ def test_the_quality_of_two_samples():
     assert found["signed_gap_before"] == pytest.approx(-0.25) and found["signed_gap_after"] == pytest.approx(0.15)
     assert found["brier_before"] == pytest.approx((2 * 0.1**2 + 2 * 0.4**2) / 2)
     assert sum(row["count"] for row in found["reliability"]["after"]) == 2
+
+
+def test_a_task_is_measured_as_trained_and_by_calibrated_probabilities():
+    logits, targets = torch.tensor([2.0, -1.0, 4.0, -3.0]).double(), torch.tensor([1, 0, 0, 0])
+    row = task_quality(Binary(), logits, {"logits": logits, "probabilities": (logits / 2).sigmoid()}, targets)
+    assert row["figures_after"] == pytest.approx(Binary().figures(logits / 2, targets))
+    assert (
+        row["figures_after"]["nll"] < row["figures"]["nll"] and row["figures_after"]["auroc"] == row["figures"]["auroc"]
+    )
+    steps, right = torch.randn(3, 4, 5).double(), torch.randint(5, (3, 4))
+    row = task_quality(Sequence(), steps, {"logits": steps, "probabilities": (steps / 3).softmax(-1)}, right)
+    assert row["figures_after"] == pytest.approx(Sequence().figures(steps / 3, right))
+    assert "figures_after" not in task_quality(Binary(), logits, {"logits": logits}, targets)
 
 
 def test_sizes_and_layers_of_a_masked_program():
