@@ -49,7 +49,8 @@ class SparseTrainer(Joined):
         task: what the outputs of the program mean.
         steps: number of optimizer steps so far, including rounds that replaced one and skipped steps.
         counts: numbers of rounds, skipped rounds, skipped steps (gradients that were not finite), probes (evaluations of a batch besides
-            the step's own), and forward and backward passes of one batch each, including those of the steps.
+            the step's own), and forward and backward passes of one batch each, including those of the steps. The micro-batches whose
+            gradients a step accumulates are one batch.
         left_dense: by name of each maskable weight without a mask, the reason.
         schedule: the number of steps of each duration of the method in this run, by ``slot.option``; and ``first_round``, ``last_round``.
 

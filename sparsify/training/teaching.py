@@ -16,6 +16,7 @@ from sparsify.methods import Method
 from sparsify.tasks import Classification, Task
 from sparsify.tasks.base import unteachable
 from sparsify.training.mechanism import Mechanism
+from sparsify.training.probe import Closure
 
 Teacher = Callable[[Any], Tensor]
 """Maps the inputs of a batch to what the task reads, such as logits [N, K]; a module must be in eval mode."""
@@ -28,7 +29,7 @@ class Teaching(Mechanism):
         method: gives the distillation.
         teacher: the teacher, if the method needs one.
         program: the teacher should know the classes of this program.
-        counts: its ``forwards`` are incremented.
+        counts: its ``forwards`` are incremented, once for all micro-batches that a step accumulates, and once for each probe.
         task: defines how a model imitates a teacher.
 
     Raises:
@@ -54,6 +55,7 @@ class Teaching(Mechanism):
         known = teacher is not None and isinstance(task, Classification)
         self._classes = classes(program) if known else None
         self.active = teacher is not None
+        self._answered: int | None = None  # number of probes when the last answer was counted, if it was for this step
 
     def join(self, loss: Tensor, output: Any, target: Any, inputs: Any) -> Tensor:
         """Add the teacher's term to the loss; this takes one forward pass of the teacher.
@@ -78,7 +80,9 @@ class Teaching(Mechanism):
             raise TrainingError("the teacher is in training mode. Call teacher.eval() first.")
         with torch.no_grad():
             answer = self._teacher(inputs)
-        self._counts["forwards"] += 1
+        if self._answered != self._counts["probes"]:
+            self._counts["forwards"] += 1
+        self._answered = self._counts["probes"]
         if self.task.trained_on != self.task.output:
             output = self._program.reading(self.task.output, "train", pytree.tree_leaves(output))
         output = output if self._classes is None else output[:, : self._classes]
@@ -93,3 +97,9 @@ class Teaching(Mechanism):
             )
         plan = self._method.distillation
         return plan.joined(loss, self.task.imitation(output, answer.float(), target, temperature=plan.temperature))
+
+    def before_step(self, step: int, closure: Closure | None) -> None:
+        self._answered = None
+
+    def after_step(self, step: int, moved: bool) -> None:
+        self._answered = None

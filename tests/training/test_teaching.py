@@ -44,6 +44,16 @@ def test_the_loss_is_joined_with_the_teacher_s_and_its_pass_counted(name):
     assert all(p.grad is None for p in teacher.parameters())
 
 
+def test_the_micro_batches_of_a_step_are_counted_as_one_batch():
+    program, trainer = attached(sp.methods.build("distilled(dense)", {}), linear(seed=2).eval())
+    for step in (1, 2):
+        for x, y in zip(X.chunk(4), Y.chunk(4), strict=True):
+            (trainer.loss(program(x), y, inputs=x) / 4).backward()
+        trainer.step()
+        trainer.optimizer.zero_grad()
+        assert (trainer.counts["forwards"], trainer.counts["backwards"]) == (2 * step, step)
+
+
 def test_a_student_of_weight_1_becomes_its_teacher():
     teacher = linear(seed=2).eval()
     program = sp.trace(linear(), (X,)).train()
