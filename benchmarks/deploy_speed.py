@@ -31,6 +31,7 @@ from sparsify.exporters import export
 from sparsify.files import write_atomically
 from sparsify.passes import InsertMasks, Pipeline
 from sparsify.reports import compare
+from sparsify.reports.digits import three_digits
 from sparsify.reports.latency import machine
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -194,7 +195,7 @@ def line(row: Mapping[str, Any]) -> str:
     low, high = row["interval"]
     return (
         f"{row['network']:10} {row['sparsity']:4.0%}  batch {row['batch']:2}  threads {row['threads']}  {row['row']:22} "
-        f"{row['milliseconds']:9.3f} ms  {row['times_as_fast']:5.2f}  ({low:.2f} to {high:.2f})  {row.get('form', '')}".rstrip()
+        f"{three_digits(row['milliseconds']):>9} ms  {row['times_as_fast']:5.2f}  ({low:.2f} to {high:.2f})  {row.get('form', '')}".rstrip()
     )
 
 

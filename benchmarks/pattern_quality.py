@@ -44,6 +44,7 @@ from sparsify.parts.intervals import Difference, paired_difference
 from sparsify.parts.samples import Subset
 from sparsify.passes import AttachCalibrationHead, Pipeline
 from sparsify.reports import compare, quality
+from sparsify.reports.digits import three_digits
 from sparsify.reports.latency import machine
 from sparsify.runs.comparison import end_with_parent
 from sparsify.training import Settings, train
@@ -293,7 +294,7 @@ def report(table: Table) -> list[str]:
         cells = (
             row, f"{sparsity:.0%}" if sparsity else "", str(f["seeds"]),
             f"{100 * f['accuracy']:.2f} ± {100 * f['accuracy_sd']:.2f}", f"{f['ece_before']:.4f}", f"{f['ece_after']:.4f}",
-            f"{f['density']:.4f}", f"{f['macs'] / 1e6:.1f}", f"{f.get('milliseconds', math.nan):.3f}",
+            f"{f['density']:.4f}", f"{f['macs'] / 1e6:.1f}", three_digits(f["milliseconds"]) if "milliseconds" in f else "nan",
             f"{f.get('times_as_fast', math.nan):.2f}", *map(points, found.values()),
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
