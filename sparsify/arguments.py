@@ -1,7 +1,7 @@
-"""Arguments of public functions, checked against their annotations before anything is done with them.
+"""Check the arguments of public functions against their annotations before the functions run.
 
-Callers that no type checker has read get an error of the package, which says what was expected and found, and not one of Python from
-somewhere inside.
+Callers who use no type checker get an error of the package that says what was expected and what was found, instead of an error of Python
+from somewhere inside.
 """
 
 from __future__ import annotations
@@ -23,18 +23,17 @@ R = TypeVar("R")
 C = TypeVar("C", bound=type[Any])
 
 LATER = "checked where it is read"
-"""As in ``Annotated[float | str, LATER]``: the function's own error says more than one about types could."""
+"""Used as ``Annotated[float | str, LATER]``: the argument is not checked here, because the function's own error says more."""
 SPARSITY = ("sparsity", "amount", "prune_ratio")
-"""What other libraries call the inactive share."""
+"""Names that other libraries give to the inactive share."""
 
 
 def checked(error: type[SparsifyError], **told: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a function refuse arguments that it does not have, lacks, or that are of another kind than it says.
+    """Make a function refuse unknown and missing arguments, and arguments that do not fit their annotations.
 
     Args:
-        error: what to raise.
-        told: by parameter, the message where it is of another kind; ``{name}`` and ``{found}`` in it stand for what
-            was called and what was found.
+        error: class of the error.
+        told: by parameter, the message for a value of another type; ``{name}`` and ``{found}`` in it stand for the function and the value.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -53,7 +52,7 @@ def checked(error: type[SparsifyError], **told: str) -> Callable[[Callable[P, R]
 
 
 def checked_fields(error: type[SparsifyError]) -> Callable[[C], C]:
-    """`checked`, for the fields of a dataclass."""
+    """Make a dataclass refuse arguments as `checked` does."""
 
     def decorate(cls: C) -> C:
         made, signature = cls.__init__, inspect.signature(cls)
@@ -72,10 +71,10 @@ def checked_fields(error: type[SparsifyError]) -> Callable[[C], C]:
 def bound(
     signature: inspect.Signature, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], error: type[SparsifyError]
 ) -> dict[str, Any]:
-    """The arguments of a call by parameter, those of ``*args`` and ``**kwargs`` left out.
+    """Return the arguments of a call by parameter, without those of ``*args`` and ``**kwargs``.
 
     Raises:
-        SparsifyError: Of the given kind, if there are too many, an unknown one, or one is missing.
+        SparsifyError: Of the given class, if there are too many arguments, an unknown one, or one is missing.
     """
     known = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     names, takes_any = [p.name for p in known], any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
@@ -106,17 +105,17 @@ def check(
     error: type[SparsifyError],
     told: Mapping[str, str] | None = None,
 ) -> None:
-    """Compare values with what they should be.
+    """Check values against annotations.
 
     Args:
         given: values by parameter.
-        hints: annotations by parameter; a parameter without one may be anything.
-        name: of what was called, for the message.
-        error: what to raise.
-        told: see `checked`.
+        hints: annotations by parameter; a parameter without an annotation may have any value.
+        name: name of the function, for the message.
+        error: class of the error.
+        told: messages by parameter; see `checked`.
 
     Raises:
-        SparsifyError: Of the given kind, for the first value that does not fit.
+        SparsifyError: Of the given class, for the first value that does not fit.
     """
     for key, value in given.items():
         if key not in hints or key == "self" or fits(value, hints[key]):
@@ -128,7 +127,7 @@ def check(
 
 
 def found(value: object) -> str:
-    """What was found, in a few words."""
+    """Describe a value in a few words, for a message."""
     if isinstance(value, str | int | float | None):
         return repr(value)[:80]
     if isinstance(value, list | tuple) and all(isinstance(item, str | int | float | None) for item in value):
@@ -141,7 +140,7 @@ def found(value: object) -> str:
 
 
 def fits(value: object, hint: Any) -> bool:
-    """Whether a value is what an annotation says; True for annotations that cannot be compared with."""
+    """Return whether a value fits an annotation; True for annotations that cannot be checked."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return LATER in hint.__metadata__ or fits(value, inner[0])
@@ -171,7 +170,7 @@ def fits(value: object, hint: Any) -> bool:
 
 
 def wanted(hint: Any) -> str:
-    """What an annotation asks for, in words."""
+    """Describe in words which values fit an annotation."""
     return " or ".join(dict.fromkeys(_words(hint)))
 
 
@@ -215,9 +214,9 @@ def _plural(words: str) -> str:
 
 @functools.cache
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a function, or of the fields of a class, by name.
+    """Return the annotations of a function, or of the fields of a class, by name.
 
     Raises:
-        NameError: If they name what their module does not have.
+        NameError: If an annotation uses a name that its module does not have.
     """
     return typing.get_type_hints(function, include_extras=True)

@@ -1,7 +1,7 @@
-"""Every error `sparsify` raises on purpose. Imports nothing of the package.
+"""All errors that `sparsify` raises on purpose. Imports nothing from the package.
 
-Each carries a message that says what was expected, what was found, where, and what to do next. Every class here
-except `VerificationError` means the input can be mended by the user; the command prints the message and exits with code 2.
+Each message says what was expected, what was found and where, and what to do next. All errors except `VerificationError` concern
+something that the user can correct; the command prints the message and exits with code 2.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any
 
 
 class SparsifyWarning(UserWarning):
-    """Base of all that is said and does not stop the work; the command prints it as a note."""
+    """Base class of all warnings; the command prints them as notes and goes on."""
 
 
 class LoadWarning(SparsifyWarning):
-    """Something was read in a way the user should know of."""
+    """Data or a model was read in a way that the user should know about."""
 
 
 class ExportWarning(SparsifyWarning):
@@ -26,11 +26,11 @@ class PluginWarning(SparsifyWarning):
 
 
 class SparsityWarning(SparsifyWarning):
-    """Less of the model becomes sparse than what was asked for may suggest."""
+    """Less of the model becomes sparse than the request suggests."""
 
 
 class SparsifyError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base class of all errors that are raised on purpose."""
 
 
 class RecipeError(SparsifyError):
@@ -50,7 +50,7 @@ class AllocationError(SparsifyError):
 
 
 class PassError(SparsifyError):
-    """A pass is unknown, misconfigured, or does not apply to the program it was given."""
+    """A pass is unknown, misconfigured, or does not apply to the given program."""
 
 
 class LoadError(SparsifyError):
@@ -62,30 +62,30 @@ class DataError(SparsifyError):
 
 
 class CheckpointError(SparsifyError):
-    """A run directory or checkpoint cannot be used for what was asked."""
+    """A run folder or a checkpoint cannot be used as requested."""
 
 
 class TaskError(SparsifyError):
-    """A task is unknown or misconfigured, or no single one fits the data and the outputs."""
+    """A task is unknown or misconfigured, or data and outputs fit no task or several."""
 
 
 class ContractError(SparsifyError):
-    """A method, a pass, a task or a calibration head does not keep what every one of its kind promises (`sparsify.contracts`)."""
+    """A method, pass, task or calibration head breaks a promise that all of its kind make (`sparsify.contracts`)."""
 
 
 class TrainingError(SparsifyError):
-    """Training cannot go on: the loss is not finite, or the loop calls the trainer in the wrong order."""
+    """Training cannot continue: the loss is not finite, or the loop calls the trainer in the wrong order."""
 
 
 class ExportError(SparsifyError):
-    """The ONNX file could not be produced or does not agree with the program."""
+    """The ONNX file could not be written, or it does not agree with the program."""
 
 
 class UnfinishedError(SparsifyError):
-    """Training is done and its model saved, but something that comes after it failed; the message says what, and how to make it.
+    """Training is finished and the model is saved, but a later part failed; the message names what is missing and how to make it.
 
     Attributes:
-        report: content of ``metrics.json`` and, under ``latency``, of ``latency.json``, where the model's file was made; else None.
+        report: content of ``metrics.json`` and, under ``latency``, of ``latency.json``; None if the model's file was not written.
     """
 
     def __init__(self, message: str, report: dict[str, Any] | None = None) -> None:
@@ -98,8 +98,8 @@ class ReportError(SparsifyError):
 
 
 class VerificationError(SparsifyError):
-    """The program breaks a rule of its stage. This is a defect of a pass or of `sparsify`, not of the user's input."""
+    """The program breaks a rule of its stage. This is a defect of a pass or of `sparsify`, not a mistake in the user's input."""
 
 
 class TrainingWarning(SparsifyWarning):
-    """Training goes on, but not quite as the loop may think: a step was skipped, or a weight gets no gradient."""
+    """Training continues, but not quite as the loop may expect: a step was skipped, or a weight gets no gradient."""

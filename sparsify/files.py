@@ -1,4 +1,4 @@
-"""Files written whole or not at all: under a temporary name, flushed to disk, renamed."""
+"""Write files completely or not at all: under a temporary name, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 UNFINISHED = ".unfinished"
-"""The suffix of temporary names. A process that is killed while it writes leaves a file with this suffix."""
+"""Suffix of temporary names. A process that is killed while it writes leaves a file with this suffix."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write bytes under a temporary name in the same folder, flush to disk, rename."""
+    """Write bytes to a temporary file in the same folder, flush it to disk, and rename it to ``path``."""
     with unfinished(path) as temporary:
         write_to_disk(temporary, [data])
         os.replace(temporary, path)
@@ -23,7 +23,10 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def unfinished(path: Path) -> Generator[Path]:
-    """An empty file under a temporary name in the folder of ``path``, which is made; it is gone after the block, unless it was renamed."""
+    """Make an empty temporary file in the folder of ``path``, and the folder if needed; yields the file's path.
+
+    After the block, the file is deleted unless it was renamed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     os.close(handle)
@@ -35,7 +38,7 @@ def unfinished(path: Path) -> Generator[Path]:
 
 
 def write_to_disk(path: Path, data: Iterable[bytes]) -> None:
-    """Write bytes, given in pieces, and wait until the disk has them."""
+    """Write pieces of bytes to a file and wait until they are on disk."""
     with path.open("wb") as file:
         file.writelines(data)
         file.flush()
@@ -43,5 +46,5 @@ def write_to_disk(path: Path, data: Iterable[bytes]) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an artefact: keys sorted, atomically."""
+    """Write a mapping as JSON with sorted keys, atomically."""
     write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())

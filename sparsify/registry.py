@@ -1,8 +1,8 @@
-"""Things of one kind by name, those of installed plug-ins among them.
+"""Registries: methods, passes, tasks and others by name, including those of installed plug-ins.
 
-A package adds its own through the entry-point group ``sparsify.plugins``: each entry names a module, or a function without arguments,
-that registers what the package brings (``sparsify.methods.METHODS.register(...)``, ``sparsify.passes.register``, and so on). Plug-ins are
-loaded once, when a name is first looked up.
+A package adds entries through the entry-point group ``sparsify.plugins``. Each entry point names a module, or a function without
+arguments, that registers what the package offers (``sparsify.methods.METHODS.register(...)``, ``sparsify.passes.register``, and so on).
+Plug-ins are loaded once, when a name is first looked up.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T]):
-    """A mapping from names to things of one kind, in the order in which they were added.
+    """A mapping from names to entries of one kind, in the order in which they were added.
 
     Args:
-        kind: what the things are, for messages: ``"method"``.
-        error: what to raise for a name that is unknown or taken.
-        own: those of this package.
+        kind: what an entry is, for messages, such as ``"method"``.
+        error: class of the error for a name that is unknown or taken.
+        own: the entries of this package.
     """
 
     def __init__(self, kind: str, error: type[SparsifyError], own: Mapping[str, T] | None = None) -> None:
@@ -37,10 +37,10 @@ class Registry(Mapping[str, T]):
         self._origins: dict[str, str] = {}
 
     def register(self, name: str, value: T) -> T:
-        """Add a thing under a name. Adding the same thing, or an equal one, again changes nothing.
+        """Add an entry under a name, and return it. Adding an equal entry again changes nothing.
 
         Raises:
-            SparsifyError: Of the registry's kind, if the name is no text, or another thing has it.
+            SparsifyError: Of the registry's class, if the name is not a non-empty string, or another entry has it.
         """
         if not isinstance(name, str) or not name:
             raise self._error(f"the name of a {self.kind} should be text, found {name!r}.")
@@ -52,22 +52,22 @@ class Registry(Mapping[str, T]):
         return value
 
     def registering(self, name: str) -> Callable[[T], T]:
-        """`register` as a decorator: ``@METHODS.registering("mest")``."""
+        """Return `register` as a decorator: ``@METHODS.registering("mest")``."""
         return lambda value: self.register(name, value)
 
     def origin(self, name: str) -> str:
-        """The distribution whose plug-in added a name; "" for this package's own and for what a program registered itself."""
+        """Return the distribution whose plug-in added a name; empty for entries of this package and those that a program registered."""
         return self._origins.get(name, "")
 
     def find(self, name: str, *, also: Sequence[str] = ()) -> T:
-        """The thing of that name.
+        """Return the entry of a name.
 
         Args:
-            name: of one of these things.
+            name: name of an entry.
             also: further names that the caller accepts, for the message.
 
         Raises:
-            SparsifyError: Of the registry's kind, if there is none; naming the nearest, and plug-ins that could not be loaded.
+            SparsifyError: Of the registry's class, if there is no such entry; names the nearest, and plug-ins that could not be loaded.
         """
         if name in self:
             return self[name]
@@ -78,7 +78,7 @@ class Registry(Mapping[str, T]):
 
     @contextmanager
     def forgetting(self) -> Generator[None]:
-        """Forget after the block what is registered within it; for tests."""
+        """After the block, remove the entries that it registered; for tests."""
         load_plugins()
         entries, origins = dict(self._entries), dict(self._origins)
         try:
@@ -105,13 +105,13 @@ _loaded: list[str] = []
 
 
 def load_plugins() -> tuple[str, ...]:
-    """Load the installed plug-ins, the first time it is called; the names of the entry points that were loaded.
+    """Load the installed plug-ins on the first call; returns the names of the entry points that were loaded.
 
-    One that fails is warned of and left out: it should not take the others, or the command, with it.
+    A plug-in that fails is left out with a warning, so that the others and the command still work.
     """
     if _loading or _loaded:
         return tuple(_loaded[1:])
-    _loaded.append("")  # looked for, whatever is found
+    _loaded.append("")  # marks that plug-ins were searched, even if there are none
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         _loading.append(_distribution(entry))
         try:
@@ -133,7 +133,7 @@ def load_plugins() -> tuple[str, ...]:
 
 
 def not_loaded() -> str:
-    """A sentence on the plug-ins that could not be loaded, which may have brought a name that is missing; "" without any."""
+    """Return a sentence that names the plug-ins that could not be loaded and may define a missing name; empty if there are none."""
     return f" Not loaded: plug-in {', '.join(f'{name} ({why})' for name, why in _failed.items())}." if _failed else ""
 
 

@@ -1,4 +1,4 @@
-"""Files run and timed in ONNX Runtime on this machine."""
+"""Run and time files in ONNX Runtime on this machine."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from sparsify.errors import ExportError
 
 Array = np.ndarray
 Feeds = Mapping[str, Array]
-"""Inputs of one call, by name."""
+"""Inputs of one call by name."""
 Batches = Sequence[Feeds]
-"""Samples, a call an entry."""
+"""The inputs of several calls."""
 BATCH = 32
-"""Samples run at a time, where a file leaves the batch open."""
+"""Samples per call if the batch of a file may vary."""
 ROUNDS = 15
 SECONDS = 0.01
-"""A timing repeats the call until about this long, unless it is said otherwise."""
+"""Default duration of a timing, in seconds; the call is repeated for about this long."""
 
 
 def session_of(model: ir.Model, *, threads: int) -> onnxruntime.InferenceSession:
-    """A session on the CPU; 0 threads: one a core."""
+    """Open a session on the CPU; 0 threads mean one per core."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
@@ -34,14 +34,14 @@ def session_of(model: ir.Model, *, threads: int) -> onnxruntime.InferenceSession
 
 
 def opened(source: bytes | str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    """A session on the CPU for the bytes or the path of a file.
+    """Open a session on the CPU, given the bytes or the path of a file.
 
     Raises:
-        ExportError: If ONNX Runtime has no kernel for an operator of the file, or refuses it otherwise.
+        ExportError: If ONNX Runtime has no kernel for an operator of the file, or refuses the file for another reason.
     """
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its own kinds share no base of their own
+    except Exception as error:  # the errors of ONNX Runtime have no common base class
         lines = str(error).splitlines() or [type(error).__name__]
         raise ExportError(
             f"ONNX Runtime cannot run the file: {lines[0]}. It has few operators in float64, float16 and bfloat16: convert such a "
@@ -50,7 +50,9 @@ def opened(source: bytes | str, options: onnxruntime.SessionOptions) -> onnxrunt
 
 
 def values_of(model: ir.Model, batches: Batches) -> dict[str, list[Array]]:
-    """Every output, a batch an entry. One thread gives the same bits on every run.
+    """Run a model over batches; returns the values of each output by name, one per batch.
+
+    It runs in one thread, which gives the same bits on every run.
 
     Raises:
         ExportError: If ONNX Runtime cannot run the file.
@@ -59,7 +61,7 @@ def values_of(model: ir.Model, batches: Batches) -> dict[str, list[Array]]:
 
 
 def run_over(session: onnxruntime.InferenceSession, batches: Batches) -> dict[str, list[Array]]:
-    """Every output of a session, a batch an entry.
+    """Run a session over batches; returns the values of each output by name, one per batch.
 
     Raises:
         ExportError: If the file fails on the inputs.
@@ -69,7 +71,7 @@ def run_over(session: onnxruntime.InferenceSession, batches: Batches) -> dict[st
     for feeds in batches:
         try:
             results = session.run(outputs, {name: feeds[name] for name in taken})
-        except Exception as error:  # its own kinds share no base of their own
+        except Exception as error:  # the errors of ONNX Runtime have no common base class
             raise ExportError(
                 f"ONNX Runtime fails on the file: {(str(error).splitlines() or [type(error).__name__])[0]}."
             ) from error
@@ -81,7 +83,14 @@ def run_over(session: onnxruntime.InferenceSession, batches: Batches) -> dict[st
 def times(
     models: Mapping[str, tuple[ir.Model, Feeds]], *, threads: int, rounds: int = ROUNDS, seconds: float = SECONDS
 ) -> dict[str, float]:
-    """Median milliseconds per call of each file on its feeds, the files taking turns; a timing of the fastest takes about ``seconds``."""
+    """Time files in turns; returns the median milliseconds per call of each file.
+
+    Args:
+        models: by name, a file and the inputs of its call.
+        threads: number of threads of ONNX Runtime; 0 means one per core.
+        rounds: number of timings per file.
+        seconds: duration of one timing of the fastest file; all files repeat their calls equally often.
+    """
     calls = {name: bound(session_of(model, threads=threads), feeds) for name, (model, feeds) in models.items()}
     taken: dict[str, list[float]] = {name: [] for name in calls}
     repeats = max(
@@ -94,7 +103,7 @@ def times(
 
 
 def bound(session: onnxruntime.InferenceSession, feeds: Feeds) -> Callable[[], Any]:
-    """A call with inputs and outputs bound: what Python does for a call would else count, which small files feel."""
+    """Return a call with bound inputs and outputs, so that the time of small files does not include Python's work for a call."""
     outputs = session.get_outputs()
     if not all(out.type.startswith("tensor(") for out in outputs):
         return lambda: session.run([out.name for out in outputs], dict(feeds))
@@ -107,7 +116,7 @@ def bound(session: onnxruntime.InferenceSession, feeds: Feeds) -> Callable[[], A
 
 
 def seconds_per_call(call: Callable[[], Any], repeats: int) -> float:
-    """Seconds per call of several, after one that is not timed."""
+    """Return the mean seconds per call over ``repeats`` calls, after one call that is not timed."""
     call()
     start = time.perf_counter()
     for _ in range(repeats):

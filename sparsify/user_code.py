@@ -1,4 +1,4 @@
-"""``file.py:name`` and ``package.module:name``: the user's own code, found and given its neighbours."""
+"""Find and run the user's own code, given as ``file.py:name`` or ``package.module:name``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparsify.errors import LoadError
 
 
 def told(error: BaseException) -> str:
-    """An error of the user's code: its type, its words, and the file and line that raised it."""
+    """Describe an error of the user's code: its type, its message, and the file and line that raised it."""
     package = Path(__file__).parent
     own = [
         line
@@ -32,15 +32,15 @@ def told(error: BaseException) -> str:
 
 
 def split(text: str, *, gives: str, called: str = "factory") -> tuple[str, str]:
-    """The file or module of a reference, and the name in it.
+    """Split a reference into its file or module and the name in it.
 
     Args:
         text: the reference.
-        gives: what it stands for, for messages.
-        called: what the name in it is called there.
+        gives: what the reference stands for, for messages, such as ``model``.
+        called: what the name refers to, for messages, such as ``factory``.
 
     Raises:
-        LoadError: If the text is of another form.
+        LoadError: If the text has another form.
     """
     where, colon, name = text.rpartition(":")
     if text.endswith((".onnx", ".ort", ".tflite", ".pb", ".h5")):
@@ -54,14 +54,14 @@ def split(text: str, *, gives: str, called: str = "factory") -> tuple[str, str]:
 
 
 def find(where: str, name: str) -> Callable[..., Any]:
-    """What can be called under that name; call it `within` the same place.
+    """Return the callable of that name; call it `within` the same place.
 
     Args:
-        where: ``file.py``, which is executed anew, or ``package.module``.
-        name: of a function or another callable there.
+        where: ``file.py``, which is executed again on each call, or ``package.module``.
+        name: name of a function or another callable there.
 
     Raises:
-        LoadError: If the file, the module or the name is missing (naming the nearest), or the import fails.
+        LoadError: If the file, the module or the name is missing (the message names the nearest), or the import fails.
     """
     try:
         with within(where):
@@ -80,11 +80,11 @@ def find(where: str, name: str) -> Callable[..., Any]:
 
 
 def function(text: str, gives: str) -> Callable[..., Any]:
-    """The function of a reference, which runs with what lies beside its file.
+    """Return the function of a reference; while it runs, it can import modules from the folder of its file.
 
     Args:
         text: ``file.py:function`` or ``package.module:function``.
-        gives: what it stands for, for messages.
+        gives: what the function stands for, for messages, such as ``loss``.
 
     Raises:
         LoadError: If there is no such file, module or function, or the import fails.
@@ -102,7 +102,7 @@ def function(text: str, gives: str) -> Callable[..., Any]:
 
 @contextmanager
 def within(where: str) -> Generator[None]:
-    """Let what lies beside a file, or in the working folder, be imported, after what is installed."""
+    """Within the block, allow imports from the folder of a file, or from the working folder for a module; installed packages come first."""
     before = list(sys.path)
     sys.path.append(str(Path(where).resolve().parent if where.endswith(".py") else Path.cwd()))
     try:

@@ -1,4 +1,4 @@
-"""Packing: a weight whose groups of outputs read few inputs, as small dense matrices and the inputs each reads.
+"""Packing: stores a weight whose groups of outputs read few inputs as small dense matrices, each with the inputs that it reads.
 
 Groups are found in the zeros of the weight, for any pattern. A group that reads fewer inputs than the others is padded with inputs of
 weight zero. A packing is therefore always exact; only its size depends on how well the zeros line up.
@@ -18,7 +18,7 @@ CHUNKS = (8, 4, 2)
 MOST_DENSE = 0.65
 """Share of kept inputs above which a dense layer counts as equally fast. At 0.6, grouped MLPs and ResNets are still faster."""
 LEAST_GAIN = 1.25
-"""Predicted speed-up from which the grouped form is chosen, if the caller does not weigh what is needed around it."""
+"""Least predicted speed-up for which the grouped form is chosen, if the caller does not consider the cost of operators around it."""
 LEAST_ROWS = 8
 """Outputs per group of a linear layer from which the grouped form is considered."""
 CONV_EFFICIENCY = {16: 0.45, 32: 0.65, 64: 0.8, 128: 0.9, 256: 0.95}
@@ -143,7 +143,7 @@ def best_packing(weight: Tensor, *, use: Use | None = None, force: bool = False)
 
     Args:
         weight: [O, I, *K], 0 where inactive.
-        use: how a linear layer is called; the caller then weighs what is needed around it. None: over many tokens.
+        use: how a linear layer is called; the caller then considers the cost of operators around it. None: over many tokens.
         force: choose it whenever it leaves out inputs, whatever the prediction.
     """
     outputs, inputs = weight.shape[:2]

@@ -1,4 +1,4 @@
-"""Calibration heads: outputs that are added after the one that a task reads, and fitted on held-out samples. See `Head`."""
+"""Calibration heads: outputs computed from the output that a task reads, and fitted on held-out samples. See `Head`."""
 
 from sparsify.heads.base import Call as Call
 from sparsify.heads.base import Fitted as Fitted

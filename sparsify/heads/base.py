@@ -1,4 +1,4 @@
-"""`Head`: calibrated outputs of a model as a value: the buffers they read, the operators that make them, and how they are fitted."""
+"""`Head`: defines calibrated outputs of a model: the buffers they read, the operators that compute them, and how they are fitted."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def run(operator: Callable[..., Any], *arguments: Any) -> Any:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a head is fitted to: outputs of held-out samples and what they should have been.
+    """The held-out samples that a head is fitted to.
 
     Attributes:
-        output: what the task reads, float64 [N, ...], on the CPU; without NaN and without +infinity.
-        target: [N, ...], on the CPU.
-        task: what the two mean.
-        level: the share of new samples that an interval should hold, in (0, 1).
+        output: the output that the task reads, float64 [N, ...], on the CPU; without NaN and without +infinity.
+        target: targets of the samples, [N, ...], on the CPU.
+        task: what output and target mean.
+        level: share of new samples that an interval should hold, in (0, 1).
     """
 
     output: Tensor
@@ -49,17 +49,17 @@ class HeldOut:
 
     @property
     def judged(self) -> tuple[Tensor, Tensor]:
-        """A row of scores [M, K] and the right column, int64 [M], for each decision that is judged."""
+        """Scores [M, K] and right columns, int64 [M], of all judged decisions."""
         return judged(self.task, self.output, self.target)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit found.
+    """The result of a fit.
 
     Attributes:
-        values: of every buffer of the head, float64, in its shape.
-        note: why the fit deserves little trust; None: it does deserve it.
+        values: new values of all buffers of the head, float64, of the same shapes.
+        note: why the fit deserves little trust; None if there is no reason to doubt it.
     """
 
     values: State
@@ -68,19 +68,19 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Head(ABC):
-    """Outputs that are added after the one that a task reads, in the eval phase only.
+    """Adds outputs to the eval phase that are computed from the output that the task reads.
 
-    A subclass is final and frozen. It holds no tensors: buffers belong to the program, are called ``calibration.<name>`` there, and come in
-    as a `State`. `sparsify.heads.check_head` tries the promises made here.
+    A subclass is final and frozen. It holds no tensors: its buffers belong to the program, where they are called ``calibration.<name>``,
+    and are passed in as a `State`. `sparsify.heads.check_head` tests the promises made here.
 
     Attributes:
-        name: of the head, as ``attach-calibration-head{kind=...}`` and the recipe key ``export.calibrator`` write it.
-        outputs: names of the outputs that it adds. Each has the shape and the type of the output that the task reads, but those `beside`.
-        beside: those of its outputs that are something else than what the task reads, calibrated: a set of classes, bool [N, K], or a
-            score, [N]. Each has a row per sample, and whatever further shape and type.
-        buffers: number of dimensions of each buffer, by name; None: it depends on the output. Names and dimensions together say which
-            head a program of an earlier version has, whose file does not name it, so no two heads have the same.
-        tasks: names of tasks that it is offered for, beside those that name it in `sparsify.tasks.Task.heads`.
+        name: name of the head in ``attach-calibration-head{kind=...}`` and in the recipe key ``export.calibrator``.
+        outputs: names of the outputs that it adds. All except those in `beside` have the shape and type of the output that the task reads.
+        beside: names of outputs that are not a calibrated form of what the task reads, such as a set of classes, bool [N, K], or a score,
+            [N]. Each has one row per sample; its other dimensions and its type are free.
+        buffers: number of dimensions of each buffer by name; None if it depends on the output. No two heads have the same names and
+            dimensions, because they identify the head of a program that an earlier version saved without the head's name.
+        tasks: names of tasks that it also fits, besides those that list it in `sparsify.tasks.Task.heads`.
         unfitted: what its outputs are before it is fitted, for messages.
     """
 
@@ -93,20 +93,20 @@ class Head(ABC):
 
     @abstractmethod
     def identity(self, shape: Shape) -> dict[str, Tensor]:
-        """The buffers before they are fitted, in the order in which the graph reads them.
+        """Return the buffers before they are fitted, in the order in which the graph reads them.
 
         Args:
-            shape: of the output that the task reads, [N, ...]; a size that varies is a text.
+            shape: shape of the output that the task reads, [N, ...]; a size that varies is a string.
         """
 
     @abstractmethod
     def apply(self, call: Call, output: Any, state: Mapping[str, Any], task: Task | type[Task]) -> tuple[Any, ...]:
-        """Make the outputs, each sample by itself.
+        """Compute the outputs; those of a sample must not depend on other samples.
 
         Args:
-            call: what applies ATen operators.
-            output: what the task reads, [N, ...]: a tensor, or the node that stands for it.
-            state: the buffers by name, likewise.
+            call: applies an ATen operator.
+            output: the output that the task reads, [N, ...]: a tensor, or the node that stands for it.
+            state: the buffers by name, as tensors or nodes.
             task: what the output means.
 
         Returns:
@@ -118,34 +118,34 @@ class Head(ABC):
         """Find the values of the buffers.
 
         Args:
-            held: the samples.
-            before: the values to keep where the samples do not determine others.
+            held: the held-out samples.
+            before: values to keep for buffers that the samples do not determine.
 
         Raises:
-            ValueError: If the samples determine nothing; the caller then keeps ``before`` and says why.
+            ValueError: If the samples determine no value; the caller then keeps ``before`` and reports the reason.
         """
 
     def refit(self, held: HeldOut, before: State, program: Tensor) -> Fitted:
-        """Find the values again for a file that computes in integers, so that its outputs differ a little from the program's.
+        """Find the values again for a file that computes in integers, whose outputs differ slightly from the program's.
 
         Args:
-            held: the samples, with the outputs of the file.
+            held: the held-out samples, with the outputs of the file.
             before: values that were fitted to the program.
             program: outputs of the program for the same samples, float64 [N, ...].
 
         Raises:
-            ValueError: If the samples determine nothing.
+            ValueError: If the samples determine no value.
         """
         del program
         return self.fit(held, before)
 
     def told(self, before: State, fitted: Fitted) -> str:
-        """What a refit did, in a few words, for a report."""
+        """Describe in a few words what a refit did, for a report."""
         del before, fitted
         return f"{self.name} fitted again"
 
     def owns(self, shapes: Mapping[str, Sequence[Any]]) -> bool:
-        """Whether buffers of these names and shapes are those of this head."""
+        """Return whether buffers of these names and shapes belong to this head."""
         return shapes.keys() == self.buffers.keys() and all(
             self.buffers[name] in (None, len(shape)) for name, shape in shapes.items()
         )

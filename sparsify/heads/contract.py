@@ -1,4 +1,4 @@
-"""What every calibration head promises, tried on a batch: for the tests of a head of one's own."""
+"""Tests on a batch what every calibration head promises; use it to test a head of your own."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ CALIBRATED = ("probabilities", "lower", "upper")
 
 
 def agree(first: Tensor, second: Tensor) -> bool:
-    """Whether values are the same but for rounding; of whole numbers and bools, the same."""
+    """Return whether two tensors are equal up to rounding; whole numbers and bools must be exactly equal."""
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
     return torch.allclose(first, second) if first.is_floating_point() else torch.equal(first, second)
 
 
 def check_head(head: Head, task: str | Task, output: Tensor, target: Tensor) -> Fitted:
-    """Try the promises of `Head` on the outputs and targets of held-out samples.
+    """Test the promises of `Head` on the outputs and targets of held-out samples.
 
     Args:
-        head: to be tried; it need not be registered.
-        task: that the head is for.
-        output: what the task reads, floating-point [N, ...], of samples that determine the head.
-        target: [N, ...].
+        head: the head to test; it need not be registered.
+        task: a task that the head fits.
+        output: the output that the task reads, floating-point [N, ...], for samples that determine the head.
+        target: targets of the samples, [N, ...].
 
     Returns:
-        What was fitted.
+        The result of the fit.
 
     Raises:
-        ContractError: Naming the first promise that is broken, with what was found.
+        ContractError: If a promise is broken; the message names the first one and what was found.
 
     Examples:
         >>> import torch
@@ -61,7 +61,7 @@ def check_head(head: Head, task: str | Task, output: Tensor, target: Tensor) -> 
 
 
 def _declared(head: Head, task: Task, output: Tensor) -> State:
-    """Names, buffers and tasks; the buffers before they are fitted."""
+    """Check names, buffers and tasks; returns the buffers before they are fitted."""
     offered = head.name in fitting(task) or task.name in head.tasks
     _promise(
         head,

@@ -1,4 +1,4 @@
-"""The head of a regression: bounds that hold the truth of a new sample with a given probability."""
+"""The head of a regression: bounds that contain the target of a new sample with a given probability."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsify.parts import conformal
 from sparsify.tasks import Shape, Task
 
 EXACT = 1 + 1e-6
-"""What a reach was rounded by when it was stored."""
+"""Tolerance, as a factor, for the rounding of a reach that was stored in single precision."""
 aten = torch.ops.aten
 
 
@@ -22,7 +22,7 @@ aten = torch.ops.aten
 class Interval(Head):
     """Prediction minus and plus a reach, one for each output of a sample, by split conformal prediction (`sparsify.parts.conformal`).
 
-    Where a sample has not always as many outputs, all share one reach.
+    If the number of outputs per sample varies, all outputs share one reach.
     """
 
     name: ClassVar = "interval"
@@ -45,10 +45,10 @@ class Interval(Head):
         return Fitted({"reach": found}, note if len(errors) < needed else None)
 
     def refit(self, held: HeldOut, before: State, program: Tensor) -> Fitted:
-        """The reach that holds as many of the targets for the file as the one before does for the program.
+        """Find the reach with which the file's intervals contain as many targets as the program's.
 
         Raises:
-            ValueError: If the intervals of the program hold no target of an output.
+            ValueError: If the program's intervals contain no target of some output.
         """
         reach = before["reach"]
         first, second = (
@@ -65,7 +65,7 @@ class Interval(Head):
 
 
 def _errors(held: HeldOut, output: Tensor, state: State) -> Tensor:
-    """Absolute errors [N, ...], or the largest of each sample [N] where all its outputs share one reach."""
+    """Compute absolute errors [N, ...], or the largest error of each sample, [N], if all its outputs share one reach."""
     errors = (output - held.target.double().reshape(output.shape)).abs()
     shared = state["reach"].numel() == 1 and errors[:1].numel() > 1
     return errors.flatten(1).amax(1) if shared else errors

@@ -1,4 +1,4 @@
-"""Calibration heads by name, which of them fit a task, and which one a program has."""
+"""Calibration heads by name, the heads that fit a task, and the head that a program has."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADS: Registry[Head] = Registry(
 )
 """The calibration heads, by name."""
 AUTO, NONE = "auto", "none"
-"""What stands in the place of a head's name: whichever fits, in a recipe; and no head, in the metadata of a file."""
+"""Used in place of a head's name: in a recipe for whichever fits, and in the metadata of a file for no head."""
 LONGEST_NAME = 64
 
 
@@ -27,8 +27,8 @@ def register(head: Head) -> Head:
     """Add a head of another package under its name, so that recipes, the command and ``attach-calibration-head`` know it.
 
     Raises:
-        RecipeError: If another head has that name, or a program could not keep it: it is ``auto`` or ``none``, has more than 64
-            characters, or some that cannot be printed.
+        RecipeError: If another head has that name, or a program could not store it: it is ``auto`` or ``none``, has more than 64
+            characters, or contains characters that cannot be printed.
     """
     name = head.name
     if isinstance(name, str) and (name in (AUTO, NONE) or len(name) > LONGEST_NAME or not name.isprintable()):
@@ -40,7 +40,7 @@ def register(head: Head) -> Head:
 
 
 def fitting(task: Task | type[Task]) -> tuple[str, ...]:
-    """Names of the heads that fit the outputs of a task, the usual one first: those it names, then those that name it.
+    """Return the names of the heads that fit the outputs of a task: first those that the task lists, then those that list the task.
 
     Examples:
         >>> from sparsify.heads import fitting
@@ -53,11 +53,11 @@ def fitting(task: Task | type[Task]) -> tuple[str, ...]:
 
 
 def owner(shapes: Mapping[str, Sequence[Any]], name: str | None = None) -> Head | None:
-    """The head that has buffers of these names and shapes; None where no head that is installed does.
+    """Return the head that has buffers of these names and shapes; None if no installed head does.
 
     Args:
-        shapes: by name of the buffer.
-        name: of the head, where that is known; None: files of earlier versions do not say it.
+        shapes: shape of each buffer by name.
+        name: name of the head; None if it is unknown, as for files of earlier versions.
 
     Examples:
         >>> from sparsify.heads import owner

@@ -1,4 +1,4 @@
-"""Heads that make probabilities: the link of a task, such as the softmax, of scores that were scaled."""
+"""Heads that compute probabilities by scaling the scores and applying the link of the task, such as the softmax."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Scaling(Head):
-    """A head that adds ``probabilities``: sigmoid or softmax, as the task says, of scaled scores."""
+    """A head that adds ``probabilities``: the sigmoid or softmax, as the task says, of scaled scores."""
 
     outputs: ClassVar = ("probabilities",)
     unfitted: ClassVar = "the probabilities are those of the model as trained"
 
     @abstractmethod
     def scaled(self, call: Call, output: Any, state: Mapping[str, Any]) -> Any:
-        """The scores whose softmax or sigmoid is calibrated, of the shape of ``output``; with `identity`, the output itself.
+        """Compute the scores whose softmax or sigmoid is calibrated, of the shape of ``output``; with `identity`, the output itself.
 
         Args:
-            call: what applies ATen operators.
+            call: applies an ATen operator.
             output: scores that the task reads, [N, ...].
             state: the buffers by name.
         """
@@ -45,7 +45,7 @@ class Scaling(Head):
 
 @dataclass(frozen=True)
 class Temperature(Scaling):
-    """One temperature T for all scores z: softmax(z / T), or sigmoid(z / T); keeps every decision (Guo et al. 2017, section 4.2).
+    """One temperature T for all scores z: softmax(z / T), or sigmoid(z / T). It keeps every decision (Guo et al. 2017, section 4.2).
 
     Examples:
         >>> import torch
@@ -76,7 +76,7 @@ class Temperature(Scaling):
 
 @dataclass(frozen=True)
 class LabelTemperature(Scaling):
-    """A temperature for each of K labels: sigmoid(z / T), T [K]; one that the samples do not determine stays as it was."""
+    """A temperature for each of K labels: sigmoid(z / T), T [K]. A temperature that the samples do not determine stays unchanged."""
 
     name: ClassVar = "label-temperature"
     buffers: ClassVar = {"temperature": 1}
@@ -138,7 +138,7 @@ class Vector(Scaling):
 
 
 def rough(held: HeldOut) -> str | None:
-    """The note on a fit of few samples per class; None where there are enough."""
+    """Return a note if the fit has few samples per class; None if it has enough."""
     scores, answers = held.judged
     if len(answers) >= FEW * scores.shape[1]:
         return None
@@ -146,7 +146,7 @@ def rough(held: HeldOut) -> str | None:
 
 
 def usable(values: Tensor) -> Tensor:
-    """The values, where single precision can hold them.
+    """Return the values if single precision can hold them.
 
     Raises:
         ValueError: If it cannot.

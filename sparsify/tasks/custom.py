@@ -105,8 +105,10 @@ class Custom(Task):
         return read
 
     def resampled(self, output: Any, target: Any) -> Figure | None:
-        """The first figure of the user's function, called again with the rows of every draw; None where something has not one row per
-        sample."""
+        """Return the first figure of the user's function, called again with the rows of each draw.
+
+        None if a tensor of the output or the target does not have one row per sample.
+        """
         values = [*tensors(output), *tensors(target)]
         if not values or any(not value.ndim or len(value) != len(values[0]) for value in values):
             return None

@@ -54,7 +54,7 @@ def build(task: str | Task, options: Mapping[str, Any] | None = None) -> Task:
             raise TaskError(f"task {task!r} has no option {key!r}. It has {', '.join(known) or 'none'}.")
     if lacking := [name for name in _required(cls) if name not in given]:
         raise TaskError(f"task {task!r} needs a value for {', '.join(lacking)}, which has no default.")
-    with suppress(NameError):  # annotations of another package, which its own module alone can read
+    with suppress(NameError):  # annotations of another package that only its own module can resolve
         check(given, hints_of(cls), f"task {task!r}", TaskError)
     return cls(**given)
 
@@ -63,7 +63,7 @@ def kind(task: str | Task) -> type[Task]:
     """Return the class of a task, given the task or its name.
 
     Raises:
-        TaskError: If there is none of that name.
+        TaskError: If there is no task of that name.
     """
     return type(task) if isinstance(task, Task) else _class(task)
 
@@ -95,7 +95,7 @@ def infer(target: Any, shape: Shape) -> Task:
 
 
 def _required(cls: type[Task]) -> list[str]:
-    """Options without a default."""
+    """Return the options without a default."""
     missing = dataclasses.MISSING
     return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]
 

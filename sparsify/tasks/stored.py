@@ -1,5 +1,7 @@
-"""A task as plain data: its kind and its options, so that a file can hold it. Functions of the user's own are no data; a file says that it
-lacks them."""
+"""A task as plain data, so that a file can hold it: its kind and its options.
+
+The user's own functions cannot be stored; the file says that they are missing.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,13 @@ from sparsify.tasks.custom import Custom
 from sparsify.tasks.registry import kind
 
 LACKING = "absent"
-"""Marks in stored data an option that is a function, as the loss of a regression may be."""
+"""Stored in place of an option that is a function, such as the loss of a regression."""
 LONGEST = 2**16
 """Largest number of characters of a text, and of numbers in a list, in an option."""
 
 
 def absent(output: Any, target: Any) -> Tensor:
-    """Stand in for a loss of the user's own in a task that was read from a file.
+    """Replace the user's own loss in a task that was read from a file.
 
     Raises:
         TaskError: Always, with how to give the loss.
@@ -49,7 +51,7 @@ def as_task(task: str | Task) -> Task | None:
 
 
 def to_data(task: Task) -> dict[str, Any] | None:
-    """``{"kind": name, "options": {...}}`` with the options that differ from their defaults; None where they are no plain data.
+    """Return ``{"kind": name, "options": {...}}`` with the options that differ from their defaults; None if they are not plain data.
 
     Examples:
         >>> from sparsify.tasks import Regression
@@ -112,7 +114,7 @@ def _defaults(cls: type[Task]) -> dict[str, Any]:
 
 
 def _alike(value: Any, default: Any) -> bool:
-    """Return whether a value is of the kind of a default; nothing is where that is a function or missing."""
+    """Return whether a value has the type of a default; False if the default is a function or missing."""
     match default:
         case bool():
             return isinstance(value, bool)
