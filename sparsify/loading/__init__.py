@@ -1,4 +1,4 @@
-"""Loads models and data named by text. Nothing that could run code by unpickling is read unless the user allows it."""
+"""Loads models and data by name. Files that could run code by unpickling are refused unless the user allows them."""
 
 from sparsify.loading.data import Data as Data
 from sparsify.loading.data import load_data as load_data

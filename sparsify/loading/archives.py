@@ -1,9 +1,9 @@
 """Filters a ``.pt2`` archive before torch reads it: only plain data under known names may pass.
 
 ``torch.export.load`` unpickles parts of an archive, looks operators up by dotted names, writes names unescaped into the Python source it
-generates, imports modules that a structure of inputs names, and evaluates shape expressions as Python. So every part, every string and
-every name of the archive needs a rule here that allows it; what has none is refused. Three things are left out of the copy that torch
-reads: the sample inputs (a pickle), guard code, and the nodes' metadata but for the modules they came from.
+generates, imports modules that a structure of inputs names, and evaluates shape expressions as Python. Therefore each part, each string
+and each name of an archive is refused unless a rule here allows it. The copy that torch reads leaves out three things: the sample inputs
+(a pickle), guard code, and the metadata of nodes except the modules that they came from.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ PARTS = re.compile(
 ARITHMETIC = re.compile(
     r"torch\.sym_(max|min|not|float|int)|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_)"
 )
-"""Operators on sizes; the others are those of `sparsify.ir.operators`."""
+"""Operators on sizes; all other operators must be in `sparsify.ir.operators`."""
 FUNCTIONS = re.compile(
     r"Symbol|Integer|Rational|Float|Add|Mul|Pow|PowByNatural|Max|Min|Mod|PythonMod|FloorDiv|CeilDiv|"
     r"CleanDiv|ModularIndexing|Where|Eq|Ne|Equality|Unequality|And|Or|Not|StrictLessThan|LessThan|"
     r"StrictGreaterThan|GreaterThan|IntTrueDiv|FloatTrueDiv|ToFloat|TruncToInt|CeilToInt|FloorToInt|"
     r"RoundToInt|Identity"
 )
-"""What a shape expression may call; all build symbols and numbers."""
+"""Functions that a shape expression may call; they only build symbols and numbers."""
 LONGEST_EXPRESSION, HIGHEST_POWER = 4000, 8
 NAMES = frozenset({"name", "as_name", "forward_arg_names"})
-"""Keys under which torch keeps names that it writes into Python source."""
+"""Keys of names that torch writes into Python source."""
 PLAIN = re.compile(r"[\w.@+\-]*( [\w.@+\-]+)*")
 """Qualified names, types, devices, versions."""
 TEXT = re.compile(r"[\w .,:;@+\-<>=/]*")
-"""Arguments of operators (``floor``, ``bij,bjk->bik``) and the modules a node came from."""
+"""Arguments of operators (``floor``, ``bij,bjk->bik``) and the modules that a node came from."""
 
 
 def sanitised(path: Path) -> bytes:
-    """Return the archive at ``path`` without what torch need not see.
+    """Return the bytes of the archive at ``path`` without the parts that torch does not need.
 
     Raises:
-        LoadError: If the file is missing, no such archive, or holds anything without a rule that allows it.
+        LoadError: If the file is missing, is not such an archive, or contains anything that no rule allows.
     """
     buffer = io.BytesIO()
     seen: set[str] = set()
@@ -80,7 +80,7 @@ def sanitised(path: Path) -> bytes:
         RuntimeError,
     ) as error:  # RuntimeError: encrypted, too deep, unknown to zipfile
         text = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LoadError(f"{path} is no .pt2 archive ({text}). Save the model with torch.export.save.") from error
+        raise LoadError(f"{path} is not a .pt2 archive ({text}). Save the model with torch.export.save.") from error
     return buffer.getvalue()
 
 
@@ -103,7 +103,7 @@ def _part(path: Path, name: str, content: bytes) -> bytes:
 
 
 def _reduced(value: Any) -> Any:
-    """``value`` without guard code and without the metadata of nodes, but for ``nn_module_stack``."""
+    """Return a JSON value without guard code, and without the metadata of nodes except ``nn_module_stack``."""
     if isinstance(value, list):
         return [_reduced(item) for item in value]
     if not isinstance(value, dict):
@@ -117,7 +117,7 @@ def _reduced(value: Any) -> Any:
 
 
 def _problems(value: Any, key: str = "") -> Iterator[str]:
-    """Yield what in a JSON document has no rule that allows it; ``key`` is the name it stands under."""
+    """Yield descriptions of everything in a JSON value that no rule allows; ``key`` is the key of the value."""
     if isinstance(value, dict):
         if value.get("use_pickle"):
             yield f"the pickled tensor {value.get('path_name')!r}"
@@ -164,7 +164,7 @@ def is_shape_expression(text: str) -> bool:
         return False
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # the parser warns about what is no expression of torch's either
+            warnings.simplefilter("error")  # the parser only warns about text that torch does not write
             tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError, Warning):
         return False
@@ -201,7 +201,7 @@ def _are_flags(keywords: list[ast.keyword]) -> bool:
 
 
 def _is_small(exponent: ast.expr) -> bool:
-    """Return whether an exponent is a whole number of at most `HIGHEST_POWER`: nested powers would compute for ever."""
+    """Return whether an exponent is a whole number of at most `HIGHEST_POWER`; nested powers could take forever to compute."""
     match exponent:
         case ast.Call(func=ast.Name(id="Integer"), args=[inner], keywords=[]):
             return _is_small(inner)

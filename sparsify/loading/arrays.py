@@ -1,4 +1,4 @@
-"""Samples from arrays, such as those of an .npz file: checked, and kept in memory in their own dtype."""
+"""Makes samples from arrays, such as those of an .npz file: checks them and keeps them in memory in their own dtype."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ UNLIKE = 16
 def read_npz(
     path: Path, *, size: int | None = None, channels: Channels = "auto", on_progress: Progress | None = None
 ) -> Arrays:
-    """Return the arrays of a file, encoded images decoded.
+    """Return the arrays of a file by name, with encoded images decoded.
 
     Args:
-        path: of the file.
+        path: path of the file.
         size: side in pixels to which encoded images are resized.
-        channels: of encoded images: ``rgb``, ``grey``, or ``auto``, as those of the training part are.
-        on_progress: see `decode_all`.
+        channels: how to read encoded images: ``rgb``, ``grey``, or ``auto``, which follows the training images.
+        on_progress: called while images are decoded; see `decode_all`.
 
     Raises:
-        DataError: If the file is missing, no .npz, pickled, or lacks arrays.
+        DataError: If the file is missing, is not an .npz, is pickled, or lacks arrays.
     """
     if not path.is_file():
         raise DataError(
@@ -48,7 +48,7 @@ def read_npz(
         )
     if not zipfile.is_zipfile(path):
         raise DataError(
-            f"{path} cannot be read as .npz: it is no zip archive of arrays. Give 'digits', an .npz that numpy.savez wrote, a folder of "
+            f"{path} cannot be read as .npz: it is not a zip archive of arrays. Give 'digits', an .npz that numpy.savez wrote, a folder of "
             f"images, a table whose name ends in .csv, or file.py:factory, a function of yours that reads the file and returns its arrays."
         )
     try:
@@ -65,7 +65,7 @@ def read_npz(
         blob, offsets = arrays.pop(key), arrays.pop(f"offsets_{key[7:]}")
         images = decode_all(blob, offsets, f"{path}, {key}", size=size, channels=channels, on_progress=on_progress)
         if images.shape[1] == 3:
-            channels = "rgb"  # then grey images of other parts are read as the training part's are
+            channels = "rgb"  # read grey images of other parts with three channels too, as the training part
         arrays[f"x_{key[7:]}"] = images
     if size is not None and not encoded:
         raise DataError(f"{path} holds no encoded images to resize. Leave image_size out.")
@@ -77,10 +77,10 @@ def read_npz(
 
 
 def read_arrays(path: Path) -> Arrays:
-    """Return all arrays of an .npz file, which may not take more memory than is free, whatever they are packed into.
+    """Return all arrays of an .npz file by name.
 
     Raises:
-        DataError: If they would.
+        DataError: If the unpacked arrays would take more memory than is free, or an entry is not an array.
     """
     with zipfile.ZipFile(path) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
@@ -92,12 +92,12 @@ def read_arrays(path: Path) -> Arrays:
         held = {name: archive[name] for name in archive.files}
     strange = [name for name, value in held.items() if not isinstance(value, np.ndarray)]
     if strange:
-        raise DataError(f"{path} holds {strange[0]!r}, which is no array. Save plain arrays with numpy.savez.")
+        raise DataError(f"{path} holds {strange[0]!r}, which is not an array. Save plain arrays with numpy.savez.")
     return held
 
 
 def free_memory() -> int:
-    """Return bytes that the machine can still give; where it does not say, 2**62."""
+    """Return the free memory of the machine in bytes; 2**62 if it is unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -106,7 +106,7 @@ def free_memory() -> int:
 
 
 def encoded_inputs(path: Path) -> set[str]:
-    """Return the inputs of an .npz file that are encoded images, not pixels, by their names; an only input has the empty text."""
+    """Return the names of those inputs of an .npz file that are encoded images; the name of a single input is empty."""
     with np.load(path, allow_pickle=False) as archive:
         return {name.partition(".")[2] for name in archive.files if name.partition(".")[0] == "images_train"}
 
@@ -121,7 +121,7 @@ def stored_layout(x: np.ndarray) -> Literal["NF", "NHW", "NHWC", "NCHW"]:
 
 
 def _order(key: str) -> int:
-    """Return the place of an array's part among all parts."""
+    """Return the position of an array's part in `PARTS`."""
     return next((place for place, part in enumerate(PARTS) if part in key), len(PARTS))
 
 
@@ -130,10 +130,10 @@ def _names_part(arrays: Arrays, part: str) -> bool:
 
 
 def _under(arrays: Mapping[str, Any], name: str) -> Any:
-    """Return the array of a name, or those of ``name.<key>`` by key; None where there is neither.
+    """Return the array of a name, or the arrays ``name.<key>`` by key; None if there are none.
 
     Raises:
-        DataError: If there are both, or a key is no name.
+        DataError: If both exist, or a key is not an identifier.
     """
     parts = {key.partition(".")[2]: value for key, value in arrays.items() if key.startswith(f"{name}.")}
     if name in arrays and parts:
@@ -157,16 +157,16 @@ def samples_of_arrays(
     """Return samples of ``x_<part>`` and ``y_<part>``, or of several named arrays ``x_<part>.<name>``, ``y_<part>.<name>``.
 
     Args:
-        text: which data, for messages.
-        arrays: by name; those of several may be given as a tuple or a mapping too.
-        normalise: images per channel, by the training part; of several inputs, those that are bytes.
-        as_images: arrange [N, H, W] and [N, H, W, C] as [N, C, H, W], and refuse other shapes; False does so to bytes alone and takes
-            other arrays as they are, as the arrays of several inputs always are.
-        statistics: mean and std, per channel or feature or one for all, in place of the training part's.
-        task: see `checked_targets`.
+        text: name of the data, for messages.
+        arrays: arrays by name; several inputs or targets may also be given as a tuple or a mapping.
+        normalise: normalise images per channel by the training part; if there are several inputs, only those that are bytes.
+        as_images: arrange [N, H, W] and [N, H, W, C] as [N, C, H, W], and refuse other shapes. If False, only bytes are arranged, and other
+            arrays keep their shape, as for several inputs.
+        statistics: mean and std to use instead of the training part's: one number per channel or feature, or one for all.
+        task: name of the task; see `checked_targets`.
 
     Raises:
-        DataError: If an array has the wrong shape or type, or holds values it may not.
+        DataError: If an array has the wrong shape or type, or contains values that are not allowed.
     """
     names = [part for part in PARTS if _under(arrays, f"x_{part}") is not None]
     given = {part: _under(arrays, f"x_{part}") for part in names}
@@ -177,7 +177,7 @@ def samples_of_arrays(
         for tensor in tensors(targets[part]):
             if len(tensor) != rows:
                 raise DataError(
-                    f"{text}: x_{part} has {rows} samples, y_{part} has {len(tensor)}; they should be as many."
+                    f"{text}: x_{part} has {rows} samples, y_{part} has {len(tensor)}. Give one target per sample."
                 )
     form = {part: _form(targets[part]) for part in names}
     for part in names:
@@ -197,7 +197,7 @@ def samples_of_arrays(
 def _several(
     text: str, given: Mapping[str, Any], targets: Mapping[str, Tree], *, normalise: bool
 ) -> dict[str, Samples]:
-    """Return samples of several inputs, each prepared by itself."""
+    """Return samples with several inputs, each of which is prepared separately."""
     table = {part: dict(x) if isinstance(x, Mapping) else dict(enumerate(x)) for part, x in given.items()}
     keys = list(table["train"])
     for part in table:
@@ -224,10 +224,10 @@ def _several(
 
 
 def _rows(where: str, given: Any) -> int:
-    """Return samples of one part.
+    """Return the number of samples of one part.
 
     Raises:
-        DataError: If there are none, or inputs have unlike numbers of them.
+        DataError: If there are none, or the inputs have different numbers of samples.
     """
     values = (
         list(given.values()) if isinstance(given, Mapping) else list(given) if isinstance(given, tuple) else [given]
@@ -237,13 +237,13 @@ def _rows(where: str, given: Any) -> int:
         raise DataError(f"{where} is empty. Give at least a few samples per class.")
     if len(counts) > 1:
         raise DataError(
-            f"{where}: the inputs have {' and '.join(map(str, sorted(counts)))} samples. Give as many of each."
+            f"{where}: the inputs have {' and '.join(map(str, sorted(counts)))} samples. Give the same number of each."
         )
     return next(iter(counts))
 
 
 def _form(targets: Tree) -> str:
-    """Return what the targets of all parts have in common: names, kinds of numbers, shapes of a sample."""
+    """Describe what must be the same for the targets of all parts: names, dtypes, and the shape of a sample."""
     if isinstance(targets, Tensor):
         sizes = ", ".join(["N", *map(str, targets.shape[1:])])
         return f"{str(targets.dtype).removeprefix('torch.')} [{sizes}]"
@@ -258,10 +258,10 @@ def _prepared(
     normalise: bool,
     name: str = "",
 ) -> Statistics | None:
-    """Return mean and std that inputs are to be normalised by, from the parts of one input.
+    """Return mean and std with which one input is to be normalised, given its parts; None if it is not to be normalised.
 
     Raises:
-        DataError: If the parts have unlike shapes or scales, or ``statistics`` other channels.
+        DataError: If the parts have different shapes or scales, or ``statistics`` do not fit the channels.
     """
     shapes = {part: tuple(x.shape[1:]) for part, x in inputs.items()}
     what = f"inputs{name and f' {name[1:]!r}'}"
@@ -275,26 +275,26 @@ def _prepared(
 
 
 def per_channel(text: str, statistics: Statistics, channels: int) -> Statistics:
-    """Return mean and std of so many channels from those of all, or one for all.
+    """Expand mean and std to one number per channel.
 
     Raises:
-        DataError: If there are others than one or ``channels`` numbers.
+        DataError: If there are neither one nor ``channels`` numbers.
     """
     for name, value in zip(("mean", "std"), statistics, strict=True):
         if len(value) not in (1, channels):
             raise DataError(
-                f"{text}: {name} has {len(value)} numbers, the inputs {channels} channels or features. Give as many, or one for all."
+                f"{text}: {name} has {len(value)} numbers, the inputs {channels} channels or features. Give one for each, or one for all."
             )
     mean, std = (value.expand(channels).clone() for value in statistics)
     return mean, std
 
 
 def channel_statistics(x: Tensor) -> Statistics:
-    """Return mean and standard deviation per channel of images [N, C, H, W] (bytes as [0, 1]), each float32 [C], summed in pieces."""
+    """Compute mean and standard deviation per channel of images [N, C, H, W], bytes scaled to [0, 1]; each is float32 [C]."""
     channels = x.shape[1]
     if (
         x.dtype is torch.uint8
-    ):  # from how often each value occurs: exact, and many times as fast as sums in double precision
+    ):  # counting how often each value occurs is exact, and many times as fast as summing in double precision
         counts = torch.zeros(channels, 256, dtype=torch.int64)
         for piece in x.split(PIECE):
             for channel in range(channels):
@@ -312,10 +312,10 @@ def channel_statistics(x: Tensor) -> Statistics:
 
 
 def _one_scale(text: str, parts: Mapping[str, Tensor], name: str) -> None:
-    """Refuse parts that are prepared differently: bytes beside floats, or images in [0, 1] beside images up to 255.
+    """Check that all parts have the same scale.
 
     Raises:
-        DataError: If so.
+        DataError: If some parts are bytes and others floats, or some images are in [0, 1] and others reach 255.
     """
     train = parts["train"]
     for part, x in parts.items():
@@ -336,16 +336,16 @@ def _one_scale(text: str, parts: Mapping[str, Tensor], name: str) -> None:
 
 
 def checked_inputs(text: str, name: str, values: Any, as_images: bool) -> Tensor:
-    """One array of inputs, as `samples_of_arrays` describes them.
+    """Convert one array of inputs to a tensor; see `samples_of_arrays`.
 
     Args:
-        text: which data, for messages.
-        name: of the array.
+        text: name of the data, for messages.
+        name: name of the array.
         values: the array.
-        as_images: see `samples_of_arrays`.
+        as_images: as for `samples_of_arrays`.
 
     Raises:
-        DataError: If it has the wrong shape or type, or holds what it may not.
+        DataError: If it has the wrong shape or type, or contains values that are not allowed.
     """
     where, x = f"{text}: {name}", np.asarray(values)
     if x.ndim == 0 or len(x) == 0:
@@ -385,7 +385,7 @@ def checked_inputs(text: str, name: str, values: Any, as_images: bool) -> Tensor
 
 
 def _arranged(x: np.ndarray) -> np.ndarray:
-    """[N, H, W] and [N, H, W, C] as [N, C, H, W]; other shapes as they are."""
+    """Arrange [N, H, W] and [N, H, W, C] as [N, C, H, W]; other shapes stay unchanged."""
     if x.ndim == 3:
         return x[:, None]
     if x.ndim == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):

@@ -17,14 +17,15 @@ MARGIN = 4
 
 
 class Augmented:
-    """Samples whose images are padded by `MARGIN`, cropped at random, and flipped half of the time; what is drawn depends on the seed of
-    a batch.
+    """Samples whose images are padded by `MARGIN`, cropped at random, and flipped with probability 1/2.
+
+    The random numbers depend only on the seed of a batch.
 
     Args:
-        samples: with one input, float images [N, C, H, W].
+        samples: samples with one input, float images [N, C, H, W].
 
     Raises:
-        DataError: If the inputs are no images.
+        DataError: If the inputs are not images.
     """
 
     def __init__(self, samples: Samples) -> None:
@@ -47,13 +48,13 @@ def augmented(samples: Samples, augmentation: Augmentation) -> Samples:
     """Return the samples as a run trains on them.
 
     Raises:
-        DataError: If the inputs are no images, and should be augmented.
+        DataError: If the inputs should be augmented but are not images.
     """
     return samples if augmentation == "none" else Augmented(samples)
 
 
 def cropped_and_flipped(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Images [N, C, H, W], each at an offset of up to `MARGIN` pixels each way, and half of them mirrored."""
+    """Shift each image of a batch [N, C, H, W] by up to `MARGIN` pixels per direction, and mirror it with probability 1/2."""
     n, _, h, w = x.shape
     padded = nn.functional.pad(x, (MARGIN,) * 4)
     top, left = (torch.randint(2 * MARGIN + 1, (n,), generator=generator) for _ in range(2))
@@ -65,10 +66,10 @@ def cropped_and_flipped(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def check_augmentation(inputs: Tree, augmentation: str) -> None:
-    """Refuse to augment what is no batch of images.
+    """Check that inputs can be augmented.
 
     Raises:
-        DataError: If ``augmentation`` is not ``none`` and the inputs are no float tensor [N, C, H, W].
+        DataError: If ``augmentation`` is not ``none`` and the inputs are not one float tensor [N, C, H, W].
     """
     if augmentation == "none" or (isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.ndim == 4):
         return

@@ -1,4 +1,4 @@
-"""Columns of a table as inputs and targets: numbers standardised, categories as one column per category."""
+"""Turns columns of a table into inputs and targets: standardises numbers, and makes one input per category."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from sparsify.loading.targets import ONE_CLASS
 from sparsify.parts.samples import Samples, TensorSamples
 
 MOST_CATEGORIES = 1000
-"""Different values of one column."""
+"""Largest number of different categories in one column."""
 MISSING = frozenset({"na", "n/a", "#n/a", "null", "none", "nil", "?", "-", "."})
-"""What stands for a missing value in many tables, in lower case; a column named as one of categories may hold it."""
+"""Common markers of missing values, in lower case; only columns that are declared as categories may contain them."""
 LARGEST_WHOLE = 2**53
-"""Whole numbers up to this one are exact as float64."""
+"""Largest number up to which all whole numbers are exact in float64."""
 WHOLE = re.compile(r"[+-]?\d+")
 
 
 @dataclass(frozen=True)
 class TableSamples:
-    """A table as samples.
+    """The samples of a table.
 
     Attributes:
-        parts: ``train``, and ``test`` where some rows are held out.
-        class_names: where the target is a column of classes, or several columns.
-        preparation: how rows become inputs, for whoever feeds a file: JSON-able.
+        parts: ``train``, and ``test`` if rows are held out.
+        class_names: names of the classes if the target is a column of classes; names of the columns if there are several targets.
+        preparation: how rows become inputs, as JSON-compatible data for users of an exported file.
     """
 
     parts: dict[str, Samples]
@@ -54,19 +54,20 @@ def samples_of_table(
     normalise: bool = True,
     task: str | None = None,
 ) -> TableSamples:
-    """Return samples of a table: inputs float32 [N, F], and the target columns.
+    """Return the samples of a table: inputs float32 [N, F], and the target columns.
 
     Args:
-        table: the text.
-        target: columns to predict. One of text is a column of classes, sorted; whole numbers are int64, others float32.
-        categories: columns that hold categories, whatever they look like. Others do where no field is a number.
+        table: the text of the table.
+        target: columns to predict. A single column of text holds classes, numbered in sorted order; whole numbers become int64, other
+            numbers float32.
+        categories: columns to read as categories in any case; other columns are categories if none of their fields is a number.
         ignored: columns that are neither inputs nor targets.
-        test_holdout: share of the rows kept for testing, always the same ones.
-        normalise: bring columns of numbers to mean 0 and deviation 1, by the rows that are not kept for testing.
-        task: its name. Where samples have one class, whole numbers are numbered anew from 0; None: they stay as they are.
+        test_holdout: share of the rows kept for testing, always the same rows; None: none.
+        normalise: scale columns of numbers to mean 0 and deviation 1 over the rows that are not kept for testing.
+        task: name of the task. If its samples have one class each, whole numbers are renumbered from 0. None: they stay unchanged.
 
     Raises:
-        DataError: If a column is missing, or holds what it may not; naming the line.
+        DataError: If a column is missing, or contains values that are not allowed; the message names the line.
     """
     _check_names(table, target=target, categories=categories, ignored=ignored)
     targets, names = _targets(table, target, task)
@@ -113,14 +114,14 @@ def samples_of_table(
 
 
 def encode(preparation: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> np.ndarray:
-    """Inputs float32 [N, F] of new rows, as the rows that a model was trained on became inputs.
+    """Turn new rows into inputs, float32 [N, F], in the same way as the rows that a model was trained on.
 
     Args:
-        preparation: as ``metrics.json`` and the metadata of a file hold it.
-        rows: the value of each column by its name; further columns are not read.
+        preparation: the preparation stored in ``metrics.json`` and in the metadata of a file.
+        rows: for each row, the value of each column by name; other columns are not read.
 
     Raises:
-        DataError: If a row lacks a column, or holds text where numbers belong.
+        DataError: If a row lacks a column, or has text in a column of numbers.
     """
     found: list[list[float]] = []
     for place, row in enumerate(rows):
@@ -172,10 +173,10 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
 
 
 def _numbers(table: Table, name: str, values: Sequence[str]) -> np.ndarray | None:
-    """Return the numbers of a column, float64; None where none of its fields is one.
+    """Return the numbers of a column, float64; None if none of its fields is a number.
 
     Raises:
-        DataError: If a field is missing, or some are numbers and some are not.
+        DataError: If a field is missing, or only some fields are numbers.
     """
     read = [number(value) for value in values]
     _check_present(table, name, values, read)
@@ -193,8 +194,8 @@ def _numbers(table: Table, name: str, values: Sequence[str]) -> np.ndarray | Non
     for row, value in enumerate(read):
         if value is None:
             raise DataError(
-                f"{table.where(row, name)}: {values[row]!r} is no number, and other fields of the column are. Fill it in or leave the row "
-                f"out if it stands for a missing value; name the column in category_columns if it holds categories."
+                f"{table.where(row, name)}: {values[row]!r} is not a number, but other fields of the column are. Fill it in or leave the "
+                f"row out if it stands for a missing value; name the column in category_columns if it holds categories."
             )
     return np.asarray(read, dtype=np.float64)
 
@@ -203,7 +204,7 @@ def _check_present(table: Table, name: str, values: Sequence[str], read: Sequenc
     for row, text in enumerate(values):
         value = read[row] if read else None
         if not text or (value is not None and not math.isfinite(value)):
-            what = "the field is empty" if not text else f"{text!r} is no finite number"
+            what = "the field is empty" if not text else f"{text!r} is not a finite number"
             raise DataError(
                 f"{table.where(row, name)}: {what}. Fill in missing values, leave the row out, or leave the column out with "
                 f"ignore_columns."
@@ -211,7 +212,7 @@ def _check_present(table: Table, name: str, values: Sequence[str], read: Sequenc
 
 
 def _standard(name: str, values: np.ndarray, kept: np.ndarray, normalise: bool) -> dict[str, Any]:
-    """Return mean and deviation of a column of numbers, over the rows that are kept."""
+    """Compute mean and deviation of a column of numbers over the training rows."""
     mean, std = float(values[kept].mean()), float(values[kept].std())
     constant = bool((values[kept] == values[kept][0]).all())
     if not normalise:
@@ -222,7 +223,7 @@ def _standard(name: str, values: np.ndarray, kept: np.ndarray, normalise: bool) 
 
 
 def _categories(table: Table, name: str, values: Sequence[str], kept: np.ndarray, held: np.ndarray) -> dict[str, Any]:
-    """Return the categories of a column, sorted, as the rows that are kept have them."""
+    """Return the sorted categories of a column in the training rows; warns of test rows with other categories."""
     _check_present(table, name, values)
     found = sorted({values[int(row)] for row in kept})
     if len(found) > MOST_CATEGORIES or (len(found) == len(kept) > 20):
@@ -255,10 +256,10 @@ def _encoded(feature: Mapping[str, Any], values: Any) -> list[np.ndarray]:
 
 
 def _targets(table: Table, target: Sequence[str], task: str | None) -> tuple[Tensor, tuple[str, ...] | None]:
-    """Targets and names of classes; of several columns, the names of these.
+    """Return the targets, and the names of their classes or, for several target columns, of the columns.
 
     Raises:
-        DataError: If a column has no targets of this task.
+        DataError: If a column cannot be a target of this task.
     """
     read: list[np.ndarray] = []
     for name in target:
@@ -282,15 +283,15 @@ def _targets(table: Table, target: Sequence[str], task: str | None) -> tuple[Ten
 
 
 def _classes(table: Table, name: str, numbers: np.ndarray | None) -> tuple[Tensor, tuple[str, ...]]:
-    """Return the values of a column as class numbers, sorted, and what they are."""
+    """Number the values of a column in sorted order; returns the class numbers and the names of the classes."""
     values = table.columns[name]
     if numbers is not None:
         wrong = numbers != np.round(numbers)
         if wrong.any():
             row = int(wrong.argmax())
             raise DataError(
-                f"{table.where(row, name)}: {values[row]!r} is no class: classes are text or whole numbers. These look like the targets of "
-                f"a regression: set the task to 'regression'."
+                f"{table.where(row, name)}: {values[row]!r} is not a class: classes are text or whole numbers. These look like the targets "
+                f"of a regression: set the task to 'regression'."
             )
         distinct, found = np.unique(numbers.astype(np.int64), return_inverse=True)  # beyond 2**53 some would be one
         if (np.abs(numbers) > LARGEST_WHOLE).any():

@@ -22,18 +22,18 @@ from sparsify.parts.trees import Tree
 
 @dataclass(frozen=True)
 class Data:
-    """Samples with their targets; validation is held out of the training part unless the data bring it.
+    """The samples of a data set in three parts.
 
     Attributes:
-        train, validation, test: samples.
-        classes: number of classes, from the training targets; 0 where these are no class numbers.
-        class_names: of all classes, or of the columns of targets [N, K], where the data bring them.
-        statistics: mean and standard deviation per channel that an only input was normalised by; None: it was not.
-        ood: out-of-distribution inputs by name, prepared like the others (`sparsify.loading.load_ood`); their targets mean nothing.
-        given_as: ``bytes`` (images), ``numbers`` (arrays of others), or ``prepared`` (a factory's, a table's, several inputs).
-        stored: the form they had: ``files`` (of images, or encoded in an archive), ``digits``, ``prepared`` (a factory's), ``table``,
-            ``named`` (arrays of several inputs), or that of the arrays of an only input: ``NF``, ``NHW``, ``NHWC`` or ``NCHW``.
-        preparation: how a table or several inputs became tensors, JSON-able, so that a file can be fed; else empty.
+        train, validation, test: samples with their targets. If the data have no validation part, it is held out of the training part.
+        classes: number of classes, from the training targets; 0 if these are not class numbers.
+        class_names: names of all classes, or of the columns of targets [N, K], if the data contain them.
+        statistics: mean and standard deviation per channel by which a single input was normalised; None: it was not normalised.
+        ood: out-of-distribution inputs by name, prepared like the others (`sparsify.loading.load_ood`); their targets have no meaning.
+        given_as: ``bytes`` (images), ``numbers`` (other arrays), or ``prepared`` (from a factory or a table, or several inputs).
+        stored: the stored form: ``files`` (image files, or images encoded in an archive), ``digits``, ``prepared`` (a factory), ``table``,
+            ``named`` (arrays of several inputs), or the layout of the array of a single input: ``NF``, ``NHW``, ``NHWC`` or ``NCHW``.
+        preparation: how a table or several inputs became tensors, as JSON-compatible data for users of an exported file; else empty.
     """
 
     train: Samples
@@ -52,7 +52,7 @@ class Data:
         return self.validation.batch(torch.arange(min(count, len(self.validation)))).inputs
 
     def fingerprint(self) -> str:
-        """SHA-256 over all three parts."""
+        """Compute a SHA-256 over all three parts."""
         texts = "".join(part.fingerprint() for part in (self.train, self.validation, self.test))
         return hashlib.sha256(texts.encode()).hexdigest()
 
@@ -75,39 +75,41 @@ def load_data(
     ignore_columns: Sequence[str] = (),
     on_progress: Progress | None = None,
 ) -> Data:
-    """Data by name.
+    """Load data and split them into training, validation and test samples.
 
     - ``digits``: scikit-learn's 8x8 handwritten digits, embedded.
-    - ``file.npz``: ``x_train, y_train, x_test, y_test`` (and ``x_validation, y_validation``, and text ``class_names``); x is uint8 images
-      [N, H, W], [N, H, W, C] or [N, C, H, W], or float features [N, F] or images; or encoded images as ``images_train`` (bytes),
-      ``offsets_train``, ``y_train`` and the same for test. Several inputs: ``x_train.<name>`` each, by the names of ``forward``.
-    - ``file.csv``: a header and rows; ``target`` names the column to predict. Numbers are standardised, categories one-hot.
-    - a folder: ``train/<class>/*.png`` and ``test/<class>/*.png``, and ``val/`` where it exists; classes are the folders, sorted by name.
-    - ``file.py:factory``: returns train and test (and validation between them) as a tuple or a mapping; each is a pair (x, y), a mapping
-      with a key ``labels``, ``label``, ``target`` or ``y``, a map-style torch Dataset or rows of such, or a DataLoader, whose dataset and
-      collate function are used; batches, order and seeds are the trainer's.
+    - ``file.npz``: arrays ``x_train, y_train, x_test, y_test``, optionally ``x_validation, y_validation`` and text ``class_names``. x holds
+      uint8 images [N, H, W], [N, H, W, C] or [N, C, H, W], float images, or float features [N, F]. Encoded images are given as
+      ``images_train`` (bytes), ``offsets_train``, ``y_train``, and the same for test. Several inputs are given as ``x_train.<name>``, with
+      the names of the arguments of ``forward``.
+    - ``file.csv``: a header and rows; ``target`` names the column to predict. Numbers are standardised, categories one-hot encoded.
+    - a folder: ``train/<class>/*.png`` and ``test/<class>/*.png``, optionally ``val/``. The classes are the folders, sorted by name.
+    - ``file.py:factory``: returns train and test, or train, validation and test, as a tuple or a mapping. Each part is a pair (x, y), a
+      mapping with a key ``labels``, ``label``, ``target`` or ``y``, a map-style torch Dataset or a sequence of such samples, or a
+      DataLoader. Only the dataset and the collate function of a DataLoader are used; the trainer determines batches, order and seeds.
 
-    Targets are class numbers [N], or what another task needs: numbers, truth values, class numbers of positions. Images given as bytes are
-    normalised per channel with the training part's mean and standard deviation, as are float images that are an only input of an ``.npz``;
-    features, and what a factory returns, are not.
+    Targets are class numbers [N], or what another task needs: numbers, truth values, or class numbers of positions. Images given as bytes,
+    and float images that are the single input of an ``.npz``, are normalised per channel with mean and standard deviation of the training
+    part; features and the results of a factory are not.
 
     Args:
-        text: which data.
-        seed: of the hold-out, which is stratified where targets are one class per sample, unless it is smaller than the number of classes.
-        holdout: fraction of the training part kept for validation and calibration where the data bring none, in (0, 1).
-        test_holdout: fraction of the training part kept for testing, always the same samples, where the data bring no test part.
-        train_samples: how many of the training part are used, stratified, drawn by ``seed``, before some are held out; None: all.
+        text: which data to load.
+        seed: seed of the hold-out. It is stratified if targets are one class per sample and it has at least as many samples as classes.
+        holdout: fraction of the training part kept for validation and calibration if the data have no validation part, in (0, 1).
+        test_holdout: fraction of the training part kept for testing if the data have no test part; always the same samples.
+        train_samples: number of samples of the training part to use, including those that are then held out; a stratified draw by
+            ``seed``. None: all.
         image_size: side in pixels to which the images of a folder, or encoded images, are resized.
         normalise: whether images and columns of a table are normalised.
-        channels: of the images of a folder, or encoded images: ``rgb``, ``grey``, or ``auto``, as those of the training part are.
-        mean, std: one number per channel (of features: per feature) or one for all, subtracted and divided by in place of the training
-            part's own; of bytes as [0, 1]. None: the training part's.
-        task: the name of the task, which decides whether whole numbers are classes; None: not known yet, and targets of any task are taken.
+        channels: how to read images of a folder and encoded images: ``rgb``, ``grey``, or ``auto``, which follows the training images.
+        mean, std: numbers to subtract and to divide by, instead of those of the training part: one per channel or feature, or one for all;
+            bytes are scaled to [0, 1] first. None: those of the training part.
+        task: name of the task, which decides whether whole numbers are classes; None: unknown, so targets of any task are accepted.
         target, category_columns, ignore_columns: columns of a table to predict, to read as categories, and to leave out.
         on_progress: called while encoded images are decoded.
 
     Raises:
-        DataError: If the data are missing, malformed or unusable; the message says what to do.
+        DataError: If the data are missing, malformed or unusable.
         LoadError: If a factory is missing or fails.
     """
     columns = (tuple(target), tuple(category_columns), tuple(ignore_columns))
@@ -140,10 +142,10 @@ def load_data(
 
 
 def _checked(text: str, parts: Parts, names: Sequence[str] | None, task: str | None) -> int:
-    """Return the number of classes among the training targets, 0 where they are no classes.
+    """Return the number of classes among the training targets; 0 if they are not classes.
 
     Raises:
-        DataError: If classes are missing from the training part, or ``names`` are not as many as there are.
+        DataError: If the training part lacks a class that another part has, or ``names`` do not fit the number of classes.
     """
     targets = parts["train"].targets
     train, count, hint = (
@@ -166,15 +168,15 @@ def _checked(text: str, parts: Parts, names: Sequence[str] | None, task: str | N
             f"{text}: all training labels are {int(train[0])}; a classifier needs at least two classes.{hint}"
         )
     if names is not None and len(names) != count:
-        raise DataError(f"{text}: {len(names)} class_names for {count} classes; they should be as many.")
+        raise DataError(f"{text}: {len(names)} class_names for {count} classes. Give one name per class.")
     return count
 
 
 def _check_names(text: str, names: Sequence[str] | None, targets: Tree, count: int, task: str | None) -> None:
-    """Names of the classes of positions, or of the columns of targets [N, K].
+    """Check the names of the classes of positions, or of the columns of targets [N, K].
 
     Raises:
-        DataError: If they are too few, or not as many as the columns.
+        DataError: If there are too few names, or the number of names differs from the number of columns.
     """
     if names is None or task is None or not isinstance(targets, Tensor):
         return
@@ -182,4 +184,4 @@ def _check_names(text: str, names: Sequence[str] | None, targets: Tree, count: i
     positions = task in ("dense", "sequence")
     if len(names) < count if positions else len(names) != columns and task in ("multilabel", "regression"):
         wanted = f"{count} classes" if positions else f"{columns} columns of targets"
-        raise DataError(f"{text}: {len(names)} class_names for {wanted}; they should be as many.")
+        raise DataError(f"{text}: {len(names)} class_names for {wanted}. Give one name for each.")

@@ -1,4 +1,4 @@
-"""Samples from the user's own code: arrays, map-style torch Datasets, or DataLoaders."""
+"""Makes samples from the results of the user's own code: arrays, map-style torch Datasets, or DataLoaders."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ NAMES = {2: ("train", "test"), 3: ("train", "validation", "test")}
 
 
 def samples_of_factory(text: str, *, task: str | None = None) -> dict[str, Samples]:
-    """Return what ``file.py:factory`` returns, as samples; inputs are taken as they are, bytes as images in [0, 1].
+    """Call ``file.py:factory`` and return its parts as samples; inputs stay unchanged, except that bytes become images in [0, 1].
 
     Raises:
         LoadError: If the factory is missing or fails.
-        DataError: If it returns something else than the parts of a data set.
+        DataError: If it does not return the parts of a data set.
     """
     given: Any = once(text, task, lambda: call_factory(text, gives="data"))
     if isinstance(given, Mapping):
@@ -61,16 +61,16 @@ def samples_of_factory(text: str, *, task: str | None = None) -> dict[str, Sampl
 
 
 def samples_of_part(part: Any, where: str, *, task: str | None = None) -> Samples:
-    """Arrays with their targets, a Dataset, rows or a DataLoader as samples.
+    """Return one part of a data set as samples.
 
     Args:
-        part: a pair (x, y) or a mapping with a target among its keys, whose x and y are arrays or tuples or mappings of arrays; or a
+        part: a pair (x, y), or a mapping with a target among its keys, where x and y are arrays, or tuples or mappings of arrays. Or a
             Dataset, a sequence of samples, or a DataLoader, whose samples or batches are such pairs or mappings.
-        where: begins messages.
-        task: see `sparsify.loading.targets.checked_targets`.
+        where: beginning of messages.
+        task: name of the task; see `sparsify.loading.targets.checked_targets`.
 
     Raises:
-        DataError: If it is something else, or not usable.
+        DataError: If the part is something else, or not usable.
     """
     if isinstance(part, DataLoader):
         return DatasetSamples(part.dataset, where, collate=part.collate_fn, task=task)
@@ -97,14 +97,14 @@ def _arrays(tree: Any) -> Any:
 
 
 class DatasetSamples:
-    """A map-style Dataset as samples. Its randomness is seeded per batch, so a resumed run draws the same values.
+    """The samples of a map-style Dataset. Random numbers are seeded per batch, so that a resumed run draws the same values.
 
     Args:
-        dataset: with a length; item i is (input, target), or a mapping with a target among its keys. With a collate function of its own,
-            only what this returns for several items needs that form.
-        where: for messages.
-        collate: joins items; torch's default.
-        task: see `sparsify.loading.targets.checked_targets`.
+        dataset: dataset with a length, whose items are (input, target), or mappings with a target among their keys. With a collate
+            function, only the result of that function needs this form.
+        where: beginning of messages.
+        collate: joins items into a batch; None: torch's default.
+        task: name of the task; see `sparsify.loading.targets.checked_targets`.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class DatasetSamples:
         return Batch(batch_inputs(inputs), self._unchanged(labels, rows))
 
     def targets_of(self, rows: Tensor) -> Tree:
-        """Return the targets of some samples; those per step are as long as the longest of these samples, as their outputs are."""
+        """Return the targets of some samples; targets per step are padded only to the longest of these samples, like their outputs."""
         kept = mapped(lambda tensor: tensor[rows], self.targets)
         if isinstance(kept, Tensor):
             return _cut(kept, self._lengths, rows)
@@ -180,10 +180,10 @@ class DatasetSamples:
             raise DataError(f"{self._where}: {(inputs and unlike(inputs, rows)) or told(error)}") from error
 
     def _unchanged(self, target: Tree, rows: Tensor) -> Tree:
-        """Return the targets of a batch, which are those first read; what a collate function pads may be longer or shorter there.
+        """Return the targets of a batch after comparing them with those first read; only the amount of padding may differ.
 
         Raises:
-            DataError: If they changed.
+            DataError: If they differ.
         """
         kept = mapped(lambda tensor: tensor[rows], self.targets)
         found = [as_target(tensor) for tensor in tensors(target)]
@@ -222,7 +222,7 @@ class DatasetSamples:
             values = stacked(targets)
             self._lengths = lengths_of(targets)
         except Exception as error:
-            raise DataError(f"{where} are no numbers: {error}.") from error
+            raise DataError(f"{where} are not numbers: {error}.") from error
         return self._checked(values, where)
 
     def _checked(self, values: Any, where: str) -> Tree:
@@ -255,7 +255,7 @@ class DatasetSamples:
 
 
 def _known_targets(dataset: Any) -> Any:
-    """Return the targets that a data set keeps in ``targets``, ``labels`` or a column, so that no inputs must be read; else None."""
+    """Return the targets that a data set stores in ``targets``, ``labels`` or a column, without reading inputs; None if it stores none."""
     if getattr(dataset, "target_transform", None) is not None:
         return None
     if isinstance(dataset, torch.utils.data.Subset):
@@ -267,7 +267,7 @@ def _known_targets(dataset: Any) -> Any:
     if kept is None and len(columns) == 1:
         try:
             kept = list(dataset[columns[0]])
-        except Exception:  # the data set has columns but can only be read by row; its rows hold the same targets
+        except Exception:  # the data set has columns, but can only be read by rows, which contain the same targets
             return None
     return kept
 
@@ -288,5 +288,5 @@ def _seeded(seed: int) -> Generator[None]:
 
 
 def _cut(target: Tensor, lengths: Tensor | None, rows: Tensor) -> Tensor:
-    """Targets [M, L] without the padding that all of them have."""
+    """Cut targets [M, L] to the longest of them, without the padding that all of them have."""
     return target if lengths is None or not len(rows) else target[:, : int(lengths[rows].max())]

@@ -1,4 +1,4 @@
-"""``model.pt2``: the model of an archive of torch.export, read without running anything that is in it."""
+"""Reads the model of a ``.pt2`` archive of torch.export without running anything from the archive."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from sparsify.ir.traits import argument, kind_of, traits
 from sparsify.loading.archives import sanitised
 
 MODES = {"batch_norm": ("training", "batch norm"), "dropout": ("train", "dropout")}
-"""Operators that behave otherwise in training, by name or kind: their argument that says so, and what to call them."""
+"""Operators that behave differently in training, by name or kind: the argument for training mode, and their name in messages."""
 
 
 def load_exported(path: Path) -> nn.Module:
     """Return the model of a ``.pt2`` archive, with its parameter names and module tree.
 
-    An exported program is of one mode. One exported after ``model.eval()`` is taken as it is: batch norm keeps its statistics and dropout
-    does nothing in training either, which an `TraceWarning` says. One exported in training mode would go on so when it is evaluated
-    and deployed, and is refused where it holds batch norm or dropout.
+    An exported program has a fixed mode. If it was exported after ``model.eval()``, batch norm keeps its statistics and dropout does
+    nothing, in training too; a `TraceWarning` says so. If it was exported in training mode and contains batch norm or dropout, it is
+    refused, because these would behave as in training when the model is evaluated and deployed.
 
     Raises:
-        LoadError: If the file is missing, damaged, holds anything that could run code, or was exported in training mode or for one
-            batch size.
+        LoadError: If the file is missing or damaged, contains anything that could run code, or was exported in training mode or for a
+            single batch size.
     """
     safe = sanitised(path)
     try:
         with warnings.catch_warnings(), quiet("torch.export", "torch._export"):
-            warnings.simplefilter("ignore")  # torch's own, about its own pieces
+            warnings.simplefilter("ignore")  # warnings of torch about its own code
             program = torch.export.load(io.BytesIO(safe))
             model = torch.export.unflatten(program)
     except Exception as error:
         text = (str(error).splitlines() or [type(error).__name__])[0]
         raise LoadError(
-            f"{path} is no exported program this torch ({torch.__version__}) can read: {text}. Save it again with "
+            f"{path} is not an exported program that this torch ({torch.__version__}) can read: {text}. Save it again with "
             f"torch.export.save, or load the model with file.py:factory."
         ) from error
     sizes = [
@@ -93,7 +93,7 @@ def _rehearse(path: Path, program: torch.export.ExportedProgram) -> None:
 
 
 def _modes(graph: fx.Graph) -> tuple[set[str], set[str]]:
-    """Return what in a graph behaves as in training, and what as in evaluation."""
+    """Return the kinds of operators in a graph that behave as in training, and those that behave as in evaluation."""
     found: tuple[set[str], set[str]] = (set(), set())
     for node in graph.nodes:
         name, title = MODES.get(traits(node).name, MODES.get(kind_of(node), ("", "")))

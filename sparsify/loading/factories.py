@@ -1,4 +1,4 @@
-"""Factories: the user's own code, called without arguments."""
+"""Calls factories: functions of the user's own that take no arguments."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sparsify.user_code import find, split, told, within
 
 
 def call_factory(text: str, *, gives: str) -> object:
-    """Return what ``file.py:factory`` or ``package.module:factory`` returns. A file may import what lies beside it.
+    """Call ``file.py:factory`` or ``package.module:factory`` and return the result. A file may import modules from its folder.
 
     Args:
-        text: which factory.
-        gives: what it should return, for messages.
+        text: reference to the factory.
+        gives: what the factory should return, for messages.
 
     Raises:
-        LoadError: If the file, module or factory is missing, or fails.
+        LoadError: If the file, module or factory is missing, or the factory fails.
     """
     where, name = split(text, gives=gives)
     factory = find(where, name)
@@ -32,7 +32,7 @@ def call_factory(text: str, *, gives: str) -> object:
 
 
 def _called(factory: Callable[..., Any]) -> str:
-    """That a factory gets no arguments, where it asks for some."""
+    """Return a sentence that says a factory gets no arguments, if it requires some; else an empty string."""
     try:
         inspect.signature(factory).bind()
     except TypeError:

@@ -24,7 +24,7 @@ def drawn(text: str, train: Samples, count: int, *, seed: int, task: str | None 
         task: see `sample_classes`.
 
     Raises:
-        DataError: If there are not as many, or too few of each class.
+        DataError: If there are not more than ``count`` samples, or some class would have too few.
     """
     classes = sample_classes(train.targets, task)
     kinds = 1 if classes is None else len(classes.unique())
@@ -44,10 +44,10 @@ def drawn(text: str, train: Samples, count: int, *, seed: int, task: str | None 
 def held_out(
     text: str, train: Samples, *, seed: int, fraction: float, task: str | None = None
 ) -> tuple[Samples, Samples]:
-    """Return the training samples that stay, and those that are held out.
+    """Split training samples into those that stay and those that are held out.
 
     Raises:
-        DataError: If a class has a single sample, or too few would stay.
+        DataError: If a class has only one sample, or too few samples would stay.
     """
     rows = held_rows(text, train.targets, len(train), seed=seed, fraction=fraction, task=task)
     kept, held = (torch.from_numpy(np.sort(some)) for some in rows)
@@ -57,10 +57,10 @@ def held_out(
 def held_rows(
     text: str, targets: object, total: int, *, seed: int, fraction: float, task: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that stay and rows that are held out, for `held_out`.
+    """Return the rows that stay and the rows that are held out.
 
     Raises:
-        DataError: As `held_out`.
+        DataError: As for `held_out`.
     """
     classes = sample_classes(targets, task)
     held_count = max(1, round(fraction * total))
@@ -85,7 +85,7 @@ def held_rows(
 
 
 def split(total: int, *, held: int, seed: int, classes: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that are kept and rows that are held out, unsorted; stratified by ``classes``, int64 [N]."""
+    """Draw the rows that are kept and the rows that are held out, unsorted; stratified if ``classes``, int64 [N], are given."""
     from sklearn.model_selection import train_test_split
 
     rows = np.arange(total)

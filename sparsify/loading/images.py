@@ -1,4 +1,4 @@
-"""Encoded images: decoded once and cached for archives, decoded a batch at a time for folders."""
+"""Decodes images: those of archives once, into a cache; those of folders when a batch is fetched."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PIECE = 1024
 DECODING = 2
 """Version of the decoder `sparsify.loading.pixels`; caches of other versions are not read."""
 HASHED = 1 << 14
-"""How many bytes of each file in a folder its fingerprint reads."""
+"""Number of bytes of each file in a folder that go into the fingerprint."""
 MEASURED = 2000
 """Number of training images of a folder from which mean and standard deviation are computed."""
 
@@ -47,18 +47,18 @@ def decode_all(
 
     Args:
         blob: uint8, all files one after another.
-        offsets: int, [N + 1], where each begins.
-        where: for messages.
-        size: side in pixels, or (height, width), to resize to; None: all must have one size.
-        channels: ``rgb``, ``grey``, or ``auto``: grey where the first `MEASURED` images all are.
-        on_progress: called now and then.
+        offsets: int [N + 1], the position where each file begins, and the end of the last.
+        where: beginning of messages.
+        size: side in pixels, or (height, width), to resize to; None: all images must have the same size.
+        channels: ``rgb``, ``grey``, or ``auto``, which is grey if the first `MEASURED` images all are.
+        on_progress: called before each `PIECE` images, and at the end.
 
     Returns:
-        uint8 [N, C, H, W], C = 3 or 1. Kept in the cache folder and mapped from there, so that the next run starts at once;
-        ``SPARSIFY_CACHE=off`` keeps nothing.
+        uint8 [N, C, H, W], where C is 3 or 1. The array is stored in the cache folder and mapped from there, so that the next run starts
+        at once; ``SPARSIFY_CACHE=off`` stores nothing.
 
     Raises:
-        DataError: If an image cannot be decoded, or their sizes differ.
+        DataError: If an image cannot be decoded, or the sizes differ.
     """
     if blob.dtype != np.uint8 or blob.ndim != 1 or offsets.ndim != 1 or not np.issubdtype(offsets.dtype, np.integer):
         raise DataError(
@@ -103,13 +103,13 @@ def decode_all(
     try:
         _keep(cached, images)
     except OSError:
-        return images  # a cache that cannot be written costs time, not results
+        return images  # without a cache, only the next run takes longer
     kept = _mapped(cached, count, planes)
     return images if kept is None else kept
 
 
 def _keep(path: Path, images: np.ndarray) -> None:
-    """Write an array without a copy of it in memory; the file appears whole or not at all."""
+    """Write an array to a file, completely or not at all, without copying it in memory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -122,9 +122,9 @@ def _keep(path: Path, images: np.ndarray) -> None:
 
 
 def _mapped(path: Path, count: int, channels: int) -> np.ndarray | None:
-    """Return the ``count`` images in a file of the cache, mapped; None where there are none or the file is damaged."""
+    """Map the ``count`` images of a cache file into memory; None if the file is missing or damaged."""
     try:
-        images = np.load(path, mmap_mode="c", allow_pickle=False)  # writing to it would change memory, never the file
+        images = np.load(path, mmap_mode="c", allow_pickle=False)  # writing to the array never changes the file
     except (OSError, ValueError, EOFError):
         return None
     whole = images.dtype == np.uint8 and images.ndim == 4 and images.shape[:2] == (count, channels)
@@ -142,11 +142,11 @@ def samples_of_folder(
     """Read samples of ``train/<class>/*`` and, if they exist, ``val/<class>/*`` and ``test/<class>/*``; also returns the sorted classes.
 
     Args:
-        folder: holds the parts.
-        size: side in pixels to which images are resized; None: all must have one size.
-        normalise: per channel, by `MEASURED` images of the training part.
-        channels: ``rgb``, ``grey``, or ``auto``: grey where those `MEASURED` images all are.
-        statistics: mean and std, per channel or one for all, in place of the training part's.
+        folder: folder with the parts.
+        size: side in pixels to which images are resized; None: all images must have the same size.
+        normalise: normalise images per channel by `MEASURED` images of the training part.
+        channels: ``rgb``, ``grey``, or ``auto``, which is grey if these `MEASURED` images all are.
+        statistics: mean and std to use instead of the training part's: one number per channel, or one for all.
 
     Raises:
         DataError: If a part, its classes or their images are missing, or an image cannot be read.
@@ -172,7 +172,7 @@ def samples_of_folder(
         for name, value in zip(("mean", "std"), statistics, strict=True):
             if len(value) not in (1, planes):
                 raise DataError(
-                    f"{folder}: {name} has {len(value)} numbers, the images {planes} channels. Give as many, or one for all."
+                    f"{folder}: {name} has {len(value)} numbers, the images {planes} channels. Give one for each, or one for all."
                 )
         mean, std = (value.expand(planes).clone() for value in statistics)
     elif normalise:
@@ -202,13 +202,13 @@ class ImageFiles:
     """Images in files, decoded when fetched: RGB or grey, [0, 1] or normalised, [B, C, H, W].
 
     Args:
-        paths: of the files.
-        labels: as many.
-        size: side to resize to, or (height, width) all must have; None: that of the first.
-        mean, std: per channel.
-        resize: whether images of another size are resized; None: where ``size`` is a side.
+        paths: paths of the files.
+        labels: class number of each file.
+        size: side to resize to, or (height, width) that all images must have; None: the size of the first image.
+        mean, std: numbers per channel to normalise by; None: images stay in [0, 1].
+        resize: whether images of another size are resized; None: only if ``size`` is a side.
         channels: 3 or 1.
-        strict: refuse an image with colour where ``channels`` is 1, instead of making it grey.
+        strict: if ``channels`` is 1, refuse images with colour instead of making them grey.
     """
 
     def __init__(
@@ -263,7 +263,7 @@ class ImageFiles:
 
 
 def _listed(folder: Path, classes: Sequence[str], *, empty: bool) -> tuple[list[Path], list[int]]:
-    """Files and labels of one part; an ``empty`` class is refused."""
+    """List files and labels of one part; if ``empty`` is True, a class without images is refused."""
     extra = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in classes)
     if extra:
         raise DataError(f"{folder} has the class {extra[0]!r}, which never occurs in training: {', '.join(classes)}.")
@@ -297,6 +297,6 @@ def _cache_file(
     digest.update(f"{size} {channels} {DECODING} {PIL.__version__}".encode())
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # a user without a home
+    except RuntimeError:  # the user has no home folder
         return None
     return home / "sparsify" / f"images-{digest.hexdigest()}.npy"

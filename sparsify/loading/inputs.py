@@ -1,4 +1,4 @@
-"""Example inputs from text, for looking at a model without its data."""
+"""Makes example inputs from text, so that a model can be inspected without its data."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ DTYPES = {
 
 
 def example_inputs(items: Sequence[str]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Positional and keyword inputs of ``forward`` from ``2x3x32x32`` or ``input_ids=2x16:int64``.
+    """Make positional and keyword inputs of ``forward`` from texts such as ``2x3x32x32`` or ``input_ids=2x16:int64``.
 
-    Floats are normal noise; integers and booleans are 0 or 1, which token ids, types and attention masks all allow.
+    Floats are normal noise. Integers and booleans are 0 or 1, which are valid token ids, token types and attention masks.
 
     Raises:
-        LoadError: If an item is not of that form, a size is 0, a name comes twice, or an unnamed input follows a named one.
+        LoadError: If an item has another form, a size is 0, a name occurs twice, or an unnamed input follows a named one.
     """
     generator = torch.Generator().manual_seed(0)
     args: list[Tensor] = []

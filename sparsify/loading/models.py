@@ -1,4 +1,4 @@
-"""Models: a factory or an exported program, with weights from a file."""
+"""Loads models from a factory or an exported program, with weights from a file."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ PICKLED = (".pt", ".pth", ".pkl", ".bin", ".ckpt")
 
 
 def load_model(text: str, *, weights: Path | None = None, trust_pickle: bool = False) -> nn.Module:
-    """Return a model from ``file.py:factory``, ``package.module:factory``, ``model.pt2`` or, where pickles are trusted, ``model.pt``.
+    """Load a model from ``file.py:factory``, ``package.module:factory``, ``model.pt2`` or, if pickles are trusted, ``model.pt``.
 
     Args:
         text: which model; a factory takes no arguments.
-        weights: safetensors, or a state dict that torch saved, see `sparsify.loading.weights`; every name and shape must fit.
-        trust_pickle: let the files of model and weights run the code they may contain.
+        weights: safetensors, or a state dict saved by torch (see `sparsify.loading.weights`); all names and shapes must fit.
+        trust_pickle: allow the files of model and weights to run the code that they may contain.
 
     Raises:
-        LoadError: If the model cannot be made, is no module, or the weights do not fit.
+        LoadError: If the model cannot be loaded or is not a module, or the weights do not fit.
     """
     if text.endswith(PICKLED):
         model = _unpickled(Path(text), trust_pickle=trust_pickle)

@@ -20,23 +20,24 @@ from sparsify.parts.samples import Batch, Samples, TensorSamples
 from sparsify.parts.trees import Tree
 
 GRID = (20, 25)
-"""Places in each of the two photographs, down and across, that patches are cut from."""
+"""Number of places, down and across, where patches are cut from each of the two photographs."""
 LUMA = (0.299, 0.587, 0.114)
-"""Grey of red, green and blue (ITU-R BT.601)."""
+"""Weights of red, green and blue in grey (ITU-R BT.601)."""
 
 
 def load_ood(text: str, data: Data, *, on_progress: Progress | None = None) -> Samples:
     """Load out-of-distribution inputs by name, with the size, channels and normalisation of ``data``; labels are not read.
 
-    - ``file.npz``: ``x_test``, else ``x``; arrays of the shape of the training inputs; or encoded images, ``images_test`` and
-      ``offsets_test``, which are resized, and made grey where the training images are.
-    - a folder: the images below it (below its ``test/`` where there is one), resized likewise.
-    - ``file.py:factory``: returns one data set, a pair (x, y), a Dataset or a DataLoader, taken as it is.
-    - ``photos``: 1000 patches of scikit-learn's two photographs, as large as the training images; ``digits``: the test part of its digits.
+    - ``file.npz``: the array ``x_test``, or else ``x``, of the shape of the training inputs. Or encoded images, ``images_test`` and
+      ``offsets_test``, which are resized, and made grey if the training images are grey.
+    - a folder: all images below it (below its ``test/`` if it exists), resized and made grey in the same way.
+    - ``file.py:factory``: returns one data set: a pair (x, y), a Dataset or a DataLoader, whose inputs stay unchanged.
+    - ``photos``: 1000 patches of scikit-learn's two photographs, as large as the training images.
+    - ``digits``: the test part of scikit-learn's digits.
 
     Args:
-        text: which inputs.
-        data: what the model is trained on.
+        text: which inputs to load.
+        data: the data that the model is trained on.
         on_progress: called while encoded images are decoded.
 
     Raises:
@@ -124,10 +125,10 @@ def _arrays(text: str, shape: tuple[int, ...], on_progress: Progress | None) -> 
 
 
 def _image(text: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Channels, height and width of the training images.
+    """Return channels, height and width of the training images.
 
     Raises:
-        DataError: If they are no grey or RGB images.
+        DataError: If they are not grey or RGB images.
     """
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise DataError(
@@ -137,12 +138,12 @@ def _image(text: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:
-    """RGB bytes [N, 3, H, W] as grey ones [N, 1, H, W]."""
+    """Convert RGB bytes [N, 3, H, W] to grey bytes [N, 1, H, W]."""
     return np.rint(np.tensordot(pixels, LUMA, axes=([1], [0])))[:, None].astype(np.uint8)
 
 
 def _photos(channels: int, height: int, width: int) -> np.ndarray:
-    """Patches [1000, C, H, W] from a grid of places, overlapping where they are large."""
+    """Cut patches [1000, C, H, W] at a grid of places; large patches overlap."""
     from sklearn.datasets import load_sample_images
 
     images = [np.asarray(image) for image in load_sample_images().images]
@@ -172,7 +173,7 @@ def _files(folder: Path, shape: tuple[int, ...]) -> ImageFiles:
 
 
 class _Prepared:
-    """RGB images in [0, 1], made grey where asked, then normalised."""
+    """RGB images in [0, 1] that are made grey if required, and then normalised."""
 
     def __init__(self, base: ImageFiles, statistics: tuple[Tensor, Tensor] | None, *, grey: bool) -> None:
         self._base, self._statistics, self._grey, self.targets = base, statistics, grey, base.targets

@@ -1,4 +1,4 @@
-"""Finds inputs and target of a sample, a batch or a whole part: in a pair, or in a mapping with the target under a known key."""
+"""Finds inputs and target in a sample, a batch or a whole part, which is a pair, or a mapping with the target under a known key."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from sparsify.errors import DataError
 
 TARGET_KEYS = ("labels", "label", "target", "targets", "y")
 ONLY = ("x", "inputs", "input")
-"""Keys of an only input: it is passed by position, whatever ``forward`` calls it."""
+"""Keys of a single input that is passed by position, whatever the name of the argument of ``forward``."""
 IGNORED = -100
-"""The target of positions that are padding, as torch's cross-entropy leaves them out."""
+"""Target of positions that are padding; torch's cross-entropy ignores it."""
 
 
 def pair_of(value: Any, where: str) -> tuple[Any, Any]:
-    """Inputs and target: those of a pair (input, target), or of a mapping with one of `TARGET_KEYS`.
+    """Return inputs and target of a pair (input, target), or of a mapping with one of `TARGET_KEYS`.
 
     Raises:
-        DataError: If it is neither; ``where`` begins the message.
+        DataError: If the value is neither; the message begins with ``where``.
     """
     if isinstance(value, Mapping):
         keys = [key for key in TARGET_KEYS if key in value]
@@ -39,10 +39,10 @@ def pair_of(value: Any, where: str) -> tuple[Any, Any]:
 
 
 def tree_of(value: Any, where: str) -> Any:
-    """Inputs as tensors: mappings as dictionaries, sequences as tuples, arrays as tensors.
+    """Convert inputs to tensors: mappings become dictionaries, sequences become tuples, arrays become tensors.
 
     Raises:
-        DataError: If a leaf is neither; ``where`` begins the message.
+        DataError: If a leaf is neither an array nor a tensor; the message begins with ``where``.
     """
     if isinstance(value, Tensor):
         return value
@@ -56,14 +56,14 @@ def tree_of(value: Any, where: str) -> Any:
 
 
 def check_bytes(inputs: Any, where: str) -> None:
-    """Refuse bytes of several inputs, or of an input with a name, that are no images: tokens and masks would become numbers in [0, 1].
+    """Check that bytes are images if there are several inputs or named ones; tokens and masks would become numbers in [0, 1].
 
     Args:
-        inputs: a mapping or tuple of arrays or tensors [N, ...]; an only input without a name holds pixels, whatever its shape.
-        where: begins the message.
+        inputs: a mapping or tuple of arrays or tensors [N, ...]. A single input without a name is not checked: it holds pixels.
+        where: beginning of the message.
 
     Raises:
-        DataError: If a sample of one of them is a byte or a row of bytes.
+        DataError: If a sample of an input is a byte or a row of bytes.
     """
     if not isinstance(inputs, (Mapping, tuple)):
         return
@@ -79,7 +79,7 @@ def check_bytes(inputs: Any, where: str) -> None:
 
 
 def rows_as_tensors(item: Any) -> Any:
-    """Return a sample with its lists of numbers as tensors, so that torch's collate function stacks them."""
+    """Convert lists of numbers in a sample to tensors, so that torch's collate function stacks them."""
     if isinstance(item, Mapping):
         return {key: rows_as_tensors(value) for key, value in item.items()}
     if isinstance(item, tuple):
@@ -102,7 +102,7 @@ def holds_arrays(value: Any) -> bool:
 
 
 def unlike(inputs: Sequence[Any], rows: Sequence[int]) -> str:
-    """Return which sample's inputs are unlike the first one's, as a sentence; nothing where all are alike."""
+    """Return a sentence that names the first sample whose inputs differ in kind from those of the first; empty if none does."""
     first = _kind(inputs[0])
     for row, value in zip(rows, inputs, strict=True):
         if (kind := _kind(value)) != first:
@@ -122,7 +122,7 @@ def _kind(value: Any) -> str:
 
 
 def stacked(targets: Sequence[Any]) -> Any:
-    """Return the targets of all samples as one array or mapping of arrays; whole numbers of unlike lengths are padded with `IGNORED`."""
+    """Stack targets of all samples into an array or a mapping of arrays; whole numbers of different lengths are padded with `IGNORED`."""
     if targets and isinstance(targets[0], Mapping):
         return {key: stacked([target[key] for target in targets]) for key in targets[0]}
     arrays = [np.asarray(target) for target in targets]
@@ -136,7 +136,7 @@ def stacked(targets: Sequence[Any]) -> Any:
 
 
 def lengths_of(targets: Sequence[Any]) -> Any:
-    """Return the lengths of targets that `stacked` pads, int64 [N], of mappings by key; None where nothing is padded."""
+    """Return the lengths of targets that `stacked` pads, int64 [N], or by key for mappings; None if nothing is padded."""
     if len(targets) and isinstance(targets[0], Mapping):
         return {key: lengths_of([target[key] for target in targets]) for key in targets[0]}
     shapes = [np.shape(target) for target in targets]
@@ -146,7 +146,7 @@ def lengths_of(targets: Sequence[Any]) -> Any:
 
 
 def described(value: Any) -> str:
-    """Return what a value is, for a message."""
+    """Describe a value, for a message."""
     if isinstance(value, Mapping):
         return f"a mapping with {', '.join(map(str, value)) or 'nothing'}"
     if isinstance(value, (list, tuple)):

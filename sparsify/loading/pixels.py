@@ -1,4 +1,4 @@
-"""One encoded image as pixels: upright, on white where it is transparent, RGB or grey."""
+"""Decodes an image to pixels: upright, on a white background if transparent, in RGB or grey."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from sparsify.errors import DataError, LoadWarning
 from sparsify.ir.foreign import regular_size
 
 MOST_PIXELS = 1 << 27
-"""Largest number of pixels of an image, 400 MB when decoded; a file of a few kilobytes can ask for more."""
+"""Largest number of pixels of an image, 400 MB when decoded; a file of a few kilobytes could require more."""
 GREY = frozenset({"1", "L", "LA", "La"})
-"""Modes of Pillow without colour."""
+"""Pillow's modes without colour."""
 Channels = Literal["auto", "rgb", "grey"]
 
 
 def channels_of(wanted: Channels, sources: Iterable[io.BytesIO | Path]) -> int:
-    """3, or 1 for images that are grey.
+    """Return the number of channels: 3, or 1 for grey.
 
     Args:
-        wanted: ``rgb``, ``grey``, or ``auto``: as ``sources`` are, whose headers are read.
-        sources: encoded images; one that cannot be read counts as coloured, and is refused when it is decoded.
+        wanted: ``rgb``, ``grey``, or ``auto``, which is grey if all ``sources`` are, according to their headers.
+        sources: encoded images. An image that cannot be read counts as coloured; it is refused when it is decoded.
     """
     if wanted != "auto":
         return {"rgb": 3, "grey": 1}[wanted]
@@ -46,7 +46,7 @@ def _is_grey(source: io.BytesIO | Path) -> bool:
             regular_size(source)
         with Image.open(source) as image:
             return image.mode in GREY
-    except Exception:  # whatever a damaged file raises; decoding it says what is wrong
+    except Exception:  # a damaged file; decoding it says what is wrong
         return False
 
 
@@ -58,20 +58,20 @@ def decoded(
     channels: int = 3,
     strict: bool = False,
 ) -> np.ndarray:
-    """Return the pixels of an image, turned as its EXIF orientation says, and laid on white where it is transparent.
+    """Decode an image, turn it by its EXIF orientation, and lay it on white if it is transparent.
 
     Args:
         source: an encoded image.
-        where: for messages.
-        size: (height, width) to resize to; a JPEG much larger is decoded at a fraction of its size first.
+        where: beginning of messages.
+        size: (height, width) to resize to; a much larger JPEG is first decoded at a fraction of its size.
         channels: 3 for RGB, 1 for grey (ITU-R 601 luma).
-        strict: refuse an image with colour where ``channels`` is 1.
+        strict: if ``channels`` is 1, refuse an image with colour.
 
     Returns:
-        uint8 [H, W, C].
+        The pixels, uint8 [H, W, C].
 
     Raises:
-        DataError: If it cannot be decoded, is too large, has more than 8 bits per channel, or has a colour it may not have.
+        DataError: If the image cannot be decoded, is too large, has more than 8 bits per channel, or has colour that is not allowed.
     """
     try:
         if isinstance(source, Path):
@@ -91,7 +91,9 @@ def decoded(
                     f"colour, or channels = grey to make all grey."
                 )
             if size is not None:
-                image.draft(None, (2 * max(size), 2 * max(size)))  # of JPEGs: 1/2, 1/4 or 1/8, never below that
+                image.draft(
+                    None, (2 * max(size), 2 * max(size))
+                )  # JPEGs only: decode at 1/2, 1/4 or 1/8, but at least this large
             pixels = _on_white(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
     except DataError:
         raise

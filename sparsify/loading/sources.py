@@ -1,4 +1,4 @@
-"""Reads data in any of their forms (digits, a file of arrays, a table, a folder of images, a factory) without splitting them yet."""
+"""Reads data of any form (digits, a file of arrays, a table, a folder of images, a factory), without splitting them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from sparsify.parts.samples import Samples, TensorSamples
 Stored = Literal["files", "digits", "prepared", "table", "named", "NF", "NHW", "NHWC", "NCHW"]
 GivenAs = Literal["bytes", "numbers", "prepared"]
 Parts = dict[str, Samples]
-"""``train``, and ``test`` and ``validation`` where the data bring them."""
+"""``train``, and ``test`` and ``validation`` if the data have them."""
 TABLES = {".csv", ".tsv"}
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What data are asked for; see `sparsify.loading.load_data`."""
+    """The arguments of `sparsify.loading.load_data`."""
 
     text: str
     image_size: int | None
@@ -48,11 +48,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Source:
-    """Data as they are given.
+    """Data as they were read, not yet split.
 
     Attributes:
-        parts: samples.
-        names: see ``class_names`` of `sparsify.loading.Data`, and the others there.
+        parts: samples by part.
+        names: ``class_names`` of `sparsify.loading.Data`, which also describes the other fields.
     """
 
     parts: Parts
@@ -64,10 +64,10 @@ class Source:
 
 
 def read(asked: Asked, on_progress: Progress | None = None) -> Source:
-    """Return the data that a text names.
+    """Read the data that a text names.
 
     Raises:
-        DataError: If they are missing, malformed or unusable, or an option does not go with them.
+        DataError: If they are missing, malformed or unusable, or an option does not apply to them.
         LoadError: If a factory is missing or fails.
     """
     text, path = asked.text, Path(asked.text)
@@ -131,9 +131,10 @@ def _statistics(samples: Samples) -> tuple[Tensor, Tensor] | None:
 
 
 def _preparation(samples: TensorSamples, arrays: Arrays, encoded: Collection[str]) -> dict[str, Any]:
-    """How several arrays become inputs, for whoever feeds a file: bytes are divided by 255 and normalised, others are as they are.
+    """Describe how several arrays become inputs, for users of an exported file.
 
-    ``stored`` is the layout of bytes in the archive, or ``files`` of the inputs that are ``encoded``.
+    Bytes are divided by 255 and normalised; other arrays stay unchanged. ``stored`` is the layout of bytes in the archive, or ``files`` for
+    inputs that are ``encoded``.
     """
     mean, std = samples.mean, samples.std
     inputs: dict[str, Any] = {}
@@ -147,7 +148,7 @@ def _preparation(samples: TensorSamples, arrays: Arrays, encoded: Collection[str
 
 
 def _given_statistics(asked: Asked, *, prepared: str) -> tuple[Tensor, Tensor] | None:
-    """Return mean and standard deviation of the user's, checked; None where there are none."""
+    """Check and return the user's mean and standard deviation; None if none are given."""
     text, mean, std = asked.text, asked.mean, asked.std
     if mean is None and std is None:
         return None
@@ -167,8 +168,10 @@ def _given_statistics(asked: Asked, *, prepared: str) -> tuple[Tensor, Tensor] |
 
 
 def digits_arrays() -> Arrays:
-    """Scikit-learn's digits as bytes, split once and for all."""
-    from sklearn.datasets import load_digits  # takes a second, which a command without data should not wait
+    """Return scikit-learn's digits as bytes, with a fixed split."""
+    from sklearn.datasets import (
+        load_digits,
+    )  # imported late: it takes a second, which commands without data need not spend
 
     images, target = load_digits(return_X_y=True)
     labels = np.asarray(target)

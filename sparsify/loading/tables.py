@@ -1,4 +1,4 @@
-"""Reads CSV files as text: a header, and columns of equal length. Ambiguous content is refused with its line, and never guessed."""
+"""Reads CSV files as text: a header, and columns of equal length. Ambiguous content is refused with its line, not guessed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sparsify.loading.arrays import free_memory
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 MOST_COLUMNS = 10_000
 LONGEST_FIELD = 10_000
-"""Largest number of characters of a field."""
+"""Largest number of characters in a field."""
 UNPACKED = 16
-"""About how many bytes of memory one byte of the file takes as Python text."""
+"""Approximate number of bytes of memory per byte of the file, as Python text."""
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
@@ -27,10 +27,10 @@ class Table:
     """The text of a table.
 
     Attributes:
-        path: of the file.
-        delimiter: what separates fields.
-        columns: the fields of each column by its name, without space around them.
-        lines: the line of the file that each row ends on, counted from 1.
+        path: path of the file.
+        delimiter: character that separates fields.
+        columns: fields of each column by name, without surrounding space.
+        lines: for each row, the line of the file on which it ends, counted from 1.
     """
 
     path: Path
@@ -39,15 +39,15 @@ class Table:
     lines: list[int]
 
     def where(self, row: int, column: str) -> str:
-        """Return a place in the file, for messages."""
+        """Describe a place in the file, for messages."""
         return f"{self.path}, line {self.lines[row]}, column {column!r}"
 
 
 def read_table(path: Path) -> Table:
-    """Return the columns of a CSV file: UTF-8, a header, fields quoted as the csv module of Python reads them.
+    """Read a CSV file in UTF-8 with a header, and with quotes as Python's csv module reads them.
 
     Raises:
-        DataError: If the file cannot be read, has no header, is too large, or its rows are not all as long as the header.
+        DataError: If the file cannot be read, has no header, is too large, or a row has another number of fields than the header.
     """
     text = _text(path)
     delimiter = _delimiter(path, text)
@@ -104,7 +104,11 @@ def _text(path: Path) -> str:
 
 
 def _delimiter(path: Path, text: str) -> str:
-    """Return the separator that splits the header into most fields; commas where none splits it."""
+    """Return the separator that splits the header into the most fields.
+
+    Raises:
+        DataError: If no separator splits the header, or several split it into equally many fields.
+    """
     widths: dict[str, int] = {}
     for delimiter in DELIMITERS:
         try:
@@ -144,7 +148,7 @@ def _check_header(path: Path, header: Sequence[str], delimiter: str) -> None:
 
 
 def number(text: str) -> float | None:
-    """Return the number that a field holds, NaN and infinity included; None where it holds none."""
+    """Parse the number in a field, including NaN and infinity; None if the field is not a number."""
     try:
         return None if "_" in text else float(text)
     except ValueError:

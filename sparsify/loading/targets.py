@@ -19,15 +19,15 @@ NUMBERED = "Number the classes from 0: numpy.unique(y, return_inverse=True)[1]."
 
 
 def checked_targets(values: Any, where: str, *, task: str | None = None) -> Tree:
-    """Targets as tensors [N, ...]: whole numbers as int64, other numbers as float32, truth values as bool.
+    """Convert targets to tensors [N, ...]: whole numbers to int64, other numbers to float32, truth values to bool.
 
     Args:
-        values: an array, or a tuple or mapping of such.
-        where: which targets, for messages.
-        task: the name of the task. ``classification`` takes class numbers only; None: any.
+        values: an array, or a tuple or mapping of arrays.
+        where: name of the targets, for messages.
+        task: name of the task. ``classification`` accepts only class numbers; None: unknown.
 
     Raises:
-        DataError: If they are no numbers, hold NaN or infinity, or are no class numbers where the task needs these.
+        DataError: If they are not numbers, contain NaN or infinity, or are not class numbers although the task needs them.
     """
     if isinstance(values, Mapping):
         return {str(name): checked_targets(value, f"{where}.{name}", task=task) for name, value in values.items()}
@@ -36,19 +36,19 @@ def checked_targets(values: Any, where: str, *, task: str | None = None) -> Tree
     try:
         array = np.asarray(values)
     except Exception as error:
-        raise DataError(f"{where} are no numbers: {error}.") from error
+        raise DataError(f"{where} are not numbers: {error}.") from error
     return class_numbers(array, where) if task == "classification" else _numbers(array, where)
 
 
 def as_target(values: Tensor) -> Tensor:
-    """Values as `checked_targets` leaves them: float32, int64 or bool."""
+    """Convert values to the dtypes of `checked_targets`: float32, int64 or bool."""
     if values.is_floating_point():
         return values.float()
     return values if values.dtype is torch.bool else values.long()
 
 
 def class_numbers(values: np.ndarray, where: str) -> Tensor:
-    """Class numbers as int64 [N].
+    """Convert class numbers to int64 [N].
 
     Raises:
         DataError: If they are not whole numbers from 0 in one dimension.
@@ -97,7 +97,7 @@ def _place(wrong: np.ndarray) -> str:
 
 
 def _advice(values: np.ndarray) -> str:
-    """Return what to do about targets that are no class numbers, by what they seem to be."""
+    """Return advice for targets that are not class numbers, depending on what they appear to be."""
     if not (np.issubdtype(values.dtype, np.number) or values.dtype == np.bool_):
         return NUMBERED
     whole = bool(np.isfinite(values).all() and (values == np.round(values)).all())
@@ -115,11 +115,11 @@ def _advice(values: np.ndarray) -> str:
 
 
 def sample_classes(targets: Tree, task: str | None = None) -> Tensor | None:
-    """Return the class of each sample, int64 [N], where targets say one; None where they say something else.
+    """Return the class of each sample, int64 [N]; None if the targets are not one class per sample.
 
     Args:
-        targets: of a data set.
-        task: its name; None: targets [N] that are whole numbers from 0, or only 0 and 1, are taken for classes.
+        targets: targets of a data set.
+        task: name of the task. None: unknown; whole numbers [N] from 0, or only 0 and 1, are taken for classes.
     """
     if not isinstance(targets, Tensor) or task not in (None, *ONE_CLASS):
         return None
@@ -133,7 +133,7 @@ def sample_classes(targets: Tree, task: str | None = None) -> Tensor | None:
 
 
 def count_classes(targets: Tree, task: str | None = None) -> int:
-    """Return number of classes, from the highest among training targets; 0 where they are no class numbers."""
+    """Return the number of classes, which is the highest training target plus 1; 0 if the targets are not class numbers."""
     if task in ("dense", "sequence") and isinstance(targets, Tensor) and not targets.is_floating_point():
         return max(int(targets.max()) + 1, 0)
     classes = sample_classes(targets, task)

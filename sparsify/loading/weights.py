@@ -1,4 +1,4 @@
-"""Loads weights from a file: finds the state dict inside a checkpoint, and fits its names to the model's."""
+"""Loads weights from a file: finds the state dict in a checkpoint, and matches its names with those of the model."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from torch import Tensor, nn
 from sparsify.errors import LoadError, LoadWarning
 
 WRAPPINGS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params")
-"""Keys under which checkpoints keep a state dict."""
+"""Keys under which checkpoints store a state dict."""
 MOST_WRAPPED = 4
 
 
 def load_weights(model: nn.Module, path: Path, *, trust_pickle: bool) -> None:
-    """Load a state dict into a model, whatever a checkpoint wraps around it.
+    """Load a state dict from a file into a model.
 
-    The state dict may stand under one of `WRAPPINGS`, or under any other name where it is the only one, several levels deep. All its names
-    may carry one prefix more, or one less, than the model's (``module.`` of DataParallel, ``model.`` of a trainer); what was taken off or
-    put on is said in a `LoadWarning`.
+    In a checkpoint, the state dict may be nested several levels deep: under one of `WRAPPINGS`, or under any other name if it is the only
+    state dict. All its names may have one prefix more or less than those of the model (``module.`` of DataParallel, ``model.`` of a
+    trainer); a `LoadWarning` names the prefix that was removed or added.
 
     Args:
-        model: whose parameters and buffers are overwritten.
-        path: of safetensors or of what torch saved.
-        trust_pickle: let the file run the code it may contain.
+        model: model whose parameters and buffers are overwritten.
+        path: a safetensors file, or a file saved by torch.
+        trust_pickle: allow the file to run the code that it may contain.
 
     Raises:
         LoadError: If the file cannot be read, or names, shapes or types do not fit.
     """
     own = model.state_dict()
     given, done = _fitted(_state_dict(path, trust_pickle=trust_pickle), own)
-    tied = {tensor.data_ptr() for name, tensor in own.items() if name in given}  # a file may hold tied weights once
+    tied = {
+        tensor.data_ptr() for name, tensor in own.items() if name in given
+    }  # a file may contain tied weights only once
     missing = [name for name, tensor in own.items() if name not in given and tensor.data_ptr() not in tied]
     unexpected = [name for name in given if name not in own]
     if missing or unexpected:
@@ -89,7 +91,7 @@ def _state_dict(path: Path, *, trust_pickle: bool) -> Mapping[str, Tensor]:
 
 
 def _wraps(value: object, deep: int = MOST_WRAPPED) -> bool:
-    """Return whether a state dict lies somewhere in a value, under names."""
+    """Return whether a value is or contains a state dict, in nested mappings with string keys."""
     if not isinstance(value, Mapping):
         return isinstance(value, nn.Module)
     if value and _tensors(value):
@@ -98,10 +100,10 @@ def _wraps(value: object, deep: int = MOST_WRAPPED) -> bool:
 
 
 def read_tensors(path: Path, *, trust_pickle: bool) -> Any:
-    """Return what a file holds; only tensors and plain data unless ``trust_pickle``.
+    """Return the content of a file: only tensors and plain data, unless ``trust_pickle`` is True.
 
     Raises:
-        LoadError: If there is no such file, it is damaged, or it holds more than that.
+        LoadError: If the file is missing or damaged, or contains anything else.
     """
     if not path.is_file():
         raise LoadError(f"there is no file {path}. Check the path.")
@@ -111,7 +113,7 @@ def read_tensors(path: Path, *, trust_pickle: bool) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore"
-            )  # torch's, about TorchScript and old formats; what follows says what matters
+            )  # warnings of torch about TorchScript and old formats; the errors below say what matters
             return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         raise LoadError(
@@ -143,7 +145,7 @@ def _tensors(content: Mapping[Any, Any]) -> bool:
 
 
 def _fitted(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
-    """Return the state dict under the model's names, where one prefix is all that differs, and what was done to its names."""
+    """Rename a state dict to the model's names if they differ only by a prefix; also returns what was done to the names."""
     for longer, shorter, done in ((given, own, "without"), (own, given, "with")):
         prefix = _prefix(longer, shorter)
         if prefix:
@@ -154,7 +156,7 @@ def _fitted(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[Map
 
 
 def _prefix(longer: Mapping[str, Tensor], shorter: Mapping[str, Tensor]) -> str:
-    """Return what every name in ``longer`` has in front of the one in ``shorter``; "" unless it is one text and all other parts agree."""
+    """Return the prefix that turns the names in ``shorter`` into those in ``longer``; empty if there is no single such prefix."""
     names = list(longer)
     if not names or not shorter or set(names) & set(shorter):
         return ""
@@ -165,7 +167,7 @@ def _prefix(longer: Mapping[str, Tensor], shorter: Mapping[str, Tensor]) -> str:
 
 
 def _hint(missing: list[str], unexpected: list[str], own: Mapping[str, Tensor]) -> str:
-    """Return what may be wrong: the head is missing, or names differ a little."""
+    """Return a hint at what may be wrong: a missing layer, or similar names."""
     if missing and not unexpected and len(missing) < len(own):
         layers = sorted({name.rpartition(".")[0] for name in missing})
         return (

@@ -124,7 +124,7 @@ DATA = {
     "one class": (arrays(y_train=np.zeros(40, int), y_test=np.zeros(10, int)), "at least two classes"),
     "too many classes": (arrays(y_train=np.arange(40) % 20), "20 classes"),
     "nan": (arrays(x_train=np.full((40, 8, 8), np.nan, np.float32)), "NaN"),
-    "lengths differ": (arrays(y_train=np.arange(30) % 10), "as many"),
+    "lengths differ": (arrays(y_train=np.arange(30) % 10), "one target per sample"),
     "wrong rank": (arrays(x_train=np.zeros((40, 8, 8, 8, 3), np.float32)), "images are"),
     "shapes differ": (
         arrays(x_train=np.zeros((40, 8), np.float32)),
@@ -250,9 +250,9 @@ FILES = {
     "weights with NaN": ("--weights", "w.pt", nan_weights, "NaN or infinity in 0.weight"),
     "no weights": ("--weights", "none.pt", lambda path: None, "there is no file"),
     "list as weights": ("--weights", "w.pt", lambda path: torch.save([1, 2], path), "not a state dict"),
-    "torn exported program": ("", "m.pt2", torn_archive, "is no .pt2 archive"),
-    "text as exported program": ("", "m.pt2", lambda path: path.write_text("hello"), "is no .pt2 archive"),
-    "no exported program": ("", "none.pt2", lambda path: None, "there is no file"),
+    "torn exported program": ("", "m.pt2", torn_archive, "is not a .pt2 archive"),
+    "text as exported program": ("", "m.pt2", lambda path: path.write_text("hello"), "is not a .pt2 archive"),
+    "not an exported program": ("", "none.pt2", lambda path: None, "there is no file"),
     "pickled module as model": ("", "m.pt", pickled_module, "may be a pickled module"),
     "empty folder as data": ("--data", "images", lambda path: path.mkdir(), "has no folder train/"),
     "no classes in a folder": (

@@ -125,7 +125,7 @@ def test_an_encrypted_part_and_a_folder_are_no_archives(archive, tmp_path):
             content[place + flags] |= 1
             place = content.find(mark, place + 4)
     (tmp_path / "m.pt2").write_bytes(content)
-    with pytest.raises(LoadError, match=r"is no .pt2 archive .*encrypted"):
+    with pytest.raises(LoadError, match=r"is not a .pt2 archive .*encrypted"):
         load_exported(tmp_path / "m.pt2")
     with pytest.raises(LoadError, match=r"cannot read .*directory"):
         load_exported(tmp_path)
@@ -145,14 +145,14 @@ def test_pickled_sample_inputs_are_never_read(archive, tmp_path):
 @pytest.mark.parametrize("cut", [10, 1000, 20_000, -5])
 def test_a_torn_archive(archive, tmp_path, cut):
     (tmp_path / "m.pt2").write_bytes(archive[0].read_bytes()[:cut])
-    with pytest.raises(LoadError, match=r"is no .pt2 archive|no exported program"):
+    with pytest.raises(LoadError, match=r"is not a .pt2 archive|not an exported program"):
         load_exported(tmp_path / "m.pt2")
 
 
 @pytest.mark.parametrize("gone", ["models/model.json", "data/weights/model_weights_config.json", "archive_version"])
 def test_an_archive_that_lacks_a_part(archive, tmp_path, gone):
     target = changed(archive[0], tmp_path / "m.pt2", lambda name, content: None if name == gone else content)
-    with pytest.raises(LoadError, match="no exported program"):
+    with pytest.raises(LoadError, match="not an exported program"):
         load_exported(target)
 
 

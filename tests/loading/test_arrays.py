@@ -154,5 +154,5 @@ def test_a_member_that_is_no_array_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", x_train=np.zeros((4, 2)))
     with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
         archive.writestr("y_train", b"0101")
-    with pytest.raises(DataError, match="holds 'y_train', which is no array"):
+    with pytest.raises(DataError, match="holds 'y_train', which is not an array"):
         read_npz(tmp_path / "a.npz")

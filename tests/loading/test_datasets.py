@@ -40,7 +40,7 @@ BAD = {
     "text for a label": ([item(), item("cat")], "whole numbers from 0, found <U"),
     "a label below 0": ([item(), item(-2)], "found -2 at sample 1"),
     "vectors for labels": ([item(np.array([0, 1])), item(np.array([1, 0]))], "one class per sample"),
-    "labels of unlike shapes": ([item(), item(np.array([1, 0]))], "labels are no numbers"),
+    "labels of unlike shapes": ([item(), item(np.array([1, 0]))], "labels are not numbers"),
 }
 
 
