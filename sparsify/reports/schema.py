@@ -1,6 +1,6 @@
-"""The form of ``metrics.json``, ``latency.json`` and a row of ``history.jsonl``: what a report reads, checked before it is read.
+"""Schemas of ``metrics.json``, ``latency.json`` and a row of ``history.jsonl``, which are checked before a report reads the files.
 
-Further keys are allowed, so that a later version may write more; a missing key or a value of another type is an error that names it.
+Additional keys are allowed, so that later versions may write more. A missing key or a value of another type is an error that names the key.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sparsify.reports.latency_form import Form, Pair, Two
 from sparsify.reports.latency_form import LatencyFile as LatencyFile
 
 Few = Field(max_length=4000)
-"""Of what is drawn: each is a bar or a bin of a plot."""
+"""Bound on the length of lists whose entries are drawn, each as a bar or a bin of a plot."""
 
 
 class Bin(Form):
@@ -28,14 +28,14 @@ class Bin(Form):
 
 
 class Diagrams(Form):
-    """Bins on the test set, without and with the calibration head."""
+    """Bins for the test set, without and with the calibration head."""
 
     before: Annotated[list[Bin], Few]
     after: Annotated[list[Bin], Few]
 
 
 class Layer(Form):
-    """A weight; ``active`` and ``coverage`` are None where it has no mask."""
+    """A weight; ``active`` and ``coverage`` are None if it has no mask."""
 
     name: str
     shape: list[int]
@@ -56,8 +56,10 @@ class Layer(Form):
 
 
 class Calibration(Form):
-    """How the head was fitted, and its effect on the samples it was fitted on, None of a head that makes no probabilities; ``note``: why it
-    was not, or is a rough one."""
+    """How the head was fitted, and its figures on the samples of the fit, which are None if it computes no probabilities.
+
+    ``note`` says why the head was not fitted, or why the fit is rough.
+    """
 
     kind: str
     samples: int
@@ -70,7 +72,7 @@ class Calibration(Form):
 
 
 class Parity(Form):
-    """How the ONNX file agrees with the program; ``uncompared`` says what could not be compared."""
+    """How well the ONNX file agrees with the program; ``uncompared`` lists what could not be compared."""
 
     batches: list[int]
     samples: int | None = None
@@ -84,7 +86,7 @@ class Parity(Form):
 
 
 class PassRow(Form):
-    """A pass that was applied; ``left_alone`` holds (where, why)."""
+    """A pass that was applied; ``left_alone`` holds pairs of a place and the reason."""
 
     changed: list[str]
     name: Annotated[str, Field(alias="pass")]
@@ -92,7 +94,7 @@ class PassRow(Form):
 
 
 class Histogram(Form):
-    """Counts of a score in bins of equal width from ``low`` to ``high``: test inputs, and out-of-distribution ones."""
+    """Counts of a score in bins of equal width from ``low`` to ``high``, for test inputs and for out-of-distribution inputs."""
 
     low: float
     high: float
@@ -101,7 +103,7 @@ class Histogram(Form):
 
 
 class OodScore(Form):
-    """How well a score tells test inputs (positive) from out-of-distribution ones; FPR at 95 % TPR by both conventions."""
+    """How well a score separates test inputs (positive) from out-of-distribution inputs; FPR at 95 % TPR in both conventions."""
 
     auroc: float
     aupr_in: float
@@ -129,7 +131,7 @@ class Fp32Figures(Form):
 
 
 class HeldOut(Form):
-    """The int8 file against the program on held-out samples."""
+    """Comparison of the int8 file with the program on held-out samples."""
 
     samples: int
     agreed: int
@@ -137,7 +139,7 @@ class HeldOut(Form):
 
 
 class Int8(Form):
-    """The int8 file of a model on the test samples; ``layers`` has the form of each weight."""
+    """Figures of the int8 file of a model on the test samples; ``layers`` has the form of each weight."""
 
     accuracy: float
     accuracy_after: float
@@ -161,14 +163,14 @@ class Int8(Form):
 
 
 class Teacher(Form):
-    """Who a model learned from, and its accuracy on the test samples."""
+    """The teacher of a model, and its accuracy on the test samples."""
 
     name: str
     accuracy: float
 
 
 class _Trained(Form):
-    """What is known of a model of any task."""
+    """Entries of a model that do not depend on the task."""
 
     method: str
     bytes: int
@@ -190,9 +192,9 @@ class _Trained(Form):
 
 
 class Part(_Trained):
-    """One model of a run of classification; ``ood`` where such inputs were given.
+    """A model of a classification run; ``ood`` is filled if out-of-distribution inputs were given.
 
-    Of the two calibrations, accuracy is that of the logits, adaptive and class-wise ECE are after it.
+    ``accuracy`` is computed from the logits; adaptive and class-wise ECE are computed after calibration.
     """
 
     accuracy: float
@@ -217,7 +219,7 @@ class Part(_Trained):
 
 
 class TaskCalibration(Form):
-    """How the head of another task was fitted; an interval has a ``level`` and nothing of decisions."""
+    """How the head of another task was fitted; an interval has a ``level`` instead of figures of decisions."""
 
     kind: str
     samples: int
@@ -231,7 +233,7 @@ class TaskCalibration(Form):
 
 
 class TaskFigures(Form):
-    """Figures of a program on the test samples, as trained and by calibrated probabilities; None where the samples define none."""
+    """Figures of a program on the test samples, as trained and by calibrated probabilities; None if the samples do not define them."""
 
     figures: dict[str, float | None]
     figures_after: dict[str, float | None] | None = None
@@ -239,7 +241,7 @@ class TaskFigures(Form):
 
 
 class TaskInt8(TaskFigures):
-    """The int8 file of a model of another task; ``agreement`` is of decisions, None where nothing is decided."""
+    """The int8 file of a model of another task; ``agreement`` is the share of equal decisions, None if the task makes none."""
 
     fp32: TaskFigures
     bytes: int
@@ -254,7 +256,7 @@ class TaskInt8(TaskFigures):
 
 
 class TaskTeacher(Form):
-    """Who a model of another task learned from, and its figures on the test samples."""
+    """The teacher of a model of another task, and its figures on the test samples."""
 
     name: str
     figures: Annotated[dict[str, float | None], Field(min_length=1)]
@@ -263,9 +265,9 @@ class TaskTeacher(Form):
 class TaskPart(_Trained):
     """One model of a run of another task.
 
-    ``headline`` names one of the ``figures``, which are None where the samples define none; ``figures_after`` are the same by calibrated
-    probabilities. ``interval`` has the ``coverage`` and mean ``width`` of intervals on the test set. ``shortfall`` says why the model is
-    of no use.
+    ``headline`` names one of the ``figures``, which are None if the samples do not define them; ``figures_after`` are the same figures by
+    calibrated probabilities. ``interval`` has the ``coverage`` and mean ``width`` of intervals on the test set. ``shortfall`` says why the
+    model is of no use.
     """
 
     figures: Annotated[dict[str, float | None], Field(min_length=1)]
@@ -281,7 +283,7 @@ class TaskPart(_Trained):
 
 
 class Flips(Form):
-    """Decisions of the model against those of the baseline."""
+    """How decisions of the model differ from those of the baseline."""
 
     lost: int
     gained: int
@@ -292,7 +294,7 @@ class Flips(Form):
 
 
 class Data(Form):
-    """The data of the run; ``scale`` has ``mean`` and ``deviation`` of training targets that a regression standardised."""
+    """The data of the run; ``scale`` has ``mean`` and ``deviation`` of the training targets, if a regression standardised them."""
 
     name: str
     task: str = "classification"
@@ -305,7 +307,7 @@ class Data(Form):
 
 
 class Missing(Form):
-    """A file that could not be made, and how to make it."""
+    """A file that could not be written, why, and how to make it."""
 
     file: str
     reason: str
@@ -313,8 +315,10 @@ class Missing(Form):
 
 
 class Metrics(Form):
-    """``metrics.json``; ``dense`` and ``flips`` where there is a baseline, ``without_baseline`` why there can be none, ``missing`` where
-    something failed after training."""
+    """``metrics.json``. ``dense`` and ``flips`` exist if there is a baseline; ``without_baseline`` says why there can be none.
+
+    ``missing`` lists what failed after training.
+    """
 
     recipe_hash: str
     seed: int
@@ -332,7 +336,7 @@ class Metrics(Form):
 
 
 class Paired(Form):
-    """The headline figure of the model less that of the baseline, with its 95 % interval over draws of the test samples; or why not."""
+    """The headline figure of the model minus that of the baseline, with its 95 % interval over draws of test samples, or a reason."""
 
     figure: str
     difference: float | None = None
@@ -342,7 +346,7 @@ class Paired(Form):
 
 
 class TaskMetrics(Metrics):
-    """``metrics.json`` of another task than classification; ``paired`` where there is a baseline."""
+    """``metrics.json`` of a task other than classification; ``paired`` exists if there is a baseline."""
 
     paired: Paired | None = None
 
@@ -351,7 +355,7 @@ class TaskMetrics(Metrics):
 
 
 class Epoch(Form):
-    """A row of ``history.jsonl``; coverage and turnover by weight, where there are masks; ``readings`` are figures of the method's own."""
+    """A row of ``history.jsonl``; coverage and turnover by weight if there are masks; ``readings`` are the method's own figures."""
 
     step: int
     loss: float
@@ -363,10 +367,10 @@ class Epoch(Form):
 
 
 def check(form: type[Form], value: Any, path: Path) -> None:
-    """Raise unless ``value``, read from ``path``, has the form.
+    """Check ``value``, which was read from ``path``, against a schema.
 
     Raises:
-        ReportError: Naming the file and the first keys that do not fit.
+        ReportError: If it does not fit; the message names the file and the first keys that do not fit.
     """
     data = value.get("data") if form is Metrics and isinstance(value, dict) else None
     if isinstance(data, dict) and data.get("task", "classification") != "classification":

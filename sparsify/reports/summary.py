@@ -1,4 +1,4 @@
-"""Cells of a grid to one table: mean and deviation over seeds, and the paired difference to the base with its interval."""
+"""Summarises the cells of a grid: mean and deviation over seeds, and the paired difference to the base with its interval."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from sparsify.reports.summary_measures import COSTS, MEASURES, OWN, SHORT, measu
 
 CONFIDENCE = 0.95
 ONE_SEED = "With one seed, there is no interval, and no row is called better or worse. Use three seeds or more."
-UNDIRECTED = "Nothing is said to be better or worse: of no figure is it known which way is better (task.options.lower_is_better says it)."
+UNDIRECTED = "No row is called better or worse: it is not known for any figure which way is better. Set task.options.lower_is_better."
 JUDGED = ("better", "worse")
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """What one finished cell left.
+    """The results of a finished cell.
 
     Attributes:
-        bases: names of the rows it is compared with; none for the dense baseline.
-        sparsity: None where the method has no masks.
-        figures: from `figures`.
+        name: name of the method.
+        bases: names of the methods that it is compared with; empty for the dense baseline.
+        sparsity: sparsity of the cell; None if the method has no masks.
+        seed: seed of the cell.
+        figures: figures by key, from `sparsify.reports.summary_measures.figures`.
         history: rows of ``history.jsonl``.
     """
 
@@ -38,12 +40,13 @@ class CellResult:
 
 @dataclass(frozen=True)
 class Reach:
-    """How soon a row reached the last validation accuracy of its base (loss, where there is no accuracy), of the same seed.
+    """How soon a method reached the last validation accuracy of its base with the same seed (the loss, if there is no accuracy).
 
     Attributes:
-        reached: seeds that did, ``of`` so many.
-        steps, evaluations: over those seeds, what it took, as a share of what the base itself took to get there first; None where no
-            seed did.
+        reached: number of seeds that reached it.
+        of: number of seeds.
+        steps, evaluations: what it took in those seeds, as a share of what the base took to reach the same value first; None if no seed
+            reached it.
     """
 
     reached: int
@@ -54,7 +57,7 @@ class Reach:
 
 @dataclass(frozen=True)
 class Row:
-    """A method at a sparsity and one of its bases, over its seeds: by figure, the spread and the paired difference to the base."""
+    """A method at one sparsity, compared with one of its bases: by figure, the spread over seeds and the paired difference to the base."""
 
     name: str
     base: str | None
@@ -72,20 +75,20 @@ class Summary:
     rows: tuple[Row, ...]
 
     def shown(self) -> list[str]:
-        """Return the figures a table shows."""
+        """Return the keys of the figures that a table shows."""
         present = list(dict.fromkeys(key for row in self.rows for key in row.spreads))
         quality = [key for key in MEASURES if key in present and key not in COSTS and not unknown(key)]
         quality += [key for key in present if key.startswith(tuple(OWN))]
         return [*quality, *filter(unknown, present), *(key for key in COSTS if key in present)]
 
     def shortlist(self) -> list[str]:
-        """Return the figures that fit a terminal."""
+        """Return the keys of the figures that fit into a terminal."""
         counts = {row.spreads["evaluations"].mean for row in self.rows if "evaluations" in row.spreads}
         costs = ["evaluations"] if len(counts) > 1 else []
         return [key for key in self.shown() if key in SHORT or key.startswith(("auroc", *OWN)) or key in costs]
 
     def brief(self) -> Headline:
-        """Return the terminal's table, in three decimals: below a mean, the difference to the base and, if clear, its verdict."""
+        """Return the table for a terminal, with three decimals; below a mean, the difference to the base and, if clear, its verdict."""
         keys = self.shortlist()
         rows = []
         for row in self.rows:
@@ -94,7 +97,7 @@ class Summary:
         return Headline(tuple(measure(key).label for key in keys), tuple(rows))
 
     def table(self, keys: Sequence[str]) -> Headline:
-        """One row per method and sparsity; a cell holds mean and deviation, and below the difference to the base with its interval."""
+        """Return a table with a row per method and sparsity; below mean and deviation, the difference to the base with its interval."""
         columns = ("sparsity", "n", "base", *(measure(key).label for key in keys))
         rows = []
         for row in self.rows:
@@ -121,7 +124,7 @@ class Summary:
         return f"{text} {', '.join(said)}".rstrip()
 
     def reaches(self) -> Headline:
-        """How soon each row reached its base's accuracy."""
+        """Return a table of how soon each method reached the accuracy of its base."""
         columns = ("sparsity", "base", "reached", "steps, share of the base's", "evaluations, share of the base's")
         rows = []
         for row in self.rows:
@@ -152,13 +155,17 @@ class Summary:
         return [trust, *clear]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: every figure of every row."""
+        """Return all figures of all rows as JSON-compatible data."""
         return {"confidence": CONFIDENCE, "rows": [_row_dict(row) for row in self.rows]}
 
 
 def verdict(key: str, difference: Difference) -> str:
-    """``better`` or ``worse`` than the base where the interval leaves 0 out; ``higher`` or ``lower`` where neither is better;
-    ``not clear`` otherwise; ``one pair`` without an interval."""
+    """Judge a difference to the base.
+
+    Returns:
+        ``one pair`` if there is no interval; ``not clear`` if the interval contains 0; ``better`` or ``worse``; ``higher`` or ``lower`` if
+        it is not known which way the figure is better.
+    """
     if difference.interval is None:
         return "one pair"
     if not difference.clear:
@@ -170,9 +177,9 @@ def verdict(key: str, difference: Difference) -> str:
 
 
 def summarise(results: Sequence[CellResult]) -> Summary:
-    """Return the rows of a grid from its finished cells, in the order of their names; pairs are cells of equal sparsity and seed.
+    """Summarise the finished cells of a grid; a cell is paired with the cell of its base with the same sparsity and seed.
 
-    A base without masks stands for all sparsities. A method of several bases has a row for each.
+    A base without masks is used for all sparsities. A method with several bases has a row for each of them.
     """
     cells = {(cell.name, cell.sparsity, cell.seed): cell for cell in results}
     groups: dict[tuple[str, float | None], list[CellResult]] = {}
@@ -239,14 +246,14 @@ def _reach(pairs: Sequence[tuple[CellResult, CellResult]]) -> Reach | None:
 
 
 def evaluations(row: Mapping[str, Any]) -> float:
-    """Evaluations up to a row of ``history.jsonl``."""
+    """Return the number of evaluations up to a row of ``history.jsonl``."""
     return float(row.get("evaluations", row["step"]))
 
 
 def mean_curve(
     cells: Sequence[CellResult], x: Callable[[Mapping[str, Any]], float], key: str
 ) -> tuple[list[float], list[float]]:
-    """Return a figure of the histories by ``x``, both as means over cells, as far as the shortest history goes."""
+    """Average ``x`` and a figure of the histories over cells, up to the end of the shortest history."""
     rows = list(zip(*(cell.history for cell in cells), strict=False))
     return [spread([x(r) for r in row]).mean for row in rows], [
         spread([float(r.get(key, "nan")) for r in row]).mean for row in rows

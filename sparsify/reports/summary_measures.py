@@ -1,4 +1,4 @@
-"""The figures of a grid: which there are of a model, how each is shown, and which way is better."""
+"""The figures of a grid: which figures a model has, how each is shown, and which way it is better."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ NOT_MEASURES = frozenset(
         "figures_after",
     )
 )
-"""Keys of a model in ``metrics.json`` that are no figures of quality or cost."""
+"""Keys of a model in ``metrics.json`` that are not figures of quality or cost."""
 OWN_SCORE = "ood_score"
 
 
 @dataclass(frozen=True)
 class Measure:
-    """How a figure is shown: its label, the format of a mean, and which way is better: 1 up, -1 down, 0 neither."""
+    """How a figure is shown: its label, the format of a mean, and which way it is better: 1 for up, -1 for down, 0 for neither."""
 
     label: str
     style: str = ".4f"
@@ -58,26 +58,26 @@ MEASURES = {
     "evaluations": Measure("evaluations", ",.0f"),
     "steps": Measure("steps", ",.0f"),
 }
-"""What every table shows, in order; what measures the unknown (`unknown`) stands before the costs."""
+"""The figures that all tables show, in order; figures of out-of-distribution inputs (`unknown`) are inserted before the costs."""
 COSTS = ("evaluations", "steps")
 OWN = {"higher.": 1, "lower.": -1, "own.": 0}
-"""Prefixes of the figures of a user's own task, and which way is better."""
+"""Prefixes of the figures of a user's own task, and which way these are better."""
 SHORT = (
     "accuracy", "nll_after", "ece_before", "ece_after", "mean_average_precision", "r2", "rmse", "mean_iou", "perplexity",
     "interval.coverage",
 )  # fmt: skip
-"""What fits a terminal, beside AUROC, and evaluations where they differ."""
+"""The figures that fit into a terminal, besides AUROC, and evaluations if they differ."""
 UNKNOWN = {"auroc": 1, "aupr": 1, "fpr": -1}
-"""Figures of the unknown, by the word in their key, and which way is better."""
+"""Words in the keys of figures of out-of-distribution inputs, and which way these are better."""
 
 
 def figures(model: Mapping[str, Any]) -> dict[str, float]:
-    """Return every figure of a model of ``metrics.json``, nested ones by dotted key, and what its training cost.
+    """Return all figures of a model of ``metrics.json``, nested ones by dotted keys, and the cost of its training.
 
-    ``evaluations`` are those of `sparsify.parts.compute.evaluations`; runs that did not count passes have one a step and one a probe.
-    Of each set of unknown inputs, AUROC and FPR also stand under ``auroc.<set>`` and ``fpr.<set>``, by the score the model is judged by:
-    its method's own ``ood_score`` where it has one, else the first. Figures of a task stand under their names, those of a user's own task
-    under ``higher.<name>`` or ``lower.<name>``, as is better, or ``own.<name>``, where that is not known.
+    ``evaluations`` are computed by `sparsify.parts.compute.evaluations`; for runs that did not count passes, there is one per step and one
+    per probe. For each set of out-of-distribution inputs, the keys ``auroc.<set>`` and ``fpr.<set>`` repeat the figures of the score that
+    judges the model: the ``ood_score`` of its method if there is one, or else the first score. Figures of a task have their own names.
+    Figures of a user's own task are called ``higher.<name>`` or ``lower.<name>``, whichever is better, or ``own.<name>`` if it is unknown.
     """
     found = dict(_leaves(model))
     for key, value in model.get("figures", {}).items():
@@ -93,12 +93,12 @@ def figures(model: Mapping[str, Any]) -> dict[str, float]:
 
 
 def direction(model: Mapping[str, Any], figure: str) -> int:
-    """Return which way a figure of a model of ``metrics.json`` is better: 1 up, -1 down, 0 not known."""
+    """Return which way a figure of a model of ``metrics.json`` is better: 1 for up, -1 for down, 0 if unknown."""
     return 0 if figure in model.get("undirected", ()) else -1 if figure in model["lower_is_better"] else 1
 
 
 def own_key(model: Mapping[str, Any], figure: str) -> str:
-    """Under what a grid holds a figure of a task: its name where that says which way is better, else a prefix of `OWN` before it."""
+    """Return the key of a task's figure in a grid: its name if that implies which way is better; otherwise with a prefix of `OWN`."""
     way = direction(model, figure)
     if figure in MEASURES and MEASURES[figure].better == way != 0:
         return figure
@@ -116,12 +116,12 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 
 def unknown(key: str) -> bool:
-    """Return whether a figure measures how well the unknown is told apart, by the score the model is judged by."""
+    """Return whether a figure measures how well out-of-distribution inputs are recognised, by the score that judges the model."""
     return key.startswith(("auroc", "fpr"))
 
 
 def measure(key: str) -> Measure:
-    """How a figure is shown."""
+    """Return how a figure is shown."""
     for prefix, way in OWN.items():
         if key.startswith(prefix):
             return Measure(key.removeprefix(prefix).replace("_", " "), better=way)

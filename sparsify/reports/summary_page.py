@@ -13,20 +13,20 @@ from sparsify.reports.summary_plots import against_evaluations, against_sparsity
 
 READING = (
     f"A cell holds the mean over n seeds ± one standard deviation and, below, the mean paired difference to the base over equal seeds "
-    f"with its {CONFIDENCE:.0%} interval (Student's t on the differences). Better and worse are said where the interval leaves 0 out. "
+    f"with its {CONFIDENCE:.0%} interval (Student's t on the differences). A row is called better or worse if the interval excludes 0. "
     f"ECE has 15 equal-width bins; before and after are without and with the calibration head. An evaluation is a forward and a "
-    f"backward pass of one batch: one per step, and what a method asks for beside it; a forward pass by itself is half of one."
+    f"backward pass over one batch: one per step, and any others that a method needs; a forward pass without a backward pass is half."
 )
 REACHING = (
-    "The target is the base's last validation accuracy, seed by seed; a share is what the row took to reach it first over what the "
-    "base itself took. Below 1 is sooner."
+    "The target is the last validation accuracy of the base with the same seed. A share is what the row took to reach it, divided by "
+    "what the base took to reach it first; a share below 1 is sooner."
 )
 Missing = Sequence[tuple[str, str]]
-"""Cells that are not in the table, and why."""
+"""Names of cells that are not in the table, each with the reason."""
 
 
 def markdown(title: str, summary: Summary, missing: Missing) -> str:
-    """Return the table, what it says, and what is missing."""
+    """Return the table as Markdown, with its explanation, the clear differences and the missing cells."""
     parts = [f"# {title}", "", *_markdown_table("method", summary.table(summary.shown())), "", READING, ""]
     parts += [f"- {line}" for line in summary.sentences()]
     if any(row.reach for row in summary.rows):
@@ -37,7 +37,7 @@ def markdown(title: str, summary: Summary, missing: Missing) -> str:
 
 
 def document(title: str, summary: Summary, cells: Sequence[CellResult], missing: Missing, recipe: str) -> str:
-    """Return the HTML file: table, sentences, plots, cells, and the grid's recipe."""
+    """Return the HTML page: table, sentences, plots, cells, and the recipe of the grid."""
     trust, *clear = summary.sentences()
     return markup.page(
         "grid.html",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = ("#d9762b", "#3a9d6e", "#b5569b", "#b8941f", "#7b6bd6", "#d1495b", "#2f9bb0", "#8c7a5b")
-"""Apart from each other and from the dense blue, and clear of both a white and a near-black page."""
+"""Colours that differ from each other and from the blue of the dense baseline, and are visible on white and on near-black pages."""
 LINES = ("-", "--", ":")
 MARKS = "osD^vPX*"
 COLUMNS = 2
@@ -26,7 +26,7 @@ Look = dict[str, Any]
 
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
-    """Colour, line and mark of each row's name; the dense baseline is blue."""
+    """Choose colour, line and mark for each name; the dense baseline is blue."""
     others = [name for name in names if name != "dense"]
     styles = itertools.cycle(itertools.product(LINES, zip(PALETTE, MARKS, strict=True)))
     found = {
@@ -36,7 +36,7 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
 
 
 def against_sparsity(summary: Summary) -> Markup:
-    """Return every figure of the table by sparsity: means, and bars of one deviation; rows without masks are lines across."""
+    """Plot each figure of the table against sparsity: means, with bars of one deviation. Methods without masks are horizontal lines."""
     varying = set(summary.shortlist())
     keys = [key for key in summary.shown() if key not in COSTS or key in varying]
     levels = sorted({row.sparsity for row in summary.rows if row.sparsity is not None})
@@ -77,12 +77,12 @@ def _levels(
 
 
 def against_steps(cells: Sequence[CellResult]) -> Markup:
-    """Validation accuracy by optimizer step, a panel a sparsity, means over seeds."""
+    """Plot validation figures against optimizer steps, with a row of panels per sparsity; means over seeds."""
     return _curves(cells, lambda row: float(row["step"]), "step", "t")
 
 
 def against_evaluations(cells: Sequence[CellResult]) -> Markup:
-    """Validation accuracy by evaluations, as the trainer counted passes, a panel a sparsity, means over seeds."""
+    """Plot validation figures against counted evaluations, with a row of panels per sparsity; means over seeds."""
     return _curves(cells, evaluations, "evaluations (a forward and a backward pass each)", "e")
 
 
@@ -112,7 +112,7 @@ def _curves(cells: Sequence[CellResult], x: Callable[[Mapping[str, Any]], float]
 
 
 def _measured(cells: Sequence[CellResult]) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Return the headline figure and the loss of the validation part: keys of a row, and their titles."""
+    """Return key and title of the headline figure and of the loss on the validation part."""
     rows = [row for cell in cells for row in cell.history]
     figures = [key for key in (rows[-1] if rows else {}) if key.startswith("val_") and key != "val_loss"]
     if not figures or figures[0] == "val_accuracy":
@@ -124,14 +124,14 @@ def _measured(cells: Sequence[CellResult]) -> tuple[tuple[str, str], tuple[str, 
 
 
 def _way(cells: Sequence[CellResult], key: str) -> int:
-    """Return which way a figure of the histories is better: 1 up, -1 down, 0 not known."""
+    """Return which way a figure of the histories is better: 1 for up, -1 for down, 0 if unknown."""
     name, known = key.removeprefix("val_"), {key for cell in cells for key in cell.figures}
     held = (found for found in (name, *(f"{prefix}{name}" for prefix in OWN)) if found in known)
     return -1 if key == "val_loss" else measure(next(held, name)).better
 
 
 def _focus(axis: Axes, heights: Sequence[float], *, way: int) -> None:
-    """Show the end of the curves: the worse part of the first epochs runs out of the panel, where ``way`` says which it is."""
+    """Zoom in on the end of the curves; if ``way`` says which values are worse, those of the first epochs are cut off."""
     if len(heights) < 10 or not way:
         return
     up = way > 0

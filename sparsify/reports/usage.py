@@ -1,4 +1,4 @@
-"""The lines of Python that run a file on what the data held, prepared as they were: numpy, pillow and onnxruntime only."""
+"""Makes the lines of Python in a report that prepare inputs and run the file, with numpy, pillow and onnxruntime only."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 
 Report = Mapping[str, Any]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""Modes of pillow by the number of channels; with four, transparency is one of them."""
+"""Pillow's modes by the number of channels; the fourth channel is transparency."""
 PROBABILITIES = "probabilities"
 SESSION = 'onnxruntime.InferenceSession("model.onnx")'
 ARRANGED = {"NHW": "[:, None]", "NHWC": ".transpose(0, 3, 1, 2)"}
-"""How stored arrays become [N, C, H, W]; others are so already."""
+"""Expressions that turn stored arrays into [N, C, H, W], by layout; other layouts need none."""
 
 
 def usage(report: Report) -> dict[str, str]:
-    """The lines for each kind of input that the file's data allow, by what they read; none for a report without ``input`` and ``inputs``.
+    """Return the lines for each kind of input that fits the file's data, by a description of that input.
 
-    They print ``probabilities`` where the file has them, else all of its ``outputs`` by name.
+    The lines print ``probabilities`` if the file has them, or else all ``outputs`` by name. A report without ``input`` and ``inputs`` has
+    none.
 
     Args:
         report: content of ``metrics.json``.
@@ -46,7 +47,7 @@ def usage(report: Report) -> dict[str, str]:
 
 
 def _several(rows: Sequence[Report], data: Report) -> list[tuple[str, tuple[str, ...]]]:
-    """Return the lines for several inputs, or one by name: those of an archive, else arrays that the user prepares; with what they read."""
+    """Return the lines for several or named inputs, with a description: the arrays of an archive, or arrays that the user prepares."""
     told = data.get("preparation", {}).get("inputs", {})
     archive = all(row.get("array") and told.get(row["name"], {}).get("stored") != "files" for row in rows)
     lines = [
@@ -71,7 +72,7 @@ def _several(rows: Sequence[Report], data: Report) -> list[tuple[str, tuple[str,
 
 
 def _table(name: str, preparation: Report) -> tuple[str, ...]:
-    """Each row of a table becomes numbers as the file's own metadata say; see `sparsify.loading.columns.encode`."""
+    """Return lines that encode the rows of a table by the metadata of the file; see `sparsify.loading.columns.encode`."""
     separated = "" if preparation["delimiter"] == "," else f", delimiter={json.dumps(preparation['delimiter'])}"
     return (
         "import csv, json, numpy as np, onnxruntime",
@@ -89,7 +90,7 @@ def _table(name: str, preparation: Report) -> tuple[str, ...]:
 
 
 def _picture(given: Report) -> tuple[str, ...]:
-    """Turned upright and laid on white where it is transparent, as `sparsify.loading.pixels` reads images."""
+    """Return lines that turn a picture upright and lay it on white if it is transparent, as `sparsify.loading.pixels` does."""
     channels, height, width = given["shape"]
     size = f".resize(({width}, {height}), Image.Resampling.BILINEAR)"
     upright = 'ImageOps.exif_transpose(Image.open("image.png")).convert("RGBA")'
@@ -128,7 +129,7 @@ def _ready(x: str, given: Report) -> str:
 
 
 def _run(fed: str, outputs: Sequence[str] | None, session: str = SESSION) -> tuple[str, ...]:
-    if outputs is None:  # a report of an earlier version does not know them
+    if outputs is None:  # a report of an earlier version does not list them
         return (f"print(*{session}.run(None, {fed}))",)
     if PROBABILITIES in outputs or len(outputs) == 1:
         shown = PROBABILITIES if PROBABILITIES in outputs else outputs[0]
@@ -137,7 +138,7 @@ def _run(fed: str, outputs: Sequence[str] | None, session: str = SESSION) -> tup
 
 
 def _normalised(x: str, given: Report, *, last: bool) -> str:
-    """Return an expression for ``(x / scale - mean) / std``, in parentheses where it is more than ``x``; ``last``: channels come last."""
+    """Return an expression for ``(x / scale - mean) / std``, in parentheses unless it is just ``x``; ``last``: channels come last."""
     if given["scale"] not in (None, 1):
         x = f"{x} / {given['scale']:g}"
     mean, std = given["mean"], given["std"]
@@ -147,7 +148,7 @@ def _normalised(x: str, given: Report, *, last: bool) -> str:
 
 
 def _column(values: Sequence[float], given: Report, *, last: bool) -> str:
-    """Numbers per channel as they are subtracted from pixels [H, W, C] (``last``) or inputs [N, C, ...]."""
+    """Return an expression for numbers per channel that broadcasts against pixels [H, W, C] (``last``) or inputs [N, C, ...]."""
     shortest = [repr(value) for value in values]
     if len(values) == 1:
         return shortest[0]
