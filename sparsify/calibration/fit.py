@@ -1,6 +1,6 @@
 """Fit a program's calibration head. Only the head's buffers change.
 
-Fitting never fails a run: where the held-out samples do not determine the head, it stays at the identity, and the log says why.
+Fitting never makes a run fail: if the held-out samples do not determine the head, it stays at the identity, and the log says why.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ REPLACE = "To have another head in its place, name it: export.calibrator in a re
 
 @dataclass(frozen=True)
 class CalibrationLog:
-    """What was fitted, on how many held-out samples, and what it did to them.
+    """What was fitted, and how it changed the figures of the held-out samples.
 
     Attributes:
-        kind: the name of the head, such as ``temperature`` or ``interval``.
-        nll_before, nll_after, ece_before, ece_after: of the decisions on these samples; None of a head that makes no probabilities.
-        temperature: of a head with one; 1.0 where it could not be fitted.
-        note: why the head stayed at the identity, or why the fit deserves little trust; None: neither.
-        level: the share of new samples that an interval should hold; None of the other kinds.
+        kind: name of the head, such as ``temperature`` or ``interval``.
+        samples: number of held-out samples.
+        nll_before, nll_after, ece_before, ece_after: figures of the decisions on these samples; None if the head computes no probabilities.
+        temperature: temperature of a head that has one; 1.0 if it could not be fitted.
+        note: why the head stayed at the identity, or why the fit deserves little trust; None if neither is the case.
+        level: share of new samples that an interval should hold; None for other heads.
     """
 
     kind: str
@@ -57,7 +58,7 @@ class CalibrationLog:
     level: float | None = None
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-able."""
+        """Return the fields as JSON-compatible data."""
         found = dataclasses.asdict(self)
         return found if self.level is not None else {key: value for key, value in found.items() if key != "level"}
 
@@ -73,19 +74,19 @@ def fit(
     """Fit the head that `attach-calibration-head` inserted.
 
     Args:
-        program: with the outputs of a head, such as ``probabilities``, or ``lower`` and ``upper``.
-        held_out: neither training nor test data.
+        program: a program with the outputs of a head, such as ``probabilities``, or ``lower`` and ``upper``.
+        held_out: samples that are neither training nor test data.
         task: what the outputs mean, as for the pass.
         level: the share of new samples that an interval should hold, in (0, 1). It is kept with the head. None: the level that the head
             was last fitted for, at first 0.9.
-        batch_size: of the evaluation.
+        batch_size: batch size of the evaluation.
 
     Returns:
-        What was done. A head that the samples do not determine is the identity then (temperature 1; scale 1 and bias 0), with a note.
+        What was done. If the samples do not determine the head, it is the identity (temperature 1; scale 1 and bias 0), with a note.
 
     Raises:
-        TrainingError: If there is no head, it is none of the task, the level is not in (0, 1), or the program's outputs hold NaN or
-            +infinity.
+        TrainingError: If there is no head, the head does not fit the task, the level is not in (0, 1), or the program's outputs contain
+            NaN or +infinity.
         TaskError: If there is no task of that name.
         DataError: If the targets do not fit the outputs, or there are no samples.
     """
@@ -116,22 +117,22 @@ def fit(
 
 
 def kind_of(program: Program) -> str | None:
-    """The kind of the program's head; None without one that is installed."""
+    """Return the name of the program's head; None if it has none, or none that is installed."""
     head = head_of(program)
     return None if head is None else head.name
 
 
 def installed_kind(program: Program) -> str | None:
-    """The kind of the program's head; None without one.
+    """Return the name of the program's head; None if it has none.
 
     Raises:
-        TrainingError: If the head is none that is installed.
+        TrainingError: If the head is not installed.
     """
     return _head(program).name if head_names(program) or head_buffers(program) else None
 
 
 def evaluate(program: Program, samples: Samples, *, batch_size: int = 256) -> dict[str, Tensor]:
-    """Outputs of the eval phase over all ``samples``, in batches, float64 on the CPU."""
+    """Compute the outputs of the eval phase for all ``samples``, in batches; returns float64 tensors on the CPU."""
     found = outputs_over(program, samples, batch_size=batch_size)
     return {name: value.double() for name, value in found.items() if isinstance(value, Tensor)}
 
@@ -162,7 +163,7 @@ def _head(program: Program) -> Head:
 
 
 def _check_fits(program: Program, head: Head, task: Task) -> None:
-    """Whether the program has what the task reads, and a head of the task."""
+    """Check that the program has the output that the task reads, and a head that fits the task."""
     kinds, known = fitting(task), task.output in program.output_names("eval")
     if head.name in kinds and known:
         return
@@ -179,7 +180,7 @@ def _shape(program: Program, output: str) -> tuple[int | str, ...]:
 
 
 def _fitted(head: Head, held: HeldOut, identity: State) -> Fitted:
-    """What the samples say; the identity and a note where they say nothing."""
+    """Fit the head; returns the identity with a note if the samples do not determine it."""
     start = {name: value.double() for name, value in identity.items()}
     try:
         return head.fit(held, start)

@@ -1,4 +1,4 @@
-"""How linear layers are called at the sizes a program mostly runs at, and which of them are worth a grouped form together."""
+"""Finds how linear layers are called at the usual sizes of a program, and for which of them a grouped form pays."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sparsify.ir.feature_major import kept_by
 from sparsify.ir.traits import argument
 
 LEAST_GAIN = 1.1
-"""Predicted times as fast from which layers that share their turns are grouped."""
+"""Least predicted speed-up for which layers that share their transposes are grouped."""
 SIZES_HELP = f"sizes the program mostly runs at, such as N=1,T=64, for the cost model; without one, N={MANY}, and others as in the example"
 _SIZE = re.compile(r"(\w+)=(\d+)")
 
@@ -35,7 +35,7 @@ def check_sizes(texts: Sequence[str]) -> None:
     """Check the spelling of sizes.
 
     Raises:
-        PassError: If one is not written NAME=SIZE with a size of at least 1.
+        PassError: If a text is not of the form NAME=SIZE with a size of at least 1.
     """
     for text in texts:
         found = _SIZE.fullmatch(text)
@@ -44,10 +44,10 @@ def check_sizes(texts: Sequence[str]) -> None:
 
 
 def sizes_of(program: Program, texts: Sequence[str]) -> dict[str, int]:
-    """Return the sizes that are given as text; the others are `MANY` samples, and those of the example.
+    """Return the size of each varying dimension: as given, else `MANY` for the batch, and that of the example for others.
 
     Raises:
-        PassError: If a size is of no dimension that varies.
+        PassError: If a text names something that is not a varying dimension.
     """
     given = {name: int(size) for name, size in (text.split("=") for text in texts)}
     if unknown := next((name for name in given if name not in program.sizes), None):
@@ -57,7 +57,7 @@ def sizes_of(program: Program, texts: Sequence[str]) -> dict[str, int]:
 
 
 def use_of(program: Program, node: fx.Node, sizes: Mapping[str, int], *, picks: bool = True) -> Use | None:
-    """How a linear layer is called; None where its shape is not known."""
+    """Return how a linear layer is called; None if its shape is not known."""
     spec = node.meta.get("spec")
     if not isinstance(spec, TensorSpec) or len(spec.shape) < 2:
         return None
@@ -73,18 +73,19 @@ def use_of(program: Program, node: fx.Node, sizes: Mapping[str, int], *, picks: 
 def paying(
     program: Program, packings: Mapping[fx.Node, Packing], uses: Mapping[fx.Node, Use]
 ) -> tuple[set[fx.Node], dict[fx.Node, float]]:
-    """The layers whose grouped form is predicted to be faster together with the turns that it needs.
+    """Find the layers whose grouped form is predicted to be faster, including the transposes that it needs.
 
-    Layers between which values stay feature-major pay together: what each is faster by, against the transposes at their ends and what layer
-    norms and dense layers between them take longer.
+    Layers between which values stay feature-major are judged together: what they gain, against the cost of the transposes at their ends and
+    the additional time of layer norms and dense layers between them.
 
     Args:
-        program: deployed.
-        packings: of the layers that may be grouped.
-        uses: how these are called; one that is not known is taken at its word.
+        program: a deployed program.
+        packings: packings of the layers that may be grouped.
+        uses: how these layers are called. A layer that is missing here has no predicted time; layers that are judged together are grouped
+            if none of them has one.
 
     Returns:
-        The layers, and for each other one how many times as fast it would be, with those that it shares its turns with.
+        The layers to group; and for each other layer the predicted speed-up of the layers that it is judged with.
     """
     chains = _Chains()
     for node in program.phases["eval"].graph.nodes:
