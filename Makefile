@@ -15,8 +15,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/sparsify run --recipe recipes/digits.toml --out runs/demo --overwrite
 
-test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+test: setup  # each worker, and each process that a test starts, reads the bytecode of the one before
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
 fuzz: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases 20000
