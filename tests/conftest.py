@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
+
+gc.set_threshold(
+    50_000, 10, 10
+)  # traced programs are millions of objects, and a tenth of all time went into walking over them
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
