@@ -7,9 +7,8 @@ import gc
 import pytest
 import torch
 
-gc.set_threshold(
-    50_000, 10, 10
-)  # traced programs are millions of objects, and a tenth of all time went into walking over them
+gc.set_threshold(50_000, 10, 10)
+# Traced programs are millions of objects, and Python spent a tenth of all time walking over them.
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
