@@ -53,13 +53,15 @@ def python(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 LISTS = ("methods", "passes", "heads", "allocations")
 EACH_LIST = """
-import contextlib, sys
+import sys
 import sparsify.cli as cli
 for kind in sys.argv[1:]:
     print("#", kind)
     sys.argv = ["sparsify", kind]
-    with contextlib.suppress(SystemExit):
+    try:
         cli.main()
+    except SystemExit as stop:
+        assert not stop.code, stop.code
 """
 
 
