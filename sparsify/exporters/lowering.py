@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,5 +107,5 @@ def _rewritten(program: Program, pipeline: Pipeline) -> tuple[Program, tuple[Pas
     shared: dict[int, Any] = {
         id(value): nn.Parameter(value.detach(), value.requires_grad) for value in program.parameters()
     }
-    copy = deepcopy(program, shared)
+    copy = program.copied(shared)
     return copy, pipeline.apply(copy)

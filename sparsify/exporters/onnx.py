@@ -20,6 +20,7 @@ from sparsify.exporters.result import ExportResult as ExportResult
 from sparsify.exporters.size_ranges import range_metadata
 from sparsify.ir import Program
 from sparsify.ir.binding import Inputs
+from sparsify.ir.compaction import stored_dense
 from sparsify.tasks import Task
 
 _INPUTS = "inputs should be tensors [N, ...], one per program input, found {found}."
@@ -102,6 +103,7 @@ def export(
         >>> result.path.name
         'model.onnx'
     """
+    program = stored_dense(program)
     options = Options(
         opset=opset,
         storage=storage,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,10 @@ class TensorSpec:
     name: str
     shape: tuple[int | str, ...]
     dtype: str
+
+    def of_shape(self, shape: Sequence[int | str]) -> TensorSpec:
+        """Return the spec of a value of another shape."""
+        return TensorSpec(self.name, tuple(shape), self.dtype)
 
     def __str__(self) -> str:
         short = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}.get(self.dtype, self.dtype)
@@ -206,7 +210,21 @@ def masked_view(weight: Tensor, mask: Tensor, pattern: str, gradient: Literal["m
     return with_masked_gradient(weight, mask) if clean else weight * mask
 
 
-MASK_OPERATORS = (apply_mask, masked_view)
+def compact_view(weight: Tensor, mask: Tensor, pattern: str, inputs: Tensor, places: Tensor | None = None) -> Tensor:
+    """Return a weight that is stored compact: it stands for ``dense weight * mask``, whose other positions are 0 and not stored.
+
+    Args:
+        weight: [O, k, *K], the active positions; see `sparsify.parts.layouts.Layout`.
+        mask: bool [O, I, *K].
+        pattern: spelling of the grouped pattern of the mask.
+        inputs: int64 [G, k], the inputs that each of the G groups reads.
+        places: int64 [O], the row of ``weight`` that holds each output; None: its rows are in the natural order.
+    """
+    del mask, pattern, inputs, places
+    return weight
+
+
+MASK_OPERATORS = (apply_mask, masked_view, compact_view)
 
 
 def apply_random_mask(weight: Tensor, visible: Tensor, rate: float, rescale: bool) -> Tensor:
@@ -230,15 +248,28 @@ class GradientTap(nn.Module):
         in_grad: leave the dense gradient unmasked in the weight's ``.grad`` instead of recording a copy. This costs no memory, but is only
             safe on steps whose ``.grad`` no optimizer reads, and only works for lowered masks.
         passed: whether a value flowed through since the last `clear` while the tap was armed with ``in_grad``.
-        gradient: the sum recorded since the last `clear`, or None.
+        recorded: the sum recorded since the last `clear`, or None.
+        holds_in_grad: whether ``in_grad`` is possible.
     """
+
+    holds_in_grad: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()
         self.armed = False
         self.in_grad = False
         self.passed = False
-        self.gradient: Tensor | None = None
+        self.recorded: Tensor | None = None
+
+    @property
+    def arrived(self) -> bool:
+        """Whether a gradient was recorded since the last `clear`."""
+        return self.recorded is not None
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """The sum recorded since the last `clear`, or None."""
+        return self.recorded
 
     def forward(self, value: Tensor, mask: Tensor | None = None, *earlier: str) -> Tensor:
         """Return ``value``. With a ``mask``, the value is a lowered weight, and the tap masks its gradient.
@@ -257,7 +288,7 @@ class GradientTap(nn.Module):
         return _Record.apply(masked, self) if self.armed else masked  # type: ignore[no-any-return]
 
     def clear(self) -> None:
-        self.gradient, self.passed = None, False
+        self.recorded, self.passed = None, False
 
 
 class RandomnessRecord(nn.Module):
@@ -309,5 +340,5 @@ class _Record(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         gradient = grad_outputs[0]
         tap: GradientTap = ctx.tap
-        tap.gradient = gradient.detach().clone() if tap.gradient is None else tap.gradient + gradient.detach()
+        tap.recorded = gradient.detach().clone() if tap.recorded is None else tap.recorded + gradient.detach()
         return gradient, None

@@ -27,9 +27,9 @@ from sparsify.ir.nodes import (
     TensorSpec,
     WeightSite,
 )
-from sparsify.ir.phase import Phase, copy_graph
+from sparsify.ir.phase import Phase
 from sparsify.ir.size_ranges import EVERY, SizeRange
-from sparsify.ir.state import clone_state, submodule, tensor_of
+from sparsify.ir.state import submodule, tensor_of
 from sparsify.tasks import Task
 
 
@@ -73,6 +73,7 @@ class Program(nn.Module):
     signature: inspect.Signature
     constants: dict[int, Constant]
     unfinished: str
+    deep_copied: bool
     task: Task | None = None
     in_spec: pytree.TreeSpec
     plain_inputs: int
@@ -116,6 +117,7 @@ class Program(nn.Module):
             constants=dict(constants or {}),
             signature=signature or plain_signature([spec.name for spec in input_specs], in_spec),
             unfinished="",
+            deep_copied=False,
             training="train" in phases,
         )
 
@@ -203,16 +205,9 @@ class Program(nn.Module):
         Raises:
             TraceError: If no output has that name.
         """
-        if name is None:
-            spec = self.out_specs[phase]
-            return pytree.tree_unflatten(list(leaves[: spec.num_leaves]), spec)
-        names = self.output_names(phase)
-        if name not in names:
-            raise TraceError(
-                f"program {self.name!r} returns {', '.join(names)} in {phase} mode, and {name!r} is not among them. Trace it for "
-                f"its task: sparsify.trace(model, args, task=...), or name an output: outputs={{{name!r}: 0}}."
-            )
-        return leaves[names.index(name)]
+        from sparsify.ir.reading import reading
+
+        return reading(self, name, phase, leaves)
 
     def logits(self, output: Any) -> Tensor:
         """Select the logits [N, K] from what calling the program returned (a tensor, dict, tuple or model output).
@@ -220,20 +215,27 @@ class Program(nn.Module):
         Raises:
             TraceError: If it is something else.
         """
-        leaves = pytree.tree_leaves(output)
-        phase = next(iter(self.phases))
-        missing = self.out_specs[phase].num_leaves - len(leaves)
-        logits = None if missing > 0 else self.reading("logits", phase, leaves)
-        if not isinstance(logits, Tensor):
-            raise TraceError(
-                f"program {self.name!r} returns {self.out_specs[phase].num_leaves} values, the logits among them, found {found(output)}. "
-                f"Give what calling the program returned."
-            )
-        return logits
+        from sparsify.ir.reading import logits
 
-    def weight(self, name: str) -> nn.Parameter:
-        """Return the parameter called ``name``."""
-        return self.get_parameter(name)
+        return logits(self, output)
+
+    def weight(self, name: str) -> Tensor:
+        """Return the parameter called ``name``; a copy of it with zeros, if it is stored compact."""
+        from sparsify.ir.compaction import dense_weight
+
+        return dense_weight(self, name)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return parameters and persistent buffers by name, as every module does; weights that are stored compact are dense in it."""
+        from sparsify.ir.compaction import made_dense
+
+        return made_dense(self, super().state_dict(*args, **kwargs), kwargs.get("prefix", ""))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what `state_dict` returned, as every module does. Weights that are stored compact follow the masks that are loaded."""
+        from sparsify.ir.compaction import make_room
+
+        return super().load_state_dict(make_room(self, state_dict), strict, assign)
 
     def tensor(self, name: str) -> Tensor:
         """Return the parameter or buffer called ``name``, even where a method of this class has the same name.
@@ -321,28 +323,19 @@ class Program(nn.Module):
         return super().train(mode)
 
     def clone(self) -> Program:
-        """Make an independent copy with new parameters, buffers and graphs. Tied weights stay tied."""
-        return self.__deepcopy__({})
+        """Make an independent copy with new parameters, buffers and graphs. Tied weights stay tied; compact weights become dense."""
+        return self.copied({})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        """Clone for `copy.deepcopy`; a run stores no weight compact from then on, because an average may follow the parameters."""
+        self.deep_copied = True
+        return self.copied(memo)
+
+    def copied(self, memo: dict[int, Any]) -> Program:
         """Clone, and record tensors and hooks in ``memo``: an optimizer copied in the same call then holds the clone's parameters."""
-        copy = Program(
-            clone_state(self, memo),
-            {phase: copy_graph(module.graph) for phase, module in self.phases.items()},
-            name=self.name,
-            stage=self.stage,
-            input_specs=self.input_specs,
-            dynamic_batch=self.dynamic_batch,
-            in_spec=self.in_spec,
-            out_specs=self.out_specs,
-            sizes=self.sizes,
-            ranges=self.ranges,
-            constants=self.constants,
-            signature=self.signature,
-        ).train(self.training)
-        copy.__dict__.update(unfinished=self.unfinished, task=self.task)
-        memo[id(self)] = copy
-        return copy
+        from sparsify.ir.copying import copied
+
+        return copied(self, memo)
 
     def module(self) -> nn.Module:
         """Make an ordinary `nn.Module` from a copy of the state, with the user's parameter names and call signature."""

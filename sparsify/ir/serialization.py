@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from sparsify.errors import LoadError, SparsifyError
 from sparsify.files import write_atomically
 from sparsify.ir.binding import KINDS, UNKNOWN
+from sparsify.ir.compaction import stored_dense
 from sparsify.ir.document import LONGEST_NOTE, NodeForm, ProgramForm, checked_document, task_of
 from sparsify.ir.foreign import INTEGERS, checked_keyword, checked_text, parse_json
 from sparsify.ir.nodes import LEVEL, MADE_BY, GradientTap, RandomnessRecord, Stage, TensorSpec
@@ -51,6 +52,7 @@ def save_program(program: Program, path: Path) -> None:
     Raises:
         LoadError: If the program contains something that could not be loaded again.
     """
+    program = stored_dense(program)
     parameters = dict(program.named_parameters(remove_duplicate=False))
     buffers = dict(program.named_buffers(remove_duplicate=False))
     tensors, aliases = _unique({**parameters, **buffers})

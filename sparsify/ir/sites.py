@@ -17,6 +17,7 @@ from sparsify.ir.nodes import (
     RandomMaskSite,
     WeightSite,
     apply_random_mask,
+    compact_view,
     masked_view,
 )
 from sparsify.ir.printer import target_name
@@ -24,6 +25,7 @@ from sparsify.ir.products import LOOKUPS, Macs, is_free, is_product
 from sparsify.ir.state import find
 from sparsify.ir.traits import argument, arguments, state_name, traits, written
 from sparsify.ir.weight_reads import Reads, for_outputs, from_inputs, reads
+from sparsify.parts.layouts import Layout
 
 if TYPE_CHECKING:
     from sparsify.ir.program import Program
@@ -115,6 +117,34 @@ def masks_and_patterns(program: Program) -> dict[str, tuple[str, str]]:
     return found
 
 
+def layouts(program: Program) -> dict[str, Layout]:
+    """Return the layout of each weight that is stored compact, by name, in the order of the train graph."""
+    found, names = dict[str, Layout](), parameter_names(program)
+    for node in program.phases[leading_phase(program)].graph.nodes:
+        if node.target is compact_view:
+            places = argument(node, "places")
+            order = None if places is None else program.get_buffer(str(places.target)).argsort()
+            shape = tuple(program.get_buffer(state_name(node, "mask")).shape)
+            name = names[state_name(node, "weight")]
+            found.setdefault(name, Layout(shape, program.get_buffer(state_name(node, "inputs")), order))
+    return found
+
+
+def positions_of(program: Program) -> dict[str, int]:
+    """Return, by masked weight, how many outputs its products compute per sample and channel: pixels, tokens, uses; at least 1."""
+    masked = masks_and_patterns(program)
+    return {
+        site.name: max(site.macs // math.prod(site.shape), 1) for site in weight_sites(program) if site.name in masked
+    }
+
+
+def parameter_count(program: Program) -> int:
+    """Count the positions of all parameters, each tied tensor once; those of compact weights include the inactive ones."""
+    stored = layouts(program)
+    shapes = (stored[name].shape if name in stored else p.shape for name, p in program.named_parameters())
+    return sum(map(math.prod, shapes))
+
+
 def _masked(program: Program, sites: Iterable[WeightSite]) -> tuple[MaskSite, ...]:
     macs, masked = {site.name: site.macs for site in sites}, masks_and_patterns(program)
     return tuple(MaskSite(weight, mask, pattern, macs.get(weight, 0)) for weight, (mask, pattern) in masked.items())
@@ -152,7 +182,7 @@ def costs(program: Program) -> Costs:
     masks = [(site, program.get_buffer(site.mask)) for site in _masked(program, weights.sites())]
     active = [(site, int(mask.count_nonzero()), mask.numel()) for site, mask in masks]
     return Costs(
-        params=sum(parameter.numel() for parameter in program.parameters()),
+        params=parameter_count(program),
         maskable=sum(total for _, _, total in active),
         active=sum(count for _, count, _ in active),
         macs_dense=macs_dense,
@@ -165,7 +195,7 @@ def mostly_dense(program: Program) -> str | None:
     """Return a sentence on what stays dense and why, if less than half of a program's weights are masked or maskable; else None."""
     masks, sites = mask_names(program), weight_sites(program)
     dense = [site for site in sites if site.skip is not None and site.name not in masks]
-    params = sum(parameter.numel() for parameter in program.parameters())
+    params = parameter_count(program)
     able = sum(math.prod(site.shape) for site in sites) - sum(math.prod(site.shape) for site in dense)
     if 2 * able >= params:
         return None
@@ -183,6 +213,7 @@ class _Weights:
         self._program, self._module = program, program.phases[leading_phase(program)]
         self._live = from_inputs(self._module) & for_outputs(self._module)
         self.macs = Macs(program)
+        self._shapes = {name: layout.shape for name, layout in layouts(program).items()}
 
     def products(self) -> Iterator[fx.Node]:
         """Yield the products that are computed for every example."""
@@ -204,7 +235,7 @@ class _Weights:
 
     def _site(self, name: str, nodes: list[fx.Node]) -> WeightSite:
         parameter, found = self._program.get_parameter(name), reads(self._module, nodes, self._live)
-        shape, uses = tuple(parameter.shape), found.products
+        shape, uses = self._shapes.get(name, tuple(parameter.shape)), found.products
         kinds = [use.kind for use in uses]
         kind = next((k for k in kinds if k not in LOOKUPS), kinds[0] if kinds else "none")
         groups = max((int(argument(use.user, "groups")) for use in uses if use.kind == "conv"), default=1)

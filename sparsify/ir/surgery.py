@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from sparsify.ir.nodes import LEVEL, MADE_BY, TensorSpec
-from sparsify.ir.program import Program
-from sparsify.ir.state import place
+from sparsify.ir.state import find, place
 from sparsify.ir.traits import argument, arguments, draws, has_argument, kind_of, named_outputs, place_of_argument
+
+if TYPE_CHECKING:
+    from sparsify.ir.program import Program
 
 _HELD = "_recompilation_held"
 
 
-def add_state(program: Program, name: str, value: Tensor | nn.Module) -> None:
-    """Register a buffer or submodule of the program under a dotted name."""
-    place(program, name, value)
+def add_state(program: Program, name: str, value: Tensor | nn.Module, *, persistent: bool = True) -> None:
+    """Register a buffer or submodule of the program under a dotted name; state dicts leave out a buffer that is not ``persistent``."""
+    place(program, name, value, persistent=persistent)
+
+
+def has_state(program: Program, name: str) -> bool:
+    """Return whether the program has a parameter, buffer or submodule of that name."""
+    return find(program, name) is not None
 
 
 def replace_parameter(program: Program, name: str, values: Tensor) -> None:
@@ -166,9 +173,30 @@ def set_arguments(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any] 
     node.args, node.kwargs = tuple(args), dict(kwargs or {})
 
 
+def set_aside(node: fx.Node, key: str, names: Collection[str]) -> None:
+    """Note the call of a node under ``key`` in its metadata, without the values of the arguments ``names``; see `restore`."""
+    places = {place_of_argument(node.target, name) for name in names}
+    args = tuple(None if place in places else value for place, value in enumerate(node.args))
+    node.meta[key] = (node.target, args, {k: None if k in names else value for k, value in node.kwargs.items()})
+
+
+def restore(node: fx.Node, key: str, given: Mapping[str, Any]) -> None:
+    """Let a node make the call again that `set_aside` noted, with the arguments ``given``."""
+    target, args, kwargs = node.meta.pop(key)
+    names = {place_of_argument(target, name): name for name in given}
+    node.target = target
+    node.args = tuple(given[names[place]] if place in names else value for place, value in enumerate(args))
+    node.kwargs = {name: given.get(name, value) for name, value in kwargs.items()}
+
+
 def append_arguments(node: fx.Node, *values: Any) -> None:
     """Add positional arguments after those a node has."""
     node.args = (*node.args, *values)
+
+
+def erase(program: Program, phase: str, node: fx.Node) -> None:
+    """Erase a node that nothing reads any more."""
+    program.phases[phase].graph.erase_node(node)
 
 
 def bypass(program: Program, phase: str, node: fx.Node, value: fx.Node) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from sparsify.ir.compact import COMPACT_OPERATORS
 from sparsify.ir.nodes import MASK_OPERATORS, apply_random_mask
 
 
@@ -113,6 +114,8 @@ def traits_of(target: Any) -> Traits:
     """Return the traits of an operator."""
     if target in MASK_OPERATORS or target is apply_random_mask:
         return Traits(target.__name__, "mask", "weight")
+    if target in COMPACT_OPERATORS:
+        return Traits(target.__name__, COMPACT_OPERATORS[target], "input", ("weight",))
     if not isinstance(target, torch._ops.OpOverload):
         name = f"operator.{getattr(target, '__name__', '')}"
         return Traits(name, _KINDS.get(name, "unknown"), weights=_WEIGHTS.get(name, ()))

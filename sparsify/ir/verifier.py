@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from torch import Tensor
 from sparsify.errors import VerificationError
 from sparsify.ir.grouped_linear import GROUPED_LINEAR
 from sparsify.ir.nodes import MASK_OPERATORS, Stage, apply_random_mask, is_vouched, phases_of
-from sparsify.ir.sites import first_names
+from sparsify.ir.sites import first_names, layouts
 from sparsify.ir.traits import argument, outputs_of, state_name
+from sparsify.parts.layouts import Layout
 
 if TYPE_CHECKING:
     from sparsify.ir.program import Program
@@ -50,6 +52,11 @@ class Tables:
         self.buffers = dict(program.named_buffers(remove_duplicate=False))
         self.first = first_names(self.parameters)
         self._masks: dict[str, dict[str, tuple[str, str]]] = {}
+
+    @functools.cached_property
+    def layouts(self) -> dict[str, Layout]:
+        """The layouts of the weights that are stored compact, by name."""
+        return layouts(self.program)
 
     def masks(self, phase: str) -> dict[str, tuple[str, str]]:
         """Return mask and pattern of each weight that the phase masks, by the weight's first name."""
@@ -154,8 +161,9 @@ def mask_bypassed(tables: Tables) -> Iterator[Violation]:
 def mask_malformed(tables: Tables) -> Iterator[Violation]:
     """Yield a mask is a bool buffer ``<weight>_mask`` of its weight's shape."""
     for weight, (mask, _) in tables.masks("train").items():
-        value = tables.program.get_buffer(mask)
-        if mask != f"{weight}_mask" or value.dtype is not torch.bool or value.shape != tables.parameters[weight].shape:
+        value, stored = tables.program.get_buffer(mask), tables.layouts.get(weight)
+        shape = tables.parameters[weight].shape if stored is None else stored.shape
+        if mask != f"{weight}_mask" or value.dtype is not torch.bool or value.shape != shape:
             yield Violation("mask-malformed", weight, f"mask {mask!r} is {value.dtype} {tuple(value.shape)}")
 
 
@@ -172,6 +180,16 @@ def inactive_nonzero(tables: Tables) -> Iterator[Violation]:
         stray = count_stray(value, kept) if is_vouched(value, kept) else 0
         if stray:
             yield Violation("inactive-nonzero", weight, f"{stray} inactive weights are not 0 under a lowered mask")
+
+
+def compact_malformed(tables: Tables) -> Iterator[Violation]:
+    """Yield every weight that is stored compact without a position for each that its mask has active, and for no other."""
+    for weight, layout in tables.layouts.items():
+        shape = tuple(tables.parameters[weight].shape)
+        if shape != layout.compact_shape:
+            yield Violation("compact-malformed", weight, f"has shape {shape}, its layout {layout.compact_shape}")
+        elif not torch.equal(layout.mask(), tables.program.mask(weight)):
+            yield Violation("compact-malformed", weight, "its mask is not that of the stored positions")
 
 
 def random_mask_malformed(tables: Tables) -> Iterator[Violation]:
@@ -233,7 +251,14 @@ _ALWAYS: tuple[Rule, ...] = (phases_missing, state_missing, spec_missing, inputs
 _TRAINED: tuple[Rule, ...] = (*_ALWAYS, phases_disagree)
 RULES: dict[Stage, tuple[Rule, ...]] = {
     Stage.TRACED: (*_TRAINED, random_mask_malformed),
-    Stage.MASKED: (*_TRAINED, mask_bypassed, mask_malformed, inactive_nonzero, random_mask_malformed),
+    Stage.MASKED: (
+        *_TRAINED,
+        mask_bypassed,
+        mask_malformed,
+        inactive_nonzero,
+        random_mask_malformed,
+        compact_malformed,
+    ),
     Stage.FOLDED: (*_TRAINED, masks_absent),
     Stage.DEPLOYED: (*_ALWAYS, masks_absent, packing_malformed),
 }

@@ -26,6 +26,7 @@ from sparsify.passes.base import (
 from sparsify.passes.base import (
     Preserves as Preserves,
 )
+from sparsify.passes.compact_grouped import CompactGrouped as CompactGrouped
 from sparsify.passes.deploy import Deploy as Deploy
 from sparsify.passes.eliminate_dead_code import EliminateDeadCode as EliminateDeadCode
 from sparsify.passes.eliminate_unread_outputs import EliminateUnreadOutputs as EliminateUnreadOutputs
@@ -70,7 +71,7 @@ from sparsify.passes.scale_prediction import fit_scale as fit_scale
 from sparsify.passes.widen_classifier import WidenClassifier as WidenClassifier
 
 __all__ = [
-    "CHANGED", "DEPLOYED", "PASSES", "UNCHANGED", "AbsorbBiases", "AttachCalibrationHead", "Deploy", "Effect",
+    "CHANGED", "DEPLOYED", "PASSES", "UNCHANGED", "AbsorbBiases", "AttachCalibrationHead", "CompactGrouped", "Deploy", "Effect",
     "EliminateDeadCode", "EliminateUnreadOutputs", "FoldBatchNorm", "FoldLayerNorm", "FoldMasks",
     "InsertGradientTaps", "InsertMasks", "InsertRandomMasks", "Kept", "LowerGroupedConv", "LowerGroupedLinear",
     "LowerMasks", "Option", "OrderOutputs", "Pass", "PassLog", "Pipeline", "Preserves", "Range",

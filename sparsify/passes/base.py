@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self, get_type_hints
 from sparsify.arguments import bound, checked, checked_fields
 from sparsify.errors import PassError, SparsifyError
 from sparsify.ir import Program, Stage
+from sparsify.ir.sites import layouts
 from sparsify.passes.options import Option, check, convert, options_of, spell
 from sparsify.passes.stages import advice
 from sparsify.registry import Registry
@@ -103,7 +104,8 @@ class Pass(abc.ABC):
     """Rewrites a program in place. `Pipeline` clones the program first, so a caller's program never changes.
 
     Subclasses are final frozen dataclasses. Class variables: ``name``, the spelling in a pipeline; ``requires``, the stages that the pass
-    accepts; ``ensures``, the stage of its result (None: unchanged); ``effects``, everything that it changes. Fields are the options
+    accepts; ``ensures``, the stage of its result (None: unchanged); ``effects``, everything that it changes; ``takes_compact``, whether it
+    accepts weights that are stored compact. Fields are the options
     (`option`), which are checked when the pass is made.
 
     Raises:
@@ -114,6 +116,7 @@ class Pass(abc.ABC):
     requires: ClassVar[tuple[Stage, ...]]
     ensures: ClassVar[Stage | None] = None
     effects: ClassVar[Effect]
+    takes_compact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check(self)
@@ -166,6 +169,11 @@ class Pass(abc.ABC):
             raise PassError(
                 f"{self.name} needs a program of stage {wanted}; {program.name!r} is {program.stage.value}. "
                 f"{advice(type(self), program.stage, PASSES.values())}"
+            )
+        if not self.takes_compact and program.stage is Stage.MASKED and (compact := layouts(program)):
+            raise PassError(
+                f"{self.name} cannot rewrite {program.name!r}, which stores {', '.join([*compact][:4])} compact. Apply it to "
+                f"program.clone(), which stores all weights dense; a program that is being trained is compact until trainer.finish()."
             )
         log = self.run(program)
         if self.ensures is not None:

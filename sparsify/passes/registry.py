@@ -11,6 +11,7 @@ from sparsify.ir import Program
 from sparsify.passes.absorb_biases import AbsorbBiases
 from sparsify.passes.attach_calibration_head import AttachCalibrationHead
 from sparsify.passes.base import PASSES, Pass, PassLog, register, say, split_pipeline
+from sparsify.passes.compact_grouped import CompactGrouped
 from sparsify.passes.deploy import Deploy
 from sparsify.passes.eliminate_dead_code import EliminateDeadCode
 from sparsify.passes.eliminate_unread_outputs import EliminateUnreadOutputs
@@ -51,6 +52,7 @@ for _cls in (
     AbsorbBiases,
     LowerGroupedConv,
     LowerGroupedLinear,
+    CompactGrouped,
 ):
     register(_cls)
 

@@ -15,7 +15,7 @@ from sparsify.reports.markup import Table
 from sparsify.reports.usage import usage
 from sparsify.reports.verdict import verdict
 
-LAYERS = ("weight", "shape", "active", "of", "density", "coverage", "MACs", "left", "remark")
+LAYERS = ("weight", "shape", "active", "of", "density", "coverage", "MACs", "left", "in training", "remark")
 """Columns of the table of layers."""
 
 

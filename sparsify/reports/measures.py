@@ -170,12 +170,15 @@ def sizes(program: Program) -> dict[str, Any]:
     }
 
 
-def layers(program: Program, coverage: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
+def layers(
+    program: Program, coverage: Mapping[str, float] | None = None, forms: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """One row per weight of the program: its counts, why it has no mask where it has none, and the share of it that was ever active.
 
     Args:
         program: trained.
         coverage: by masked weight; of a run that followed it.
+        forms: by masked weight, how training stored it; None for a program that was not trained here.
     """
     masks, rows = program.masks(), []
     for site in program.maskable():
@@ -188,6 +191,7 @@ def layers(program: Program, coverage: Mapping[str, float] | None = None) -> lis
                 "maskable": count,
                 "active": active,
                 "coverage": (coverage or {}).get(site.name),
+                "training": (forms or {}).get(site.name),
                 "macs": site.macs,
                 "macs_active": site.macs if active is None else site.macs * active // count,
                 "skip": site.skip or (None if site.name in masks or not masks else "kept dense"),

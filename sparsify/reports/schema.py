@@ -42,6 +42,7 @@ class Layer(Form):
     maskable: int
     active: int | None
     coverage: float | None
+    training: str | None = None
     macs: int
     macs_active: int
     skip: str | None

@@ -118,7 +118,7 @@ def classes(report: Report, *, worst_first: bool = False) -> Rows:
 
 
 def layers(part: Mapping[str, Any]) -> Rows:
-    """List every weight of a model: shape, counts, density, coverage, multiply-accumulates, form in the file, and why it has no mask."""
+    """List every weight of a model: shape, counts, density, coverage, costs, forms in training and in the file, why it has no mask."""
     found: Rows = []
     for layer in part["layers"]:
         active, total = layer["active"], layer["maskable"]
@@ -126,7 +126,8 @@ def layers(part: Mapping[str, Any]) -> Rows:
         seen = _number(layer["coverage"])
         costs = (f"{layer['macs']:,}", f"{layer['macs_active']:,}")
         remark = layer["skip"] or part["forms"].get(layer["name"], "")
-        found.append((layer["name"], " x ".join(map(str, layer["shape"])), *counts, seen, *costs, remark))
+        trained = layer.get("training") or ""
+        found.append((layer["name"], " x ".join(map(str, layer["shape"])), *counts, seen, *costs, trained, remark))
     return found
 
 

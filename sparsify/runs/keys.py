@@ -66,6 +66,7 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "early_stop": "early_stop",
         "seed": "seed",
         "threads": "threads",
+        "compact": "compact",
         "checkpoint_every": "checkpoint_every",
         "workers": "workers",
     },

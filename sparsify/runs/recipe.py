@@ -162,6 +162,7 @@ class Recipe:
     export_batch: Annotated[int, Field(ge=1, le=2**16)] = 1
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     threads: Threads = 2
+    compact: Literal["auto", "always", "never"] = "auto"
     checkpoint_every: Positive = 200
     workers: Annotated[int, Field(ge=0, le=128)] = 0
 

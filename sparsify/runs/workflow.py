@@ -291,7 +291,7 @@ def _export(model: _Model, recipe: Recipe, task: Task, data: Data, out: Path) ->
         **feeding(data, recipe.export_input, task.name),
     )
     lacking = _lacking(program, task, read, data)
-    size, table = sizes(program), layers(program, model.trained.coverage)
+    size, table = sizes(program), layers(program, model.trained.coverage, model.trained.forms)
     row = {
         "method": model.method.name,
         **task_quality(task, read, outputs, data.test.targets),

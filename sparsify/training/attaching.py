@@ -12,6 +12,7 @@ from sparsify.errors import TrainingError
 from sparsify.ir import Program, Stage
 from sparsify.methods import Method
 from sparsify.tasks import Task
+from sparsify.training.compact_weights import Compact
 from sparsify.training.optimizers import Optimizers, check_single_process
 from sparsify.training.probe import Sweep
 from sparsify.training.state import SparseTrainer
@@ -38,6 +39,7 @@ def attach(
     sweep: Sweep | None = None,
     teacher: Teacher | None = None,
     task: str | Task | None = None,
+    compact: Compact = "auto",
 ) -> SparseTrainer:
     """Make ``program`` sparse in place and return the trainer whose ``step()`` replaces ``optimizer.step()``.
 
@@ -58,6 +60,9 @@ def attach(
             [N, K]; for example a trained module in eval mode on the device of the inputs.
         task: what the outputs mean, for ``trainer.loss``: a task of `sparsify.tasks` or its name. None: classification, or regression if
             the program was traced for it.
+        compact: which weights with grouped masks are stored compact until the last step, so that a step costs what is kept: ``auto``,
+            those for which a step is predicted to be faster; ``always``, all that can be; ``never``, none. `SparseTrainer.forms` says
+            which are, and why others are not. State dicts hold dense weights.
 
     Raises:
         TrainingError: If an argument has the wrong type, the optimizers do not hold all trainable parameters, ``total_steps`` is below 1,
@@ -100,6 +105,7 @@ def attach(
         "sweep": sweep,
         "teacher": teacher,
         "task": task,
+        "compact": compact,
     }
     with undone_on_error(program, optimizers):
         return SparseTrainer(method, program, optimizers, **given)

@@ -37,9 +37,10 @@ class WeightAverage(Mechanism):
         count = (step - self.plan.start_at) // self.plan.every + 1
         sites = program.random_mask_sites() if self.plan.random_masks else ()
         hidden = {site.weight: program.get_buffer(site.visible) * site.scale for site in sites}
+        masked = program.masks()
         for name, parameter in program.named_parameters():
             if parameter.requires_grad:
-                value = parameter.detach()
+                value = program.weight(name).detach() if name in masked else parameter.detach()
                 value = value * hidden[name] if name in hidden else value
                 self.means[name] = running_mean(self.means.get(name), value, count)
 
@@ -47,7 +48,7 @@ class WeightAverage(Mechanism):
         """Give the program the averaged weights."""
         with torch.no_grad():
             for name, value in self.means.items():
-                self._program.weight(name).copy_(value)
+                self._program.get_parameter(name).copy_(value)
         return bool(self.means)
 
     def state_dict(self) -> dict[str, Tensor]:

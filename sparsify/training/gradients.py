@@ -126,7 +126,7 @@ class Gradients(Mechanism):
         self.skipped_in_a_row = int(state)
 
     def _name_unreached(self) -> None:
-        weights = {name: self._program.weight(name) for name in self._program.masks()}
+        weights = {name: self._program.get_parameter(name) for name in self._program.masks()}
         lost = [name for name, weight in weights.items() if weight.requires_grad and weight.grad is None]
         self.named.update(lost)
         if lost:

@@ -12,8 +12,9 @@ from sparsify.ir import Program, surgery
 from sparsify.ir.sites import mostly_dense
 from sparsify.methods import Method
 from sparsify.passes import InsertGradientTaps, InsertMasks, LowerMasks, Pass, Pipeline
+from sparsify.training.inactive import clear_inactive
 from sparsify.training.optimizers import Optimizers
-from sparsify.training.rounds import clear_inactive, layers, patterns_of, select_masks
+from sparsify.training.rounds import layers_of, patterns_of, select_masks
 
 
 def insert_masks(
@@ -45,7 +46,7 @@ def insert_masks(
         if method.initial != "dense":
             kinds = patterns_of(program)
             density = method.density if method.initial_density is None else method.initial_density
-            budgets = method.allocation(layers(program, kinds), density)
+            budgets = method.allocation(layers_of(program), density)
 
             def scores(name: str) -> Tensor:
                 weight = program.weight(name).detach()
@@ -70,5 +71,5 @@ def _scale_to_fan_in(program: Program, name: str) -> None:
     mask = program.mask(name).flatten(1)
     factor = (mask.shape[1] / mask.sum(dim=1).clamp_min(1)).sqrt()
     with torch.no_grad():
-        weight = program.weight(name)
+        weight = program.get_parameter(name)
         weight.mul_(factor.to(weight.dtype).view(-1, *(1,) * (weight.ndim - 1)))

@@ -10,8 +10,9 @@ from sparsify.ir import Program, surgery
 from sparsify.methods import Method
 from sparsify.parts.patterns import Grouped, Pattern, parse_pattern
 from sparsify.passes import InsertGradientTaps, LowerMasks, Pass, Pipeline
+from sparsify.training.inactive import clear_inactive
 from sparsify.training.optimizers import Optimizers
-from sparsify.training.rounds import clear_inactive, patterns_of
+from sparsify.training.rounds import patterns_of
 
 NEAR = 1e-6
 """Densities that differ by at most this count as equal; messages print six digits."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsify.training.probe import Closure
 
-ABSENT: Mapping[str, Any] = {"early": {}, "correction": None, "averages": {}}
+ABSENT: Mapping[str, Any] = {"early": {}, "correction": None, "averages": {}, "compact": {"compact": [], "since": {}}}
 """What a saved run contains for mechanisms that its method does not have."""
 
 

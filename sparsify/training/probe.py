@@ -115,14 +115,16 @@ def _buffers(program: Program) -> Generator[None]:
 def _taps(program: Program, *, armed: bool) -> Generator[None]:
     """Within the block, arm all taps or none; then restore what the step itself recorded."""
     taps = list(program.taps().values())
-    kept = [(tap.armed, tap.in_grad, tap.gradient) for tap in taps]
+    kept = [dict(tap.__dict__) for tap in taps]
     try:
         for tap in taps:
-            tap.armed, tap.in_grad, tap.gradient = armed, False, None
+            tap.armed, tap.in_grad, passed = armed, False, tap.passed
+            tap.clear()
+            tap.passed = passed
         yield
     finally:
-        for tap, (was_armed, in_grad, gradient) in zip(taps, kept, strict=True):
-            tap.armed, tap.in_grad, tap.gradient = was_armed, in_grad, gradient
+        for tap, before in zip(taps, kept, strict=True):
+            tap.__dict__.update(before)
 
 
 @contextmanager

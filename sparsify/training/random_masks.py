@@ -87,4 +87,4 @@ class RandomMasks(Mechanism):
         finally:
             with torch.no_grad():
                 for name, where in hidden.items():
-                    self._program.weight(name).masked_scatter_(where, values[name])
+                    self._program.get_parameter(name).masked_scatter_(where, values[name])

@@ -51,5 +51,6 @@ def rehearse(
         sweep=lambda: iter(()),
         teacher=torch.zeros_like if method.distillation else None,
         task=task,
+        compact="never",  # the copy is only looked at
     )
     return copy.eval()

@@ -10,9 +10,9 @@ from torch import Tensor
 from sparsify.ir import Program
 from sparsify.parts.topology import Rewinding
 from sparsify.training.correction import Corrector
+from sparsify.training.inactive import clear_inactive
 from sparsify.training.mechanism import Mechanism
 from sparsify.training.optimizers import Optimizers
-from sparsify.training.rounds import clear_inactive
 
 
 class Rewinder(Mechanism):

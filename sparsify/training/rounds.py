@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import TrainingError, TrainingWarning
-from sparsify.ir import GradientTap, Program
+from sparsify.ir import Program
 from sparsify.ir.channels import written_together
 from sparsify.ir.sites import masks_and_patterns
 from sparsify.methods.base import GROWN_IN_SHORT_RUNS
 from sparsify.parts import coverage
 from sparsify.parts.allocation import Layer
-from sparsify.parts.clearing import clear
 from sparsify.parts.patterns import Pattern, parse_pattern
 from sparsify.parts.patterns.grouped import bound_together, select_together
 from sparsify.parts.scores import Score, View
 from sparsify.parts.top import ones
 from sparsify.parts.topology import DropAndGrow, InTurn, Move, Prune, Topology, update
+from sparsify.training.compact_weights import CompactWeights
 from sparsify.training.gradients import Gradients
 from sparsify.training.mechanism import Mechanism
 from sparsify.training.optimizers import Optimizers
@@ -46,6 +46,7 @@ class Rounds(Mechanism):
         gradients: checks the gradients of each step; recorded dense gradients have the same scale.
         counts: counts of the trainer; rounds are added to them.
         generator: generator of random growth.
+        stored: which weights are stored compact; they move where masks change.
 
     Attributes:
         visited: by weight, which positions have been active (`sparsify.parts.coverage`).
@@ -64,8 +65,9 @@ class Rounds(Mechanism):
         gradients: Gradients,
         counts: dict[str, int],
         generator: torch.Generator,
+        stored: CompactWeights,
     ) -> None:
-        self._program, self._optimizer, self._gradients = program, optimizer, gradients
+        self._program, self._optimizer, self._gradients, self._stored = program, optimizer, gradients, stored
         self._counts, self._generator = counts, generator
         self._topology, self.active = topology, topology is not None
         self._moves: tuple[Move, ...] = (
@@ -76,7 +78,6 @@ class Rounds(Mechanism):
         self.replaces_step = any(isinstance(move, DropAndGrow) and move.replaces_step for move in self._moves)
         self._patterns: dict[str, Pattern] = {}
         self._hidden: Container[str] = ()
-        self._taps: dict[str, GradientTap] = {}
         self._armed = False
         self._states: dict[str, dict[str, Any]] = {}
         self.visited: dict[str, Tensor] = {}
@@ -117,7 +118,7 @@ class Rounds(Mechanism):
                         TrainingWarning,
                         stacklevel=4,
                     )
-                move.allocation(layers(self._program, patterns_of(self._program)), density)
+                move.allocation(layers_of(self._program), density)
 
     def _say_if_short(self, move: Move, method: str, total_steps: int, first: int, last: int) -> None:
         """Warn of growth by gradient from a sparse start in a short run, with what was measured."""
@@ -149,8 +150,9 @@ class Rounds(Mechanism):
         self.grown = dict.fromkeys(masks, 0)
 
     def link(self, step: int) -> None:
-        """Look up the taps of the program; a copy of a program has its own."""
-        self._taps, self._armed = self._program.taps(), True
+        """Arm the taps of the program; a copy of a program has its own."""
+        self._stored.find_taps()
+        self._armed = True
         self.arm(step)
 
     def due(self, step: int) -> bool:
@@ -171,7 +173,7 @@ class Rounds(Mechanism):
 
     def forget_gradients(self) -> None:
         """Discard recorded gradients, because the batch is evaluated again."""
-        for tap in self._taps.values():
+        for tap in self._stored.taps.values():
             tap.clear()
 
     def arm(self, step: int) -> None:
@@ -181,10 +183,11 @@ class Rounds(Mechanism):
             return
         self._armed = due
         alone = sum(m.when(step) for m in self._moves) == 1  # an earlier move would clear the gradient where it prunes
-        for name, tap in self._taps.items():
+        for name, tap in self._stored.taps.items():
             tap.clear()
             # After a random mask, .grad is not dense.
-            tap.armed, tap.in_grad = due, alone and self.replaces(step) and name not in self._hidden
+            tap.armed = due
+            tap.in_grad = alone and self.replaces(step) and name not in self._hidden and tap.holds_in_grad
 
     def after_step(self, step: int, moved: bool) -> None:
         """Make a round if one is due and the step was not skipped; then arm the taps for the next step."""
@@ -205,39 +208,44 @@ class Rounds(Mechanism):
             TrainingError: If the dense gradient did not arrive.
         """
         due = [(index, move) for index, move in enumerate(self._moves) if move.when(step)]
-        gradients: dict[str, Tensor | None] = {}
-        still = {name for name in self._patterns if not self._program.weight(name).requires_grad}
+        still = {name for name in self._patterns if not self._program.get_parameter(name).requires_grad}
         self._name(
             still, f"are frozen since the run began (requires_grad is False), and keep their masks from step {step} on"
         )
         if any(score.needs_gradient for _, move in due for score in _scores(move).values()):
-            gradients = {name: self._dense_gradient(name) for name in self._taps}
-            absent = {name for name, gradient in gradients.items() if gradient is None}
-            if absent == gradients.keys():
+            absent = {name for name in self._stored.taps if not self._arrived(name)}
+            if absent == self._stored.taps.keys():
                 raise TrainingError(
                     f"no dense gradient reached {', '.join(sorted(absent)[:4])} on step {step}. Call trainer.step() after "
                     f"loss.backward(), with the program in train mode during the forward pass."
                 )
             still |= absent
             self._name(absent, f"have no gradient on step {step}, the loss does not reach them, and keep their masks")
-            if not all(_is_finite(g) for g in gradients.values() if g is not None):
-                for name in gradients:
-                    clear_inactive(self._program, self._optimizer, name)
+            if not all(_is_finite(self._dense_gradient(name)) for name in self._stored.taps.keys() - absent):
+                for name in self._stored.taps:
+                    self._stored.clear_inactive(name)
                 return False
         for position, (index, move) in enumerate(due):
             match move:
                 case DropAndGrow():
-                    self._drop_and_grow(index, move, step, gradients, still, last=position == len(due) - 1)
+                    self._drop_and_grow(index, move, step, still, last=position == len(due) - 1)
                 case Prune():
-                    self._prune(index, move, step, gradients, still)
+                    self._prune(index, move, step, still)
+        self._stored.note_shapes()
         self._program.verify()
         return True
 
-    def _dense_gradient(self, name: str) -> Tensor | None:
-        tap, scale = self._taps[name], self._gradients.scale
-        if tap.in_grad:
-            return self._program.weight(name).grad if tap.passed else None
-        return tap.gradient if tap.gradient is None or scale is None else tap.gradient / scale
+    def _arrived(self, name: str) -> bool:
+        """Return whether the dense gradient of a weight was recorded."""
+        tap = self._stored.taps[name]
+        return (tap.passed and self._program.get_parameter(name).grad is not None) if tap.in_grad else tap.arrived
+
+    def _dense_gradient(self, name: str) -> Tensor:
+        """Return the recorded dense gradient of a weight, without the scale of a GradScaler; that of a compact weight is computed here."""
+        tap, scale = self._stored.taps[name], self._gradients.scale
+        found = self._program.get_parameter(name).grad if tap.in_grad else tap.gradient
+        assert found is not None
+        return found if scale is None or tap.in_grad else found / scale
 
     def _name(self, weights: Collection[str], what: str) -> None:
         """Name weights once."""
@@ -246,11 +254,11 @@ class Rounds(Mechanism):
         if new:
             warnings.warn(f"weights {', '.join(new[:8])} {what}.", TrainingWarning, stacklevel=5)
 
-    def _rate(self, slot: str, score: Score, name: str, step: int, gradients: Mapping[str, Tensor | None]) -> Tensor:
+    def _rate(self, slot: str, score: Score, name: str, step: int) -> Tensor:
         view = View(
-            weight=self._program.weight(name).detach(),
+            weight=self._stored.dense(name),
             mask=self._program.mask(name),
-            gradient=gradients.get(name),
+            gradient=self._dense_gradient(name) if score.needs_gradient else None,
             step=step,
             generator=self._generator,
         )
@@ -262,7 +270,6 @@ class Rounds(Mechanism):
         index: int,
         move: DropAndGrow,
         step: int,
-        gradients: dict[str, Tensor | None],
         still: Collection[str],
         *,
         last: bool,
@@ -273,35 +280,35 @@ class Rounds(Mechanism):
         for names in _together(self._program, self._patterns):
             patterns |= bound_together({name: self._patterns[name] for name in names}, masks)
         for name in sorted(masks.keys() - set(still), key=lambda name: (masks[name].numel(), order[name])):
-            drop_score = functools.partial(self._rate, f"{index}.drop", move.drop_by, name, step, gradients)
-            grow_score = functools.partial(self._rate, f"{index}.grow", move.grow_by, name, step, gradients)
+            drop_score = functools.partial(self._rate, f"{index}.drop", move.drop_by, name, step)
+            grow_score = functools.partial(self._rate, f"{index}.grow", move.grow_by, name, step)
             if move.exchange is not None:
                 new = move.exchange(masks[name], drop_score, grow_score, fraction, last=order[name] == len(order) - 1)
             else:
                 rule = {"pattern": patterns[name], "regrow_dropped": move.regrow_dropped}
                 new = update(masks[name], drop_score, grow_score, fraction, **rule)
             if last:
-                gradients.pop(name, None)
+                if name in self._stored.taps:
+                    self._stored.taps[name].clear()
                 if move.replaces_step:
                     # No optimizer will read this gradient. The largest weight comes last, when the gradients of the others are freed.
-                    self._program.weight(name).grad = None
+                    self._program.get_parameter(name).grad = None
             self._set_mask(name, new)
 
-    def _prune(
-        self, index: int, move: Prune, step: int, gradients: Mapping[str, Tensor | None], still: Collection[str]
-    ) -> None:
+    def _prune(self, index: int, move: Prune, step: int, still: Collection[str]) -> None:
         density, masks = move.density(step), self._program.masks()
         patterns = {name: pattern for name, pattern in self._patterns.items() if name not in still}
         if not patterns:
             return
-        table = layers(self._program, patterns, {name: masks[name] for name in patterns})
+        weights = {name: self._stored.dense(name) for name in patterns}
+        table = layers(patterns, weights, {name: masks[name] for name in patterns})
         fixed = next(iter(table.values())).fixed_density
         if fixed is not None and density > fixed:
             return
         budgets = {name: min(budget, table[name].most) for name, budget in move.allocation(table, density).items()}
 
         def scores(name: str) -> Tensor:
-            return self._rate(f"{index}.prune", move.by, name, step, gradients).masked_fill(~masks[name], -1.0)
+            return self._rate(f"{index}.prune", move.by, name, step).masked_fill(~masks[name], -1.0)
 
         for name, mask in select_masks(self._program, patterns, scores, budgets):
             self._set_mask(name, mask)
@@ -314,7 +321,7 @@ class Rounds(Mechanism):
         if count:
             self.grown[name] += count
             self.visited[name] = coverage.visit(self.visited[name], new)
-        clear_inactive(self._program, self._optimizer, name, grown=grown)
+        self._stored.follow(name, grown)
 
     def coverage(self) -> dict[str, float]:
         """Return, by weight, the share of its positions that have ever been active, in [0, 1]."""
@@ -336,13 +343,19 @@ def patterns_of(program: Program) -> dict[str, Pattern]:
     return {weight: parse_pattern(pattern) for weight, (_, pattern) in masks_and_patterns(program).items()}
 
 
+def layers_of(program: Program) -> dict[str, Layer]:
+    """Describe all masked weights for an allocation."""
+    patterns = patterns_of(program)
+    return layers(patterns, {name: program.weight(name).detach() for name in patterns})
+
+
 def layers(
-    program: Program, patterns: Mapping[str, Pattern], masks: Mapping[str, Tensor] | None = None
+    patterns: Mapping[str, Pattern], weights: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None
 ) -> dict[str, Layer]:
-    """Describe the masked weights for an allocation; with ``masks``, only positions that are True in them may be active."""
+    """Describe weights for an allocation; with ``masks``, only positions that are True in them may be active."""
     found: dict[str, Layer] = {}
     for name, pattern in patterns.items():
-        weight = program.weight(name).detach()
+        weight = weights[name]
         shape = tuple(weight.shape)
         mask = None if masks is None else masks[name]
         found[name] = Layer(shape, pattern.unit_size(shape), pattern.fixed_density(shape), weight, mask)
@@ -364,17 +377,6 @@ def _together(program: Program, patterns: Mapping[str, Pattern]) -> list[tuple[s
     learned = [name for name, pattern in patterns.items() if pattern.is_learned]
     sets = {name: names for names in written_together(program, learned) for name in names} if learned else {}
     return list(dict.fromkeys(sets.get(name, (name,)) for name in patterns))
-
-
-def clear_inactive(program: Program, optimizer: Optimizers, name: str, *, grown: Tensor | None = None) -> None:
-    """Set inactive weights and their gradients to 0, and optimizer state of inactive or newly grown positions; no other code does."""
-    weight, inactive = program.weight(name), ~program.mask(name)
-    with torch.no_grad():
-        clear([weight] if weight.grad is None else [weight, weight.grad], inactive)
-        if grown is not None:
-            inactive |= grown
-        state = optimizer.state.get(weight, {}).values()
-        clear([value for value in state if isinstance(value, Tensor) and value.shape == weight.shape], inactive)
 
 
 def _scores(move: Move) -> dict[str, Score]:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from sparsify.ir import Program
+from sparsify.training.compact_weights import Compact
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Settings:
             go back to the best epoch; None: never.
         seed: seed of data order, masks and growth.
         checkpoint_every: steps between checkpoints; one is also written at the end of each epoch.
+        compact: which weights with grouped masks are stored compact while a run lasts: ``auto``, those for which a step is predicted to be
+            faster; ``always``, all that can be; ``never``, none.
         workers: number of processes that fetch batches ahead; 0 fetches in this process. Results do not depend on it.
     """
 
@@ -51,6 +54,7 @@ class Settings:
     precision: Literal["fp32", "bf16"] = "fp32"
     early_stop: int | None = None
     seed: int = 0
+    compact: Compact = "auto"
     checkpoint_every: int = 200
     workers: int = 0
 

@@ -21,6 +21,7 @@ from sparsify.methods import Method
 from sparsify.tasks import Task
 from sparsify.training.averaging import WeightAverage, check_averaging, reestimate_batch_norm
 from sparsify.training.checkpoint import placed
+from sparsify.training.compact_weights import Compact, CompactWeights
 from sparsify.training.correction import Corrector
 from sparsify.training.gradients import Gradients
 from sparsify.training.loss import RunningLoss
@@ -32,7 +33,7 @@ from sparsify.training.random_masks import SALT, RandomMasks
 from sparsify.training.rewinding import Rewinder
 from sparsify.training.rewriting import rewrite
 from sparsify.training.rounds import Rounds
-from sparsify.training.slots import filled
+from sparsify.training.slots import Slots, filled
 from sparsify.training.stepping import Stepper
 from sparsify.training.teaching import Teacher, Teaching
 from sparsify.training.zeros import Zeros
@@ -79,6 +80,7 @@ class SparseTrainer(Joined):
         sweep: Sweep | None = None,
         teacher: Teacher | None = None,
         task: str | Task | None = None,
+        compact: Compact = "auto",
     ) -> None:
         super().__init__(optimizers.each)
         self.method, self.program, self._optimizers = method, program, optimizers
@@ -91,7 +93,10 @@ class SparseTrainer(Joined):
         slots = filled(method, total_steps)
         self._rewinding = slots.rewinding
         self._gradients = Gradients(program, optimizers, self.counts)
-        self._rounds = Rounds(slots.topology, program, optimizers, self._gradients, self.counts, self._generator)
+        self._stored = CompactWeights(program, optimizers, mode=compact, last=total_steps)
+        self._rounds = Rounds(
+            slots.topology, program, optimizers, self._gradients, self.counts, self._generator, self._stored
+        )
         self._loss = RunningLoss(method, slots.objective, self.task)
         self._teaching = Teaching(method, teacher, program, self.counts, self.task)
         if slots.averaging:
@@ -106,7 +111,10 @@ class SparseTrainer(Joined):
         )
         rewinder = slots.rewinding and Rewinder(slots.rewinding, program, optimizers, corrector)
         average = slots.averaging and WeightAverage(slots.averaging, program)
-        begun = (self._rounds, rewinder, zeros, average, self._loss, self._teaching, random, corrector, self._gradients)
+        self._stored.prepare(zeros, _needs_dense(slots))
+        begun = (
+            self._rounds, self._stored, rewinder, zeros, average, self._loss, self._teaching, random, corrector, self._gradients
+        )  # fmt: skip
         self._mechanisms: tuple[Mechanism, ...] = tuple(filter(None, begun))
         self._before_step, self._after_step, self._join = (
             hooks(self._mechanisms, name) for name in ("before_step", "after_step", "join")
@@ -150,6 +158,11 @@ class SparseTrainer(Joined):
     def grown(self) -> dict[str, int]:
         """By masked weight, how many positions rounds have activated so far."""
         return dict(self._rounds.grown)
+
+    @property
+    def forms(self) -> dict[str, str]:
+        """By masked weight, since which step it is stored compact, or why it is stored dense with a mask."""
+        return self._stored.forms
 
     def position(self, step: int) -> tuple[int, int]:
         """Return where the learning-rate schedule stands after ``step`` steps, and its length in steps.
@@ -225,6 +238,7 @@ class SparseTrainer(Joined):
         """
         if not self.program.training or not 0 < self.steps < self.total_steps:
             self._check_place()
+        self._stored.settle()
         step, losses = self.steps + 1, list[Any]()
         if self._optimizers.evaluates:
             moved = self._evaluated_step(step, closure, losses)
@@ -345,6 +359,13 @@ class SparseTrainer(Joined):
         self._generator.set_state(state["generator"])
         device = next(self.program.parameters()).device
         for mechanism in self._mechanisms:
-            if mechanism.key:
+            if mechanism.key in state:
                 mechanism.load_state_dict(placed(state[mechanism.key], device))
         self._link()
+
+
+def _needs_dense(slots: Slots) -> str | None:
+    """Return why a method needs dense weights, or None."""
+    if slots.correction is not None:
+        return "the correction of the method remembers values by position"
+    return None if slots.rewinding is None else "the method goes back to early weights"

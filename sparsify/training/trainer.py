@@ -47,12 +47,14 @@ class Trained:
         counts: numbers of steps and samples, and the counts of `SparseTrainer`.
         coverage: the coverage of each masked weight at the end, in [0, 1].
         schedule: the entries of `SparseTrainer.schedule`, the steps of the run (``total_steps``) and the number of rounds (``rounds``).
+        forms: how each masked weight was stored in training, as in `SparseTrainer.forms`.
     """
 
     history: list[dict[str, Any]]
     counts: dict[str, int]
     coverage: dict[str, float]
     schedule: dict[str, int]
+    forms: dict[str, str]
 
 
 class Interrupted(Exception):
@@ -122,6 +124,7 @@ def train(
         sweep=sweep,
         teacher=None if teacher is None else _answering(teacher, device, meaning(task, program, method).output or ""),
         task=task,
+        compact=settings.compact,
     )
     run = RunState(trainer, optimizer, settings, per_epoch)
     if resume and (folder / CHECKPOINT).exists():
@@ -136,7 +139,7 @@ def train(
     program.eval()
     counts = {"steps": trainer.steps, "samples": trainer.steps * settings.batch_size, **trainer.counts}
     schedule = {"total_steps": trainer.total_steps, **trainer.schedule, "rounds": counts["rounds"]}
-    return Trained(run.history, counts, trainer.coverage, schedule)
+    return Trained(run.history, counts, trainer.coverage, schedule, trainer.forms)
 
 
 def _epoch(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsify.ir import Program
+from sparsify.ir.compaction import store
 from sparsify.ir.nodes import HOOKS
 from sparsify.ir.phase import copy_graph
 from sparsify.training.optimizers import Optimizer, Optimizers
@@ -68,7 +69,7 @@ def _tensor(tensor: Tensor) -> Callable[[], None]:
         added = tensor._backward_hooks or {}
         for key in added.keys() - hooks:
             del added[key]
-        tensor.data = memory
+        store(tensor, memory)
         tensor.requires_grad_(trains)
         tensor.grad = gradient
         with torch.no_grad():

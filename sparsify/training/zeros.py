@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from sparsify.ir.nodes import vouch
 from sparsify.training.mechanism import Mechanism
 
 
-@dataclass
+@dataclass(eq=False)
 class _Place:
     """Where to find a weight and its mask: in the tables of their modules, because ``program.to`` replaces masks."""
 
@@ -39,18 +39,41 @@ class Zeros(Mechanism):
         self._places = [
             _Place(*_slot(program, name, "_parameters"), *_slot(program, f"{name}_mask", "_buffers")) for name in masks
         ]
-        for name, place in zip(masks, self._places, strict=True):
-            weight = place.parameters[place.weight]
-            if weight.requires_grad:
-                place.hook = mask_gradient(weight, _current(place, taps.get(name)))
+        self._all = dict(zip(masks, self._places, strict=True))
+        for name, place in self._all.items():
+            self._hook(name, place, taps)
         self.active = bool(self._places)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Zeros:
-        return Zeros(copy.deepcopy(self._program, memo))
+        made = Zeros(copy.deepcopy(self._program, memo))
+        made.leave_out(self._all.keys() - {name for name, place in self._all.items() if place in self._places})
+        memo[id(self)] = made
+        return made
+
+    def _hook(self, name: str, place: _Place, taps: Mapping[str, GradientTap]) -> None:
+        weight = place.parameters[place.weight]
+        if weight.requires_grad:
+            place.hook = mask_gradient(weight, _current(place, taps.get(name)))
+
+    def hooks_of(self, weight: Tensor) -> set[int]:
+        """Return the keys of the hooks by which this mechanism masks the gradient of a weight."""
+        places = (place for place in self._all.values() if place.hook is not None)
+        return {place.hook.id for place in places if place.hook and place.parameters[place.weight] is weight}
+
+    def leave_out(self, names: Container[str]) -> None:
+        """Leave out weights that are stored compact, and take all others back."""
+        taps = self._program.taps()
+        for name, place in self._all.items():
+            if name in names and place.hook is not None:
+                place.hook.remove()
+                place.hook = None
+            elif name not in names and place not in self._places:
+                self._hook(name, place, taps)
+        self._places = [place for name, place in self._all.items() if name not in names]
 
     def keep(self) -> None:
         """Set inactive weights to 0."""
-        if not self.active:
+        if not self._places:
             return
         weights = [place.parameters[place.weight] for place in self._places]
         masks = [place.buffers[place.mask] for place in self._places]

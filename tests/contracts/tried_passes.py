@@ -17,8 +17,20 @@ VARIANTS = (
     "lower-grouped-linear{form=grouped}",
     "lower-grouped-linear{sizes=N=4096}",
     "order-outputs{sizes=N=4096}",
+    "compact-grouped{form=auto}",
 )
 """Options with which a pass declares or does something else than without; tried on the awkward models."""
+
+GROUPED = "insert-masks{pattern=grouped:32 density=0.25 allocation=uniform}"
+AFTER = {
+    "compact-grouped": (
+        GROUPED,
+        "insert-masks{pattern=grouped:32:learned density=0.25 allocation=uniform} | insert-gradient-taps",
+        "insert-masks{pattern=grouped:2 density=0.5 allocation=uniform} | insert-gradient-taps | lower-masks",
+    ),
+    "compact-grouped{form=auto}": (GROUPED,),
+}
+"""What comes before passes that do nothing after the usual pipelines."""
 
 
 def tried() -> list[tuple[Pass, tuple[Case, ...]]]:
@@ -29,6 +41,8 @@ def tried() -> list[tuple[Pass, tuple[Case, ...]]]:
 
 def setups(step: Pass) -> tuple[str, ...]:
     """What comes before a pass: all pipelines of the stage that it requires; the last one of each, where it takes every stage."""
+    if str(step) in AFTER:
+        return AFTER[str(step)]
     if len(step.requires) == len(SETUPS):
         return tuple(SETUPS[stage][-1] for stage in step.requires)
     return tuple(text for stage in step.requires for text in SETUPS[stage])

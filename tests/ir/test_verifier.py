@@ -93,7 +93,17 @@ def break_packing_malformed(program):
     program.get_buffer("0.weight_inputs").add_(16)
 
 
+def break_compact_malformed(program):
+    torch.manual_seed(0)
+    wide = trace(nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)), (torch.randn(2, 32),))
+    text = "insert-masks{pattern=grouped:16 density=0.5 keep-dense=2.weight} | compact-grouped"
+    program.adopt(Pipeline.parse(text)(wide))
+    assert violations(program) == []
+    program.mask("0.weight").logical_not_()
+
+
 BREAKERS = {
+    "compact_malformed": break_compact_malformed,
     "packing_malformed": break_packing_malformed,
     "phases_missing": break_phases_missing,
     "inputs_disagree": break_inputs_disagree,

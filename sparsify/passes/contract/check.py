@@ -162,7 +162,7 @@ def _close_look(step: Pass, program: Program, once: State, result: Program) -> I
         except SparsifyError as error:
             yield f"makes a program that cannot be saved and loaded: {error}"
             return
-    if loaded.text() != result.text() or loaded.stage is not result.stage:
+    if loaded.text() != result.clone().text() or loaded.stage is not result.stage:
         yield "makes a program that is another one when it was saved and loaded"
 
 

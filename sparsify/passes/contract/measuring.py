@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.ir import Program
+from sparsify.ir.sites import layouts, parameter_names
 from sparsify.passes.base import Effect, Kept, Preserves
 
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
@@ -27,7 +28,7 @@ class Run:
         outputs: outputs by name, and under ``state of ...`` the buffers that the call changed.
         buffers: all buffers after the call, under ``state of ...``.
         inputs: gradients with respect to floating inputs, by place.
-        parameters: gradients with respect to parameters, by each of their names.
+        parameters: gradients with respect to parameters, by each of their names; those of compact weights are dense.
     """
 
     names: tuple[str, ...]
@@ -77,6 +78,11 @@ def run(program: Program, phase: str, args: Sequence[Any], outputs: Sequence[str
             else [None] * len(wanted)
         )
         gradients = [torch.zeros_like(x) if g is None else g for g, x in zip(found, wanted, strict=True)]
+        stored, first = layouts(program), parameter_names(program)
+        gradients[: len(parameters)] = [
+            stored[first[name]].scatter(g) if first[name] in stored else g
+            for name, g in zip(parameters, gradients, strict=False)
+        ]
         after = {name: value.detach().clone() for name, value in program.named_buffers()}
     values = {name: value.detach() for name, value in named.items()}
     changed = {f"state of {name}": value for name, value in after.items() if not torch.equal(value, old[name])}

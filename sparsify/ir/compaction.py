@@ -1,0 +1,322 @@
+"""Compaction: weights with grouped masks are stored as their active positions only, and the graphs compute with those.
+
+A compact weight keeps its `nn.Parameter`, its mask and its name; the parameter's memory is [O, k, *K] in place of [O, I, *K]. An optimizer
+that holds the parameter thus holds the compact weight. Everything that is written to a file is dense: see `Program.state_dict`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from sparsify.ir import surgery
+from sparsify.ir.compact import ProductTap, compact_conv, compact_linear
+from sparsify.ir.nodes import MASK_OPERATORS, PHASES, GradientTap, Stage, apply_mask, compact_view, masked_view
+from sparsify.ir.sites import layouts, masks_and_patterns, parameter_names
+from sparsify.ir.traits import argument, state_name
+from sparsify.ir.weight_reads import is_tap
+from sparsify.parts.layouts import Layout, layout_of
+from sparsify.parts.patterns import Grouped, parse_pattern
+
+if TYPE_CHECKING:
+    from sparsify.ir.program import Program
+
+aten = torch.ops.aten
+_LINEAR = aten.linear.default
+_CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+_BY_NAME = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
+_NODES = ("input", "weight", "bias")
+_DENSE_FORM = "dense_form"
+"""Metadata of what was rewritten: the call of a layer, and the operator of a mask."""
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A layer that reads a masked weight: the node of the mask, the tap between both or None, and the layer."""
+
+    view: fx.Node
+    tap: fx.Node | None
+    layer: fx.Node
+
+
+def dense_weight(program: Program, name: str) -> Tensor:
+    """Return a parameter; a dense copy of it if it is stored compact."""
+    weight = program.get_parameter(name)
+    if weight.ndim < 2 or not surgery.has_state(program, f"{name}_inputs"):
+        return weight
+    found = layouts(program).get(name)
+    return weight if found is None else found.scatter(weight.detach())
+
+
+def obstacles(program: Program) -> dict[str, str]:
+    """Return the masked weights that cannot be stored compact, whatever their masks, each with the reason."""
+    found, views = dict[str, str](), _Views(program)
+    hidden = {site.weight for site in program.random_mask_sites()}
+    for name, (_, spelling) in masks_and_patterns(program).items():
+        if not isinstance(parse_pattern(spelling), Grouped):
+            found[name] = f"its pattern is {spelling}, not grouped"
+        elif name in hidden:
+            found[name] = "training reads it through a random mask"
+        elif (reason := next(filter(None, (_unread(views, phase, name) for phase in PHASES)), None)) is not None:
+            found[name] = reason
+    return found
+
+
+class _Views:
+    """The nodes that apply masks, by phase and weight, found once for all weights."""
+
+    def __init__(self, program: Program) -> None:
+        self.program, self.taps = program, program.taps()
+        self._found: dict[tuple[str, str], list[fx.Node]] = {}
+        for phase in program.phases:
+            for node in program.phases[phase].graph.nodes:
+                if node.op == "call_function" and node.target in MASK_OPERATORS:
+                    name = state_name(node, "mask").removesuffix("_mask")
+                    self._found.setdefault((phase, name), []).append(node)
+
+    def of(self, phase: str, name: str) -> list[fx.Node]:
+        return self._found.get((phase, name), [])
+
+    def readers(self, phase: str, view: fx.Node) -> Iterator[_Reader]:
+        for user in view.users:
+            if is_tap(self.program.phases[phase], user):
+                yield from (_Reader(view, user, layer) for layer in user.users)
+            else:
+                yield _Reader(view, None, user)
+
+
+def _unread(views: _Views, phase: str, name: str) -> str | None:
+    """Return why the layers of a phase cannot read a weight compact, or None if they can."""
+    for view in views.of(phase, name):
+        if view.target is compact_view:
+            return "it is stored compact already"
+        readers = list(views.readers(phase, view))
+        if not readers:
+            return f"no layer reads it in {phase}"
+        if (reason := next(filter(None, map(_unreadable, readers)), None)) is not None:
+            return reason
+    return None
+
+
+def _unreadable(reader: _Reader) -> str | None:
+    layer, source = reader.layer, reader.tap or reader.view
+    target = layer.target
+    if target is not _LINEAR and target not in (*_CONVOLUTIONS, *_BY_NAME):
+        return f"%{layer.name} reads it, which is no linear layer or convolution"
+    if argument(layer, "weight") is not source or source in (argument(layer, "input"), argument(layer, "bias")):
+        return f"%{layer.name} reads it other than as its weight"
+    if target is not _LINEAR and int(argument(layer, "groups")) != 1:
+        return "the convolution is grouped already"
+    if target in _BY_NAME and _padding(layer) is None:
+        return f"the padding of %{layer.name} differs between the two sides"
+    return None
+
+
+def compact(program: Program, chosen: Mapping[str, Layout]) -> None:
+    """Store weights compact and let the graphs compute with them.
+
+    Args:
+        program: of stage MASKED; the values of inactive weights are lost.
+        chosen: by name of weights without an obstacle (`obstacles`), the layout of the mask.
+    """
+    views = _Views(program)
+    for name, layout in chosen.items():
+        _write(program, name, layout, layout.gather(program.get_parameter(name).detach()))
+        tap = _replace_tap(views, name, ProductTap)
+        for phase in PHASES:
+            for view in views.of(phase, name):
+                readers = list(views.readers(phase, view))
+                indices = [_index(program, phase, name, key, view) for key in ("inputs", "places")]
+                given = [argument(view, key) for key in ("weight", "mask", "pattern")]
+                view.meta[_DENSE_FORM] = view.target
+                surgery.replace_target(view, compact_view)
+                surgery.set_arguments(view, (*given, *indices))
+                for reader in readers:
+                    _compact_layer(program, phase, reader, indices, tap)
+    finish(program)
+
+
+def _compact_layer(
+    program: Program, phase: str, reader: _Reader, indices: list[fx.Node | None], tap: str | None
+) -> None:
+    layer = reader.layer
+    source, bias = argument(layer, "input"), argument(layer, "bias")
+    surgery.set_aside(layer, _DENSE_FORM, _NODES)
+    given = (source, reader.view, indices[0], bias, indices[1])
+    options: tuple[Any, ...] = ()
+    if layer.target is _LINEAR:
+        surgery.replace_target(layer, compact_linear)
+    else:
+        padding = _padding(layer) if layer.target in _BY_NAME else argument(layer, "padding")
+        options = (_numbers(argument(layer, "stride")), _numbers(padding), _numbers(argument(layer, "dilation")))
+        surgery.replace_target(layer, compact_conv)
+    surgery.set_arguments(layer, (*given, *options))
+    if reader.tap is not None and tap is not None:
+        made = surgery.call_after(program, phase, layer, tap, (layer, source, argument(reader.view, "mask"), *options))
+        surgery.reroute(layer, made)
+        if not reader.tap.users:
+            surgery.erase(program, phase, reader.tap)
+
+
+def expand(program: Program, names: Iterable[str] | None = None) -> None:
+    """Store compact weights dense again, and let the graphs read them through masks; None: all of them."""
+    found = layouts(program) if program.stage is Stage.MASKED else {}
+    chosen = [*found] if names is None else list(names)
+    if not chosen:
+        return
+    views = _Views(program)
+    for name in chosen:
+        layout, weight = found[name], program.get_parameter(name)
+        store(weight, layout.scatter(weight.detach()))
+        tap = _replace_tap(views, name, GradientTap)
+        for phase in PHASES:
+            for view in views.of(phase, name):
+                _expand_view(program, phase, view, tap)
+        for key in ("inputs", "places"):
+            if surgery.has_state(program, f"{name}_{key}"):
+                surgery.remove_state(program, f"{name}_{key}")
+    finish(program)
+
+
+def _expand_view(program: Program, phase: str, view: fx.Node, tap: str | None) -> None:
+    given = [argument(view, key) for key in ("weight", "mask", "pattern")]
+    indices = [argument(view, key) for key in ("inputs", "places")]
+    layers = [user for user in view.users if user.target in (compact_linear, compact_conv)]
+    lowered = view.meta.pop(_DENSE_FORM) is masked_view
+    surgery.replace_target(view, masked_view if lowered else apply_mask)
+    view.meta["spec"] = view.meta["spec"].of_shape(program.get_buffer(str(given[1].target)).shape)
+    source, tapped = view, any(is_tap(program.phases[phase], user) for layer in layers for user in layer.users)
+    if tap is not None and tapped:
+        surgery.set_arguments(view, (*given, "tapped") if lowered else given)
+        source = surgery.call_after(program, phase, view, tap, (view, given[1]) if lowered else (view,))
+    else:
+        surgery.set_arguments(view, given)
+    for layer in layers:
+        values, bias = argument(layer, "input"), argument(layer, "bias")
+        for user in [user for user in layer.users if is_tap(program.phases[phase], user)]:
+            surgery.bypass(program, phase, user, layer)
+        surgery.restore(layer, _DENSE_FORM, {"input": values, "weight": source, "bias": bias})
+    for index in indices:
+        if index is not None and not index.users:
+            surgery.erase(program, phase, index)
+
+
+def finish(program: Program) -> None:
+    """Note the new shapes and recompile the graphs, after weights were stored otherwise."""
+    note_shapes(program)
+    surgery.finish(program)
+
+
+def stored_dense(program: Program) -> Program:
+    """Return the program itself, or a clone with dense weights if it stores some compact."""
+    return program.clone() if program.stage is Stage.MASKED and layouts(program) else program
+
+
+def relayout(program: Program, name: str, layout: Layout, dense: Tensor) -> None:
+    """Give a compact weight the active values of ``dense`` [O, I, *K] in another layout; call `note_shapes` afterwards."""
+    _write(program, name, layout, layout.gather(dense))
+
+
+def store(parameter: Tensor, values: Tensor) -> None:
+    """Give a parameter other values of any shape; its gradient is forgotten if that had another shape.
+
+    A graph of an earlier loss that is still alive keeps a node that expects gradients of the old shape. torch makes a new node only if
+    the dtype changes, so the dtype changes for a moment.
+    """
+    if parameter.shape == values.shape:
+        parameter.data = values
+        return
+    parameter.grad = None
+    other = torch.float16 if values.dtype is not torch.float16 else torch.float32
+    parameter.data = values.new_empty(0, dtype=other)
+    parameter.data = values
+
+
+def _write(program: Program, name: str, layout: Layout, values: Tensor) -> None:
+    store(program.get_parameter(name), values)
+    surgery.add_state(program, f"{name}_inputs", layout.inputs, persistent=False)
+    if layout.order is not None:
+        surgery.add_state(program, f"{name}_places", layout.order.argsort(), persistent=False)
+
+
+def _index(program: Program, phase: str, name: str, key: str, view: fx.Node) -> fx.Node | None:
+    if not surgery.has_state(program, f"{name}_{key}"):
+        return None
+    return surgery.state_node(program, phase, f"{name}_{key}", before=view)
+
+
+def note_shapes(program: Program) -> None:
+    """Note the shapes that weights and their indices have now on the nodes that read them."""
+    for phase in program.phases.values():
+        for node in phase.graph.nodes:
+            source = argument(node, "weight") if node.target in MASK_OPERATORS else node
+            if source.op == "get_attr":
+                value = program.tensor(str(source.target))
+                if node.meta["spec"].shape != tuple(value.shape):
+                    node.meta["spec"] = surgery.spec_of(value, node.name)
+
+
+def _replace_tap(views: _Views, name: str, kind: type[GradientTap]) -> str | None:
+    """Put a tap of another kind in the place of a weight's tap; returns its name, or None if it has none."""
+    program, old = views.program, views.taps.get(name)
+    if old is None:
+        return None
+    tap = kind()
+    tap.armed = old.armed
+    surgery.add_state(program, f"{name}_tap", tap)
+    return f"{name}_tap"
+
+
+def _padding(layer: fx.Node) -> list[int] | None:
+    """Return ``same`` or ``valid`` as numbers; None if they differ between the two sides."""
+    kernel = argument(layer, "weight").meta["spec"].shape[2:]
+    if argument(layer, "padding") == "valid":
+        return [0] * len(kernel)
+    dilation = _numbers(argument(layer, "dilation"))
+    dilation = dilation * len(kernel) if len(dilation) == 1 else dilation
+    totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    return None if any(total % 2 for total in totals) else [total // 2 for total in totals]
+
+
+def _numbers(value: Any) -> list[int]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def made_dense(program: Program, state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Replace the compact weights in a state dict by dense ones, under every name that they have; returns the same dict."""
+    found, names = layouts(program), parameter_names(program)
+    for name in names if found else ():
+        key = f"{prefix}{name}"
+        if names[name] in found and key in state:
+            state[key] = found[names[name]].scatter(state[key])
+    return state
+
+
+def make_room(program: Program, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Prepare compact weights for a state dict of dense ones: they get the layouts of its masks, or become dense where a mask has none.
+
+    Returns:
+        The state dict, with the values of compact weights in their layouts.
+    """
+    found, names, fitted = layouts(program), parameter_names(program), dict(state)
+    for name, layout in found.items():
+        keys = [key for key in names if names[key] == name and key in state]
+        dense, mask = state.get(next(iter(keys), "")), state.get(f"{name}_mask", program.mask(name))
+        if not isinstance(dense, Tensor) or dense.shape != layout.shape or mask.shape != layout.shape:
+            continue  # torch names what does not fit
+        spelling = masks_and_patterns(program)[name][1]
+        pattern = parse_pattern(spelling).fitted(layout.shape)
+        weight = program.get_parameter(name)
+        new = layout_of(mask.to(weight.device), pattern) if isinstance(pattern, Grouped) else None
+        if new is None:
+            expand(program, [name])
+            continue
+        relayout(program, name, new, dense.to(weight.device, weight.dtype))
+        fitted |= dict.fromkeys(keys, weight.detach().clone())
+    if found:
+        note_shapes(program)
+    return fitted

@@ -1,0 +1,350 @@
+"""Trains weights with grouped masks at the cost of what is kept: they are stored compact while a run lasts.
+
+The parameter keeps its identity, so optimizers, schedulers and loops need to know nothing. What they hold for each weight is compact too;
+what they save is dense. Whether a layer is stored compact follows from its mask, its shape and a cost model; it is part of the state of a
+run, because the two forms differ in rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.errors import TrainingWarning
+from sparsify.ir import GradientTap, Program
+from sparsify.ir.compaction import compact, expand, note_shapes, obstacles, relayout
+from sparsify.ir.sites import layouts, masks_and_patterns, positions_of
+from sparsify.parts.compact_times import pays
+from sparsify.parts.layouts import Layout, layout_of
+from sparsify.parts.patterns import Grouped, parse_pattern
+from sparsify.training.inactive import clear_inactive
+from sparsify.training.mechanism import Mechanism
+from sparsify.training.optimizers import Optimizers
+from sparsify.training.zeros import Zeros
+
+Compact = Literal["auto", "always", "never"]
+COPIED = "copy.deepcopy copied the program, and an average may follow its parameters (program.clone() does not count)"
+BY_POSITION = (
+    torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adadelta,
+    torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam, torch.optim.ASGD, torch.optim.Rprop,
+)  # fmt: skip
+"""Optimizers that treat each position of a weight on its own, whatever the weight's shape."""
+
+
+class CompactWeights(Mechanism):
+    """Which weights of a program are stored compact, and what the optimizers remember of them.
+
+    Args:
+        program: the program of the run.
+        optimizers: the optimizers of the run.
+        mode: ``auto`` stores a weight compact where that is predicted to be faster; ``always`` wherever it is possible; ``never`` never.
+        last: the last step of the run; weights are dense again after it.
+
+    Attributes:
+        masked: by weight, why it is not stored compact although it has a mask.
+        taps: the taps of the program, by weight.
+    """
+
+    key = "compact"
+
+    def __init__(self, program: Program, optimizers: Optimizers, *, mode: Compact, last: int) -> None:
+        self._program, self._optimizers, self._last = program, optimizers, last
+        self._mode: Compact = mode
+        self._zeros: Zeros | None = None
+        self._patterns: dict[str, Grouped] = {}
+        self._uses: dict[str, int] = {}
+        self._layouts: dict[str, Layout] = {}
+        self._since: dict[str, int] = {}
+        self._wanted: list[str] | None = None
+        self._loaded = False
+        self._handles: list[Any] = []
+        self.masked: dict[str, str] = {}
+        self.taps: dict[str, GradientTap] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompactWeights:
+        made = object.__new__(type(self))
+        memo[id(self)] = made
+        for name, value in self.__dict__.items():
+            made.__dict__[name] = [] if name == "_handles" else copy.deepcopy(value, memo)
+        self._program.deep_copied = made._program.deep_copied = False  # the copy has a trainer of its own
+        if self._handles:
+            made._watch()
+            made._wanted = list(self._layouts)
+            made._notice()
+            made.settle()
+        return made
+
+    # --- the run
+
+    def prepare(self, zeros: Zeros, reason: str | None) -> None:
+        """Find the weights that can be stored compact.
+
+        Args:
+            zeros: keeps inactive weights at 0; it leaves out compact ones.
+            reason: why the method needs dense weights; None if it does not.
+        """
+        self._zeros = zeros
+        self._program.deep_copied = False
+        reason, reasons = reason or _reason(self._optimizers, self._mode), obstacles(self._program)
+        for name, (mask, spelling) in masks_and_patterns(self._program).items():
+            found = reasons.get(name) or reason or _hooked(self._program.get_parameter(name), zeros)
+            if found is None:
+                pattern = parse_pattern(spelling).fitted(tuple(self._program.get_buffer(mask).shape))
+                assert isinstance(pattern, Grouped)
+                self._patterns[name] = pattern
+            else:
+                self.masked[name] = found
+        if self._patterns:
+            self._uses = positions_of(self._program)
+        self.active = bool(self._patterns)
+
+    def start(self) -> None:
+        if self.active:
+            self._watch()
+            self._choose(0)
+
+    def after_step(self, step: int, moved: bool) -> None:
+        """Store weights compact that have become sparse enough; store all dense after the last step."""
+        del moved
+        if step >= self._last:
+            self._end()
+        elif self._program.deep_copied and self._patterns:
+            self._stay_dense()
+        elif len(self._layouts) < len(self._patterns):
+            self._choose(step)
+
+    def finish(self) -> bool:
+        self._end()
+        return False
+
+    def _end(self) -> None:
+        self.settle()
+        self._expand([*self._layouts])
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _stay_dense(self) -> None:
+        """Store all weights dense from now on: a copy of the program has dense ones, and an average would mix positions."""
+        had = list(self._layouts)
+        self._end()
+        self.masked |= dict.fromkeys(self._patterns, COPIED)
+        self._patterns, self._since = {}, {}
+        if had:
+            warnings.warn(
+                f"copy.deepcopy copied program {self._program.name!r} while {', '.join(had[:4])} were stored compact. They are dense from "
+                f"now on, so that an average can follow them; steps take longer. For a copy that nothing follows, use program.clone().",
+                TrainingWarning,
+                stacklevel=5,
+            )
+
+    @property
+    def forms(self) -> dict[str, str]:
+        """How training stores each masked weight: since which step it is compact, or why it is not."""
+        dense = "no layout of its mask is predicted to be faster" if self._mode == "auto" else "its mask has no layout"
+        compact = {name: f"compact since step {step}" for name, step in self._since.items()}
+        masked = {**dict.fromkeys(self._patterns, dense), **self.masked}
+        return {name: f"masked: {reason}" for name, reason in masked.items()} | compact
+
+    # --- what rounds ask
+
+    def dense(self, name: str) -> Tensor:
+        """Return the values of a weight [O, I, *K], 0 where inactive."""
+        weight = self._program.get_parameter(name).detach()
+        layout = self._layouts.get(name)
+        return weight if layout is None else layout.scatter(weight)
+
+    def follow(self, name: str, grown: Tensor) -> None:
+        """Let a weight, and what optimizers remember of it, follow its mask, which has just changed.
+
+        Args:
+            name: the weight.
+            grown: bool [O, I, *K], the positions that were activated.
+        """
+        old = self._layouts.get(name)
+        if old is None:
+            clear_inactive(self._program, self._optimizers, name, grown=grown)
+            return
+        new = layout_of(self._program.mask(name), self._patterns[name])
+        if new is None:
+            self._expand([name])
+            clear_inactive(self._program, self._optimizers, name, grown=grown)
+            return
+        weight = self._program.get_parameter(name)
+        gradient = None if weight.grad is None else new.gather(old.scatter(weight.grad))
+        self._move_state(name, lambda value: new.gather(old.scatter(value)), old.compact_shape)
+        relayout(self._program, name, new, old.scatter(weight.detach()))
+        weight.grad = gradient
+        self._layouts[name] = new
+
+    def clear_inactive(self, name: str) -> None:
+        """Set inactive weights and their gradients to 0; a compact weight has none."""
+        if name not in self._layouts:
+            clear_inactive(self._program, self._optimizers, name)
+
+    def note_shapes(self) -> None:
+        """Note the new shapes of compact weights in the graphs."""
+        if self._layouts:
+            note_shapes(self._program)
+
+    # --- changes of form
+
+    def _choose(self, step: int) -> None:
+        """Store weights compact that have become sparse enough by ``step``."""
+        chosen: dict[str, Layout] = {}
+        for name in [name for name in self._patterns if name not in self._layouts]:
+            mask = self._program.mask(name)
+            share = _share(mask)
+            if share < 1 and (
+                self._mode == "always" or pays(tuple(mask.shape), share, self._uses[name], self._patterns[name].rows)
+            ):
+                layout = layout_of(mask, self._patterns[name])
+                if layout is not None:
+                    chosen[name] = layout
+        self._since |= dict.fromkeys(chosen, step + 1)
+        self._compact(chosen)
+
+    def _compact(self, chosen: Mapping[str, Layout]) -> None:
+        if not chosen:
+            return
+        gradients = dict[str, Tensor]()
+        for name in chosen:
+            weight = self._program.get_parameter(name)
+            if weight.grad is not None:
+                gradients[name] = chosen[name].gather(weight.grad)
+            self._move_state(name, chosen[name].gather, chosen[name].shape)
+            self._layouts[name] = chosen[name]
+        compact(self._program, chosen)
+        self._put_gradients(gradients)
+
+    def _expand(self, names: Iterable[str]) -> None:
+        """Store weights dense again, with the positions of their layouts."""
+        chosen = [name for name in names if name in self._layouts]
+        if not chosen:
+            return
+        gradients = dict[str, Tensor]()
+        for name in chosen:
+            layout, weight = self._layouts.pop(name), self._program.get_parameter(name)
+            if weight.grad is not None:
+                gradients[name] = layout.scatter(weight.grad)
+            self._move_state(name, layout.scatter, layout.compact_shape)
+        expand(self._program, chosen)
+        self._put_gradients(gradients)
+
+    def find_taps(self) -> None:
+        """Look up the taps of the program; a copy of a program has its own, and so has a weight that is stored otherwise."""
+        self.taps = self._program.taps()
+
+    def _put_gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        for name, gradient in gradients.items():
+            self._program.get_parameter(name).grad = gradient
+        self.find_taps()
+        self._follow_zeros(self._layouts)
+
+    def _follow_zeros(self, compact: Container[str]) -> None:
+        if self._zeros is not None:
+            self._zeros.leave_out(compact)
+
+    def _move_state(self, name: str, moved: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+        """Apply a change of layout to what the optimizers remember of a weight by position."""
+        state = self._optimizers.state.get(self._program.get_parameter(name), {})
+        for key, value in state.items():
+            if isinstance(value, Tensor) and tuple(value.shape) == shape:
+                state[key] = moved(value)
+
+    # --- saved states
+
+    def _watch(self) -> None:
+        """Let optimizers save dense state, and notice when a state is loaded."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = [self._program.register_load_state_dict_post_hook(self._notice)]
+        for optimizer in self._optimizers.each:
+            self._handles.append(optimizer.register_state_dict_post_hook(self._saved))
+            self._handles.append(optimizer.register_load_state_dict_post_hook(self._notice))
+
+    def _notice(self, *given: Any) -> None:
+        """Note that a state was loaded, in any order with others."""
+        del given
+        self._loaded = True
+        self._arrange()
+
+    def _saved(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        """Make what an optimizer saves of compact weights dense."""
+        self.settle()
+        names = {id(self._program.get_parameter(name)): name for name in self._layouts}
+        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        dense = dict(state["state"])
+        for place, parameter in enumerate(held):
+            layout = self._layouts.get(names.get(id(parameter), ""))
+            if layout is not None and place in dense:
+                dense[place] = {key: _scattered(layout, value) for key, value in dense[place].items()}
+        return {**state, "state": dense}
+
+    def _arrange(self) -> None:
+        """Store the weights compact that the loaded run stored so, as far as the masks are loaded."""
+        now = layouts(self._program)
+        if self._wanted is not None:
+            expand(self._program, [name for name in now if name not in self._wanted])
+            missing = {
+                name: self._patterns[name] for name in self._wanted if name in self._patterns and name not in now
+            }
+            found = {name: layout_of(self._program.mask(name), pattern) for name, pattern in missing.items()}
+            if chosen := {name: layout for name, layout in found.items() if layout is not None}:
+                compact(self._program, chosen)
+            now = layouts(self._program)
+        self.find_taps()
+        self._follow_zeros(now)
+
+    def settle(self) -> None:
+        """After states were loaded: bring what optimizers remember into the layouts that the program has now."""
+        if not self._loaded:
+            return
+        self._loaded = False
+        self._arrange()
+        self._wanted, now = None, layouts(self._program)
+        for name in self._patterns:
+            old, new = self._layouts.get(name), now.get(name)
+            if old is not None and old.inputs is not (new.inputs if new is not None else None):
+                self._move_state(name, old.scatter, old.compact_shape)
+            if new is not None:
+                self._move_state(name, new.gather, new.shape)
+        self._layouts = now
+
+    def state_dict(self) -> dict[str, Any]:
+        self.settle()
+        return {"compact": list(self._layouts), "since": dict(self._since)}
+
+    def load_state_dict(self, state: Any) -> None:
+        if self.active:
+            self._wanted, self._since = list(state["compact"]), dict(state["since"])
+            self._notice()
+
+
+def _scattered(layout: Layout, value: Any) -> Any:
+    fits = isinstance(value, Tensor) and tuple(value.shape) == layout.compact_shape
+    return layout.scatter(value) if fits else value
+
+
+def _share(mask: Tensor) -> float:
+    """Return the share of its inputs that each output of a grouped mask reads, judged by the first output."""
+    return int(mask[0].count_nonzero()) / mask[0].numel()
+
+
+def _reason(optimizers: Optimizers, mode: Compact) -> str | None:
+    if mode == "never":
+        return "it was asked for (compact = never)"
+    other = next((type(o).__name__ for o in optimizers.each if type(o) not in BY_POSITION), None)
+    return None if other is None else f"{other} may depend on the shapes of weights"
+
+
+def _hooked(weight: nn.Parameter, zeros: Zeros) -> str | None:
+    """Return a reason if something besides this package looks at the gradients of a weight."""
+    known = zeros.hooks_of(weight)
+    others = [key for key in (weight._backward_hooks or {}) if key not in known]
+    return "a hook of the loop reads its gradient" if others else None
