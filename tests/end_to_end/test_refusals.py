@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import zipfile
 
 import numpy as np
@@ -162,6 +163,7 @@ def name(arguments):
 def test_a_mistake_ends_with_one_message_and_leaves_nothing(place, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(place)
     monkeypatch.setenv("SPARSIFY_CACHE", "off")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # importing mine.py would leave __pycache__ beside it
     before = sorted(str(path) for path in place.rglob("*"))
     code, _, err = command(*(str(tmp_path / "out") if argument == "OUT" else argument for argument in arguments))
     assert code == 2, (code, err[-2000:])
