@@ -6,8 +6,9 @@ One file because a rule, its exceptions and what breaks it are read together.
 from __future__ import annotations
 
 import ast
+import functools
 import re
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -73,15 +74,36 @@ ALSO_WORDS = {"dense", "set", "static", "averaged"}
 Rule = Callable[[Path], Iterator[str]]
 
 
+def python_files(root: Path, folder: str) -> list[str]:
+    """The path below the root of every Python file of a folder."""
+    return [path.relative_to(root).as_posix() for path in sorted((root / folder).rglob("*.py"))]
+
+
 def sources(root: Path, folder: str = "sparsify") -> Iterator[tuple[str, ast.Module]]:
     """(path below the root, syntax tree) of every Python file of a folder."""
-    for path in sorted((root / folder).rglob("*.py")):
-        yield path.relative_to(root).as_posix(), ast.parse(path.read_text())
+    for path in python_files(root, folder):
+        yield path, parsed((root / path).read_text())
+
+
+@functools.cache
+def parsed(text: str) -> ast.Module:
+    """The syntax tree of a source; rules share it, and only read it."""
+    return ast.parse(text)
+
+
+def walk(tree: ast.AST) -> Sequence[ast.AST]:
+    """All nodes of a tree, each before its children's children as in `ast.walk`; those of a whole file are listed once."""
+    return listed(tree) if isinstance(tree, ast.Module) else list(ast.walk(tree))
+
+
+@functools.cache
+def listed(tree: ast.Module) -> Sequence[ast.AST]:
+    return list(ast.walk(tree))
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
     """(dotted name, line) of everything imported, inside functions too; a name imported from a module counts as a part of it."""
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -99,7 +121,7 @@ def dotted(node: ast.AST) -> str:
 
 def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
     """(dotted name of the callee, call)."""
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.Call):
             yield dotted(node.func), node
 
@@ -147,11 +169,11 @@ def read_at_run_time(tree: ast.Module, known: Container[str]) -> Iterator[str]:
     """The modules that are imported outside ``if TYPE_CHECKING``."""
     typed = {
         id(inner)
-        for node in ast.walk(tree)
+        for node in walk(tree)
         if isinstance(node, ast.If) and dotted(node.test).endswith("TYPE_CHECKING")
-        for inner in ast.walk(node)
+        for inner in walk(node)
     }
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if id(node) in typed or not isinstance(node, (ast.Import, ast.ImportFrom)):
             continue
         for name, _ in imported(ast.Module([node], [])):
@@ -180,7 +202,7 @@ def parts_are_pure(root: Path) -> Iterator[str]:
             given = {keyword.arg for keyword in call.keywords}
             if name.startswith("torch.") and name.removeprefix("torch.") in drawn and "generator" not in given:
                 yield f"{where}: {name} without a generator"
-        for node in ast.walk(tree):
+        for node in walk(tree):
             if isinstance(node, ast.Attribute) and dotted(node).count(".") >= 2 and _within(dotted(node), modules):
                 yield f"{path}:{node.lineno}: reads {dotted(node)}"
 
@@ -194,9 +216,10 @@ def _within(name: str, modules: set[str]) -> bool:
 def file_length(root: Path) -> Iterator[str]:
     """A longer file says on top why it is one: its docstring holds the words "One file because"."""
     for folder in ("sparsify", "tests", "benchmarks", "examples"):
-        for path, tree in sources(root, folder):
-            lines = len((root / path).read_text().splitlines())
-            if lines > LONGEST and "One file because" not in (ast.get_docstring(tree) or ""):
+        for path in python_files(root, folder):
+            text = (root / path).read_text()
+            lines = len(text.splitlines())
+            if lines > LONGEST and "One file because" not in (ast.get_docstring(parsed(text)) or ""):
                 yield f"{path}: {lines} lines and no reason in its docstring"
 
 
@@ -205,7 +228,7 @@ def graph_surgery(root: Path) -> Iterator[str]:
     for path, tree in sources(root):
         if path in EDITORS:
             continue
-        for node in ast.walk(tree):
+        for node in walk(tree):
             callee = node.func if isinstance(node, ast.Call) else None
             if isinstance(callee, ast.Attribute) and callee.attr in EDITS and dotted(callee.value) != "surgery":
                 yield f"{path}:{callee.lineno}: calls .{callee.attr}()"
@@ -220,7 +243,7 @@ def arguments_by_name(root: Path) -> Iterator[str]:
     for path, tree in sources(root):
         if path in POSITIONAL:
             continue
-        for node in ast.walk(tree):
+        for node in walk(tree):
             if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr == "args":
                 yield f"{path}:{node.lineno}: reads {dotted(node.value)}[{ast.unparse(node.slice)}]; use argument(node, name)"
 
@@ -256,7 +279,7 @@ def unpickling(root: Path) -> Iterator[str]:
 
 def mirrored_tests(root: Path) -> Iterator[str]:
     """``tests/room/test_file.py`` tests ``sparsify/room/file.py``; ``test_file_more.py`` does too."""
-    for path, _ in sources(root, "tests"):
+    for path in python_files(root, "tests"):
         *folders, file = path.split("/")[1:]
         if not file.startswith("test_") or path in SPANNING or path == "tests/test_architecture.py":
             continue
@@ -288,7 +311,7 @@ def machine_paths(root: Path) -> Iterator[str]:
 def public_names(root: Path) -> Iterator[str]:
     """``sparsify/__init__.py`` exports what `PUBLIC` lists, each in the spelling that marks a re-export."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse((root / "sparsify/__init__.py").read_text())):
+    for node in walk(ast.parse((root / "sparsify/__init__.py").read_text())):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             if isinstance(node, ast.ImportFrom) and not str(node.module).startswith("sparsify"):
                 continue
@@ -303,7 +326,7 @@ def public_names(root: Path) -> Iterator[str]:
 def errors_speak(root: Path) -> Iterator[str]:
     """No bare ``except``, no broad one that only passes, and no ``raise Exception``."""
     for path, tree in sources(root):
-        for node in ast.walk(tree):
+        for node in walk(tree):
             if isinstance(node, ast.ExceptHandler):
                 broad = node.type is None or dotted(node.type) in ("Exception", "BaseException")
                 if node.type is None or (broad and all(isinstance(statement, ast.Pass) for statement in node.body)):
@@ -331,7 +354,7 @@ def folders_of_tests(root: Path) -> Iterator[str]:
 
 def methods_are_short(root: Path) -> Iterator[str]:
     """A method is a composition in one file; what makes it longer is a part."""
-    for path, _ in sources(root, "sparsify/methods"):
+    for path in python_files(root, "sparsify/methods"):
         lines = len((root / path).read_text().splitlines())
         if Path(path).stem not in NO_METHODS and lines > LONGEST_METHOD:
             yield f"{path}: {lines} lines; move a part of it to sparsify/parts"
@@ -340,9 +363,9 @@ def methods_are_short(root: Path) -> Iterator[str]:
 def methods_are_values(root: Path) -> Iterator[str]:
     """No method subclasses another: nothing derives from `Method`, or from a class of a method's file."""
     trees = list(sources(root, "sparsify/methods"))
-    classes = {"Method", *(n.name for _, tree in trees for n in ast.walk(tree) if isinstance(n, ast.ClassDef))}
+    classes = {"Method", *(n.name for _, tree in trees for n in walk(tree) if isinstance(n, ast.ClassDef))}
     for path, tree in sources(root):
-        for node in ast.walk(tree):
+        for node in walk(tree):
             if not isinstance(node, ast.ClassDef):
                 continue
             for name in map(dotted, node.bases):
@@ -364,7 +387,7 @@ def training_knows_no_method(root: Path) -> Iterator[str]:
             example = line.lstrip().startswith(">>> ")
             if not example and (match := words.search(line)):
                 yield f"{path}:{number}: names {match[0]!r}"
-        for node in ast.walk(tree):
+        for node in walk(tree):
             asked = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
             asked += [node.func.value] if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else []
             if any(re.search(r"(?:^|[._])method\.name$", dotted(part)) for part in asked):

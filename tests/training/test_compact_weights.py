@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 
 import pytest
@@ -25,7 +26,7 @@ WEIGHTS = {"conv.weight", "wide.weight", "twice.weight"}
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(1, 32, 3, padding=1)
+        self.stem = nn.Conv2d(1, 32, 3, stride=2, padding=1)
         self.conv = nn.Conv2d(32, 32, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(32)
         self.wide = nn.Linear(32 * 4, 64)
@@ -33,18 +34,24 @@ class Net(nn.Module):
         self.head = nn.Linear(64, 10)
 
     def forward(self, x):
-        x = torch.max_pool2d(torch.relu(self.norm(self.conv(torch.relu(self.stem(x))))), 4)
+        x = torch.max_pool2d(torch.relu(self.norm(self.conv(torch.relu(self.stem(x))))), 2)
         return self.head(torch.relu(self.twice(torch.relu(self.twice(torch.relu(self.wide(x.flatten(1))))))))
+
+
+@functools.cache
+def traced():
+    """The program that loops train copies of."""
+    torch.manual_seed(0)
+    return sp.trace(Net().double(), (digits(2)[0].double(),))
 
 
 class Loop:
     """A loop as a user writes it, in float64."""
 
     def __init__(self, method="rigl", pattern="grouped:16", *, compact="always", optimizer=None, steps=STEPS, **given):
-        torch.manual_seed(0)
         options = {"density": 0.5, "pattern": pattern}
         rounds = {"update_every": 3} if method in ROUNDS else {}
-        self.program = sp.trace(Net().double(), (digits(2)[0].double(),)).train()
+        self.program = traced().clone().train()
         self.optimizer = (optimizer or sgd)(self.program.parameters())
         teacher = {"teacher": lambda x: x.flatten(1)[:, :10]} if method.startswith("distilled") else {}
         self.trainer = sp.attach(
@@ -53,7 +60,7 @@ class Loop:
         )  # fmt: skip
         self.masks: list[dict[str, torch.Tensor]] = []
 
-    def loss(self, size=16):
+    def loss(self, size=8):
         images, target = digits(640)
         at = slice(self.trainer.steps * size, (self.trainer.steps + 1) * size)
         x = images[at].double()
@@ -174,7 +181,7 @@ def test_memory_of_weights_gradients_and_optimizer_state():
 
 def accumulated(loop):
     for part in range(2):
-        x, y = digits(64)
+        x, y = digits(16)
         (loop.trainer.loss(loop.program(x[part::2].double()), y[part::2]) / 2).backward()
     loop.trainer.step()
     loop.optimizer.zero_grad()
@@ -311,8 +318,7 @@ def test_what_stays_masked_and_why(given, reason):
 
 
 def test_a_hook_of_the_loop_keeps_its_weight_masked():
-    torch.manual_seed(0)
-    program = sp.trace(Net().double(), (digits(2)[0].double(),)).train()
+    program = traced().clone().train()
     program.get_parameter("wide.weight").register_hook(lambda gradient: gradient)
     trainer = sp.attach(
         build("set", {"density": 0.5, "pattern": "grouped:16"}), program, sgd(program.parameters()), total_steps=20,
