@@ -190,10 +190,12 @@ def trace_command(
     task: options.TracedTask = None,
     logits: options.Logits = None,
     dynamic: options.Dynamic = None,
+    pattern: options.TracedPattern = None,
+    sparsity: options.TracedSparsity = 0.9,
     out: options.TracedOut = None,
 ) -> None:
     """Print the traced program, what each weight costs, and which can be sparse."""
-    from sparsify.runs.tracing import traced_on_data, traced_without_data
+    from sparsify.runs.tracing import forms_in_training, traced_on_data, traced_without_data
     from sparsify.terminal import results
 
     named: Any = {
@@ -203,7 +205,7 @@ def trace_command(
         program = traced_without_data(model, inputs, **named)
     else:
         program = traced_on_data(model, data, target=target, **named)
-    results.show_program(program)
+    results.show_program(program, forms_in_training(program, pattern, sparsity) if pattern is not None else {})
     if out:
         program.save(out)
 

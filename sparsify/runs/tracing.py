@@ -14,11 +14,13 @@ from sparsify.ir.dimensions import parsed
 from sparsify.loading import load_model
 from sparsify.loading.inputs import example_inputs
 from sparsify.loading.once import read_once
+from sparsify.methods import static_random
 from sparsify.runs.artefacts import recipe_data
 from sparsify.runs.inferring import with_task
 from sparsify.runs.preflight import traced
 from sparsify.runs.recipe import AUTO, parse_recipe
 from sparsify.tasks import kind
+from sparsify.training import attach
 
 
 def traced_on_data(
@@ -89,3 +91,25 @@ def traced_without_data(
     places, limits = parsed(dynamic)
     outputs = {} if logits is None else {(None if task is None else kind(task).output) or "logits": logits}
     return trace(loaded, args, kwargs, dynamic=places, limits=limits, outputs=outputs, task=task)
+
+
+def forms_in_training(program: Program, pattern: str, sparsity: float) -> dict[str, str]:
+    """Find out how training would store each masked weight, by attaching a method with fixed masks to a copy.
+
+    Args:
+        program: of stage TRACED; it does not change.
+        pattern: spelling of the pattern of the masks.
+        sparsity: share of the masked weights that is inactive, in (0, 1).
+
+    Returns:
+        By masked weight, since which step it is compact, or why it is not.
+
+    Raises:
+        RecipeError: If the sparsity is not in (0, 1).
+        SparsifyError: If the pattern is unknown or fits no weight, or the sparsity cannot be met.
+    """
+    if not 0 < sparsity < 1:
+        raise RecipeError(f"sparsity should be in (0, 1), found {sparsity}. Give --sparsity 0.9, for example.")
+    copy = program.clone().train()
+    method = static_random(density=round(1 - sparsity, 12), pattern=pattern)
+    return attach(method, copy, torch.optim.SGD(copy.parameters(), lr=0.1), total_steps=2).forms

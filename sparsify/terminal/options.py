@@ -72,6 +72,10 @@ Logits = Annotated[
     str | None, Option(help="position (from 0) or key of the output that the task reads, such as class scores")
 ]
 Dynamic = Annotated[list[str] | None, Option(help=DYNAMIC)]
+TracedPattern = Annotated[
+    str | None, Option("--pattern", help="also show how training would store each weight with masks of this pattern")
+]
+TracedSparsity = Annotated[float, Option("--sparsity", help="of --pattern, in (0, 1)")]
 TracedOut = Annotated[Path | None, Option(help="save the program here, e.g. model.sparsify")]
 
 # of opt

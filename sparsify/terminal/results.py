@@ -42,10 +42,10 @@ def show_grid(found: Comparison, out: Path) -> None:
         messages.said(f"{failure.cell} failed: {failure.error}")
 
 
-def show_program(program: Program) -> None:
-    """Print the text of a program, what each weight costs, and how much may be sparse."""
+def show_program(program: Program, forms: Mapping[str, str]) -> None:
+    """Print the text of a program, what each weight costs, how training would store it (``forms``), and how much may be sparse."""
     typer.echo(program.text())
-    console.print(tables.weights(program), crop=False, soft_wrap=True)
+    console.print(tables.weights(program, forms), crop=False, soft_wrap=True)
     console.print(tables.whole(program), highlight=False, soft_wrap=True)
 
 

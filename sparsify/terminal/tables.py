@@ -25,14 +25,22 @@ from sparsify.reports.summary import Summary
 from sparsify.tasks import TASKS
 
 
-def weights(program: Program) -> Table:
-    """Return what each weight costs, and which can be sparse; names in full, as options take them."""
+def weights(program: Program, forms: Mapping[str, str] | None = None) -> Table:
+    """Return what each weight costs, which can be sparse, and how training stores it; names in full, as options take them.
+
+    Args:
+        program: traced.
+        forms: by weight, how training would store it (`SparseTrainer.forms`); None or empty: no such column.
+    """
     sites = program.maskable()
     longest = max((len(site.name) for site in sites), default=0)
     table = Table(Column("weight", min_width=longest), "kind", "shape", "MACs", "uses", "sparse?")
+    if forms:
+        table.add_column("in training")
     for site in sites:
         shape = " x ".join(map(str, site.shape))
-        table.add_row(site.name, site.kind, shape, f"{site.macs:,}", str(site.uses), site.skip or "yes")
+        row = (site.name, site.kind, shape, f"{site.macs:,}", str(site.uses), site.skip or "yes")
+        table.add_row(*row, *([forms.get(site.name, "dense")] if forms else []))
     return table
 
 

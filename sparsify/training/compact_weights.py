@@ -146,10 +146,15 @@ class CompactWeights(Mechanism):
     @property
     def forms(self) -> dict[str, str]:
         """How training stores each masked weight: since which step it is compact, or why it is not."""
-        dense = "no layout of its mask is predicted to be faster" if self._mode == "auto" else "its mask has no layout"
-        compact = {name: f"compact since step {step}" for name, step in self._since.items()}
-        masked = {**dict.fromkeys(self._patterns, dense), **self.masked}
-        return {name: f"masked: {reason}" for name, reason in masked.items()} | compact
+        slower = "a step with it compact is predicted to be no faster"
+        found = {name: f"masked: {reason}" for name, reason in self.masked.items()}
+        for name in self._patterns:
+            if name in self._since:
+                found[name] = f"compact since step {self._since[name]}"
+            else:
+                whole = _share(self._program.mask(name)) == 1
+                found[name] = f"masked: {'its groups read all inputs' if whole else slower}"
+        return found
 
     # --- what rounds ask
 

@@ -105,6 +105,20 @@ class Two(nn.Module):
 """
 
 
+def test_how_training_would_store_each_weight(capsys, tmp_path):
+    (tmp_path / "wide.py").write_text(
+        "from torch import nn\n\ndef build():\n    layers = [nn.Linear(64, 1024), nn.Linear(1024, 1024), nn.Linear(1024, 10)]\n"
+        "    return nn.Sequential(nn.Flatten(), *layers)\n"
+    )
+    shown, program = traced(capsys, tmp_path, f"{tmp_path / 'wide.py'}:build", "--pattern", "grouped:64")
+    assert "compact" in shown and not program.masks()
+    shown, _ = traced(capsys, tmp_path, f"{tmp_path / 'wide.py'}:build", "--pattern", "unstructured")
+    assert "masked:" in shown and "compact" not in shown
+    assert "masked:" not in traced(capsys, tmp_path, f"{tmp_path / 'wide.py'}:build")[0]
+    code, _, err = sparsify(capsys, "trace", "--pattern", "unstructured", "--sparsity", "2")
+    assert code == 2 and "sparsity should be in (0, 1), found 2.0" in err
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("source", ["data", "input"])
 def test_the_logits_are_chosen(capsys, tmp_path, source):
