@@ -23,11 +23,18 @@ from sparsify.training.settings import lr_factor
 from tests.cases import cnn
 
 SETTINGS = Settings(epochs=4, lr=0.05, warmup=5, checkpoint_every=1000)
+SMALL = dataclasses.replace(SETTINGS, batch_size=16)
 
 
 @pytest.fixture(scope="module")
 def data():
     return load_data("digits", seed=0)
+
+
+@pytest.fixture(scope="module")
+def small(data):
+    """As many steps in an epoch, of the quarter of the samples."""
+    return dataclasses.replace(data, train=Subset(data.train, torch.arange(19 * 16)))
 
 
 def trained(data, folder, *, method=None, validation=None, **changes):
@@ -60,7 +67,7 @@ def test_a_warm_up_ends_within_the_run(data, tmp_path, warmup, said):
         trained(data, tmp_path, method=sp.methods.dense(), epochs=1, warmup=warmup)
 
 
-def test_resuming_on_a_round_that_replaces_the_step_warns_of_nothing(data, tmp_path):
+def test_resuming_on_a_round_that_replaces_the_step_warns_of_nothing(small, tmp_path):
     # A checkpoint after step 19, the end of an epoch; step 20 is a round, so the first step after resuming is not the optimizer's.
     def stop(row):
         if row["step"] == 20:
@@ -68,18 +75,18 @@ def test_resuming_on_a_round_that_replaces_the_step_warns_of_nothing(data, tmp_p
 
     options = {"folder": tmp_path, "key": "k"}
     method = sp.methods.rigl(density=0.2, update_every=10)
-    arguments = (data.train, data.validation, SETTINGS)
+    arguments = (small.train, small.validation, SMALL)
     with pytest.raises(KeyboardInterrupt):
         train(method, cnn(), *arguments, **options, on_step=stop)
     result = train(method, cnn(), *arguments, **options, resume=True)
     assert result.counts["steps"] == 76 and result.history[0]["step"] == 19
 
 
-def test_every_step_is_told_with_its_density(data, tmp_path):
+def test_every_step_is_told_with_its_density(small, tmp_path):
     rows = []
     program = cnn()
     method = sp.methods.gmp(density=0.2, start_at=10, stop_at=50, update_every=10)
-    train(method, program, data.train, data.validation, SETTINGS, folder=tmp_path, key="k", on_step=rows.append)
+    train(method, program, small.train, small.validation, SMALL, folder=tmp_path, key="k", on_step=rows.append)
     assert [row["step"] for row in rows] == list(range(1, 77)) and {row["total"] for row in rows} == {76}
     densities = [row["density"] for row in rows]
     assert densities[0] == 1.0 and densities[-1] == program.costs().density == pytest.approx(0.2, abs=1e-5)
@@ -108,14 +115,15 @@ def test_early_stop_waits_for_the_final_density(data, tmp_path):
 
 
 def test_bf16_keeps_parameters_in_float32_and_learns(data, tmp_path):
-    program, result = trained(data, tmp_path, precision="bf16", epochs=2)
+    data = dataclasses.replace(data, train=Subset(data.train, torch.arange(38 * 16)))
+    program, result = trained(data, tmp_path, precision="bf16", epochs=2, batch_size=16)
     assert {p.dtype for p in program.parameters()} == {torch.float32}
     assert result.history[-1]["val_accuracy"] > 0.9
-    _, full = trained(data, tmp_path / "full", epochs=2)
+    _, full = trained(data, tmp_path / "full", epochs=2, batch_size=16)
     assert full.history[-1]["loss"] != result.history[-1]["loss"], "mixed precision changes the arithmetic"
 
 
-def test_a_method_s_objective_and_averaging_are_used(data, tmp_path):
+def test_a_method_s_objective_and_averaging_are_used(small, tmp_path):
     calls = []
 
     class Counted:
@@ -137,14 +145,14 @@ def test_a_method_s_objective_and_averaging_are_used(data, tmp_path):
     method = dataclasses.replace(
         base, objective=lambda total: Counted(), averaging=lambda total: Averaging(total // 2 + 1, 1)
     )
-    averaged, result = trained(data, tmp_path / "a", method=method)
-    plain, _ = trained(data, tmp_path / "b", method=base)
-    assert calls == list(range(1, 4 * (1221 // 64) + 1)) and len(calls) == result.counts["steps"]
+    averaged, result = trained(small, tmp_path / "a", method=method, batch_size=16)
+    plain, _ = trained(small, tmp_path / "b", method=base, batch_size=16)
+    assert calls == list(range(1, 4 * 19 + 1)) and len(calls) == result.counts["steps"]
     assert [row["readings"]["seen"] for row in result.history] == [row["step"] for row in result.history]
     assert torch.equal(averaged.mask("8.weight"), plain.mask("8.weight")), "the same run until the average is taken"
     assert not torch.equal(averaged.weight("8.weight"), plain.weight("8.weight"))
     assert not averaged.weight("8.weight")[~averaged.mask("8.weight")].any()
-    assert result.counts["samples"] == 64 * result.counts["steps"] and result.counts["rounds"] > 0
+    assert result.counts["samples"] == 16 * result.counts["steps"] and result.counts["rounds"] > 0
 
 
 @pytest.mark.parametrize(
@@ -170,9 +178,9 @@ def test_tensors_made_by_the_graph_move_with_the_program():
         assert program.eval()(torch.randn(2, 4, device="meta")).device.type == "meta"
 
 
-def test_a_correction_sweeps_is_clipped_after_and_leaves_its_readings(data, tmp_path):
+def test_a_correction_sweeps_is_clipped_after_and_leaves_its_readings(small, tmp_path):
     method = sp.methods.agent(sp.methods.rigl(density=0.2, update_every=10))
-    _, result = trained(data, tmp_path, method=method, clip_gradient_norm=1.0, epochs=3)
+    _, result = trained(small, tmp_path, method=method, batch_size=16, clip_gradient_norm=1.0, epochs=3)
     assert [list(row["readings"]) for row in result.history] == [["coefficient"]] * 3
     assert result.history[0]["readings"]["coefficient"] == 0.1 != result.history[-1]["readings"]["coefficient"]
     # 57 steps of which 4 are rounds; refreshes on steps 1, 21 (20 is a round) and 41 (40 is one) look at 19 batches each.
@@ -184,16 +192,16 @@ def test_a_correction_sweeps_is_clipped_after_and_leaves_its_readings(data, tmp_
 
 
 def test_an_interrupted_run_of_nested_wrappers_resumes_to_the_same_bits(data, tmp_path):
-    data = dataclasses.replace(data, train=Subset(data.train, torch.arange(640)))  # 10 steps an epoch
+    data = dataclasses.replace(data, train=Subset(data.train, torch.arange(160)))  # 10 steps an epoch
     base = sp.methods.rigl(density=0.2, update_every=5, stop_at=0.5)
     method = sp.methods.cigl(sp.methods.agent(base, coefficient="layer"), start_at=0.6)
-    whole, result = trained(data, tmp_path / "a", method=method, epochs=3, checkpoint_every=5)
+    settings = dataclasses.replace(SMALL, epochs=3, checkpoint_every=5)
+    whole, result = trained(data, tmp_path / "a", method=method, epochs=3, checkpoint_every=5, batch_size=16)
 
     def stop(row):
         if row["step"] == 23:
             raise KeyboardInterrupt
 
-    settings = dataclasses.replace(SETTINGS, epochs=3, checkpoint_every=5)
     arguments = (data.train, data.validation, settings)
     torch.manual_seed(0)
     with pytest.raises(KeyboardInterrupt):
