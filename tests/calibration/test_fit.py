@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -13,16 +15,21 @@ from sparsify.parts import metrics
 from sparsify.parts.samples import TensorSamples
 
 
+@functools.cache
+def traced():
+    return sp.trace(nn.Linear(4, 4), (torch.rand(2, 4),))
+
+
 def overconfident(n=600, factor=3.0):
     """Inputs that are log-probabilities themselves, labels drawn from them, and a layer that multiplies them by ``factor``."""
     generator = torch.Generator().manual_seed(0)
     z = 1.5 * torch.randn(n, 4, generator=generator)
     labels = torch.multinomial(z.softmax(1), 1, generator=generator).squeeze(1)
-    layer = nn.Linear(4, 4)
+    program = traced().clone().eval()
     with torch.no_grad():
-        layer.weight.copy_(factor * torch.eye(4))
-        layer.bias.zero_()
-    return sp.trace(layer, (z[:2],)).eval(), TensorSamples(z, labels)
+        program.weight("weight").copy_(factor * torch.eye(4))
+        program.get_parameter("bias").zero_()
+    return program, TensorSamples(z, labels)
 
 
 def test_the_temperature_undoes_the_factor_and_nothing_else_changes():

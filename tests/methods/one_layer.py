@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 import sparsify as sp
+
+
+@functools.cache
+def traced(outputs: int, inputs: int) -> sp.Program:
+    """Traced once by shape; every layer takes a copy."""
+    return sp.trace(nn.Linear(inputs, outputs, bias=False), (torch.eye(inputs),))
 
 
 class OneLayer:
@@ -17,11 +24,10 @@ class OneLayer:
         self, method: sp.Method, weights: Sequence[Sequence[float]], *, total_steps: int, lr: float = 0.0, seed: int = 0
     ) -> None:
         self.values = values = torch.tensor(weights)
-        layer = nn.Linear(values.shape[1], values.shape[0], bias=False)
-        with torch.no_grad():
-            layer.weight.copy_(values)
         self.x = torch.eye(values.shape[1])
-        self.program = sp.trace(layer, (self.x,)).train()
+        self.program = traced(*values.shape).clone().train()
+        with torch.no_grad():
+            self.program.weight("weight").copy_(values)
         self.optimizer = torch.optim.SGD(self.program.parameters(), lr=lr)
         self.trainer = sp.attach(method, self.program, self.optimizer, total_steps=total_steps, seed=seed)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -13,14 +15,19 @@ from tests.cases import digits
 X = torch.ones(2, 1)
 
 
+@functools.cache
+def one_weight():
+    """Traced once; every run takes a copy."""
+    return sp.trace(nn.Linear(1, 1, bias=False), (X,))
+
+
 class OneWeight:
     """A weight w with the loss (w - t)^2 / 2 on the batch of target t; the targets are 1 and 3. It starts at 4, with a rate of 0.5."""
 
     def __init__(self, *, epoch_steps=2, targets=(1.0, 3.0), start=4.0, **options):
-        layer = nn.Linear(1, 1, bias=False)
+        self.program = one_weight().clone().train()
         with torch.no_grad():
-            layer.weight.fill_(start)
-        self.program = sp.trace(layer, (X,)).train()
+            self.program.weight("weight").fill_(start)
         self.optimizer = torch.optim.SGD(self.program.parameters(), lr=0.5)
         method = sp.methods.agent(sp.methods.static_random(density=1.0), **options)
         self.trainer = sp.attach(

@@ -21,9 +21,16 @@ from tests.training.test_meaning import X as INPUTS
 X, Y = digits(48)
 
 
-def made(model=None, **attack):
+@functools.cache
+def linear():
+    """Traced once; every run takes a copy."""
     torch.manual_seed(0)
-    program = sp.trace(model or nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (X,)).train()
+    return sp.trace(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (X,))
+
+
+def made(model=None, **attack):
+    program = (linear().clone() if model is None else sp.trace(model, (X,))).train()
+    torch.manual_seed(0)
     method = sp.methods.dense()
     method = sp.methods.adversarial(method, **attack) if attack else method
     return program, sp.attach(method, program, torch.optim.SGD(program.parameters(), lr=0.1), total_steps=9)

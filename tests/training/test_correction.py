@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -16,9 +17,16 @@ from tests.cases import digits
 X, Y = digits(32)
 
 
-def started(correct, *, wrap=lambda method: method, lr=0.1, **options):
+@functools.cache
+def traced():
+    """Traced once; every run takes a copy."""
     torch.manual_seed(0)
-    program = sp.trace(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (X,)).train()
+    return sp.trace(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (X,))
+
+
+def started(correct, *, wrap=lambda method: method, lr=0.1, **options):
+    program = traced().clone().train()
+    torch.manual_seed(0)
     optimizer = torch.optim.SGD(program.parameters(), lr=lr)
     correction = Correction(init=lambda weights: len(weights), correct=correct, readings=lambda state: {"state": state})
     base = wrap(sp.methods.rigl(density=0.25, update_every=3, stop_at=8))

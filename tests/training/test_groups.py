@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 
@@ -11,6 +13,12 @@ from tests.cases import digits
 
 
 def program_with_two_heads():
+    """A copy of a program that is traced once."""
+    return two_heads().clone().train()
+
+
+@functools.cache
+def two_heads():
     model = nn.ModuleDict({"head": nn.Linear(64, 8), "other": nn.Linear(8, 10)})
 
     class Net(nn.Module):
@@ -21,7 +29,7 @@ def program_with_two_heads():
         def forward(self, x):
             return self.m["other"](torch.relu(self.m["head"](x.flatten(1))))
 
-    return sp.trace(Net(), (digits()[0],)).train()
+    return sp.trace(Net(), (digits()[0],))
 
 
 def test_a_new_row_joins_its_layer_and_a_new_bias_the_biases():

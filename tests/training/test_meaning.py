@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 
@@ -62,6 +63,14 @@ CASES = {
 
 
 def traced(name, seed=0):
+    """A copy of the program of a case; each is traced once."""
+    program = made_once(name, seed).clone()
+    torch.manual_seed(seed)
+    return program
+
+
+@functools.cache
+def made_once(name, seed):
     torch.manual_seed(seed)
     model = CASES[name][0]
     for module in (model.body, model.head):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 
@@ -9,9 +11,15 @@ import sparsify as sp
 from sparsify.training.random_masks import RandomMasks
 
 
-def program(pipeline="insert-masks | insert-random-masks{rate=0.5}"):
+@functools.cache
+def traced():
+    """Traced once; every program is a copy."""
     torch.manual_seed(0)
-    return sp.Pipeline.parse(pipeline)(sp.trace(nn.Linear(8, 6), (torch.ones(2, 8),)))
+    return sp.trace(nn.Linear(8, 6), (torch.ones(2, 8),))
+
+
+def program(pipeline="insert-masks | insert-random-masks{rate=0.5}"):
+    return sp.Pipeline.parse(pipeline)(traced())
 
 
 def test_draws_follow_the_seed_and_go_on_from_a_saved_generator():

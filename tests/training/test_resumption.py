@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 
 import pytest
@@ -23,13 +24,20 @@ METHODS = {
 }
 
 
-def run(folder, *, method="rigl", resume=False, optimizer="adamw", stop=None):
+@functools.cache
+def traced():
+    """Traced once; every run takes a copy."""
     torch.manual_seed(0)
-    program = sp.trace(
+    return sp.trace(
         nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)),
         (torch.rand(2, 1, 8, 8),),
         check=False,
     )
+
+
+def run(folder, *, method="rigl", resume=False, optimizer="adamw", stop=None):
+    torch.manual_seed(0)
+    program = traced().clone()
     x, y = digits(192)
     samples = TensorSamples(x, y)
     settings = Settings(**{**vars(SETTINGS), "optimizer": optimizer})

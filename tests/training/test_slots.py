@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from pathlib import Path
 
@@ -49,9 +50,16 @@ EXPECTED = {
 }  # fmt: skip
 
 
-def attached(method, **options):
+@functools.cache
+def traced():
+    """Traced once; every run takes a copy."""
     torch.manual_seed(0)
-    program = sp.trace(nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)), (torch.rand(4, 64),)).train()
+    return sp.trace(nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)), (torch.rand(4, 64),))
+
+
+def attached(method, **options):
+    program = traced().clone().train()
+    torch.manual_seed(0)
     optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
     return sp.attach(
         method, program, optimizer, **{"total_steps": STEPS, "epoch_steps": 10, "sweep": lambda: iter(()), **options}

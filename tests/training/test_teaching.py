@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -22,8 +24,14 @@ def linear(seed=1, classes=10):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
 
 
+@functools.cache
+def one_student():
+    """Traced once; every student is a copy."""
+    return sp.trace(linear(), (X,))
+
+
 def attached(method, teacher):
-    program = sp.trace(linear(), (X,)).train()
+    program = one_student().clone().train()
     optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
     return program, sp.attach(method, program, optimizer, total_steps=4, teacher=teacher)
 
@@ -56,7 +64,7 @@ def test_the_micro_batches_of_a_step_are_counted_as_one_batch():
 
 def test_a_student_of_weight_1_becomes_its_teacher():
     teacher = linear(seed=2).eval()
-    program = sp.trace(linear(), (X,)).train()
+    program = one_student().clone().train()
     optimizer = torch.optim.SGD(program.parameters(), lr=0.5)
     method = sp.methods.distilled(sp.methods.dense(), weight=1.0, temperature=1.0)
     trainer = sp.attach(method, program, optimizer, total_steps=300, teacher=teacher)
