@@ -100,7 +100,7 @@ def _kept_name(program: Program, name: str) -> str:
 
 
 def as_sparse(tensor: ir.TensorProtocol) -> onnx.SparseTensorProto | None:
-    """A sparse initializer, values and one int64 index for each non-zero; None where that is no smaller."""
+    """A sparse initializer, values and one int64 index for each non-zero; None if that is not smaller."""
     if tensor.dtype != ir.DataType.FLOAT:
         return None
     array = tensor.numpy()

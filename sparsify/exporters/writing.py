@@ -70,5 +70,5 @@ def check(model: ir.Model) -> None:
         onnx.checker.check_model(skeleton(model))
     except onnx.checker.ValidationError as error:
         raise ExportError(
-            f"the graph of the file is no valid ONNX: {str(error).strip()[:300]} Please report it, with the model."
+            f"the graph of the file is not valid ONNX: {str(error).strip()[:300]} Please report it, with the model."
         ) from error

@@ -106,7 +106,7 @@ def _unreadable(reader: _Reader) -> str | None:
     layer, source = reader.layer, reader.tap or reader.view
     target = layer.target
     if target is not _LINEAR and target not in (*_CONVOLUTIONS, *_BY_NAME):
-        return f"%{layer.name} reads it, which is no linear layer or convolution"
+        return f"%{layer.name} reads it, which is neither a linear layer nor a convolution"
     if argument(layer, "weight") is not source or source in (argument(layer, "input"), argument(layer, "bias")):
         return f"%{layer.name} reads it other than as its weight"
     if target is not _LINEAR and int(argument(layer, "groups")) != 1:

@@ -254,7 +254,7 @@ def _value(tree: ast.AST, sizes: Mapping[str, int]) -> int:
         case ast.Call(func=ast.Name(id=name), args=[left, right], keywords=[]) if name in _CALLS:
             return _CALLS[name](_value(left, sizes), _value(right, sizes))
         case _:
-            raise ValueError(f"{ast.dump(tree)} is no size")
+            raise ValueError(f"{ast.dump(tree)} is not a size")
 
 
 def mentions(size: int | str, name: str) -> bool:

@@ -39,7 +39,7 @@ Text = Annotated[str, AfterValidator(checked_text)]
 
 def _dtype(name: str) -> str:
     if not isinstance(getattr(torch, name, None) if name.isidentifier() else None, torch.dtype):
-        raise ValueError(f"{name[:80]!r} is no dtype")
+        raise ValueError(f"{name[:80]!r} is not a dtype")
     return name
 
 
@@ -54,7 +54,7 @@ def _shape(sizes: list[int | str]) -> list[int | str]:
     if any(size < 0 for size in numbers) or math.prod(numbers) > MOST_VALUES or len(sizes) > 64:
         raise ValueError(f"the shape {sizes[:8]} has sizes below 0 or more than {MOST_VALUES:,} values")
     if not all(_SIZE.fullmatch(size) for size in sizes if isinstance(size, str)):
-        raise ValueError(f"the shape {sizes[:8]} has a size that is no expression of numbers and names")
+        raise ValueError(f"the shape {sizes[:8]} has a size that is not an expression of numbers and names")
     return sizes
 
 
@@ -112,7 +112,7 @@ class TaskForm(_Form):
 def _constant(value: Any) -> Any:
     number = value["float"] if isinstance(value, dict) and set(value) == {"float"} else value
     if not (number is None or isinstance(number, (bool, int, str))) or len(str(number)) > 300:
-        raise ValueError(f"{str(value)[:80]} is no constant")
+        raise ValueError(f"{str(value)[:80]} is not a constant")
     return value
 
 
@@ -199,7 +199,7 @@ def _check_graph(phase: str, nodes: list[NodeForm], *, state: set[str], hooks: s
             case "get_attr" if node.target not in state:
                 raise ValueError(f"%{node.name} of {phase} reads {node.target[:80]!r}, which the file does not hold")
             case "call_module" if node.target not in hooks:
-                raise ValueError(f"%{node.name} of {phase} calls {node.target[:80]!r}, which is no tap or record")
+                raise ValueError(f"%{node.name} of {phase} calls {node.target[:80]!r}, which is not a tap or record")
             case "output" if not node.names:
                 raise ValueError(f"the outputs of {phase} have no names")
             case "output" if strange := [name for name in node.heads if name not in (node.names or ())]:

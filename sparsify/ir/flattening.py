@@ -86,7 +86,7 @@ def _read_inputs(made: _Flattening, state: nn.Module) -> tuple[dict[int, Constan
         The inputs that are constants, by place among the arguments; and by name, the nodes of state and of all other inputs.
 
     Raises:
-        TraceError: If an input of the exported program is an object that is no tensor.
+        TraceError: If an input of the exported program is an object that is not a tensor.
     """
     constants, targets, place_of_input = dict[int, Constant](), dict[str, fx.Node](), 0
     placeholders = {node.name: node for node in made.exported.graph.nodes if node.op == "placeholder"}

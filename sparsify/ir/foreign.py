@@ -118,7 +118,7 @@ def checked_keyword(text: str) -> str:
         ValueError: If it cannot.
     """
     if not text.isidentifier() or keyword.iskeyword(text) or len(text) > LONGEST_TEXT:
-        raise ValueError(f"{text[:80]!r} is no name")
+        raise ValueError(f"{text[:80]!r} is not a name")
     return text
 
 
@@ -141,7 +141,7 @@ def checked_path(text: str) -> str:
     """
     for part in text.split("."):
         if not part or part.startswith("__") or not part.isprintable() or re.search(r"[\"'\\{}]", part):
-            raise ValueError(f"{text[:80]!r} is no qualified name")
+            raise ValueError(f"{text[:80]!r} is not a qualified name")
     if len(text) > LONGEST_TEXT:
         raise ValueError(f"the name {text[:80]!r}... is longer than {LONGEST_TEXT} characters")
     return text

@@ -220,7 +220,7 @@ def _check_kinds(node: fx.Node) -> None:
         value = given.get(argument.name)
         if kind is not None and value is not None and not isinstance(value, kind):
             raise LoadError(
-                f"%{node.name} calls {node.target} with {argument.name} {str(value)[:80]!r}, which is no {kind.__name__}."
+                f"%{node.name} calls {node.target} with {argument.name} {str(value)[:80]!r}, which is not a {kind.__name__}."
             )
 
 

@@ -135,7 +135,9 @@ def _read(
             f"the model returns {_listed(keys, specs)} in {phase} mode, and task {task.name!r} takes {task.targets}: no output has such a "
             f"shape. Change the model, or name another task: task=... in Python, --task for the command."
         )
-    missing, wanted = ("are no logits", "class scores") if reads == LOGITS else (f"is no {reads}", "predicted numbers")
+    missing, wanted = (
+        ("are not logits", "class scores") if reads == LOGITS else (f"is not a {reads}", "predicted numbers")
+    )
     raise TraceError(
         f"the model returns no floating-point tensor in {phase} mode ({_listed(keys, specs)}), so there {missing}. Return the {wanted}."
     )

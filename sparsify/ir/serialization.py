@@ -272,7 +272,7 @@ def _decode_program(document: ProgramForm, tensors: dict[str, Tensor], make: typ
     in_spec = pytree.treespec_loads(document.in_spec)
     sides = in_spec.children()
     if in_spec.type is not tuple or [side.type for side in sides] != [tuple, dict]:
-        raise LoadError("its in_spec is no tuple of positional arguments and a mapping of those by name.")
+        raise LoadError("its in_spec is not a tuple of positional arguments and a mapping of named ones.")
     program = make(
         state,
         _graphs(document),
@@ -325,7 +325,9 @@ def _decode_graph(nodes: list[NodeForm]) -> fx.Graph:
         args = _decode(encoded.args, by_name)
         kwargs = {} if encoded.kwargs is None else _decode(encoded.kwargs, by_name)
         if not isinstance(args, tuple) or not isinstance(kwargs, dict):
-            raise LoadError(f"the arguments of %{encoded.name} are no tuple, or those with names no mapping.")
+            raise LoadError(
+                f"the positional arguments of %{encoded.name} are not a tuple, or its named arguments are not a mapping."
+            )
         for name in kwargs:
             _checked(checked_keyword, name)
         target = _decode_target(encoded.target) if encoded.op == "call_function" else encoded.target

@@ -64,7 +64,7 @@ def trace(
         model: any module that `torch.export` can capture.
         inputs: example: a tensor, a tuple of arguments of ``forward``, or a mapping of them by name (a dictionary that a tokenizer
             makes). The first dimension of each tensor is the batch. A batch of 1 is doubled, unless the model takes no other. Other
-            sizes, unless they are declared, and arguments that are no tensors are fixed by the trace. Calls may give arguments by
+            sizes, unless they are declared, and arguments that are not tensors are fixed by the trace. Calls may give arguments by
             position or by name.
         kwargs: further example arguments by name.
         name: of the program; the class name in snake case by default.

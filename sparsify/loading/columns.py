@@ -162,7 +162,7 @@ def _check_names(table: Table, **named: Sequence[str]) -> None:
             others = [other for other in keys if other != key and name in named[other]]
             if others or name in names[:place]:
                 second = keys[others[0]] if others else keys[key]
-                raise DataError(f"column {name!r} stands in {keys[key]} and again in {second}. Name it once.")
+                raise DataError(f"{keys[key]} and {second} both name column {name!r}. Name it in one of them.")
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:

@@ -74,7 +74,7 @@ def check_bytes(inputs: Any, where: str) -> None:
             shape = ", ".join(["N", *map(str, value.shape[1:])])
             raise DataError(
                 f"{where}: input {name!r} holds bytes (uint8) [{shape}], and bytes are read as pixels in [0, 1]. Give tokens and other "
-                f"whole numbers as int64, a mask as bool, and pixels that are no image as float32."
+                f"whole numbers as int64, a mask as bool, and pixels that are not an image as float32."
             )
 
 

@@ -98,7 +98,7 @@ def dense_steps(value: Duration, total_steps: int) -> int:
     """Convert the duration of a dense start to steps; it must be shorter than the run, and 0 means none.
 
     Raises:
-        RecipeError: If the value is no duration, or leaves no step for the sparse part.
+        RecipeError: If the value is not a duration, or leaves no step for the sparse part.
     """
     steps = as_steps(value, total_steps, "dense_until", least=0)
     if steps >= total_steps:

@@ -91,7 +91,7 @@ def _check_wrapper(name: str, text: str) -> None:
                 f"{name!r} in {text!r} is not a wrapper: its function does not take ``base`` first. Wrappers: {', '.join(WRAPPERS)}."
             )
     elif name in METHODS:
-        raise RecipeError(f"{name!r} in {text!r} is no wrapper. Wrappers: {', '.join(WRAPPERS)}.")
+        raise RecipeError(f"{name!r} in {text!r} is not a wrapper. Wrappers: {', '.join(WRAPPERS)}.")
     elif name not in WRAPPERS:
         raise RecipeError(f"there is no wrapper {name!r}.{_near(name, WRAPPERS)}")
 

@@ -52,7 +52,7 @@ def sizes_of(program: Program, texts: Sequence[str]) -> dict[str, int]:
     given = {name: int(size) for name, size in (text.split("=") for text in texts)}
     if unknown := next((name for name in given if name not in program.sizes), None):
         varying = f"those of this program are {', '.join(program.sizes)}" if program.sizes else "this program has none"
-        raise PassError(f"sizes name {unknown}, which is no dimension that varies; {varying}. Leave it out.")
+        raise PassError(f"sizes name {unknown}, which is not a dimension that varies; {varying}. Leave it out.")
     return {**program.sizes, BATCH: MANY, **given}
 
 

@@ -189,7 +189,7 @@ def facts(report: Report, latency: Report | None) -> Rows:
         ("data, SHA-256", data["fingerprint"]),
         ("task", data.get("task", "classification")),
     ]
-    if data["classes"]:  # targets of other tasks are no class numbers
+    if data["classes"]:  # targets of other tasks are not class numbers
         rows.append(("classes", f"{data['classes']:,}"))
     rows += [(f"samples, {part}", f"{count:,}") for part, count in data["samples"].items()]
     rows += [(name, version) for name, version in report["versions"].items()]

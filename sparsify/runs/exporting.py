@@ -70,7 +70,7 @@ def export_saved(
     loaded = Program.load(program).eval()
     if recipe is None and data is not None and Path(data).suffix.lower() in TABLES:
         raise RecipeError(
-            f"{data} is a table, and how its columns became inputs stands in the recipe of the run. Give --recipe, its recipe.toml, in "
+            f"{data} is a table, and only the recipe of the run says how its columns became inputs. Give --recipe, its recipe.toml, in "
             f"place of --data."
         )
     metadata = dict[str, str]()

@@ -277,7 +277,7 @@ def _check_options(grid: Grid) -> None:
         unused = [name for name in named if name not in rows]
         if unused:
             raise RecipeError(
-                f"grid.{table} has {unused[0]!r}, which is no row of the grid. Add it to grid.methods, or leave it out. "
+                f"grid.{table} has {unused[0]!r}, which is not a row of the grid. Add it to grid.methods, or leave it out. "
                 f"Rows: {', '.join(rows)}."
             )
 

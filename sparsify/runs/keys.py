@@ -154,7 +154,7 @@ def _outside(keys: Sequence[str], owner: str) -> str:
 def _unknown(words: str) -> str:
     field = words.rpartition(".")[2]
     if field in _SPELT and "." not in words:
-        return f"the key {words!r} stands in a table: write {spelt(field)}."
+        return f"the key {words!r} belongs to a table: write {spelt(field)}."
     names = list(_SPELT.values())
     near = [spelt(field)] if field in _SPELT else []
     near += [name for name in difflib.get_close_matches(words, names, n=3) if name not in near]

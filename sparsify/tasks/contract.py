@@ -48,7 +48,7 @@ def check_task(task: Task, output: Any, target: Any) -> None:
 def _loss(task: Task, output: Any, target: Any) -> None:
     moving = pytree.tree_map(_leaf, output)
     value = task.loss(moving, target)
-    _promise(task, isinstance(value, Tensor) and not value.ndim, f"loss() is no scalar tensor: {value!r}")
+    _promise(task, isinstance(value, Tensor) and not value.ndim, f"loss() is not a scalar tensor: {value!r}")
     _promise(task, bool(value.isfinite()), f"loss() is {value.item()} for outputs that are finite")
     _promise(
         task,

@@ -207,7 +207,7 @@ def _row(row: Any, where: str) -> None:
         or not all(_is_number(row.get(key, 0.0)) for key in ROW)
         or not isinstance(row.get("step"), int)
     ):
-        raise _Damaged(f"{where} is no row of an epoch: {_shown(row)}")
+        raise _Damaged(f"{where} is not a row of an epoch: {_shown(row)}")
     _plain(row, where, {})
     for name, value in row.items():
         if name not in ROW and not isinstance(value, (dict, float, int)) and value is not None:

@@ -169,7 +169,7 @@ OPTIONS = {
     "unknown pattern": (["--pattern", "2:4"], "there is no pattern"),
     "pattern does not divide": (["--pattern", "nm:2:4", "--sparsity", "0.5"], "divisible by 4"),
     "unknown key": (["--set", "train.epoch=3"], "Nearest: train.epochs"),
-    "a flat key": (["--set", FLAT], "stands in a table: write train.lr"),
+    "a flat key": (["--set", FLAT], "belongs to a table: write train.lr"),
     "unknown method option": (["--set", "method.options.update_evry=3"], "Nearest: update_every"),
     "unknown wrapper": (["--method", "cgil(rigl)"], "Nearest: cigl"),
     "wrapper alone": (["--method", "cigl"], "write cigl(rigl)"),

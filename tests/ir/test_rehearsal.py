@@ -59,7 +59,7 @@ def test_a_number_is_no_dtype(step, spec):
         last = {"dtype" if target is ATEN.sum.default else "memory_format": arguments[0]}
     value = graph.call_function(ATEN.nonzero.default, (value,))  # from here on nothing is rehearsed
     graph.output((graph.call_function(target, (value,), last),))
-    with pytest.raises(LoadError, match=r"which is no (dtype|memory_format)\."):
+    with pytest.raises(LoadError, match=r"which is not a (dtype|memory_format)\."):
         rehearse_graph(
             graph, "of eval", lambda node: spec and TensorSpec("x", spec, "float32"), lambda name: torch.zeros(4)
         )

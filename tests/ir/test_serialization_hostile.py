@@ -56,18 +56,18 @@ FACTORY = json.dumps(
          '"dict_context": []}', "children_spec": []}]
 )  # fmt: skip
 ATTACKS = {
-    "an input that is code": (lambda d: node(d, "placeholder").update(target=f"x={CODE}"), "is no name"),
-    "a node that is code": (lambda d: node(d, "call_function").update(name=f"x={CODE};y"), "is no name"),
+    "an input that is code": (lambda d: node(d, "placeholder").update(target=f"x={CODE}"), "is not a name"),
+    "a node that is code": (lambda d: node(d, "call_function").update(name=f"x={CODE};y"), "is not a name"),
     "a node of Python's": (lambda d: node(d, "call_function").update(name="torch"), "needs for itself"),
     "a keyword that is code": (
-        lambda d: node(d, "call_function").update(kwargs={"dict": {f"a={CODE},b": 1}}), "is no name",
+        lambda d: node(d, "call_function").update(kwargs={"dict": {f"a={CODE},b": 1}}), "is not a name",
     ),
-    "a tensor that ends its quotes": (lambda d: d["parameters"].update({f'x")or {CODE}#': True}), "no qualified name"),
-    "a tensor of Python's own": (lambda d: d["buffers"].append("__class__.__init__"), "no qualified name"),
-    "a tap that ends its quotes": (lambda d: d["taps"].append(f'a.b"),{CODE}#'), "no qualified name"),
+    "a tensor that ends its quotes": (lambda d: d["parameters"].update({f'x")or {CODE}#': True}), "not a qualified name"),
+    "a tensor of Python's own": (lambda d: d["buffers"].append("__class__.__init__"), "not a qualified name"),
+    "a tap that ends its quotes": (lambda d: d["taps"].append(f'a.b"),{CODE}#'), "not a qualified name"),
     "state that is not there": (lambda d: node(d, "get_attr").update(target="forward.__globals__"), "the file does not hold"),
     "a method": (lambda d: call(d, "relu").update(op="call_method", target="numpy"), "graphs.eval"),
-    "a module": (lambda d: call(d, "relu").update(op="call_module", target="fc"), "no tap or record"),
+    "a module": (lambda d: call(d, "relu").update(op="call_module", target="fc"), "not a tap or record"),
     "an operator that opens files": (lambda d: call(d, "relu").update(target="op:aten.from_file.default"), "may not call"),
     "an operator that changes memory": (lambda d: call(d, "relu").update(target="op:aten.set_.source_Tensor"), "may not call"),
     "an operator that resizes": (lambda d: call(d, "relu").update(target="op:aten.resize_.default"), "may not call"),
@@ -87,8 +87,8 @@ ATTACKS = {
     "a dtype that is a function": (
         lambda d: call(d, "relu").update(args={"tuple": [{"dtype": "load"}]}), "has no form that a program file knows",
     ),
-    "a spec whose dtype is a function": (lambda d: d["inputs"][0].__setitem__(2, "load"), "is no dtype"),
-    "a size that is code": (lambda d: d["inputs"][0][1].__setitem__(0, f"N if {CODE} else N"), "no expression of numbers"),
+    "a spec whose dtype is a function": (lambda d: d["inputs"][0].__setitem__(2, "load"), "is not a dtype"),
+    "a size that is code": (lambda d: d["inputs"][0][1].__setitem__(0, f"N if {CODE} else N"), "not an expression of numbers"),
     "inputs of a terabyte": (lambda d: d["inputs"][0][1].__setitem__(3, 10**12), "more than 536,870,912 values"),
     "an operator that makes a terabyte": (
         lambda d: call(d, "relu").update(target="op:aten.zeros.default", args={"tuple": [{"list": [2**20, 2**20]}]}),
@@ -177,7 +177,7 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path):
             return self.layers["{a}"](F.relu(x.flatten(1)))
 
     program = sp.trace(Quoted(), (torch.rand(2, 1, 8, 8),))
-    with pytest.raises(LoadError, match=r"cannot be saved.*no qualified name"):
+    with pytest.raises(LoadError, match=r"cannot be saved.*not a qualified name"):
         program.save(tmp_path / "m.sparsify")
     assert not list(tmp_path.iterdir())
 

@@ -210,7 +210,7 @@ def changed(name, row, value):
 BAD = {
     "no target": (CITIES, {}, "needs the column to predict: .*It has the columns 'age', 'city', 'bought'"),
     "absent target": (CITIES, {"target": ["price"]}, "has no column 'price', which target names"),
-    "named twice": (CITIES, {"target": ["bought"], "ignore_columns": ["bought"]}, "stands in target and again in ignore_columns"),
+    "named twice": (CITIES, {"target": ["bought"], "ignore_columns": ["bought"]}, "target and ignore_columns both name column"),
     "empty number": (changed("age", 7, ""), {"target": ["bought"]}, "line 9, column 'age': the field is empty"),
     "empty text": (changed("city", 7, " "), {"target": ["bought"]}, "line 9, column 'city': the field is empty"),
     "nan": (changed("age", 0, "NaN"), {"target": ["bought"]}, "line 2, column 'age': 'NaN' is not a finite number"),

@@ -63,7 +63,7 @@ def test_options_reach_their_layer():
         ("cgil(rigl)", {}, "no wrapper 'cgil'. Nearest: cigl"),
         ("cigl(rgl)", {}, "no method 'rgl'. Nearest: rigl"),
         ("cigl", {}, r"write cigl\(rigl\)"),
-        ("rigl(set)", {}, "'rigl' in 'rigl\\(set\\)' is no wrapper"),
+        ("rigl(set)", {}, "'rigl' in 'rigl\\(set\\)' is not a wrapper"),
         ("cigl(rigl", {}, "cannot read the method"),
         ("cigl(rigl))", {}, "cannot read the method"),
         ("cigl)rigl(", {}, "cannot read the method"),

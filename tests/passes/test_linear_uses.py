@@ -109,7 +109,7 @@ def test_the_cost_model_counts_the_transposes_that_the_pass_inserts(monkeypatch)
     [
         (("N",), "written NAME=SIZE"),
         (("N=0",), "at least 1"),
-        (("S=3",), "sizes name S, which is no dimension that varies; those of this program are N, T"),
+        (("S=3",), "sizes name S, which is not a dimension that varies; those of this program are N, T"),
     ],
 )
 def test_sizes_that_mean_nothing_are_refused(sizes, said):

@@ -188,7 +188,7 @@ MISTAKES = {
     ),
     "an unused variant": (
         "[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n[grid.variants.mine]\nmethod = { name = 'set' }\n",
-        "grid.variants has 'mine', which is no row",
+        "grid.variants has 'mine', which is not a row",
     ),
     "dense as a variant": (
         "[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n[grid.variants.dense]\ntrain = { lr = 1.0 }\n",
@@ -196,7 +196,7 @@ MISTAKES = {
     ),
     "an unused base": (
         "[grid]\nmethods = ['set']\nsparsities = [0.9]\nseeds = [1]\n[grid.bases]\nrigl = 'set'\n",
-        "grid.bases has 'rigl', which is no row",
+        "grid.bases has 'rigl', which is not a row",
     ),
     "bases in a circle": (
         "[grid]\nmethods = ['set', 'rigl']\nsparsities = [0.9]\nseeds = [1]\n[grid.bases]\nrigl = 'set'\nset = 'rigl'\n",
@@ -222,7 +222,7 @@ def test_a_mistake_is_told(tmp_path, name):
         ("grid.seeds", "should be grid.methods"),
         ("grid.seeds=", "at least 1"),
         ("train.epochs", "key=value"),
-        ("lr=0.1", r"the key 'lr' stands in a table: write train\.lr\."),
+        ("lr=0.1", r"the key 'lr' belongs to a table: write train\.lr\."),
         ("train.lr=fast", "valid number"),
     ],
 )

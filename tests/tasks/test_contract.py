@@ -119,7 +119,7 @@ class Otherwise(Regression):
     [
         (Draws, "differs from call to call"),
         (Detached, "has no gradient"),
-        (Elementwise, "no scalar"),
+        (Elementwise, "not a scalar"),
         (Flat, "gradient of loss"),
         (NoFigures, "figures.. is empty"),
         (TensorFigures, "names to floats"),

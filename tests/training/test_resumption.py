@@ -115,7 +115,7 @@ def test_a_checkpoint_that_lacks_a_part_of_a_run_is_refused(stopped, tmp_path):
     (("trainer", "steps"), 10**9, "trainer.steps is 1000000000, and the run has 6 steps"),
     (("trainer", "counts"), {}, "trainer.counts should hold"),
     (("optimizer", "param_groups"), [], "optimizer.param_groups should be"),
-    (("history", 0), {"step": "x"}, "history.0 is no row"),
+    (("history", 0), {"step": "x"}, "history.0 is not a row"),
     (("sums",), [1.0, math.nan], "sums is"),
     (("rng",), torch.zeros(3), "rng should be"),
 ])  # fmt: skip
