@@ -108,6 +108,8 @@ def test_a_grid_leaves_its_table_and_a_run_for_every_cell(whole):
     assert history[-1]["step"] == measured[2]["counts"]["steps"] and history[-1]["evaluations"] == history[-1]["step"]
     assert "rigl" in shown and "compare.html" in shown
     assert not (out / "cells" / names[0] / "latency.json").exists() and (out / "compare.html").exists()
+    page = (out / "cells" / names[2] / "report.html").read_text()  # by a process of its own, where plots are drawn
+    assert all(part.split("</svg>")[0].count("<path") > 5 for part in page.split("<svg")[1:]) and page.count("<svg") > 3
 
 
 def test_stopped_killed_and_resumed_gives_the_same_bytes(recipe, whole, tmp_path):
