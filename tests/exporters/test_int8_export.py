@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -32,7 +34,9 @@ def convolutions():
     )  # fmt: skip
 
 
+@functools.cache
 def trained(build):
+    """A network with masks, trained once; tests do not change it."""
     x, y = digits(1200)
     torch.manual_seed(0)
     program = sp.trace(build(), (x[:2],)).train()

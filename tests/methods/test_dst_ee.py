@@ -107,7 +107,7 @@ def test_rounds_against_an_oracle(c, clock, visits):
 
 @pytest.mark.parametrize("options", [{}, {"replaces_step": False}, {"regrow_dropped": False}, {"pattern": "grouped:5"}])
 def test_without_exploration_it_is_rigl_bit_for_bit(options):
-    x, y = digits(64)
+    x, y = digits(32)
     results = []
     for method in (sp.methods.rigl, lambda **given: sp.methods.dst_ee(c=0.0, **given)):
         program = cnn(1).train()
@@ -125,7 +125,7 @@ def test_without_exploration_it_is_rigl_bit_for_bit(options):
 
 
 def test_more_exploration_covers_more():
-    x, y = digits(64)
+    x, y = digits(32)
     found = []
     for c in (0.0, 0.01, 1.0):
         program = cnn(1).train()

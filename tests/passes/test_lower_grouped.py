@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 
 import onnx
 import onnxruntime
@@ -79,12 +80,18 @@ MODELS = {"mlp": mlp, "block": Block, "residual": Residual}
 LOWER = "lower-grouped-conv{form=grouped} | lower-grouped-linear{form=grouped}"
 
 
-def masked(name, pattern="grouped:32", density=0.25):
+@functools.cache
+def traced(name):
+    """Traced once; pipelines copy it."""
     torch.manual_seed(1)
     model = MODELS[name]()
     model(digits(64)[0])  # statistics of batch norms, so that folding them is not trivial
-    program = sp.trace(model, (digits()[0],)).eval()
-    return sp.Pipeline.parse(f"insert-masks{{pattern={pattern} density={density} allocation=uniform}}")(program)
+    return sp.trace(model, (digits()[0],)).eval()
+
+
+def masked(name, pattern="grouped:32", density=0.25):
+    text = f"insert-masks{{pattern={pattern} density={density} allocation=uniform}}"
+    return sp.Pipeline.parse(text)(traced(name))
 
 
 @pytest.mark.parametrize("pattern", ["grouped:32", "grouped:64x4", "grouped:256", "grouped:16", "unstructured"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import onnx
 import pytest
 import torch
@@ -13,15 +15,21 @@ from tests.cases import digits
 from tests.passes.test_lower_grouped import MODELS
 
 
-def masked(model, pattern, keep="", density=0.3):
+@functools.cache
+def traced(model):
+    """Traced once; pipelines copy it."""
     torch.manual_seed(1)
     program = sp.trace(model(), (digits()[0],)).eval()
     with torch.no_grad():  # fresh statistics would make folding trivial
         for key, buffer in program.named_buffers():
             if key.endswith(("running_mean", "running_var")):
                 buffer.uniform_(0.5, 1.5)
+    return program
+
+
+def masked(model, pattern, keep="", density=0.3):
     options = f"pattern={pattern} density={density} allocation=uniform"
-    return Pipeline.parse(f"insert-masks{{{options}{keep}}}")(program)
+    return Pipeline.parse(f"insert-masks{{{options}{keep}}}")(traced(model))
 
 
 def folded(program):

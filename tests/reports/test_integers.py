@@ -127,7 +127,7 @@ def test_a_run_leaves_int8_files_beside_fp32_and_reports_them(finished):
 def test_the_fp32_file_does_not_depend_on_int8(finished, tmp_path):
     folder, _ = finished
     keys = {"epochs": 2, "baseline": True, "threads": 1}
-    run(parse_recipe(None, keys), tmp_path / "b")
+    run(parse_recipe(None, keys), tmp_path / "b", timed=False)
     plain, beside = (onnx.load(path / "model.onnx") for path in (tmp_path / "b", folder))
     for model in (plain, beside):
         kept = [entry for entry in model.metadata_props if entry.key != "recipe_hash"]
