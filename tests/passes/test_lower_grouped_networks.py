@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -144,7 +146,9 @@ NETWORKS = {
 }  # fmt: skip
 
 
+@functools.cache
 def masked(name):
+    """A program with masks, traced once, and its inputs; tests do not change it."""
     shape, make = NETWORKS[name]
     torch.manual_seed(0)
     model, x = make().eval(), torch.randn(shape)

@@ -93,10 +93,10 @@ def test_every_step_is_told_with_its_density(small, tmp_path):
     assert len(set(densities)) > 3 and densities == sorted(densities, reverse=True)
 
 
-def test_early_stop_goes_back_to_the_best_epoch(data, tmp_path):
-    x, y = data.validation.batch(torch.arange(len(data.validation)))
+def test_early_stop_goes_back_to_the_best_epoch(small, tmp_path):
+    x, y = small.validation.batch(torch.arange(len(small.validation)))
     wrong = TensorSamples(x, (y + 1) % 10)  # learning the true labels makes this loss rise from the first epoch on
-    program, result = trained(data, tmp_path, validation=wrong, epochs=8, early_stop=2)
+    program, result = trained(small, tmp_path, batch_size=16, validation=wrong, epochs=8, early_stop=2)
     losses = [row["val_loss"] for row in result.history]
     best = losses.index(min(losses))
     assert len(losses) == best + 3 < 8
@@ -106,11 +106,11 @@ def test_early_stop_goes_back_to_the_best_epoch(data, tmp_path):
     assert program.costs().density == pytest.approx(0.2, abs=1e-3)
 
 
-def test_early_stop_waits_for_the_final_density(data, tmp_path):
-    x, y = data.validation.batch(torch.arange(len(data.validation)))
+def test_early_stop_waits_for_the_final_density(small, tmp_path):
+    x, y = small.validation.batch(torch.arange(len(small.validation)))
     wrong = TensorSamples(x, (y + 1) % 10)
     method = sp.methods.gmp(density=0.2, start_at=0.1, stop_at=0.6, update_every=5)
-    program, result = trained(data, tmp_path, method=method, validation=wrong, epochs=6, early_stop=1)
+    program, result = trained(small, tmp_path, batch_size=16, method=method, validation=wrong, epochs=6, early_stop=1)
     assert len(result.history) >= 4 and program.costs().density == pytest.approx(0.2, abs=1e-3)
 
 
