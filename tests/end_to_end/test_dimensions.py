@@ -215,7 +215,7 @@ def test_integers(tmp_path):
 def test_a_hugging_face_model_fed_with_dictionaries(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50, num_labels=4,
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=50, num_labels=4,
         max_position_embeddings=24,
     )  # fmt: skip
     torch.manual_seed(0)

@@ -63,17 +63,17 @@ def cut_at(step):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_random_transforms_resume_in_the_middle_of_an_epoch_to_the_same_bits(mine, workers):
     made = recipe(mine, data=f"{mine / 'my_data.py'}:noisy", workers=workers)
-    run(made, mine / "whole")
+    run(made, mine / "whole", timed=False)
     with pytest.raises(Cut):
         run(made, mine / "cut", on_step=cut_at(5))
-    run(made, mine / "cut", resume=True)
+    run(made, mine / "cut", resume=True, timed=False)
     for name in ("model.onnx", "metrics.json", "history.jsonl"):
         assert (mine / "whole" / name).read_bytes() == (mine / "cut" / name).read_bytes(), name
 
 
 def test_workers_change_no_bit(mine):
     for workers in (0, 2):
-        run(recipe(mine, data=f"{mine / 'my_data.py'}:noisy", workers=workers), mine / str(workers))
+        run(recipe(mine, data=f"{mine / 'my_data.py'}:noisy", workers=workers), mine / str(workers), timed=False)
     assert (mine / "0" / "history.jsonl").read_bytes() == (mine / "2" / "history.jsonl").read_bytes()
 
 
@@ -87,7 +87,7 @@ def test_data_that_changed_are_refused(mine):
     with pytest.raises(CheckpointError, match="another recipe or other data"):
         run(recipe(mine), mine / "a", resume=True)
     write_npz(mine / "d.npz")
-    run(recipe(mine), mine / "a", resume=True)
+    run(recipe(mine), mine / "a", resume=True, timed=False)
 
 
 def command(capsys, *arguments):
@@ -188,7 +188,7 @@ def test_training_starts_from_the_weights(mine):
         optimizer.zero_grad()
     torch.save(model.state_dict(), mine / "w.pt")
     options = {"method": "one-shot", "method_options": {}, "epochs": 1, "sparsity": 0.5, "lr": 1e-6}
-    found = run(recipe(mine, weights=str(mine / "w.pt"), **options), mine / "a")["model"]
+    found = run(recipe(mine, weights=str(mine / "w.pt"), **options), mine / "a", timed=False)["model"]
     assert found["accuracy"] > 0.7, "which a learning rate of 1e-6 does not reach from anywhere else"
 
 
