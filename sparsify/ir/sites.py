@@ -119,14 +119,14 @@ def masks_and_patterns(program: Program) -> dict[str, tuple[str, str]]:
 
 def layouts(program: Program) -> dict[str, Layout]:
     """Return the layout of each weight that is stored compact, by name, in the order of the train graph."""
-    found, names = dict[str, Layout](), parameter_names(program)
-    for node in program.phases[leading_phase(program)].graph.nodes:
-        if node.target is compact_view:
-            places = argument(node, "places")
-            order = None if places is None else program.get_buffer(str(places.target)).argsort()
-            shape = tuple(program.get_buffer(state_name(node, "mask")).shape)
-            name = names[state_name(node, "weight")]
-            found.setdefault(name, Layout(shape, program.get_buffer(state_name(node, "inputs")), order))
+    views = [node for node in program.phases[leading_phase(program)].graph.nodes if node.target is compact_view]
+    found, names = dict[str, Layout](), parameter_names(program) if views else {}
+    for node in views:
+        places = argument(node, "places")
+        order = None if places is None else program.get_buffer(str(places.target)).argsort()
+        shape = tuple(program.get_buffer(state_name(node, "mask")).shape)
+        inputs = program.get_buffer(state_name(node, "inputs"))
+        found.setdefault(names[state_name(node, "weight")], Layout(shape, inputs, order))
     return found
 
 
