@@ -182,12 +182,12 @@ class Rounds(Mechanism):
         if not due and not self._armed:
             return
         self._armed = due
-        alone = sum(m.when(step) for m in self._moves) == 1  # an earlier move would clear the gradient where it prunes
+        single = sum(m.when(step) for m in self._moves) == 1  # an earlier move would clear the gradient where it prunes
         for name, tap in self._stored.taps.items():
             tap.clear()
-            # After a random mask, .grad is not dense.
             tap.armed = due
-            tap.in_grad = alone and self.replaces(step) and name not in self._hidden and tap.holds_in_grad
+            # After a random mask, .grad is not dense.
+            tap.in_grad = single and self.replaces(step) and name not in self._hidden and tap.holds_in_grad
 
     def after_step(self, step: int, moved: bool) -> None:
         """Make a round if one is due and the step was not skipped; then arm the taps for the next step."""
