@@ -1,8 +1,8 @@
 """Predicts whether a training step is faster with a weight that is stored compact than with a masked one.
 
-The constants are rounded from steps of pairs of equal layers, linear of 64 to 512 outputs over 16 to 4096 rows and 3 x 3 convolutions of 32
-to 128 channels, on one AVX2 core with PyTorch 2.13. Only their ratios matter. The prediction depends on nothing but the weight, so that a
-run takes the same form on every machine.
+The constants are rounded by hand from what `benchmarks/compact_layers.py` measures: pairs of linear layers of 64 to 512 outputs over 16 to
+4096 rows, and of 3 x 3 convolutions of 32 to 128 channels, on one busy AVX2 core with PyTorch 2.13. Only their ratios matter. The
+prediction depends on nothing but the weight, so that a run takes the same form on every machine.
 """
 
 from __future__ import annotations
