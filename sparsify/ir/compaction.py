@@ -19,6 +19,7 @@ from sparsify.ir.nodes import MASK_OPERATORS, PHASES, GradientTap, Stage, apply_
 from sparsify.ir.sites import layouts, masks_and_patterns, parameter_names
 from sparsify.ir.traits import argument, state_name
 from sparsify.ir.weight_reads import is_tap
+from sparsify.parts.compact_times import pays
 from sparsify.parts.layouts import Layout, layout_of
 from sparsify.parts.patterns import Grouped, parse_pattern
 
@@ -64,6 +65,38 @@ def obstacles(program: Program) -> dict[str, str]:
         elif (reason := next(filter(None, (_unread(views, phase, name) for phase in PHASES)), None)) is not None:
             found[name] = reason
     return found
+
+
+def grouped_patterns(program: Program) -> dict[str, Grouped]:
+    """Return the pattern of each weight with a grouped mask, fitted to its shape, in the order of the train graph."""
+    found = dict[str, Grouped]()
+    for name, (mask, spelling) in masks_and_patterns(program).items():
+        pattern = parse_pattern(spelling)
+        if isinstance(pattern, Grouped):
+            found[name] = pattern.fitted(tuple(program.get_buffer(mask).shape))
+    return found
+
+
+def choose_layouts(
+    program: Program, patterns: Mapping[str, Grouped], positions: Mapping[str, int] | None
+) -> dict[str, Layout]:
+    """Choose the weights to store compact; return the layout of each.
+
+    Args:
+        program: the program, whose masks decide.
+        patterns: the weights to choose from, with their fitted patterns (`grouped_patterns`).
+        positions: outputs that the products of each weight compute (`positions_of`), to choose only weights for which a training step is
+            predicted to be faster; None chooses every weight whose mask has a layout.
+    """
+    chosen = dict[str, Layout]()
+    for name, pattern in patterns.items():
+        mask = program.mask(name)
+        share = int(mask[0].count_nonzero()) / mask[0].numel()  # all outputs read the same share if there is a layout
+        if share < 1 and (positions is None or pays(tuple(mask.shape), share, positions[name], pattern.rows)):
+            layout = layout_of(mask, pattern)
+            if layout is not None:
+                chosen[name] = layout
+    return chosen
 
 
 class _Views:
@@ -303,15 +336,14 @@ def make_room(program: Program, state: Mapping[str, Any]) -> dict[str, Any]:
         The state dict, with the values of compact weights in their layouts.
     """
     found, names, fitted = layouts(program), parameter_names(program), dict(state)
+    patterns = grouped_patterns(program) if found else {}
     for name, layout in found.items():
         keys = [key for key in names if names[key] == name and key in state]
         dense, mask = state.get(next(iter(keys), "")), state.get(f"{name}_mask", program.mask(name))
         if not isinstance(dense, Tensor) or dense.shape != layout.shape or mask.shape != layout.shape:
             continue  # torch names what does not fit
-        spelling = masks_and_patterns(program)[name][1]
-        pattern = parse_pattern(spelling).fitted(layout.shape)
         weight = program.get_parameter(name)
-        new = layout_of(mask.to(weight.device), pattern) if isinstance(pattern, Grouped) else None
+        new = layout_of(mask.to(weight.device), patterns[name])
         if new is None:
             expand(program, [name])
             continue

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from sparsify.ir import PHASES, Program, Stage
-from sparsify.ir.compaction import compact, obstacles
-from sparsify.ir.sites import masks_and_patterns, positions_of
-from sparsify.parts.compact_times import pays
+from sparsify.ir.compaction import choose_layouts, compact, grouped_patterns, obstacles
+from sparsify.ir.sites import mask_names, positions_of
 from sparsify.parts.layouts import layout_of
-from sparsify.parts.patterns import Grouped, parse_pattern
+from sparsify.parts.patterns import Grouped
 from sparsify.passes.base import Effect, Kept, Pass, PassLog, Preserves
 from sparsify.passes.options import option
 
@@ -42,23 +43,21 @@ class CompactGrouped(Pass):
         return dict.fromkeys(PHASES, ROUNDED)
 
     def run(self, program: Program) -> PassLog:
-        log, chosen, reasons = PassLog(self.name), {}, obstacles(program)
-        uses = positions_of(program)
-        for name, (mask, spelling) in masks_and_patterns(program).items():
-            if name in reasons:
-                log.skip(name, reasons[name])
-                continue
-            value = program.get_buffer(mask)
-            pattern = parse_pattern(spelling).fitted(tuple(value.shape))
-            layout = layout_of(value, pattern) if isinstance(pattern, Grouped) else None
-            if layout is None:
-                log.skip(name, "its groups do not each read the same number of inputs, fewer than all")
-                continue
-            kept = layout.inputs.shape[1]
-            if self.form == "auto" and not pays(layout.shape, kept / layout.shape[1], uses[name], layout.rows):
-                log.skip(name, f"with {kept} of {layout.shape[1]} inputs, a step is predicted to be no faster")
-                continue
-            chosen[name] = layout
-            log.change(name)
+        log, reasons = PassLog(self.name), obstacles(program)
+        able = {name: pattern for name, pattern in grouped_patterns(program).items() if name not in reasons}
+        chosen = choose_layouts(program, able, positions_of(program) if self.form == "auto" else None)
+        for name in mask_names(program):
+            if name in chosen:
+                log.change(name)
+            else:
+                log.skip(name, reasons.get(name) or _why_masked(program.mask(name), able[name]))
         compact(program, chosen)
         return log
+
+
+def _why_masked(mask: Tensor, pattern: Grouped) -> str:
+    """Return why a weight was not chosen although nothing but its mask speaks against it."""
+    layout = layout_of(mask, pattern)
+    if layout is None:
+        return "its groups do not each read the same number of inputs, fewer than all"
+    return f"with {layout.inputs.shape[1]} of {layout.shape[1]} inputs, a step is predicted to be no faster"

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from sparsify.errors import TrainingWarning
 from sparsify.ir import GradientTap, Program
-from sparsify.ir.compaction import compact, expand, note_shapes, obstacles, relayout
-from sparsify.ir.sites import layouts, masks_and_patterns, positions_of
-from sparsify.parts.compact_times import pays
+from sparsify.ir.compaction import choose_layouts, compact, expand, grouped_patterns, note_shapes, obstacles, relayout
+from sparsify.ir.sites import layouts, mask_names, positions_of
 from sparsify.parts.layouts import Layout, layout_of
-from sparsify.parts.patterns import Grouped, parse_pattern
+from sparsify.parts.patterns import Grouped
 from sparsify.training.inactive import clear_inactive
 from sparsify.training.mechanism import Mechanism
 from sparsify.training.optimizers import Optimizers
@@ -57,7 +56,7 @@ class CompactWeights(Mechanism):
         self._mode: Compact = mode
         self._zeros: Zeros | None = None
         self._patterns: dict[str, Grouped] = {}
-        self._uses: dict[str, int] = {}
+        self._positions: dict[str, int] | None = None
         self._layouts: dict[str, Layout] = {}
         self._since: dict[str, int] = {}
         self._wanted: list[str] | None = None
@@ -91,16 +90,15 @@ class CompactWeights(Mechanism):
         self._zeros = zeros
         self._program.deep_copied = False
         reason, reasons = reason or _reason(self._optimizers, self._mode), obstacles(self._program)
-        for name, (mask, spelling) in masks_and_patterns(self._program).items():
+        patterns = grouped_patterns(self._program)
+        for name in mask_names(self._program):
             found = reasons.get(name) or reason or _hooked(self._program.get_parameter(name), zeros)
             if found is None:
-                pattern = parse_pattern(spelling).fitted(tuple(self._program.get_buffer(mask).shape))
-                assert isinstance(pattern, Grouped)
-                self._patterns[name] = pattern
+                self._patterns[name] = patterns[name]
             else:
                 self.masked[name] = found
-        if self._patterns:
-            self._uses = positions_of(self._program)
+        if self._patterns and self._mode == "auto":
+            self._positions = positions_of(self._program)
         self.active = bool(self._patterns)
 
     def start(self) -> None:
@@ -152,7 +150,7 @@ class CompactWeights(Mechanism):
             if name in self._since:
                 found[name] = f"compact since step {self._since[name]}"
             else:
-                whole = _share(self._program.mask(name)) == 1
+                whole = bool(self._program.mask(name)[0].all())
                 found[name] = f"masked: {'its groups read all inputs' if whole else slower}"
         return found
 
@@ -172,11 +170,8 @@ class CompactWeights(Mechanism):
             grown: bool [O, I, *K], the positions that were activated.
         """
         old = self._layouts.get(name)
-        if old is None:
-            clear_inactive(self._program, self._optimizers, name, grown=grown)
-            return
-        new = layout_of(self._program.mask(name), self._patterns[name])
-        if new is None:
+        new = None if old is None else layout_of(self._program.mask(name), self._patterns[name])
+        if old is None or new is None:
             self._expand([name])
             clear_inactive(self._program, self._optimizers, name, grown=grown)
             return
@@ -201,16 +196,8 @@ class CompactWeights(Mechanism):
 
     def _choose(self, step: int) -> None:
         """Store weights compact that have become sparse enough by ``step``."""
-        chosen: dict[str, Layout] = {}
-        for name in [name for name in self._patterns if name not in self._layouts]:
-            mask = self._program.mask(name)
-            share = _share(mask)
-            if share < 1 and (
-                self._mode == "always" or pays(tuple(mask.shape), share, self._uses[name], self._patterns[name].rows)
-            ):
-                layout = layout_of(mask, self._patterns[name])
-                if layout is not None:
-                    chosen[name] = layout
+        dense = {name: pattern for name, pattern in self._patterns.items() if name not in self._layouts}
+        chosen = choose_layouts(self._program, dense, self._positions)
         self._since |= dict.fromkeys(chosen, step + 1)
         self._compact(chosen)
 
@@ -299,8 +286,7 @@ class CompactWeights(Mechanism):
             missing = {
                 name: self._patterns[name] for name in self._wanted if name in self._patterns and name not in now
             }
-            found = {name: layout_of(self._program.mask(name), pattern) for name, pattern in missing.items()}
-            if chosen := {name: layout for name, layout in found.items() if layout is not None}:
+            if chosen := choose_layouts(self._program, missing, None):
                 compact(self._program, chosen)
             now = layouts(self._program)
         self.find_taps()
@@ -334,11 +320,6 @@ class CompactWeights(Mechanism):
 def _scattered(layout: Layout, value: Any) -> Any:
     fits = isinstance(value, Tensor) and tuple(value.shape) == layout.compact_shape
     return layout.scatter(value) if fits else value
-
-
-def _share(mask: Tensor) -> float:
-    """Return the share of its inputs that each output of a grouped mask reads, judged by the first output."""
-    return int(mask[0].count_nonzero()) / mask[0].numel()
 
 
 def _reason(optimizers: Optimizers, mode: Compact) -> str | None:

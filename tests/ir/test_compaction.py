@@ -8,8 +8,8 @@ from torch import nn
 
 from sparsify.errors import PassError
 from sparsify.ir import Program, trace
-from sparsify.ir.compaction import obstacles, store
-from sparsify.ir.sites import layouts
+from sparsify.ir.compaction import choose_layouts, grouped_patterns, obstacles, store
+from sparsify.ir.sites import layouts, positions_of
 from sparsify.passes import Pipeline
 from tests.cases import digits
 
@@ -141,6 +141,27 @@ def test_what_stays_masked_and_why():
     assert obstacles(plain) == {"grown.weight": "its pattern is unstructured, not grouped"}
     Pipeline.parse("insert-random-masks").apply(program)
     assert obstacles(program) == {"grown.weight": "training reads it through a random mask"}
+
+
+def test_the_choice_by_hand():
+    """Convolutions of 4 x 4 pixels are faster compact, linear layers of 1 to 16 rows a sample are not; some masks have no layout."""
+    program = masked("grouped:32")
+    patterns, positions = grouped_patterns(program), positions_of(program)
+    assert positions == {"conv.weight": 16, "same.weight": 16, "wide.weight": 1, "twice.weight": 2, "tokens.weight": 16}
+    assert list(choose_layouts(program, patterns, None)) == [*positions]
+    assert list(choose_layouts(program, patterns, positions)) == ["conv.weight", "same.weight"]
+    for name, value in (("same.weight", True), ("twice.weight", False), ("wide.weight", True)):
+        program.mask(name)[32 * (name == "wide.weight") :].fill_(value)  # only the second of two groups of wide.weight
+    assert list(choose_layouts(program, patterns, None)) == ["conv.weight", "tokens.weight"]
+    assert list(choose_layouts(program, {"same.weight": patterns["same.weight"]}, positions)) == []
+    (log,) = Pipeline.parse("compact-grouped{form=auto}").apply(program)
+    assert log.changed == list(layouts(program)) == ["conv.weight"]
+    irregular = "its groups do not each read the same number of inputs, fewer than all"
+    slower = "with 16 of 32 inputs, a step is predicted to be no faster"
+    assert log.skipped == [
+        *((name, irregular) for name in ("same.weight", "wide.weight", "twice.weight")),
+        ("tokens.weight", slower),
+    ]
 
 
 def test_a_parameter_of_another_shape_while_an_old_loss_is_alive():
