@@ -86,6 +86,17 @@ def test_one_shot_masks_have_the_exact_budget_and_survive_folding(case, pattern)
     assert zeros == {name: int((~mask).sum()) for name, mask in masked.masks().items()}
 
 
+@pytest.mark.parametrize("pattern", ["grouped:32", "grouped:32:learned", "block:32x1", "block:1x64", "block:32x64"])
+def test_a_mask_of_one_group_or_block_can_be_written(pattern):
+    density = 1.0 if pattern == "block:32x64" else 0.5
+    text = f"insert-masks{{pattern={pattern} density={density} weights=1.weight}}"
+    program = Pipeline.parse(text)(CASES[0].trace())
+    state = {name: value.clone() for name, value in program.state_dict().items()}
+    program.load_state_dict(state)
+    program.mask("1.weight")[0, 0] = not state["1.weight_mask"][0, 0]
+    assert int((program.mask("1.weight") != state["1.weight_mask"]).sum()) == 1
+
+
 def test_two_of_four_along_the_inputs():
     program = CASES[0].trace()
     masked = Pipeline.parse("insert-masks{density=0.5 pattern=nm:2:4}")(program)

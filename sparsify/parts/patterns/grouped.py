@@ -131,7 +131,7 @@ class Grouped(Balanced):
         size = math.prod(shape) // (count * self.rows * chunks)
         values = groups.reshape(count, 1, chunks, 1).expand(count, self.rows, chunks, size).reshape(shape)
         if not self.order:
-            return values
+            return values.contiguous()  # a view would share memory within a single group
         return torch.empty_like(values).index_copy_(0, torch.tensor(self.order, device=values.device), values)
 
     def pool(self, values: Tensor) -> Tensor:

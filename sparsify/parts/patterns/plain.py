@@ -57,7 +57,8 @@ class Block(Pattern):
 
     def expand(self, units: Tensor, shape: Shape) -> Tensor:
         o, i, k = shape[0] // self.rows, shape[1] // self.columns, math.prod(shape[2:])
-        return units.reshape(o, 1, i, 1, k).expand(o, self.rows, i, self.columns, k).reshape(shape)
+        blocks = units.reshape(o, 1, i, 1, k).expand(o, self.rows, i, self.columns, k)
+        return blocks.reshape(shape).contiguous()  # a view would share memory within a block that spans a dimension
 
     def reduce(self, mask: Tensor) -> Tensor:
         return self._blocks(mask)[:, 0, :, 0].reshape(-1)
