@@ -32,12 +32,12 @@ _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 _BY_NAME = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 _NODES = ("input", "weight", "bias")
 _DENSE_FORM = "dense_form"
-"""Metadata of what was rewritten: the call of a layer, and the operator of a mask."""
+"""The key of the metadata that restores a rewritten node: the call of a layer, or the operator of a mask."""
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """A layer that reads a masked weight: the node of the mask, the tap between both or None, and the layer."""
+    """A layer that reads a masked weight: the node that applies the mask, the tap between the two or None, and the layer."""
 
     view: fx.Node
     tap: fx.Node | None
@@ -45,7 +45,7 @@ class _Reader:
 
 
 def dense_weight(program: Program, name: str) -> Tensor:
-    """Return a parameter; a dense copy of it if it is stored compact."""
+    """Return a parameter, or a dense copy of it if it is stored compact."""
     weight = program.get_parameter(name)
     if weight.ndim < 2 or not surgery.has_state(program, f"{name}_inputs"):
         return weight
@@ -196,7 +196,12 @@ def _compact_layer(
 
 
 def expand(program: Program, names: Iterable[str] | None = None) -> None:
-    """Store compact weights dense again, and let the graphs read them through masks; None: all of them."""
+    """Store compact weights dense again, and let the graphs read them through masks.
+
+    Args:
+        program: the program.
+        names: the compact weights to store dense; None means all of them, if there are any.
+    """
     found = layouts(program) if program.stage is Stage.MASKED else {}
     chosen = [*found] if names is None else list(names)
     if not chosen:
@@ -239,7 +244,7 @@ def _expand_view(program: Program, phase: str, view: fx.Node, tap: str | None) -
 
 
 def finish(program: Program) -> None:
-    """Note the new shapes and recompile the graphs, after weights were stored otherwise."""
+    """Note the new shapes and recompile the graphs, after weights changed between dense and compact."""
     note_shapes(program)
     surgery.finish(program)
 
@@ -255,7 +260,7 @@ def relayout(program: Program, name: str, layout: Layout, dense: Tensor) -> None
 
 
 def store(parameter: Tensor, values: Tensor) -> None:
-    """Give a parameter other values of any shape; its gradient is forgotten if that had another shape.
+    """Give a parameter new values of any shape; its gradient is dropped if the shape changes.
 
     A graph of an earlier loss that is still alive keeps a node that expects gradients of the old shape. torch makes a new node only if
     the dtype changes, so the dtype changes for a moment.
@@ -283,7 +288,7 @@ def _index(program: Program, phase: str, name: str, key: str, view: fx.Node) -> 
 
 
 def note_shapes(program: Program) -> None:
-    """Note the shapes that weights and their indices have now on the nodes that read them."""
+    """Write the current shapes of weights and their indices into the specs of the nodes that read them."""
     for phase in program.phases.values():
         for node in phase.graph.nodes:
             source = argument(node, "weight") if node.target in MASK_OPERATORS else node
@@ -294,7 +299,7 @@ def note_shapes(program: Program) -> None:
 
 
 def _replace_tap(views: _Views, name: str, kind: type[GradientTap]) -> str | None:
-    """Put a tap of another kind in the place of a weight's tap; returns its name, or None if it has none."""
+    """Replace a weight's tap by one of another kind; return the name of the tap, or None if the weight has none."""
     program, old = views.program, views.taps.get(name)
     if old is None:
         return None
@@ -320,7 +325,7 @@ def _numbers(value: Any) -> list[int]:
 
 
 def made_dense(program: Program, state: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Replace the compact weights in a state dict by dense ones, under every name that they have; returns the same dict."""
+    """Replace the compact weights in a state dict by dense ones, under every name that they have, and return the dict."""
     found, names = layouts(program), parameter_names(program)
     for name in names if found else ():
         key = f"{prefix}{name}"
@@ -330,7 +335,7 @@ def made_dense(program: Program, state: dict[str, Any], prefix: str) -> dict[str
 
 
 def make_room(program: Program, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Prepare compact weights for a state dict of dense ones: they get the layouts of its masks, or become dense where a mask has none.
+    """Prepare compact weights for a state dict of dense ones: they get the layouts of its masks, or become dense if a mask has none.
 
     Returns:
         The state dict, with the values of compact weights in their layouts.

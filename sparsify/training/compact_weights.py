@@ -1,7 +1,7 @@
-"""Trains weights with grouped masks at the cost of what is kept: they are stored compact while a run lasts.
+"""Trains weights with grouped masks at the cost of their active positions: they are stored compact while a run lasts.
 
-The parameter keeps its identity, so optimizers, schedulers and loops need to know nothing. What they hold for each weight is compact too;
-what they save is dense. Whether a layer is stored compact follows from its mask, its shape and a cost model; it is part of the state of a
+The parameter stays the same object, so optimizers, schedulers and loops need no change. Optimizers hold compact state for a compact weight
+and save it dense. A weight's mask, its shape and a cost model decide whether it is stored compact; the choice is part of the state of a
 run, because the two forms differ in rounding.
 """
 
@@ -36,16 +36,16 @@ BY_POSITION = (
 
 
 class CompactWeights(Mechanism):
-    """Which weights of a program are stored compact, and what the optimizers remember of them.
+    """Stores weights of a program compact during a run, and converts the optimizers' state with them.
 
     Args:
         program: the program of the run.
         optimizers: the optimizers of the run.
-        mode: ``auto`` stores a weight compact where that is predicted to be faster; ``always`` wherever it is possible; ``never`` never.
+        mode: ``auto`` stores a weight compact if that is predicted to be faster, ``always`` if it is possible; ``never`` stores none.
         last: the last step of the run; weights are dense again after it.
 
     Attributes:
-        masked: by weight, why it is not stored compact although it has a mask.
+        masked: the reasons, by weight, why masked weights are never stored compact.
         taps: the taps of the program, by weight.
     """
 
@@ -107,7 +107,7 @@ class CompactWeights(Mechanism):
             self._choose(0)
 
     def after_step(self, step: int, moved: bool) -> None:
-        """Store weights compact that have become sparse enough; store all dense after the last step."""
+        """Compact the weights that have become sparse enough; store all weights dense after the last step."""
         del moved
         if step >= self._last:
             self._end()
@@ -143,7 +143,7 @@ class CompactWeights(Mechanism):
 
     @property
     def forms(self) -> dict[str, str]:
-        """How training stores each masked weight: since which step it is compact, or why it is not."""
+        """How training stores each masked weight: compact, and since which step, or masked, and why."""
         slower = "a step with it compact is predicted to be no faster"
         found = {name: f"masked: {reason}" for name, reason in self.masked.items()}
         for name in self._patterns:
@@ -163,7 +163,7 @@ class CompactWeights(Mechanism):
         return weight if layout is None else layout.scatter(weight)
 
     def follow(self, name: str, grown: Tensor) -> None:
-        """Let a weight, and what optimizers remember of it, follow its mask, which has just changed.
+        """Adapt a weight and the optimizers' state for it to its mask, which has just changed.
 
         Args:
             name: the weight.
@@ -183,7 +183,7 @@ class CompactWeights(Mechanism):
         self._layouts[name] = new
 
     def clear_inactive(self, name: str) -> None:
-        """Set inactive weights and their gradients to 0; a compact weight has none."""
+        """Set inactive weights and their gradients to 0; a compact weight has no inactive positions."""
         if name not in self._layouts:
             clear_inactive(self._program, self._optimizers, name)
 
@@ -195,7 +195,7 @@ class CompactWeights(Mechanism):
     # --- changes of form
 
     def _choose(self, step: int) -> None:
-        """Store weights compact that have become sparse enough by ``step``."""
+        """Compact the weights that have become sparse enough by ``step``."""
         dense = {name: pattern for name, pattern in self._patterns.items() if name not in self._layouts}
         chosen = choose_layouts(self._program, dense, self._positions)
         self._since |= dict.fromkeys(chosen, step + 1)
@@ -229,7 +229,7 @@ class CompactWeights(Mechanism):
         self._put_gradients(gradients)
 
     def find_taps(self) -> None:
-        """Look up the taps of the program; a copy of a program has its own, and so has a weight that is stored otherwise."""
+        """Look up the taps of the program: a copy of a program has its own, and a weight gets another tap when its form changes."""
         self.taps = self._program.taps()
 
     def _put_gradients(self, gradients: Mapping[str, Tensor]) -> None:
@@ -243,7 +243,7 @@ class CompactWeights(Mechanism):
             self._zeros.leave_out(compact)
 
     def _move_state(self, name: str, moved: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
-        """Apply a change of layout to what the optimizers remember of a weight by position."""
+        """Apply a change of layout to the tensors of optimizer state that have one value per position of a weight, of this shape."""
         state = self._optimizers.state.get(self._program.get_parameter(name), {})
         for key, value in state.items():
             if isinstance(value, Tensor) and tuple(value.shape) == shape:
@@ -261,13 +261,13 @@ class CompactWeights(Mechanism):
             self._handles.append(optimizer.register_load_state_dict_post_hook(self._notice))
 
     def _notice(self, *given: Any) -> None:
-        """Note that a state was loaded, in any order with others."""
+        """Note that a state was loaded; the states of a run may be loaded in any order."""
         del given
         self._loaded = True
         self._arrange()
 
     def _saved(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        """Make what an optimizer saves of compact weights dense."""
+        """Return the state that an optimizer saves, with dense tensors for compact weights."""
         self.settle()
         names = {id(self._program.get_parameter(name)): name for name in self._layouts}
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -279,7 +279,7 @@ class CompactWeights(Mechanism):
         return {**state, "state": dense}
 
     def _arrange(self) -> None:
-        """Store the weights compact that the loaded run stored so, as far as the masks are loaded."""
+        """Store the same weights compact as the loaded run, as far as their masks have been loaded."""
         now = layouts(self._program)
         if self._wanted is not None:
             expand(self._program, [name for name in now if name not in self._wanted])
@@ -293,7 +293,7 @@ class CompactWeights(Mechanism):
         self._follow_zeros(now)
 
     def settle(self) -> None:
-        """After states were loaded: bring what optimizers remember into the layouts that the program has now."""
+        """Convert the optimizers' state to the current layouts of the program if states were loaded since the last call."""
         if not self._loaded:
             return
         self._loaded = False
