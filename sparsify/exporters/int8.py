@@ -1,8 +1,9 @@
-"""int8 files: the fastest of several forms of one program, by timed trials on this machine, that agrees with the program.
+"""Chooses the int8 file of a program: the fastest of several forms that agrees with the program, by timed trials on this machine.
 
-Dense layers are quantized by `sparsify.exporters.int8_dense`, grouped linear layers by `sparsify.exporters.int8_grouped`, grouped
-convolutions not at all: their int8 kernels are slower than their fp32 ones. Ranges come from calibration data. A trial of every layer
-alone (`sparsify.exporters.int8_layers`) proposes a mixed form; whole files, it among them, are then timed in turn.
+`sparsify.exporters.int8_dense` quantizes dense layers, and `sparsify.exporters.int8_grouped` grouped linear layers. Grouped convolutions
+are not quantized, because their int8 kernels are slower than the fp32 ones. Ranges are observed on calibration data. First each layer is
+timed separately (`sparsify.exporters.int8_layers`), and the fastest form of each is combined to a mixed form. Then whole models,
+including the mixed form, are timed in interleaved runs.
 """
 
 from __future__ import annotations
@@ -31,24 +32,25 @@ from sparsify.timing import Array, opened, run_over, times, values_of
 
 @dataclass(frozen=True)
 class Int8:
-    """How an int8 file came about, and how it agrees with the program on held-out inputs.
+    """The result of an int8 export: the form that was written, its alternatives, and its agreement with the program on held-out inputs.
 
     Attributes:
-        chosen: the fastest trial that agrees well enough, which is the file.
-        trials: all, fastest first.
-        layers: milliseconds of each layer run by itself, by weight and form.
-        batch, threads: of the trials.
-        decisions: those of the task (of samples, labels, positions) that were compared with the program's; 0 where nothing is decided.
-        agreed: those that are the program's.
-        largest_error: of the logits (or of what the task reads), relative to their largest magnitude.
-        head: what became of the calibration head: fitted again, kept and why, or none.
-        figures: on the held-out samples, where labels were given: NLL and ECE, or coverage and width of intervals, with the program's head
-            (before) and the file's (after).
-        clear, clear_agreed: decisions whose margin is well above the file's errors, and those of them that are the program's.
-        passed_over: by name of a faster trial, which output is off and how (`sparsify.exporters.acceptance`); and of a form that could
-            not be made, why.
-        errors: by name of every output of the file, how far it is off: root mean square error relative to the standard deviation over the
-            samples, or the share of its values that differ where they are whole numbers.
+        chosen: the trial that was written: the fastest that agrees well enough with the program.
+        trials: all trials, the fastest first.
+        layers: milliseconds of each layer run separately, by weight name and form.
+        batch, threads: batch size and number of threads of the trials.
+        decisions: number of decisions (per sample, label or position) compared with those of the program; 0 if the task decides nothing.
+        agreed: number of these decisions that equal the program's.
+        largest_error: largest error of the logits (or the output that the task reads), relative to their largest magnitude.
+        head: whether the calibration head was fitted again, or kept and why, or that there is none.
+        figures: if labels were given, NLL and ECE, or coverage and width of intervals, on the held-out samples, with the program's head
+            (before) and the refitted one (after).
+        clear, clear_agreed: number of decisions whose margin is well above the errors of the file, and how many of them equal the
+            program's.
+        passed_over: the reason for each faster trial that was rejected (`sparsify.exporters.acceptance`), and for each form that could not
+            be made, by name.
+        errors: error of each output of the file, by name: the root mean square error relative to the standard deviation over the samples,
+            or, for whole numbers, the share of values that differ.
     """
 
     chosen: Trial
@@ -68,7 +70,7 @@ class Int8:
 
     @property
     def refused(self) -> str:
-        """Why the file computes in fp32 although int8 forms were faster, or although none could be tried; or ""."""
+        """The reasons why the file computes in fp32, if faster int8 forms were rejected or no form could be tried; otherwise empty."""
         if self.chosen.integers:
             return ""
         slower = any(trial.integers and trial.name not in self.passed_over for trial in self.trials)
@@ -86,19 +88,20 @@ def int8_file(
     batch: int = 1,
     threads: int = 1,
 ) -> tuple[ir.Model, Int8]:
-    """The fastest of `quantize` that `sparsify.exporters.acceptance` takes for the program, its calibration head fitted again.
+    """Return the fastest model of `quantize` that `sparsify.exporters.acceptance` accepts, with its calibration head fitted again.
 
-    Where that is an fp32 file because faster int8 forms were refused, a form with only some of the layers in int8 is looked for.
+    If that is an fp32 model because faster int8 forms were rejected, search for a form with only some of the layers in int8.
 
     Args:
-        models: fp32 files by form: ``dense``, and ``grouped`` where that differs. They are not judged here: fp32 files are proved.
-        samples: to observe ranges on, to compare with, and to fit on.
-        lower: see `Lower`; needed where there is a ``grouped`` file.
-        written: what a file becomes before it is written.
-        batch, threads: of the trials.
+        models: fp32 models by form: ``dense``, and ``grouped`` if that differs. They may be written without a check here, because each
+            fp32 file is proved separately.
+        samples: samples for observing ranges, comparing outputs and fitting the head.
+        lower: see `Lower`; required if there is a ``grouped`` model.
+        written: transformation of a model before it is written.
+        batch, threads: batch size and number of threads of the trials.
 
     Returns:
-        The file as it is written, and how it came about.
+        The model to write, and the record of how it was chosen.
     """
     tried = quantize(models, samples, lower=lower, written=written, threads=threads)
     court, trials = _Court(samples, written, dict(tried.failed)), [trial for trial, _ in tried.found]
@@ -131,7 +134,7 @@ def int8_file(
 
 @dataclass(frozen=True)
 class _Taken:
-    """A trial that may stand in for the program: its file as it is written, how each output agrees, and its head."""
+    """An accepted trial: its model as it is written, the agreement of each output, and its calibration head."""
 
     trial: Trial
     model: ir.Model
@@ -142,14 +145,14 @@ class _Taken:
 
 @dataclass(frozen=True)
 class _Court:
-    """Judges files, and keeps why they were passed over."""
+    """Accepts or rejects models, and records the reasons for rejections."""
 
     samples: Samples
     written: Written
     passed_over: dict[str, str]
 
     def taken(self, trial: Trial, model: ir.Model) -> _Taken | None:
-        """The trial, where it may stand in for the program."""
+        """Return the trial if it is accepted, or record why it is not and return None."""
         try:
             agreements = compared(self.samples, values_of(model, self.samples.held_out))
         except ExportError as error:
@@ -172,7 +175,7 @@ class _Court:
         return _Taken(trial, final, agreements, head, figures)
 
     def allows(self, model: ir.Model) -> bool:
-        """Whether a file runs and may stand in for the program."""
+        """Return whether a model runs and agrees with the program."""
         try:
             return not refusal(compared(self.samples, values_of(model, self.samples.held_out)))
         except ExportError:
@@ -180,7 +183,7 @@ class _Court:
 
 
 def compared(samples: Samples, values: Mapping[str, list[Array]]) -> dict[str, Agreement]:
-    """How every output of the program agrees with what a file gives for the held-out samples, a batch an entry."""
+    """Return the agreement of each output with the program, given a model's outputs for the held-out samples, one array per batch."""
     found: dict[str, Agreement] = {}
     main, task = samples.wanted[samples.main], samples.task
     shape = main.table(main.values).shape
@@ -202,12 +205,12 @@ def compared(samples: Samples, values: Mapping[str, list[Array]]) -> dict[str, A
 
 
 def refusal(agreements: Mapping[str, Agreement]) -> str:
-    """Which output is off, and how; or ""."""
+    """Return the name and the problem of the first output that does not agree; empty if all agree."""
     return next((f"output {name!r}: {one.refused}" for name, one in agreements.items() if one.refused), "")
 
 
 def _spared(models: Mapping[str, ir.Model], court: _Court, fp32: _Taken, threads: int) -> _Taken | None:
-    """A file with as many layers in int8 as agree with the program, where it is faster than ``fp32``."""
+    """Return a trial with some layers in int8 that agrees with the program and is faster than ``fp32``; None if none is found."""
     form = fp32.trial.name.partition(",")[0]
     forge, layers = Forge(court.samples.calibration), quantizable(models[form], form)
     found: dict[tuple[str, ...], tuple[ir.Model, dict[str, str]]] = {}
@@ -230,16 +233,16 @@ def _spared(models: Mapping[str, ir.Model], court: _Court, fp32: _Taken, threads
 
 
 def check_bytes(file: Path, said: Mapping[str, list[Array]], samples: Samples, baked: Preprocessing) -> None:
-    """Run a file that takes bytes on the held-out samples as bytes.
+    """Check that a file with uint8 input returns the same outputs for bytes as before its preprocessing was added.
 
     Args:
-        file: as it is written.
-        said: what the file gave before it took bytes.
-        samples: whose held-out inputs are those that bytes become.
+        file: path of the written file.
+        said: outputs for the held-out samples before the preprocessing was added to the model.
+        samples: samples whose held-out inputs are the results of preprocessing bytes.
         baked: the preprocessing in the file.
 
     Raises:
-        ExportError: If an output is not what it was.
+        ExportError: If an output does not agree.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -252,6 +255,6 @@ def check_bytes(file: Path, said: Mapping[str, list[Array]], samples: Samples, b
     )
     if reason:
         raise ExportError(
-            f"the int8 file computes something else from bytes than from numbers ({reason}). Nothing was written. Export it with "
-            f"input_type='float', and please report this model."
+            f"the int8 file returns other outputs for bytes than for the same inputs as floats ({reason}). No file was written. Export "
+            f"with input_type='float', and please report this model."
         )

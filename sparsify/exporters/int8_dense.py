@@ -1,7 +1,8 @@
-"""int8 for dense and channel-reduced layers: `QuantizeLinear` and `DequantizeLinear` around them, from ranges seen on calibration data.
+"""Quantizes dense layers, including those with channels removed, to int8 in QDQ format.
 
-ONNX Runtime's static quantizer writes the nodes, and runtimes fuse them into integer kernels. Weights have 7 bits and a scale an output,
-since 8-bit ones overflow the 16-bit sums of processors without int8 dot products.
+ONNX Runtime's static quantizer inserts `QuantizeLinear` and `DequantizeLinear` nodes around each layer, with ranges observed on
+calibration data; runtimes fuse them into integer kernels. Weights have 7 bits and one scale per output channel, because 8-bit weights
+overflow the 16-bit accumulators of processors without int8 dot products.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from sparsify.exporters.grouped_linears import find_grouped_linears, weight_name
 from sparsify.timing import Array, Batches
 
 FOLLOWERS = ("Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Concat")
-"""Operators that stay in integers where everything they read is."""
+"""Operators that are quantized if all their inputs are."""
 
 
 def dense_layers(model: ir.Model) -> dict[str, str]:
-    """Node -> weight of the products the static quantizer is for: those of a constant weight, but for grouped ones and outputs of the file.
+    """Return the nodes that the static quantizer may quantize, each with the name of its weight.
 
-    An output in int8 would be clipped to the range seen in calibration. A convolution in groups is slower in int8.
+    These are convolutions and matrix products with a constant float32 weight, except three kinds: grouped linear layers, which
+    `sparsify.exporters.int8_grouped` quantizes; outputs of the file, because int8 would clip them to the range observed in calibration;
+    and grouped convolutions that are not depthwise, which are slower in int8.
     """
     grouped = {node for layer in find_grouped_linears(model.graph) for node in layer.nodes}
     return {
@@ -43,7 +46,7 @@ def dense_layers(model: ir.Model) -> dict[str, str]:
 
 
 def products(graph: ir.Graph) -> Iterator[tuple[ir.Node, str, Array]]:
-    """Products by a constant on the right, in graph order, with the weight's name in the program and its values."""
+    """Yield convolutions and matrix products with constant weights, in graph order: node, name of the weight in the program, values."""
     for node in graph:
         weight = constant(node.inputs[1]) if node.op_type in ("Conv", "Gemm", "MatMul") else None
         if weight is not None:
@@ -51,28 +54,28 @@ def products(graph: ir.Graph) -> Iterator[tuple[ir.Node, str, Array]]:
 
 
 def in_groups(node: ir.Node, weight: Array) -> bool:
-    """Whether a node is a convolution in groups, but not depthwise."""
+    """Return whether a node is a grouped convolution, but not a depthwise one."""
     groups = node.attributes.get_int("group", 1)
     return node.op_type == "Conv" and groups > 1 and groups != weight.shape[0]
 
 
 def dense_int8(model: ir.Model, calibration: Batches, layers: Collection[str] | None = None) -> ir.Model:
-    """A copy of ``model`` whose dense layers, and what lies between them, compute in integers.
+    """Return a copy of ``model`` with its dense layers, and the operators between them, quantized.
 
     Args:
-        model: an fp32 file, or one whose grouped layers are in integers already.
-        calibration: samples, a batch an entry, on which the lowest and highest value of every tensor are observed.
-        layers: names of nodes among `dense_layers`; None: all.
+        model: an fp32 model, or one whose grouped layers are already quantized.
+        calibration: batches of samples on which the minimum and maximum of each tensor are observed.
+        layers: names of nodes in `dense_layers` to quantize; None: all of them.
 
     Raises:
-        ExportError: If the quantizer fails on the file.
+        ExportError: If ONNX Runtime's quantizer fails on the model.
     """
     chosen = _with_followers(model, set(dense_layers(model) if layers is None else layers))
     with tempfile.TemporaryDirectory() as folder, _Silence():
         path = Path(folder) / "int8.onnx"
         try:
             quantization.quantize_static(
-                ir.to_proto(model),  # the quantizer moves the weights of what it is given into files of its own
+                ir.to_proto(model),  # the quantizer moves the weights of its argument into external files
                 path,
                 _Reader(calibration),
                 op_types_to_quantize=["Conv", "Gemm", "MatMul", *FOLLOWERS],
@@ -84,8 +87,8 @@ def dense_int8(model: ir.Model, calibration: Batches, layers: Collection[str] | 
             )
         except Exception as error:
             raise ExportError(
-                f"ONNX Runtime's quantizer refuses the file: {(str(error).splitlines() or [type(error).__name__])[0]}. "
-                f"Export with precision fp32."
+                f"ONNX Runtime's quantizer failed: {(str(error).splitlines() or [type(error).__name__])[0]}. "
+                f"Export with precision='fp32'."
             ) from error
         made = ir.from_proto(onnx.load(path))
         without_shapes(made.graph)
@@ -93,7 +96,7 @@ def dense_int8(model: ir.Model, calibration: Batches, layers: Collection[str] | 
 
 
 def _with_followers(model: ir.Model, layers: set[str]) -> list[str]:
-    """The layers, and operators between them that read nothing else."""
+    """Return the names of the layers, and of the `FOLLOWERS` that read only outputs of chosen nodes."""
     made, chosen = set[ir.Value](), list[str]()
     for node in model.graph:
         read = [value for value in node.inputs if value is not None and constant(value) is None]
@@ -114,7 +117,7 @@ class _Reader(quantization.CalibrationDataReader):
 
 
 class _Silence:
-    """Keep the quantizer's advice from the terminal."""
+    """Suppress log messages of the quantizer up to the level of warnings."""
 
     def __enter__(self) -> None:
         self._level = logging.root.manager.disable

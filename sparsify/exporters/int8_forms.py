@@ -1,4 +1,4 @@
-"""The int8 forms of fp32 files: made, and timed in turn with them."""
+"""Makes int8 forms of fp32 models, and times them against the fp32 models in interleaved runs."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from sparsify.exporters.skeleton import Written
 from sparsify.timing import Array, Batches, Feeds, run_over, session_of, times
 
 MOST_VALUES = 65_536
-"""Values of a tensor that are kept of a batch, and its extremes, to choose a range by."""
+"""Number of values of a tensor kept per batch, in addition to its minimum and maximum, to choose a quantization range."""
 MIXED = "mixed, by layer"
-"""The form that trials of single layers propose."""
+"""Name of the form that combines the fastest form of each layer."""
 REDUCED = "7-bit weights"
-"""Grouped layers against activations in int8, see `sparsify.exporters.int8_grouped`."""
+"""Added to the names of forms whose grouped layers have 7-bit weights and int8 activations; see `sparsify.exporters.int8_grouped`."""
 FAILED = "it could not be made"
 Lower = Callable[[tuple[str, ...]], ir.Model]
-"""The fp32 file with grouped layers, but for the given weights, which stay dense."""
+"""Returns the fp32 model with grouped layers; layers with the given weight names stay dense."""
 Made = tuple[ir.Model, dict[str, str]]
-"""A file, and the form of every layer by its weight."""
+"""A model, and the form of each layer by weight name."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One way to compute the program: its name, milliseconds a call, and the form of every layer by its weight."""
+    """A form of the program that was timed: its name, milliseconds per call, and the form of each layer by weight name."""
 
     name: str
     milliseconds: float
@@ -42,18 +42,18 @@ class Trial:
 
     @property
     def integers(self) -> int:
-        """How many layers it computes in int8."""
+        """The number of layers that are computed in int8."""
         return sum(form.startswith("int8") for form in self.layers.values())
 
 
 @dataclass(frozen=True)
 class Tried:
-    """Files and their timings.
+    """Models and their timings.
 
     Attributes:
-        found: the fp32 files and their int8 forms, timed in turn, the fastest first.
-        layers: milliseconds of each layer run by itself, by weight and form.
-        failed: by name of a form that could not be made or run, why.
+        found: the fp32 models and their int8 forms, the fastest first; timed in interleaved runs.
+        layers: milliseconds of each layer run separately, by weight name and form.
+        failed: forms that could not be made or run, each with the reason.
     """
 
     found: tuple[tuple[Trial, ir.Model], ...]
@@ -69,7 +69,7 @@ def quantize(
     written: Written = lambda model: model,
     threads: int = 1,
 ) -> Tried:
-    """The given fp32 files and their int8 forms, timed in turn; and the times of single layers.
+    """Make int8 forms of the given fp32 models, and time all of them and their single layers.
 
     Args:
         models, samples, lower, written, threads: as for `sparsify.exporters.int8.int8_file`.
@@ -107,7 +107,7 @@ def quantize(
 
 
 class Forge:
-    """Makes int8 forms of files, each only once, and notes why a form could not be made."""
+    """Makes each int8 form of a model once, and records why a form could not be made."""
 
     def __init__(self, calibration: Batches) -> None:
         self.made: dict[str, Made] = {}
@@ -117,7 +117,7 @@ class Forge:
 
     @contextmanager
     def noting(self, name: str) -> Generator[None]:
-        """Note a failure of the block instead of raising it: the other forms are not lost for it."""
+        """Record an exception of the block under ``name`` instead of raising it, so that the other forms are still made."""
         try:
             yield
         except Exception as error:
@@ -125,7 +125,7 @@ class Forge:
             self.failed[name] = f"{FAILED}: {text}"
 
     def add(self, name: str, model: ir.Model, form: str, kinds: Mapping[str, str]) -> None:
-        """Make the files with the layers of kind ``int8`` in integers, unless there are some with these forms."""
+        """Quantize the layers of kind ``int8`` with 8-bit and with 7-bit weights, unless a model with the same layer forms exists."""
         for reduce_range in (False, True):
             shown = _shown(model, form, kinds, reduce_range=reduce_range)
             title = f"{name}, {REDUCED}" if any(REDUCED in text for text in shown.values()) else name
@@ -138,14 +138,14 @@ class Forge:
 def form_in_int8(
     model: ir.Model, form: str, kinds: Mapping[str, str], calibration: Batches, *, reduce_range: bool = False
 ) -> Made:
-    """The file with the layers of kind ``int8`` in integers.
+    """Return the model with the layers of kind ``int8`` quantized, and the form of each layer.
 
     Args:
-        model: an fp32 file.
+        model: an fp32 model.
         form: ``dense`` or ``grouped``.
-        kinds: ``int8`` or ``fp32`` by weight.
-        calibration: samples to observe ranges on.
-        reduce_range: 7 bits of weight in grouped layers.
+        kinds: ``int8`` or ``fp32`` by weight name.
+        calibration: samples on which ranges are observed.
+        reduce_range: use 7-bit weights in grouped layers.
     """
     shown = _shown(model, form, kinds, reduce_range=reduce_range)
     layers = find_grouped_linears(model.graph) if form == "grouped" else ()
@@ -159,14 +159,14 @@ def form_in_int8(
 
 
 def quantizable(model: ir.Model, form: str) -> tuple[str, ...]:
-    """The weights of the layers of an fp32 file that can be in integers, in graph order."""
+    """Return the weight names of the layers of an fp32 model that can be quantized, in graph order."""
     can = {layer.name for layer in find_grouped_linears(model.graph)} if form == "grouped" else set[str]()
     can |= set(dense_layers(model).values())
     return tuple(weight for weight in forms(model, form) if weight in can)
 
 
 def _shown(model: ir.Model, form: str, kinds: Mapping[str, str], *, reduce_range: bool) -> dict[str, str]:
-    """The form of every layer, those of kind ``int8`` in integers where they can be."""
+    """Return the form of each layer by weight name after the layers of kind ``int8`` are quantized, as far as they can be."""
     shown = forms(model, form)
     for weight in quantizable(model, form):
         if kinds.get(weight) == "int8":
@@ -176,7 +176,7 @@ def _shown(model: ir.Model, form: str, kinds: Mapping[str, str], *, reduce_range
 
 
 def forms(model: ir.Model, kind: str) -> dict[str, str]:
-    """Weight -> ``fp32 dense`` or ``fp32 grouped``, of the layers of an fp32 file."""
+    """Return ``fp32 dense`` or ``fp32 grouped`` for each layer of an fp32 model, by weight name."""
     layers = find_grouped_linears(model.graph) if kind == "grouped" else ()
     found = {layer.name: "fp32 grouped" for layer in layers}
     for node, name, weight in products(model.graph):
@@ -185,7 +185,7 @@ def forms(model: ir.Model, kind: str) -> dict[str, str]:
 
 
 def observe(model: ir.Model, names: list[str], calibration: Batches) -> dict[str, list[Array]]:
-    """Values of tensors on the calibration data, a batch an entry; of large ones an even selection and the extremes."""
+    """Return the values of tensors on the calibration data, one array per batch. Large ones are subsampled; their extremes are kept."""
     session = session_of(watched(model, names), threads=1)
     found: dict[str, list[Array]] = {name: [] for name in names}
     for feeds in calibration:

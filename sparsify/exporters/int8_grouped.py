@@ -1,12 +1,13 @@
-"""int8 for grouped linear layers: `QLinearMatMul` on feature-major activations that stay uint8 from layer to layer.
+"""Quantizes grouped linear layers: `QLinearMatMul` on feature-major activations that stay uint8 between layers.
 
-A grouped layer of an exported file is ``Y = relu(W @ gather(X) + b)`` with W [G, O, K], X [F, M] and Y [G*O, M], M columns of a batch.
-So are, with one group and nothing to gather, dense layers between grouped ones. The stock quantizer leaves such products in floating
-point, so their nodes are written here. `QLinearMatMul` has no bias: the bias becomes a few more columns of W that read rows of a
-constant, by which X is padded. ReLU is what saturation at the zero point does.
+A grouped layer of an exported model computes ``Y = relu(W @ gather(X) + b)`` with W [G, O, K], X [F, M] and Y [G*O, M], for a batch of M
+samples. A dense layer between grouped layers has the same form, with one group and no gather. ONNX Runtime's static quantizer leaves
+these products in floating point, so this module writes the nodes. `QLinearMatMul` has no bias input. The bias is therefore encoded in
+extra columns of W, which multiply constant rows appended to X. ReLU needs no node, because the output saturates at the zero point.
 
-Weights are uint8 around 128 and meet activations in uint8, which no instruction set overflows on. With a reduced range, 7 bits around
-64, they meet activations in int8: a product that processors compute faster, and whose sums of two still fit the 16 bits of some.
+Weights are uint8 with zero point 128, multiplied by uint8 activations; no instruction set overflows on this product. With a reduced
+range, weights have 7 bits with zero point 64 and are multiplied by int8 activations. Processors compute that product faster, and a sum of
+two such products fits the 16-bit accumulators that some of them use.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from sparsify.exporters.grouped_linears import GroupedLinear, find_grouped_linea
 from sparsify.timing import Array
 
 BIAS_COLUMNS = 4
-"""Constant rows at least; more where inputs come in longer chunks. A multiple of 4 keeps int8 kernels on whole vectors."""
+"""Minimum number of constant rows; more if chunks are longer. With a multiple of 4, int8 kernels process whole vectors."""
 SHIFT = 128
-"""An int8 activation is the uint8 one less this."""
+"""Difference between the uint8 and the int8 form of an activation."""
 CLIPS = np.linspace(0.4, 1.0, 25)
-"""Fractions of the observed range that are tried for the range of an activation."""
+"""Fractions of the observed range that are tried as the range of an activation."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """real = scale * (q - zero), q in [0, 255]."""
+    """Scale and zero point of uint8 values: real = scale * (q - zero), q in [0, 255]."""
 
     scale: float
     zero: int
@@ -46,11 +47,11 @@ class Scale:
 
 
 def best_scale(values: Sequence[Array], *, rectified: bool) -> Scale:
-    """The range, as a fraction of the one observed, whose rounding and clipping cost least in squares.
+    """Return the scale with the smallest squared error of rounding and clipping, among `CLIPS` of the observed range.
 
     Args:
-        values: observed, any shapes.
-        rectified: whether negative values may be clipped away: the zero point is then 0.
+        values: observed values, arrays of any shapes.
+        rectified: clip negative values to 0, which sets the zero point to 0.
     """
     flat = np.concatenate([v.reshape(-1) for v in values]).astype(np.float64)
     low, high = (0.0 if rectified else min(float(flat.min()), 0.0)), max(float(flat.max()), 0.0)
@@ -67,7 +68,15 @@ def best_scale(values: Sequence[Array], *, rectified: bool) -> Scale:
 
 @dataclass(frozen=True)
 class Quantized:
-    """Integers of a layer: weight [G, O, K'] uint8 around ``zero``, its scale, the constant appended to X, and chunks of it read."""
+    """A quantized layer.
+
+    Attributes:
+        weight: uint8 [G, O, K'], bias columns included.
+        zero: zero point of the weight.
+        scale: scale of the weight.
+        constant: value of the rows appended to the input.
+        extra: number of chunks of appended rows.
+    """
 
     weight: Array
     zero: int
@@ -77,10 +86,10 @@ class Quantized:
 
 
 def quantize_layer(layer: GroupedLinear, source: Scale, *, reduce_range: bool = False) -> Quantized:
-    """Weights as uint8 around 128, of a reduced range around 64; the bias as ``extra`` more columns that read rows of ``constant``.
+    """Quantize the weight with zero point 128, or 64 for a reduced range, and encode the bias in extra columns of it.
 
-    One unit of the sum is source.scale * scale. The smallest constant that can express the largest bias is taken, so that the bias is
-    off by at most half of it.
+    One unit of the integer sum is ``source.scale * scale``. The constant of the appended rows is the smallest that can express the largest
+    bias. The rounding error of a bias is at most half of that constant, in these units.
     """
     zero = 64 if reduce_range else 128
     most = zero - 1
@@ -110,14 +119,14 @@ def write_grouped_int8(
     exact: Collection[str] | None = None,
     reduce_range: bool = False,
 ) -> ir.Model:
-    """A copy of ``model`` whose grouped layers compute in integers.
+    """Return a copy of ``model`` with its grouped layers quantized.
 
     Args:
-        model: as exported.
-        weights: names of the layers; None: all.
-        observed: values of every source and result on calibration data.
-        exact: results that are not rounded to 8 bits; None: those that leave the file.
-        reduce_range: 7 bits of weight against activations in int8; layers whose results are exact keep 8 and uint8.
+        model: an exported model.
+        weights: weight names of the layers to quantize; None: all of them.
+        observed: values of each layer's input and result on calibration data, by tensor name.
+        exact: names of results that are not rounded to 8 bits; None: those that are outputs of the model.
+        reduce_range: use 7-bit weights and int8 activations; layers with exact results keep 8-bit weights and uint8 activations.
     """
 
     def write(graph: ir.Graph) -> bool:
@@ -134,7 +143,7 @@ def write_grouped_int8(
 
 
 class _Integers:
-    """Writes layers of a graph, one after the other; activations stay integers between them."""
+    """Replaces the layers of a graph in order by quantized ones, and reuses the integer result of one layer as the input of the next."""
 
     def __init__(
         self,
@@ -188,7 +197,7 @@ class _Integers:
         return write.call("DequantizeLinear", [product, *_constants(write, result, made)], f"{result}_values")
 
     def _sums(self, write: Writer, layer: GroupedLinear) -> ir.Value:
-        """A result that leaves the file: sums are not rounded to 8 bits, the bias is added to them as it is, and outputs do not clip."""
+        """Write a layer whose result is exact: 32-bit integer sums, scaled to float, with a float bias, so that nothing is clipped."""
         result, source = str(layer.result.name), str(layer.source.name)
         given, (groups, rows, _) = self._scales[source], layer.weight.shape
         steps = np.maximum(np.abs(layer.weight).max(axis=2, keepdims=True), 1e-12) / 127
@@ -211,14 +220,14 @@ class _Integers:
         return write.call("Relu", [value], f"{result}_rectified") if layer.rectified else value
 
     def _form(self, write: Writer, value: ir.Value, *, signed: bool = False) -> ir.Value:
-        """The uint8 or int8 form of a value; quantized before a transpose rather than after it, where there is less to move."""
+        """Return the uint8 or int8 form of a value. Quantizes before a transpose, not after it, so that the transpose moves less data."""
         name = str(value.name)
         form, plain = f"{name}_signed" if signed else f"{name}_integers", self._forms.get(f"{name}_integers")
         if form not in self._forms:
             scale, node = self._scales[name], value.producer()
             constants = _constants(write, name, scale, signed=signed)
             if plain is not None:
-                # uint8 arithmetic is modulo 256, and so is the cast: exactly the number less 128.
+                # uint8 arithmetic and the cast are modulo 256, so the result is exactly the value minus 128
                 shifted = write.call(
                     "Sub", [plain, write.constant("shift", np.array(SHIFT, np.uint8))], f"{name}_shifted"
                 )
@@ -240,7 +249,7 @@ def _input(node: ir.Node) -> ir.Value:
 
 
 def _constants(write: Writer, name: str, scale: Scale, *, signed: bool = False) -> tuple[ir.Value, ir.Value]:
-    """Scale and zero point of an activation."""
+    """Write the scale and zero point of an activation as constants."""
     zero = np.array(scale.zero - SHIFT, np.int8) if signed else np.array(scale.zero, np.uint8)
     return (
         write.constant(f"{name}_scale", np.array(scale.scale, np.float32)),
@@ -249,12 +258,12 @@ def _constants(write: Writer, name: str, scale: Scale, *, signed: bool = False) 
 
 
 def _plain(values: Array) -> Array:
-    """Values of one group without the dimension for groups: [O, K] in place of [G, O, K]."""
+    """Drop the dimension for groups if there is only one: [O, K] instead of [1, O, K]."""
     return values if len(values) > 1 else values[0]
 
 
 def _gather(write: Writer, layer: GroupedLinear, whole: Quantized, data: ir.Value, *, signed: bool = False) -> ir.Value:
-    """The integers [G, K', M] a layer reads, of one group [K', M], constants for its bias among them."""
+    """Write the integer inputs of a layer, [G, K', M], or [K', M] for one group, including the constant rows for its bias."""
     groups, _, width = whole.weight.shape
     shape = layer.source.shape
     assert shape is not None
@@ -270,7 +279,9 @@ def _gather(write: Writer, layer: GroupedLinear, whole: Quantized, data: ir.Valu
         sizes = write.constant(f"{result}_chunks", np.array([count // chunk + whole.extra, -1], np.int64))
         data = write.call("Reshape", [data, sizes], f"{result}_chunked")
     if index is not None:
-        if chunk == 1:  # shapes are not inferred through integer operators; `single_samples` looks for the batch
+        if (
+            chunk == 1
+        ):  # shapes are not inferred through integer operators, and `single_samples` needs the batch dimension
             data.type = ir.TensorType(ir.DataType.INT8 if signed else ir.DataType.UINT8)
             data.shape = ir.Shape([count + whole.extra, shape[1]])
         places = write.constant(f"{result}_index", _plain(index).astype(np.int64))

@@ -1,4 +1,4 @@
-"""The calibration head of an int8 file, fitted again to what the file itself gives for the held-out samples."""
+"""Refits the calibration head of an int8 model to the outputs of that model on held-out samples."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Tables = Mapping[str, Tensor]
 
 
 def refit_head(model: ir.Model, samples: Samples) -> tuple[str, dict[str, float]]:
-    """Fit the calibration head to the file's own outputs for the held-out data and store it, in place.
+    """Fit the calibration head to the model's outputs on the held-out samples, and store the fitted values in the model.
 
     Returns:
-        What was done, and figures of the held-out data before and after: NLL and ECE, or of intervals coverage and width.
+        A description of the change, and figures on the held-out samples before and after: NLL and ECE, or coverage and width of intervals.
     """
     stored = {
         name.rpartition("calibration.")[2]: value
@@ -64,18 +64,18 @@ def _numbers(stored: ir.Value) -> np.ndarray:
 
 
 def _values(stored: ir.Value) -> Tensor:
-    """Float64; a tensor of one number is one without dimensions, as some writers of files have it."""
+    """Return the values as float64. Some exporters write a scalar with shape [1]; it becomes []."""
     found = torch.from_numpy(_numbers(stored).astype(np.float64))
     return found.reshape(()) if found.shape == (1,) else found
 
 
 def _usual_task(head: Head) -> Task:
-    """The first task that the head fits, for a file whose samples do not say."""
+    """Return the first task that the head fits, for samples without a task."""
     return build(next((name for name, task in TASKS.items() if head.name in fitting(task)), "classification"))
 
 
 def _tables(model: ir.Model, samples: Samples, head: Head) -> Tables:
-    """Outputs of a file for the held-out samples, float64 [N, ...]."""
+    """Return the outputs of a model for the held-out samples, float64 [N, ...], by name."""
     found = values_of(model, samples.held_out)
     return {
         name: torch.from_numpy(samples.wanted[name].table(found[name]).astype(np.float64))

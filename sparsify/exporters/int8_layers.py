@@ -1,7 +1,7 @@
-"""Each layer in each of its forms, timed in ONNX Runtime: fp32 or int8, dense or grouped.
+"""Times each layer in ONNX Runtime in each of its forms: fp32 or int8, dense or grouped.
 
-A layer is cut out of the exported file of that form. In int8 it reads and makes integers, as between other layers in integers; what
-changing between integers and floating point costs is seen where whole files are timed (`sparsify.exporters.int8`).
+A layer is extracted from the exported model of that form. In int8, its input and output are integers, as they are between two quantized
+layers. The cost of conversion between integers and floating point is included when whole models are timed (`sparsify.exporters.int8`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sparsify.timing import Array, Feeds, session_of, times
 
 ROUNDS = 9
 Cut = tuple[str, str]
-"""First and last tensor of a layer."""
+"""Names of the input and the output tensor of a layer."""
 Timed = tuple[ir.Model, Feeds]
 
 
@@ -31,13 +31,15 @@ def time_layers(
     written: Written = lambda model: model,
     threads: int,
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds of every layer by form: ``fp32 dense``, ``int8 dense``, ``fp32 grouped``, ``int8 grouped``; those that it has.
+    """Return milliseconds by weight name and form, for each layer with more than one of these forms.
+
+    The forms are ``fp32 dense``, ``int8 dense``, ``fp32 grouped`` and ``int8 grouped``.
 
     Args:
-        models: fp32 files of one program: ``dense``, and ``grouped`` where that differs.
-        timed: inputs of the call of the files.
-        written: what a file becomes before it is written.
-        threads: of the trial.
+        models: fp32 models of one program: ``dense``, and ``grouped`` if that differs.
+        timed: inputs of one call of the models.
+        written: transformation of a model before it is written.
+        threads: number of threads for timing.
     """
     forms: dict[str, dict[str, Timed]] = {}
     for kind, model in models.items():
@@ -65,7 +67,7 @@ def time_layers(
 
 
 def _layers(model: ir.Model) -> dict[str, Cut]:
-    """Weight -> first and last tensor, of layers that compute one product."""
+    """Return the input and output tensor of each layer that computes one product, by weight name."""
     found = {
         layer.name: (str(layer.source.name), str(layer.result.name)) for layer in find_grouped_linears(model.graph)
     }
@@ -81,7 +83,7 @@ def _layers(model: ir.Model) -> dict[str, Cut]:
 
 
 def _cut(model: ir.Model, start: str, end: str, given: Array) -> ir.Model:
-    """The part of a file between two tensors, for inputs of the sizes of ``given`` only."""
+    """Return the part of a model between two tensors, with all sizes fixed to those of ``given``."""
     graph = ir.convenience.extract(model.graph, [start], [end])
     sizes = dict(zip(graph.inputs[0].shape or (), given.shape, strict=False))
     _sized(graph.inputs[0], given)
@@ -96,14 +98,14 @@ def _sized(value: ir.Value, given: Array) -> None:
 
 
 def _values(model: ir.Model, names: list[str], given: Feeds) -> dict[str, Array]:
-    """Tensors of a file."""
+    """Compute the named tensors of a model, and return them together with its inputs."""
     made = list(dict.fromkeys(name for name in names if name not in given))
     found = session_of(watched(model, made), threads=1).run(made, dict(given)) if made else []
     return {**given, **{name: np.asarray(value) for name, value in zip(made, found, strict=True)}}
 
 
 def _inside(model: ir.Model, given: Feeds) -> Timed:
-    """Cut the part, in place, to what lies between its first quantization and its last dequantization. Returns integers to feed it, too."""
+    """Remove the first quantization and the last dequantization from the model, in place. Return it with random integer inputs."""
     graph, (start,), (end,) = model.graph, model.graph.inputs, model.graph.outputs
     first = next(use.node for use in start.uses() if use.node.op_type == "QuantizeLinear")
     values = np.random.default_rng(0).integers(0, 256, given[str(start.name)].shape, np.uint8)

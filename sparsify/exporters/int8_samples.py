@@ -1,4 +1,4 @@
-"""What an int8 file is made and judged with: samples in batches, each input sliced by its role, and the program's outputs for them."""
+"""Prepares samples for int8 export: calibration and held-out batches, and the program's outputs for the held-out ones."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from sparsify.tasks import Task
 from sparsify.timing import BATCH, Array, Batches, Feeds
 
 BRANCH_SAMPLES = 32
-"""Held-out samples on which an int8 file is run with and without operators of its own for one sample."""
+"""Largest batch on which an int8 model is run both with and without special operators for one sample, to compare the outputs."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """An output of the program for the held-out samples, a batch an entry, and the dimension that counts samples, or None."""
+    """An output of the program for the held-out samples, one array per batch, and its sample dimension; None: it has no such dimension."""
 
     values: Sequence[Array]
     samples: int | None = 0
 
     def table(self, values: Sequence[Array]) -> Array:
-        """The batches of this output as one array: [N, ...], or [B, ...] of B batches where no dimension counts samples.
+        """Return the batches of this output as one array: [N, ...], or [B, ...] for B batches if there is no sample dimension.
 
-        Batches in which other dimensions have another size, as in [N, N], are left out.
+        Batches whose other dimensions differ in size from the first batch, as in [N, N], are left out.
         """
         if self.samples is None:
             return np.stack([value for value in values if value.shape == values[0].shape])
@@ -42,17 +42,17 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Samples:
-    """What int8 needs beside the program's files.
+    """Samples for int8 export.
 
     Attributes:
-        calibration: training inputs in batches, on which ranges are observed.
+        calibration: batches of training inputs, on which ranges are observed.
         timed: inputs of the call that is timed.
-        held_out: inputs in batches, on which the file is compared with the program.
-        wanted: every output of the program for ``held_out``, by name.
-        labels: targets of ``held_out``, [N, ...], to fit the calibration head on, or None.
-        tried: inputs on which the file as it is written is run beside the one that was judged; empty: those of ``held_out``.
-        task: what the outputs mean; None: shapes and heads tell what they can.
-        head: name of the calibration head; None: there is none, or its buffers tell it.
+        held_out: batches of inputs, on which the model is compared with the program.
+        wanted: each output of the program for ``held_out``, by name.
+        labels: targets of ``held_out``, [N, ...], on which the calibration head is fitted, or None.
+        tried: inputs on which the written model is compared with the one that was checked; empty: those of ``held_out``.
+        task: what the outputs mean; None: inferred from their shapes and the calibration head.
+        head: name of the calibration head; None: the program has none, or it is identified by its buffers.
         level: the level that the head was fitted for.
     """
 
@@ -68,7 +68,7 @@ class Samples:
 
     @property
     def main(self) -> str:
-        """The output that the task reads, else ``logits`` or ``prediction``, or the first."""
+        """The name of the output that the task reads; without a task ``logits``, else ``prediction``, else the first output."""
         read = (self.task and self.task.output, "logits", "prediction")
         return next((name for name in read if name in self.wanted), next(iter(self.wanted)))  # type: ignore[return-value]
 
@@ -83,15 +83,15 @@ def samples_of(
     whole: bool = False,
     task: Task | None = None,
 ) -> Samples:
-    """Batches of sizes that the program takes, and its outputs for them.
+    """Split samples into batches of sizes that the program accepts, and compute its outputs for the held-out ones.
 
     Args:
         program: in eval mode, on the CPU.
-        calibration, held_out: a tensor per input. An input without a batch dimension goes into every batch as it is.
+        calibration, held_out: one tensor per input. An input without a batch dimension is passed to each batch unchanged.
         labels: targets of ``held_out``, [N, ...].
-        batch: samples of the call that is timed, where the batch of the program is open.
-        whole: do not split the samples: the program fails on some of them, as where an input points into the others.
-        task: what the outputs mean, where that is known.
+        batch: number of samples in the call that is timed, if the batch size of the program is not fixed.
+        whole: do not split the samples, because the program fails on parts of them, for example if one input indexes into the others.
+        task: what the outputs mean, if known.
 
     Raises:
         ExportError: If there are too few samples, or they do not fit the program.
@@ -100,28 +100,31 @@ def samples_of(
     for option, given in (("calibration", calibration), ("held_out", held_out)):
         if len(given) != len(program.input_specs):
             raise ExportError(
-                f"int8 observes training inputs: {option} should hold {len(program.input_specs)} tensor(s), found {len(given)}."
+                f"int8 needs one tensor per input: {option} should hold {len(program.input_specs)} tensor(s), found {len(given)}. Give "
+                f"training inputs as calibration, and other samples as held_out."
             )
         _check_shapes(program, given, option)
     calibration, held_out = ([x.detach().cpu() for x in given] for given in (calibration, held_out))
     observed, count = sample_count(program, calibration), sample_count(program, held_out)
     if labels is not None and len(labels) != count:
-        raise ExportError(f"{len(labels)} labels for {count} held-out inputs; they should be as many.")
+        raise ExportError(f"found {len(labels)} labels for {count} held-out inputs. Give one label per input.")
     refuse_alike(program, held_out)
     allowed, fixed = allowed_batches(program), None if program.dynamic_batch else sample_count(program, None)
     if fixed is None and not (allowed.at_most(count) and allowed.at_most(observed)):
         raise ExportError(
-            f"{program.name!r} takes batches of {allowed}; found {count} held-out and {observed} calibration samples, which "
-            f"are fewer than its smallest batch. Give more of them."
+            f"{program.name!r} takes batches of {allowed}; found {count} held-out and {observed} calibration samples, which is not "
+            f"enough for one batch of each. Give more samples."
         )
     timed = fixed or (observed if whole else batch)
     if observed < (fixed or 2) or not 1 <= timed <= observed:
         raise ExportError(
-            f"int8 needs at least {fixed or 2} calibration samples, and a batch to time with within them; found {observed} and "
-            f"batch {timed}."
+            f"int8 needs at least {fixed or 2} calibration samples, and a batch size for timing that is at most their number; found "
+            f"{observed} samples and batch size {timed}. Give more calibration samples, or a smaller batch."
         )
     if count < (fixed or 1):
-        raise ExportError(f"int8 compares batches of the {fixed} samples that the file takes; found {count} held-out.")
+        raise ExportError(
+            f"int8 compares the file with the program on batches of {fixed} samples; found {count} held-out. Give at least {fixed}."
+        )
 
     def split(inputs: Sequence[Tensor], of: int) -> list[list[Tensor]]:
         sizes = [fixed] * (of // fixed) if fixed else _sizes(allowed, of, whole=whole)

@@ -1,20 +1,20 @@
-"""Which layers may compute in integers where all of them together may not: found by halving, in few tries."""
+"""Finds layers that can be quantized together when quantizing all of them costs too much accuracy, by bisection in few tries."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 TRIES = 12
-"""Files made and judged at most; a network with one bad layer among fifty takes about as many."""
+"""Largest number of models that are made and checked; finding one bad layer in a network of fifty takes about as many."""
 
 
 def bearable(layers: Sequence[str], good: Callable[[tuple[str, ...]], bool], *, tries: int = TRIES) -> tuple[str, ...]:
-    """The layers that are good together, given that not all of them are; () where none were found within ``tries``.
+    """Return layers that can be quantized together, given that quantizing all of them fails; () if none are found within ``tries``.
 
     Args:
-        layers: in the order of the network.
-        good: whether a file with these layers in integers, and no others, may stand in for the program.
-        tries: how often ``good`` may be asked.
+        layers: layers in the order of the network.
+        good: returns whether a model in which exactly these layers are quantized agrees with the program.
+        tries: largest number of calls of ``good``.
     """
     known: dict[tuple[str, ...], bool] = {tuple(layers): False}
 

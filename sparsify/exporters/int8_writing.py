@@ -1,4 +1,4 @@
-"""The int8 file of an export: the fastest of the fp32 file and its int8 forms, written in its place."""
+"""Writes the int8 file of an export: the fastest of the fp32 and int8 forms that agree with the program."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ from sparsify.timing import values_of
 
 
 def write_int8(request: Request, folded: Program, fp32: Fp32File) -> tuple[int8.Int8, Parity]:
-    """Choose a form by trials and write it; parity is that of the fp32 file that is written, or was made first.
+    """Choose the fastest form by timed trials, and write it to the path of the request.
+
+    Returns:
+        The result of the int8 export, and the parity of the fp32 file: of the one written, or, if int8 is written, of ``fp32``.
 
     Warns:
-        ExportWarning: If no int8 form agrees with the program, and the file computes in fp32.
+        ExportWarning: If no int8 form agrees with the program, so that the file computes in fp32.
     """
     options, made, parity = request.options, fp32.made, fp32.parity
     samples = _samples(request, folded)
@@ -57,8 +60,8 @@ def write_int8(request: Request, folded: Program, fp32: Fp32File) -> tuple[int8.
     let_go(final, *models.values())
     if integers.refused:
         warnings.warn(
-            f"{os.fspath(request.path)} computes in fp32, not in int8: {integers.refused}. It is the form {integers.chosen.name!r}, proved "
-            f"as any fp32 file. More or other calibration samples, or longer training, may help.",
+            f"{os.fspath(request.path)} computes in fp32, not in int8: {integers.refused}. It is the form {integers.chosen.name!r}, "
+            f"proved like any fp32 file. More or different calibration samples, or longer training, may help.",
             ExportWarning,
             stacklevel=3,
         )

@@ -119,7 +119,7 @@ def test_misuse_leaves_no_file(tmp_path):
         ({"precision": "int8", "calibration": [x], "labels": torch.zeros(3)}, "3 labels for 8 held-out inputs"),
         (
             {"precision": "int8", "calibration": [x], "batch": 9},
-            "a batch to time with within them; found 8 and batch 9",
+            "a batch size for timing that is at most their number; found 8 samples and batch size 9",
         ),
         ({"precision": "int8", "calibration": [x], "storage": "sparse"}, "storage 'dense'"),
     ):
