@@ -1,4 +1,4 @@
-"""``attach-calibration-head``: calibrated probabilities, or an interval, as nodes after the output that the task reads."""
+"""``attach-calibration-head``: adds nodes that compute calibrated probabilities or an interval from the output that the task reads."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from sparsify.passes.options import option
 from sparsify.tasks import TASKS, Task, kind
 
 PREFIX = "calibration."
-"""Prefix of the names of a head's buffers."""
+"""Prefix of the buffer names of a calibration head."""
 USUAL_LEVEL = 0.9
-"""The level of a head that was fitted for none, or by an earlier version, which did not record it."""
+"""Level assumed for a head without a recorded level: it was not fitted for one, or was fitted by an earlier version."""
 BOUNDS = frozenset({"lower", "upper"})
-"""Outputs of heads that are fitted to a level and nothing else."""
+"""Names of outputs that only heads fitted to a level have."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class AttachCalibrationHead(Pass):
     """Add the output ``probabilities``, of the shape of the logits, to the eval phase; for a regression, ``lower`` and ``upper``.
 
     The option ``kind`` names the head that computes them (`sparsify.heads`): ``temperature``, ``vector``, ``label-temperature``,
-    ``interval``, or one of a plug-in. Its buffers are called ``calibration.<name>``. Until they are fitted (`sparsify.calibration.fit`),
-    probabilities are those of the uncalibrated model, and intervals have width 0.
+    ``interval``, or a head of a plug-in. Its buffers are called ``calibration.<name>``. Until they are fitted
+    (`sparsify.calibration.fit`), probabilities are those of the uncalibrated model, and intervals have width 0.
 
     Raises:
         PassError: If the program already has a head and ``replace`` is not set, the program was traced for another task, the task has no
@@ -60,7 +60,7 @@ class AttachCalibrationHead(Pass):
         choices=HEADS,
     )
     task: str = option("classification", "what the output means", choices=TASKS)
-    replace: bool = option(False, "take the place of a head that the program has, whose outputs and buffers go")
+    replace: bool = option(False, "remove the head that the program has, with its outputs and buffers, first")
 
     @property
     def preserves(self) -> Mapping[str, Kept]:
@@ -83,31 +83,32 @@ class AttachCalibrationHead(Pass):
         return log
 
     def _read(self, program: Program, task: type[Task]) -> fx.Node:
-        """Return the output that the task reads, if the head can be attached to it.
+        """Return the node of the output that the task reads.
 
         Raises:
-            PassError: If it cannot.
+            PassError: If the head cannot be attached to it.
         """
         names, kinds = program.output_names("eval"), fitting(task)
         for name in HEADS[self.kind].outputs:
             if name in names:
                 raise PassError(
-                    f"{self.name}: {program.name!r} already has an output {name!r}. Set the option replace=true where a head makes it."
+                    f"{self.name}: {program.name!r} already has an output {name!r}. If a calibration head makes "
+                    f"it, set the option replace=true; otherwise rename it in the model."
                 )
         if made := head_outputs(program, "eval"):
             raise PassError(
-                f"{self.name}: {program.name!r} already has a head, which makes {', '.join(made)}. Set the option replace=true to put this "
-                f"one in its place."
+                f"{self.name}: {program.name!r} already has a head, which makes {', '.join(made)}. Set the option replace=true to "
+                f"replace it."
             )
         if program.task is not None and program.task.name != task.name:
             raise PassError(
-                f"{self.name}: {program.name!r} was traced for the task {program.task.name!r}, found the option task={task.name}. Set "
-                f"task={program.task.name} and a kind that fits it, or trace the model with task={task.name!r}."
+                f"{self.name}: {program.name!r} was traced for the task {program.task.name!r}, but the option task is {task.name!r}. Set "
+                f"task={program.task.name} and a kind of head that fits it, or trace the model with task={task.name!r}."
             )
         if self.kind not in kinds:
             raise PassError(
-                f"{self.name}: task {task.name!r} has {' and '.join(kinds) or 'no'} heads, found kind {self.kind!r}. Choose one of "
-                f"them, or set the option task."
+                f"{self.name}: no head of kind {self.kind!r} fits the task {task.name!r}; the kinds that fit are: "
+                f"{', '.join(kinds) or 'none'}. Set the option kind or the option task."
             )
         if task.output not in names:
             raise PassError(
@@ -118,14 +119,14 @@ class AttachCalibrationHead(Pass):
         spec: TensorSpec = value.meta["spec"]
         if not task.takes(spec.shape):
             raise PassError(
-                f"{self.name}: calibration needs {task.targets}; {program.name!r} returns {spec}. Pool or select them in the model, or "
-                f"set the option task."
+                f"{self.name}: calibration needs {task.targets}; {program.name!r} returns {spec}. Pool or select outputs in the "
+                f"model, or set the option task."
             )
         return value
 
 
 def head_outputs(program: Program, phase: str) -> dict[str, set[fx.Node]]:
-    """Return the outputs that calibration heads added by name, each with all nodes that it is computed from."""
+    """Return the names of the outputs that calibration heads added, each with all nodes that it is computed from."""
     output, buffers = program.output_node(phase), dict(program.named_buffers())
     own = program.out_specs[phase].num_leaves
     added = {name: _behind(value) for name, value in [*named_outputs(output).items()][own:]}
@@ -138,21 +139,21 @@ def head_outputs(program: Program, phase: str) -> dict[str, set[fx.Node]]:
 
 
 def head_buffers(program: Program) -> dict[str, torch.Size]:
-    """The shapes of the buffers of calibration heads, by their names there."""
+    """Return the shapes of the buffers of calibration heads, by name without `PREFIX`."""
     named = program.named_buffers()
     return {name.removeprefix(PREFIX): buffer.shape for name, buffer in named if name.startswith(PREFIX)}
 
 
 def head_names(program: Program) -> tuple[str, ...]:
-    """The names that a program has for its calibration heads, of which some may not be installed.
+    """Return the recorded names of a program's calibration heads, which may include heads that are not installed.
 
-    Empty without a head, and for one of a program that an earlier version saved: `head_of` tells it by its buffers.
+    Empty if the program has no head, or if an earlier version saved it; `head_of` identifies the head of such a program by its buffers.
     """
     return tuple(dict.fromkeys(program.output_node("eval").meta.get(MADE_BY, {}).values()))
 
 
 def head_of(program: Program) -> Head | None:
-    """The calibration head of a program: the one of its name, with its buffers; None without one that is installed."""
+    """Return the installed head that has the recorded name and the buffers of the program's head; None if there is no such head."""
     names, buffers = head_names(program), head_buffers(program)
     if len(names) > 1 or not (names or buffers):
         return None
@@ -160,7 +161,7 @@ def head_of(program: Program) -> Head | None:
 
 
 def head_metadata(program: Program) -> dict[str, str]:
-    """Return what a file says of its calibration head: its name or ``none``, unless unknown, and the level of a fitted interval."""
+    """Return the metadata of the calibration head for a file: its name or ``none``, if known, and the level of a fitted interval."""
     head, names, buffers = head_of(program), head_names(program), head_buffers(program)
     foreign = len(names) == 1 and names[0] not in HEADS
     name = head.name if head else names[0] if foreign else None if names or buffers else NONE
@@ -170,7 +171,7 @@ def head_metadata(program: Program) -> dict[str, str]:
 
 
 def head_level(program: Program) -> float:
-    """Return the level that the program's head was last fitted for: the share of new samples that an interval should hold."""
+    """Return the level that the program's head was last fitted for: the share of new samples that intervals should contain."""
     return program.output_node("eval").meta.get(LEVEL, USUAL_LEVEL)
 
 

@@ -142,12 +142,17 @@ def test_an_interval_is_exported_and_proved(tmp_path):
 @pytest.mark.parametrize(
     ("task", "model", "options", "words"),
     [
-        ("regression", Scaled(1.0), {"kind": "temperature", "task": "regression"}, "has interval heads"),
+        (
+            "regression",
+            Scaled(1.0),
+            {"kind": "temperature", "task": "regression"},
+            "the kinds that fit are: interval. Set",
+        ),
         (
             "regression",
             Scaled(1.0),
             {},
-            "was traced for the task 'regression', found the option task=classification. Set task=regression",
+            "was traced for the task 'regression', but the option task is 'classification'. Set task=regression",
         ),
         (
             None,
@@ -155,8 +160,8 @@ def test_an_interval_is_exported_and_proved(tmp_path):
             {"kind": "interval", "task": "regression"},
             "returns logits, and task 'regression' reads 'prediction'",
         ),
-        ("custom", Scaled(1.0), {"task": "custom"}, "has no heads"),
-        ("binary", Scaled(1.0), {}, "was traced for the task 'binary', found the option task=classification"),
+        ("custom", Scaled(1.0), {"task": "custom"}, "the kinds that fit are: none. Set"),
+        ("binary", Scaled(1.0), {}, "was traced for the task 'binary', but the option task is 'classification'"),
         (None, Scaled(1.0), {}, r"calibration needs class numbers.*or set the option task"),
         ("binary", Scaled(1.0), {"task": "nothing"}, "option task has no choice 'nothing'"),
     ],
@@ -170,7 +175,9 @@ def test_heads_that_do_not_fit_are_refused(task, model, options, words):
 def test_a_head_of_another_task_than_the_program_is_refused():
     """Scores of classes would become probabilities of labels, and the file would call them those of classes."""
     program = sp.trace(nn.Linear(4, 3), (torch.randn(2, 4),), task="classification")
-    with pytest.raises(PassError, match="was traced for the task 'classification', found the option task=multilabel"):
+    with pytest.raises(
+        PassError, match="was traced for the task 'classification', but the option task is 'multilabel'"
+    ):
         sp.Pipeline.parse("attach-calibration-head{kind=label-temperature task=multilabel}")(program)
 
 
