@@ -66,7 +66,9 @@ def sanitised(path: Path) -> bytes:
                     or entry.compress_type != zipfile.ZIP_STORED
                     or entry.file_size > size
                 ):
-                    _refuse(path, f"the part {entry.filename[:80]!r}, which torch.export.save does not write so")
+                    _refuse(
+                        path, f"the part {entry.filename[:80]!r}, which torch.export.save does not write in this form"
+                    )
                 seen.add(name)
                 copy.writestr(zipfile.ZipInfo(entry.filename), _part(path, name, archive.read(entry)))
     except FileNotFoundError as error:
@@ -86,8 +88,8 @@ def sanitised(path: Path) -> bytes:
 
 def _refuse(path: Path, what: str) -> NoReturn:
     raise LoadError(
-        f"{path} holds {what}; it could run code when it is loaded, and is refused. Give the model as file.py:factory with "
-        f"--weights, or load it with torch.export.load yourself where you trust it."
+        f"{path} holds {what}. It is refused because loading it could run code. Give the model as file.py:factory with --weights; "
+        f"if you trust the file, the factory can load it with torch.export.load."
     )
 
 

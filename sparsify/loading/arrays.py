@@ -86,7 +86,8 @@ def read_arrays(path: Path) -> Arrays:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > free_memory():
         raise DataError(
-            f"{path} would take {size:,} bytes of memory unpacked ({path.stat().st_size:,} on disk), and {free_memory():,} are free."
+            f"{path} needs {size:,} bytes of memory when unpacked ({path.stat().st_size:,} on disk), but only {free_memory():,} are free. "
+            f"Save fewer samples, or read the data in a Dataset of your own, with file.py:factory."
         )
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         held = {name: archive[name] for name in archive.files}
@@ -138,7 +139,7 @@ def _under(arrays: Mapping[str, Any], name: str) -> Any:
     parts = {key.partition(".")[2]: value for key, value in arrays.items() if key.startswith(f"{name}.")}
     if name in arrays and parts:
         raise DataError(
-            f"the data hold {name} and {name}.{next(iter(parts))}. Name all of several inputs, or give one."
+            f"the data contain both {name} and {name}.{next(iter(parts))}. Give either a single array {name}, or only named arrays."
         )
     if strange := [key for key in parts if not key.isidentifier()]:
         raise DataError(f"{name}.{strange[0]} should end in the name of an argument of forward, found {strange[0]!r}.")
@@ -182,14 +183,17 @@ def samples_of_arrays(
     form = {part: _form(targets[part]) for part in names}
     for part in names:
         if form[part] != form["train"]:
-            raise DataError(f"{text}: y_train holds {form['train']}, y_{part} {form[part]}. Give all parts alike.")
+            raise DataError(
+                f"{text}: y_train has {form['train']}, but y_{part} has {form[part]}. Give all parts targets of the same dtype and shape."
+            )
     if not isinstance(given["train"], (Mapping, tuple)):
         inputs = {part: checked_inputs(text, f"x_{part}", given[part], as_images) for part in names}
         mean, std = _prepared(text, inputs, statistics, normalise=normalise) or (None, None)
         return {part: TensorSamples(inputs[part], targets[part], mean=mean, std=std) for part in names}
     if statistics is not None:
         raise DataError(
-            f"{text} has several inputs, and mean and std are for one. Leave them out, or prepare the inputs."
+            f"{text} has several inputs, but mean and std apply to a single input. Leave them out, or normalise the inputs "
+            f"before you save them."
         )
     return _several(text, given, targets, normalise=normalise)
 
@@ -203,8 +207,8 @@ def _several(
     for part in table:
         if set(table[part]) != set(keys):
             raise DataError(
-                f"{text}: the training part has the inputs {', '.join(map(str, keys))}, the {part} part "
-                f"{', '.join(map(str, table[part]))}. Give the same to all parts."
+                f"{text}: the training part has the inputs {', '.join(map(str, keys))}, but the {part} "
+                f"part has {', '.join(map(str, table[part]))}. Give all parts the same inputs."
             )
         check_bytes(table[part], f"{text}: x_{part}")
     inputs: dict[str, dict[Any, Tensor]] = {part: {} for part in table}
@@ -321,8 +325,8 @@ def _one_scale(text: str, parts: Mapping[str, Tensor], name: str) -> None:
     for part, x in parts.items():
         if x.dtype is not train.dtype:
             raise DataError(
-                f"{text}: x_train{name} holds {train.dtype}, x_{part}{name} {x.dtype}, which would be scaled differently. Give all parts "
-                f"as uint8 images, or all as floats on one scale."
+                f"{text}: x_train{name} has dtype {train.dtype}, but x_{part}{name} has {x.dtype}, which would be scaled differently. Give "
+                f"all parts as uint8 images, or all as floats on the same scale."
             )
         if x.ndim == 4 and x.is_floating_point():
             highest, other = float(train.abs().max()), float(x.abs().max())
@@ -330,8 +334,8 @@ def _one_scale(text: str, parts: Mapping[str, Tensor], name: str) -> None:
                 highest, other
             ):
                 raise DataError(
-                    f"{text}: images reach {highest:g} in x_train{name} and {other:g} in x_{part}{name}, so that one of them is in [0, 1] "
-                    f"and the other is not. Give all parts on one scale."
+                    f"{text}: images reach {highest:g} in x_train{name} and {other:g} in x_{part}{name}, so only one of them is in "
+                    f"[0, 1]. Give all parts on the same scale."
                 )
 
 
@@ -351,7 +355,7 @@ def checked_inputs(text: str, name: str, values: Any, as_images: bool) -> Tensor
     if x.ndim == 0 or len(x) == 0:
         raise DataError(f"{where} is empty. Give at least a few samples per class.")
     if not (np.issubdtype(x.dtype, np.number) or x.dtype == np.bool_) or np.issubdtype(x.dtype, np.complexfloating):
-        raise DataError(f"{where} holds {x.dtype}; inputs are numbers, best uint8 images or float32.")
+        raise DataError(f"{where} has dtype {x.dtype}; inputs should be numbers, preferably uint8 images or float32.")
     if np.issubdtype(x.dtype, np.floating):
         for start in range(0, len(x), PIECE):
             bad = ~np.isfinite(x[start : start + PIECE])
@@ -379,7 +383,7 @@ def checked_inputs(text: str, name: str, values: Any, as_images: bool) -> Tensor
     if as_images and (values.ndim not in {2, 4} or (x.dtype == np.uint8 and values.ndim != 4)):
         raise DataError(
             f"{where} has shape {list(x.shape)}; images are [N, H, W], [N, H, W, C] or [N, C, H, W], features float [N, F]. "
-            f"Other inputs come from file.py:factory."
+            f"For other inputs, use file.py:factory."
         )
     return torch.from_numpy(np.require(values, requirements=["C", "W"]))
 

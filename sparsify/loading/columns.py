@@ -92,18 +92,18 @@ def samples_of_table(
         width += len(feature.get("categories", [0]))
         if width * total * 8 > room:
             raise DataError(
-                f"{table.path}: {width:,} inputs for each of {total:,} rows take {width * total * 8:,} bytes, and {room:,} are free. Leave "
-                f"out columns with many categories with ignore_columns."
+                f"{table.path}: {width:,} inputs for each of {total:,} rows take {width * total * 8:,} bytes, but only {room:,} are free. "
+                f"Leave out columns with many categories with ignore_columns."
             )
         columns += _encoded(feature, values if read is None else read)
         if feature.get("constant"):
             constant.append(name)
     if not features:
-        raise DataError(f"{table.path} has no column left for inputs. Leave fewer out.")
+        raise DataError(f"{table.path} has no column left for inputs. Remove columns from ignore_columns.")
     if constant:
-        _note(f"{table.path}: {_listed(constant)} never changes in the training part, says nothing, and is read as 0.")
+        _note(f"{table.path}: columns with a single value in the training part are read as 0: {_listed(constant)}.")
     if table.delimiter != ",":
-        _note(f"{table.path}: {DELIMITERS[table.delimiter]} separate its columns.")
+        _note(f"{table.path}: columns are separated by {DELIMITERS[table.delimiter]}.")
     inputs = torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
     parts: dict[str, Samples] = {"train": _part(inputs, targets, kept)}
     if len(held):
@@ -129,7 +129,9 @@ def encode(preparation: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) ->
         for feature in preparation["features"]:
             name = feature["column"]
             if name not in row:
-                raise DataError(f"row {place} lacks the column {name!r}. It needs all that the model was trained on.")
+                raise DataError(
+                    f"row {place} lacks the column {name!r}. Give all columns on which the model was trained."
+                )
             if "categories" in feature:
                 text = None if feature.get("constant") else str(row[name]).strip()
                 values += [float(text == category) for category in feature["categories"]]
@@ -149,9 +151,8 @@ def _check_names(table: Table, **named: Sequence[str]) -> None:
     keys = {"target": "target", "categories": "category_columns", "ignored": "ignore_columns"}
     if not named["target"]:
         raise DataError(
-            f"{table.path} needs the column to predict: target = '...' under [data] in a recipe, --target for the command. It has the "
-            f"columns "
-            f"{_listed(list(table.columns))}."
+            f"no column of {table.path} is chosen as the target. Set target under [data] in a recipe, or --target for the command, to one "
+            f"of its columns: {_listed(list(table.columns))}."
         )
     for key, names in named.items():
         for place, name in enumerate(names):
@@ -237,7 +238,7 @@ def _categories(table: Table, name: str, values: Sequence[str], kept: np.ndarray
         texts = sorted({values[row] for row in unknown})
         _note(
             f"{table.path}: {len(unknown)} of {len(held)} test rows have a category of {name!r} that no training row has "
-            f"({_listed(texts, 5)}); all its inputs are 0 there."
+            f"({_listed(texts, 5)}); the inputs of that column are all 0 in these rows."
         )
     return {"column": name, "categories": found, **({"constant": True} if len(found) == 1 else {})}
 

@@ -117,7 +117,7 @@ def load_data(
     parts = dict(found.parts)
     classes = _checked(text, parts, found.names, task)
     if found.stored != "table" and "test" in parts and test_holdout is not None:
-        raise DataError(f"{text} brings a test part; leave test_holdout out.")
+        raise DataError(f"{text} already has a test part. Leave test_holdout out.")
     if "test" not in parts:
         if test_holdout is None:
             raise DataError(

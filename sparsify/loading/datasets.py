@@ -121,7 +121,7 @@ class DatasetSamples:
             or not hasattr(dataset, "__getitem__")
         ):
             raise DataError(
-                f"{where}: {type(dataset).__name__} cannot be read by index, which a run that resumes needs. Give a map-style Dataset."
+                f"{where}: {type(dataset).__name__} cannot be read by index, which is required to resume a run. Give a map-style Dataset."
             )
         if len(dataset) == 0:
             raise DataError(f"{where} is empty.")
@@ -143,8 +143,8 @@ class DatasetSamples:
         for tensor in tensors((inputs, labels)):
             if tensor.ndim == 0 or len(tensor) != len(rows):
                 raise DataError(
-                    f"{where} of {len(rows)} should be {len(rows)} inputs and labels, found {shapes(inputs)} and {shapes(labels)}. "
-                    f"collate_fn may only join samples."
+                    f"{where} of {len(rows)} should have {len(rows)} inputs and labels, found {shapes(inputs)} and {shapes(labels)}. "
+                    f"collate_fn must return each of its samples once."
                 )
         for tensor in tensors(inputs):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -194,20 +194,20 @@ class DatasetSamples:
                 same = torch.equal(have[:, :length], want[:, :length]) and bool((rest == IGNORED).all())
                 if not same:
                     raise DataError(
-                        f"{self._where}: the targets of samples {rows.tolist()[:4]} ... are not those first read. Pad targets with "
-                        f"{IGNORED}, and change them no more."
+                        f"{self._where}: the targets of samples {rows.tolist()[:4]} ... differ from those first read. A data set must "
+                        f"return the same targets each time; only padding with {IGNORED} may differ."
                     )
             elif not torch.equal(have, want):
                 if have.shape != want.shape:
                     raise DataError(
-                        f"{self._where}: targets have shape {list(have.shape)}, not {list(want.shape)} as first read."
+                        f"{self._where}: targets have shape {list(have.shape)}, but had {list(want.shape)} when they were first read."
                     )
                 first = int(
                     (have != want).flatten(1 if have.ndim > 1 else 0).reshape(len(rows), -1).any(1).int().argmax()
                 )
                 raise DataError(
-                    f"{self._where}: sample {int(rows[first])} has label {have[first].tolist()}, not {want[first].tolist()} as first read. "
-                    f"Labels may not change from one reading to the next."
+                    f"{self._where}: sample {int(rows[first])} has label {have[first].tolist()}, but had {want[first].tolist()} when it "
+                    f"was first read. A data set must return the same labels each time."
                 )
         return mapped(as_target, target)
 

@@ -48,20 +48,20 @@ def load_exported(path: Path) -> nn.Module:
     ]
     if not any(isinstance(size, torch.SymInt) for first in sizes for size in first):
         raise LoadError(
-            f"{path} was exported for inputs of {', '.join(str(size) for first in sizes for size in first)} samples and no other number. "
-            f"Export it again with dynamic_shapes, e.g. ({{0: torch.export.Dim('batch')}},)."
+            f"{path} was exported with a fixed batch size ({', '.join(str(size) for first in sizes for size in first)}). Export it again "
+            f"with dynamic_shapes, e.g. ({{0: torch.export.Dim('batch')}},)."
         )
     _rehearse(path, program)
     training, resting = _modes(program.graph)
     if training:
         raise LoadError(
-            f"{path} was exported in training mode: its {' and '.join(sorted(training))} would stay as in training when the model is "
-            f"evaluated and deployed. Export it again after model.eval(), or give the model as file.py:factory."
+            f"{path} was exported in training mode: its {' and '.join(sorted(training))} would still be in training mode when the "
+            f"model is evaluated and deployed. Export it again after model.eval(), or give the model as file.py:factory."
         )
     if resting:
         warnings.warn(
-            f"{path} was exported in eval mode: in training, too, its {' and '.join(sorted(resting))} will do as in evaluation. Give the "
-            f"model as file.py:factory with --weights to train it as it was built.",
+            f"{path} was exported in eval mode: its {' and '.join(sorted(resting))} will stay in eval mode during training. Give the model "
+            f"as file.py:factory with --weights to train it as it was built.",
             TraceWarning,
             stacklevel=2,
         )

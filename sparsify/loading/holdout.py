@@ -30,7 +30,7 @@ def drawn(text: str, train: Samples, count: int, *, seed: int, task: str | None 
     kinds = 1 if classes is None else len(classes.unique())
     if count >= len(train):
         raise DataError(
-            f"{text} has {len(train)} training samples, and train_samples is {count}. Lower it, or leave it out."
+            f"{text} has {len(train)} training samples, but train_samples is {count}. Lower it, or leave it out."
         )
     if count < 2 * kinds or len(train) - count < kinds:
         each = "" if classes is None else f"{2 * kinds}, two of each class, and "
@@ -75,7 +75,7 @@ def held_rows(
         at = int((classes.numpy() == scarce[0]).argmax())
         raise DataError(
             f"{text}: class {scarce[0]} has a single training sample, at {at}, which cannot be in both the training and a held-out part. "
-            f"Add samples, drop the class, or bring a validation part.{hint}"
+            f"Add samples, drop the class, or provide a validation part.{hint}"
         )
     if total - held_count < kinds:
         raise DataError(

@@ -62,12 +62,13 @@ def decode_all(
     """
     if blob.dtype != np.uint8 or blob.ndim != 1 or offsets.ndim != 1 or not np.issubdtype(offsets.dtype, np.integer):
         raise DataError(
-            f"{where}: encoded images are uint8 bytes [B] and whole offsets [N + 1], found {blob.dtype} {list(blob.shape)} and "
+            f"{where}: encoded images should be uint8 bytes [B] and integer offsets [N + 1], found {blob.dtype} {list(blob.shape)} and "
             f"{offsets.dtype} {list(offsets.shape)}."
         )
     if len(offsets) < 2 or offsets[0] < 0 or offsets[-1] > len(blob) or (np.diff(offsets.astype(np.int64)) <= 0).any():
         raise DataError(
-            f"{where}: offsets should rise from 0 to the {len(blob)} bytes of the images, one more than images."
+            f"{where}: offsets should increase strictly from 0 to {len(blob)}, the number of bytes: the start of each image, "
+            f"and the end of the last."
         )
     count = len(offsets) - 1
 
@@ -172,7 +173,8 @@ def samples_of_folder(
         for name, value in zip(("mean", "std"), statistics, strict=True):
             if len(value) not in (1, planes):
                 raise DataError(
-                    f"{folder}: {name} has {len(value)} numbers, the images {planes} channels. Give one for each, or one for all."
+                    f"{folder}: {name} has {len(value)} numbers, but the images have {planes} channels. Give one number per "
+                    f"channel, or one for all."
                 )
         mean, std = (value.expand(planes).clone() for value in statistics)
     elif normalise:

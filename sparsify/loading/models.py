@@ -71,7 +71,7 @@ def _unpickled(path: Path, *, trust_pickle: bool) -> nn.Module:
     if not trust_pickle:
         raise LoadError(
             f"{path} may be a pickled module, which can run code when it is loaded. Give the model as file.py:factory and this "
-            f"file's state dict with --weights, or give --trust-pickle if you trust whoever made the file."
+            f"file's state dict with --weights, or give --trust-pickle if you trust its source."
         )
     content = read_tensors(path, trust_pickle=True)
     if isinstance(content, torch.jit.ScriptModule):

@@ -51,7 +51,7 @@ def load_ood(text: str, data: Data, *, on_progress: Progress | None = None) -> S
     elif data.given_as == "prepared":
         raise DataError(
             f"{text}: the training inputs are prepared by a factory, or come from a table or several arrays, so out-of-distribution inputs "
-            f"need a factory that prepares them alike. Give file.py:factory, which returns one data set."
+            f"must come from a factory that prepares them in the same way. Give file.py:factory, which returns one data set."
         )
     elif Path(text).is_dir():
         samples = _Prepared(_files(Path(text), shape), data.statistics, grey=shape[:1] == (1,))
@@ -60,8 +60,8 @@ def load_ood(text: str, data: Data, *, on_progress: Progress | None = None) -> S
     wanted, found = _form(example), _form(samples.batch(torch.arange(1)).inputs)
     if found != wanted:
         raise DataError(
-            f"{text}: inputs have shape {found}, those of the training data {wanted}, and one model reads both. Give encoded images or a "
-            f"folder, which are resized, or arrays of that shape; from a factory, the inputs that the model is trained on."
+            f"{text}: inputs have shape {found}, but those of the training data have {wanted}. Give encoded images or a folder, which are "
+            f"resized, or arrays of that shape. A factory should return the same kind of inputs as for training."
         )
     return samples
 
@@ -80,8 +80,8 @@ def _prepared(text: str, x: np.ndarray, data: Data) -> Samples:
     given_as = "bytes" if inputs.dtype is torch.uint8 else "numbers"
     if given_as != data.given_as:
         raise DataError(
-            f"{text}: inputs are {given_as}, those of the training data {data.given_as}, so that one scale does not fit both. Give uint8 "
-            f"images beside uint8 images, and floats on the scale of the training data beside floats."
+            f"{text}: inputs are given as {given_as}, but those of the training data as {data.given_as}, so their scales may differ. Give "
+            f"uint8 images if the training data are uint8 images, and floats on the same scale if they are floats."
         )
     mean, std = data.statistics or (None, None)
     if mean is None or inputs.shape[1] != len(mean):
@@ -149,7 +149,8 @@ def _photos(channels: int, height: int, width: int) -> np.ndarray:
     images = [np.asarray(image) for image in load_sample_images().images]
     if height > images[0].shape[0] or width > images[0].shape[1]:
         raise DataError(
-            f"photos: the photographs are 427 x 640 pixels, the training images {height} x {width}. Give a folder of images."
+            f"photos: the photographs have 427 x 640 pixels, but the training images have {height} x {width}. Give a folder of "
+            f"images instead."
         )
     patches = [
         image[top : top + height, left : left + width].transpose(2, 0, 1)
@@ -167,7 +168,7 @@ def _files(folder: Path, shape: tuple[int, ...]) -> ImageFiles:
         path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     ]
     if not found:
-        raise DataError(f"{root} holds no images; they end in {', '.join(sorted(SUFFIXES))}.")
+        raise DataError(f"{root} holds no images, which are files that end in {', '.join(sorted(SUFFIXES))}.")
     _, height, width = _image(str(folder), shape)
     return ImageFiles(found, [0] * len(found), size=(height, width), resize=True)
 

@@ -107,8 +107,8 @@ def unlike(inputs: Sequence[Any], rows: Sequence[int]) -> str:
     for row, value in zip(rows, inputs, strict=True):
         if (kind := _kind(value)) != first:
             return (
-                f"the input of sample {row} is {kind}, that of sample {rows[0]} {first}; they should be alike. Give a DataLoader whose "
-                f"collate_fn pads them, if their lengths differ."
+                f"the input of sample {row} is {kind}, but that of sample {rows[0]} is {first}. If only their lengths differ, "
+                f"give a DataLoader whose collate_fn pads them."
             )
     return ""
 

@@ -83,11 +83,11 @@ def decoded(
                 )
             if image.mode[:1] in {"I", "F"}:
                 raise DataError(
-                    f"{where} has {image.mode!r} pixels, wider than a byte, and would be clipped. Store it with 8 bits a channel."
+                    f"{where} has {image.mode!r} pixels of more than 8 bits, which would be clipped. Store it with 8 bits per channel."
                 )
             if channels == 1 and strict and image.mode not in GREY:
                 raise DataError(
-                    f"{where} has colour ({image.mode}), and the first training images are grey. Set channels = rgb to read all in "
+                    f"{where} has colour ({image.mode}), but the first training images are grey. Set channels = rgb to read all in "
                     f"colour, or channels = grey to make all grey."
                 )
             if size is not None:

@@ -63,8 +63,8 @@ def read_table(path: Path) -> Table:
                 continue  # an empty line
             if len(row) != len(header):
                 raise DataError(
-                    f"{path}, line {rows.line_num}: {len(row)} fields, and the header has {len(header)} ({DELIMITERS[delimiter]} "
-                    f"between them). Quote fields that hold a separator, and mend rows that are cut short."
+                    f"{path}, line {rows.line_num}: {len(row)} fields, but the header has {len(header)} (separated by "
+                    f"{DELIMITERS[delimiter]}). Quote fields that contain a separator, and complete truncated rows."
                 )
             for name, value in zip(header, row, strict=True):
                 if len(value) > LONGEST_FIELD:
@@ -86,8 +86,8 @@ def _text(path: Path) -> str:
         size = regular_size(path)
         if size * UNPACKED > free_memory():
             raise DataError(
-                f"{path} has {size:,} bytes, which take about {size * UNPACKED:,} of memory as text, and {free_memory():,} are free. Save "
-                f"the numbers with numpy.savez instead."
+                f"{path} has {size:,} bytes, which take about {size * UNPACKED:,} of memory as text, but only {free_memory():,} are "
+                f"free. Save the numbers with numpy.savez instead."
             )
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
@@ -97,7 +97,7 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text, first at byte {error.start}. Save it as CSV in UTF-8.") from error
     if "\0" in text:
-        raise DataError(f"{path} holds null bytes, which no table of text has. Save it as CSV in UTF-8.")
+        raise DataError(f"{path} holds null bytes, so it is not a text file. Save it as CSV in UTF-8.")
     if not text.strip():
         raise DataError(f"{path} is empty.")
     return text
@@ -119,13 +119,13 @@ def _delimiter(path: Path, text: str) -> str:
     found = [delimiter for delimiter, width in widths.items() if width == best]
     if best < 2:
         raise DataError(
-            f"{path} has a single column: its first line has no comma, semicolon or tab between fields. A table needs a target and one "
-            f"column more."
+            f"{path} has a single column: its first line has no comma, semicolon or tab between fields. A table needs a target and at "
+            f"least one other column."
         )
     if len(found) > 1:
         raise DataError(
-            f"{path}: {' and '.join(DELIMITERS[d] for d in found)} split the first line into {best} fields each, so that it is not clear "
-            f"what separates columns. Quote the names."
+            f"{path}: {' and '.join(DELIMITERS[d] for d in found)} split the first line into {best} fields each, so the separator is "
+            f"ambiguous. Quote the column names."
         )
     return found[0]
 

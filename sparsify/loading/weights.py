@@ -117,13 +117,13 @@ def read_tensors(path: Path, *, trust_pickle: bool) -> Any:
             return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         raise LoadError(
-            f"{path} is damaged or holds more than tensors, and loading it could run code: refused. Save only the state dict, best as "
-            f"safetensors, or give --trust-pickle if you trust whoever made the file."
+            f"{path} is damaged or holds more than tensors. It is refused because loading it could run code. Save only the state dict, "
+            f"preferably as safetensors, or give --trust-pickle if you trust the source of the file."
         ) from error
     except Exception as error:
         if "TorchScript" in str(error):
             raise LoadError(
-                f"{path} is a TorchScript archive, which holds code: refused. Save only the state dict, best as safetensors."
+                f"{path} is a TorchScript archive, which holds code, and is refused. Save only the state dict, preferably as safetensors."
             ) from error
         text = (str(error).splitlines() or [""])[0]
         raise LoadError(
@@ -171,7 +171,7 @@ def _hint(missing: list[str], unexpected: list[str], own: Mapping[str, Tensor]) 
     if missing and not unexpected and len(missing) < len(own):
         layers = sorted({name.rpartition(".")[0] for name in missing})
         return (
-            f" All else fits, so the file lacks the layer {_few(layers)}. To train it from scratch, load the rest inside the factory: "
+            f" All other names match, so the file lacks the layer {_few(layers)}. To train it from scratch, load the rest in the factory: "
             f"model.load_state_dict(..., strict=False)."
         )
     near = [(want, close[0]) for want in missing[:3] if (close := difflib.get_close_matches(want, unexpected, n=1))]

@@ -130,7 +130,7 @@ DATA = {
         arrays(x_train=np.zeros((40, 8), np.float32)),
         "training inputs have shape [8], test inputs [1, 8, 8]",
     ),
-    "text": (arrays(x_train=np.full((40, 8), "a")), "inputs are numbers"),
+    "text": (arrays(x_train=np.full((40, 8), "a")), "inputs should be numbers"),
     "infinity in one sample": (
         arrays(x_train=np.where(np.arange(40)[:, None, None] == 7, np.inf, np.ones((40, 8, 8))).astype(np.float32)),
         "first in sample 7",
@@ -141,7 +141,7 @@ DATA = {
     ),
     "wrong offsets": (
         arrays(x_train=None, images_train=np.zeros(4, np.uint8), offsets_train=np.arange(41)),
-        "offsets should rise",
+        "offsets should increase",
     ),
     "wrong channels": (
         arrays(x_train=np.zeros((40, 8, 8, 3), np.uint8), x_test=np.zeros((10, 8, 8, 3), np.uint8)),
@@ -242,7 +242,7 @@ def labelled(path, lowest):
 
 
 FILES = {
-    "pickled module as weights": ("--weights", "w.pt", pickled_module, "refused. Save only the state dict"),
+    "pickled module as weights": ("--weights", "w.pt", pickled_module, "could run code. Save only the state dict"),
     "torn weights": ("--weights", "w.pt", torn_archive, "cannot be read as weights"),
     "torn safetensors": ("--weights", "w.safetensors", torn_archive, "cannot be read as weights"),
     "text as weights": ("--weights", "w.pt", lambda path: path.write_text("hello"), "w.pt"),
@@ -259,7 +259,7 @@ FILES = {
         "--data", "images", lambda path: [(path / n).mkdir(parents=True) for n in ("train", "test")], "holds no folders",
     ),
     "text as data": ("--data", "d.npz", lambda path: path.write_text("hello"), "cannot be read as .npz"),
-    "table without a target": ("--data", "d.csv", lambda path: path.write_text("a,b\n1,2\n"), "needs the column to predict"),
+    "table without a target": ("--data", "d.csv", lambda path: path.write_text("a,b\n1,2\n"), "is chosen as the target"),
     "table as data": ("--data", "d.txt", lambda path: path.write_text("a,b\n1,2\n"), "a table whose name ends in .csv"),
     "labels from 1": ("--data", "d.npz", lambda path: labelled(path, 1), "numbered from 1, subtract it from every label"),
     "more classes than outputs": ("--data", "d.npz", lambda path: labelled(path, 0), "Widen the last layer"),

@@ -68,7 +68,7 @@ def test_two_sets_are_measured_for_both_models(capsys, tmp_path, turned):
     ("given", "message"),
     [
         ("nothing.npz", "there is no data file nothing.npz"),
-        ("large.npz", "inputs have shape [1, 28, 28], those of the training data [1, 8, 8]"),
+        ("large.npz", "inputs have shape [1, 28, 28], but those of the training data have [1, 8, 8]"),
     ],
 )
 def test_a_set_that_does_not_fit_ends_before_training(capsys, tmp_path, monkeypatch, given, message):

@@ -95,7 +95,7 @@ def test_two_inputs_are_trained_on_resumed_exported_and_told_of(mine, monkeypatc
 def test_what_needs_images_is_refused_before_anything_is_written(mine):
     with pytest.raises(DataError, match=r"shifts and flips images.*several \(image \[2, 1, 8, 8\], ink \[2, 2\]\)"):
         run(recipe(mine, augment="crop-flip"), mine / "a")
-    with pytest.raises(DataError, match="need a factory that prepares them alike"):
+    with pytest.raises(DataError, match="must come from a factory that prepares them in the same way"):
         run(recipe(mine, ood=("photos",)), mine / "a")
     assert not (mine / "a").exists() or not list((mine / "a").iterdir())
 
@@ -111,7 +111,7 @@ def test_inputs_of_no_class_have_the_names_of_the_others(mine):
     (mine / "o.py").write_text(OOD)
     report = run(recipe(mine, baseline=False, epochs=1, ood=(f"{mine / 'o.py'}:mixed",)), mine / "a", timed=False)
     assert list(report["model"]["ood"]) == ["mixed"]
-    with pytest.raises(DataError, match=r"those of the training data image: .*; ink: "):
+    with pytest.raises(DataError, match=r"those of the training data have image: .*; ink: "):
         run(recipe(mine, ood=(f"{mine / 'o.py'}:lacks",)), mine / "b")
 
 

@@ -90,4 +90,4 @@ def test_columns_are_named_in_every_form(table, tmp_path):
     for recipe in (parse_recipe(tmp_path / "r.toml", {}), parse_recipe(None, set_)):
         assert (recipe.target, recipe.ignore_columns) == (("diagnosis",), ("size", "mean area"))
     code, _, err = command("run", "--data", path, "--set", "data.test_holdout=0.2", "--out", tmp_path / "a")
-    assert code == 2 and "needs the column to predict" in err.replace("\n", " ")
+    assert code == 2 and "is chosen as the target" in err.replace("\n", " ")

@@ -110,7 +110,7 @@ def test_a_part_that_is_there_twice_or_compressed_is_refused(archive, tmp_path):
             if twice:
                 with pytest.warns(UserWarning, match="Duplicate name"):
                     new.writestr(old.infolist()[0].filename, b"other")
-        with pytest.raises(LoadError, match=r"holds the part .* does not write so"):
+        with pytest.raises(LoadError, match=r"holds the part .* does not write in this form"):
             load_exported(tmp_path / "m.pt2")
 
 

@@ -38,17 +38,17 @@ BAD = {
     "words": ({"y_train": LABELS[:200].astype(str)}, "Number the classes from 0: numpy.unique"),
     "several labels": ({"y_train": (IMAGES[:200, 0] > 3).astype(int)}, "several labels per sample: set the task to 'multilabel'"),
     "bytes, then floats": (
-        {"x_test": IMAGES[200:300].astype(float), "y_test": LABELS[200:300]}, "x_train holds torch.uint8, x_test torch.float32",
+        {"x_test": IMAGES[200:300].astype(float), "y_test": LABELS[200:300]}, "x_train has dtype torch.uint8, but x_test has torch.float32",
     ),
     "floats, then bytes": (
         {"x_train": IMAGES[:200] / 255, "x_test": IMAGES[200:300], "y_test": LABELS[200:300]}, "which would be scaled differently",
     ),
     "two scales": (
-        {"x_train": IMAGES[:200] / 255, "x_test": IMAGES[200:300] * 1.0, "y_test": LABELS[200:300]}, "one of them is in [0, 1]",
+        {"x_train": IMAGES[:200] / 255, "x_test": IMAGES[200:300] * 1.0, "y_test": LABELS[200:300]}, "only one of them is in [0, 1]",
     ),
     "beyond float32": ({"x_train": IMAGES[:200] * 1e300}, "numbers beyond float32 (3.4e38), first in sample 0"),
-    "complex": ({"x_train": IMAGES[:200].astype(np.complex64)}, "holds complex64"),
-    "dates": ({"x_train": np.zeros((200, 8, 8), "datetime64[s]")}, "holds datetime64[s]"),
+    "complex": ({"x_train": IMAGES[:200].astype(np.complex64)}, "has dtype complex64"),
+    "dates": ({"x_train": np.zeros((200, 8, 8), "datetime64[s]")}, "has dtype datetime64[s]"),
     "a single number": ({"x_train": np.float32(3)}, "x_train is empty"),
     "flat bytes": ({"x_train": IMAGES[:200].reshape(200, 64)}, "x_train has shape [200, 64]"),
     "one sample of a class": (
@@ -65,7 +65,7 @@ BAD = {
         {"x_train": None, "images_train": PNG, "offsets_train": np.r_[OFFSETS[:5], OFFSETS[5] - 40, OFFSETS[6:]]},
         "images_train: image 4 cannot be decoded",
     ),
-    "offsets past the end": ({"x_train": None, "images_train": PNG[:-1], "offsets_train": OFFSETS}, "offsets should rise"),
+    "offsets past the end": ({"x_train": None, "images_train": PNG[:-1], "offsets_train": OFFSETS}, "offsets should increase"),
     "offsets of floats": ({"x_train": None, "images_train": PNG, "offsets_train": OFFSETS / 1}, "found uint8"),
     "images of int64": ({"x_train": None, "images_train": PNG.astype(int), "offsets_train": OFFSETS}, "found int64"),
 }  # fmt: skip
@@ -104,7 +104,7 @@ def test_a_test_part_is_held_out_only_where_asked_for(tmp_path):
     rows = torch.arange(40)
     assert torch.equal(first.test.batch(rows)[0], other.test.batch(rows)[0]), "whatever the seed"
     assert first.validation.fingerprint() != other.validation.fingerprint()
-    with pytest.raises(DataError, match="brings a test part; leave test_holdout out"):
+    with pytest.raises(DataError, match="already has a test part"):
         load_data(write_npz(tmp_path / "e.npz"), seed=0, test_holdout=0.2)
 
 

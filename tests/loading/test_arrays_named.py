@@ -141,15 +141,15 @@ def test_targets_of_several_names(tmp_path):
 
 
 BAD = {
-    "an input of one part": ({"x_test.ink": None}, "the training part has the inputs image, ink, tokens, seen, the test part"),
-    "named and not": ({"x_train": IMAGES[:200]}, "hold x_train and x_train.image. Name all of several inputs"),
+    "an input of one part": ({"x_test.ink": None}, "the training part has the inputs image, ink, tokens, seen, but the test part has"),
+    "named and not": ({"x_train": IMAGES[:200]}, "contain both x_train and x_train.image. Give either a single array"),
     "no name": ({"x_train.my image": IMAGES[:200]}, "x_train.my image should end in the name of an argument of forward"),
     "samples": ({"x_train.ink": INK[:199, None]}, "x_train: the inputs have 199 and 200 samples"),
     "no targets": ({"y_train": None}, "lacks y_train"),
     "shapes": ({"x_test.ink": INK[200:260]}, "training inputs 'ink' have shape [1], test inputs 'ink' []"),
     "not finite": ({"x_train.ink": np.full((200, 1), np.nan)}, "x_train.ink[0, 0] is nan"),
-    "targets of unlike shapes": ({"y_test": np.zeros((60, 2), int)}, "y_train holds int64 [N], y_test int64 [N, 2]"),
-    "targets of unlike kinds": ({"y_test": np.linspace(0, 1, 60)}, "y_train holds int64 [N], y_test float32 [N]"),
+    "targets of unlike shapes": ({"y_test": np.zeros((60, 2), int)}, "y_train has int64 [N], but y_test has int64 [N, 2]"),
+    "targets of unlike kinds": ({"y_test": np.linspace(0, 1, 60)}, "y_train has int64 [N], but y_test has float32 [N]"),
 }  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def test_what_does_not_go_together_is_refused(tmp_path, name):
 
 
 def test_given_statistics_are_for_one_input(tmp_path):
-    with pytest.raises(DataError, match="several inputs, and mean and std are for one"):
+    with pytest.raises(DataError, match="several inputs, but mean and std apply to a single input"):
         load_data(write(tmp_path / "d.npz"), seed=0, mean=[0.5], std=[0.5])
 
 

@@ -191,7 +191,7 @@ def test_categories_of_test_rows_only_are_told_and_read_as_none(tmp_path):
 def test_columns_that_never_change_are_told_and_read_as_0(tmp_path):
     columns = {**CITIES, "year": ["2024"] * 60, "land": ["CH"] * 60}
     with pytest.warns(
-        LoadWarning, match="'year', 'land' never changes in the training part, says nothing, and is read as 0"
+        LoadWarning, match="columns with a single value in the training part are read as 0: 'year', 'land'"
     ):
         data = load_data(write(tmp_path / "d.csv", columns), seed=0, target=["bought"], test_holdout=0.2)
     assert not data.example(9)[:, -2:].any()
@@ -199,7 +199,7 @@ def test_columns_that_never_change_are_told_and_read_as_0(tmp_path):
 
 
 def test_another_separator_is_told(tmp_path):
-    with pytest.warns(LoadWarning, match="semicolons separate its columns"):
+    with pytest.warns(LoadWarning, match="columns are separated by semicolons"):
         load_data(write(tmp_path / "d.csv", CITIES, delimiter=";"), seed=0, target=["bought"], test_holdout=0.2)
 
 
@@ -208,7 +208,7 @@ def changed(name, row, value):
 
 
 BAD = {
-    "no target": (CITIES, {}, "needs the column to predict: .*It has the columns 'age', 'city', 'bought'"),
+    "no target": (CITIES, {}, "is chosen as the target.*of its columns: 'age', 'city', 'bought'"),
     "absent target": (CITIES, {"target": ["price"]}, "has no column 'price', which target names"),
     "named twice": (CITIES, {"target": ["bought"], "ignore_columns": ["bought"]}, "target and ignore_columns both name column"),
     "empty number": (changed("age", 7, ""), {"target": ["bought"]}, "line 9, column 'age': the field is empty"),
@@ -248,5 +248,5 @@ def test_a_table_without_a_test_part_and_columns_of_what_is_no_table(tmp_path):
 
 def test_inputs_beyond_memory_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("sparsify.loading.columns.free_memory", lambda: 60 * 8 * 2)
-    with pytest.raises(DataError, match="4 inputs for each of 60 rows take 1,920 bytes, and 960 are free"):
+    with pytest.raises(DataError, match="4 inputs for each of 60 rows take 1,920 bytes, but only 960 are free"):
         load_data(write(tmp_path / "d.csv", CITIES), seed=0, target=["bought"], test_holdout=0.2)

@@ -266,7 +266,7 @@ def test_items_that_are_not_what_they_should_be():
             return (torch.full((1, 8, 8), torch.nan), 1) if index == 3 else (torch.zeros(1, 8 + index // 5, 8), 1)
 
     samples = DatasetSamples(Odd(0, 20), "odd")
-    with pytest.raises(DataError, match=r"input of sample 6 is \[1, 9, 8\], that of sample 4 \[1, 8, 8\]"):
+    with pytest.raises(DataError, match=r"input of sample 6 is \[1, 9, 8\], but that of sample 4 is \[1, 8, 8\]"):
         samples.batch(torch.tensor([4, 6]))
     with pytest.raises(DataError, match="sample 3 holds NaN"):
         samples.batch(torch.tensor([3]))

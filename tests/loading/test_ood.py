@@ -120,9 +120,9 @@ def test_a_factory_s_training_data_need_a_factory(tmp_path):
     trained = load_data(f"{tmp_path / 'f.py'}:data", seed=0)
     found = load_ood(f"{tmp_path / 'f.py'}:other", trained)
     assert rows(found).shape == (60, 5) and float(rows(found).std()) > 2
-    with pytest.raises(DataError, match=r"inputs have shape \[4\], those of the training data \[5\]"):
+    with pytest.raises(DataError, match=r"inputs have shape \[4\], but those of the training data have \[5\]"):
         load_ood(f"{tmp_path / 'f.py'}:wrong", trained)
-    with pytest.raises(DataError, match="need a factory that prepares them alike"):
+    with pytest.raises(DataError, match="must come from a factory that prepares them in the same way"):
         load_ood("photos", trained)
 
 
@@ -149,9 +149,18 @@ def save(arrays):
         (None, "there is no data file"),
         (b"text", "cannot be read as .npz"),
         (save({"images": TURNED}), "lacks x_test, x or images_test"),
-        (save({"x": TURNED.astype(np.float32)}), "inputs are numbers, those of the training data bytes"),
-        (save({"x": np.zeros((3, 28, 28), np.uint8)}), r"shape \[1, 28, 28\], those of the training data \[1, 8, 8\]"),
-        (save({"x": np.zeros((3, 8, 8, 3), np.uint8)}), r"shape \[3, 8, 8\], those of the training data \[1, 8, 8\]"),
+        (
+            save({"x": TURNED.astype(np.float32)}),
+            "inputs are given as numbers, but those of the training data as bytes",
+        ),
+        (
+            save({"x": np.zeros((3, 28, 28), np.uint8)}),
+            r"shape \[1, 28, 28\], but those of the training data have \[1, 8, 8\]",
+        ),
+        (
+            save({"x": np.zeros((3, 8, 8, 3), np.uint8)}),
+            r"shape \[3, 8, 8\], but those of the training data have \[1, 8, 8\]",
+        ),
         (save({"x": np.zeros((0, 8, 8), np.uint8)}), "is empty"),
         (save({"x": np.array(3)}), "is empty"),
         (save({"images_test": np.zeros(9, np.uint8), "offsets_test": np.array([0, 9])}), "cannot be decoded"),

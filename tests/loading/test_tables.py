@@ -41,8 +41,8 @@ BAD = {
     "no header": ("1.5,2\n3,4\n", r"has no header: its first line holds the number 1\.5\. Name the columns"),
     "a column without a name": ("a,,c\n1,2,3\n", "column 2 has no name"),
     "two names": ("a,b,a\n1,2,3\n", "two columns named 'a'"),
-    "short row": ("a,b\n1,2\n3\n", r"line 3: 1 fields, and the header has 2 \(commas between"),
-    "long row": ("a;b\n1;2;3\n", r"line 2: 3 fields, and the header has 2 \(semicolons"),
+    "short row": ("a,b\n1,2\n3\n", r"line 3: 1 fields, but the header has 2 \(separated by commas"),
+    "long row": ("a;b\n1;2;3\n", r"line 2: 3 fields, but the header has 2 \(separated by semicolons"),
     "open quote": ('a,b\n1,"2\n3,4\n', "line 3: unexpected end of data"),
     "text after a quote": ('a,b\n1,"2"x\n', "line 2: ',' expected after"),
     "not UTF-8": (b"a,b\n1,\xe9\n", "is not UTF-8 text, first at byte 6"),
@@ -62,7 +62,7 @@ def test_bad_tables(tmp_path, name):
 
 def test_a_table_larger_than_memory_and_what_is_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "free_memory", lambda: 100)
-    with pytest.raises(DataError, match="has 12 bytes, which take about 192 of memory as text, and 100 are free"):
+    with pytest.raises(DataError, match="has 12 bytes, which take about 192 of memory as text, but only 100 are free"):
         read_table(write(tmp_path / "d.csv", "a,b\n1,2\n3,4\n"))
     with pytest.raises(DataError, match="there is no data file"):
         read_table(tmp_path / "absent.csv")

@@ -256,7 +256,7 @@ def test_the_lines_name_several_inputs_that_only_their_user_can_prepare(tmp_path
 
 
 @pytest.mark.parametrize("separator", [",", ";"])
-@pytest.mark.filterwarnings("ignore:.*(never changes|separate its columns)")
+@pytest.mark.filterwarnings("ignore:.*(with a single value|columns are separated)")
 def test_the_lines_prepare_the_rows_of_a_table_as_loading_does(tmp_path, separator):
     parts, path = digits(40), tmp_path / "t.csv"
     texts = [
