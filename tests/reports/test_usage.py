@@ -245,7 +245,7 @@ def test_the_lines_name_several_inputs_that_only_their_user_can_prepare(tmp_path
     np.savez(tmp_path / "x.npz", **parts)
     (tmp_path / "f.py").write_text(
         "import numpy as np\n"
-        f"d = np.load({str(tmp_path / 'x.npz')!r})\n"
+        f"d = dict(np.load({str(tmp_path / 'x.npz')!r}))\n"
         "def data():\n"
         "    return [({'seen': d[f'x_{p}'][:, 0] > 99, 'rows': d[f'x_{p}'] / 255}, d[f'y_{p}']) for p in ('train', 'test')]\n"
     )
