@@ -1,4 +1,4 @@
-"""`Task`: says what the outputs of a model mean. Code asks a task instead of assuming class scores [N, K]."""
+"""Defines `Task`: what the outputs of a model mean, so that other code does not assume class scores [N, K]."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class Task(ABC):
         name = headline(figures)
         if self.constant is None or not figures[name] < self.constant:
             return ""
-        return f"{name} is {figures[name]:.4g}, and one answer for every sample reaches {self.constant:g}"
+        return f"{name} is {figures[name]:.4g}, but a constant answer reaches {self.constant:g}"
 
     def check(self, target: Any, shape: Shape) -> None:
         """Check targets against the output that the task reads.
@@ -174,7 +174,7 @@ class Task(ABC):
             DataError: If they do not fit; the message names the task, what it expects and what was found.
         """
         if found := self.problem(target, shape):
-            raise DataError(f"task {str(self)!r} takes {self.targets}, and {found}. {SET}")
+            raise DataError(f"task {str(self)!r} takes {self.targets}, but {found}. {SET}")
 
     def __str__(self) -> str:
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
@@ -182,7 +182,7 @@ class Task(ABC):
         return f"{self.name}{{{inside}}}" if inside else self.name
 
 
-SET = "Mend the data or the model, or set another task: [task] kind in a recipe, --task for the command, task=... in Python."
+SET = "Correct the data or the model, or set another task: [task] kind in a recipe, --task for the command, task=... in Python."
 
 
 def headline(figures: Mapping[str, float]) -> str:
@@ -220,7 +220,7 @@ def fits(sizes: Shape, shape: Shape) -> bool:
 
 
 def shown(target: Any) -> str:
-    """Return what a target is, for a message."""
+    """Return the dtype and shape of a target, or its type, for a message."""
     if not isinstance(target, Tensor):
         return type(target).__name__
     return f"{str(target.dtype).removeprefix('torch.')} {list(target.shape)}"
@@ -237,10 +237,10 @@ def is_zero_one(target: Tensor) -> bool:
 
 
 def own_loss(task: Task, criterion: Callable[[Any, Any], Any], output: Any, target: Any) -> Tensor:
-    """Compute the loss by a function of the user's own.
+    """Compute the loss with a function of the user's own.
 
     Raises:
-        TrainingError: If it returns something else than one number.
+        TrainingError: If it does not return a single number.
     """
     value = criterion(output, target)
     if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
@@ -252,7 +252,7 @@ def own_loss(task: Task, criterion: Callable[[Any, Any], Any], output: Any, targ
 
 
 def check_gradient(task: Task, output: Any, value: Tensor) -> None:
-    """Refuse a loss from which nothing can be learned.
+    """Check that the loss has a gradient if the output has one.
 
     Args:
         task: the task of the loss.
@@ -266,8 +266,8 @@ def check_gradient(task: Task, output: Any, value: Tensor) -> None:
         return
     if any(leaf.requires_grad for leaf in trees.tensors(output)):
         raise TrainingError(
-            f"the loss of task {str(task)!r} has no gradient, so that nothing can be learned from it. Compute it from the output by "
-            f"functions of torch, without detach(), item(), numpy() or no_grad()."
+            f"the loss of task {str(task)!r} has no gradient, so the model cannot learn from it. Compute it from the output with "
+            f"torch functions, without detach(), item(), numpy() or no_grad()."
         )
 
 
@@ -279,13 +279,13 @@ def tensors(*values: Any) -> bool:
 def unteachable(task: Task) -> str:
     """Make the message for a task that does not define how a model learns from a teacher."""
     return (
-        f"task {str(task)!r} does not say how a model imitates a teacher. Train with a method that has none (leave out distilled), put the "
-        f"teacher's answers into the loss of the task, or derive a task of your own with taught = True and imitation()."
+        f"task {str(task)!r} does not define how a model learns from a teacher. Use a method without a teacher (leave out distilled), "
+        f"put the teacher's outputs into the loss of the task, or derive a task of your own with taught = True and imitation()."
     )
 
 
 def unsmoothed(task: Task, label_smoothing: float) -> None:
-    """Refuse to smooth the labels of a task that has none.
+    """Check that label smoothing is 0, for tasks without labels to smooth.
 
     Raises:
         TrainingError: If ``label_smoothing`` is not 0.
@@ -299,6 +299,6 @@ def unsmoothed(task: Task, label_smoothing: float) -> None:
 def mismatch(task: Task, output: Any, target: Any) -> str:
     """Make the message for an output and a target that do not fit together."""
     return (
-        f"task {str(task)!r} takes {task.targets}; found output {shown(output)} and target {shown(target)}. Pass what the task "
-        f"reads, or name the task of these outputs: sparsify.attach(..., task=...)."
+        f"task {str(task)!r} takes {task.targets}; found output {shown(output)} and target {shown(target)}. Pass the output "
+        f"that the task reads, or set the task that fits these outputs: sparsify.attach(..., task=...)."
     )

@@ -61,7 +61,7 @@ class Classification(Task):
         if not self.takes(shape):
             return f"the output has shape {list(shape)}"
         if target.ndim == 2 and bool((target.sum(1) == 1).all()) and bool(((target == 0) | (target == 1)).all()):
-            return f"the targets are one-hot, {shown(target)}: give class numbers instead, target.argmax(1)"
+            return f"the targets are one-hot, {shown(target)}; give class numbers instead, with target.argmax(1)"
         if target.ndim != 1 or not is_whole(target):
             return f"the targets are {shown(target)}"
         return classes_problem(target, shape[1])
@@ -213,10 +213,10 @@ def classes_problem(target: Tensor, classes: int | str, ignore: int | None = Non
     if not judged.numel():
         return "no target is judged" if target.numel() else ""
     low, high = int(judged.min()), int(judged.max())
-    beside = "" if ignore is None else f" beside those ignored ({ignore})"
+    beside = "" if ignore is None else f" (without those ignored, {ignore})"
     if low < 0:
         return f"the lowest target{beside} is {low}; classes are numbered from 0"
     if isinstance(classes, int) and high >= classes:
-        from_one = f": if they are numbered from {low}, subtract it from every target" if low else ""
+        from_one = f": if they are numbered from {low}, subtract {low} from all targets" if low else ""
         return f"the targets{beside} go from {low} to {high} for {classes} classes{from_one}"
     return ""

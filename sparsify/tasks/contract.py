@@ -1,4 +1,4 @@
-"""Tests on samples what every task promises; use it to test a task of your own."""
+"""Tests a task, such as one of your own, on samples: its methods must do what `Task` documents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparsify.tasks.base import Task
 
 
 def check_task(task: Task, output: Any, target: Any) -> None:
-    """Test the promises of `Task` on outputs and targets of at least two samples, such as a batch of an untrained model.
+    """Test what `Task` documents on outputs and targets of at least two samples, such as a batch of an untrained model.
 
     Args:
         task: the task to test.
@@ -35,7 +35,7 @@ def check_task(task: Task, output: Any, target: Any) -> None:
     if not isinstance(task, Task):
         raise TaskError(f"a task is a sparsify.tasks.Task, found {type(task).__name__}. Derive it from Task.")
     _promise(
-        task, not task.problem(target, shape), f"problem() refuses targets that fit: {task.problem(target, shape)}"
+        task, not task.problem(target, shape), f"problem() rejects targets that fit: {task.problem(target, shape)}"
     )
     _loss(task, output, target)
     _figures(task, output, target)

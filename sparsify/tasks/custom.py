@@ -1,4 +1,4 @@
-"""The custom task, whose loss and figures are functions of the user's own."""
+"""Defines the custom task, whose loss and figures are functions of the user's own."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class Custom(Task):
             )
         if self.measure is not None and not callable(self.measure):
             raise TaskError(
-                f"the figures of task 'custom' come from a function of output and target; found {self.measure!r}."
+                f"the figures of task 'custom' should be a function of output and target, found {self.measure!r}."
             )
         if both := ({*_names(self.lower_is_better), "loss"} & {*_names(self.greater_is_better)}):
             raise TaskError(
-                f"the figure {min(both)!r} of task 'custom' is said to be better both ways (that of 'loss' is the lower value). Name it "
-                f"in one of {' and '.join(WAYS)}."
+                f"the figure {min(both)!r} of task 'custom' is declared better in both directions (for 'loss', lower is always "
+                f"better). Name it in one of {' and '.join(WAYS)}."
             )
 
     def loss(self, output: Any, target: Any, *, label_smoothing: float = 0.0) -> Tensor:
@@ -84,7 +84,7 @@ class Custom(Task):
         for way in WAYS:
             if absent := [name for name in _names(getattr(self, way)) if name not in found]:
                 raise TaskError(
-                    f"{way} of task 'custom' names {absent[0]!r}, and its figures are {', '.join(map(repr, found))}. Name one of these, or "
+                    f"{way} of task 'custom' names {absent[0]!r}, but its figures are {', '.join(map(repr, found))}. Name one of these, or "
                     f"leave it out."
                 )
         return found
@@ -134,7 +134,7 @@ class Custom(Task):
 
 
 WAYS = ("lower_is_better", "greater_is_better")
-"""The options that say for which figures a lower or a greater value is better."""
+"""Options with the names of figures for which a lower or a greater value is better."""
 
 
 def _names(text: str) -> list[str]:

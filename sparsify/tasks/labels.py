@@ -143,4 +143,4 @@ def _zero_one_problem(target: Tensor) -> str:
     if is_zero_one(target):
         return ""
     wrong = target[~((target == 0) | (target == 1))]
-    return f"{wrong.numel()} of {target.numel()} targets are neither, such as {wrong.flatten()[0].item()}"
+    return f"{wrong.numel()} of {target.numel()} targets are neither 0 nor 1, such as {wrong.flatten()[0].item()}"

@@ -1,4 +1,4 @@
-"""Tasks by name, and the one task that fits data and outputs."""
+"""Finds tasks by name, or the only task that fits data and outputs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ TASKS: Registry[type[Task]] = Registry(
     {cls.name: cls for cls in (Classification, Binary, Multilabel, Regression, Dense, Sequence, Custom)},
 )
 """The kinds of tasks, by name."""
-SET = "Say which it is: kind = {0!r} under [task] in a recipe, --task {0} for the command, task={0!r} in Python."
+SET = "Set the task: kind = {0!r} under [task] in a recipe, --task {0} for the command, task={0!r} in Python."
 
 
 def register(task: type[Task]) -> type[Task]:
-    """Add a task of another package under its name, so that recipes and the command know it; usable as a decorator.
+    """Add a task of another package under its name, for use in recipes and with the command; also usable as a decorator.
 
     Raises:
         TaskError: If another task has that name.
@@ -87,7 +87,9 @@ def infer(target: Any, shape: Shape) -> Task:
         names = " and ".join(repr(task.name) for task in suiting)
         raise TaskError(f"the tasks {names} both fit {told}. {SET.format(suiting[0].name)}")
     possible = [task.name for task in tasks if not task.problem(target, shape)]
-    may = f" {' and '.join(map(repr, possible))} would be possible, and is not guessed." if possible else ""
+    may = (
+        f" {' and '.join(map(repr, possible))} would be possible, but is not chosen automatically." if possible else ""
+    )
     why = "; ".join(f"{task.name}: {task.problem(target, shape)}" for task in tasks if task.name not in possible)
     raise TaskError(
         f"no task clearly fits {told}.{may} The others do not fit ({why}). {SET.format(possible[0] if possible else 'custom')}"

@@ -1,6 +1,6 @@
-"""A task as plain data, so that a file can hold it: its kind and its options.
+"""Converts a task to plain data for files: its kind and its options.
 
-The user's own functions cannot be stored; the file says that they are missing.
+Functions of the user's own cannot be stored; `LACKING` marks them as missing.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def absent(output: Any, target: Any) -> Tensor:
     """Replace the user's own loss in a task that was read from a file.
 
     Raises:
-        TaskError: Always, with how to give the loss.
+        TaskError: Always; the message says how to give the loss.
     """
     del output, target
     raise TaskError(
-        "the loss of this task is a function of your own, which neither a name nor a file holds; the figures of task 'custom' are, too. "
-        "Give them: --recipe for the command, task= with criterion=... in Python, such as sparsify.tasks.Custom(criterion=...)."
+        "the loss of this task is a function of your own, which files do not store; neither do they store the figures of task 'custom'. "
+        "Give --recipe to the command, or in Python task= with criterion=..., such as sparsify.tasks.Custom(criterion=...)."
     )
 
 
@@ -87,7 +87,9 @@ def from_data(name: str, options: Mapping[str, Any]) -> Task:
         lacking = value == LACKING and key in cls.functions
         if key not in defaults or not _alike(value, defaults[key]):
             known = ", ".join(key for key, default in defaults.items() if default is not None) or "none"
-            raise TaskError(f"task {name!r} has no option {key!r} of the kind {str(value)[:80]!r}. It has {known}.")
+            raise TaskError(
+                f"task {name!r} does not take the option {key!r} with the value {str(value)[:80]!r}. Its options are {known}."
+            )
         values[key] = absent if lacking else tuple(value) if isinstance(value, list) else value
     made = _made(cls, values)
     if made is None:

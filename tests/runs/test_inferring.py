@@ -73,7 +73,9 @@ def test_categories_of_a_table_are_classes(folder):
 
 
 def test_whole_numbers_are_not_guessed_to_be_amounts(folder):
-    with pytest.raises(TaskError, match=r"no task clearly fits .*'regression' would be possible, and is not guessed"):
+    with pytest.raises(
+        TaskError, match=r"no task clearly fits .*'regression' would be possible, but is not chosen automatically"
+    ):
         with_task(recipe(folder, "one", "whole.npz"))
 
 

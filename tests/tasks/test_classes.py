@@ -109,7 +109,7 @@ def test_a_batch_in_which_all_is_ignored_has_loss_0_and_no_figures():
     ("task", "target", "shape", "words"),
     [
         (Classification(), torch.arange(3), ("N", 2), "from 0 to 2 for 2 classes"),
-        (Classification(), torch.arange(1, 4), ("N", 3), "numbered from 1, subtract it"),
+        (Classification(), torch.arange(1, 4), ("N", 3), "numbered from 1, subtract 1"),
         (Classification(), torch.tensor([-1, 0]), ("N", 2), "the lowest target is -1"),
         (Classification(), torch.ones(3), ("N", 2), r"float32 \[3\]"),
         (Classification(), torch.eye(3), ("N", 3), "one-hot"),
@@ -118,7 +118,7 @@ def test_a_batch_in_which_all_is_ignored_has_loss_0_and_no_figures():
         (Classification(), torch.zeros(3).long(), ("N",), "the output has shape"),
         (Classification(), {"y": torch.zeros(3)}, ("N", 3), "dict"),
         (Dense(), torch.zeros(3, 4).long(), ("N", 2, 5), r"\[3, 4\] for an output"),
-        (Dense(), torch.full((3, 5), 7), ("N", 2, 5), "beside those ignored"),
+        (Dense(), torch.full((3, 5), 7), ("N", 2, 5), "without those ignored"),
         (Dense(), torch.full((3, 5), -100), ("N", 2, 5), "no target is judged"),
         (Dense(), torch.zeros(3).long(), ("N", 2), "the output has shape"),
         (Sequence(), torch.zeros(3, 4).long(), ("N", 5, 2), r"\[3, 4\] for an output"),

@@ -124,7 +124,7 @@ class Otherwise(Regression):
         (NoFigures, "figures.. is empty"),
         (TensorFigures, "names to floats"),
         (Ordered, "depends on the order"),
-        (Refuses, "refuses targets that fit: the day is wrong"),
+        (Refuses, "rejects targets that fit: the day is wrong"),
         (Writes, "changes the tensors"),
         (HalfDecided, "both be None"),
         (FloatAnswers, "a row per decision"),

@@ -56,9 +56,9 @@ def test_of_a_figure_only_its_user_says_which_way_is_better():
 
 @pytest.mark.parametrize("way", ["lower_is_better", "greater_is_better"])
 def test_ways_of_figures_that_there_are_not_are_refused(way):
-    with pytest.raises(TaskError, match=f"{way} of task 'custom' names 'rmse', and its figures are 'mse', 'mean'"):
+    with pytest.raises(TaskError, match=f"{way} of task 'custom' names 'rmse', but its figures are 'mse', 'mean'"):
         Custom(criterion=squared, measure=both, **{way: "mean, rmse"}).figures(X, X)
-    with pytest.raises(TaskError, match="names 'mse', and its figures are 'loss'"):
+    with pytest.raises(TaskError, match="names 'mse', but its figures are 'loss'"):
         Custom(criterion=squared, **{way: "mse"}).figures(X, X)
     for value in (True, 3, ["mse"], None):
         with pytest.raises(TaskError, match=f"task 'custom': {way} should be a text"):
@@ -67,5 +67,7 @@ def test_ways_of_figures_that_there_are_not_are_refused(way):
 
 @pytest.mark.parametrize("greater", ["mse", "loss"])
 def test_a_figure_is_better_one_way(greater):
-    with pytest.raises(TaskError, match=f"the figure '{greater}' of task 'custom' is said to be better both ways"):
+    with pytest.raises(
+        TaskError, match=f"the figure '{greater}' of task 'custom' is declared better in both directions"
+    ):
         Custom(criterion=squared, measure=both, lower_is_better="mse", greater_is_better=greater)

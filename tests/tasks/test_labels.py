@@ -78,7 +78,7 @@ def test_decisions_are_signs():
 @pytest.mark.parametrize(
     ("task", "target", "shape", "words"),
     [
-        (Binary(), torch.tensor([0, 1, 2]), ("N",), "1 of 3 targets are neither, such as 2"),
+        (Binary(), torch.tensor([0, 1, 2]), ("N",), "1 of 3 targets are neither 0 nor 1, such as 2"),
         (Binary(), torch.tensor([0.0, 0.5]), ("N", 1), "such as 0.5"),
         (Binary(), torch.zeros(3), ("N", 2), "the output has shape"),
         (Binary(), torch.zeros(3, 2), ("N", 1), r"float32 \[3, 2\]"),

@@ -78,7 +78,7 @@ def test_names_and_options():
         ("dense", {"ignore": True}, "ignore should be a whole number, found True"),
         ("sequence", {"ignore": 1.5}, "ignore should be a whole number, found 1.5"),
         ("custom", {"criterion": torch.sub, "lower_is_better": 3}, "lower_is_better should be a text, found 3"),
-        ("custom", {"criterion": torch.sub, "measure": "r2"}, "figures of task 'custom' come from a function"),
+        ("custom", {"criterion": torch.sub, "measure": "r2"}, "figures of task 'custom' should be a function"),
     ],
 )
 def test_options_of_another_type_are_refused_by_name_and_in_python(name, options, words):

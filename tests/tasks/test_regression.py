@@ -119,7 +119,7 @@ def test_moments_by_hand():
 
 def test_what_is_worse_than_one_answer_for_all_is_said():
     assert Regression().shortfall({"r2": 0.0}) == Regression().shortfall({"r2": float("nan")}) == ""
-    assert Regression().shortfall({"r2": -2.0}) == "r2 is -2, and one answer for every sample reaches 0"
+    assert Regression().shortfall({"r2": -2.0}) == "r2 is -2, but a constant answer reaches 0"
     assert Binary().shortfall({"auroc": 0.4}) and not Binary().shortfall({"auroc": 0.6})
     assert not Classification().shortfall({"accuracy": 0.0})
 

@@ -36,7 +36,7 @@ def test_functions_are_left_out_and_asked_for_when_they_are_needed():
     assert data == {"kind": "custom", "options": {"lower_is_better": "worst"}}
     found = from_data("custom", data["options"])
     assert isinstance(found, Custom) and not found.higher_is_better("worst") and not measurable(found)
-    with pytest.raises(TaskError, match=r"is a function of your own, which neither a name nor a file holds.*--recipe"):
+    with pytest.raises(TaskError, match=r"is a function of your own, which files do not store.*--recipe"):
         found.loss(torch.zeros(2), torch.zeros(2))
     assert measurable(Binary()) and not measurable(None)
 
@@ -48,7 +48,7 @@ def test_a_regression_with_a_loss_of_your_own_stays_a_regression_that_lacks_its_
     found = from_data(data["kind"], data["options"])
     assert to_data(found) == data and measurable(found) and found.trained_on is None
     assert found.figures(torch.ones(2), torch.tensor([1.0, 2.0]))["mae"] == 0.5
-    with pytest.raises(TaskError, match=r"neither a name nor a file holds.*criterion="):
+    with pytest.raises(TaskError, match=r"which files do not store.*criterion="):
         found.loss(torch.zeros(2), torch.zeros(2))
 
 

@@ -186,7 +186,7 @@ def test_what_a_program_does_not_return_is_refused():
     with pytest.raises(TaskError, match="there is no task 'regresion'"):
         attached("regression", "regresion")
     program, trainer = attached("custom")
-    with pytest.raises(TaskError, match="which neither a name nor a file holds"):
+    with pytest.raises(TaskError, match="which files do not store"):
         trainer.loss(program(X), Z[:, 0])
 
 

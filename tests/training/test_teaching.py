@@ -138,7 +138,7 @@ def test_a_custom_task_has_no_teacher_and_says_so_before_training():
     program = traced("custom").train()
     optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
     with pytest.raises(
-        TrainingError, match=r"learns from a teacher, and task 'custom.* does not say how .*leave out distilled"
+        TrainingError, match=r"learns from a teacher, and task 'custom.* does not define how .*leave out distilled"
     ):
         sp.attach(DISTILLED, program, optimizer, total_steps=4, teacher=lambda x: x, task=MADE)
     assert not program.masks()
