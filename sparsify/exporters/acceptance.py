@@ -1,6 +1,6 @@
-"""Whether a file in integers may stand in for the program: the size of its errors, its decisions class by class, and what it gets right.
+"""Decides whether an int8 file is accepted: by the size of its errors, its decisions per class, and its accuracy.
 
-Every output of a file is judged on its own, by its shape and type. A file is good enough where all of them are.
+Each output of a file is judged separately, depending on its shape and type. A file is accepted if all its outputs are.
 """
 
 from __future__ import annotations
@@ -16,52 +16,52 @@ from sparsify.tasks import Task
 
 Array = np.ndarray
 Counts = tuple[int, int, int, int]
-"""Decisions, those agreed, clear ones, those agreed."""
+"""Numbers of decisions, of equal decisions, of clear decisions, and of equal clear decisions."""
 MOST_ERROR = 0.15
-"""Root mean square error over all units of an output, relative to their standard deviation over the samples."""
+"""Bound of the root mean square error over all units of an output, relative to their standard deviation over the samples."""
 MOST_UNIT_ERROR = 0.4
-"""The same of a single unit, or channel; one that has become constant has 1."""
+"""The same bound for a single unit or channel; the error of one that has become constant is 1."""
 MOST_SCORES_ERROR, MOST_SCORE_ERROR = 0.3, 0.75
-"""Both for scores of classes, whose decisions are judged as well."""
+"""The same two bounds for scores of classes, whose decisions are judged as well."""
 LEAST_SPREAD = 0.25
-"""Units that vary less than this share of the median unit are judged with the others only, in scores and among more than `FEW`."""
+"""Units whose deviation is below this share of the median unit's are not judged separately, in scores and among more than `FEW` units."""
 FEW = 16
-"""Up to so many units may each mean something of its own, as the targets of a regression do."""
+"""Largest number of units of which each may have its own meaning, such as the targets of a regression."""
 STILL = 1e-5
-"""Units that vary less than this, relative to their size, do not depend on the sample: they are judged by their value."""
+"""Units whose deviation relative to their size is below this are constant: they are judged by their value."""
 MOST_STILL_ERROR = 0.1
-"""Error of a unit that stands still, relative to its value or to what the other units vary by."""
+"""Bound of the error of a constant unit, relative to the larger of its value and the deviation of the other units."""
 CLEAR = 4.0
-"""A decision is clear where the margin is this many typical errors."""
+"""A decision is clear if its margin is more than this many typical errors."""
 LEAST_AGREEMENT = 0.95
-"""Share of the clear decisions, and of whole numbers, that have to be the program's."""
+"""Smallest share of the clear decisions, and of whole numbers, that must equal the program's."""
 LEAST_CLASS_AGREEMENT = 0.9
-"""The same of each class; refused where even the upper end of the 95 % interval lies below."""
+"""The same for each class; a file is rejected if the upper end of the 95 % interval is below."""
 MANY = 10
-"""A class is judged on its own where it comes up so often, among pixels, tokens, signs and whole numbers; in scores [N, K] always."""
+"""A class is judged separately if it occurs this often, among pixels, tokens, signs and whole numbers; always in scores [N, K]."""
 CHANCE = 0.01
-"""Losses of right answers that are as unlikely as this by chance are refused, if they are more than `MOST_LOSS`."""
+"""A loss of right answers above `MOST_LOSS` is rejected if its probability by chance is below this."""
 EXACT = 1000
-"""Changed answers up to which that chance is summed exactly; more are as good as normal."""
+"""Largest number of changed answers for which that probability is summed exactly; above it, a normal approximation is used."""
 MOST_LOSS = 0.01
 MOST_CLASS_LOSS = 0.1
-"""Share of the samples, and of those of a class, whose right answer may be lost on balance."""
+"""Largest net loss of right answers, as a share of all samples, and of the samples of a class."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How an output of a file agrees with the program's on held-out samples.
+    """The agreement of an output of a file with the program's on held-out samples.
 
     Attributes:
-        decisions: those of the task (of samples, labels, positions) that were compared; 0 where the outputs decide nothing. Without a
-            task: samples whose argmax was compared, of scores [N, K].
-        agreed: those that are the program's.
-        clear: those whose margin is `CLEAR` typical errors or more.
-        clear_agreed: those of them that are the program's.
-        largest_error: of the outputs, relative to their largest magnitude.
-        error: root mean square error relative to the standard deviation of the outputs over the samples; of whole numbers, the share
-            that differs.
-        refused: why the file is not good enough, or "".
+        decisions: number of compared decisions of the task (per sample, label or position); 0 if the output decides nothing. Without a
+            task: the number of samples whose argmax was compared, for scores [N, K].
+        agreed: number of decisions that equal the program's.
+        clear: number of decisions whose margin is above `CLEAR` typical errors.
+        clear_agreed: number of clear decisions that equal the program's.
+        largest_error: largest error, relative to the largest magnitude of the output.
+        error: root mean square error relative to the standard deviation of the output over the samples; for whole numbers, the share
+            of values that differ.
+        refused: the reason why the output is not accepted; empty if it is.
     """
 
     decisions: int
@@ -85,20 +85,21 @@ def judge(
 ) -> Agreement:
     """Compare an output of a file, of any shape, with the program's.
 
-    With a task, its decisions are compared (`sparsify.tasks.Task.scores`), label by label and class by class, and what they get right;
-    where it decides nothing, only errors relative to the spread over the samples. Without one, shapes tell what may be decided.
+    With a task, this compares its decisions (`sparsify.tasks.Task.scores`) per label and class, and how many of them are right. If the
+    task decides nothing, it compares only errors relative to the deviation over the samples. Without a task, the shape of the output
+    determines which decisions are compared.
 
     Args:
-        want: the program's, finite or -inf for classes that are excluded.
-        have: the file's, of the same shape.
-        labels: int [N], or the targets of the task, to compare what both get right; None, or of another shape: it is not compared.
-        scores: they are known to be scores of classes, as they are where ``labels`` are whole numbers.
+        want: the output of the program, finite or -inf for classes that are excluded.
+        have: the output of the file, of the same shape.
+        labels: int [N], or the targets of the task, to compare how many decisions are right; not compared if None or of another shape.
+        scores: the values are known to be scores of classes. This is also assumed if ``labels`` are whole numbers.
         by_sample: the first dimension counts samples. If not, all values are taken as samples of one unit.
-        task: what the output means; None: it is not known.
-        threshold: above which a task of yes or no says yes: 0 of logits, 0.5 of probabilities.
+        task: what the output means; None: unknown.
+        threshold: value above which a yes/no task decides yes: 0 for logits, 0.5 for probabilities.
     """
     if want.shape != have.shape:
-        return _refused(f"its values have shape {list(have.shape)}, not {list(want.shape)}")
+        return _refused(f"its shape is {list(have.shape)}, expected {list(want.shape)}")
     if not want.size:
         return Agreement(0, 0, 0, 0, 0.0, 0.0, "")
     if not by_sample:
@@ -109,7 +110,7 @@ def judge(
     if not (np.isfinite(have[known]).all() and np.array_equal(have[~known], want[~known], equal_nan=True)):
         return _refused("its values are infinite or NaN where the program's are not")
     if by_sample and len(want) < 2:
-        return _refused("one held-out sample is too few to compare it on")
+        return _refused("its comparison needs at least two held-out samples")
     table, found = (np.where(known, values, 0.0).astype(np.float64) for values in (want, have))
     if task is None:
         scores = scores or (labels is not None and np.issubdtype(labels.dtype, np.integer))
@@ -138,7 +139,7 @@ def judge(
 
 
 def _by_task(want: Array, have: Array, labels: Array | None, task: Task) -> tuple[Counts, str]:
-    """The decisions of a task: counts as of `_decisions`, and what is wrong with them; those that its targets do not judge are left out."""
+    """Return the counts of `_decisions` for the decisions of a task, and the problem found; decisions without a target are left out."""
     outputs = [torch.from_numpy(np.ascontiguousarray(values, np.float64)) for values in (want, have)]
     first, second = (task.scores(output) for output in outputs)
     if first is None or second is None:
@@ -161,14 +162,14 @@ def _refused(reason: str) -> Agreement:
 
 
 def _whole_numbers(want: Array, have: Array) -> Agreement:
-    """Classes, ranks, counts, masks: equal or not."""
+    """Compare whole numbers and booleans, such as classes, ranks, counts and masks, for equality."""
     want, have = want.reshape(-1), have.reshape(-1)
     reason = _by_class(want, want == have, "values", least=MANY, named=_Names()) if want.size else ""
     return Agreement(0, 0, 0, 0, float((want != have).any()), float((want != have).mean()), reason)
 
 
 def _by_error(table: Array, found: Array, *, scores: bool) -> tuple[float, str]:
-    """The error over all units relative to their spread, and what is wrong with it."""
+    """Return the error over all units relative to their standard deviation, and the problem found, if any."""
     most, most_unit = (MOST_SCORES_ERROR, MOST_SCORE_ERROR) if scores else (MOST_ERROR, MOST_UNIT_ERROR)
     shape, table, found = table.shape, table.reshape(len(table), -1), found.reshape(len(found), -1)
     spread, off = table.std(axis=0), np.sqrt(((found - table) ** 2).mean(axis=0))
@@ -179,25 +180,28 @@ def _by_error(table: Array, found: Array, *, scores: bool) -> tuple[float, str]:
     if not moves.any():
         whole = float(np.sqrt((off**2).mean())) / max(typical, 1e-30)
     if moves.any() and whole > most:
-        return whole, f"its values are off by {whole:.2f} of their spread, {most} is allowed"
+        return whole, f"its error is {whole:.2f} of its standard deviation, above the bound of {most}"
     still = ~moves & (off > MOST_STILL_ERROR * np.maximum(size, typical))
     if still.any():
         unit = int(np.argmax(still))
         return whole, (
-            f"unit {unit}, which is {table[0, unit]:.3g} for every sample, is off by {off[unit]:.3g}, "
-            f"{MOST_STILL_ERROR * max(float(size[unit]), typical):.3g} is allowed"
+            f"unit {unit} is {table[0, unit]:.3g} for all samples, and its error is {off[unit]:.3g}, above the bound of "
+            f"{MOST_STILL_ERROR * max(float(size[unit]), typical):.3g}"
         )
     least = 0.0 if len(spread) <= FEW and not scores else LEAST_SPREAD * float(np.median(spread))
     wrong = moves & (spread >= least) & (off > most_unit * spread)
     if wrong.any():
         unit = int(np.argmax(np.where(wrong, off / np.maximum(spread, 1e-30), 0.0)))
         share = off[unit] / spread[unit]
-        return whole, f"unit {unit} is off by {share:.2f} of its spread, {most_unit} is allowed"
+        return (
+            whole,
+            f"the error of unit {unit} is {share:.2f} of its standard deviation, above the bound of {most_unit}",
+        )
     return whole, _by_channel(table.reshape(shape), found.reshape(shape), most_unit)
 
 
 def _by_channel(table: Array, found: Array, most: float) -> str:
-    """Channels, positions, tokens: the units that share an index, taken together over all others."""
+    """Return the problem found in channels, positions or tokens: units with the same index in one dimension, taken together."""
     for axis in range(1, table.ndim if table.ndim > 2 else 0):
         others = tuple(place for place in range(table.ndim) if place != axis)
         spread, off = table.std(axis=others), np.sqrt(((found - table) ** 2).mean(axis=others))
@@ -205,20 +209,20 @@ def _by_channel(table: Array, found: Array, most: float) -> str:
         if wrong.any():
             index = int(np.argmax(np.where(wrong, off / np.maximum(spread, 1e-30), 0.0)))
             share = off[index] / spread[index]
-            return f"index {index} of dimension {axis} is off by {share:.2f} of its spread, {most} is allowed"
+            return f"the error of index {index} of dimension {axis} is {share:.2f} of its standard deviation, above the bound of {most}"
     return ""
 
 
 def _decisions(
     want: Array, have: Array, labels: Array | None, *, least: int, about: Array | None = None
 ) -> tuple[Counts, str]:
-    """For scores [N, K]: decisions, those agreed, clear ones, those agreed; and what is wrong with them.
+    """Compare the decisions of scores [N, K]; return their counts and the problem found, if any.
 
     Args:
-        want, have: of the program and of the file.
-        labels: int [N], what is right.
-        least: how often a class comes up that is judged on its own.
-        about: int [N], the label that each decision is about; its classes are judged apart from those of other labels.
+        want, have: scores of the program and of the file.
+        labels: int [N], the right classes.
+        least: number of occurrences from which a class is judged separately.
+        about: int [N], the label that each decision is about; decisions about different labels are judged separately.
     """
     known = np.isfinite(want)
     error = np.where(known, have, 0.0) - np.where(known, want, 0.0)
@@ -237,7 +241,7 @@ def _decisions(
 
 @dataclass(frozen=True)
 class _Names:
-    """Classes by number, those of each label with numbers of their own."""
+    """Numbers classes so that those of different labels differ, and names them for messages."""
 
     columns: int = 1
     about: Array | None = None
@@ -252,14 +256,18 @@ class _Names:
 
 
 def _by_class(first: Array, same: Array, what: str, *, least: int, named: _Names) -> str:
-    """What is wrong, by each class that comes up ``least`` times, and in all."""
+    """Return the problem found in a class that occurs at least ``least`` times, or in all decisions together."""
     kinds, places, counts = np.unique(first, return_inverse=True, return_counts=True)
     found = np.bincount(places, weights=same)
     for kind, count, hits in zip(kinds, counts, found, strict=True):
         if count >= least and _upper(int(hits), int(count)) < LEAST_CLASS_AGREEMENT:
-            return f"of {count} {what} for {named(kind)} it makes {int(hits)}"
+            return f"{int(hits)} of {count} {what} for {named(kind)} equal the program's, which is too few"
     hits = int(found.sum())
-    return "" if hits >= LEAST_AGREEMENT * len(first) else f"of {len(first)} {what} it makes {hits}"
+    return (
+        ""
+        if hits >= LEAST_AGREEMENT * len(first)
+        else f"{hits} of {len(first)} {what} equal the program's, which is too few"
+    )
 
 
 def _by_labels(before: Array, after: Array, labels: Array, named: _Names) -> str:
@@ -267,14 +275,14 @@ def _by_labels(before: Array, after: Array, labels: Array, named: _Names) -> str
         mine = labels == kind
         had, has = int(before[mine].sum()), int(after[mine].sum())
         if (had > 1 and has == 0) or _lost(before[mine], after[mine], MOST_CLASS_LOSS):
-            return f"of {int(mine.sum())} samples of {named(kind)} it finds {has}, the program {had}"
+            return f"it is right for {has} of {int(mine.sum())} samples of {named(kind)}, the program for {had}"
     if _lost(before, after, MOST_LOSS):
-        return f"its accuracy is {after.mean():.4f}, the program's {before.mean():.4f}"
+        return f"its accuracy is {after.mean():.4f}, that of the program {before.mean():.4f}"
     return ""
 
 
 def _lost(before: Array, after: Array, most: float) -> bool:
-    """Whether more right answers are lost than gained, by more than ``most`` of the samples and more than chance makes likely."""
+    """Return whether the net loss of right answers is above ``most`` of the samples and unlikely by chance."""
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     if lost - gained <= most * len(before):
         return False
@@ -285,7 +293,7 @@ def _lost(before: Array, after: Array, most: float) -> bool:
 
 
 def _upper(hits: int, count: int) -> float:
-    """Upper end of Wilson's 95 % interval of a share."""
+    """Return the upper end of Wilson's 95 % interval of a share."""
     z2 = 1.96**2
     share = hits / count
     middle = share + z2 / (2 * count)

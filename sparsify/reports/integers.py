@@ -51,7 +51,7 @@ def int8_sentence(row: Report) -> str:
         costs.append(f"{100 * row['agreement']:.2f} % of the test predictions are those of fp32")
     elif off := row["held_out"].get("outputs"):
         shown = ", ".join(f"{name} {100 * off[name]:.1f} %" for name in sorted(off))
-        costs.append(f"on held-out samples its outputs are off by a share of their spread: {shown}")
+        costs.append(f"errors of the outputs on held-out samples, relative to their standard deviation: {shown}")
     text = (
         f"The int8 file computes {integers} of {len(row['layers'])} layers in int8 ({row['form']}: the fastest form at batch "
         f"{row['batch']}, {row['threads']} thread(s)); {'; '.join(costs)}. Calibration head: {row['head']}."

@@ -42,9 +42,9 @@ def test_an_output_that_stands_still_is_refused_in_any_shape():
         assert judge(want, want + RANDOM.normal(size=shape) * 0.1).refused == ""
         still = want.copy()
         still.reshape(200, -1)[:, 0] = 0.0
-        assert "of its spread" in judge(want, still).refused or len(shape) < 3
-        assert "of their spread" in judge(want, -want).refused
-        assert "of their spread" in judge(want, 2 * want).refused  # a scale that is wrong by two
+        assert "of its standard deviation" in judge(want, still).refused or len(shape) < 3
+        assert "its error is" in judge(want, -want).refused
+        assert "its error is" in judge(want, 2 * want).refused  # a scale that is wrong by two
         assert "NaN" in judge(want, np.where(want > 2, np.nan, want)).refused
 
 
@@ -152,7 +152,7 @@ def test_a_regression_decides_nothing_and_is_judged_by_the_spread_of_its_outputs
     judged = judge(want, good, task=Regression())
     assert judged.refused == "" and judged.decisions == 0 and 0.04 < judged.error < 0.06
     wrong = want + RANDOM.normal(size=want.shape) * np.array([0.6, 50.0])
-    assert "unit 0 is off by 0." in judge(want, wrong, task=Regression()).refused
+    assert "the error of unit 0 is 0." in judge(want, wrong, task=Regression()).refused
 
 
 def test_chance_is_summed_for_few_changed_answers_and_taken_as_normal_for_many():

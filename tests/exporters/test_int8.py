@@ -90,8 +90,8 @@ def test_where_no_int8_form_agrees_the_file_is_fp32_and_every_form_has_its_reaso
     wrong = Wanted([-value for value in given.wanted["logits"].values])
     _, result = int8.int8_file({"grouped": model}, samples(model, x, logits=wrong))
     assert result.chosen.name == "grouped, fp32" and len(result.passed_over) == 5
-    assert all("output 'logits': its values are off by" in text for text in result.passed_over.values())
-    assert result.refused.startswith("'grouped, ") and "output 'logits': its values are off by" in result.refused
+    assert all("output 'logits': its error is" in text for text in result.passed_over.values())
+    assert result.refused.startswith("'grouped, ") and "output 'logits': its error is" in result.refused
 
 
 def broken(model):

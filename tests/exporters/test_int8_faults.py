@@ -77,5 +77,5 @@ def test_an_output_beside_good_logits_is_named(output):
     assert values.keys() == net.samples.wanted.keys() == {"logits", "embedding", "features"}
     values[output] = [-value for value in values[output]]
     found = compared(net.samples, values)
-    assert refusal(found).startswith(f"output '{output}': its values are off by")
+    assert refusal(found).startswith(f"output '{output}': its error is ")
     assert not found["logits"].refused and set(found) == set(values)

@@ -99,7 +99,7 @@ def test_where_no_layer_may_be_in_integers_the_file_is_fp32_and_the_warning_says
     before = (tmp_path / "fp32.onnx").read_bytes()
     with pytest.warns(
         ExportWarning,
-        match=r"computes in fp32, not in int8: 'dense, dense layers int8': output 'logits': its values are off",
+        match=r"computes in fp32, not in int8: 'dense, dense layers int8': output 'logits': its error is",
     ):
         _, _, result = exported(Outlier(2), tmp_path / "m.onnx")
     assert result.int8 is not None and result.int8.chosen.name == "dense, fp32" and result.int8.refused
