@@ -61,8 +61,9 @@ def attach(
         task: what the outputs mean, for ``trainer.loss``: a task of `sparsify.tasks` or its name. None: classification, or regression if
             the program was traced for it.
         compact: which weights with grouped masks are stored compact until the last step, so that a step costs what is kept: ``auto``,
-            those for which a step is predicted to be faster; ``always``, all that can be; ``never``, none. `SparseTrainer.forms` says
-            which are, and why others are not. State dicts hold dense weights.
+            those for which a step is predicted to be faster; ``always``, all that can be; ``never``, none. In the same way it selects the
+            other sparse weights whose optimizer state is compact. `SparseTrainer.forms` says which are, and why others are not. State
+            dicts hold dense weights.
 
     Raises:
         TrainingError: If an argument has the wrong type, the optimizers do not hold all trainable parameters, ``total_steps`` is below 1,

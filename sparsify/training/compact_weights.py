@@ -21,18 +21,14 @@ from sparsify.ir.compaction import choose_layouts, compact, expand, grouped_patt
 from sparsify.ir.sites import layouts, mask_names, positions_of
 from sparsify.parts.layouts import Layout, layout_of
 from sparsify.parts.patterns import Grouped
+from sparsify.training.active_steps import ActiveSteps
 from sparsify.training.inactive import clear_inactive
 from sparsify.training.mechanism import Mechanism
-from sparsify.training.optimizers import Optimizers
+from sparsify.training.optimizers import Optimizers, by_position
 from sparsify.training.zeros import Zeros
 
 Compact = Literal["auto", "always", "never"]
 COPIED = "copy.deepcopy copied the program, and an average may follow its parameters (program.clone() does not count)"
-BY_POSITION = (
-    torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adadelta,
-    torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam, torch.optim.ASGD, torch.optim.Rprop,
-)  # fmt: skip
-"""Optimizers that treat each position of a weight on its own, whatever the weight's shape."""
 
 
 class CompactWeights(Mechanism):
@@ -41,6 +37,7 @@ class CompactWeights(Mechanism):
     Args:
         program: the program of the run.
         optimizers: the optimizers of the run.
+        active: steps weights that are stored dense; it follows their masks.
         mode: ``auto`` stores a weight compact if that is predicted to be faster, ``always`` if it is possible; ``never`` stores none.
         last: the last step of the run; weights are dense again after it.
 
@@ -51,8 +48,10 @@ class CompactWeights(Mechanism):
 
     key = "compact"
 
-    def __init__(self, program: Program, optimizers: Optimizers, *, mode: Compact, last: int) -> None:
-        self._program, self._optimizers, self._last = program, optimizers, last
+    def __init__(
+        self, program: Program, optimizers: Optimizers, active: ActiveSteps, *, mode: Compact, last: int
+    ) -> None:
+        self._program, self._optimizers, self._active, self._last = program, optimizers, active, last
         self._mode: Compact = mode
         self._zeros: Zeros | None = None
         self._patterns: dict[str, Grouped] = {}
@@ -152,7 +151,8 @@ class CompactWeights(Mechanism):
             else:
                 whole = bool(self._program.mask(name)[0].all())
                 found[name] = f"masked: {'its groups read all inputs' if whole else slower}"
-        return found
+        stepped = self._active.forms()
+        return {name: f"{form}; {stepped[name]}" if name in stepped else form for name, form in found.items()}
 
     # --- what rounds ask
 
@@ -174,6 +174,7 @@ class CompactWeights(Mechanism):
         if old is None or new is None:
             self._expand([name])
             clear_inactive(self._program, self._optimizers, name, grown=grown)
+            self._active.follow(name, grown)
             return
         weight = self._program.get_parameter(name)
         gradient = None if weight.grad is None else new.gather(old.scatter(weight.grad))
@@ -244,6 +245,7 @@ class CompactWeights(Mechanism):
 
     def _move_state(self, name: str, moved: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
         """Apply a change of layout to the tensors of optimizer state that have one value per position of a weight, of this shape."""
+        self._active.leave([name])
         state = self._optimizers.state.get(self._program.get_parameter(name), {})
         for key, value in state.items():
             if isinstance(value, Tensor) and tuple(value.shape) == shape:
@@ -325,7 +327,7 @@ def _scattered(layout: Layout, value: Any) -> Any:
 def _reason(optimizers: Optimizers, mode: Compact) -> str | None:
     if mode == "never":
         return "it was asked for (compact = never)"
-    other = next((type(o).__name__ for o in optimizers.each if type(o) not in BY_POSITION), None)
+    other = next((type(o).__name__ for o in optimizers.each if not by_position(o)), None)
     return None if other is None else f"{other} may depend on the shapes of weights"
 
 

@@ -11,9 +11,12 @@ from torch import Tensor
 
 from sparsify.errors import TrainingError, TrainingWarning
 from sparsify.ir import Program
+from sparsify.training.active_steps import ActiveSteps
 from sparsify.training.mechanism import Mechanism
 from sparsify.training.optimizers import Optimizers
 
+SMALL = 16384
+"""The gradients of at most so many values are summed together, which takes one call."""
 HOPELESS = 100
 """Training ends after this many consecutive steps without finite gradients; a GradScaler needs about 20 to find its scale."""
 
@@ -23,6 +26,7 @@ class Gradients(Mechanism):
 
     Args:
         program, optimizers: the program and optimizers of the loop.
+        active: selects the gradients that a step reads.
         counts: counts of the trainer; ``skipped_steps`` is incremented.
 
     Attributes:
@@ -34,8 +38,8 @@ class Gradients(Mechanism):
 
     key = "skipped_in_a_row"
 
-    def __init__(self, program: Program, optimizers: Optimizers, counts: dict[str, int]) -> None:
-        self._program, self._optimizers, self._counts = program, optimizers, counts
+    def __init__(self, program: Program, optimizers: Optimizers, active: ActiveSteps, counts: dict[str, int]) -> None:
+        self._program, self._optimizers, self._active, self._counts = program, optimizers, active, counts
         self.named: set[str] = set()
         self.finite: bool | None = None
         self.scale: float | None = None
@@ -49,7 +53,7 @@ class Gradients(Mechanism):
         """
         if self.finite is not None:
             return self.finite
-        gradients = self._optimizers.gradients()
+        gradients = self._active.gradients()
         if not gradients:
             raise TrainingError(
                 f"there is no gradient on step {step}. Call trainer.step() after loss.backward() and before optimizer.zero_grad(), "
@@ -143,7 +147,10 @@ def are_finite(values: list[Tensor]) -> bool:
     by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     with torch.no_grad():
         if all([value.is_cpu for value in values]):
-            finite = abs(sum([value.sum().item() for value in values])) < math.inf
+            small = [value.reshape(-1) for value in values if value.numel() <= SMALL]
+            rest = [value for value in values if value.numel() > SMALL]
+            rest += [torch.cat(small)] if small else []
+            finite = abs(sum([value.sum().item() for value in rest])) < math.inf
         else:  # one transfer from each device
             for value in values:
                 by_kind.setdefault((value.device, value.dtype), []).append(value)

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from sparsify.training.probe import Closure
 
-ABSENT: Mapping[str, Any] = {"early": {}, "correction": None, "averages": {}, "compact": {"compact": [], "since": {}}}
+ABSENT: Mapping[str, Any] = {
+    "early": {},
+    "correction": None,
+    "averages": {},
+    "compact": {"compact": [], "since": {}},
+    "active_steps": {},
+}
 """What a saved run contains for mechanisms that its method does not have."""
 
 

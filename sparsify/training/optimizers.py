@@ -14,6 +14,11 @@ from sparsify.ir import Program
 from sparsify.methods import Method
 
 Optimizer = torch.optim.Optimizer
+BY_POSITION = (
+    torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adadelta,
+    torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam, torch.optim.ASGD, torch.optim.Rprop,
+)  # fmt: skip
+"""Optimizers that treat each position of a weight on its own, whatever the weight's shape."""
 
 
 class States(Mapping[Any, Any]):
@@ -181,6 +186,11 @@ class Optimizers(Joined):
                 f"{', '.join(twice[:4])} are held by two optimizers, or twice by one; each step would move them twice. "
                 f"Give each parameter to one."
             )
+
+
+def by_position(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer treats each position of a weight on its own, so that it may be given any selection of them."""
+    return type(optimizer) in BY_POSITION
 
 
 def _steps(optimizer: object) -> bool:

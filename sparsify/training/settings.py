@@ -36,7 +36,7 @@ class Settings:
         seed: seed of data order, masks and growth.
         checkpoint_every: steps between checkpoints; one is also written at the end of each epoch.
         compact: which weights with grouped masks are stored compact while a run lasts: ``auto``, those for which a step is predicted to be
-            faster; ``always``, all that can be; ``never``, none.
+            faster; ``always``, all that can be; ``never``, none. The same option selects the weights whose optimizer state is compact.
         workers: number of processes that fetch batches ahead; 0 fetches in this process. Results do not depend on it.
     """
 

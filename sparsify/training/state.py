@@ -19,6 +19,7 @@ from sparsify.errors import TrainingError, TrainingWarning
 from sparsify.ir import Program
 from sparsify.methods import Method
 from sparsify.tasks import Task
+from sparsify.training.active_steps import ActiveSteps
 from sparsify.training.averaging import WeightAverage, check_averaging, reestimate_batch_norm
 from sparsify.training.checkpoint import placed
 from sparsify.training.compact_weights import Compact, CompactWeights
@@ -92,8 +93,9 @@ class SparseTrainer(Joined):
         self._generator = torch.Generator().manual_seed((seed + SALT) % 2**63)
         slots = filled(method, total_steps)
         self._rewinding = slots.rewinding
-        self._gradients = Gradients(program, optimizers, self.counts)
-        self._stored = CompactWeights(program, optimizers, mode=compact, last=total_steps)
+        active = ActiveSteps(program, optimizers, compact)
+        self._gradients = Gradients(program, optimizers, active, self.counts)
+        self._stored = CompactWeights(program, optimizers, active, mode=compact, last=total_steps)
         self._rounds = Rounds(
             slots.topology, program, optimizers, self._gradients, self.counts, self._generator, self._stored
         )
@@ -112,14 +114,15 @@ class SparseTrainer(Joined):
         rewinder = slots.rewinding and Rewinder(slots.rewinding, program, optimizers, corrector)
         average = slots.averaging and WeightAverage(slots.averaging, program)
         self._stored.prepare(zeros, _needs_dense(slots))
+        active.prepare()
         begun = (
-            self._rounds, self._stored, rewinder, zeros, average, self._loss, self._teaching, random, corrector, self._gradients
+            self._rounds, active, self._stored, rewinder, zeros, average, self._loss, self._teaching, random, corrector, self._gradients
         )  # fmt: skip
         self._mechanisms: tuple[Mechanism, ...] = tuple(filter(None, begun))
         self._before_step, self._after_step, self._join = (
             hooks(self._mechanisms, name) for name in ("before_step", "after_step", "join")
         )
-        self._stepper = Stepper(optimizers, zeros, random if method.holds_hidden else None, method.name)
+        self._stepper = Stepper(optimizers, zeros, active, random if method.holds_hidden else None, method.name)
         for mechanism in self._mechanisms:
             mechanism.start()
         self._link()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sparsify.errors import TrainingError
+from sparsify.training.active_steps import ActiveSteps
 from sparsify.training.gradients import are_finite
 from sparsify.training.optimizers import Optimizer, Optimizers
 from sparsify.training.random_masks import RandomMasks
@@ -21,18 +22,21 @@ class Stepper:
     Args:
         optimizers: the optimizers of the run.
         zeros: sets inactive weights of the program to 0.
+        active: selects the active positions of sparse weights during the step.
         held: random masks whose hidden weights keep their values during the step; None: hidden weights move too.
         method: name of the method, for messages.
     """
 
-    def __init__(self, optimizers: Optimizers, zeros: Zeros, held: RandomMasks | None, method: str) -> None:
-        self._optimizers, self._zeros, self._held, self._method = optimizers, zeros, held, method
+    def __init__(
+        self, optimizers: Optimizers, zeros: Zeros, active: ActiveSteps, held: RandomMasks | None, method: str
+    ) -> None:
+        self._optimizers, self._zeros, self._active, self._held, self._method = optimizers, zeros, active, held, method
         self._stepping = False
         watched = [o for o in optimizers.each if isinstance(o, Optimizer) and hasattr(o, "_optimizer_step_pre_hooks")]
         self._handles = [optimizer.register_step_pre_hook(self._notice) for optimizer in watched]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stepper:
-        parts = (self._optimizers, self._zeros, self._held, self._method)
+        parts = (self._optimizers, self._zeros, self._active, self._held, self._method)
         made = Stepper(*copy.deepcopy(parts, memo))
         if not self._handles:
             made.release()
@@ -57,14 +61,15 @@ class Stepper:
         """Step each optimizer, and set inactive weights to 0."""
         self._stepping = True
         try:
-            if self._held is not None and self._held.sites:
-                with self._held.hidden_still():
+            with self._active.selected() as clean:
+                if self._held is not None and self._held.sites:
+                    with self._held.hidden_still():
+                        self._optimizers.step(closure)
+                else:
                     self._optimizers.step(closure)
-            else:
-                self._optimizers.step(closure)
         finally:
             self._stepping = False
-        self._zeros.keep()
+        self._zeros.keep(clean)
 
     def evaluated_step(self, closure: Callable[[], Any]) -> bool:
         """Step optimizers that evaluate the batch themselves.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,8 @@ class Zeros(Mechanism):
     def __init__(self, program: Program) -> None:
         self._program, masks, taps = program, program.masks(), program.taps()
         self._places = [
-            _Place(*_slot(program, name, "_parameters"), *_slot(program, f"{name}_mask", "_buffers")) for name in masks
+            _Place(*slot_of(program, name, "_parameters"), *slot_of(program, f"{name}_mask", "_buffers"))
+            for name in masks
         ]
         self._all = dict(zip(masks, self._places, strict=True))
         for name, place in self._all.items():
@@ -71,12 +72,15 @@ class Zeros(Mechanism):
                 self._hook(name, place, taps)
         self._places = [place for name, place in self._all.items() if name not in names]
 
-    def keep(self) -> None:
-        """Set inactive weights to 0."""
-        if not self._places:
+    def keep(self, clean: Collection[int] = ()) -> None:
+        """Set inactive weights to 0, except in parameters whose ids are in ``clean``: those are 0 there."""
+        places = self._places
+        if clean:
+            places = [place for place in places if id(place.parameters[place.weight]) not in clean]
+        if not places:
             return
-        weights = [place.parameters[place.weight] for place in self._places]
-        masks = [place.buffers[place.mask] for place in self._places]
+        weights = [place.parameters[place.weight] for place in places]
+        masks = [place.buffers[place.mask] for place in places]
         with torch.no_grad():
             torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage]
                 weights, [multiplier(mask, weight.dtype) for weight, mask in zip(weights, masks, strict=True)]
@@ -114,7 +118,13 @@ def _current(place: _Place, tap: GradientTap | None) -> Callable[[], Tensor | No
     return current
 
 
-def _slot(program: Program, name: str, table: str) -> tuple[dict[str, Any], str]:
+def slot_of(program: Program, name: str, table: str) -> tuple[dict[str, Any], str]:
+    """Return the table of a module that contains a parameter or buffer, and its key there.
+
+    Args:
+        name: its name in the program.
+        table: ``_parameters`` or ``_buffers``.
+    """
     path, _, leaf = name.rpartition(".")
     module: torch.nn.Module = program
     for part in path.split(".") if path else ():

@@ -195,7 +195,7 @@ def test_training_starts_from_the_weights(mine):
 MISTAKES = {
     "a forged archive": (["m.pt2"], "is not a .pt2 archive"),
     "an ignored image size": (["--set", "data.image_size=8"], "image_size is for folders"),
-    "an ignored test holdout": (["--set", "data.test_holdout=0.1"], "leave test_holdout out"),
+    "an ignored test holdout": (["--set", "data.test_holdout=0.1"], "Leave test_holdout out"),
     "an unknown normalisation": (["--set", "data.normalise=maybe"], "'auto' or 'none'"),
     "fewer than no workers": (["--set", "train.workers=-1"], "greater than or equal to 0"),
     "a holdout that leaves nothing": (["--set", "data.holdout=0.999"], "leaves fewer than the 10 classes"),

@@ -75,5 +75,5 @@ def test_a_file_the_quantizer_refuses_is_an_error(monkeypatch):
         raise ValueError("no scale\nfor it")
 
     monkeypatch.setattr(int8_dense.quantization, "quantize_static", refuse)
-    with pytest.raises(ExportError, match="refuses the file: no scale"):
+    with pytest.raises(ExportError, match="quantizer failed: no scale"):
         int8_dense.dense_int8(convolutions(), in_batches(images(4)[0]))

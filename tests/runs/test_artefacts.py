@@ -105,7 +105,7 @@ def test_misuse_leaves_no_file(program, tmp_path):
         ({"data": "digits", "recipe": tmp_path / "r.toml"}, RecipeError, "leave out --data"),
         ({"precision": "int4"}, ExportError, "fp32, int8"),
         ({"precision": "int8", "storage": "sparse"}, ExportError, "storage 'dense'"),
-        ({"precision": "int8", "batch": 5000}, ExportError, "batch to time with within them"),
+        ({"precision": "int8", "batch": 5000}, ExportError, "batch size for timing that is at most their number"),
     ]
     for options, error, message in cases:
         with pytest.raises(error, match=message):
