@@ -200,12 +200,13 @@ class ActiveSteps(Mechanism):
         return values
 
     def follow(self, name: str, grown: Tensor) -> None:
-        """Let the optimizer's state of a weight follow its mask, which has just changed; the state of ``grown`` positions starts at 0."""
+        """Let the optimizer's state of a weight follow its mask, which has just changed; inactive and ``grown`` positions are 0 in it."""
         place = self._places.get(name)
         if place is not None and place.positions is not None:
             self._to_dense(place)
+            cleared = grown | ~self._program.mask(name)
             for key, value in self._state(place):
-                self._optimizers.state[place.weight][key] = value.masked_fill_(grown, 0)
+                self._optimizers.state[place.weight][key] = value.masked_fill_(cleared, 0)
 
     def leave(self, names: Iterable[str]) -> None:
         """Give the optimizers dense state of some weights; their next step decides anew."""
