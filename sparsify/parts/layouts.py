@@ -1,7 +1,7 @@
-"""Layouts: how the active positions of a weight with grouped masks are stored as a small dense tensor.
+"""Layouts: how the active positions of a weight are stored as a small dense tensor.
 
-All outputs of a group read the same inputs, and every group reads the same number of them. A weight [O, I, *K] whose groups read k inputs
-each is therefore fully described by a compact tensor [O, k, *K] and the inputs of each group.
+With a grouped mask, all outputs of a group read the same inputs, and every group reads the same number of them. A weight [O, I, *K] whose
+groups read k inputs each is therefore fully described by a compact tensor [O, k, *K] and the inputs of each group.
 """
 
 from __future__ import annotations
@@ -58,6 +58,34 @@ class Layout:
 
     def _inputs(self) -> Tensor:
         return self.inputs.repeat_interleave(self.rows, dim=0)
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The places of single values in a dense tensor of any shape.
+
+    Attributes:
+        shape: of the dense tensor.
+        flat: int64 [n], the flat positions of the values, ascending.
+    """
+
+    shape: tuple[int, ...]
+    flat: Tensor
+
+    @property
+    def compact_shape(self) -> tuple[int, ...]:
+        """The shape of the values, [n]."""
+        return tuple(self.flat.shape)
+
+    def gather(self, dense: Tensor) -> Tensor:
+        """Read the values [n] out of a dense tensor."""
+        return dense.reshape(-1).index_select(0, self.flat)
+
+    def scatter(self, compact: Tensor) -> Tensor:
+        """Make the dense tensor of values [n]; it is 0 everywhere else."""
+        dense = compact.new_zeros(self.shape)
+        dense.view(-1).index_copy_(0, self.flat.to(compact.device), compact)
+        return dense
 
 
 def layout_of(mask: Tensor, pattern: Grouped) -> Layout | None:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.ir import Program
+from sparsify.parts.layouts import Positions
 from sparsify.parts.top import ones
 from sparsify.training.mechanism import Mechanism
-from sparsify.training.optimizers import Optimizers, by_position
+from sparsify.training.optimizers import Optimizers, by_position, dense_state
 from sparsify.training.zeros import slot_of
 
 
@@ -47,16 +48,16 @@ class _Place:
         weight: the parameter.
         buffers, mask: the table that contains the mask, and its key.
         highest: the highest density at which only active positions are stepped.
-        positions: int64 [n], the flat positions whose state the optimizer has; None if it has dense state.
-        seen: the mask from which ``positions`` were read, and its count of writes; None: look again.
-        taken: the gradient that was read last, its count of writes, and its values at ``positions``.
+        layout: the positions whose state the optimizer has; None if it has dense state.
+        seen: the mask from which ``layout`` was read, and its count of writes; None: look again.
+        taken: the gradient that was read last, its count of writes, and its values in ``layout``.
     """
 
     weight: nn.Parameter
     buffers: Mapping[str, Any]
     mask: str
     highest: float
-    positions: Tensor | None = None
+    layout: Positions | None = None
     seen: tuple[int, int] | None = None
     taken: tuple[Tensor, int, Tensor] | None = None
 
@@ -118,7 +119,7 @@ class ActiveSteps(Mechanism):
             made.start()
             made._since = dict(self._since)
             for name, place in made._places.items():
-                place.positions = self._places[name].positions
+                place.layout = self._places[name].layout
         return made
 
     def forms(self) -> dict[str, str]:
@@ -130,7 +131,7 @@ class ActiveSteps(Mechanism):
         del moved
         for name, place in self._places.items():
             place.taken = None
-            if place.positions is not None and name not in self._since:
+            if place.layout is not None and name not in self._since:
                 self._since[name] = step
 
     @contextmanager
@@ -149,18 +150,18 @@ class ActiveSteps(Mechanism):
                 for key, place in self._by_id.items():
                     weight = place.weight
                     gradient = weight.grad
-                    if gradient is None or (chosen := self._chosen(place, gradient)) is None or place.positions is None:
+                    if gradient is None or (chosen := self._chosen(place, gradient)) is None or place.layout is None:
                         continue
                     values = weight.data
                     held[key] = place, values, gradient
-                    weight.data = values.view(-1).index_select(0, place.positions)
+                    weight.data = place.layout.gather(values)
                     weight.grad = chosen
             yield held
         finally:
             with torch.no_grad():
                 for place, values, gradient in held.values():
-                    assert place.positions is not None
-                    values.view(-1).zero_().index_copy_(0, place.positions, place.weight.data)
+                    assert place.layout is not None
+                    values.view(-1).zero_().index_copy_(0, place.layout.flat, place.weight.data)
                     place.weight.data, place.weight.grad, place.taken = values, gradient, None
 
     def gradients(self) -> list[Tensor]:
@@ -192,21 +193,19 @@ class ActiveSteps(Mechanism):
             self._look_again(place)
         elif taken is not None and taken[0] is gradient and taken[1] == gradient._version:
             return taken[2]
-        positions = place.positions
-        if positions is None:
+        if place.layout is None:
             return None
-        values = gradient.reshape(-1).index_select(0, positions)
+        values = place.layout.gather(gradient)
         place.taken = gradient, gradient._version, values
         return values
 
     def follow(self, name: str, grown: Tensor) -> None:
         """Let the optimizer's state of a weight follow its mask, which has just changed; inactive and ``grown`` positions are 0 in it."""
         place = self._places.get(name)
-        if place is not None and place.positions is not None:
+        if place is not None and place.layout is not None:
             self._to_dense(place)
             cleared = grown | ~self._program.mask(name)
-            for key, value in self._state(place):
-                self._optimizers.state[place.weight][key] = value.masked_fill_(cleared, 0)
+            self._optimizers.convert(place.weight, lambda value: value.masked_fill_(cleared, 0), tuple(grown.shape))
 
     def leave(self, names: Iterable[str]) -> None:
         """Give the optimizers dense state of some weights; their next step decides anew."""
@@ -230,31 +229,22 @@ class ActiveSteps(Mechanism):
         self._to_dense(place)
         mask, weight = place.buffers[place.mask], place.weight
         place.seen = (id(mask), mask._version)
-        state = self._state(place)
-        if weight.shape != mask.shape or any(value.layout is not torch.strided for _, value in state):
-            return  # the weight is stored compact in the program, or had sparse gradients
+        remembered = self._optimizers.state.get(weight, {}).values()
+        had_sparse_gradients = any(isinstance(value, Tensor) and value.is_sparse for value in remembered)
+        if (
+            weight.shape != mask.shape or had_sparse_gradients
+        ):  # another shape: the weight is stored compact in the program
+            return
         if ones(mask) > place.highest * mask.numel():
             return
-        positions = mask.reshape(-1).nonzero().view(-1)
-        for key, value in state:
-            self._optimizers.state[weight][key] = value.reshape(-1).index_select(0, positions)
-        place.positions = positions
+        place.layout = Positions(tuple(mask.shape), mask.reshape(-1).nonzero().view(-1))
+        self._optimizers.convert(weight, place.layout.gather, place.layout.shape)
 
     def _to_dense(self, place: _Place) -> None:
         """Convert the state to dense, with 0 at the positions that it lacks."""
-        positions, place.positions, place.seen = place.positions, None, None
-        if positions is None:
-            return
-        state = self._optimizers.state.get(place.weight, {})
-        for key, value in state.items():
-            state[key] = _spread(value, positions, place.buffers[place.mask].shape)
-
-    def _state(self, place: _Place) -> list[tuple[str, Tensor]]:
-        """Return the entries of a weight's state that have a value for each position."""
-        state = self._optimizers.state.get(place.weight, {})
-        return [
-            (k, v) for k, v in state.items() if isinstance(v, Tensor) and v.shape == place.buffers[place.mask].shape
-        ]
+        layout, place.layout, place.seen = place.layout, None, None
+        if layout is not None:
+            self._optimizers.convert(place.weight, layout.scatter, layout.compact_shape)
 
     # --- saved states
 
@@ -271,21 +261,16 @@ class ActiveSteps(Mechanism):
         self._since = dict(state)
 
     def _saved(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        dense = dict(state["state"])
-        for index, parameter in enumerate(held):
-            place = self._by_id.get(id(parameter))
-            if place is not None and index in dense:
-                shape = place.buffers[place.mask].shape
-                dense[index] = {key: _spread(value, place.positions, shape) for key, value in dense[index].items()}
-        return {**state, "state": dense}
+        """Make what an optimizer saves of sparse weights dense."""
+        found = {key: place.layout for key, place in self._by_id.items() if place.layout is not None}
+        return dense_state(optimizer, state, found)
 
     def _loaded(self, optimizer: torch.optim.Optimizer) -> None:
         """Loaded state is dense."""
         loaded = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for place in self._places.values():
             if id(place.weight) in loaded:
-                place.positions = place.seen = None
+                place.layout = place.seen = None
 
 
 def bounds_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], mode: str) -> Bounds | None:
@@ -297,12 +282,3 @@ def bounds_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], mode: 
     if type(optimizer) is torch.optim.SGD:
         return BOUNDS_FOR_SGD if group["momentum"] else None
     return BOUNDS
-
-
-def _spread(value: Any, positions: Tensor | None, shape: torch.Size) -> Any:
-    """Put values [n] at the flat positions of a dense tensor; anything else stays as it is."""
-    if positions is None or not isinstance(value, Tensor) or value.shape != positions.shape:
-        return value
-    dense = value.new_zeros(shape)
-    dense.view(-1).index_copy_(0, positions.to(value.device), value)
-    return dense

@@ -24,7 +24,7 @@ from sparsify.parts.patterns import Grouped
 from sparsify.training.active_steps import ActiveSteps
 from sparsify.training.inactive import clear_inactive
 from sparsify.training.mechanism import Mechanism
-from sparsify.training.optimizers import Optimizers, by_position
+from sparsify.training.optimizers import Optimizers, by_position, dense_state
 from sparsify.training.zeros import Zeros
 
 Compact = Literal["auto", "always", "never"]
@@ -246,10 +246,7 @@ class CompactWeights(Mechanism):
     def _move_state(self, name: str, moved: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
         """Apply a change of layout to the tensors of optimizer state that have one value per position of a weight, of this shape."""
         self._active.leave([name])
-        state = self._optimizers.state.get(self._program.get_parameter(name), {})
-        for key, value in state.items():
-            if isinstance(value, Tensor) and tuple(value.shape) == shape:
-                state[key] = moved(value)
+        self._optimizers.convert(self._program.get_parameter(name), moved, shape)
 
     # --- saved states
 
@@ -269,16 +266,10 @@ class CompactWeights(Mechanism):
         self._arrange()
 
     def _saved(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        """Return the state that an optimizer saves, with dense tensors for compact weights."""
+        """Make what an optimizer saves of compact weights dense."""
         self.settle()
-        names = {id(self._program.get_parameter(name)): name for name in self._layouts}
-        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        dense = dict(state["state"])
-        for place, parameter in enumerate(held):
-            layout = self._layouts.get(names.get(id(parameter), ""))
-            if layout is not None and place in dense:
-                dense[place] = {key: _scattered(layout, value) for key, value in dense[place].items()}
-        return {**state, "state": dense}
+        named = {id(self._program.get_parameter(name)): layout for name, layout in self._layouts.items()}
+        return dense_state(optimizer, state, named)
 
     def _arrange(self) -> None:
         """Store the same weights compact as the loaded run, as far as their masks have been loaded."""
@@ -317,11 +308,6 @@ class CompactWeights(Mechanism):
         if self.active:
             self._wanted, self._since = list(state["compact"]), dict(state["since"])
             self._notice()
-
-
-def _scattered(layout: Layout, value: Any) -> Any:
-    fits = isinstance(value, Tensor) and tuple(value.shape) == layout.compact_shape
-    return layout.scatter(value) if fits else value
 
 
 def _reason(optimizers: Optimizers, mode: Compact) -> str | None:

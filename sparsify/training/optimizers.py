@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparsify.errors import TrainingError
 from sparsify.ir import Program
 from sparsify.methods import Method
+from sparsify.parts.layouts import Layout, Positions
 
 Optimizer = torch.optim.Optimizer
 BY_POSITION = (
@@ -143,6 +144,13 @@ class Optimizers(Joined):
         found = [gradient for gradient in grads if gradient is not None]
         return [gradient._values() if gradient.is_sparse else gradient for gradient in found]
 
+    def convert(self, parameter: Tensor, convert: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+        """Convert the entries of a parameter's state that have a shape, such as those with a value for each position."""
+        state = self.state.get(parameter, {})
+        for key, value in state.items():
+            if isinstance(value, Tensor) and tuple(value.shape) == shape:
+                state[key] = convert(value)
+
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Step each optimizer; optimizers that evaluate the batch themselves get the closure."""
         for optimizer, evaluates in zip(self.each, self._evaluating, strict=True):
@@ -186,6 +194,30 @@ class Optimizers(Joined):
                 f"{', '.join(twice[:4])} are held by two optimizers, or twice by one; each step would move them twice. "
                 f"Give each parameter to one."
             )
+
+
+def dense_state(
+    optimizer: Optimizer, saved: dict[str, Any], layouts: Mapping[int, Layout | Positions]
+) -> dict[str, Any]:
+    """Return a state dict of an optimizer in which compact entries are dense.
+
+    Args:
+        optimizer: the optimizer.
+        saved: its state dict.
+        layouts: the layouts of entries of the state, by the id of their parameter.
+    """
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    dense = dict(saved["state"])
+    for place, parameter in enumerate(held):
+        layout = layouts.get(id(parameter))
+        if layout is not None and place in dense:
+            dense[place] = {key: _scattered(layout, value) for key, value in dense[place].items()}
+    return {**saved, "state": dense}
+
+
+def _scattered(layout: Layout | Positions, value: Any) -> Any:
+    fits = isinstance(value, Tensor) and tuple(value.shape) == layout.compact_shape
+    return layout.scatter(value) if fits else value
 
 
 def by_position(optimizer: Optimizer) -> bool:

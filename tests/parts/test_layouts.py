@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparsify.parts.compact_times import pays
-from sparsify.parts.layouts import Layout, layout_of
+from sparsify.parts.layouts import Layout, Positions, layout_of
 from sparsify.parts.patterns import parse_pattern
 
 MASK = torch.tensor([[1, 0, 1, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 1, 0, 1]]).bool()
@@ -70,3 +70,16 @@ def test_columns_of_integers_stay_integers():
 )
 def test_what_is_predicted_to_pay(shape, share, positions, rows, expected):
     assert pays(shape, share, positions, rows) is expected
+
+
+def test_positions_by_hand():
+    places = Positions((2, 3), torch.tensor([1, 3, 5]))
+    dense = torch.arange(6.0).view(2, 3)
+    assert places.compact_shape == (3,)
+    assert places.gather(dense).tolist() == [1, 3, 5]
+    assert places.gather(dense.t().contiguous().t()).tolist() == [
+        1,
+        3,
+        5,
+    ]  # positions do not depend on the memory format
+    assert places.scatter(torch.tensor([7.0, 8.0, 9.0])).tolist() == [[0, 7, 0], [8, 0, 9]]

@@ -14,11 +14,10 @@ import sparsify as sp
 from sparsify.errors import TrainingWarning
 from sparsify.training.active_steps import BOUNDS, BOUNDS_FOR_SGD
 from tests.cases import digits
-from tests.training.test_compact_weights import Loop, adamw, assert_same, sgd, traced
+from tests.training.test_compact_weights import STEPS, Loop, adamw, assert_same, sgd, traced
 
 AMSGRAD = functools.partial(torch.optim.Adam, lr=1e-3, amsgrad=True)
 RMSPROP = functools.partial(torch.optim.RMSprop, lr=1e-3, momentum=0.9, centered=True)
-ROUNDS = 20
 
 
 def loop(method="rigl", pattern="unstructured", **given):
@@ -81,7 +80,7 @@ def test_a_saved_run_continues_to_the_same_bits(order, compact):
     half = loop(optimizer=adamw).run(11).saved()
     resumed = loop(optimizer=adamw, compact=compact).load(half, order)
     begun = loop(optimizer=adamw, compact=compact).run(4).load(half, order)  # of other masks before it loads
-    whole.run(), resumed.run(ROUNDS - 11), begun.run(ROUNDS - 11)
+    whole.run(), resumed.run(STEPS - 11), begun.run(STEPS - 11)
     for other in (resumed, begun):
         assert_same(other, whole, bits=True)
     if compact == "always":
@@ -253,7 +252,7 @@ def test_a_gradient_that_is_not_finite_is_skipped(value):
 def test_a_copy_of_a_trainer_continues_alone():
     found = loop(optimizer=adamw).run(5)
     made = copy.deepcopy(found)
-    found.run(ROUNDS - 5), made.run(ROUNDS - 5)
+    found.run(STEPS - 5), made.run(STEPS - 5)
     assert_same(made, found, bits=True)
     assert sizes(made) == active(made.program)
 
