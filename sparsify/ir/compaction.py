@@ -158,7 +158,7 @@ def compact(program: Program, chosen: Mapping[str, Layout]) -> None:
     """
     views = _Views(program)
     for name, layout in chosen.items():
-        _write(program, name, layout, layout.gather(program.get_parameter(name).detach()))
+        put_compact(program, name, layout, layout.gather(program.get_parameter(name).detach()))
         tap = _replace_tap(views, name, ProductTap)
         for phase in PHASES:
             for view in views.of(phase, name):
@@ -256,7 +256,7 @@ def stored_dense(program: Program) -> Program:
 
 def relayout(program: Program, name: str, layout: Layout, dense: Tensor) -> None:
     """Give a compact weight the active values of ``dense`` [O, I, *K] in another layout; call `note_shapes` afterwards."""
-    _write(program, name, layout, layout.gather(dense))
+    put_compact(program, name, layout, layout.gather(dense))
 
 
 def store(parameter: Tensor, values: Tensor) -> None:
@@ -274,7 +274,8 @@ def store(parameter: Tensor, values: Tensor) -> None:
     parameter.data = values
 
 
-def _write(program: Program, name: str, layout: Layout, values: Tensor) -> None:
+def put_compact(program: Program, name: str, layout: Layout, values: Tensor) -> None:
+    """Give a compact weight the values [O, k, *K] of a layout, and that layout; its gradient is dropped if its shape changes."""
     store(program.get_parameter(name), values)
     surgery.add_state(program, f"{name}_inputs", layout.inputs, persistent=False)
     if layout.order is not None:

@@ -23,13 +23,14 @@ class Evaluation:
     Attributes:
         loss: a scalar.
         gradients: by parameter name, as an optimizer would get them: 0 where a weight is inactive or hidden by a random mask.
-        dense: by parameter name, the gradients with inactive positions included; only for weights with a tap. Under random masks they
-            are divided by the probability of being visible, so that their mean over many evaluations is the gradient of a visible weight.
+        dense: by parameter name, the gradients with inactive positions included; only for weights with a tap. Each is computed when it is
+            read. Under random masks they are divided by the probability of being visible, so that their mean over many evaluations is the
+            gradient of a visible weight.
     """
 
     loss: Tensor
     gradients: dict[str, Tensor]
-    dense: dict[str, Tensor]
+    dense: Tensors
 
 
 class Batch(Protocol):
@@ -46,7 +47,7 @@ class Batch(Protocol):
 
 @dataclass(frozen=True)
 class GradientView:
-    """What a correction may see of one step.
+    """What a correction may see of one step. All tensors have the shapes of the dense weights, however a run stores the weights.
 
     Attributes:
         step: optimizer step, counted from 1.

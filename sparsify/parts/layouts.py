@@ -48,6 +48,20 @@ class Layout:
         dense[self._outputs(), self._inputs()] = compact
         return dense
 
+    def covering(self, dense: Tensor) -> Layout:
+        """Return a layout of the same groups with all inputs of this one, and all inputs at which ``dense`` [O, I, *K] is not 0.
+
+        Every group of it reads as many inputs as the one that needs the most; those that need fewer read some at which both are 0.
+        """
+        rows = dense if self.order is None else dense[self.order]
+        used = (rows != 0).reshape(len(self.inputs), self.rows, self.shape[1], -1).any(dim=3).any(dim=1)
+        used.scatter_(1, self.inputs, True)
+        kept = int(used.sum(dim=1).max())
+        if kept == self.inputs.shape[1]:
+            return self
+        inputs = used.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :kept]
+        return Layout(self.shape, inputs.sort(dim=1).values, self.order)
+
     def mask(self) -> Tensor:
         """Return the mask of the stored positions: bool [O, I, *K]."""
         return self.scatter(self.inputs.new_ones(self.compact_shape, dtype=torch.bool))

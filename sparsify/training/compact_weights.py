@@ -44,6 +44,7 @@ class CompactWeights(Mechanism):
     Attributes:
         masked: the reasons, by weight, why masked weights are never stored compact.
         taps: the taps of the program, by weight.
+        layouts: the layouts of the weights that are stored compact, by weight; it follows them.
     """
 
     key = "compact"
@@ -56,7 +57,7 @@ class CompactWeights(Mechanism):
         self._zeros: Zeros | None = None
         self._patterns: dict[str, Grouped] = {}
         self._positions: dict[str, int] | None = None
-        self._layouts: dict[str, Layout] = {}
+        self.layouts: dict[str, Layout] = {}
         self._since: dict[str, int] = {}
         self._wanted: list[str] | None = None
         self._loaded = False
@@ -72,23 +73,18 @@ class CompactWeights(Mechanism):
         self._program.deep_copied = made._program.deep_copied = False  # the copy has a trainer of its own
         if self._handles:
             made._watch()
-            made._wanted = list(self._layouts)
+            made._wanted = list(self.layouts)
             made._notice()
             made.settle()
         return made
 
     # --- the run
 
-    def prepare(self, zeros: Zeros, reason: str | None) -> None:
-        """Find the weights that can be stored compact.
-
-        Args:
-            zeros: keeps inactive weights at 0; it leaves out compact ones.
-            reason: why the method needs dense weights; None if it does not.
-        """
+    def prepare(self, zeros: Zeros) -> None:
+        """Find the weights that can be stored compact. ``zeros`` keeps inactive weights at 0; it leaves out compact ones."""
         self._zeros = zeros
         self._program.deep_copied = False
-        reason, reasons = reason or _reason(self._optimizers, self._mode), obstacles(self._program)
+        reason, reasons = _reason(self._optimizers, self._mode), obstacles(self._program)
         patterns = grouped_patterns(self._program)
         for name in mask_names(self._program):
             found = reasons.get(name) or reason or _hooked(self._program.get_parameter(name), zeros)
@@ -112,7 +108,7 @@ class CompactWeights(Mechanism):
             self._end()
         elif self._program.deep_copied and self._patterns:
             self._stay_dense()
-        elif len(self._layouts) < len(self._patterns):
+        elif len(self.layouts) < len(self._patterns):
             self._choose(step)
 
     def finish(self) -> bool:
@@ -121,14 +117,14 @@ class CompactWeights(Mechanism):
 
     def _end(self) -> None:
         self.settle()
-        self._expand([*self._layouts])
+        self._expand([*self.layouts])
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def _stay_dense(self) -> None:
         """Store all weights dense from now on: a copy of the program has dense ones, and an average would mix positions."""
-        had = list(self._layouts)
+        had = list(self.layouts)
         self._end()
         self.masked |= dict.fromkeys(self._patterns, COPIED)
         self._patterns, self._since = {}, {}
@@ -159,7 +155,7 @@ class CompactWeights(Mechanism):
     def dense(self, name: str) -> Tensor:
         """Return the values of a weight [O, I, *K], 0 where inactive."""
         weight = self._program.get_parameter(name).detach()
-        layout = self._layouts.get(name)
+        layout = self.layouts.get(name)
         return weight if layout is None else layout.scatter(weight)
 
     def follow(self, name: str, grown: Tensor) -> None:
@@ -169,7 +165,7 @@ class CompactWeights(Mechanism):
             name: the weight.
             grown: bool [O, I, *K], the positions that were activated.
         """
-        old = self._layouts.get(name)
+        old = self.layouts.get(name)
         new = None if old is None else layout_of(self._program.mask(name), self._patterns[name])
         if old is None or new is None:
             self._expand([name])
@@ -181,23 +177,23 @@ class CompactWeights(Mechanism):
         self._move_state(name, lambda value: new.gather(old.scatter(value)), old.compact_shape)
         relayout(self._program, name, new, old.scatter(weight.detach()))
         weight.grad = gradient
-        self._layouts[name] = new
+        self.layouts[name] = new
 
     def clear_inactive(self, name: str) -> None:
         """Set inactive weights and their gradients to 0; a compact weight has no inactive positions."""
-        if name not in self._layouts:
+        if name not in self.layouts:
             clear_inactive(self._program, self._optimizers, name)
 
     def note_shapes(self) -> None:
         """Note the new shapes of compact weights in the graphs."""
-        if self._layouts:
+        if self.layouts:
             note_shapes(self._program)
 
     # --- changes of form
 
     def _choose(self, step: int) -> None:
         """Compact the weights that have become sparse enough by ``step``."""
-        dense = {name: pattern for name, pattern in self._patterns.items() if name not in self._layouts}
+        dense = {name: pattern for name, pattern in self._patterns.items() if name not in self.layouts}
         chosen = choose_layouts(self._program, dense, self._positions)
         self._since |= dict.fromkeys(chosen, step + 1)
         self._compact(chosen)
@@ -211,18 +207,18 @@ class CompactWeights(Mechanism):
             if weight.grad is not None:
                 gradients[name] = chosen[name].gather(weight.grad)
             self._move_state(name, chosen[name].gather, chosen[name].shape)
-            self._layouts[name] = chosen[name]
+            self.layouts[name] = chosen[name]
         compact(self._program, chosen)
         self._put_gradients(gradients)
 
     def _expand(self, names: Iterable[str]) -> None:
         """Store weights dense again, with the positions of their layouts."""
-        chosen = [name for name in names if name in self._layouts]
+        chosen = [name for name in names if name in self.layouts]
         if not chosen:
             return
         gradients = dict[str, Tensor]()
         for name in chosen:
-            layout, weight = self._layouts.pop(name), self._program.get_parameter(name)
+            layout, weight = self.layouts.pop(name), self._program.get_parameter(name)
             if weight.grad is not None:
                 gradients[name] = layout.scatter(weight.grad)
             self._move_state(name, layout.scatter, layout.compact_shape)
@@ -237,7 +233,7 @@ class CompactWeights(Mechanism):
         for name, gradient in gradients.items():
             self._program.get_parameter(name).grad = gradient
         self.find_taps()
-        self._follow_zeros(self._layouts)
+        self._follow_zeros(self.layouts)
 
     def _follow_zeros(self, compact: Container[str]) -> None:
         if self._zeros is not None:
@@ -268,7 +264,7 @@ class CompactWeights(Mechanism):
     def _saved(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         """Make what an optimizer saves of compact weights dense."""
         self.settle()
-        named = {id(self._program.get_parameter(name)): layout for name, layout in self._layouts.items()}
+        named = {id(self._program.get_parameter(name)): layout for name, layout in self.layouts.items()}
         return dense_state(optimizer, state, named)
 
     def _arrange(self) -> None:
@@ -293,16 +289,17 @@ class CompactWeights(Mechanism):
         self._arrange()
         self._wanted, now = None, layouts(self._program)
         for name in self._patterns:
-            old, new = self._layouts.get(name), now.get(name)
+            old, new = self.layouts.get(name), now.get(name)
             if old is not None and old.inputs is not (new.inputs if new is not None else None):
                 self._move_state(name, old.scatter, old.compact_shape)
             if new is not None:
                 self._move_state(name, new.gather, new.shape)
-        self._layouts = now
+        self.layouts.clear()
+        self.layouts.update(now)
 
     def state_dict(self) -> dict[str, Any]:
         self.settle()
-        return {"compact": list(self._layouts), "since": dict(self._since)}
+        return {"compact": list(self.layouts), "since": dict(self._since)}
 
     def load_state_dict(self, state: Any) -> None:
         if self.active:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from sparsify.errors import TrainingError
 from sparsify.ir import Program
 from sparsify.parts.corrections import Batch, Correction, GradientView
+from sparsify.parts.layouts import Layout
+from sparsify.training.elsewhere import Computed, Elsewhere, gathered, scattered
 from sparsify.training.mechanism import Mechanism
 from sparsify.training.probe import Closure, ProbedBatch, Sweep
 from sparsify.training.random_masks import RandomMasks
@@ -25,6 +28,8 @@ NEEDS = {
 class Corrector(Mechanism):
     """Applies a correction to the gradients of a program.
 
+    The correction gets dense tensors and returns dense gradients, so that its state fits a weight in either form.
+
     Args:
         correction: the correction of the method.
         method: name of the method, for messages.
@@ -32,6 +37,7 @@ class Corrector(Mechanism):
         random: the program's random masks.
         counts: counts of the trainer; probes are added to them.
         epoch_steps, sweep: as for `sparsify.attach`.
+        layouts: the layouts of the weights that are stored compact, a mapping that follows them.
 
     Raises:
         TrainingError: If the correction needs one of them and it is missing; naming all that it needs.
@@ -53,9 +59,11 @@ class Corrector(Mechanism):
         *,
         epoch_steps: int | None,
         sweep: Sweep | None,
+        layouts: Mapping[str, Layout],
     ) -> None:
         self._correction, self._method, self._program, self._random = correction, method, program, random
         self._counts, self._epoch_steps, self._sweep = counts, epoch_steps, sweep
+        self._layouts, self._elsewhere = layouts, Elsewhere(program, layouts)
         self.state: Any = None
         self.applied = False
         given = {"epoch_steps": epoch_steps, "sweep": sweep}
@@ -68,9 +76,11 @@ class Corrector(Mechanism):
 
     def start(self) -> None:
         """Start, or start over, from the present weights."""
-        self.state = self._correction.init(
-            {name: p.detach() for name, p in self._program.named_parameters() if p.requires_grad}
-        )
+        self.state = self._correction.init(self._weights())
+
+    def _weights(self) -> Computed:
+        trained = {name: p.detach() for name, p in self._program.named_parameters() if p.requires_grad}
+        return Computed({n: functools.partial(scattered, self._layouts, n, value) for n, value in trained.items()})
 
     def before_step(self, step: int, closure: Closure | None) -> None:
         """Replace the gradients of ``step`` once; gradients of inactive or hidden weights stay 0.
@@ -84,9 +94,11 @@ class Corrector(Mechanism):
         view = GradientView(
             step=step,
             epoch_steps=self._epoch_steps,
-            weights={name: p.detach() for name, p in parameters.items() if p.requires_grad},
+            weights=self._weights(),
             masks=masks,
-            gradients={name: p.grad for name, p in parameters.items() if p.grad is not None},
+            gradients={
+                name: scattered(self._layouts, name, p.grad) for name, p in parameters.items() if p.grad is not None
+            },
             batch=self._batch(closure or self._absent, of_step=True),
             sweep=self._swept,
         )
@@ -95,7 +107,8 @@ class Corrector(Mechanism):
         visible = self._random.visible()
         for name, value in corrected.items():
             value = value * masks[name] if name in masks else value
-            parameters[name].grad = value * visible[name] if name in visible else value
+            value = value * visible[name] if name in visible else value
+            parameters[name].grad = gathered(self._layouts, name, value)
         self.applied = True
 
     def after_step(self, step: int, moved: bool) -> None:
@@ -120,7 +133,14 @@ class Corrector(Mechanism):
         self.state, self.applied = state, False
 
     def _batch(self, closure: Closure, *, of_step: bool) -> Batch:
-        return ProbedBatch(self._program, closure, self._counts, of_step=of_step, dense=self._correction.dense)
+        return ProbedBatch(
+            self._program,
+            closure,
+            self._counts,
+            of_step=of_step,
+            dense=self._correction.dense,
+            elsewhere=self._elsewhere,
+        )
 
     def _swept(self, limit: int | None) -> Iterator[Batch]:
         """Yield the batches of the user's sweep, each with its own random masks."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+import copy
+import functools
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
 from sparsify.ir import Program, RandomnessRecord
-from sparsify.ir.nodes import random_state, set_random_state, vouched
+from sparsify.ir.nodes import random_state, set_random_state
 from sparsify.parts.corrections import Evaluation, Tensors
+from sparsify.parts.layouts import Layout
+from sparsify.training.elsewhere import Computed, Elsewhere
 
 Closure = Callable[[], Tensor]
 """Computes the loss of a batch, a scalar, by a forward pass of the program in train mode, without a backward pass."""
@@ -29,11 +33,20 @@ class ProbedBatch:
         counts: its ``probes``, ``forwards`` and ``backwards`` are incremented.
         of_step: True for the batch of the current step, whose dropout is replayed; other batches draw new random numbers once.
         dense: whether to record gradients of inactive positions with the program's taps.
+        elsewhere: gives the program other values; None: made for the weights that the program stores compact now.
     """
 
     def __init__(
-        self, program: Program, closure: Closure, counts: dict[str, int], *, of_step: bool, dense: bool
+        self,
+        program: Program,
+        closure: Closure,
+        counts: dict[str, int],
+        *,
+        of_step: bool,
+        dense: bool,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
+        self._values = elsewhere or Elsewhere(program)
         self._program, self._closure, self._counts = program, closure, counts
         self._of_step, self._dense = of_step, dense
         self._start: tuple[Tensor, ...] | None = None
@@ -49,53 +62,49 @@ class ProbedBatch:
     def evaluate(self, at: Tensors | None = None) -> Evaluation:
         """Compute loss and gradients with the parameter values ``at``; one forward and one backward pass."""
         parameters = {name: p for name, p in self._program.named_parameters() if p.requires_grad}
-        with self._elsewhere(at, armed=self._dense):
+        with self._elsewhere(at, armed=self._dense) as layouts:
             loss = self._closure()
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            gradients = {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
+            named = {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
+            gradients = {name: self._scattered(layouts, name, value) for name, value in named.items()}
             dense = self._densened(gradients) if self._dense else {}
         for key in ("probes", "forwards", "backwards"):
             self._counts[key] += 1
         return Evaluation(loss.detach(), gradients, dense)
 
-    def _densened(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        masks, dense = self._program.masks(), dict(gradients)
-        taps = {name: tap.gradient for name, tap in self._program.taps().items() if tap.gradient is not None}
-        dense.update(taps)
-        for site in self._program.random_mask_sites():
-            name, chance = site.weight, 1.0 - site.rate
-            if name in taps:
-                seen = taps[name] * self._program.get_buffer(site.visible) / chance
-                dense[name] = torch.where(masks[name], seen, taps[name]) * site.scale
-            elif name in dense:
-                dense[name] = gradients[name] / chance
-        return dense
+    def _scattered(self, layouts: Mapping[str, Layout], name: str, gradient: Tensor) -> Tensor:
+        """Return the dense form of a weight's gradient; it is 0 at inactive positions, whatever values the probe gave these."""
+        layout = layouts.get(name)
+        if layout is None:
+            return gradient
+        dense = layout.scatter(gradient)
+        return dense if self._values.is_own(name, layout) else dense * self._program.mask(name)
+
+    def _densened(self, gradients: dict[str, Tensor]) -> Mapping[str, Tensor]:
+        taps = {name: copy.copy(tap) for name, tap in self._program.taps().items() if tap.arrived}
+        sites = {site.weight: site for site in self._program.random_mask_sites()}
+        visible = {name: self._program.get_buffer(site.visible).clone() for name, site in sites.items()}
+
+        def gradient(name: str) -> Tensor:
+            site, recorded = sites.get(name), taps[name].gradient if name in taps else None
+            if site is None:
+                return gradients[name] if recorded is None else recorded
+            chance = 1.0 - site.rate
+            if recorded is None:
+                return gradients[name] / chance
+            seen = recorded * visible[name] / chance
+            return torch.where(self._program.mask(name), seen, recorded) * site.scale
+
+        return Computed({name: functools.partial(gradient, name) for name in gradients | taps})
 
     @contextmanager
-    def _elsewhere(self, at: Tensors | None, *, armed: bool) -> Generator[None]:
+    def _elsewhere(self, at: Tensors | None, *, armed: bool) -> Generator[Mapping[str, Layout]]:
         with ExitStack() as stack:
             stack.enter_context(_random_numbers(self._program, self))
-            stack.enter_context(_parameters(self._program, at or {}))
+            layouts = stack.enter_context(self._values.values(at or {}))
             stack.enter_context(_buffers(self._program))
             stack.enter_context(_taps(self._program, armed=armed))
-            yield
-
-
-@contextmanager
-def _parameters(program: Program, at: Tensors) -> Generator[None]:
-    """Within the block, use other parameter values; lowered masks read them without masking."""
-    parameters, masks = dict(program.named_parameters()), program.masks()
-    kept = {name: parameters[name].data for name in at}
-    try:
-        for name, value in at.items():
-            parameters[name].data = value
-        with ExitStack() as stack:
-            for name in at.keys() & masks.keys():
-                stack.enter_context(vouched(parameters[name], masks[name]))
-            yield
-    finally:
-        for name, value in kept.items():
-            parameters[name].data = value
+            yield layouts
 
 
 @contextmanager

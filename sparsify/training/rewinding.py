@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from sparsify.ir import Program
+from sparsify.parts.layouts import Layout
 from sparsify.parts.topology import Rewinding
 from sparsify.training.correction import Corrector
+from sparsify.training.elsewhere import gathered, scattered
 from sparsify.training.inactive import clear_inactive
 from sparsify.training.mechanism import Mechanism
 from sparsify.training.optimizers import Optimizers
@@ -22,6 +24,7 @@ class Rewinder(Mechanism):
         plan: the plan of the method.
         program: its parameters and buffers go back.
         optimizer: its state starts over.
+        layouts: the layouts of the weights that are stored compact, a mapping that follows them; what is saved early is dense.
         corrector: it starts over too, because its state belongs to the training that ended.
 
     Attributes:
@@ -31,10 +34,15 @@ class Rewinder(Mechanism):
     key = "early"
 
     def __init__(
-        self, plan: Rewinding, program: Program, optimizer: Optimizers, corrector: Corrector | None = None
+        self,
+        plan: Rewinding,
+        program: Program,
+        optimizer: Optimizers,
+        layouts: Mapping[str, Layout],
+        corrector: Corrector | None = None,
     ) -> None:
         self.plan, self.early = plan, dict[str, Tensor]()
-        self._program, self._optimizer, self._corrector = program, optimizer, corrector
+        self._program, self._optimizer, self._layouts, self._corrector = program, optimizer, layouts, corrector
 
     def start(self) -> None:
         self.keep(0)
@@ -49,7 +57,7 @@ class Rewinder(Mechanism):
     def keep(self, step: int) -> None:
         """Save the state after ``step``, if the plan says so."""
         if self.plan.weights and step == self.plan.save_at:
-            self.early = {name: value.clone() for name, value in self._state().items()}
+            self.early = {name: scattered(self._layouts, name, value.clone()) for name, value in self._state().items()}
 
     def rewind(self, step: int) -> bool:
         """Go back after ``step``, if the plan says so; the optimizer's state then starts over.
@@ -62,10 +70,11 @@ class Rewinder(Mechanism):
         with torch.no_grad():
             for name, value in self._state().items():
                 if name in self.early:
-                    value.copy_(self.early[name])
+                    value.copy_(gathered(self._layouts, name, self.early[name]))
         self._optimizer.state.clear()
         for name in self._program.masks():
-            clear_inactive(self._program, self._optimizer, name)
+            if name not in self._layouts:
+                clear_inactive(self._program, self._optimizer, name)
         if step == self.plan.at[-1]:
             self.early = {}
         self._program.verify()
@@ -80,5 +89,6 @@ class Rewinder(Mechanism):
     def _state(self) -> dict[str, Tensor]:
         masks = {f"{name}_mask" for name in self._program.masks()}
         masks |= {site.visible for site in self._program.random_mask_sites()}
+        masks |= {f"{name}_{part}" for name in self._layouts for part in ("inputs", "places")}
         tensors = {**dict(self._program.named_parameters()), **dict(self._program.named_buffers())}
         return {name: value.detach() for name, value in tensors.items() if name not in masks}

@@ -34,7 +34,7 @@ from sparsify.training.random_masks import SALT, RandomMasks
 from sparsify.training.rewinding import Rewinder
 from sparsify.training.rewriting import rewrite
 from sparsify.training.rounds import Rounds
-from sparsify.training.slots import Slots, filled
+from sparsify.training.slots import filled
 from sparsify.training.stepping import Stepper
 from sparsify.training.teaching import Teacher, Teaching
 from sparsify.training.zeros import Zeros
@@ -109,11 +109,18 @@ class SparseTrainer(Joined):
         random = RandomMasks(program, seed=(seed + 2 * SALT) % 2**63)
         zeros = Zeros(program)
         corrector = slots.correction and Corrector(
-            slots.correction, method.name, program, random, self.counts, epoch_steps=epoch_steps, sweep=sweep
+            slots.correction,
+            method.name,
+            program,
+            random,
+            self.counts,
+            epoch_steps=epoch_steps,
+            sweep=sweep,
+            layouts=self._stored.layouts,
         )
-        rewinder = slots.rewinding and Rewinder(slots.rewinding, program, optimizers, corrector)
+        rewinder = slots.rewinding and Rewinder(slots.rewinding, program, optimizers, self._stored.layouts, corrector)
         average = slots.averaging and WeightAverage(slots.averaging, program)
-        self._stored.prepare(zeros, _needs_dense(slots))
+        self._stored.prepare(zeros)
         active.prepare()
         begun = (
             self._rounds, active, self._stored, rewinder, zeros, average, self._loss, self._teaching, random, corrector, self._gradients
@@ -213,6 +220,7 @@ class SparseTrainer(Joined):
         Raises:
             TrainingError: As `step` does.
         """
+        self._stored.settle()
         if scaler is not None:
             self._gradients.unscale(scaler)
         step = self.steps + 1
@@ -365,10 +373,3 @@ class SparseTrainer(Joined):
             if mechanism.key in state:
                 mechanism.load_state_dict(placed(state[mechanism.key], device))
         self._link()
-
-
-def _needs_dense(slots: Slots) -> str | None:
-    """Return why a method needs dense weights, or None."""
-    if slots.correction is not None:
-        return "the correction of the method remembers values by position"
-    return None if slots.rewinding is None else "the method goes back to early weights"

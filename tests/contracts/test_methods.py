@@ -18,7 +18,7 @@ import sparsify as sp
 from sparsify.methods import METHODS
 from sparsify.methods.registry import layers
 from sparsify.methods.registry import options as known_options
-from sparsify.parts.patterns import parse_pattern
+from sparsify.parts.patterns import Grouped, parse_pattern
 from tests.cases import digits
 
 ROUNDS = {"static": 0, "one-shot": 1, "gmp": 6, "set": 5, "rigl": 5, "itop": 7, "dst-ee": 5, "srigl": 5, "granet": 8}
@@ -40,8 +40,8 @@ NESTED = {
     "weight-dropout(gmp)": ("unstructured",),
     "cigl(rigl)": ("nm:2:4", "grouped:5"),
     "cigl(srigl)": ("fan-in",),
-    "agent(set)": ("unstructured",),
-    "agent(imp)": ("unstructured",),
+    "agent(set)": ("unstructured", "grouped:8:learned"),
+    "agent(imp)": ("unstructured", "grouped:5"),
     "agent(cigl(set))": ("unstructured",),
     "cigl(agent(rigl))": ("unstructured", "nm:2:4", "grouped:5"),
     "moon(cigl(dst-ee))": ("unstructured", "nm:2:4", "grouped:5"),
@@ -149,6 +149,8 @@ def test_exact_density_zeros_and_pattern_at_every_step(name, optimizer, pattern)
     assert abs(before - round(PATTERNS[pattern] * total)) < max(sizes)
     prunings = 1 if pattern.startswith("nm") else math.ceil(math.log(PATTERNS[pattern]) / math.log(0.8))
     assert rounds == {**ROUNDS, "imp": prunings}[layers(name)[-1]]
+    if isinstance(kind, Grouped) and not program.random_mask_sites():
+        assert all(form.startswith("compact since step") for form in trainer.forms.values()), trainer.forms
 
 
 @pytest.mark.parametrize("name", SPARSE)

@@ -31,6 +31,19 @@ def test_learned_groups_are_stored_in_the_order_of_their_groups():
     assert torch.equal(layout.scatter(layout.gather(DENSE)), DENSE * mixed)
 
 
+def test_a_layout_that_covers_other_values_by_hand():
+    layout = Layout((4, 4), torch.tensor([[0, 2], [1, 3]]))
+    assert layout.covering(DENSE * MASK) is layout
+    other = torch.zeros(4, 4)
+    other[1, 3] = 5.0
+    cover = layout.covering(other)
+    assert cover.inputs.tolist() == [[0, 2, 3], [0, 1, 3]], "the second group needs no third input, and gets input 0"
+    assert torch.equal(cover.scatter(cover.gather(other)), other)
+    mixed = Layout((4, 4), torch.tensor([[0, 2], [1, 3]]), torch.tensor([0, 2, 1, 3]))
+    assert mixed.covering(other) is mixed, "output 1 is in the second group, which reads input 3"
+    assert mixed.covering(torch.ones(4, 4)).inputs.tolist() == [[0, 1, 2, 3]] * 2
+
+
 @pytest.mark.parametrize(
     ("spelling", "shape", "kept"),
     [("grouped:4x2", (16, 32), 8), ("grouped:16", (32, 64, 3, 3), 32), ("grouped:4:learned", (16, 32), 5)],

@@ -14,12 +14,17 @@ import sparsify as sp
 from sparsify.errors import TrainingError, TrainingWarning
 from sparsify.ir.sites import layouts
 from sparsify.methods import build
+from sparsify.methods.registry import layers
+from sparsify.methods.registry import options as known_options
 from sparsify.parts.averaging import running_mean
 from tests.cases import digits
 
 STEPS = 20
-METHODS = ("static", "set", "rigl", "itop", "dst-ee", "gmp", "granet", "one-shot", "distilled(rigl)", "averaged(set)")
-ROUNDS = ("set", "rigl", "itop", "dst-ee", "gmp", "granet", "distilled(rigl)", "averaged(set)")
+METHODS = (
+    "static", "set", "rigl", "itop", "dst-ee", "gmp", "granet", "one-shot", "imp", "distilled(rigl)", "averaged(set)",
+    "agent(set)", "agent(granet)", "agent(imp)",
+)  # fmt: skip
+DENSE_AT_FIRST = ("gmp", "granet", "one-shot", "imp")
 WEIGHTS = {"conv.weight", "wide.weight", "twice.weight"}
 
 
@@ -50,27 +55,35 @@ class Loop:
 
     def __init__(self, method="rigl", pattern="grouped:16", *, compact="always", optimizer=None, steps=STEPS, **given):
         options = {"density": 0.5, "pattern": pattern}
-        rounds = {"update_every": 3} if method in ROUNDS else {}
+        base = layers(method)[-1]
+        rounds = {"update_every": 3} if "update_every" in known_options(base) else {}
         self.program = traced().clone().train()
         self.optimizer = (optimizer or sgd)(self.program.parameters())
-        teacher = {"teacher": lambda x: x.flatten(1)[:, :10]} if method.startswith("distilled") else {}
+        if method.startswith("distilled"):
+            given["teacher"] = lambda x: x.flatten(1)[:, :10]
+        if method.startswith("agent"):
+            given |= {"epoch_steps": 5, "sweep": lambda: (functools.partial(self.loss_of, batch) for batch in range(3))}
         self.trainer = sp.attach(
             build(method, {**options, **rounds}), self.program, self.optimizer, total_steps=steps, seed=1, compact=compact,
-            **teacher, **given,
+            **given,
         )  # fmt: skip
         self.masks: list[dict[str, torch.Tensor]] = []
 
-    def loss(self, size=8):
+    def loss(self):
+        return self.loss_of(self.trainer.steps)
+
+    def loss_of(self, batch, size=8):
         images, target = digits(640)
-        at = slice(self.trainer.steps * size, (self.trainer.steps + 1) * size)
+        at = slice(batch * size, (batch + 1) * size)
         x = images[at].double()
         return self.trainer.loss(self.program(x), target[at], inputs=x)
 
     def run(self, steps=STEPS, step=None):
         for _ in range(steps):
             if step is None:
-                self.loss().backward()
-                self.trainer.step()
+                loss = self.loss()
+                loss.backward()
+                self.trainer.step(self.loss)
                 self.optimizer.zero_grad()
             else:
                 step(self)
@@ -114,16 +127,17 @@ def assert_same(have, want, *, bits=False):
     ("method", "pattern", "optimizer"),
     [
         *((method, "grouped:16", sgd) for method in METHODS),
-        *((method, "grouped:16:learned", sgd) for method in ("set", "rigl", "granet")),
-        *((method, "grouped:8x4", adamw) for method in ("rigl", "gmp")),
+        *((method, "grouped:16:learned", sgd) for method in ("set", "rigl", "granet", "agent(rigl)")),
+        *((method, "grouped:8x4", adamw) for method in ("rigl", "gmp", "agent(rigl)")),
     ],
 )
 def test_masks_and_weights_are_those_of_masked_training(method, pattern, optimizer):
     compact = Loop(method, pattern, optimizer=optimizer)
     begun = set(layouts(compact.program))
-    assert begun == (set() if method in ("gmp", "granet", "one-shot") else WEIGHTS)
+    assert begun == (set() if layers(method)[-1] in DENSE_AT_FIRST else WEIGHTS)
     compact.run(STEPS - 1)
-    assert set(layouts(compact.program)) == WEIGHTS - ({"conv.weight"} if method == "gmp" else set())
+    whole = {"conv.weight"} if layers(method)[-1] in ("gmp", "imp") else set()
+    assert set(layouts(compact.program)) == WEIGHTS - whole
     compact.run(1)
     assert not layouts(compact.program), "dense again after the last step"
     masked = Loop(method, pattern, optimizer=optimizer, compact="never").run()
@@ -138,7 +152,7 @@ def test_masks_and_weights_are_those_of_masked_training(method, pattern, optimiz
     assert calls[0] == calls[1]
 
 
-@pytest.mark.parametrize("method", ["rigl", "gmp", "granet"])
+@pytest.mark.parametrize("method", ["rigl", "gmp", "granet", "agent(rigl)", "agent(granet)", "agent(imp)"])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
 def test_a_resumed_run_has_the_same_bits(method, order):
     whole = Loop(method)
@@ -306,8 +320,6 @@ class Own(torch.optim.SGD):
         ({"optimizer": lambda p: Own(p, lr=0.1)}, "Own may depend on the shapes"),
         ({"optimizer": lambda p: torch.optim.LBFGS(p)}, "LBFGS may depend on the shapes"),
         ({"method": "cigl(rigl)"}, "through a random mask"),
-        ({"method": "agent(set)", "epoch_steps": 5, "sweep": lambda: iter(())}, "remembers values by position"),
-        ({"method": "imp"}, "goes back to early weights"),
     ],
 )
 def test_what_stays_masked_and_why(given, reason):

@@ -77,6 +77,32 @@ def test_the_view_tells_the_step():
     assert all(torch.equal(p.grad, before[name]) for name, p in program.named_parameters())
 
 
+def test_it_sees_dense_tensors_of_weights_that_are_stored_compact():
+    seen = []
+
+    def look(view, state):
+        old = view.batch.evaluate({"1.weight": torch.ones(10, 64)})
+        shapes = [values["1.weight"].shape for values in (view.weights, view.masks, view.gradients, old.gradients)]
+        seen.append({tuple(shape) for shape in shapes})
+        assert not (view.gradients["1.weight"] * ~view.masks["1.weight"]).any()
+        return ones(view, state)
+
+    def grouped(base):
+        del base
+        return sp.methods.rigl(density=0.25, update_every=3, stop_at=8, pattern="grouped:5")
+
+    program, optimizer, trainer = started(look, wrap=grouped, compact="always")
+    for step in range(1, 7):
+        loss(program)().backward()
+        trainer.correct(loss(program))
+        before = program.weight("1.weight")
+        trainer.step()
+        optimizer.zero_grad()
+        if step % 3:
+            torch.testing.assert_close(program.weight("1.weight"), before - 0.1 * program.mask("1.weight"))
+    assert seen == [{(10, 64)}] * 4 and trainer.forms == {"1.weight": "compact since step 1"}
+
+
 def test_a_sweep_draws_random_masks_of_its_own_and_those_of_the_step_come_back():
     draws = []
 

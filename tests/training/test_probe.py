@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 from torch import nn
 
 import sparsify as sp
+from sparsify.ir.sites import layouts
 from sparsify.training.probe import ProbedBatch
 from tests.cases import ConvBn, Dropouts, digits
 
@@ -27,8 +29,8 @@ def made(model, pipeline):
     return sp.Pipeline.parse(pipeline)(sp.trace(model, (X,))).train()
 
 
-def lowered(model):
-    program = made(model, "insert-masks{density=0.3} | insert-gradient-taps")
+def lowered(model, pattern="unstructured"):
+    program = made(model, f"insert-masks{{density=0.3 pattern={pattern}}} | insert-gradient-taps")
     with torch.no_grad():
         for name, mask in program.masks().items():
             program.weight(name).mul_(mask)
@@ -102,6 +104,31 @@ def test_dense_gradients_of_a_snapshot_with_another_support():
     torch.testing.assert_close(found.loss, value.detach())
     torch.testing.assert_close(found.dense["1.weight"], want)
     torch.testing.assert_close(found.gradients["1.weight"], want * program.mask("1.weight"))
+
+
+@pytest.mark.parametrize("elsewhere", ["here", "another mask", "everywhere"])
+def test_a_probe_of_compact_weights_is_that_of_dense_ones(elsewhere):
+    masked = lowered(nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)), "grouped:8")
+    compact = sp.Pipeline.parse("compact-grouped")(masked)
+    assert set(layouts(compact)) == {"1.weight"}
+    there = {name: torch.randn_like(value) for name, value in masked.named_parameters()}
+    if elsewhere == "another mask":
+        there["1.weight"] *= masked.mask("1.weight").roll(3, 1)
+    at = None if elsewhere == "here" else there
+    weight, kept = compact.get_parameter("1.weight"), compact.get_parameter("1.weight").detach().clone()
+    (still_alive := loss(compact)()).backward()
+    gradient = weight.grad
+    for _ in range(2):  # the second time, the layouts for these values are known
+        have, want = (
+            ProbedBatch(program, loss(program), counted(), of_step=True, dense=True).evaluate(at)
+            for program in (compact, masked)
+        )
+        torch.testing.assert_close(have.loss, want.loss)
+        torch.testing.assert_close(have.gradients, want.gradients)
+        torch.testing.assert_close(dict(have.dense), dict(want.dense))
+        assert torch.equal(weight, kept) and weight.grad is gradient
+    compact.verify()
+    assert torch.equal(loss(compact)(), still_alive)
 
 
 def test_under_random_masks_dense_gradients_average_to_those_of_visible_weights():

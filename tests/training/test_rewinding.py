@@ -29,7 +29,7 @@ def stepped(program, optimizer):
 
 def test_it_goes_back_to_the_kept_state_under_the_masks_there_are():
     program, optimizer = masked()
-    rewinder = Rewinder(Rewinding(save_at=1, at=(3, 4)), program, optimizer)
+    rewinder = Rewinder(Rewinding(save_at=1, at=(3, 4)), program, optimizer, {})
     stepped(program, optimizer)
     rewinder.keep(0)
     assert rewinder.early == {}
@@ -49,7 +49,7 @@ def test_it_goes_back_to_the_kept_state_under_the_masks_there_are():
 
 def test_without_weights_only_the_optimizer_starts_over():
     program, optimizer = masked()
-    rewinder = Rewinder(Rewinding(save_at=0, at=(2,), weights=False), program, optimizer)
+    rewinder = Rewinder(Rewinding(save_at=0, at=(2,), weights=False), program, optimizer, {})
     rewinder.keep(0)
     stepped(program, optimizer)
     before = {name: value.clone() for name, value in program.state_dict().items()}
