@@ -33,6 +33,7 @@ def check_content(
     content: Mapping[str, Any],
     *,
     program: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     trainer: Mapping[str, Any],
     total: int,
@@ -42,6 +43,7 @@ def check_content(
     Args:
         content: content of the checkpoint, whose key was already checked.
         program: state dict of the program, including masks.
+        parameters: the program's parameters by name; saved state is dense also where they are stored compact.
         optimizer: a fresh optimizer over the program's parameters.
         trainer: state dict of a fresh trainer.
         total: steps of the run.
@@ -50,7 +52,8 @@ def check_content(
         CheckpointError: If an entry is missing, has another type, shape or dtype, is not finite or is out of range; names the first one.
     """
     try:
-        _check(content, program, optimizer, trainer, total)
+        dense = {id(parameter): program[name].shape for name, parameter in parameters.items()}
+        _check(content, program, dense, optimizer, trainer, total)
     except _Damaged as error:
         raise CheckpointError(
             f"its content does not fit this run: {error}. Delete it, or run again with --overwrite."
@@ -60,6 +63,7 @@ def check_content(
 def _check(
     content: Mapping[str, Any],
     program: Mapping[str, Tensor],
+    dense: Mapping[int, torch.Size],
     optimizer: torch.optim.Optimizer,
     trainer: Mapping[str, Any],
     total: int,
@@ -67,7 +71,7 @@ def _check(
     shapes = {name: value.shape for name, value in program.items()}
     _like(_of(content, "program", dict), dict(program), "program", shapes)
     _finite(content["program"], "program")
-    _optimizer(_of(content, "optimizer", dict), optimizer)
+    _optimizer(_of(content, "optimizer", dict), optimizer, dense)
     _like(_of(content, "trainer", dict), dict(trainer), "trainer", shapes)
     for name, steps in (
         ("scheduler", _of(content, "scheduler", int)),
@@ -160,7 +164,7 @@ def _plain(value: Any, where: str, shapes: Mapping[str, torch.Size]) -> None:
         raise _Damaged(f"{where} holds {_shown(value)}")
 
 
-def _optimizer(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+def _optimizer(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer, dense: Mapping[int, torch.Size]) -> None:
     fresh = optimizer.state_dict()
     groups = saved.get("param_groups")
     if not isinstance(groups, list) or len(groups) != len(fresh["param_groups"]):
@@ -174,6 +178,7 @@ def _optimizer(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> No
                     f"optimizer.param_groups.{index}.{key} is {_shown(group[key])}, this run's {_shown(own[key])}"
                 )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    wanted = [dense.get(id(parameter), parameter.shape) for parameter in parameters]
     kept = BUFFERS.get(type(optimizer).__name__)
     for index, state in _of(saved, "state", dict).items():
         where = f"optimizer.state.{index}"
@@ -182,15 +187,11 @@ def _optimizer(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> No
         if kept is not None and {*state} != kept:
             raise _Damaged(f"{where} should hold {', '.join(sorted(kept))}, found {_shown(state)}")
         for name, value in state.items():
-            if isinstance(value, Tensor) and value.ndim and value.shape != parameters[index].shape:
-                raise _Damaged(
-                    f"{where}.{name} should have shape {list(parameters[index].shape)}, found {list(value.shape)}"
-                )
+            if isinstance(value, Tensor) and value.ndim and value.shape != wanted[index]:
+                raise _Damaged(f"{where}.{name} should have shape {list(wanted[index])}, found {list(value.shape)}")
             if name == "step" and (not isinstance(value, Tensor) or value.ndim or not value.is_floating_point()):
                 raise _Damaged(f"{where}.step should be a number in a tensor, found {_shown(value)}")
-            if name != "step" and not (
-                value is None or (isinstance(value, Tensor) and value.shape == parameters[index].shape)
-            ):
+            if name != "step" and not (value is None or (isinstance(value, Tensor) and value.shape == wanted[index])):
                 raise _Damaged(f"{where}.{name} should be a tensor like its parameter, found {_shown(value)}")
         _finite(state, where)
 

@@ -29,6 +29,7 @@ from sparsify.training.batch_loss import BatchLoss, attacked
 from sparsify.training.batches import Batches
 from sparsify.training.checkpoint import load_checkpoint, save_checkpoint
 from sparsify.training.meaning import meaning
+from sparsify.training.mechanism import ABSENT
 from sparsify.training.plan import check_warmup, find_device, steps_per_epoch
 from sparsify.training.probe import Closure
 from sparsify.training.resumption import check_content, fitting
@@ -196,8 +197,9 @@ def _restore(run: RunState, checkpoint: Path, key: str) -> None:
         check_content(
             content,
             program=run.program.state_dict(),
+            parameters=dict(run.program.named_parameters()),
             optimizer=run.optimizer,
-            trainer=run.trainer.state_dict(),
+            trainer={**run.trainer.state_dict(), "compact": ABSENT["compact"]},  # the saved run may have had other compact weights
             total=run.trainer.total_steps,
         )
         run.load_state_dict(content)

@@ -213,6 +213,30 @@ def test_an_interrupted_run_of_nested_wrappers_resumes_to_the_same_bits(data, tm
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("method", [sp.methods.rigl, sp.methods.gmp])
+def test_an_interrupted_run_with_compact_weights_resumes_to_the_same_bits(data, tmp_path, method):
+    data = dataclasses.replace(data, train=Subset(data.train, torch.arange(160)))  # 10 steps an epoch
+    method = method(density=0.5, pattern="grouped:4", update_every=3)
+    settings = dataclasses.replace(SMALL, epochs=2, checkpoint_every=5, compact="always")
+    changes = {"epochs": 2, "checkpoint_every": 5, "batch_size": 16, "compact": "always"}
+    whole, result = trained(data, tmp_path / "a", method=method, **changes)
+    assert any(form.startswith("compact") for form in result.forms.values())
+
+    def stop(row):
+        if row["step"] == 17:
+            raise KeyboardInterrupt
+
+    arguments = (data.train, data.validation, settings)
+    torch.manual_seed(0)
+    with pytest.raises(KeyboardInterrupt):
+        train(method, cnn(), *arguments, folder=tmp_path / "b", key="k", on_step=stop)
+    again = cnn()
+    resumed = train(method, again, *arguments, folder=tmp_path / "b", key="k", resume=True)
+    assert resumed == result
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
 def test_averaging_and_early_stop_exclude_each_other(data, tmp_path):
     method = sp.methods.averaged(sp.methods.rigl(density=0.2, update_every=10))
     with pytest.raises(TrainingError, match="Leave early-stop out"):
