@@ -1,4 +1,4 @@
-"""Means, standard deviations, and intervals for paired differences and for shares; pure numbers."""
+"""Means, standard deviations, and intervals for paired differences, for shares and for medians; pure numbers."""
 
 from __future__ import annotations
 
@@ -140,6 +140,19 @@ def paired_shares(
     centre = second - first
     reach = _normal_quantile(confidence) * math.sqrt((first + second - centre**2) / (samples + 2))
     return (gained - lost) / samples, (max(-1.0, centre - reach), min(1.0, centre + reach))
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Compute the 95 % interval of a median by order statistics (normal approximation of the binomial ranks).
+
+    Args:
+        values: at least 6.
+    """
+    ordered, n = sorted(values), len(values)
+    reach = 1.96 * math.sqrt(n) / 2
+    low = max(math.floor(n / 2 - reach), 0)
+    high = min(math.ceil(n / 2 + reach), n - 1)
+    return ordered[low], ordered[high]
 
 
 def _normal_quantile(confidence: float) -> float:

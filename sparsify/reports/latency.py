@@ -28,6 +28,7 @@ import onnxruntime
 from onnx import TensorProto, numpy_helper
 
 from sparsify.errors import ExportError
+from sparsify.parts.intervals import median_interval
 from sparsify.reports.digits import three_digits
 from sparsify.reports.headline import Headline
 from sparsify.timing import bound, seconds_per_call
@@ -228,19 +229,6 @@ def parse_shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:
             raise ExportError(f"--shape {item!r} should be name=1x3x224x224, sizes from 1.")
         shapes[name] = tuple(map(int, sizes))
     return shapes
-
-
-def median_interval(values: Sequence[float]) -> Interval:
-    """95 % interval of the median by order statistics (normal approximation of the binomial ranks).
-
-    Args:
-        values: at least 6.
-    """
-    ordered, n = sorted(values), len(values)
-    reach = 1.96 * math.sqrt(n) / 2
-    low = max(math.floor(n / 2 - reach), 0)
-    high = min(math.ceil(n / 2 + reach), n - 1)
-    return ordered[low], ordered[high]
 
 
 def nonzeros(path: Path) -> tuple[int, int]:

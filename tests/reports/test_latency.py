@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparsify import timing
 from sparsify.errors import ExportError
-from sparsify.reports.latency import Latency, Timing, compare, median_interval, nonzeros
+from sparsify.parts.intervals import median_interval
+from sparsify.reports.latency import Latency, Timing, compare, nonzeros
 
 
 def model(path, *, features=4, zeros=0, operator="MatMul", domain="", dims=("N", 4)):
