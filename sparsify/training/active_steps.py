@@ -126,6 +126,11 @@ class ActiveSteps(Mechanism):
         """Describe, by weight, since when the optimizer has had state of active positions only."""
         return {name: f"the optimizer steps its active positions since step {at}" for name, at in self._since.items()}
 
+    def layout_of(self, weight: nn.Parameter) -> Positions | None:
+        """Return the positions of which the optimizer has state of a weight; None if it has dense state."""
+        place = self._by_id.get(id(weight))
+        return None if place is None else place.layout
+
     def after_step(self, step: int, moved: bool) -> None:
         """Note which weights are stepped by their active positions now."""
         del moved

@@ -51,6 +51,7 @@ class Rounds(Mechanism):
     Attributes:
         visited: by weight, which positions have been active (`sparsify.parts.coverage`).
         grown: by weight, how many positions rounds have activated.
+        computed: by weight, how many dense gradients rounds have computed of it while it was stored compact.
         first, last: the steps of the first and the last round, 0 without rounds.
         last_pruning: the step of the last pruning, 0 without one.
     """
@@ -82,6 +83,7 @@ class Rounds(Mechanism):
         self._states: dict[str, dict[str, Any]] = {}
         self.visited: dict[str, Tensor] = {}
         self.grown: dict[str, int] = {}
+        self.computed: dict[str, int] = {}
         self.first = self.last = self.last_pruning = 0
 
     def check(self, method: str, density: float, total_steps: int) -> None:
@@ -147,7 +149,7 @@ class Rounds(Mechanism):
                     name: score.init(self._program.weight(name).detach()) for name in masks
                 }
         self.visited = {name: coverage.visit(None, mask) for name, mask in masks.items()}
-        self.grown = dict.fromkeys(masks, 0)
+        self.grown, self.computed = dict.fromkeys(masks, 0), dict.fromkeys(masks, 0)
 
     def link(self, step: int) -> None:
         """Arm the taps of the program; a copy of a program has its own."""
@@ -245,6 +247,7 @@ class Rounds(Mechanism):
         tap, scale = self._stored.taps[name], self._gradients.scale
         found = self._program.get_parameter(name).grad if tap.in_grad else tap.gradient
         assert found is not None
+        self.computed[name] += name in self._stored.layouts
         return found if scale is None or tap.in_grad else found / scale
 
     def _name(self, weights: Collection[str], what: str) -> None:
@@ -329,13 +332,18 @@ class Rounds(Mechanism):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state; it loads with ``weights_only=True``."""
-        return {"scores": self._states, "visited": dict(self.visited), "grown": dict(self.grown)}
+        return {
+            "scores": self._states,
+            "visited": dict(self.visited),
+            "grown": dict(self.grown),
+            "computed": dict(self.computed),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
         self._states = state["scores"]
         self.visited = {name: seen.cpu() for name, seen in state["visited"].items()}
-        self.grown = dict(state["grown"])
+        self.grown, self.computed = dict(state["grown"]), dict(state["computed"])
 
 
 def patterns_of(program: Program) -> dict[str, Pattern]:

@@ -34,6 +34,7 @@ from sparsify.training.random_masks import SALT, RandomMasks
 from sparsify.training.rewinding import Rewinder
 from sparsify.training.rewriting import rewrite
 from sparsify.training.rounds import Rounds
+from sparsify.training.savings import Ledger, Savings
 from sparsify.training.slots import filled
 from sparsify.training.stepping import Stepper
 from sparsify.training.teaching import Teacher, Teaching
@@ -99,6 +100,7 @@ class SparseTrainer(Joined):
         self._rounds = Rounds(
             slots.topology, program, optimizers, self._gradients, self.counts, self._generator, self._stored
         )
+        self._ledger = Ledger(program, optimizers, self._rounds, self._stored, active, self.counts)
         self._loss = RunningLoss(method, slots.objective, self.task)
         self._teaching = Teaching(method, teacher, program, self.counts, self.task)
         if slots.averaging:
@@ -123,7 +125,8 @@ class SparseTrainer(Joined):
         self._stored.prepare(zeros)
         active.prepare()
         begun = (
-            self._rounds, active, self._stored, rewinder, zeros, average, self._loss, self._teaching, random, corrector, self._gradients
+            self._ledger, self._rounds, active, self._stored, rewinder, zeros, average, self._loss, self._teaching, random, corrector,
+            self._gradients,
         )  # fmt: skip
         self._mechanisms: tuple[Mechanism, ...] = tuple(filter(None, begun))
         self._before_step, self._after_step, self._join = (
@@ -173,6 +176,11 @@ class SparseTrainer(Joined):
     def forms(self) -> dict[str, str]:
         """By masked weight, since which step it is stored compact, or why it is stored dense with a mask."""
         return self._stored.forms
+
+    @property
+    def savings(self) -> Savings:
+        """Multiply-accumulates and bytes of the steps so far, beside those of a dense run."""
+        return self._ledger.found
 
     def position(self, step: int) -> tuple[int, int]:
         """Return where the learning-rate schedule stands after ``step`` steps, and its length in steps.
