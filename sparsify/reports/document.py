@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsify.errors import ReportError
 from sparsify.files import write_atomically
-from sparsify.reports import integers, markup, plots, sections
+from sparsify.reports import integers, markup, plots, savings, sections
 from sparsify.reports.folder import RunFolder, read_folder
 from sparsify.reports.headline import headline, headline_figure, own_score, parts, sentences, sets, title
 from sparsify.reports.markup import Table
@@ -58,6 +58,7 @@ def _page(run: RunFolder) -> str:
         curves=plots.curves(run.histories, titles, headline_figure(report)),
         compute=Table(("counted", *columns), sections.compute(report)),
         schedule=Table(("schedule, in steps", *columns), sections.schedule(report)),
+        savings=_savings(run),
         readings=plots.readings(history),
         classes=_classes(run, titles) if "reliability" in model else None,
         calibration=_calibration(run, columns),
@@ -74,6 +75,17 @@ def _page(run: RunFolder) -> str:
         recipe=run.recipe,
         program=run.program,
     )
+
+
+def _savings(run: RunFolder) -> dict[str, Any] | None:
+    """Return what training saved, in sentences and tables; None without masks."""
+    if not savings.is_shown(run.report):
+        return None
+    return {
+        "sentences": savings.savings_sentences(run.report, run.latency),
+        "macs": Table(("MACs per sample of a step", "dense", "this run, mean"), savings.macs_rows(run.report)),
+        "bytes": Table(("bytes at the end of a step", "dense", "most", "last"), savings.bytes_rows(run.report)),
+    }
 
 
 def _calibration(run: RunFolder, columns: Sequence[str]) -> Table | None:

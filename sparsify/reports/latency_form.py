@@ -42,8 +42,29 @@ class Int8Trials(Form):
     layers: dict[str, dict[str, float]]
 
 
+class ComparedSteps(Form):
+    """`sparsify.training.step_times.Compared`."""
+
+    milliseconds: float
+    dense_milliseconds: float
+    ratio: float
+    interval: Pair
+    pairs: int
+
+
+class TrainingTimes(Form):
+    """`sparsify.training.step_times.StepTimes`."""
+
+    milliseconds: float
+    steps: int
+    batch_size: int
+    compared: ComparedSteps | None
+    reason: str = ""
+
+
 class LatencyFile(Form):
-    """``latency.json``: `sparsify.reports.latency.Latency`, and the verdict on the model where there is a baseline."""
+    """``latency.json``: `sparsify.reports.latency.Latency`, the verdict on the model where there is a baseline, and the times of training
+    steps by model."""
 
     timings: list[TimingRow]
     noise: Pair
@@ -53,3 +74,4 @@ class LatencyFile(Form):
     machine: dict[str, str | int | None]
     verdict: str | None
     int8: dict[str, Int8Trials] | None = None
+    training: dict[str, TrainingTimes] | None = None

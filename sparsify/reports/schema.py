@@ -14,6 +14,7 @@ from sparsify.errors import ReportError
 from sparsify.reports.input_form import Input, SeveralInputs
 from sparsify.reports.latency_form import Form, Pair, Two
 from sparsify.reports.latency_form import LatencyFile as LatencyFile
+from sparsify.reports.savings_form import Savings
 
 Few = Field(max_length=4000)
 """Bound on the length of lists whose entries are drawn, each as a bar or a bin of a plot."""
@@ -190,6 +191,7 @@ class _Trained(Form):
     forms: dict[str, str]
     counts: dict[str, int]
     schedule: dict[str, int] = Field(default_factory=dict)
+    savings: Savings | None = None
 
 
 class Part(_Trained):

@@ -18,6 +18,7 @@ NOT_MEASURES = frozenset(
         "calibration",
         "parity",
         "counts",
+        "savings",
         "histogram",
         "figures",
         "figures_after",
@@ -77,6 +78,8 @@ def figures(model: Mapping[str, Any]) -> dict[str, float]:
     ``evaluations`` are computed by `sparsify.parts.compute.evaluations`; for runs that did not count passes, there is one per step and one
     per probe. For each set of out-of-distribution inputs, the keys ``auroc.<set>`` and ``fpr.<set>`` repeat the figures of the score that
     judges the model: the ``ood_score`` of its method if there is one, or else the first score. Figures of a task have their own names.
+    ``step_macs`` is the mean of the multiply-accumulates of a training step per sample, and ``step_bytes`` are the most bytes that a step
+    held (`sparsify.training.savings`).
     Figures of a user's own task are called ``higher.<name>`` or ``lower.<name>``, whichever is better, or ``own.<name>`` if it is unknown.
     """
     found = dict(_leaves(model))
@@ -89,6 +92,8 @@ def figures(model: Mapping[str, Any]) -> dict[str, float]:
     counts = {key: float(value) for key, value in model["counts"].items()}
     pairs = counts["steps"] + counts.get("probes", 0.0)
     spent = compute.evaluations(counts.get("forwards", pairs), counts.get("backwards", pairs))
+    if savings := model.get("savings"):
+        counts |= {"step_macs": sum(savings["macs"].values()), "step_bytes": float(sum(savings["bytes_peak"].values()))}
     return {**found, **counts, "evaluations": spent}
 
 

@@ -23,9 +23,11 @@ from sparsify.methods import Method
 from sparsify.parts.samples import Samples
 from sparsify.parts.trees import Tree, rows_of, tensors
 from sparsify.reports import compare, task_quality
+from sparsify.reports.latency_form import LatencyFile
 from sparsify.runs.recipe import AUTO, Recipe
 from sparsify.tasks import Classification, Task
 from sparsify.tasks.stored import measurable
+from sparsify.training import StepTimes
 
 CALIBRATION = 256
 """Number of training samples on which int8 ranges are observed."""
@@ -298,6 +300,22 @@ def measure_latency(out: Path, data: Data, *, threads: int, batch: int = 1) -> d
     result = compare(files, inputs=given, threads=threads)
     model = next(row for row in result.timings if row.name == "model")
     return {**result.to_dict(), "verdict": result.verdict(model) if "dense" in files else None}
+
+
+def training_times(earlier: Path, times: Mapping[str, StepTimes | None]) -> dict[str, Any]:
+    """Return the times of training steps by model, for ``latency.json``; a model that made no step now keeps those of an earlier file.
+
+    Args:
+        earlier: the earlier ``latency.json`` of the folder, which may be missing.
+        times: by model, what training measured.
+    """
+    try:
+        known = LatencyFile.model_validate_json(earlier.read_bytes()).training or {}
+    except (OSError, ValueError):
+        known = {}
+    found = {name: (known[name].model_dump() if name in known else None) for name in times}
+    found |= {name: row.to_dict() for name, row in times.items() if row is not None}
+    return {name: row for name, row in found.items() if row is not None}
 
 
 def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = None) -> Data:

@@ -36,6 +36,7 @@ from sparsify.runs.artefacts import (
     recipe_data,
     run_metadata,
     several_rows,
+    training_times,
     trials,
     write_int8,
 )
@@ -78,7 +79,8 @@ def run(
         out: folder of the run; must be new or empty unless ``resume`` or ``overwrite``.
         resume: continue from the last checkpoint, bit for bit; keys that training does not read may differ.
         overwrite: first delete what an earlier run left in ``out``.
-        timed: measure the latency of the files. Set False if other processes would disturb it; ``latency.json`` is then left out.
+        timed: measure the latency of the files, and the times of training steps. Set False if other processes would disturb it;
+            ``latency.json`` is then left out.
         rehearsed: the model is known to be convertible to ONNX; a grid converts the model of its cells once.
         on_step: called with the name of the part and the step row of the trainer.
         on_decode: called while images are decoded, with the number of decoded images and of all images.
@@ -108,7 +110,7 @@ def run(
         begin(recipe.to_toml())
         fingerprint, models = data.fingerprint(), dict[str, _Model]()
         for name, job in planned.items():
-            models[name] = _train(job, recipe, data, fingerprint, out, resume, on_step, teacher)
+            models[name] = _train(job, recipe, data, fingerprint, out, resume, on_step, teacher, timed=timed)
             teacher = teacher or TeacherProgram(models[name].program, "dense baseline", "")
         return _finish(recipe, data, fingerprint, models, out, no_baseline=no_baseline, timed=timed)
 
@@ -142,6 +144,8 @@ def _train(
     resume: bool,
     on_step: Progress | None,
     teacher: TeacherProgram | None,
+    *,
+    timed: bool,
 ) -> _Model:
     """Train one model of the run, and save it."""
     folder = out if job.name == "model" else out / job.name
@@ -158,6 +162,7 @@ def _train(
             task=recipe.build_task(),
             teacher=taught.program if taught else None,
             resume=resume,
+            timed=timed,
             on_step=(lambda row: on_step(job.name, row)) if on_step else None,
         )
     job.program.save(folder / "program.sparsify")
@@ -238,10 +243,12 @@ def _finish(
     with missing.unless("metrics.json", again):
         write_json(out / "metrics.json", report)
     with missing.unless("latency.json", again):
+        training = training_times(out / "latency.json", {name: model.trained.times for name, model in models.items()})
         (out / "latency.json").unlink(missing_ok=True)
         if timed:
             found = measure_latency(out, data, threads=1, batch=recipe.export_batch)
             found |= {"int8": chosen_by} if chosen_by else {}
+            found |= {"training": training} if training else {}
             write_json(out / "latency.json", found)
             latency = found
     with missing.unless("report.html", f"Make it with: {shlex.join(['sparsify', 'report', str(out)])}"):
@@ -306,6 +313,7 @@ def _export(model: _Model, recipe: Recipe, task: Task, data: Data, out: Path) ->
         "parity": {"ok": True, **dataclasses.asdict(result.parity)},
         "counts": model.trained.counts,
         "schedule": model.trained.schedule,
+        "savings": model.trained.savings.to_dict(),
         **({"teacher": model.teacher.row(task, data)} if model.teacher else {}),
         "ood": {name: ood_quality(outputs, evaluate(program, samples)) for name, samples in data.ood.items()},
         "ood_threshold": threshold,

@@ -11,7 +11,7 @@ import typer
 from sparsify.exporters import ExportResult
 from sparsify.heads.registry import NONE
 from sparsify.ir import Program
-from sparsify.reports import headline, int8_sentence, verdict
+from sparsify.reports import headline, int8_sentence, savings_line, verdict
 from sparsify.runs.comparison import COMPARISON, Comparison
 from sparsify.runs.workflow import ARTEFACTS
 from sparsify.terminal import messages, tables
@@ -19,13 +19,13 @@ from sparsify.terminal.console import console
 
 
 def show_run(report: Mapping[str, Any], out: Path) -> None:
-    """Print the verdict of a run, its figures, and the files in its folder.
+    """Print the verdict of a run, what training saved, its figures, and the files in its folder.
 
     Args:
         report: content of ``metrics.json`` and, under ``latency``, of ``latency.json``.
         out: the folder.
     """
-    for line in verdict(report, report["latency"]):
+    for line in filter(None, [*verdict(report, report["latency"]), savings_line(report, report["latency"])]):
         console.print(line, highlight=False, markup=False)
     console.print(tables.figures("", headline(report, report["latency"])))
     files = [*ARTEFACTS, *sorted(path.name for path in out.glob("*-int8.onnx"))]

@@ -34,8 +34,10 @@ from sparsify.training.plan import check_warmup, find_device, steps_per_epoch
 from sparsify.training.probe import Closure
 from sparsify.training.resumption import check_content, fitting
 from sparsify.training.run_state import RunState
+from sparsify.training.savings import Savings
 from sparsify.training.settings import Settings, build_optimizer
 from sparsify.training.state import SparseTrainer
+from sparsify.training.step_times import StepTimes, Stopwatch
 from sparsify.training.teaching import Teacher
 
 
@@ -49,6 +51,9 @@ class Trained:
         coverage: the coverage of each masked weight at the end, in [0, 1].
         schedule: the entries of `SparseTrainer.schedule`, the steps of the run (``total_steps``) and the number of rounds (``rounds``).
         forms: how each masked weight was stored in training, as in `SparseTrainer.forms`.
+        savings: multiply-accumulates and bytes of the steps, beside those of a dense run.
+        times: times of the steps, which differ from run to run, and those of a step with the final masks beside a dense one; None if they
+            were not asked for, or this process made no step.
     """
 
     history: list[dict[str, Any]]
@@ -56,6 +61,8 @@ class Trained:
     coverage: dict[str, float]
     schedule: dict[str, int]
     forms: dict[str, str]
+    savings: Savings
+    times: StepTimes | None = None
 
 
 class Interrupted(Exception):
@@ -78,6 +85,7 @@ def train(
     task: str | Task | None = None,
     teacher: Program | None = None,
     resume: bool = False,
+    timed: bool = False,
     on_step: Progress | None = None,
 ) -> Trained:
     """Train ``program`` in place; writes ``checkpoint.pt`` and ``history.jsonl`` to ``folder``.
@@ -93,6 +101,8 @@ def train(
         teacher: teacher program for methods that need one; it does not change.
         task: what the outputs mean, as for `attach`.
         resume: continue from the checkpoint; the result is bit for bit that of an uninterrupted run.
+        timed: time the steps, and compare some with dense ones after the run (`sparsify.training.step_times`); the result of the run is
+            the same.
         on_step: called after each step with step, total, loss, accuracy if the task makes decisions, and density.
 
     Raises:
@@ -127,20 +137,22 @@ def train(
         task=task,
         compact=settings.compact,
     )
+    watch = Stopwatch()
     run = RunState(trainer, optimizer, settings, per_epoch)
     if resume and (folder / CHECKPOINT).exists():
         _restore(run, folder / CHECKPOINT, key)
     with stop_flag() as stopped:
         program.train()
         while not run.over:
-            _epoch(run, batches, validation, folder, key, stopped, on_step)
+            _epoch(run, batches, validation, folder, key, stopped, on_step, watch)
     run.go_back_to_best()
     trainer.finish(batches.inputs(), stopped_early=settings.early_stop is not None)
-    surgery.move(program, torch.device("cpu"))
     program.eval()
+    times = watch.times(_step, trainer, settings, task) if timed else None
+    surgery.move(program, torch.device("cpu"))
     counts = {"steps": trainer.steps, "samples": trainer.steps * settings.batch_size, **trainer.counts}
     schedule = {"total_steps": trainer.total_steps, **trainer.schedule, "rounds": counts["rounds"]}
-    return Trained(run.history, counts, trainer.coverage, schedule, trainer.forms)
+    return Trained(run.history, counts, trainer.coverage, schedule, trainer.forms, trainer.savings, times)
 
 
 def _epoch(
@@ -151,6 +163,7 @@ def _epoch(
     key: str,
     stopped: Callable[[], bool],
     on_step: Progress | None,
+    watch: Stopwatch,
 ) -> None:
     """Train to the end of the epoch.
 
@@ -159,7 +172,7 @@ def _epoch(
     """
     trainer, rounds, density = run.trainer, -1, 1.0
     for batch in batches.epoch(trainer.steps):
-        loss, hits = _step(trainer, batch, run.settings)
+        loss, hits = watch.timed(_step, trainer, batch, run.settings)
         run.take(loss, hits)
         if on_step:
             if trainer.counts["rounds"] != rounds:
@@ -199,7 +212,8 @@ def _restore(run: RunState, checkpoint: Path, key: str) -> None:
             program=run.program.state_dict(),
             parameters=dict(run.program.named_parameters()),
             optimizer=run.optimizer,
-            trainer={**run.trainer.state_dict(), "compact": ABSENT["compact"]},  # the saved run may have had other compact weights
+            # The saved run may have had other compact weights than a fresh one.
+            trainer={**run.trainer.state_dict(), "compact": ABSENT["compact"]},
             total=run.trainer.total_steps,
         )
         run.load_state_dict(content)

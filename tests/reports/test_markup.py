@@ -43,7 +43,7 @@ def everything(text: str, plot: str) -> dict[str, object]:
         **dict.fromkeys(("title", "model", "data", "coverage", "recipe", "program", "name", "reading", "trust", "reaching"), text),
         **dict.fromkeys(("curves", "readings", "densities", "masks", "by_sparsity", "by_step", "by_evaluations"), plot),
         "verdict": [text], "sentences": [text], "clear": [text], "usage": {text: text}, "classes": classes, "int8": int8,
-        "missing": [{"file": text, "reason": text, "advice": text}],
+        "missing": [{"file": text, "reason": text, "advice": text}], "savings": {"sentences": [text], "macs": table, "bytes": table},
     }  # fmt: skip
 
 
