@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx
 
 from sparsify.ir import surgery
-from sparsify.ir.compact import ProductTap, compact_conv, compact_linear
-from sparsify.ir.nodes import MASK_OPERATORS, PHASES, GradientTap, Stage, apply_mask, compact_view, masked_view
+from sparsify.ir.compact import COMPACT_OPERATORS, ProductTap, compact_conv, compact_linear
+from sparsify.ir.nodes import MASK_OPERATORS, PHASES, GradientTap, Stage, apply_random_mask, compact_view, masked_view
 from sparsify.ir.sites import layouts, masks_and_patterns, parameter_names
 from sparsify.ir.traits import argument, state_name
 from sparsify.ir.weight_reads import is_tap
@@ -32,14 +32,20 @@ _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 _BY_NAME = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 _NODES = ("input", "weight", "bias")
 _DENSE_FORM = "dense_form"
-"""The key of the metadata that restores a rewritten node: the call of a layer, or the operator of a mask."""
+"""The key of the metadata that restores the call of a rewritten node: a layer, a mask or a random mask."""
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """A layer that reads a masked weight: the node that applies the mask, the tap between the two or None, and the layer."""
+    """A layer that reads a masked weight.
 
-    view: fx.Node
+    Attributes:
+        shown: the node that applies the mask, or the random mask after it.
+        tap: the tap between that node and the layer, or None.
+        layer: the layer.
+    """
+
+    shown: fx.Node
     tap: fx.Node | None
     layer: fx.Node
 
@@ -56,12 +62,9 @@ def dense_weight(program: Program, name: str) -> Tensor:
 def obstacles(program: Program) -> dict[str, str]:
     """Return the masked weights that cannot be stored compact, whatever their masks, each with the reason."""
     found, views = dict[str, str](), _Views(program)
-    hidden = {site.weight for site in program.random_mask_sites()}
     for name, (_, spelling) in masks_and_patterns(program).items():
         if not isinstance(parse_pattern(spelling), Grouped):
             found[name] = f"its pattern is {spelling}, not grouped"
-        elif name in hidden:
-            found[name] = "training reads it through a random mask"
         elif (reason := next(filter(None, (_unread(views, phase, name) for phase in PHASES)), None)) is not None:
             found[name] = reason
     return found
@@ -115,11 +118,17 @@ class _Views:
         return self._found.get((phase, name), [])
 
     def readers(self, phase: str, view: fx.Node) -> Iterator[_Reader]:
-        for user in view.users:
-            if is_tap(self.program.phases[phase], user):
-                yield from (_Reader(view, user, layer) for layer in user.users)
-            else:
-                yield _Reader(view, None, user)
+        for shown in (view, *_random_masks(view)):
+            for user in shown.users:
+                if is_tap(self.program.phases[phase], user):
+                    yield from (_Reader(shown, user, layer) for layer in user.users)
+                elif user.target is not apply_random_mask:
+                    yield _Reader(shown, None, user)
+
+
+def _random_masks(view: fx.Node) -> list[fx.Node]:
+    """Return the random masks that follow a mask."""
+    return [user for user in view.users if user.target is apply_random_mask]
 
 
 def _unread(views: _Views, phase: str, name: str) -> str | None:
@@ -136,7 +145,7 @@ def _unread(views: _Views, phase: str, name: str) -> str | None:
 
 
 def _unreadable(reader: _Reader) -> str | None:
-    layer, source = reader.layer, reader.tap or reader.view
+    layer, source = reader.layer, reader.tap or reader.shown
     target = layer.target
     if target is not _LINEAR and target not in (*_CONVOLUTIONS, *_BY_NAME):
         return f"%{layer.name} reads it, which is neither a linear layer nor a convolution"
@@ -165,21 +174,25 @@ def compact(program: Program, chosen: Mapping[str, Layout]) -> None:
                 readers = list(views.readers(phase, view))
                 indices = [_index(program, phase, name, key, view) for key in ("inputs", "places")]
                 given = [argument(view, key) for key in ("weight", "mask", "pattern")]
-                view.meta[_DENSE_FORM] = view.target
+                surgery.set_aside(view, _DENSE_FORM, ("weight", "mask"))
                 surgery.replace_target(view, compact_view)
                 surgery.set_arguments(view, (*given, *indices))
+                for node in _random_masks(view):
+                    before = [argument(node, key) for key in ("weight", "visible", "rate", "rescale")]
+                    surgery.set_aside(node, _DENSE_FORM, ("weight", "visible"))
+                    surgery.set_arguments(node, (*before, *indices))
                 for reader in readers:
-                    _compact_layer(program, phase, reader, indices, tap)
+                    _compact_layer(program, phase, view, reader, indices, tap)
     finish(program)
 
 
 def _compact_layer(
-    program: Program, phase: str, reader: _Reader, indices: list[fx.Node | None], tap: str | None
+    program: Program, phase: str, view: fx.Node, reader: _Reader, indices: list[fx.Node | None], tap: str | None
 ) -> None:
     layer = reader.layer
     source, bias = argument(layer, "input"), argument(layer, "bias")
     surgery.set_aside(layer, _DENSE_FORM, _NODES)
-    given = (source, reader.view, indices[0], bias, indices[1])
+    given = (source, reader.shown, indices[0], bias, indices[1])
     options: tuple[Any, ...] = ()
     if layer.target is _LINEAR:
         surgery.replace_target(layer, compact_linear)
@@ -189,7 +202,7 @@ def _compact_layer(
         surgery.replace_target(layer, compact_conv)
     surgery.set_arguments(layer, (*given, *options))
     if reader.tap is not None and tap is not None:
-        made = surgery.call_after(program, phase, layer, tap, (layer, source, argument(reader.view, "mask"), *options))
+        made = surgery.call_after(program, phase, layer, tap, (layer, source, argument(view, "mask"), *options))
         surgery.reroute(layer, made)
         if not reader.tap.users:
             surgery.erase(program, phase, reader.tap)
@@ -221,20 +234,21 @@ def expand(program: Program, names: Iterable[str] | None = None) -> None:
 
 
 def _expand_view(program: Program, phase: str, view: fx.Node, tap: str | None) -> None:
-    given = [argument(view, key) for key in ("weight", "mask", "pattern")]
-    indices = [argument(view, key) for key in ("inputs", "places")]
-    layers = [user for user in view.users if user.target in (compact_linear, compact_conv)]
-    lowered = view.meta.pop(_DENSE_FORM) is masked_view
-    surgery.replace_target(view, masked_view if lowered else apply_mask)
-    view.meta["spec"] = view.meta["spec"].of_shape(program.get_buffer(str(given[1].target)).shape)
-    source, tapped = view, any(is_tap(program.phases[phase], user) for layer in layers for user in layer.users)
-    if tap is not None and tapped:
-        surgery.set_arguments(view, (*given, "tapped") if lowered else given)
-        source = surgery.call_after(program, phase, view, tap, (view, given[1]) if lowered else (view,))
-    else:
-        surgery.set_arguments(view, given)
-    for layer in layers:
-        values, bias = argument(layer, "input"), argument(layer, "bias")
+    mask, indices = argument(view, "mask"), [argument(view, key) for key in ("inputs", "places")]
+    shown_by = (view, *_random_masks(view))
+    layers = [(shown, user) for shown in shown_by for user in shown.users if user.target in COMPACT_OPERATORS]
+    surgery.restore(view, _DENSE_FORM, {"weight": argument(view, "weight"), "mask": mask})
+    view.meta["spec"] = view.meta["spec"].of_shape(program.get_buffer(str(mask.target)).shape)
+    for node in _random_masks(view):
+        surgery.restore(node, _DENSE_FORM, {"weight": view, "visible": argument(node, "visible")})
+        node.meta["spec"] = node.meta["spec"].of_shape(view.meta["spec"].shape)
+    sources = {shown: shown for shown, _ in layers}
+    if tap is not None and any(is_tap(program.phases[phase], user) for _, layer in layers for user in layer.users):
+        masking = view.target is masked_view and argument(view, "gradient") == "tapped"
+        for shown in sources:
+            sources[shown] = surgery.call_after(program, phase, shown, tap, (shown, mask) if masking else (shown,))
+    for shown, layer in layers:
+        values, bias, source = argument(layer, "input"), argument(layer, "bias"), sources[shown]
         for user in [user for user in layer.users if is_tap(program.phases[phase], user)]:
             surgery.bypass(program, phase, user, layer)
         surgery.restore(layer, _DENSE_FORM, {"input": values, "weight": source, "bias": bias})
@@ -292,6 +306,9 @@ def note_shapes(program: Program) -> None:
     """Write the current shapes of weights and their indices into the specs of the nodes that read them."""
     for phase in program.phases.values():
         for node in phase.graph.nodes:
+            if node.target is apply_random_mask:
+                node.meta["spec"] = node.meta["spec"].of_shape(argument(node, "weight").meta["spec"].shape)
+                continue
             source = argument(node, "weight") if node.target in MASK_OPERATORS else node
             if source.op == "get_attr":
                 value = program.tensor(str(source.target))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.ir.gradients import with_masked_gradient
+from sparsify.parts.layouts import Layout
 
 PHASES = ("train", "eval")
 MADE_BY = "heads"
@@ -227,15 +228,26 @@ def compact_view(weight: Tensor, mask: Tensor, pattern: str, inputs: Tensor, pla
 MASK_OPERATORS = (apply_mask, masked_view, compact_view)
 
 
-def apply_random_mask(weight: Tensor, visible: Tensor, rate: float, rescale: bool) -> Tensor:
+def apply_random_mask(
+    weight: Tensor,
+    visible: Tensor,
+    rate: float,
+    rescale: bool,
+    inputs: Tensor | None = None,
+    places: Tensor | None = None,
+) -> Tensor:
     """``weight * visible``, divided by ``1 - rate`` with ``rescale``; only in the train phase.
 
     Args:
         weight: any shape, its mask applied already.
-        visible: bool, the shape of ``weight``; drawn anew each step, False with probability ``rate``.
+        visible: bool, the shape of the dense weight; drawn anew each step, False with probability ``rate``.
         rate: share of hidden positions, in [0, 1).
         rescale: keep the expected value.
+        inputs, places: as for `compact_view`, if the weight is stored compact.
     """
+    if inputs is not None:
+        order = None if places is None else places.argsort()
+        visible = Layout(tuple(visible.shape), inputs, order).gather(visible)
     shown = weight * visible
     return shown / (1.0 - rate) if rescale else shown
 

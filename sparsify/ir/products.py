@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from sparsify.ir.dimensions import BATCH, value_of
-from sparsify.ir.nodes import TensorSpec, compact_view
+from sparsify.ir.nodes import TensorSpec, apply_random_mask, compact_view
 from sparsify.ir.traits import PRODUCTS, argument, input_of, kind_of, operands, traits
 
 if TYPE_CHECKING:
@@ -131,6 +131,8 @@ def _shape(node: Any) -> tuple[int | str, ...]:
     """Return the shape of a value; that of a weight that is stored compact is its dense one."""
     if isinstance(node, fx.Node) and node.target is compact_view:
         node = argument(node, "mask")
+    elif isinstance(node, fx.Node) and node.target is apply_random_mask:
+        node = argument(node, "visible")
     if isinstance(node, fx.Node):
         spec = node.meta.get("spec")
         if isinstance(spec, TensorSpec):

@@ -200,10 +200,15 @@ def random_mask_malformed(tables: Tables) -> Iterator[Violation]:
                 continue
             visible = state_name(node, "visible")
             value = tables.program.get_buffer(visible)
-            weight = tables.parameters.get(visible.removesuffix("_visible"))
+            name = visible.removesuffix("_visible")
+            weight, stored = tables.parameters.get(name), tables.layouts.get(name)
             if phase != "train":
                 yield Violation("random-mask-malformed", node.name, f"a random mask in {phase}")
-            elif weight is None or value.dtype is not torch.bool or value.shape != weight.shape:
+            elif (
+                weight is None
+                or value.dtype is not torch.bool
+                or value.shape != (weight.shape if stored is None else stored.shape)
+            ):
                 yield Violation("random-mask-malformed", visible, f"is {value.dtype} {tuple(value.shape)}")
 
 

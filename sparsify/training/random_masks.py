@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from sparsify.ir import Program, RandomMaskSite
+from sparsify.parts.layouts import Layout
 from sparsify.passes import Pipeline, RemoveRandomMasks
+from sparsify.training.elsewhere import gathered
 from sparsify.training.mechanism import Mechanism
 
 SALT = 0x9E3779B97F4A7C15
@@ -20,6 +22,13 @@ keep the weights with the highest values, all with the same sign."""
 class RandomMasks(Mechanism):
     """The random masks of a program; all weights are visible until masks are drawn.
 
+    A mask has the shape of the dense weight in either form, so that the same seed draws the same masks.
+
+    Args:
+        program: the program.
+        seed: seed of the generator.
+        layouts: the layouts of the weights that are stored compact, a mapping that follows them.
+
     Attributes:
         sites: the random masks of the train phase.
         generator: generator on the program's device; a checkpoint needs its state. The masks themselves are buffers of the program.
@@ -27,11 +36,11 @@ class RandomMasks(Mechanism):
 
     key = "draws"
 
-    def __init__(self, program: Program, *, seed: int) -> None:
+    def __init__(self, program: Program, *, seed: int, layouts: Mapping[str, Layout]) -> None:
         self.sites: tuple[RandomMaskSite, ...] = program.random_mask_sites()
         self.generator = torch.Generator(device=next(program.parameters()).device).manual_seed(seed)
         self.active = bool(self.sites)
-        self._program = program
+        self._program, self._layouts = program, layouts
 
     def __contains__(self, weight: str) -> bool:
         return any(site.weight == weight for site in self.sites)
@@ -80,8 +89,10 @@ class RandomMasks(Mechanism):
     @contextmanager
     def hidden_still(self) -> Generator[None]:
         """Restore hidden weights after the block, whatever changes weights inside it."""
-        hidden = {name: ~value for name, value in self.visible().items()}
-        values = {name: self._program.weight(name).detach().masked_select(where) for name, where in hidden.items()}
+        hidden = {name: ~gathered(self._layouts, name, value) for name, value in self.visible().items()}
+        values = {
+            name: self._program.get_parameter(name).detach().masked_select(where) for name, where in hidden.items()
+        }
         try:
             yield
         finally:

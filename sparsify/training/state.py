@@ -108,7 +108,7 @@ class SparseTrainer(Joined):
         self.left_dense = rewrite(method, program, optimizers, self._rounds, slots.correction, self._generator)
         self._rounds.check(method.name, method.density, total_steps)
         self.schedule = {**slots.durations, **self._rounds.span}
-        random = RandomMasks(program, seed=(seed + 2 * SALT) % 2**63)
+        random = RandomMasks(program, seed=(seed + 2 * SALT) % 2**63, layouts=self._stored.layouts)
         zeros = Zeros(program)
         corrector = slots.correction and Corrector(
             slots.correction,

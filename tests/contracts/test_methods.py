@@ -149,7 +149,7 @@ def test_exact_density_zeros_and_pattern_at_every_step(name, optimizer, pattern)
     assert abs(before - round(PATTERNS[pattern] * total)) < max(sizes)
     prunings = 1 if pattern.startswith("nm") else math.ceil(math.log(PATTERNS[pattern]) / math.log(0.8))
     assert rounds == {**ROUNDS, "imp": prunings}[layers(name)[-1]]
-    if isinstance(kind, Grouped) and not program.random_mask_sites():
+    if isinstance(kind, Grouped):
         assert all(form.startswith("compact since step") for form in trainer.forms.values()), trainer.forms
 
 

@@ -33,7 +33,7 @@ class Net(nn.Module):
         return self.head(torch.relu(self.twice(torch.relu(self.twice(torch.relu(self.wide(x)))))))
 
 
-def masked(spelling="grouped:16", *, taps=True, lowered=True):
+def masked(spelling="grouped:16", *, taps=True, lowered=True, hidden=""):
     torch.manual_seed(0)
     program = trace(Net().double(), (digits(2)[0].double(),)).train()
     text = f"insert-masks{{pattern={spelling} density=0.5 allocation=uniform keep-dense=head.weight}}"
@@ -43,6 +43,10 @@ def masked(spelling="grouped:16", *, taps=True, lowered=True):
             program.get_parameter(name).mul_(mask)
     if lowered:
         Pipeline.parse("lower-masks").apply(program)
+    if hidden:
+        Pipeline.parse(hidden).apply(program)
+        for site in program.random_mask_sites():
+            program.get_buffer(site.visible).bernoulli_(1 - site.rate)
     return program
 
 
@@ -62,10 +66,11 @@ def gradients(program):
     return {n: g * masks[n] if n in masks else g for n, g in dense.items()}
 
 
+@pytest.mark.parametrize("hidden", ["", "insert-random-masks{rate=0.3 rescale=true}"])
 @pytest.mark.parametrize("lowered", [True, False])
 @pytest.mark.parametrize("spelling", ["grouped:16", "grouped:8x4", "grouped:16:learned"])
-def test_outputs_and_gradients_are_those_of_the_masked_program(spelling, lowered):
-    before = masked(spelling, lowered=lowered)
+def test_outputs_and_gradients_are_those_of_the_masked_program(spelling, lowered, hidden):
+    before = masked(spelling, lowered=lowered, hidden=hidden)
     after = compacted(before)
     assert set(layouts(after)) == {"conv.weight", "same.weight", "wide.weight", "twice.weight", "tokens.weight"}
     assert after.costs() == before.costs() and after.maskable() == before.maskable()
@@ -89,9 +94,13 @@ def test_the_dense_gradient_sums_over_batches():
     torch.testing.assert_close(program.taps()["twice.weight"].gradient, single.taps()["twice.weight"].gradient)
 
 
+@pytest.mark.parametrize(
+    "hidden", ["", "insert-random-masks", "insert-random-masks | lower-masks", "insert-random-masks{weights=w*.weight}"]
+)
+@pytest.mark.parametrize("taps", [True, False])
 @pytest.mark.parametrize("spelling", ["grouped:16", "grouped:16:learned"])
-def test_a_clone_is_the_masked_program_again(spelling, tmp_path):
-    before = masked(spelling)
+def test_a_clone_is_the_masked_program_again(spelling, taps, hidden, tmp_path):
+    before = masked(spelling, taps=taps, lowered="lower" not in hidden, hidden=hidden)
     after = compacted(before)
     assert after.clone().text() == before.text()
     after.save(tmp_path / "program.sparsify")
@@ -139,8 +148,11 @@ def test_what_stays_masked_and_why():
     assert obstacles(program) == {}
     plain = Pipeline.parse("insert-masks{density=0.5 weights=grown.weight}")(trace(Others(), (digits(2)[0],)))
     assert obstacles(plain) == {"grown.weight": "its pattern is unstructured, not grouped"}
-    Pipeline.parse("insert-random-masks").apply(program)
-    assert obstacles(program) == {"grown.weight": "training reads it through a random mask"}
+    hidden = Pipeline.parse("insert-random-masks")(program)
+    assert obstacles(hidden) == {}
+    Pipeline.parse("insert-gradient-taps").apply(hidden)  # now the tap is between the two masks
+    reason = "%apply_random_mask reads it, which is neither a linear layer nor a convolution"
+    assert obstacles(hidden) == {"grown.weight": reason}
 
 
 def test_the_choice_by_hand():

@@ -22,7 +22,7 @@ from tests.cases import digits
 STEPS = 20
 METHODS = (
     "static", "set", "rigl", "itop", "dst-ee", "gmp", "granet", "one-shot", "imp", "distilled(rigl)", "averaged(set)",
-    "agent(set)", "agent(granet)", "agent(imp)",
+    "agent(set)", "agent(granet)", "agent(imp)", "weight-dropout(granet)", "cigl(set)", "cigl(agent(rigl))", "agent(cigl(set))",
 )  # fmt: skip
 DENSE_AT_FIRST = ("gmp", "granet", "one-shot", "imp")
 WEIGHTS = {"conv.weight", "wide.weight", "twice.weight"}
@@ -61,7 +61,7 @@ class Loop:
         self.optimizer = (optimizer or sgd)(self.program.parameters())
         if method.startswith("distilled"):
             given["teacher"] = lambda x: x.flatten(1)[:, :10]
-        if method.startswith("agent"):
+        if "agent" in method:
             given |= {"epoch_steps": 5, "sweep": lambda: (functools.partial(self.loss_of, batch) for batch in range(3))}
         self.trainer = sp.attach(
             build(method, {**options, **rounds}), self.program, self.optimizer, total_steps=steps, seed=1, compact=compact,
@@ -127,8 +127,8 @@ def assert_same(have, want, *, bits=False):
     ("method", "pattern", "optimizer"),
     [
         *((method, "grouped:16", sgd) for method in METHODS),
-        *((method, "grouped:16:learned", sgd) for method in ("set", "rigl", "granet", "agent(rigl)")),
-        *((method, "grouped:8x4", adamw) for method in ("rigl", "gmp", "agent(rigl)")),
+        *((method, "grouped:16:learned", sgd) for method in ("set", "rigl", "granet", "agent(rigl)", "cigl(rigl)")),
+        *((method, "grouped:8x4", adamw) for method in ("rigl", "gmp", "agent(rigl)", "cigl(rigl)")),
     ],
 )
 def test_masks_and_weights_are_those_of_masked_training(method, pattern, optimizer):
@@ -152,7 +152,9 @@ def test_masks_and_weights_are_those_of_masked_training(method, pattern, optimiz
     assert calls[0] == calls[1]
 
 
-@pytest.mark.parametrize("method", ["rigl", "gmp", "granet", "agent(rigl)", "agent(granet)", "agent(imp)"])
+@pytest.mark.parametrize(
+    "method", ["rigl", "gmp", "granet", "agent(rigl)", "agent(granet)", "agent(imp)", "cigl(rigl)", "cigl(agent(set))"]
+)
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
 def test_a_resumed_run_has_the_same_bits(method, order):
     whole = Loop(method)
@@ -319,7 +321,6 @@ class Own(torch.optim.SGD):
         ({"pattern": "unstructured"}, "its pattern is unstructured"),
         ({"optimizer": lambda p: Own(p, lr=0.1)}, "Own may depend on the shapes"),
         ({"optimizer": lambda p: torch.optim.LBFGS(p)}, "LBFGS may depend on the shapes"),
-        ({"method": "cigl(rigl)"}, "through a random mask"),
     ],
 )
 def test_what_stays_masked_and_why(given, reason):

@@ -23,7 +23,7 @@ def program(pipeline="insert-masks | insert-random-masks{rate=0.5}"):
 
 
 def test_draws_follow_the_seed_and_go_on_from_a_saved_generator():
-    first, second = RandomMasks(program(), seed=3), RandomMasks(program(), seed=3)
+    first, second = RandomMasks(program(), seed=3, layouts={}), RandomMasks(program(), seed=3, layouts={})
     assert first.visible()["weight"].all() and "weight" in first and "bias" not in first
     for masks in (first, second):
         masks.draw()
@@ -36,7 +36,7 @@ def test_draws_follow_the_seed_and_go_on_from_a_saved_generator():
 
 
 def test_what_is_drawn_inside_is_forgotten():
-    masks = RandomMasks(program(), seed=3)
+    masks = RandomMasks(program(), seed=3, layouts={})
     masks.draw()
     before = masks.visible()["weight"].clone()
     with masks.kept():
@@ -47,7 +47,7 @@ def test_what_is_drawn_inside_is_forgotten():
 
 def test_hidden_weights_come_back_bit_for_bit():
     found = program()
-    masks = RandomMasks(found, seed=3)
+    masks = RandomMasks(found, seed=3, layouts={})
     masks.draw()
     before, seen = found.weight("weight").detach().clone(), masks.visible()["weight"]
     with masks.hidden_still(), torch.no_grad():
@@ -57,7 +57,7 @@ def test_hidden_weights_come_back_bit_for_bit():
 
 
 def test_a_program_without_random_masks_has_nothing_to_draw():
-    masks = RandomMasks(program("insert-masks"), seed=3)
+    masks = RandomMasks(program("insert-masks"), seed=3, layouts={})
     masks.draw()
     with masks.kept(), masks.hidden_still():
         pass
