@@ -36,8 +36,7 @@ class Bounds:
 
 
 BOUNDS = Bounds(smallest=8192, highest=0.5)
-BOUNDS_FOR_SGD = Bounds(smallest=131_072, highest=0.2)
-"""SGD with momentum; its step is cheap. Without momentum there is no gain, and no state either."""
+"""Of all optimizers but SGD: selecting positions takes longer than its whole step (`sparsify.training.fused_steps`)."""
 
 
 @dataclass(eq=False)
@@ -93,7 +92,7 @@ class ActiveSteps(Mechanism):
         """Find the weights of which active positions may be stepped."""
         hidden = {site.weight for site in self._program.random_mask_sites()}
         bounds = {
-            id(weight): bounds_of(optimizer, group, self._mode)
+            id(weight): bounds_of(optimizer, self._mode)
             for optimizer in self._optimizers.each
             for group in optimizer.param_groups
             for weight in group["params"]
@@ -278,12 +277,10 @@ class ActiveSteps(Mechanism):
                 place.layout = place.seen = None
 
 
-def bounds_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], mode: str) -> Bounds | None:
-    """Return for which weights of a parameter group an optimizer steps active positions only; None: for none."""
+def bounds_of(optimizer: torch.optim.Optimizer, mode: str) -> Bounds | None:
+    """Return for which weights an optimizer steps active positions only; None: for none."""
     if mode == "never" or not by_position(optimizer):
         return None
     if mode == "always":
         return Bounds(1, 1.0)
-    if type(optimizer) is torch.optim.SGD:
-        return BOUNDS_FOR_SGD if group["momentum"] else None
-    return BOUNDS
+    return None if type(optimizer) is torch.optim.SGD else BOUNDS

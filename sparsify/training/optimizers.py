@@ -13,6 +13,7 @@ from sparsify.errors import TrainingError
 from sparsify.ir import Program
 from sparsify.methods import Method
 from sparsify.parts.layouts import Layout, Positions
+from sparsify.training.fused_steps import fused
 
 Optimizer = torch.optim.Optimizer
 BY_POSITION = (
@@ -158,7 +159,8 @@ class Optimizers(Joined):
                 assert closure is not None
                 optimizer.step(closure)
             else:
-                optimizer.step()
+                with fused(optimizer):
+                    optimizer.step()
 
     def check(self, program: Program) -> None:
         """Refuse optimizers that do not train the program.

@@ -225,7 +225,7 @@ def test_dense_is_ordinary_training_bit_for_bit():
     eager = model()
     plain = torch.optim.SGD(eager.parameters(), lr=0.05, momentum=0.9)
     program = sp.trace(model(), (x,)).train()
-    opt = torch.optim.SGD(program.parameters(), lr=0.05, momentum=0.9)
+    opt = torch.optim.SGD(program.parameters(), lr=0.05, momentum=0.9, fused=False)
     trainer = sp.attach(sp.methods.dense(), program, opt, total_steps=10)
     for _ in range(10):
         for callee, optimizer, step in ((eager, plain, plain.step), (program, opt, trainer.step)):
