@@ -31,9 +31,11 @@ LEAST_PAIRS, MOST_PAIRS = 10, 50
 WARM_UP = 3
 """Steps of each kind that are not timed: the first ones make the optimizer's state."""
 SHARE = 0.05
-"""The comparison takes at most this share of the time of the run's steps."""
+"""The comparison takes about this share of the time of the run's steps."""
 SHORTEST, LONGEST = 0.5, 30.0
 """Bounds on that time, in seconds."""
+MOST_FOR_LEAST = 2.0
+"""In a short run, the least number of pairs may take so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,10 @@ class Stopwatch:
             return None
         compared, reason = None, self._reason(trainer.program)
         if not reason:
-            limit = min(max(SHARE * sum(self.seconds), SHORTEST), LONGEST)
+            enough = min(max(SHARE * sum(self.seconds), SHORTEST), LONGEST)
+            limit = max(enough, MOST_FOR_LEAST)
             try:
-                compared = _compared(step, trainer, self.batch, settings, task, limit)
+                compared = _compared(step, trainer, self.batch, settings, task, enough=enough, limit=limit)
                 reason = "" if compared else f"{LEAST_PAIRS} pairs of steps take longer than {limit:.1f} s"
             except (
                 SparsifyError,
@@ -133,13 +136,21 @@ class Stopwatch:
 
 
 def _compared(
-    step: Step, trainer: SparseTrainer, batch: Batch, settings: Settings, task: str | Task | None, limit: float
+    step: Step,
+    trainer: SparseTrainer,
+    batch: Batch,
+    settings: Settings,
+    task: str | Task | None,
+    *,
+    enough: float,
+    limit: float,
 ) -> Compared | None:
-    """Time steps of two copies of a program in turns; returns None if that takes more than ``limit`` seconds.
+    """Time steps of two copies of a program in turns, for about ``enough`` seconds; the learning rate is 0, so that all compute the same.
 
-    The learning rate is 0, so that every step computes the same.
+    Returns:
+        The comparison; None if the least number of pairs takes more than ``limit`` seconds.
     """
-    end, device = time.perf_counter() + limit, next(trainer.program.parameters()).device
+    began, device = time.perf_counter(), next(trainer.program.parameters()).device
     devices = [device] if device.type == "cuda" else []
     still = dataclasses.replace(settings, lr=0.0)
     taken: dict[str, list[float]] = {"masked": [], "dense": []}
@@ -154,10 +165,11 @@ def _compared(
                 step(trainers[name], batch, still)
                 _wait(device)
                 taken[name].append(time.perf_counter() - start)
-            left, pair = end - time.perf_counter(), sum(values[-1] for values in taken.values())
-            if turn < WARM_UP + LEAST_PAIRS - 1 and left < pair * (WARM_UP + LEAST_PAIRS - 1 - turn):
+            spent, pair = time.perf_counter() - began, sum(values[-1] for values in taken.values())
+            missing = WARM_UP + LEAST_PAIRS - 1 - turn
+            if missing > 0 and spent + missing * pair > limit:
                 return None
-            if left < pair and turn >= WARM_UP + LEAST_PAIRS - 1:
+            if missing <= 0 and spent + pair > enough:
                 break
     return _summary({name: values[WARM_UP:] for name, values in taken.items()})
 

@@ -13,7 +13,8 @@ from html.parser import HTMLParser
 import pytest
 
 from sparsify.errors import ReportError
-from sparsify.reports import headline, verdict, write_report
+from sparsify.reports import headline, savings_line, verdict, write_report
+from sparsify.reports.savings import savings_sentences
 from sparsify.runs.recipe import parse_recipe
 from sparsify.runs.workflow import ARTEFACTS, run
 
@@ -259,3 +260,29 @@ def test_the_schedule_is_recorded_and_shown_in_steps(finished, tmp_path):
         del report[part]["schedule"]
     (copy / "metrics.json").write_text(json.dumps({key: value for key, value in report.items() if key != "latency"}))
     assert "schedule, in steps" not in write_report(copy).read_text()
+
+
+def test_what_training_saved_is_recorded_and_shown(finished, tmp_path):
+    folder, report = finished
+    model, dense, times = (
+        report["model"]["savings"],
+        report["dense"]["savings"],
+        report["latency"]["training"]["model"],
+    )
+    assert model["macs"] == model["macs_dense"] == dense["macs"]  # unstructured masks save none
+    assert model["bytes_dense"] == dense["bytes_peak"] and dense["bytes_peak"]["masks"] == 0
+    assert model["steps"] == times["steps"] == 38 and times["milliseconds"] > 0
+    assert times["reason"] or times["compared"]["ratio"] > 0
+    assert report["latency"]["training"]["dense"]["reason"] == "no weight has a mask"
+    words = " ".join(Page((folder / "report.html").read_text()).words)
+    for sentence in savings_sentences(report, report["latency"]):
+        assert sentence in words
+    assert (
+        "weights were stored compact by its end; a weight that is stored dense with a mask is multiplied whole" in words
+    )
+    assert savings_line(report, report["latency"]).startswith("Training: 1.00 of the multiply-accumulates")
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "latency.json").unlink()
+    write_report(copy)
+    assert "Times of training steps were not measured." in (copy / "report.html").read_text()

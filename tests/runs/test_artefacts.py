@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from sparsify.errors import ExportError, RecipeError
 from sparsify.loading import load_data
 from sparsify.parts import metrics
 from sparsify.runs import artefacts
-from sparsify.runs.artefacts import CALIBRATION, run_file, trials, write_int8
+from sparsify.runs.artefacts import CALIBRATION, run_file, training_times, trials, write_int8
 from sparsify.runs.exporting import export_saved
+from sparsify.training import StepTimes
+from sparsify.training.step_times import Compared
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +114,24 @@ def test_misuse_leaves_no_file(program, tmp_path):
         with pytest.raises(error, match=message):
             export_saved(tmp_path / "p.sparsify", tmp_path / "m.onnx", **options)
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_model_that_made_no_step_keeps_the_times_of_an_earlier_file(tmp_path):
+    path, compared = tmp_path / "latency.json", Compared(1.0, 2.0, 0.5, (0.4, 0.6), 50)
+    new, old = StepTimes(1.5, 100, 64, compared), StepTimes(9.0, 30, 64, None, "no weight has a mask")
+    assert training_times(path, {"model": None, "dense": None}) == {}
+    latency = {
+        "timings": [],
+        "noise": [1.0, 1.0],
+        "threads": 1,
+        "batch": 1,
+        "rounds": 10,
+        "machine": {},
+        "verdict": None,
+    }
+    path.write_text(json.dumps({**latency, "training": {"model": old.to_dict(), "dense": old.to_dict()}}))
+    found = training_times(path, {"model": new, "dense": None})
+    assert found == {"model": new.to_dict(), "dense": old.to_dict()}
+    for damaged in ("{", json.dumps({**latency, "training": {"model": {"steps": 1}}})):
+        path.write_text(damaged)
+        assert training_times(path, {"model": None}) == {}
