@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from sparsify.ir.nodes import MASK_OPERATORS, TensorSpec
+from sparsify.ir.nodes import MASK_OPERATORS, TensorSpec, apply_random_mask
 from sparsify.ir.products import Macs, is_product
 from sparsify.ir.sites import leading_phase, parameter_names
 from sparsify.ir.traits import argument, has_argument, input_of, kind_of, operands, state_name, traits
@@ -100,8 +100,8 @@ def _shape(value: fx.Node) -> tuple[int | str, ...]:
 
 
 def _masked_weight(program: Program, phase: str, value: fx.Node, names: dict[str, str]) -> str | None:
-    """Return the name of the masked weight that a value is, or None."""
-    if is_tap(program.phases[phase], value):
+    """Return the name of the masked weight that a value is, read through taps and random masks or not; None for other values."""
+    while is_tap(program.phases[phase], value) or value.target is apply_random_mask:
         value = value.all_input_nodes[0]
     return names.get(state_name(value, "weight")) if value.target in MASK_OPERATORS else None
 

@@ -169,7 +169,8 @@ class Ledger(Mechanism):
     @property
     def found(self) -> Savings:
         """What was counted so far."""
-        extra = sum(self._macs[name].weights * times for name, times in self._rounds.computed.items() if times)
+        computed = self._rounds.computed.items()
+        extra = sum(self._macs[name].weights * times for name, times in computed if name in self._macs)
         return Savings(
             steps=self._steps,
             macs_dense=sum(self._macs.values(), StepMacs()),

@@ -100,6 +100,13 @@ def test_a_round_adds_the_dense_gradients_that_it_computes():
     assert found.macs == COMPACT.times(6) + StepMacs(weights=2 * 2 * (128 + 128))
 
 
+def test_a_compact_weight_behind_a_random_mask_takes_its_share():
+    method = sp.methods.cigl(sp.methods.rigl(**GROUPED, update_every=2, stop_at=5))
+    trainer = started(method)
+    assert trainer.forms["0.weight"].startswith("compact")
+    assert run(trainer, 1).macs == COMPACT
+
+
 def test_recorded_gradients_of_masked_weights_count_at_the_peak():
     method = sp.methods.rigl(**GROUPED, update_every=2, stop_at=5, replaces_step=False)
     found = run(started(method, compact="never"))
