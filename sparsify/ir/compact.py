@@ -51,9 +51,7 @@ def compact_linear(
     return made if bias is None else made + bias
 
 
-def _by_columns(
-    input: Tensor, weight: Tensor, inputs: Tensor, bias: Tensor | None, places: Tensor | None
-) -> Tensor:
+def _by_columns(input: Tensor, weight: Tensor, inputs: Tensor, bias: Tensor | None, places: Tensor | None) -> Tensor:
     """Compute `compact_linear` for samples [N, I], with each feature in adjacent memory.
 
     An input is then selected by copying one piece of memory. The next layer finds its input in this form, because functions that work on
