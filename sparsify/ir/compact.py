@@ -21,7 +21,12 @@ _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 
 def compact_linear(
-    input: Tensor, weight: Tensor, inputs: Tensor, bias: Tensor | None = None, places: Tensor | None = None
+    input: Tensor,
+    weight: Tensor,
+    inputs: Tensor,
+    bias: Tensor | None = None,
+    places: Tensor | None = None,
+    any_order: bool = False,
 ) -> Tensor:
     """Compute a linear layer whose groups of outputs each read a selection of the inputs.
 
@@ -31,12 +36,13 @@ def compact_linear(
         inputs: int64 [G, k], the inputs that each of the G groups reads.
         bias: [O] in the natural order of the outputs, or None.
         places: int64 [O], the row of ``weight`` that holds each output; None: its rows are in the natural order.
+        any_order: the outputs need not be contiguous; those of an input [N, I] are then the transpose of a contiguous [O, N].
 
     Returns:
-        The outputs, [..., O]; those of an input [N, I] are the transpose of a contiguous [O, N].
+        The outputs, [..., O].
     """
     groups, kept = inputs.shape
-    if input.ndim == 2:
+    if any_order and input.ndim == 2:
         return _by_columns(input, weight, inputs, bias, places)
     chosen = input.reshape(-1, input.shape[-1]).index_select(1, inputs.flatten()).view(-1, groups, kept)
     weights = weight.view(groups, -1, kept).transpose(1, 2)

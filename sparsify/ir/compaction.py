@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from sparsify.ir import surgery
 from sparsify.ir.compact import COMPACT_OPERATORS, ProductTap, compact_conv, compact_linear
+from sparsify.ir.memory_order import is_free
 from sparsify.ir.nodes import MASK_OPERATORS, PHASES, GradientTap, Stage, apply_random_mask, compact_view, masked_view
 from sparsify.ir.sites import layouts, masks_and_patterns, parameter_names
 from sparsify.ir.traits import argument, state_name
@@ -196,13 +197,15 @@ def _compact_layer(
     options: tuple[Any, ...] = ()
     if layer.target is _LINEAR:
         surgery.replace_target(layer, compact_linear)
+        options = (True,) if is_free(program.phases[phase], layer) else ()
     else:
         padding = _padding(layer) if layer.target in _BY_NAME else argument(layer, "padding")
         options = (_numbers(argument(layer, "stride")), _numbers(padding), _numbers(argument(layer, "dilation")))
         surgery.replace_target(layer, compact_conv)
     surgery.set_arguments(layer, (*given, *options))
     if reader.tap is not None and tap is not None:
-        made = surgery.call_after(program, phase, layer, tap, (layer, source, argument(view, "mask"), *options))
+        asked = () if layer.target is compact_linear else options
+        made = surgery.call_after(program, phase, layer, tap, (layer, source, argument(view, "mask"), *asked))
         surgery.reroute(layer, made)
         if not reader.tap.users:
             surgery.erase(program, phase, reader.tap)
