@@ -33,4 +33,4 @@ def _is_input(module: fx.GraphModule, user: fx.Node, value: fx.Node) -> bool:
     """Return whether a linear layer, or the tap of its weight, reads a value as the input of the layer."""
     if user.target in (torch.ops.aten.linear.default, compact_linear):
         return argument(user, "weight") is not value and argument(user, "bias") is not value
-    return is_tap(module, user) and user.args[0] is not value
+    return is_tap(module, user) and user.all_input_nodes[0] is not value
