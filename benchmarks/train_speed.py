@@ -4,7 +4,9 @@ A step is forward, backward, `trainer.step` with the rounds of RigL at their rat
 Networks are dense, masked (`compact="never"`), compact (`compact="auto"`, what training does by itself) and narrower. Their steps run in
 turn in one process; a figure is the median over rounds of the ratio of CPU times to the dense step of that round. `held` is the memory of
 weights, gradients and optimizer state before `zero_grad`, as a share of the dense network's. Rounds are timed apart, as they are rare, and
-added at their rate.
+added at their rate. An allocation shares the active weights out among the layers: `erk`, the default of RigL, keeps more of small layers,
+which in a convolutional network have the large pictures, so that it multiplies more than `uniform` at the same sparsity. Settings that
+no mask can have are named and left out.
 
 python benchmarks/train_speed.py                                         # every network, an hour on one core
 python benchmarks/train_speed.py --networks mlp vit --groups 64 --sparsities 0.9 --batches small
@@ -21,17 +23,19 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import sparsify as sp
+from sparsify.errors import SparsifyError
 from sparsify.files import write_atomically
+from sparsify.parts.allocation import ALLOCATIONS
 from sparsify.reports.latency import machine
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -163,28 +167,45 @@ class Run:
         return total
 
 
-def begun(variant: str, name: str, x: Tensor, sparsity: float, group: int, updates: int = UPDATE_EVERY) -> Run:
-    """Set a variant up; ``updates``: steps between rounds."""
+def plain(name: str, width: float) -> Run:
+    """Set a dense network up."""
     torch.manual_seed(0)
-    network, density = NETWORKS[name], round(1 - sparsity, 6)
-    model = network.build(density**0.5 if variant == "narrower" else 1.0).train()
-    if variant in ("dense", "narrower"):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-        return Run(model, optimizer, optimizer.step, {})
+    model = NETWORKS[name].build(width).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    return Run(model, optimizer, optimizer.step, {})
+
+
+def sparse(variant: str, name: str, x: Tensor, setting: Mapping[str, Any], updates: int = UPDATE_EVERY) -> Run:
+    """Set a masked or compact network up; ``updates``: steps between rounds."""
+    torch.manual_seed(0)
+    network = NETWORKS[name]
+    model = network.build(1.0).train()
     program = sp.trace(model, (x[:2],)).train()
     optimizer = torch.optim.SGD(program.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     method = sp.methods.rigl(
-        density=density, pattern=f"grouped:{group}", keep_dense=network.dense, update_every=updates, stop_at=10**6
-    )
+        density=round(1 - setting["sparsity"], 6), pattern=f"grouped:{setting['group']}", keep_dense=network.dense,
+        allocation=ALLOCATIONS[setting["allocation"]], update_every=updates, stop_at=10**6,
+    )  # fmt: skip
     compact = "auto" if variant == "compact" else "never"
     trainer = sp.attach(method, program, optimizer, total_steps=10**6, compact=compact)
     return Run(program, optimizer, trainer.step, trainer.forms)
 
 
-def measured(name: str, size: int, sparsity: float, group: int, seconds: float) -> dict[str, Any]:
-    """Ratios of all variants to the dense network for one setting."""
-    x, y = batch(name, size)
-    runs = {variant: begun(variant, name, x, sparsity, group) for variant in VARIANTS}
+def measured(setting: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """Ratios of all variants to the dense network for one setting.
+
+    Raises:
+        SparsifyError: If no mask has the sparsity, groups and allocation of the setting.
+    """
+    name = setting["network"]
+    x, y = batch(name, setting["batch"])
+    runs = {
+        "dense": plain(name, 1.0),
+        **{variant: sparse(variant, name, x, setting) for variant in ("masked", "compact")},
+    }
+    costs = cast(sp.Program, runs["masked"].callee).costs()
+    share = costs.macs_active / costs.macs_dense
+    runs["narrower"] = plain(name, share**0.5)
     times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     for run in runs.values():
         run.step(x, y)
@@ -199,13 +220,13 @@ def measured(name: str, size: int, sparsity: float, group: int, seconds: float) 
     dense = statistics.median(times["dense"])
     ratios = {v: statistics.median(a / b for a, b in zip(t, times["dense"], strict=True)) for v, t in times.items()}
     for variant in ("masked", "compact"):
-        rounds = begun(variant, name, x, sparsity, group, updates=2)
+        rounds = sparse(variant, name, x, setting, updates=2)
         pairs = [(rounds.step(x, y), rounds.step(x, y)) for _ in range(4)][1:]
         extra = max(0.0, statistics.median(second - first for first, second in pairs))
         ratios[variant] += extra / UPDATE_EVERY / dense
     return {
-        "network": name, "batch": size, "sparsity": sparsity, "group": group, "threads": torch.get_num_threads(),
-        "milliseconds_dense": 1000 * dense, "steps": len(times["dense"]), "ratio": ratios,
+        **setting, "threads": torch.get_num_threads(), "macs": share, "milliseconds_dense": 1000 * dense,
+        "steps": len(times["dense"]), "ratio": ratios,
         "held": {variant: count / held["dense"] for variant, count in held.items()},
         "compact_weights": sum(form.startswith("compact") for form in forms.values()), "masked_weights": len(forms),
     }  # fmt: skip
@@ -213,15 +234,26 @@ def measured(name: str, size: int, sparsity: float, group: int, seconds: float) 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line per setting."""
-    heads = ("network", "batch", "sparsity", "o", "threads", "dense step, ms", "masked", "compact", "narrower dense")
-    heads = (*heads, "held, compact", "compact weights")
+    heads = (
+        "network",
+        "batch",
+        "sparsity",
+        "o",
+        "allocation",
+        "threads",
+        "dense step, ms",
+        "MACs",
+        "masked",
+        "compact",
+    )
+    heads = (*heads, "narrower dense of equal MACs", "held, compact", "compact weights")
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for row in rows:
         ratio = row["ratio"]
         figures = (f"{ratio[variant]:.2f}" for variant in VARIANTS[1:])
         cells = (
-            row["network"], row["batch"], f"{100 * row['sparsity']:g} %", row["group"], row["threads"],
-            f"{row['milliseconds_dense']:.3g}", *figures, f"{row['held']['compact']:.2f}",
+            row["network"], row["batch"], f"{100 * row['sparsity']:g} %", row["group"], row["allocation"], row["threads"],
+            f"{row['milliseconds_dense']:.3g}", f"{row['macs']:.2f}", *figures, f"{row['held']['compact']:.2f}",
             f"{row['compact_weights']} of {row['masked_weights']}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -234,6 +266,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.8, 0.9, 0.95])
     parser.add_argument("--groups", nargs="+", type=int, default=[32, 64, 128])
     parser.add_argument("--batches", nargs="+", choices=("small", "large"), default=["small", "large"])
+    parser.add_argument("--allocations", nargs="+", choices=ALLOCATIONS, default=["erk", "uniform"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=20.0, help="per setting")
     parser.add_argument("--json", type=Path, default=Path("runs/train_speed.json"))
@@ -246,11 +279,18 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows: list[dict[str, Any]] = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
     settings = [
-        {"network": name, "batch": NETWORKS[name].batches[which == "large"], "sparsity": sparsity, "group": group}
+        {
+            "network": name,
+            "batch": NETWORKS[name].batches[which == "large"],
+            "sparsity": sparsity,
+            "group": group,
+            "allocation": allocation,
+        }
         for name in options.networks
         for which in options.batches
         for sparsity in options.sparsities
         for group in options.groups
+        for allocation in options.allocations
     ]
     for setting in [] if options.show else settings:
         known = {**setting, "threads": options.threads}
@@ -258,7 +298,11 @@ def main() -> None:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            rows.append(measured(*setting.values(), options.seconds))
+            try:
+                rows.append(measured(setting, options.seconds))
+            except SparsifyError as error:
+                print(f"left out: {setting}: {error}", flush=True)
+                continue
         print(table(rows[-1:]).splitlines()[-1], flush=True)
         options.json.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(options.json, (json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n").encode())
