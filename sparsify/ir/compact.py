@@ -36,14 +36,15 @@ def compact_linear(
         inputs: int64 [G, k], the inputs that each of the G groups reads.
         bias: [O] in the natural order of the outputs, or None.
         places: int64 [O], the row of ``weight`` that holds each output; None: its rows are in the natural order.
-        any_order: the outputs need not be contiguous; those of an input [N, I] are then the transpose of a contiguous [O, N].
+        any_order: the outputs need not be contiguous; they are then, but for their shape, the transpose of a contiguous [O, N].
 
     Returns:
         The outputs, [..., O].
     """
     groups, kept = inputs.shape
-    if any_order and input.ndim == 2:
-        return _by_columns(input, weight, inputs, bias, places)
+    if input.ndim > 1 and (any_order or _is_transposed(input)):
+        made = _by_columns(input.reshape(-1, input.shape[-1]), weight, inputs, bias, places)
+        return (made if any_order else made.contiguous()).view(*input.shape[:-1], -1)
     chosen = input.reshape(-1, input.shape[-1]).index_select(1, inputs.flatten()).view(-1, groups, kept)
     weights = weight.view(groups, -1, kept).transpose(1, 2)
     if bias is None or places is not None:
@@ -57,11 +58,16 @@ def compact_linear(
     return made if bias is None else made + bias
 
 
+def _is_transposed(value: Tensor) -> bool:
+    """Return whether values [..., I] are the transpose of a contiguous [I, N]."""
+    return value.stride(-1) == value.numel() // value.shape[-1] > 1 and value.stride(-2) == 1
+
+
 def _by_columns(input: Tensor, weight: Tensor, inputs: Tensor, bias: Tensor | None, places: Tensor | None) -> Tensor:
     """Compute `compact_linear` for samples [N, I], with each feature in adjacent memory.
 
     An input is then selected by copying one piece of memory. The next layer finds its input in this form, because functions that work on
-    each value keep the order of memory. With more dimensions (tokens), the transposes take longer than this saves.
+    each value keep the order of memory. Where no layer before or after has this form, transposing takes longer than it saves.
     """
     groups, kept = inputs.shape
     chosen = input.t().contiguous().index_select(0, inputs.flatten()).view(groups, kept, -1)
