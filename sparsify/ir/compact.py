@@ -5,6 +5,7 @@ They compute what the dense layer computes from the masked weight, up to roundin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,6 +133,12 @@ class _Product:
     shape: tuple[int, ...]
     options: tuple[Any, ...]
 
+    def is_bounded(self) -> bool:
+        """Return whether the largest value, the largest gradient and the number of terms say that every sum of `MOST_KEPT` is finite."""
+        terms = MOST_KEPT * self.gradient.numel() / self.shape[0]
+        largest = [float(each.abs().max()) for each in (self.values, self.gradient) if each.numel()]
+        return math.prod(largest) * terms < torch.finfo(self.values.dtype).max
+
     def dense(self) -> Tensor:
         """Compute the gradient of the weight [O, I, *K]."""
         values, gradient, shape = self.values, self.gradient, self.shape
@@ -176,6 +183,9 @@ class ProductTap(GradientTap):
         terms = [product.dense() for product in self.products]
         terms += [] if self.recorded is None else [self.recorded]
         return sum(terms[1:], terms[0]) if terms else None
+
+    def is_bounded(self) -> bool:
+        return self.recorded is None and all([product.is_bounded() for product in self.products])
 
     def clear(self) -> None:
         super().clear()

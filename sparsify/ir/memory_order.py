@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from sparsify.ir.compact import compact_linear
-from sparsify.ir.traits import argument, kind_of
+from sparsify.ir.traits import argument, draws, kind_of
 from sparsify.ir.weight_reads import is_tap
 
 
@@ -21,12 +21,17 @@ def is_free(module: fx.GraphModule, node: fx.Node) -> bool:
         for user in value.users:
             if _is_input(module, user, value):
                 continue
-            if not (kind_of(user) in ("elementwise", "combination", "dropout") or is_tap(module, user)):
+            if not (_keeps_order(user) or is_tap(module, user)):
                 return False
             if user not in seen:
                 seen.add(user)
                 waiting.append(user)
     return True
+
+
+def _keeps_order(node: fx.Node) -> bool:
+    """Return whether an operator computes each entry on its own. Dropout and the like draw random numbers in the order of memory."""
+    return kind_of(node) in ("elementwise", "combination") and not draws(node)
 
 
 def _is_input(module: fx.GraphModule, user: fx.Node, value: fx.Node) -> bool:

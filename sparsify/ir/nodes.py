@@ -283,6 +283,10 @@ class GradientTap(nn.Module):
         """The sum recorded since the last `clear`, or None."""
         return self.recorded
 
+    def is_bounded(self) -> bool:
+        """Return whether the gradient is known to be finite without computing it; False if that is not known."""
+        return False
+
     def forward(self, value: Tensor, mask: Tensor | None = None, *earlier: str) -> Tensor:
         """Return ``value``. With a ``mask``, the value is a lowered weight, and the tap masks its gradient.
 

@@ -223,7 +223,7 @@ class Rounds(Mechanism):
                 )
             still |= absent
             self._name(absent, f"have no gradient on step {step}, the loss does not reach them, and keep their masks")
-            if not all(_is_finite(self._dense_gradient(name)) for name in self._stored.taps.keys() - absent):
+            if not all(map(self._is_finite, self._stored.taps.keys() - absent)):
                 for name in self._stored.taps:
                     self._stored.clear_inactive(name)
                 return False
@@ -241,6 +241,11 @@ class Rounds(Mechanism):
         """Return whether the dense gradient of a weight was recorded."""
         tap = self._stored.taps[name]
         return (tap.passed and self._program.get_parameter(name).grad is not None) if tap.in_grad else tap.arrived
+
+    def _is_finite(self, name: str) -> bool:
+        """Return whether no entry of a dense gradient is NaN or infinite, without a copy."""
+        known = self._stored.taps[name].is_bounded()
+        return known or all(math.isfinite(float(end)) for end in torch.aminmax(self._dense_gradient(name).detach()))
 
     def _dense_gradient(self, name: str) -> Tensor:
         """Return the recorded dense gradient of a weight, without the scale of a GradScaler; that of a compact weight is computed here."""
@@ -393,8 +398,3 @@ def _scores(move: Move) -> dict[str, Score]:
             return {"drop": drop_by, "grow": grow_by}
         case Prune(by=by):
             return {"prune": by}
-
-
-def _is_finite(values: Tensor) -> bool:
-    """Return whether no entry is NaN or infinite, without a copy."""
-    return all(math.isfinite(float(end)) for end in torch.aminmax(values.detach()))

@@ -8,6 +8,7 @@ from torch import nn
 
 from sparsify.errors import PassError
 from sparsify.ir import Program, trace
+from sparsify.ir.compact import ProductTap
 from sparsify.ir.compaction import choose_layouts, grouped_patterns, obstacles, store
 from sparsify.ir.sites import layouts, positions_of
 from sparsify.passes import Pipeline
@@ -184,3 +185,22 @@ def test_a_parameter_of_another_shape_while_an_old_loss_is_alive():
     assert weight.grad is None
     (torch.rand(2, 3) @ weight.T).sum().backward()
     assert weight.grad.shape == (4, 3) and old.grad_fn is not None
+
+
+@pytest.mark.parametrize(
+    ("factor", "bounded", "finite"), [(1.0, True, True), (1e20, False, True), (1e30, False, False)]
+)
+def test_what_is_known_of_a_dense_gradient_before_it_is_computed(factor, bounded, finite):
+    program = trace(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 2)), (torch.rand(2, 16),)).train()
+    Pipeline.parse("insert-masks{pattern=grouped:8 density=0.5 keep-dense=1.weight} | insert-gradient-taps").apply(
+        program
+    )
+    program = compacted(program)
+    tap = program.taps()["0.weight"]
+    assert isinstance(tap, ProductTap)
+    tap.armed = True
+    x = torch.zeros(4, 16)
+    x[0, 0], x[1, 1] = factor, 1.0
+    program(x).backward(torch.tensor([[1.0 if finite else factor], [factor], [0.0], [0.0]]).expand(4, 2))
+    assert tap.is_bounded() == bounded
+    assert bool(tap.gradient.isfinite().all()) == finite
