@@ -1,7 +1,8 @@
 """What it costs to step active weights only: the whole training step of an MLP, against the step with dense optimizer state.
 
-Both variants train the same unstructured masks with the same bits (`attach(..., compact="always")` and ``"never"``), interleaved in one
-process. The crossings in this table are the constants of `sparsify.training.active_steps`.
+Both variants train the same unstructured masks (`attach(..., compact="always")` and ``"never"``), interleaved in one process. The
+crossings of AdamW are the constants of `sparsify.training.active_steps`; the rows of SGD show why its active positions are stepped only
+when asked for.
 
 python benchmarks/active_steps.py [--threads 1] [--rounds 15] [--json out.json]
 """

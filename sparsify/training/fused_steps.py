@@ -26,7 +26,9 @@ def may_be_fused(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> 
 @contextmanager
 def fused(optimizer: torch.optim.Optimizer) -> Generator[None]:
     """Within the block, let an optimizer use the fused implementation for the parameter groups that it computes rightly."""
-    groups = [g for g in optimizer.param_groups if may_be_fused(optimizer, g) and _are_plain(g, optimizer.state)]
+    groups = [group for group in optimizer.param_groups if may_be_fused(optimizer, group) and _are_plain(group)]
+    if groups and not _is_plain(optimizer.state):
+        groups = []
     for group in groups:
         group["fused"] = True
     try:
@@ -36,8 +38,14 @@ def fused(optimizer: torch.optim.Optimizer) -> Generator[None]:
             group["fused"] = None
 
 
-def _are_plain(group: Mapping[str, Any], states: Mapping[Any, Mapping[str, Any]]) -> bool:
-    """Return whether all tensors of a group are contiguous, in a common precision, and on the CPU.
+def _is_plain(state: Mapping[Any, Mapping[str, Any]]) -> bool:
+    """Return whether all momentum is contiguous."""
+    found = [entry.get("momentum_buffer") for entry in state.values()]
+    return all([momentum is None or momentum.is_contiguous() for momentum in found])
+
+
+def _are_plain(group: Mapping[str, Any]) -> bool:
+    """Return whether weights and gradients of a group are contiguous, in a common precision, and on the CPU.
 
     The fused implementation reads weight, gradient and momentum in the order of their memory, and does not check that it is the same.
     """
@@ -48,8 +56,5 @@ def _are_plain(group: Mapping[str, Any], states: Mapping[Any, Mapping[str, Any]]
         if not weight.is_cpu or weight.dtype not in PRECISIONS or gradient.layout is not torch.strided:
             return False
         if not weight.is_contiguous() or not gradient.is_contiguous():
-            return False
-        momentum = states.get(weight, {}).get("momentum_buffer")
-        if momentum is not None and not momentum.is_contiguous():
             return False
     return True

@@ -15,7 +15,7 @@ from sparsify.training.active_steps import ActiveSteps
 from sparsify.training.mechanism import Mechanism
 from sparsify.training.optimizers import Optimizers
 
-SMALL = 16384
+SMALL = 4096
 """The gradients of at most so many values are summed together, which takes one call."""
 HOPELESS = 100
 """Training ends after this many consecutive steps without finite gradients; a GradScaler needs about 20 to find its scale."""

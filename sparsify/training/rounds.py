@@ -348,7 +348,7 @@ class Rounds(Mechanism):
         """Continue from a saved state."""
         self._states = state["scores"]
         self.visited = {name: seen.cpu() for name, seen in state["visited"].items()}
-        self.grown, self.computed = dict(state["grown"]), dict(state["computed"])
+        self.grown, self.computed = dict(state["grown"]), {**self.computed, **state.get("computed", {})}
 
 
 def patterns_of(program: Program) -> dict[str, Pattern]:

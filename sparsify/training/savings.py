@@ -108,7 +108,7 @@ class Ledger(Mechanism):
         self._macs: dict[str, StepMacs] = {}
         self._form: tuple[int, int] | None = None
         self._now = StepMacs()
-        self._steps, self._sum = 0, StepMacs()
+        self._steps, self._sum, self._alike = 0, StepMacs(), 0
         self._dense, self._peak, self._end = Bytes(), Bytes(), Bytes()
 
     def start(self) -> None:
@@ -117,13 +117,18 @@ class Ledger(Mechanism):
     def after_step(self, step: int, moved: bool) -> None:
         form = self._counts["rounds"], len(self._stored.layouts)
         if form != self._form:
+            self._sum, self._alike = self._macs_so_far(), 0
             self._now = self._step_macs()
             self._weigh()
             self._form = form if moved else None
-        elif self._optimizers.evaluates or self._rounds.reads_gradient(step):
+        elif self._optimizers.evaluates or self._rounds.due(step):
             self._weigh()
         self._steps += 1
-        self._sum += self._now
+        self._alike += 1
+
+    def _macs_so_far(self) -> StepMacs:
+        """Add the steps since the last change, which all compute the same, to the sum before it."""
+        return self._sum + self._now.times(self._alike)
 
     def _step_macs(self) -> StepMacs:
         """Count what a step computes with the present compact weights, besides dense gradients of rounds."""
@@ -174,19 +179,21 @@ class Ledger(Mechanism):
         return Savings(
             steps=self._steps,
             macs_dense=sum(self._macs.values(), StepMacs()),
-            macs=self._sum + StepMacs(weights=extra),
+            macs=self._macs_so_far() + StepMacs(weights=extra),
             bytes_dense=self._dense,
             bytes_peak=self._peak,
             bytes_end=self._end,
         )
 
     def state_dict(self) -> dict[str, Any]:
-        sums = {key: str(count) for key, count in dataclasses.asdict(self._sum).items()}  # they may be above 2 ** 53
+        sums = {
+            key: str(count) for key, count in dataclasses.asdict(self._macs_so_far()).items()
+        }  # they may be above 2 ** 53
         held = {"dense": self._dense, "peak": self._peak, "end": self._end}
         return {"steps": self._steps, "sum": sums, **{key: dataclasses.asdict(value) for key, value in held.items()}}
 
     def load_state_dict(self, state: Any) -> None:
-        self._form, self._steps = None, int(state["steps"])
+        self._form, self._steps, self._alike = None, int(state["steps"]), 0
         self._sum = StepMacs(**{key: int(count) for key, count in state["sum"].items()})
         self._dense, self._peak, self._end = (Bytes(**state[key]) for key in ("dense", "peak", "end"))
 

@@ -191,6 +191,24 @@ def test_a_correction_sweeps_is_clipped_after_and_leaves_its_readings(small, tmp
     assert rows == result.history
 
 
+def assert_resumes(data, folder, method, settings, step, whole, result):
+    """A run that is interrupted at a step ends, when it is resumed, with the weights and the result of the whole run."""
+
+    def stop(row):
+        if row["step"] == step:
+            raise KeyboardInterrupt
+
+    arguments = (data.train, data.validation, settings)
+    torch.manual_seed(0)
+    with pytest.raises(KeyboardInterrupt):
+        train(method, cnn(), *arguments, folder=folder, key="k", on_step=stop)
+    again = cnn()
+    resumed = train(method, again, *arguments, folder=folder, key="k", resume=True)
+    assert resumed == result
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
 def test_an_interrupted_run_of_nested_wrappers_resumes_to_the_same_bits(data, tmp_path):
     data = dataclasses.replace(data, train=Subset(data.train, torch.arange(160)))  # 10 steps an epoch
     base = sp.methods.rigl(density=0.2, update_every=5, stop_at=0.5)
@@ -198,19 +216,7 @@ def test_an_interrupted_run_of_nested_wrappers_resumes_to_the_same_bits(data, tm
     settings = dataclasses.replace(SMALL, epochs=3, checkpoint_every=5)
     whole, result = trained(data, tmp_path / "a", method=method, epochs=3, checkpoint_every=5, batch_size=16)
 
-    def stop(row):
-        if row["step"] == 23:
-            raise KeyboardInterrupt
-
-    arguments = (data.train, data.validation, settings)
-    torch.manual_seed(0)
-    with pytest.raises(KeyboardInterrupt):
-        train(method, cnn(), *arguments, folder=tmp_path / "b", key="k", on_step=stop)
-    again = cnn()
-    resumed = train(method, again, *arguments, folder=tmp_path / "b", key="k", resume=True)
-    assert resumed == result
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
+    assert_resumes(data, tmp_path / "b", method, settings, 23, whole, result)
 
 
 @pytest.mark.parametrize("method", [sp.methods.rigl, sp.methods.gmp])
@@ -222,19 +228,7 @@ def test_an_interrupted_run_with_compact_weights_resumes_to_the_same_bits(data, 
     whole, result = trained(data, tmp_path / "a", method=method, **changes)
     assert any(form.startswith("compact") for form in result.forms.values())
 
-    def stop(row):
-        if row["step"] == 17:
-            raise KeyboardInterrupt
-
-    arguments = (data.train, data.validation, settings)
-    torch.manual_seed(0)
-    with pytest.raises(KeyboardInterrupt):
-        train(method, cnn(), *arguments, folder=tmp_path / "b", key="k", on_step=stop)
-    again = cnn()
-    resumed = train(method, again, *arguments, folder=tmp_path / "b", key="k", resume=True)
-    assert resumed == result
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
+    assert_resumes(data, tmp_path / "b", method, settings, 17, whole, result)
 
 
 def test_averaging_and_early_stop_exclude_each_other(data, tmp_path):
