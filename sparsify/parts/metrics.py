@@ -148,6 +148,45 @@ def equal_mass_error(confidence: Tensor, correct: Tensor, *, bins: int) -> float
     return total / len(confidence)
 
 
+def mce(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
+    """Compute the maximum calibration error: the largest gap of a bin of `reliability` that holds samples, in [0, 1] (Guo et al. 2017)."""
+    return max(abs(row.accuracy - row.confidence) for row in reliability(probabilities, labels, bins=bins) if row.count)
+
+
+def debiased_l2(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
+    """Compute the debiased L2 calibration error of the predicted class, in [0, 1]: the root of `debiased_square`, 0 if that is negative.
+
+    Binned errors grow with the number of bins and shrink with the number of samples, even if the model is calibrated. This figure does so
+    much less (Kumar et al. 2019, arXiv:1909.10155).
+    """
+    confidence, predicted = finite(probabilities, "probabilities").double().max(1)
+    return max(debiased_square(confidence, predicted == labels, bins=bins), 0.0) ** 0.5
+
+
+def debiased_square(confidence: Tensor, correct: Tensor, *, bins: int) -> float:
+    """Compute the sum over bins of (n / N) ((accuracy - confidence)^2 - accuracy (1 - accuracy) / (n - 1)), which may be negative.
+
+    The second term is the part of the square that chance explains. Bins have equal numbers of samples, as far as samples of equal
+    confidence, which share a bin, allow it. A bin of one sample counts 0.
+
+    Args:
+        confidence: float [N].
+        correct: bool [N].
+        bins: largest number of bins.
+
+    Raises:
+        TrainingError: If a confidence is not finite.
+    """
+    confidence = finite(confidence, "confidences").double()
+    parts = [part for part in confidence.sort().values.tensor_split(bins) if len(part)]
+    place = torch.bucketize(confidence, torch.stack([part[-1] for part in parts]).unique())
+    counts = torch.bincount(place)
+    share = torch.bincount(place, weights=correct.double()) / counts
+    gap = share - torch.bincount(place, weights=confidence) / counts
+    terms = (gap**2 - share * (1 - share) / (counts - 1).clamp_min(1)).where(counts > 1, 0.0)
+    return float((counts * terms).sum() / len(confidence))
+
+
 def classwise_ece(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
     """Compute the calibration error of p_k against 1[y = k], averaged over classes (Kull et al. 2019 report the sum)."""
     classes = probabilities.shape[1]

@@ -25,6 +25,44 @@ def test_equal_mass_error_of_twelve_samples():
     assert abs(metrics.equal_mass_error(CONFIDENCE, CORRECT, bins=4) - 0.170750) < 1e-6
 
 
+def test_largest_gap_of_twelve_samples():
+    # 0.80 is alone in its bin and wrong; the others are 0.55 (wrong), 0.61, 0.72, 0.88 and 0.93, and 0.97, 0.999 and 1 (one wrong).
+    p = torch.stack([CONFIDENCE[3:], 1 - CONFIDENCE[3:]], 1)
+    assert metrics.mce(p, (~CORRECT[3:]).long()) == pytest.approx(0.8)
+    assert metrics.mce(p, (~CORRECT[3:]).long(), bins=1) == pytest.approx(abs(6 / 9 - float(CONFIDENCE[3:].mean())))
+
+
+def test_debiased_square_of_twelve_samples():
+    # Four bins of three, 1, 2, 2 and 2 of them right: the square of each loses (1/3 · 2/3) / 2.
+    assert metrics.debiased_square(CONFIDENCE, CORRECT, bins=4) == pytest.approx(-0.070890, abs=1e-6)
+    assert metrics.debiased_square(CONFIDENCE, CORRECT, bins=4) + 1 / 9 == pytest.approx(0.040221, abs=1e-6)
+    assert metrics.debiased_square(CONFIDENCE, CORRECT, bins=12) == 0  # bins of one sample
+
+
+def test_debiased_error_shares_bins_between_equal_confidences_and_is_no_less_than_0():
+    p = torch.tensor([[0.9, 0.1]] * 6 + [[0.6, 0.4]] * 4, dtype=torch.float64)
+    y = torch.tensor([1, 1, 0, 0, 0, 0, 0, 0, 0, 0])
+    # 0.6: all 4 right, gap 0.4. 0.9: 4 of 6 right, gap 7/30, less (2/3 · 1/3) / 5.
+    wanted = (4 * 0.4**2 + 6 * ((7 / 30) ** 2 - 2 / 45)) / 10
+    for order in (torch.arange(10), torch.tensor([5, 0, 9, 3, 6, 1, 8, 2, 7, 4])):
+        assert metrics.debiased_l2(p[order], y[order], bins=5) == pytest.approx(wanted**0.5)
+    right = torch.tensor([0, 0, 0, 1] * 3)
+    assert metrics.debiased_l2(torch.tensor([[0.75, 0.25]] * 12), right) == 0  # as right as it is confident
+    assert metrics.debiased_l2(torch.tensor([[0.75, 0.25]]), torch.tensor([1])) == 0  # one sample
+
+
+def test_debiased_square_of_calibrated_models_is_0_on_average():
+    generator, found, biased = torch.Generator().manual_seed(0), [], []
+    for _ in range(40):
+        confidence = torch.rand(200, generator=generator).double() / 2 + 0.5
+        correct = torch.rand(200, generator=generator).double() < confidence
+        found.append(metrics.debiased_square(confidence, correct, bins=15))
+        parts = torch.tensor_split(confidence.argsort(), 15)
+        gaps = [(float(correct[p].double().mean() - confidence[p].mean()), len(p)) for p in parts]
+        biased.append(sum(n * gap**2 for gap, n in gaps) / 200)
+    assert abs(sum(found)) < sum(biased) / 4
+
+
 def test_nll_and_brier_of_four_samples():
     probabilities = LOGITS.softmax(1)
     assert abs(metrics.nll(probabilities, LABELS) - 0.991165) < 1e-6

@@ -19,6 +19,8 @@ CALLS = {
     "brier": lambda x: metrics.brier(x, LABELS), "reliability": lambda x: metrics.reliability(x, LABELS),
     "bin_by_width": lambda x: metrics.bin_by_width(x[:, 0], HIT, bins=5), "ece": lambda x: metrics.ece(x, LABELS),
     "adaptive_ece": lambda x: metrics.adaptive_ece(x, LABELS), "classwise_ece": lambda x: metrics.classwise_ece(x, LABELS),
+    "mce": lambda x: metrics.mce(x, LABELS), "debiased_l2": lambda x: metrics.debiased_l2(x, LABELS),
+    "debiased_square": lambda x: metrics.debiased_square(x[:, 0], HIT, bins=2),
     "equal_mass_error": lambda x: metrics.equal_mass_error(x[:, 0], HIT, bins=2),
     "signed_gap": lambda x: metrics.signed_gap(x, LABELS),
     "individual_calibration_error": lambda x: metrics.individual_calibration_error(TABLE, x, TABLE),
