@@ -93,8 +93,9 @@ def excess_aurc(curve: RiskCoverage) -> float:
 
     It is 0 if every right answer has a higher confidence than every wrong one. Unlike AURC, it hardly depends on accuracy.
     """
-    least = _least_area(curve.answered[-1], curve.wrong[-1])
-    return max(float(_area(curve.answered, curve.wrong) - least), 0.0)
+    samples, wrong = int(curve.answered[-1]), int(curve.wrong[-1])
+    last = torch.arange(1, wrong + 1, dtype=torch.float64)  # the wrong answers, after all of the right ones
+    return max(aurc(curve) - float((last / (samples - wrong + last)).sum()) / samples, 0.0)
 
 
 def correctness_auroc(confidence: Tensor, correct: Tensor) -> float | None:
@@ -146,17 +147,6 @@ def resampled_aurc(confidence: Tensor, correct: Tensor) -> Figure:
     return lambda draws: _area(*steps(draws))
 
 
-def resampled_excess_aurc(confidence: Tensor, correct: Tensor) -> Figure:
-    """Make the figure `excess_aurc` for draws of the samples; ``confidence`` float64 [N], finite, and ``correct`` bool [N]."""
-    steps = _steps(confidence, correct)
-
-    def figure(draws: Tensor) -> Tensor:
-        answered, wrong = steps(draws)
-        return _area(answered, wrong) - _least_area(answered[:, -1], wrong[:, -1])
-
-    return figure
-
-
 def _steps(confidence: Tensor, correct: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Return a function from draws [B, N] to how many samples are answered at each distinct confidence, and how many wrongly, [B, S]."""
     order = confidence.argsort(descending=True)
@@ -174,12 +164,3 @@ def _area(answered: Tensor, wrong: Tensor) -> Tensor:
     """Average the risk [..., S] over the samples; a step without samples, in a draw, counts nothing."""
     each = torch.diff(answered, dim=-1, prepend=torch.zeros_like(answered[..., :1]))
     return (each * wrong / answered.clamp_min(1)).sum(-1) / answered[..., -1]
-
-
-def _least_area(samples: Tensor, wrong: Tensor) -> Tensor:
-    """Compute the AURC of the best order, [...]: the sum of i / (right + i) over the wrong answers i = 1, 2, ..., divided by the samples.
-
-    The sum of 1 / (right + i) is a difference of two values of the digamma function.
-    """
-    right = samples - wrong
-    return (wrong - right * (torch.digamma(samples + 1) - torch.digamma(right + 1))) / samples

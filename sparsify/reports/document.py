@@ -12,6 +12,7 @@ from sparsify.reports import integers, markup, plots, savings, sections
 from sparsify.reports.folder import RunFolder, read_folder
 from sparsify.reports.headline import headline, headline_figure, own_score, parts, sentences, sets, title
 from sparsify.reports.markup import Table
+from sparsify.reports.selective import is_measured
 from sparsify.reports.usage import usage
 from sparsify.reports.verdict import verdict
 
@@ -105,10 +106,20 @@ def _classes(run: RunFolder, titles: Mapping[str, str]) -> dict[str, Any]:
         "reliability": plots.reliability({name: report[name]["reliability"] for name in titles}, titles),
         "calibration": Table(("", *titles.values()), sections.calibration(report)),
         "bins": Table(("", "bin", "samples", "confidence", "accuracy"), sections.bins(report)),
+        "selective": _selective(report, titles),
         "ood": _out_of_distribution(report, titles),
         "unknown": plots.unknown(rows) if rows and "val_unknown" in rows[-1] else None,
         "shown": Table(columns, worst) if many else every,
         "every": every if many else None,
+    }
+
+
+def _selective(report: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, Any] | None:
+    if not is_measured(report):
+        return None
+    return {
+        "plot": plots.risk_coverage(report, titles),
+        "figures": Table(("", *titles.values()), sections.selective(report)),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from sparsify.reports.digits import three_digits
 from sparsify.reports.integers import figure_rows, int8_sentence, int8_title
+from sparsify.reports.selective import selective_sentences
 from sparsify.reports.summary_measures import direction
 
 Report = Mapping[str, Any]
@@ -30,6 +31,8 @@ ROWS = (
     ("ECE after calibration", "ece_after", ".4f"),
     ("adaptive ECE, calibrated", "adaptive_ece", ".4f"),
     ("class-wise ECE, calibrated", "classwise_ece", ".4f"),
+    ("AURC, calibrated", "aurc_after", ".5f"),
+    ("AUROC of correctness, calibrated", "correctness_auroc_after", ".4f"),
     ("size on disk, bytes", "bytes", ","),
     ("maskable weights", "maskable", ","),
     ("non-zeros of them", "nonzeros", ","),
@@ -70,7 +73,7 @@ def headline(report: Report, latency: Report | None) -> Headline:
     """
     columns = _columns(report)
     rows = [
-        (label, tuple(format(column[key], style) for column in columns.values()))
+        (label, tuple("" if column[key] is None else format(column[key], style) for column in columns.values()))
         for label, key, style in ROWS
         if all(key in column for column in columns.values())
     ]
@@ -146,7 +149,7 @@ def sentences(report: Report, latency: Report | None) -> list[str]:
         judged = _task_figures(report) if "figures" in model else [_accuracy(report), *_better_and_worse(report)]
         found += [*judged, _size(report)]
     found += _task_calibrated(model) if "figures" in model else [_calibrated(report)]
-    found += [*_told_apart(report), _agreement(model["parity"])]
+    found += [*selective_sentences(report), *_told_apart(report), _agreement(model["parity"])]
     if latency and latency["verdict"]:
         found.append(_speed(report, latency))
     if model.get("int8"):

@@ -189,6 +189,28 @@ def _histogram(axis: Axes, table: Bins, colour: str) -> None:
     axis.tick_params(labelbottom=True)
 
 
+def risk_coverage(report: Mapping[str, Any], titles: Mapping[str, str]) -> Markup:
+    """Plot the share of wrong answers by the share of test samples answered, the most confident first, before and after calibration.
+
+    Args:
+        report: content of ``metrics.json``.
+        titles: by part; a line each.
+    """
+    with canvas(3.2) as figure:
+        axes, said = figure.subplots(1, 2, sharey=True), list[str]()
+        for axis, when in zip(axes, ("before", "after"), strict=True):
+            for part, name in titles.items():
+                curve, area = report[part]["risk_coverage"][when], report[part][f"aurc_{when}"]
+                shares, risks = [0.0, *curve["coverage"]], [curve["risk"][0], *curve["risk"]]
+                label = f"{name}, AURC {area:.5f}"
+                axis.plot(shares, risks, drawstyle="steps-pre", color=COLOURS[part], label=label)
+                said.append(f"{label} {when} calibration")
+            axis.set(xlabel="share of samples answered", title=f"{when} calibration", xlim=(0, 1))
+            axis.legend(loc="upper left", fontsize=8)
+        axes[0].set(ylabel="share of wrong answers", ylim=(0, None))
+        return svg(figure, f"Risk-coverage curves on the test samples: {'; '.join(said)}.", "s")
+
+
 def ood(report: Mapping[str, Any], titles: Mapping[str, str], score: Mapping[str, str]) -> Markup:
     """Histograms of each model's score on test inputs and on each set of out-of-distribution inputs, as shares of each.
 

@@ -12,9 +12,10 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from sparsify.errors import ReportError
 from sparsify.reports.input_form import Input, SeveralInputs
-from sparsify.reports.latency_form import Form, Pair, Two
+from sparsify.reports.latency_form import Form, Two
 from sparsify.reports.latency_form import LatencyFile as LatencyFile
 from sparsify.reports.savings_form import Savings
+from sparsify.reports.selective_form import Paired, SelectiveFigures
 
 Few = Field(max_length=4000)
 """Bound on the length of lists whose entries are drawn, each as a bar or a bin of a plot."""
@@ -194,7 +195,7 @@ class _Trained(Form):
     savings: Savings | None = None
 
 
-class Part(_Trained):
+class Part(_Trained, SelectiveFigures):
     """A model of a classification run; ``ood`` is filled if out-of-distribution inputs were given.
 
     ``accuracy`` is computed from the logits; adaptive and class-wise ECE are computed after calibration.
@@ -320,7 +321,7 @@ class Missing(Form):
 class Metrics(Form):
     """``metrics.json``. ``dense`` and ``flips`` exist if there is a baseline; ``without_baseline`` says why there can be none.
 
-    ``missing`` lists what failed after training.
+    ``differences`` has figures of selective prediction, by key, against the baseline. ``missing`` lists what failed after training.
     """
 
     recipe_hash: str
@@ -331,6 +332,7 @@ class Metrics(Form):
     model: Part
     dense: Part | None = None
     flips: Flips | None = None
+    differences: dict[str, Paired] = Field(default_factory=dict)
     without_baseline: str | None = None
     input: Input | None = None
     inputs: list[SeveralInputs] | None = None
@@ -338,18 +340,8 @@ class Metrics(Form):
     missing: list[Missing] = Field(default_factory=list)
 
 
-class Paired(Form):
-    """The headline figure of the model minus that of the baseline, with its 95 % interval over draws of test samples, or a reason."""
-
-    figure: str
-    difference: float | None = None
-    interval: Pair | None = None
-    resamples: int | None = None
-    reason: str = ""
-
-
 class TaskMetrics(Metrics):
-    """``metrics.json`` of a task other than classification; ``paired`` exists if there is a baseline."""
+    """``metrics.json`` of a task other than classification; ``paired`` exists if there is a baseline: the headline figure against it."""
 
     paired: Paired | None = None
 

@@ -28,10 +28,38 @@ def calibration(report: Report) -> Rows:
         for when in ("before", "after"):
             rows.append((f"held-out {label}, {when}", *(_number(entry[f"{key}_{when}"]) for entry in fitted)))
     rows.append(("test accuracy, after", *(f"{report[name]['accuracy_after']:.4f}" for name in names)))
-    for label, key in (("Brier score", "brier"), ("confidence less accuracy", "signed_gap")):
-        for when in ("before", "after"):
-            style = "+.4f" if key == "signed_gap" else ".4f"
-            rows.append((f"test {label}, {when}", *(format(report[name][f"{key}_{when}"], style) for name in names)))
+    for label, key in (
+        ("Brier score", "brier"), ("MCE", "mce"), ("L2 calibration error, debiased", "debiased_l2"),
+        ("confidence less accuracy", "signed_gap"),
+    ):  # fmt: skip
+        style = "+.4f" if key == "signed_gap" else ".4f"
+        rows += _before_and_after(report, f"test {label}", key, style)
+    return rows
+
+
+def _before_and_after(report: Report, label: str, key: str, style: str) -> Rows:
+    """Return a row of a figure before calibration and one after it; none if a run of an earlier version did not measure it."""
+    found = [report[name] for name in parts(report)]
+    if any(f"{key}_after" not in part for part in found):
+        return []
+    return [
+        (f"{label}, {when}", *(_number(part[f"{key}_{when}"], style) for part in found)) for when in ("before", "after")
+    ]
+
+
+def selective(report: Report) -> Rows:
+    """How far confidence tells right answers from wrong ones, and how many samples can be answered at a risk."""
+    names = parts(report)
+    rows: Rows = []
+    for label, key, style in (
+        ("AURC", "aurc", ".5f"), ("excess AURC", "excess_aurc", ".5f"), ("AUROC of correctness", "correctness_auroc", ".4f"),
+    ):  # fmt: skip
+        rows += _before_and_after(report, label, key, style)
+    for when in ("before", "after"):
+        found = [report[name]["coverage_at_risk"][when] for name in names]
+        for row in zip(*found, strict=True):
+            cells = (f"{100 * cell['coverage']:.1f} % ({cell['samples']:,})" for cell in row)
+            rows.append((f"answered with at most {100 * row[0]['at_most']:g} % wrong, {when}", *cells))
     return rows
 
 
@@ -212,5 +240,5 @@ def _loss(columns: Sequence[Sequence[float | None]], k: int) -> float:
     return 0.0 if before is None or after is None else after - before
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _number(value: float | None, style: str = ".4f") -> str:
+    return "" if value is None else format(value, style)

@@ -20,6 +20,8 @@ NOT_MEASURES = frozenset(
         "counts",
         "savings",
         "histogram",
+        "coverage_at_risk",
+        "risk_coverage",
         "figures",
         "figures_after",
     )
@@ -43,6 +45,8 @@ MEASURES = {
     "nll_after": Measure("NLL after", better=-1),
     "ece_before": Measure("ECE before", better=-1),
     "ece_after": Measure("ECE after", better=-1),
+    "aurc_after": Measure("AURC after", ".5f", better=-1),
+    "correctness_auroc_after": Measure("AUROC of correctness after", better=1),
     "auroc": Measure("AUROC", better=1),
     "mean_average_precision": Measure("mean average precision", better=1),
     "average_precision": Measure("average precision", better=1),

@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsify.parts.intervals import paired_shares, share_interval
 from sparsify.reports.digits import three_digits
+from sparsify.reports.selective import clearly_worse
 from sparsify.reports.summary_measures import direction
 
 Report = Mapping[str, Any]
@@ -119,7 +120,7 @@ def _worse(report: Report) -> str:
         return _worse_figures(model, dense)
     if not dense or not flips:
         return f"Worse than dense: {_without(report)}"
-    found = [*_classes(report), *_calibration(dense, model)]
+    found = [*_classes(report), *_calibration(dense, model), *clearly_worse(report)]
     return f"Worse than dense: {'; '.join(found)}." if found else "Worse than dense: nothing that was measured."
 
 

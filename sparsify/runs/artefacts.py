@@ -35,6 +35,8 @@ HELD_OUT = 2048
 """Largest number of held-out samples for comparing an int8 file with the program and for fitting its calibration head again."""
 BESIDE = ("accuracy", "nll_after", "brier_after", "ece_before", "ece_after", "figures", "figures_after", "interval")
 """What is told of the program beside its int8 file."""
+UNTOLD = ("reliability", "class_accuracy", "risk_coverage")
+"""Measures of a program that are not made of its int8 file: lists for plots and for tables by class."""
 ACCEPTED = 0.95
 """Share of validation samples whose ``ood_score`` is at least the threshold that is stored in the file."""
 MOST_BYTES = 256 * 2**20
@@ -210,7 +212,7 @@ def _measured(program: Program, task: Task, outputs: Mapping[str, Tensor], targe
     read = program.reading(None, "eval", list(outputs.values())) if task.output is None else outputs[task.output]
     known = {"probabilities": read.softmax(1), **outputs} if task.name == "classification" else outputs
     found = task_quality(task, read, known, targets)
-    return {key: value for key, value in found.items() if key not in ("reliability", "class_accuracy")}
+    return {key: value for key, value in found.items() if key not in UNTOLD}
 
 
 def run_metadata(program: Program, recipe: Recipe, data: Data, method: Method) -> dict[str, str]:

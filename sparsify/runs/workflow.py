@@ -26,7 +26,18 @@ from sparsify.methods import Method
 from sparsify.parts import metrics
 from sparsify.passes import Pass, PassLog, Pipeline, recording
 from sparsify.passes.scale_prediction import scale_row
-from sparsify.reports import covered, layers, ood_quality, paired, pass_rows, sizes, task_quality, write_report
+from sparsify.reports import (
+    calibrated,
+    covered,
+    layers,
+    ood_quality,
+    paired,
+    pass_rows,
+    selective_differences,
+    sizes,
+    task_quality,
+    write_report,
+)
 from sparsify.runs.artefacts import (
     feeding,
     fitted_metadata,
@@ -203,10 +214,10 @@ def _finish(
     """Do everything after training. ``no_baseline``: why there can be none. A failure only leaves out its part, and is raised last."""
     missing, rows = _Missing(out), dict[str, Any]()
     task = recipe.build_task()
-    read, chosen_by = dict[str, Any](), dict[str, Any]()
+    read, sure, chosen_by = dict[str, Any](), dict[str, Any](), dict[str, Any]()
     for name, model in models.items():
         with missing.unless(f"{name}.onnx", _advice(model, out, f"{name}.onnx", "--form dense")), recording() as record:
-            row, read[name] = _export(model, recipe, task, data, out)
+            row, read[name], sure[name] = _export(model, recipe, task, data, out)
             rows[name] = {**row, "passes": pass_rows([*model.passes, *record])}
         if recipe.export_precision == "int8" and name in rows:
             with missing.unless(f"{name}-int8.onnx", _advice(model, out, f"{name}-int8.onnx", "--precision int8")):
@@ -215,6 +226,7 @@ def _finish(
         raise missing.error(None)
     if "dense" in rows and task.name == "classification":
         rows["flips"] = dataclasses.asdict(metrics.flips(read["dense"], read["model"], data.test.targets))
+        rows["differences"] = selective_differences(sure["model"], sure["dense"], data.test.targets)
     elif "dense" in rows:
         rows["paired"] = paired(task, rows["model"], read["model"], read["dense"], data.test.targets)
     report = {
@@ -275,8 +287,14 @@ def _advice(model: _Model, out: Path, file: str, option: str) -> str:
     return f"Make it with: {command} {option}; or give the same command with --resume, which does not train again."
 
 
-def _export(model: _Model, recipe: Recipe, task: Task, data: Data, out: Path) -> tuple[dict[str, Any], Any]:
-    """Calibrate and export one model of the run: its row of ``metrics.json``, and what the task reads of it on the test set."""
+def _export(
+    model: _Model, recipe: Recipe, task: Task, data: Data, out: Path
+) -> tuple[dict[str, Any], Any, Tensor | None]:
+    """Calibrate and export one model of the run.
+
+    Returns:
+        Its row of ``metrics.json``; what the task reads of it on the test set; and, for classification, its calibrated probabilities.
+    """
     program, name, log = model.program, model.name, None
     Pipeline(heads(recipe, program)).apply(program)
     if kind_of(program) is not None:
@@ -318,7 +336,7 @@ def _export(model: _Model, recipe: Recipe, task: Task, data: Data, out: Path) ->
         "ood": {name: ood_quality(outputs, evaluate(program, samples)) for name, samples in data.ood.items()},
         "ood_threshold": threshold,
     }
-    return row, read
+    return row, read, calibrated(read, outputs) if task.name == "classification" else None
 
 
 def _lacking(program: Program, task: Task, read: Any, data: Data) -> str:

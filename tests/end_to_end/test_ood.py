@@ -56,7 +56,7 @@ def test_two_sets_are_measured_for_both_models(capsys, tmp_path, turned):
     assert report["model"]["ood"]["turned"]["scores"]["maximum probability"]["auroc"] == pytest.approx(want, abs=1e-4)
 
     page = (out / "report.html").read_text()
-    assert "Out of distribution" in page and "photos" in page and page.count("<svg") == 5
+    assert "Out of distribution" in page and "photos" in page and page.count("<svg") == 6
     assert {**parse_recipe(out / "recipe.toml", {}).ood_names()} == {"turned": str(turned), "photos": "photos"}
     prints = {
         name: load_ood(text, data).fingerprint() for name, text in (("turned", str(turned)), ("photos", "photos"))

@@ -162,9 +162,6 @@ def test_drawn_samples_have_the_areas_of_their_own_curve():
     assert selective.resampled_aurc(confidence, correct)(draws).tolist() == pytest.approx(
         [aurc(curve) for curve in curves], abs=1e-12
     )
-    assert selective.resampled_excess_aurc(confidence, correct)(draws).tolist() == pytest.approx(
-        [excess_aurc(curve) for curve in curves], abs=1e-12
-    )
 
 
 def test_an_interval_tells_confidence_that_ranks_from_confidence_that_does_not():

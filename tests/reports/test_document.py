@@ -65,7 +65,7 @@ def test_the_report_is_whole_and_refers_to_nothing_outside(finished):
     page = Page(text)
     assert page.open == [] and page.links == []
     assert "<script" not in text and "@import" not in text and not re.search(r"url\((?!#)", text)
-    assert text.count("<svg") == 4 and text.count("aria-label=") == 4 and text.count('role="img"') == 4
+    assert text.count("<svg") == 5 and text.count("aria-label=") == 5 and text.count('role="img"') == 5
     assert len(page.ids) == len(set(page.ids))
     assert {used for used in re.findall(r"url\(#([^)]*)\)", text)} <= set(page.ids)
     words = " ".join(page.words)
@@ -107,6 +107,45 @@ def test_bins_and_classes_agree_with_the_headline(finished):
     layers = report["model"]["layers"]
     assert sum(layer["active"] for layer in layers) == report["model"]["nonzeros"]
     assert report["model"]["counts"]["rounds"] > 0
+
+
+def test_the_risk_coverage_curve_agrees_with_the_figures_and_is_drawn(finished):
+    folder, report = finished
+    text = (folder / "report.html").read_text()
+    samples = report["data"]["samples"]["test"]
+    for part in ("dense", "model"):
+        for when in ("before", "after"):
+            curve, row = report[part]["risk_coverage"][when], report[part]
+            assert len(curve["coverage"]) == len(curve["risk"]) <= 100 and curve["coverage"][-1] == 1
+            assert curve["coverage"] == sorted(set(curve["coverage"]))
+            right = row["accuracy" if when == "before" else "accuracy_after"]
+            assert curve["risk"][-1] == pytest.approx(1 - right)
+            assert 0 <= row[f"excess_aurc_{when}"] <= row[f"aurc_{when}"] <= 1
+            assert f"AURC {row[f'aurc_{when}']:.5f} {when} calibration" in text
+            for selection in row["coverage_at_risk"][when]:
+                assert selection["risk"] <= selection["at_most"] and selection["samples"] <= samples
+    for key, row in report["differences"].items():
+        if "interval" in row:
+            assert row["difference"] == pytest.approx(report["model"][key] - report["dense"][key], abs=1e-9)
+            assert row["interval"][0] <= row["interval"][1] and row["resamples"] == 1000
+
+
+def test_a_run_of_an_earlier_version_has_a_report_without_selective_prediction(finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0], copy)
+    assert "Answering only what is certain" in (copy / "report.html").read_text()
+
+    def forget(content):
+        del content["differences"]
+        for part in ("dense", "model"):
+            for key in [*content[part]]:
+                if key.startswith(("aurc", "excess_aurc", "correctness", "coverage_at", "risk_cov", "mce", "debiased")):
+                    del content[part][key]
+
+    change("metrics.json", forget)(copy)
+    text = write_report(copy).read_text()
+    assert "Answering only what is certain" not in text and "AURC" not in text and "MCE, after" not in text
+    assert text.count("<svg") == 4
 
 
 def test_a_report_is_rebuilt_from_the_files_alone(finished, tmp_path):
@@ -157,6 +196,10 @@ def change(name, edit):
         (
             change("metrics.json", lambda c: c.update(recipe_hash="0")),
             r"recipe.toml is not the recipe that metrics.json",
+        ),
+        (
+            change("metrics.json", lambda c: c["model"]["risk_coverage"]["after"]["risk"].pop()),
+            "model.risk_coverage.after: value error, .* values of coverage, but .* of risk",
         ),
         (change("metrics.json", lambda c: c["flips"].update(class_samples=[1])), "values that do not fit together"),
         (change("latency.json", lambda c: c.pop("noise")), "latency.json is not what .*noise: field required"),

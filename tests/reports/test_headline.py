@@ -16,6 +16,7 @@ def part(**changes):
         **{"nll_before": 0.3, "nll_after": 0.2, "brier_after": 0.1},
         **{"ece_before": 0.05, "ece_after": 0.02, "adaptive_ece": 0.01, "classwise_ece": 0.01},
         "signed_gap_after": 0.0123,
+        **{"aurc_after": 0.00321, "correctness_auroc_after": 0.91},
         **{"bytes": 1000, "maskable": 500, "nonzeros": 50, "density": 0.1, "macs": 4000},
         **{"params": 800, "model_density": 0.4375, "unknown": [], "mostly_dense": None},
         "forms": {},
@@ -59,6 +60,7 @@ def test_without_a_baseline_nothing_is_compared():
 def test_with_a_baseline_and_latency_both_rows_are_there():
     rows = dict(headline(report({}), latency(4.0, (3.9, 4.1), "faster")).rows)
     assert rows["accuracy"] == ("0.9500", "0.9500") and rows["non-zeros of them"] == ("500", "50")
+    assert rows["AURC, calibrated"] == ("0.00321", "0.00321")
     assert rows[LATENCY_ROWS[0]] == ("2.00 (1.90 to 2.10)", "0.500 (0.400 to 0.600)")
     assert rows[LATENCY_ROWS[1]] == ("1", "4.00 (3.90 to 4.10)")
 
@@ -123,6 +125,11 @@ def test_latency_claims_no_more_than_its_verdict():
     assert "faster (the dense file against itself: 0.98 to 1.02)" in faster and "Zeros in a dense file" not in faster
     grouped = said(report({}, forms={"a": "grouped", "b": "too dense"}), latency(0.9, (0.8, 0.95), "slower"))
     assert "1 weight(s) are small dense blocks" in grouped and "Zeros in a dense file" not in grouped
+
+
+def test_a_figure_that_is_not_defined_has_an_empty_cell():
+    rows = dict(headline(report({}, correctness_auroc_after=None), None).rows)
+    assert rows["AUROC of correctness, calibrated"] == ("0.9100", "")
 
 
 def against(auroc, own=None):

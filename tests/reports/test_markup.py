@@ -36,7 +36,8 @@ def everything(text: str, plot: str) -> dict[str, object]:
     tables = ("headline", "compute", "schedule", "calibration", "layers", "parity", "facts", "passes")
     ood, int8 = {"plot": plot, "figures": table}, {"figures": table, "layers": table, "trials": table}
     classes = {
-        "reliability": plot, "calibration": table, "bins": table, "ood": ood, "unknown": plot, "shown": table, "every": table,
+        "reliability": plot, "calibration": table, "bins": table, "ood": ood, "selective": ood, "unknown": plot, "shown": table,
+        "every": table,
     }  # fmt: skip
     return {
         **dict.fromkeys(tables, table), **dict.fromkeys(("figures", "missing_cells", "reaches", "cells"), table),

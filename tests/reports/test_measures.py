@@ -8,7 +8,7 @@ from torch import nn
 
 from sparsify.ir import trace
 from sparsify.passes import Pipeline, recording
-from sparsify.reports import covered, layers, ood_quality, paired, pass_rows, quality, sizes
+from sparsify.reports import covered, layers, ood_quality, paired, pass_rows, quality, selective_differences, sizes
 from sparsify.reports.measures import task_quality
 from sparsify.tasks import Binary, Custom, Sequence
 from tests.cases import CASES
@@ -23,6 +23,48 @@ def test_the_quality_of_two_samples():
     assert found["signed_gap_before"] == pytest.approx(-0.25) and found["signed_gap_after"] == pytest.approx(0.15)
     assert found["brier_before"] == pytest.approx((2 * 0.1**2 + 2 * 0.4**2) / 2)
     assert sum(row["count"] for row in found["reliability"]["after"]) == 2
+    assert found["mce_before"] == pytest.approx(0.4) and found["mce_after"] == pytest.approx(0.7)
+
+
+def test_the_answers_of_two_samples_by_their_confidence():
+    before, after = torch.tensor([[0.9, 0.1], [0.4, 0.6]]).double(), torch.tensor([[0.6, 0.4], [0.7, 0.3]]).double()
+    found = quality(before, after, torch.tensor([0, 1]))
+    # After calibration, the surer of the two is wrong: risks 1 and 1/2. The best order has 0 and 1/2.
+    assert (found["aurc_before"], found["aurc_after"]) == (0, 0.75)
+    assert (found["excess_aurc_before"], found["excess_aurc_after"]) == (0, 0.5)
+    assert (found["correctness_auroc_before"], found["correctness_auroc_after"]) == (None, 0)
+    assert found["risk_coverage"]["after"] == {"coverage": [0.5, 1.0], "risk": [1.0, 0.5]}
+    assert [row["at_most"] for row in found["coverage_at_risk"]["before"]] == [0.01, 0.05]
+    assert found["coverage_at_risk"]["before"][0]["samples"] == 2
+    none = {"at_most": 0.01, "samples": 0, "coverage": 0.0, "risk": 0.0, "threshold": None}
+    assert found["coverage_at_risk"]["after"][0] == none
+
+
+def test_the_curve_in_the_file_has_a_bounded_number_of_points():
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(5000, 3, generator=generator).double().softmax(1)
+    found = quality(table, table, torch.randint(3, (5000,), generator=generator))
+    for curve in found["risk_coverage"].values():
+        assert len(curve["coverage"]) == len(curve["risk"]) == 100 and curve["coverage"][-1] == 1
+
+
+def test_differences_of_selective_prediction_have_intervals():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (300,), generator=generator)
+    sure = torch.randn(300, 4, generator=generator).double()
+    sure[torch.arange(300), labels] += 2
+    model, dense = sure.softmax(1), (sure + 2 * torch.randn(300, 4, generator=generator)).softmax(1)
+    found = selective_differences(model, dense, labels)
+    assert list(found) == ["aurc_after", "correctness_auroc_after"]
+    ours, theirs = (quality(table, table, labels) for table in (model, dense))
+    for key, row in found.items():
+        assert row["figure"] == key and row["resamples"] == 1000
+        assert row["difference"] == pytest.approx(ours[key] - theirs[key], abs=1e-12)
+    assert found["aurc_after"]["interval"][1] < 0
+    right = torch.eye(4)[labels].double()
+    assert selective_differences(right, model, labels)["correctness_auroc_after"] == {
+        "figure": "correctness_auroc_after", "reason": "most draws of the samples do not define it"
+    }  # fmt: skip
 
 
 def test_a_task_is_measured_as_trained_and_by_calibrated_probabilities():
