@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from sparsify.parts.schedules import Schedule
 
 State = dict[str, float]
 
@@ -30,6 +32,67 @@ class Objective(Protocol):
     def readings(self, state: Any) -> Mapping[str, float]:
         """Return figures of a state for the history of a run, by name."""
         ...
+
+
+@dataclass(frozen=True)
+class Stateless:
+    """An objective without memory.
+
+    Attributes:
+        compute: the loss of logits and labels, a scalar.
+    """
+
+    compute: Callable[[Tensor, Tensor], Tensor]
+
+    def init(self) -> State:
+        """Return an empty state."""
+        return {}
+
+    def observe(self, logits: Tensor, labels: Tensor, state: State, step: int) -> State:
+        """Return the state as it is."""
+        del logits, labels, step
+        return state
+
+    def loss(self, logits: Tensor, labels: Tensor, state: State) -> Tensor:
+        """Compute the loss, a scalar."""
+        del state
+        return self.compute(logits, labels)
+
+    def readings(self, state: State) -> Mapping[str, float]:
+        """Return no figures."""
+        return state
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """An objective with one number that follows a schedule. The state holds the number of the step, by ``name``.
+
+    Attributes:
+        compute: the loss of logits, labels and the number, a scalar.
+        name: what the number is, for the history of a run.
+        schedule: the number at each step, from 1.
+    """
+
+    compute: Callable[[Tensor, Tensor, float], Tensor]
+    name: str
+    schedule: Schedule
+
+    def init(self) -> State:
+        """Return the state of the first step."""
+        return {self.name: self.schedule(1)}
+
+    def observe(self, logits: Tensor, labels: Tensor, state: State, step: int) -> State:
+        """Return the state for the loss of ``step`` (from 1)."""
+        del logits, labels, state
+        return {self.name: self.schedule(step)}
+
+    def loss(self, logits: Tensor, labels: Tensor, state: State) -> Tensor:
+        """Compute the loss, a scalar."""
+        return self.compute(logits, labels, state[self.name])
+
+    def readings(self, state: State) -> Mapping[str, float]:
+        """Return the number, by its name."""
+        return state
 
 
 def unknown_aware(logits: Tensor, labels: Tensor, alpha: float) -> Tensor:

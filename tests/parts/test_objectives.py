@@ -1,4 +1,5 @@
-"""The unknown-aware loss, its gradient and its tuning against numbers worked by hand, slow loops and finite differences."""
+"""The unknown-aware loss, its gradient and its tuning against numbers worked by hand, slow loops and finite differences; other
+objectives."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ import math
 import pytest
 import torch
 
-from sparsify.parts.objectives import UnknownAware, unknown_aware
+from sparsify.parts.objectives import Scheduled, Stateless, UnknownAware, unknown_aware
+from sparsify.parts.schedules import linear
 
 LOGITS = torch.tensor([[2, 1, 0.1, -1], [0.5, 2.5, -0.5, 0], [1, 1.2, 0.8, 0.9], [-1, 0, 3, 0.5]], dtype=torch.float64)
 LABELS = torch.tensor([0, 0, 2, 2])
@@ -132,3 +134,19 @@ def test_observing_leaves_no_graph_and_changes_nothing_given():
 def test_too_short_a_run_is_refused(total, warmup, every):
     with pytest.raises(ValueError, match="alpha needs two"):
         UnknownAware(total_steps=total, warmup=warmup, every=every)
+
+
+def test_an_objective_without_memory():
+    objective = Stateless(lambda logits, labels: logits.sum() + labels.sum())
+    state = objective.observe(LOGITS, LABELS, objective.init(), 7)
+    assert state == {} == objective.readings(state)
+    assert float(objective.loss(LOGITS, LABELS, state)) == pytest.approx(float(LOGITS.sum()) + 4)
+
+
+def test_an_objective_whose_number_follows_a_schedule():
+    objective = Scheduled(lambda logits, labels, rate: rate * logits.sum(), "rate", linear(0.0, 1.0, stop_at=4))
+    state = objective.init()
+    assert state == {"rate": 0.25}, "that of the first step"
+    state = objective.observe(LOGITS, LABELS, state, 2)
+    assert state == {"rate": 0.5} == objective.readings(state)
+    assert float(objective.loss(LOGITS, LABELS, state)) == pytest.approx(float(LOGITS.sum()) / 2)
