@@ -3,6 +3,7 @@
     python examples/logit_norm.py
 
 trains RigL on the digits with and without it. The loss is all that changes: predictions are the softmax of the logits as they are.
+This is how to write a loss of your own; the package has this one as ``logit-norm``.
 """
 
 from __future__ import annotations

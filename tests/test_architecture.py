@@ -68,7 +68,7 @@ LONGEST = 400
 LONGEST_METHOD = 150
 NO_METHODS = {"__init__", "base", "durations", "registry", "own"}
 """Files of `sparsify/methods` that implement none."""
-ALSO_WORDS = {"dense", "set", "static", "averaged"}
+ALSO_WORDS = {"dense", "set", "static", "averaged", "label_smoothing", "label-smoothing"}
 """Names of methods that are words of training as well."""
 
 Rule = Callable[[Path], Iterator[str]]

@@ -9,10 +9,18 @@ from sparsify.methods.cigl import cigl as cigl
 from sparsify.methods.dense import dense as dense
 from sparsify.methods.distilled import distilled as distilled
 from sparsify.methods.dst_ee import dst_ee as dst_ee
+from sparsify.methods.focal import dual_focal as dual_focal
+from sparsify.methods.focal import focal as focal
 from sparsify.methods.gradual_magnitude import gmp as gmp
 from sparsify.methods.granet import granet as granet
 from sparsify.methods.iterative_magnitude import imp as imp
 from sparsify.methods.itop import itop as itop
+from sparsify.methods.label_smoothing import label_smoothing as label_smoothing
+from sparsify.methods.label_smoothing import maxsup as maxsup
+from sparsify.methods.logit_norm import logit_norm as logit_norm
+from sparsify.methods.mbls import acls as acls
+from sparsify.methods.mbls import mbls as mbls
+from sparsify.methods.mmce import mmce as mmce
 from sparsify.methods.moon import moon as moon
 from sparsify.methods.moon import widened as widened
 from sparsify.methods.one_shot import one_shot as one_shot
@@ -27,8 +35,8 @@ from sparsify.methods.weight_dropout import weight_dropout as weight_dropout
 from sparsify.parts.corrections import Correction as Correction
 
 __all__ = [
-    "METHODS", "WRAPPERS", "Averaging", "Correction", "Method", "adversarial", "agent", "averaged", "build", "cigl",
-    "dense", "distilled", "dst_ee", "gmp", "granet", "imp", "itop", "moon", "one_shot", "rigl", "srigl",
-    "static_random", "weight_dropout", "widened",
+    "METHODS", "WRAPPERS", "Averaging", "Correction", "Method", "acls", "adversarial", "agent", "averaged", "build", "cigl",
+    "dense", "distilled", "dst_ee", "dual_focal", "focal", "gmp", "granet", "imp", "itop", "label_smoothing", "logit_norm",
+    "maxsup", "mbls", "mmce", "moon", "one_shot", "rigl", "srigl", "static_random", "weight_dropout", "widened",
 ]  # fmt: skip
 """Without `set`, so that ``from sparsify.methods import *`` leaves the builtin alone; write `sparsify.methods.set`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -154,6 +155,30 @@ def made_for(base: Method, *tasks: str) -> tuple[str, ...]:
             f"method {base.name!r} is made for the task {' or '.join(base.tasks)}, its wrapper for {' or '.join(tasks)}."
         )
     return common
+
+
+def check_no_objective(base: Method, wrapper: str) -> None:
+    """Check that ``base`` has no loss of its own, before a wrapper gives it one.
+
+    Raises:
+        RecipeError: If it has.
+    """
+    if base.objective is not None:
+        raise RecipeError(
+            f"{wrapper}({base.name}): {base.name!r} has a loss of its own already; wrap a method without one."
+        )
+
+
+def with_objective(base: Method, wrapper: str, objective: Callable[[int], Objective]) -> Method:
+    """Return ``base`` with a loss of logits [N, K] and class numbers [N], named as wrapped by ``wrapper``.
+
+    Raises:
+        RecipeError: If ``base`` has a loss of its own, or does not support classification.
+    """
+    check_no_objective(base, wrapper)
+    return dataclasses.replace(
+        base, name=f"{wrapper}({base.name})", objective=objective, tasks=made_for(base, "classification")
+    )
 
 
 def one_of(value: str, choices: Sequence[str], option: str) -> str:

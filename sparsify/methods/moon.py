@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from sparsify.errors import RecipeError
-from sparsify.methods.base import Averaging, Method, checked_method, in_range, made_for, one_of
+from sparsify.methods.base import Averaging, Method, check_no_objective, checked_method, in_range, made_for, one_of
 from sparsify.methods.durations import Duration, as_steps, check_durations
 from sparsify.parts.objectives import Objective, UnknownAware
 from sparsify.passes import WidenClassifier
@@ -80,8 +80,7 @@ def moon(
         >>> sp.methods.moon(sp.methods.rigl(density=0.1)).name
         'moon(rigl)'
     """
-    if base.objective is not None:
-        raise RecipeError(f"moon({base.name}): {base.name!r} has a loss of its own already; wrap a method without one.")
+    check_no_objective(base, "moon")
     in_range(smoothing, 1e-6, 1.0, "smoothing")
     in_range(alpha_final, 1e-9, float("inf"), "alpha_final")
     in_range(alpha_divisor, 1e-9, float("inf"), "alpha_divisor")

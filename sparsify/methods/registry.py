@@ -18,10 +18,15 @@ from sparsify.methods.cigl import cigl
 from sparsify.methods.dense import dense
 from sparsify.methods.distilled import distilled
 from sparsify.methods.dst_ee import dst_ee
+from sparsify.methods.focal import dual_focal, focal
 from sparsify.methods.gradual_magnitude import gmp
 from sparsify.methods.granet import granet
 from sparsify.methods.iterative_magnitude import imp
 from sparsify.methods.itop import itop
+from sparsify.methods.label_smoothing import label_smoothing, maxsup
+from sparsify.methods.logit_norm import logit_norm
+from sparsify.methods.mbls import acls, mbls
+from sparsify.methods.mmce import mmce
 from sparsify.methods.moon import moon, widened
 from sparsify.methods.one_shot import one_shot
 from sparsify.methods.own import is_own, label, own, parameters, wraps
@@ -55,6 +60,14 @@ _WRAPPERS: dict[str, Callable[..., Method]] = {
     "widened": widened,
     "adversarial": adversarial,
     "distilled": distilled,
+    "label-smoothing": label_smoothing,
+    "maxsup": maxsup,
+    "focal": focal,
+    "dual-focal": dual_focal,
+    "mbls": mbls,
+    "acls": acls,
+    "mmce": mmce,
+    "logit-norm": logit_norm,
 }
 METHODS: Registry[Callable[..., Method]] = Registry("method", RecipeError, _METHODS)
 """Functions that return a method; their parameters are its options."""

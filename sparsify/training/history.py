@@ -29,7 +29,8 @@ def epoch_row(
         grown: by weight, the number of positions that rounds had activated by the previous row.
 
     Returns:
-        step, loss, accuracy, val_loss, and the figures of the task that the samples define (``val_accuracy`` ...; a decision from NaN or
+        step, loss (what training minimised), accuracy, val_loss (the loss of the task, without smoothing, the term of a teacher, or the
+        method's own loss), and the figures of the task that the samples define (``val_accuracy`` ...; a decision from NaN or
         infinity counts as wrong); the means over validation samples of the outputs of heads (``val_ood_score``); density, lr; evaluations
         so far (`sparsify.parts.compute.evaluations`); ``readings`` if the method has figures of its own; and by masked weight
         ``coverage``, the share of its positions that have ever been active, and ``turnover``, the positions that rounds activated since

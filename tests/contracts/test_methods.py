@@ -47,6 +47,7 @@ NESTED = {
     "moon(cigl(dst-ee))": ("unstructured", "nm:2:4", "grouped:5"),
     "distilled(rigl)": ("unstructured", "nm:2:4", "grouped:5"),
     "moon(agent(distilled(set)))": ("unstructured",),
+    "distilled(acls(set))": ("unstructured", "grouped:5"),
 }
 """What wrappers are tried with: random masks, averages, corrections, objectives and teachers, each with rounds of another kind."""
 ALONE = [name for name in METHODS if name != "dense"]

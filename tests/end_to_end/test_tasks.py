@@ -255,6 +255,7 @@ def test_through_the_command(file, tmp_path):
         ("regression", {"label_smoothing": 0.1}, TaskError, "no labels to smooth"),
         ("regression", {"ood": ("photos",)}, RecipeError, "ood is for the task classification"),
         ("regression", {"method": "moon(rigl)"}, SparsifyError, "made for the task classification"),
+        ("multilabel", {"method": "focal(rigl)"}, SparsifyError, "made for the task classification"),
         ("regresion", {}, TaskError, "Nearest: regression"),
         ("custom", {"loss": None}, TaskError, "needs a loss"),
         ("custom", {"loss": "broken"}, TraceError, "no_such_thing"),

@@ -46,6 +46,16 @@ def test_what_is_not_a_number_is_not_right():
     assert bool((Y == 0).any()) and epoch_row(trainer, MEANS, TensorSamples(X, Y), {})["val_accuracy"] == 0.0
 
 
+def test_the_loss_of_the_validation_part_is_that_of_the_task_whatever_was_minimised():
+    method = sp.methods.label_smoothing(sp.methods.dense(), smoothing=0.2, smoothing_end=0.0)
+    trainer = after(method, 2)
+    row = epoch_row(trainer, MEANS, TensorSamples(X, Y), {})
+    with torch.no_grad():
+        logits = trainer.program.eval()(X)
+    assert row["val_loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, Y)), rel=1e-5)
+    assert row["readings"] == {"smoothing": pytest.approx(0.2 * 98 / 99)}
+
+
 def test_turnover_is_of_the_rounds_since_the_row_before():
     trainer = after(sp.methods.set(density=0.2, update_every=2), 5)
     grown = {name: count - 3 for name, count in trainer.grown.items()}
