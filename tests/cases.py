@@ -21,6 +21,18 @@ def digits(count: int = 16) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
+def held_out_logits(count: int = 1000, trained_on: int = 200) -> tuple[Tensor, Tensor]:
+    """Overconfident logits [count, 10], float64, of digits that a linear classifier was not fitted to, and their labels."""
+    images, target = _digits()
+    x = torch.tensor(images, dtype=torch.float64).flatten(1) / 16
+    x, y = torch.cat([x, torch.ones_like(x[:, :1])], 1), torch.tensor(target)
+    known, wanted = x[:trained_on], torch.nn.functional.one_hot(y[:trained_on], 10).double()
+    weight = torch.linalg.solve(known.T @ known + 0.1 * torch.eye(65).double(), known.T @ wanted)
+    rows = slice(trained_on, trained_on + count)
+    return 20 * x[rows] @ weight, y[rows]
+
+
+@functools.cache
 def _digits() -> tuple[Any, Any]:
     data: Any = load_digits()
     return data.images, data.target

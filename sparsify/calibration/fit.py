@@ -31,6 +31,8 @@ from sparsify.registry import not_loaded
 from sparsify.tasks import Task, build
 from sparsify.tasks.base import judged
 
+PROBABILITIES = "probabilities"
+"""Name of the output whose figures are measured before and after a fit."""
 REPLACE = "To have another head in its place, name it: export.calibrator in a recipe, or attach-calibration-head{kind=... replace=true}."
 
 
@@ -190,12 +192,10 @@ def _fitted(head: Head, held: HeldOut, identity: State) -> Fitted:
 
 def _log(head: Head, held: HeldOut, fitted: Fitted) -> CalibrationLog:
     figures = dict.fromkeys(("nll_before", "nll_after", "ece_before", "ece_after"))
-    if isinstance(head, Scaling):
-        after = head.scaled(run, held.output, fitted.values)
-        for when, output in (("before", held.output), ("after", after)):
-            scores, answers = judged(held.task, output, held.target)
-            if len(answers):
-                table = scores.softmax(1)
+    if PROBABILITIES in head.outputs and PROBABILITIES not in head.beside and held.task.link != "none":
+        scores, answers = held.judged
+        if len(answers):
+            for when, table in (("before", scores.softmax(1)), ("after", _after(head, held, fitted.values))):
                 figures |= {f"nll_{when}": metrics.nll(table, answers), f"ece_{when}": metrics.ece(table, answers)}
     temperature = fitted.values.get("temperature")
     return CalibrationLog(
@@ -206,3 +206,14 @@ def _log(head: Head, held: HeldOut, fitted: Fitted) -> CalibrationLog:
         note=fitted.note,
         level=held.level if BOUNDS & {*head.outputs} else None,
     )
+
+
+def _after(head: Head, held: HeldOut, values: State) -> Tensor:
+    """Compute the calibrated probabilities of all judged decisions, [M, K]."""
+    if isinstance(head, Scaling):
+        return judged(held.task, head.scaled(run, held.output, values), held.target)[0].softmax(1)
+    made = dict(zip(head.outputs, head.apply(run, held.output, values, held.task), strict=True))[PROBABILITIES]
+    table, _ = judged(held.task, made, held.target)
+    if held.task.link == "sigmoid":
+        return torch.stack([1 - table[:, 1], table[:, 1]], dim=1)
+    return table

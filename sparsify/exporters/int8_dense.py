@@ -20,6 +20,7 @@ from onnxruntime import quantization
 from sparsify.errors import ExportError
 from sparsify.exporters.graphs import constant, without_shapes
 from sparsify.exporters.grouped_linears import find_grouped_linears, weight_name
+from sparsify.passes.attach_calibration_head import PREFIX
 from sparsify.timing import Array, Batches
 
 FOLLOWERS = ("Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Concat")
@@ -46,11 +47,17 @@ def dense_layers(model: ir.Model) -> dict[str, str]:
 
 
 def products(graph: ir.Graph) -> Iterator[tuple[ir.Node, str, Array]]:
-    """Yield convolutions and matrix products with constant weights, in graph order: node, name of the weight in the program, values."""
+    """Yield convolutions and matrix products with constant weights, in graph order: node, name of the weight in the program, values.
+
+    The calibration head is left out: it computes in fp32, and its values are fitted again to the file that they are part of.
+    """
     for node in graph:
         weight = constant(node.inputs[1]) if node.op_type in ("Conv", "Gemm", "MatMul") else None
-        if weight is not None:
-            yield node, weight_name(str(node.inputs[1].name)), weight  # type: ignore[union-attr]
+        if weight is None:
+            continue
+        name = weight_name(str(node.inputs[1].name))  # type: ignore[union-attr]
+        if not name.startswith(PREFIX):
+            yield node, name, weight
 
 
 def in_groups(node: ir.Node, weight: Array) -> bool:

@@ -8,6 +8,8 @@ from sparsify.heads.base import State as State
 from sparsify.heads.base import run as run
 from sparsify.heads.contract import check_head as check_head
 from sparsify.heads.interval import Interval as Interval
+from sparsify.heads.matrix import Dirichlet as Dirichlet
+from sparsify.heads.matrix import Matrix as Matrix
 from sparsify.heads.registry import HEADS as HEADS
 from sparsify.heads.registry import fitting as fitting
 from sparsify.heads.registry import owner as owner
@@ -18,6 +20,6 @@ from sparsify.heads.scaling import Temperature as Temperature
 from sparsify.heads.scaling import Vector as Vector
 
 __all__ = [
-    "HEADS", "Call", "Fitted", "Head", "HeldOut", "Interval", "LabelTemperature", "Scaling", "State", "Temperature", "Vector",
-    "check_head", "fitting", "owner", "register", "run",
+    "HEADS", "Call", "Dirichlet", "Fitted", "Head", "HeldOut", "Interval", "LabelTemperature", "Matrix", "Scaling", "State",
+    "Temperature", "Vector", "check_head", "fitting", "owner", "register", "run",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 from sparsify.errors import RecipeError
 from sparsify.heads.base import Head
 from sparsify.heads.interval import Interval
+from sparsify.heads.matrix import Dirichlet, Matrix
 from sparsify.heads.scaling import LabelTemperature, Temperature, Vector
 from sparsify.registry import Registry
 from sparsify.tasks import Task
@@ -15,7 +16,7 @@ from sparsify.tasks import Task
 HEADS: Registry[Head] = Registry(
     "calibration head",
     RecipeError,
-    {head.name: head for head in (Temperature(), Vector(), LabelTemperature(), Interval())},
+    {head.name: head for head in (Temperature(), Vector(), Matrix(), Dirichlet(), LabelTemperature(), Interval())},
 )
 """The calibration heads, by name."""
 AUTO, NONE = "auto", "none"
@@ -44,9 +45,9 @@ def fitting(task: Task | type[Task]) -> tuple[str, ...]:
 
     Examples:
         >>> from sparsify.heads import fitting
-        >>> from sparsify.tasks import Classification
-        >>> fitting(Classification)
-        ('temperature', 'vector')
+        >>> from sparsify.tasks import Binary
+        >>> fitting(Binary)
+        ('temperature',)
     """
     named = (name for name, head in HEADS.items() if task.name in head.tasks)
     return tuple(dict.fromkeys((*task.heads, *named)))

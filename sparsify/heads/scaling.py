@@ -125,13 +125,7 @@ class Vector(Scaling):
     def fit(self, held: HeldOut, before: State) -> Fitted:
         scores, answers = held.judged
         scale, bias = map(usable, fit_vector_scaling(scores, answers))
-        try:
-            fit_temperature(scores, answers)
-        except NotIdentifiableError as error:
-            note = f"held only by its pull towards 1 and 0: {error}"
-        else:
-            note = rough(held)
-        return Fitted({"scale": scale, "bias": bias}, note)
+        return Fitted({"scale": scale, "bias": bias}, doubts(held))
 
     def told(self, before: State, fitted: Fitted) -> str:
         return "vector scaling fitted again"
@@ -143,6 +137,15 @@ def rough(held: HeldOut) -> str | None:
     if len(answers) >= FEW * scores.shape[1]:
         return None
     return f"a rough estimate, from {len(answers)} held-out samples of {scores.shape[1]} classes"
+
+
+def doubts(held: HeldOut) -> str | None:
+    """Return why a fit that is pulled towards the identity deserves little trust; None if there is no reason to doubt it."""
+    try:
+        fit_temperature(*held.judged)
+    except NotIdentifiableError as error:
+        return f"held only by its pull towards 1 and 0: {error}"
+    return rough(held)
 
 
 def usable(values: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
             (T -> infinity), do not differ between classes, or give the true class no probability at any T.
         ValueError: If the data are empty, or hold NaN or +inf.
     """
-    z = _checked(logits, labels)
+    z = checked(logits, labels)
     if (z.gather(1, labels[:, None]) == -torch.inf).any():
         raise NotIdentifiableError("a held-out sample has the logit -inf for its own class, whatever the temperature")
     z = z - z.max(1, keepdim=True).values  # shifts all scores of a sample by one number, which keeps exp finite
@@ -78,14 +78,8 @@ def fit_vector_scaling(logits: Tensor, labels: Tensor, *, l2: float = 1e-4) -> t
     Raises:
         ValueError: If the data are empty or not finite, or the optimum was not reached.
     """
-    z = _checked(logits, labels)
-    if not torch.isfinite(z).all():
-        raise ValueError("the held-out logits hold infinity")
-    try:
-        temperature = fit_temperature(logits, labels)
-    except NotIdentifiableError:
-        temperature = 1.0
-    z, classes = z / temperature, z.shape[1]
+    z, temperature = standardised(logits, labels)
+    classes = z.shape[1]
     start = torch.cat([torch.ones(classes), torch.zeros(classes)]).double()
     truth = torch.nn.functional.one_hot(labels, classes).double()
 
@@ -123,6 +117,29 @@ def fit_vector_scaling(logits: Tensor, labels: Tensor, *, l2: float = 1e-4) -> t
     )
 
 
+def standardised(logits: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+    """Divide logits by their temperature, so that a fit does not depend on their scale.
+
+    Args:
+        logits: float [N, K], finite.
+        labels: int64 [N], 0 to K - 1.
+
+    Returns:
+        (z / T [N, K], T), float64. T is 1 if the data do not determine it.
+
+    Raises:
+        ValueError: If the data are empty or not finite.
+    """
+    z = checked(logits, labels)
+    if not torch.isfinite(z).all():
+        raise ValueError("the held-out logits hold infinity")
+    try:
+        temperature = fit_temperature(logits, labels)
+    except NotIdentifiableError:
+        temperature = 1.0
+    return z / temperature, temperature
+
+
 def _hessian(z: Tensor, p: Tensor) -> Tensor:
     """Compute the Hessian of the mean NLL with respect to (a, b), [2K, 2K]."""
     n, classes = z.shape
@@ -137,7 +154,12 @@ def _hessian(z: Tensor, p: Tensor) -> Tensor:
     return diagonal - outer
 
 
-def _checked(logits: Tensor, labels: Tensor) -> Tensor:
+def checked(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return logits [N, K] as float64 on the CPU.
+
+    Raises:
+        ValueError: If the data are empty, do not fit together, or hold NaN, +inf or a row of -inf.
+    """
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
         raise ValueError(f"expected logits [N, K] and labels [N], found {list(logits.shape)} and {list(labels.shape)}")
     z = logits.detach().cpu().double()

@@ -32,8 +32,8 @@ BOUNDS = frozenset({"lower", "upper"})
 class AttachCalibrationHead(Pass):
     """Add the output ``probabilities``, of the shape of the logits, to the eval phase; for a regression, ``lower`` and ``upper``.
 
-    The option ``kind`` names the head that computes them (`sparsify.heads`): ``temperature``, ``vector``, ``label-temperature``,
-    ``interval``, or a head of a plug-in. Its buffers are called ``calibration.<name>``. Until they are fitted
+    The option ``kind`` names the head that computes them: ``temperature``, ``vector``, ``label-temperature``, ``interval``, another of
+    `sparsify.heads`, or a head of a plug-in. Its buffers are called ``calibration.<name>``. Until they are fitted
     (`sparsify.calibration.fit`), probabilities are those of the uncalibrated model, and intervals have width 0.
 
     Raises:

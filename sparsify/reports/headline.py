@@ -50,6 +50,8 @@ LOWER_IS_BETTER = (
 )
 PLAIN, OWN = "maximum probability", "ood_score"
 """The out-of-distribution score that every model has, and the one that a method may add."""
+SCALING = ("temperature", "vector", "matrix")
+"""Heads that are called scaling of their name."""
 SMALLER = 0.9
 """A file with more than this share of the dense file's bytes is not called smaller."""
 
@@ -332,8 +334,10 @@ def _calibrated(report: Report) -> str:
     if fitted["nll_before"] is None:
         text = f"The head {fitted['kind']} was fitted on {fitted['samples']:,} held-out samples, and makes no probabilities."
         return text + (f" It is {fitted['note']}." if fitted.get("note") else "")
+    scaled = fitted["kind"] in SCALING
+    name = f"{fitted['kind'].capitalize()} scaling" if scaled else f"The head {fitted['kind']}"
     text = (
-        f"{fitted['kind'].capitalize()} scaling, fitted on {fitted['samples']:,} held-out samples, {change} the test ECE "
+        f"{name}, fitted on {fitted['samples']:,} held-out samples, {change} the test ECE "
         f"({before} before, {after} after); confidence is then {100 * abs(model['signed_gap_after']):.2f} points off on average, {lean}."
     )
     if fitted.get("note"):

@@ -32,7 +32,7 @@ class Classification(Task):
 
     name: ClassVar = "classification"
     targets: ClassVar = "class numbers, int [N], for logits [N, K]"
-    heads: ClassVar = ("temperature", "vector")
+    heads: ClassVar = ("temperature", "vector", "matrix", "dirichlet")
     taught: ClassVar = True
     link: ClassVar = "softmax"
 

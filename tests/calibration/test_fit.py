@@ -94,7 +94,7 @@ LABELS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["temperature", "vector"])
+@pytest.mark.parametrize("kind", ["temperature", "vector", "matrix", "dirichlet"])
 @pytest.mark.parametrize("name", LABELS)
 def test_held_out_samples_that_say_nothing_leave_a_usable_head_and_a_note(name, kind):
     labels, reason = LABELS[name]
@@ -111,7 +111,7 @@ def test_held_out_samples_that_say_nothing_leave_a_usable_head_and_a_note(name, 
         torch.testing.assert_close(outputs["probabilities"], outputs["logits"].softmax(1), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["temperature", "vector"])
+@pytest.mark.parametrize("kind", ["temperature", "vector", "matrix", "dirichlet"])
 def test_constant_logits_leave_a_head_that_is_finite(kind):
     program, samples = overconfident(n=40)
     with torch.no_grad():

@@ -13,6 +13,7 @@ VARIANTS = (
     "insert-random-masks{rescale=true}",
     "widen-classifier{score=odds}",
     "attach-calibration-head{kind=vector}",
+    "attach-calibration-head{kind=matrix}",
     "lower-grouped-conv{form=grouped}",
     "lower-grouped-linear{form=grouped}",
     "lower-grouped-linear{sizes=N=4096}",

@@ -56,3 +56,14 @@ def test_an_export_without_and_with_a_recipe_keeps_and_names_the_head(files, fir
         assert result.head == told["calibration"] == "vector"
         run_says = json.loads((first / "metrics.json").read_text())["recipe_hash"]
         assert told.get("recipe_hash", run_says) == run_says
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("dirichlet", "The head dirichlet, fitted on 20"), ("matrix", "Matrix scaling, fitted on 20")]
+)
+def test_a_run_has_the_head_that_its_recipe_names_and_its_report_says_what_it_did(files, kind, words, tmp_path):
+    run(recipe_of(files, "chance", calibrator=kind, epochs=1), tmp_path, timed=False)
+    assert said(tmp_path) == [kind] * 4
+    assert f"{words} held-out samples, " in (tmp_path / "report.html").read_text()
+    told = json.loads((tmp_path / "metrics.json").read_text())["model"]["calibration"]
+    assert told["nll_after"] <= told["nll_before"]

@@ -49,7 +49,8 @@ def halved():
 
 def test_a_task_has_the_heads_that_it_names_the_usual_one_first():
     assert {name: fitting(task) for name, task in TASKS.items()} == {
-        "classification": ("temperature", "vector"), "binary": ("temperature",), "multilabel": ("label-temperature",),
+        "classification": ("temperature", "vector", "matrix", "dirichlet"),
+        "binary": ("temperature",), "multilabel": ("label-temperature",),
         "regression": ("interval",), "dense": ("temperature",), "sequence": ("temperature",), "custom": (),
     }  # fmt: skip
 
@@ -58,6 +59,7 @@ def test_a_task_has_the_heads_that_it_names_the_usual_one_first():
     ("shapes", "kind"),
     [
         ({"temperature": ()}, "temperature"), ({"temperature": (3,)}, "label-temperature"), ({"scale": (3,), "bias": (3,)}, "vector"),
+        ({"matrix": (3, 3), "bias": (3,)}, "matrix"), ({"powers": (3, 3), "offset": (3,)}, "dirichlet"),
         ({"reach": ()}, "interval"), ({"reach": (2, 3)}, "interval"), ({"scale": (3,)}, None), ({}, None),
     ],
 )  # fmt: skip
@@ -67,7 +69,7 @@ def test_names_and_dimensions_of_buffers_say_which_head_it_is(shapes, kind):
 
 
 def test_a_registered_head_is_attached_fitted_recognised_and_listed(halved):
-    assert fitting(TASKS["classification"]) == ("temperature", "vector", "halved")
+    assert fitting(TASKS["classification"]) == (*TASKS["classification"].heads, "halved")
     x = torch.randn(40, 4)
     program = sp.trace(nn.Linear(4, 3), (x[:2],)).eval()
     program = sp.Pipeline.parse("attach-calibration-head{kind=halved}")(program).eval()
