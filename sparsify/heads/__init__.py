@@ -7,6 +7,7 @@ from sparsify.heads.base import HeldOut as HeldOut
 from sparsify.heads.base import State as State
 from sparsify.heads.base import run as run
 from sparsify.heads.contract import check_head as check_head
+from sparsify.heads.ensemble import EnsembleTemperature as EnsembleTemperature
 from sparsify.heads.interval import Interval as Interval
 from sparsify.heads.matrix import Dirichlet as Dirichlet
 from sparsify.heads.matrix import Matrix as Matrix
@@ -20,6 +21,6 @@ from sparsify.heads.scaling import Temperature as Temperature
 from sparsify.heads.scaling import Vector as Vector
 
 __all__ = [
-    "HEADS", "Call", "Dirichlet", "Fitted", "Head", "HeldOut", "Interval", "LabelTemperature", "Matrix", "Scaling", "State",
-    "Temperature", "Vector", "check_head", "fitting", "owner", "register", "run",
+    "HEADS", "Call", "Dirichlet", "EnsembleTemperature", "Fitted", "Head", "HeldOut", "Interval", "LabelTemperature", "Matrix",
+    "Scaling", "State", "Temperature", "Vector", "check_head", "fitting", "owner", "register", "run",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsify.errors import RecipeError
 from sparsify.heads.base import Head
+from sparsify.heads.ensemble import EnsembleTemperature
 from sparsify.heads.interval import Interval
 from sparsify.heads.matrix import Dirichlet, Matrix
 from sparsify.heads.scaling import LabelTemperature, Temperature, Vector
@@ -16,7 +17,18 @@ from sparsify.tasks import Task
 HEADS: Registry[Head] = Registry(
     "calibration head",
     RecipeError,
-    {head.name: head for head in (Temperature(), Vector(), Matrix(), Dirichlet(), LabelTemperature(), Interval())},
+    {
+        head.name: head
+        for head in (
+            Temperature(),
+            Vector(),
+            Matrix(),
+            Dirichlet(),
+            EnsembleTemperature(),
+            LabelTemperature(),
+            Interval(),
+        )
+    },
 )
 """The calibration heads, by name."""
 AUTO, NONE = "auto", "none"

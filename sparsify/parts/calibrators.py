@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -115,6 +117,58 @@ def fit_vector_scaling(logits: Tensor, labels: Tensor, *, l2: float = 1e-4) -> t
     raise ValueError(
         f"vector scaling stopped at a gradient of {float(gradient.abs().max()):.1e}; use temperature scaling"
     )
+
+
+def fit_ensemble_temperature(logits: Tensor, labels: Tensor) -> tuple[float, tuple[float, float, float]]:
+    """Find T and the weights w of w_1 softmax(z / T) + w_2 softmax(z) + w_3 / K (Zhang et al. 2020, arXiv:2003.07329).
+
+    T is that of `fit_temperature`. The NLL is then convex in w, which is >= 0 and sums to 1: two nested bisections find w_3, and for each
+    w_3 how the rest is split.
+
+    Args:
+        logits: float [N, K], finite, or -inf for a class that is ruled out.
+        labels: int64 [N], 0 to K - 1.
+
+    Returns:
+        (T, (w_1, w_2, w_3)); the weights with an error of at most 1e-12 each, exactly 0 or 1 at the ends.
+
+    Raises:
+        NotIdentifiableError: If the data do not determine T.
+        ValueError: If the data are empty, or hold NaN or +inf.
+    """
+    temperature = fit_temperature(logits, labels)
+    z = checked(logits, labels)
+    tempered, plain = (table.softmax(1).gather(1, labels[:, None])[:, 0] for table in (z / temperature, z))
+    chance = 1 / z.shape[1]
+
+    def mixed(plain_share: float, uniform: float) -> tuple[Tensor, Tensor]:
+        """The probability of the right class without and with the uniform part."""
+        rest = (1 - plain_share) * tempered + plain_share * plain
+        return rest, ((1 - uniform) * rest + uniform * chance).clamp_min(1e-300)
+
+    def split(uniform: float) -> float:
+        return _lowest(lambda share: float(((1 - uniform) * (tempered - plain) / mixed(share, uniform)[1]).mean()))
+
+    def slope(uniform: float) -> float:
+        rest, whole = mixed(split(uniform), uniform)
+        return float(((rest - chance) / whole).mean())
+
+    uniform = _lowest(slope)
+    share = split(uniform)
+    return temperature, ((1 - uniform) * (1 - share), (1 - uniform) * share, uniform)
+
+
+def _lowest(slope: Callable[[float], float]) -> float:
+    """Find where a convex function on [0, 1] is lowest, by bisection of its derivative."""
+    low, high = 0.0, 1.0
+    if slope(low) >= 0:
+        return low
+    if slope(high) <= 0:
+        return high
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+    return (low + high) / 2
 
 
 def standardised(logits: Tensor, labels: Tensor) -> tuple[Tensor, float]:

@@ -147,7 +147,7 @@ def test_the_file_runs_without_torch(tmp_path):
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
 
-@pytest.mark.parametrize("kind", ["temperature", "vector", "matrix", "dirichlet"])
+@pytest.mark.parametrize("kind", ["temperature", "vector", "matrix", "dirichlet", "ensemble-temperature"])
 def test_fitting_the_head_lowers_held_out_nll_and_touches_nothing_else(kind):
     x, y = digits(400)
     program = sp.trace(CASES[0].build(), (x[:8],))

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.optimize import minimize
 
-from sparsify.parts.calibrators import NotIdentifiableError, fit_temperature, fit_vector_scaling
+from sparsify.parts.calibrators import (
+    NotIdentifiableError,
+    fit_ensemble_temperature,
+    fit_temperature,
+    fit_vector_scaling,
+)
+from tests.cases import held_out_logits
 
 
 def sample(scale: float, bias: torch.Tensor | float = 0.0, n: int = 5000):
@@ -68,3 +75,44 @@ def test_vector_scaling_recovers_scale_and_bias():
     ideal = torch.nn.functional.cross_entropy(logits / 2 + bias, labels)
     assert float(corrected) <= float(ideal) + 1e-4
     assert (a - 0.5).abs().max() < 0.05
+
+
+def mixed_nll(logits, labels, temperature, shares):
+    tables = ((logits / temperature).softmax(1), logits.softmax(1), torch.full_like(logits, 1 / logits.shape[1]))
+    mixed = sum(float(share) * table for share, table in zip(shares, tables, strict=True))
+    return float(-mixed.gather(1, labels[:, None]).log().mean())
+
+
+def sure_and_wrong(share, n=2000):
+    """Logits that say little, and labels that are drawn anew for a share of the samples."""
+    logits, labels = sample(1.0, n=n)
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.rand(n, generator=generator) < share
+    return logits, labels.where(~drawn, torch.randint(0, 10, (n,), generator=generator))
+
+
+@pytest.mark.parametrize("data", [held_out_logits(600), sample(3.0, n=600), sure_and_wrong(0.1), sure_and_wrong(0.5)])
+def test_the_shares_of_an_ensemble_are_the_best(data):
+    logits, labels = data
+    temperature, shares = fit_ensemble_temperature(logits, labels)
+    assert temperature == fit_temperature(logits, labels)
+    assert min(shares) >= 0 and sum(shares) == pytest.approx(1, abs=1e-12)
+    found = mixed_nll(logits, labels, temperature, shares)
+    assert found <= mixed_nll(logits, labels, temperature, (1, 0, 0)) + 1e-12
+
+    def by_odds(x):  # any point of the simplex but its border
+        return mixed_nll(logits, labels, temperature, torch.tensor([0.0, *x], dtype=torch.float64).softmax(0))
+
+    ends = [minimize(by_odds, start, method="Nelder-Mead").fun for start in ([0.0, 0.0], [-4.0, -4.0], [4.0, 0.0])]
+    assert found <= min(ends) + 1e-9
+
+
+def test_labels_drawn_anew_get_an_even_share():
+    logits, labels = sure_and_wrong(0.2, n=20000)
+    _, shares = fit_ensemble_temperature(logits, labels)
+    assert 0.02 < shares[2] < 0.25
+
+
+def test_an_ensemble_of_degenerate_samples_is_refused():
+    with pytest.raises(NotIdentifiableError, match="classify all held-out data correctly"):
+        fit_ensemble_temperature(torch.eye(3), torch.arange(3))
