@@ -8,6 +8,9 @@ from sparsify.heads.base import State as State
 from sparsify.heads.base import run as run
 from sparsify.heads.contract import check_head as check_head
 from sparsify.heads.ensemble import EnsembleTemperature as EnsembleTemperature
+from sparsify.heads.frequencies import Frequencies as Frequencies
+from sparsify.heads.frequencies import Histogram as Histogram
+from sparsify.heads.frequencies import Isotonic as Isotonic
 from sparsify.heads.interval import Interval as Interval
 from sparsify.heads.matrix import Dirichlet as Dirichlet
 from sparsify.heads.matrix import Matrix as Matrix
@@ -21,6 +24,6 @@ from sparsify.heads.scaling import Temperature as Temperature
 from sparsify.heads.scaling import Vector as Vector
 
 __all__ = [
-    "HEADS", "Call", "Dirichlet", "EnsembleTemperature", "Fitted", "Head", "HeldOut", "Interval", "LabelTemperature", "Matrix",
-    "Scaling", "State", "Temperature", "Vector", "check_head", "fitting", "owner", "register", "run",
+    "HEADS", "Call", "Dirichlet", "EnsembleTemperature", "Fitted", "Frequencies", "Head", "HeldOut", "Histogram", "Interval", "Isotonic",
+    "LabelTemperature", "Matrix", "Scaling", "State", "Temperature", "Vector", "check_head", "fitting", "owner", "register", "run",
 ]  # fmt: skip

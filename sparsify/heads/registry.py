@@ -8,6 +8,7 @@ from typing import Any
 from sparsify.errors import RecipeError
 from sparsify.heads.base import Head
 from sparsify.heads.ensemble import EnsembleTemperature
+from sparsify.heads.frequencies import Histogram, Isotonic
 from sparsify.heads.interval import Interval
 from sparsify.heads.matrix import Dirichlet, Matrix
 from sparsify.heads.scaling import LabelTemperature, Temperature, Vector
@@ -25,6 +26,8 @@ HEADS: Registry[Head] = Registry(
             Matrix(),
             Dirichlet(),
             EnsembleTemperature(),
+            Isotonic(),
+            Histogram(),
             LabelTemperature(),
             Interval(),
         )

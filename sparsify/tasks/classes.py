@@ -32,7 +32,7 @@ class Classification(Task):
 
     name: ClassVar = "classification"
     targets: ClassVar = "class numbers, int [N], for logits [N, K]"
-    heads: ClassVar = ("temperature", "vector", "matrix", "dirichlet", "ensemble-temperature")
+    heads: ClassVar = ("temperature", "vector", "matrix", "dirichlet", "ensemble-temperature", "isotonic", "histogram")
     taught: ClassVar = True
     link: ClassVar = "softmax"
 

@@ -147,7 +147,9 @@ def test_the_file_runs_without_torch(tmp_path):
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
 
-@pytest.mark.parametrize("kind", ["temperature", "vector", "matrix", "dirichlet", "ensemble-temperature"])
+@pytest.mark.parametrize(
+    "kind", ["temperature", "vector", "matrix", "dirichlet", "ensemble-temperature", "isotonic", "histogram"]
+)
 def test_fitting_the_head_lowers_held_out_nll_and_touches_nothing_else(kind):
     x, y = digits(400)
     program = sp.trace(CASES[0].build(), (x[:8],))

@@ -49,7 +49,7 @@ def halved():
 
 def test_a_task_has_the_heads_that_it_names_the_usual_one_first():
     assert {name: fitting(task) for name, task in TASKS.items()} == {
-        "classification": ("temperature", "vector", "matrix", "dirichlet", "ensemble-temperature"),
+        "classification": ("temperature", "vector", "matrix", "dirichlet", "ensemble-temperature", "isotonic", "histogram"),
         "binary": ("temperature",), "multilabel": ("label-temperature",),
         "regression": ("interval",), "dense": ("temperature",), "sequence": ("temperature",), "custom": (),
     }  # fmt: skip
@@ -61,6 +61,8 @@ def test_a_task_has_the_heads_that_it_names_the_usual_one_first():
         ({"temperature": ()}, "temperature"), ({"temperature": (3,)}, "label-temperature"), ({"scale": (3,), "bias": (3,)}, "vector"),
         ({"matrix": (3, 3), "bias": (3,)}, "matrix"), ({"powers": (3, 3), "offset": (3,)}, "dirichlet"),
         ({"temperature": (), "shares": (3,)}, "ensemble-temperature"),
+        ({"lowest": (3,), "knots": (3, 64), "slopes": (3, 64), "rises": (3, 64)}, "isotonic"),
+        ({"first": (3,), "edges": (3, 15), "rates": (3, 15), "steps": (3, 15)}, "histogram"),
         ({"reach": ()}, "interval"), ({"reach": (2, 3)}, "interval"), ({"scale": (3,)}, None), ({}, None),
     ],
 )  # fmt: skip
