@@ -33,6 +33,8 @@ RESAMPLED = {"aurc": selective.resampled_aurc, "correctness_auroc": bootstrap.au
 """Figures of selective prediction that have an interval, and how they are computed for draws of the samples."""
 DRAWN = 4 * 10**6
 """How many samples all draws for such an interval may hold together."""
+LEAST_ANSWERS = 20
+"""Smallest number of wrong answers of either model, and of right ones, for such an interval; with fewer, it would be too narrow."""
 
 
 def quality(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -94,9 +96,15 @@ def selective_differences(model: Tensor, dense: Tensor, labels: Tensor) -> dict[
         labels: [N].
 
     Returns:
-        Rows like those of `paired`, by figure; the figures are those after calibration in `quality`.
+        Rows like those of `paired`, by figure; the figures are those after calibration in `quality`. There is a reason instead of an
+        interval if a model has fewer than `LEAST_ANSWERS` wrong answers, or right ones.
     """
     pairs = [selective.top_label(table, labels) for table in (model, dense)]
+    for kind, answers in (("wrong", [~right for _, right in pairs]), ("right", [right for _, right in pairs])):
+        fewest = min(int(given.sum()) for given in answers)
+        if fewest < LEAST_ANSWERS:
+            reason = f"one of the models has {fewest} {kind} answers, and an interval needs {LEAST_ANSWERS}"
+            return {f"{name}_after": {"figure": f"{name}_after", "reason": reason} for name in RESAMPLED}
     resamples = max(LEAST_RESAMPLES, min(bootstrap.RESAMPLES, DRAWN // len(labels)))
     once, found = torch.ones(1, len(labels), dtype=torch.float64), dict[str, Any]()
     for name, figure in RESAMPLED.items():

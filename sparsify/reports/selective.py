@@ -24,6 +24,13 @@ def selective_sentences(report: Report) -> list[str]:
         for label, ours, theirs, what, interval in _compared(report)
     ]
     judged = [f"By the confidence of its answers, beside the dense model: {'; '.join(compared)}."] if compared else []
+    reasons: dict[str, list[str]] = {}
+    for key, row in (report.get("differences") or {}).items():
+        if row.get("reason"):
+            reasons.setdefault(row["reason"], []).append(_label(key))
+    judged += [
+        f"{' and '.join(keys)}: not compared with the dense model, since {why}." for why, keys in reasons.items()
+    ]
     return [_answered(report), *judged]
 
 
@@ -62,4 +69,8 @@ def _compared(report: Report) -> Iterator[tuple[str, ...]]:
         clear = low > 0 or high < 0
         what = ("better" if (low > 0) == (found.better > 0) else "worse") if clear else "no clear difference"
         ends = f"{format(low, '+' + found.style)} to {format(high, '+' + found.style)}"
-        yield found.label.removesuffix(" after"), ours, theirs, what, f"95 % interval of the difference {ends}"
+        yield _label(key), ours, theirs, what, f"95 % interval of the difference {ends}"
+
+
+def _label(key: str) -> str:
+    return measure(key).label.removesuffix(" after")

@@ -61,10 +61,18 @@ def test_differences_of_selective_prediction_have_intervals():
         assert row["figure"] == key and row["resamples"] == 1000
         assert row["difference"] == pytest.approx(ours[key] - theirs[key], abs=1e-12)
     assert found["aurc_after"]["interval"][1] < 0
-    right = torch.eye(4)[labels].double()
-    assert selective_differences(right, model, labels)["correctness_auroc_after"] == {
-        "figure": "correctness_auroc_after", "reason": "most draws of the samples do not define it"
-    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("wrong", "kind"), [(19, "wrong"), (281, "right")])
+def test_few_wrong_or_right_answers_have_no_interval(wrong, kind):
+    labels = torch.zeros(300).long()
+    tables = [torch.eye(2)[(torch.arange(300) < count).long()].double() for count in (wrong, 100)]
+    for model, dense in (tables, tables[::-1]):
+        found = selective_differences(model, dense, labels)
+        assert list(found) == ["aurc_after", "correctness_auroc_after"]
+        assert {row["reason"] for row in found.values()} == {
+            f"one of the models has 19 {kind} answers, and an interval needs 20"
+        }
 
 
 def test_a_task_is_measured_as_trained_and_by_calibrated_probabilities():

@@ -50,9 +50,15 @@ def test_a_figure_is_judged_by_its_interval(key, ends, what):
 
 
 def test_a_figure_without_an_interval_is_not_judged():
-    row = {"figure": "aurc_after", "reason": "most draws of the samples do not define it"}
-    report = {"model": part(), "dense": part(), "differences": {"aurc_after": row}}
-    assert len(selective_sentences(report)) == 1 and clearly_worse(report) == []
+    keys, why = (
+        ("aurc_after", "correctness_auroc_after"),
+        "one of the models has 2 wrong answers, and an interval needs 20",
+    )
+    report = {"model": part(), "dense": part(), "differences": {key: {"figure": key, "reason": why} for key in keys}}
+    assert selective_sentences(report)[1:] == [
+        f"AURC and AUROC of correctness: not compared with the dense model, since {why}."
+    ]
+    assert clearly_worse(report) == []
 
 
 def test_how_many_samples_can_be_answered_is_said():
