@@ -33,3 +33,21 @@ def test_the_page_of_tasks():
 def test_the_table_of_layer_forms():
     script, stored = benchmark("layer_forms", kept="layer_forms_avx2")
     assert script["table"](stored["rows"]) in (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("lines", ["figures", "table"])
+def test_the_page_of_calibrators(lines):
+    script, stored = benchmark("calibrators")
+    page = (ROOT / "docs" / "calibrators_measured.md").read_text(encoding="utf-8")
+    assert "\n".join(script[lines](stored["rows"])) in page
+
+
+def test_differences_of_calibrators_are_those_of_their_figures():
+    _, stored = benchmark("calibrators")
+    rows = [row for row in stored["rows"] if row["of"] == "head"]
+    base = {row["network"]: row["figures"] for row in rows if row["head"] == "uncalibrated"}
+    assert len(rows) == 32
+    for row in rows:
+        for name, found in row["differences"].items():
+            expected = row["figures"][name] - base[row["network"]][name]
+            assert found["difference"] == pytest.approx(expected, abs=1e-12)
