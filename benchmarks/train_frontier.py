@@ -172,7 +172,6 @@ def dense_file(folder: Path, job: Mapping[str, Any], budget: int) -> Path:
 
 
 def is_of(job: Mapping[str, Any], cell: Cell) -> bool:
-    """Whether a stored run is the run of a job."""
     return job.items() <= cell.items()
 
 
@@ -295,7 +294,8 @@ def sentences(found: Mapping[str, Figures]) -> list[str]:
         alone = {row: accuracies for row, accuracies in values.items() if not ROWS[row].taught}
         text = f"- In the {seconds:.0f} s of {budget} dense steps, {verdict(alone)}"
         if len(alone) < len(values):
-            text += f"; where a trained dense network is there to learn from, {verdict(values)}"
+            taught, where = verdict(values), "where a trained dense network is there to learn from"
+            text += f"; also {where}" if taught == verdict(alone) else f"; {where}, {taught}"
         lines.append(f"{text}.")
     return lines
 
@@ -350,6 +350,7 @@ def plot(cells: Sequence[Cell], path: Path, clock: str = "wall") -> None:
             axis.plot(times, [*map(statistics.median, accuracies)], style, label=row, color=colour, markersize=4)
             axis.vlines(times, [*map(min, accuracies)], [*map(max, accuracies)], color=colour, linewidth=1)
         axis.set(xscale="log", xlabel=f"seconds of training, {clock} time", ylabel="test accuracy, %")
+        axis.xaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
         axis.legend(fontsize=8)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = svg(figure, f"Test accuracy against seconds of training of {', '.join(found)}.", "frontier")

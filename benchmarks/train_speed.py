@@ -8,9 +8,10 @@ added at their rate. An allocation shares the active weights out among the layer
 which in a convolutional network have the large pictures, so that it multiplies more than `uniform` at the same sparsity. Settings that
 no mask can have are named and left out.
 
-python benchmarks/train_speed.py                                         # every network, an hour on one core
+python benchmarks/train_speed.py --allocations uniform --seconds 6      # every network, group and batch
 python benchmarks/train_speed.py --networks mlp vit --groups 64 --sparsities 0.9 --batches small
-python benchmarks/train_speed.py --show                                  # prints the table of what is stored
+python benchmarks/train_speed.py --groups 64 --show                      # prints the stored rows of these options
+python benchmarks/train_speed.py --show --plot docs/assets/train_speed.svg
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ from sparsify.errors import SparsifyError
 from sparsify.files import write_atomically
 from sparsify.parts.allocation import ALLOCATIONS
 from sparsify.reports.latency import machine
+from sparsify.reports.plots import canvas, shade, svg
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import Encoder, Residual, conv, scaled
 
+RESULTS = Path(__file__).parent / "results" / "train_speed.json"
 VARIANTS = ("dense", "masked", "compact", "narrower")
 UPDATE_EVERY = 100
 CHARACTERS, LENGTH = 128, 64
@@ -232,6 +235,51 @@ def measured(setting: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def stored(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def all_settings(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The settings that the options name, small batches first."""
+    names = ("network", "batch", "sparsity", "group", "allocation")
+    found = []
+    for which in options.batches:
+        for network in options.networks:
+            sizes = [NETWORKS[network].batches[which == "large"]]
+            chosen = itertools.product([network], sizes, options.sparsities, options.groups, options.allocations)
+            found += [dict(zip(names, values, strict=True)) for values in chosen]
+    return found
+
+
+def rows_of(rows: list[dict[str, Any]], settings: list[dict[str, Any]], threads: int) -> list[dict[str, Any]]:
+    """The rows of settings, in their order."""
+    asked = [{**setting, "threads": threads} for setting in settings]
+    return [row for setting in asked for row in rows if setting.items() <= row.items()]
+
+
+def plot(rows: list[dict[str, Any]], path: Path, *, group: int = 64, allocation: str = "uniform") -> None:
+    """Step times against sparsity as SVG, with one panel per network: small batches, one thread."""
+    looks = {"masked": "o:", "compact": "o-", "narrower": "o--"}
+    kept = [row for row in rows if (row["group"], row["allocation"], row["threads"]) == (group, allocation, 1)]
+    kept = [row for row in kept if row["batch"] == NETWORKS[row["network"]].batches[0]]
+    names = [name for name in NETWORKS if any(row["network"] == name for row in kept)]
+    with canvas(2.8) as figure:
+        axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+        for axis, name in zip(axes, names, strict=True):
+            mine = sorted((row for row in kept if row["network"] == name), key=lambda row: row["sparsity"])
+            sparsities = [100 * row["sparsity"] for row in mine]
+            for place, (variant, look) in enumerate(looks.items()):
+                colour = shade(place / len(looks))
+                values = [row["ratio"][variant] for row in mine]
+                axis.plot(sparsities, values, look, label=variant, color=colour, markersize=4)
+            axis.set(title=name, xlabel="sparsity, %", ylim=(0, None))
+        axes[0].set(ylabel="step, beside dense")
+        axes[0].legend(fontsize=8)
+        text = svg(figure, f"Time of a training step beside the dense one, of {', '.join(names)}.", "train_speed")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.encode())
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """A line per setting."""
     heads = (
@@ -269,7 +317,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--allocations", nargs="+", choices=ALLOCATIONS, default=["erk", "uniform"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=20.0, help="per setting")
-    parser.add_argument("--json", type=Path, default=Path("runs/train_speed.json"))
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--plot", type=Path, help="an SVG of the stored rows")
     parser.add_argument("--show", action="store_true", help="print the table, and measure nothing")
     return parser.parse_args()
 
@@ -277,36 +326,27 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
-    rows: list[dict[str, Any]] = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
-    settings = [
-        {
-            "network": name,
-            "batch": NETWORKS[name].batches[which == "large"],
-            "sparsity": sparsity,
-            "group": group,
-            "allocation": allocation,
-        }
-        for name in options.networks
-        for which in options.batches
-        for sparsity in options.sparsities
-        for group in options.groups
-        for allocation in options.allocations
-    ]
+    rows, settings = stored(options.json), all_settings(options)
     for setting in [] if options.show else settings:
         known = {**setting, "threads": options.threads}
         if any(known.items() <= row.items() for row in rows):
-            continue
+            continue  # it is stored
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                rows.append(measured(setting, options.seconds))
+                row = measured(setting, options.seconds)
             except SparsifyError as error:
                 print(f"left out: {setting}: {error}", flush=True)
                 continue
-        print(table(rows[-1:]).splitlines()[-1], flush=True)
+        print(table([row]).splitlines()[-1], flush=True)
+        rows = [*stored(options.json), row]  # another process may measure other settings
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.json, (json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n").encode())
-    print(table(rows))
+        lines = ",\n ".join(json.dumps(one) for one in rows)
+        text = f'{{"machine": {json.dumps(machine())}, "rows": [\n {lines}\n]}}\n'
+        write_atomically(options.json, text.encode())
+    print(table(rows_of(rows, settings, options.threads)))
+    if options.plot:
+        plot(rows, options.plot)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Tables of figures on pages are those that the benchmarks print of what is stored."""
 
+import argparse
 import json
 import runpy
 from pathlib import Path
@@ -51,3 +52,30 @@ def test_differences_of_calibrators_are_those_of_their_figures():
         for name, found in row["differences"].items():
             expected = row["figures"][name] - base[row["network"]][name]
             assert found["difference"] == pytest.approx(expected, abs=1e-12)
+
+
+TRAINING_TIME = (ROOT / "docs" / "training_time.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("sparsities", "groups", "batches", "allocations", "threads", "least"),
+    [
+        ((0.8, 0.9, 0.949, 0.95), (64,), "small", ("erk", "uniform"), 1, 28),
+        ((0.8, 0.9, 0.95), (64,), "large", ("uniform",), 1, 13),
+        ((0.9,), (32, 128), "small", ("uniform",), 1, 10),
+        ((0.9,), (64,), "small", ("uniform",), 2, 5),
+    ],
+)
+def test_the_steps_of_the_page_of_training_time(sparsities, groups, batches, allocations, threads, least):
+    script, stored = benchmark("train_speed")
+    given = {"networks": [*script["NETWORKS"]], "sparsities": sparsities, "groups": groups}
+    options = argparse.Namespace(**given, batches=[batches], allocations=allocations)
+    rows = script["rows_of"](stored["rows"], script["all_settings"](options), threads)
+    assert len(rows) >= least and script["table"](rows) in TRAINING_TIME
+
+
+def test_the_runs_of_the_page_of_training_time():
+    for name in ("train_command", "train_frontier"):
+        script, stored = benchmark(name)
+        for part in "\n".join(script["table"](stored["cells"])).split("\n\n"):
+            assert part in TRAINING_TIME

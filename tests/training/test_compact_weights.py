@@ -264,10 +264,33 @@ def test_loops_as_users_write_them(step):
         assert all(torch.allclose(compact.means[name], mean) for name, mean in masked.means.items())
 
 
-def test_a_copy_of_a_run_goes_on_by_itself():
-    loop = Loop("rigl").run(7)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize(
+    ("method", "compact"), [("rigl", "always"), ("gmp", "always"), ("cigl(rigl)", "always"), ("rigl", "never")]
+)
+def test_a_compiled_program_follows_the_rounds(method, compact):
+    torch.compiler.reset()
+    loops = [Loop(method, compact=compact), Loop(method, compact=compact)]
+    call = torch.compile(loops[0].program, backend="aot_eager")
+    with torch._dynamo.config.patch(recompile_limit=64):
+        loops[0].run(step=lambda loop: stepped(loop, call))
+    loops[1].run(step=lambda loop: stepped(loop, loop.program))
+    assert_same(*loops)
+
+
+def stepped(loop, call):
+    images, target = digits(640)
+    at = slice(8 * loop.trainer.steps, 8 * loop.trainer.steps + 8)
+    nn.functional.cross_entropy(call(images[at].double()), target[at]).backward()
+    loop.trainer.step()
+    loop.optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("method", ["rigl", "cigl(rigl)"])
+def test_a_copy_of_a_run_goes_on_by_itself(method):
+    loop = Loop(method).run(7)
     program, optimizer, trainer = copy.deepcopy((loop.program, loop.optimizer, loop.trainer))
-    other = Loop("rigl", compact="never")
+    other = Loop(method, compact="never")
     other.program, other.optimizer, other.trainer = program, optimizer, trainer
     assert set(layouts(program)) == WEIGHTS
     other.run(STEPS - 7)
