@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import functools
 
+from sparsify.errors import RecipeError
 from sparsify.methods.base import Method, checked_method, in_range, with_objective
 from sparsify.parts import calibrating_losses
 from sparsify.parts.objectives import Stateless
 
+HARD_BELOW = 0.2
+"""Probability of the label below which FLSD-53 has another exponent."""
+
 
 @checked_method
-def focal(base: Method, *, gamma: float = 3.0, hard_gamma: float | None = None, hard_below: float = 0.2) -> Method:
+def focal(
+    base: Method, *, gamma: float = 3.0, hard_gamma: float | None = None, hard_below: float = HARD_BELOW
+) -> Method:
     """Weigh a sample less, the surer the model is of its label (Lin et al. 2017, arXiv:1708.02002).
 
     The equation is in `sparsify.parts.calibrating_losses.focal`. ``hard_gamma=5`` makes it FLSD-53 (Mukhoti et al. 2020,
@@ -23,7 +29,8 @@ def focal(base: Method, *, gamma: float = 3.0, hard_gamma: float | None = None, 
         hard_below: in [0, 1]; the default is that of FLSD-53.
 
     Raises:
-        RecipeError: If ``base`` has a loss of its own or is for another task, or an option is out of range.
+        RecipeError: If ``base`` has a loss of its own or is for another task, an option is out of range, or ``hard_below`` is given
+            without ``hard_gamma``.
 
     Examples:
         >>> import sparsify as sp
@@ -31,9 +38,14 @@ def focal(base: Method, *, gamma: float = 3.0, hard_gamma: float | None = None, 
         'focal(rigl)'
     """
     in_range(gamma, 0.0, 100.0, "gamma")
+    in_range(hard_below, 0.0, 1.0, "hard_below")
     if hard_gamma is not None:
         in_range(hard_gamma, 0.0, 100.0, "hard_gamma")
-    in_range(hard_below, 0.0, 1.0, "hard_below")
+    elif hard_below != HARD_BELOW:
+        raise RecipeError(
+            f"focal: hard_below is {hard_below:g}, but without hard_gamma all samples have the same exponent. Set hard_gamma as well, as "
+            f"hard_gamma=5, or leave hard_below out."
+        )
     loss = functools.partial(calibrating_losses.focal, gamma=gamma, hard_gamma=hard_gamma, hard_below=hard_below)
     return with_objective(base, "focal", lambda total: Stateless(loss))
 

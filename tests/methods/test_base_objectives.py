@@ -97,6 +97,7 @@ def test_options_reach_the_loss(name):
         ("focal", {"gamma": -0.5}, "^gamma should be between"),
         ("focal", {"hard_gamma": float("nan")}, "^hard_gamma should be between"),
         ("focal", {"hard_below": 1.2}, "^hard_below should be between"),
+        ("focal", {"hard_below": 0.3}, "without hard_gamma all samples have the same exponent"),
         ("dual-focal", {"gamma": float("inf")}, "^gamma should be between"),
         ("mbls", {"weight": -0.1}, "^weight should be between"),
         ("mbls", {"margin": -1.0}, "^margin should be between"),
