@@ -25,7 +25,7 @@ def check_classes(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not whole:
         raise TrainingError(
             f"this loss takes logits [N, K] and class numbers, int [N]; found logits {list(logits.shape)} and a target "
-            f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}. Of one-hot rows, give target.argmax(1)."
+            f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}. For one-hot targets, pass target.argmax(1)."
         )
 
 

@@ -93,30 +93,53 @@ def fit_vector_scaling(logits: Tensor, labels: Tensor, *, l2: float = 1e-4) -> t
         gradient = torch.cat([(residual * z).sum(0), residual.sum(0)]) + l2 * (x - start)
         return float(loss), gradient, probabilities
 
-    x = start.clone()
-    loss, gradient, probabilities = objective(x)
-    for _ in range(200):
-        if float(gradient.abs().max()) < 1e-9:
-            break
+    def newton_step(gradient: Tensor, probabilities: Tensor) -> Tensor:
         curvature = _hessian(z, probabilities) + (l2 + 1e-12) * torch.eye(2 * classes).double()
         step, singular = torch.linalg.solve_ex(curvature, gradient)
         if int(singular):
             raise ValueError("vector scaling met a singular system; use temperature scaling")
-        size = 1.0
+        return step
+
+    x, steepest = minimum(objective, newton_step, start, stop=1e-9)
+    if steepest < 1e-6:
+        return x[:classes] / temperature, x[classes:]
+    raise ValueError(f"vector scaling stopped at a gradient of {steepest:.1e}; use temperature scaling")
+
+
+def minimum(
+    objective: Callable[[Tensor], tuple[float, Tensor, Tensor]],
+    step_of: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    *,
+    stop: float,
+) -> tuple[Tensor, float]:
+    """Minimise a convex function by Newton's method with line search.
+
+    Args:
+        objective: returns loss, gradient and probabilities at a point.
+        step_of: returns the step to subtract, an ascent direction, from gradient and probabilities.
+        x: where to begin.
+        stop: the largest entry of a gradient at which the search ends.
+
+    Returns:
+        The last point, and the largest entry of its gradient, which is below ``stop`` if rounding allows it.
+    """
+    loss, gradient, probabilities = objective(x)
+    for _ in range(200):
+        if float(gradient.abs().max()) < stop:
+            break
+        step = step_of(gradient, probabilities)
+        size, slope = 1.0, float((gradient * step).sum())
         while size > 1e-10:
             trial = objective(x - size * step)
-            if trial[0] <= loss - 1e-4 * size * float(gradient @ step):
+            if trial[0] <= loss - 1e-4 * size * slope:
                 break
             size /= 2
         else:
             break
         x = x - size * step
         loss, gradient, probabilities = trial
-    if float(gradient.abs().max()) < 1e-6:
-        return x[:classes] / temperature, x[classes:]
-    raise ValueError(
-        f"vector scaling stopped at a gradient of {float(gradient.abs().max()):.1e}; use temperature scaling"
-    )
+    return x, float(gradient.abs().max())
 
 
 def fit_ensemble_temperature(logits: Tensor, labels: Tensor) -> tuple[float, tuple[float, float, float]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsify.parts.calibrators import standardised
+from sparsify.parts.calibrators import minimum, standardised
 
 GRID = (10.0, 1.0, 0.1, 0.01, 0.001)
 """Weights of the square of one parameter that cross-validation tries, the strongest first."""
@@ -156,22 +156,12 @@ def _features(scores: Tensor) -> Tensor:
 
 def _minimum(problem: _Problem, x: Tensor, *, stop: float) -> tuple[Tensor, float]:
     """Find the minimum from ``x``. Returns it with the largest entry of the gradient, which is below ``stop`` if rounding allows it."""
-    loss, gradient, probabilities = problem.value(x)
-    for _ in range(200):
-        if float(gradient.abs().max()) < stop:
-            break
-        step = _solution(functools.partial(problem.curvature, probabilities), gradient, problem.diagonal(probabilities))
-        size, slope = 1.0, float((gradient * step).sum())
-        while size > 1e-10:
-            trial = problem.value(x - size * step)
-            if trial[0] <= loss - 1e-4 * size * slope:
-                break
-            size /= 2
-        else:
-            break
-        x = x - size * step
-        loss, gradient, probabilities = trial
-    return x, float(gradient.abs().max())
+
+    def newton_step(gradient: Tensor, probabilities: Tensor) -> Tensor:
+        times = functools.partial(problem.curvature, probabilities)
+        return _solution(times, gradient, problem.diagonal(probabilities))
+
+    return minimum(problem.value, newton_step, x, stop=stop)
 
 
 def _solution(times: Callable[[Tensor], Tensor], gradient: Tensor, diagonal: Tensor) -> Tensor:
