@@ -1,6 +1,8 @@
 """The intermediate representation: a `Program` of two torch.fx graphs, its surgery, verifier, printer and file form."""
 
 from sparsify.ir import surgery as surgery
+from sparsify.ir.features import classifier_of as classifier_of
+from sparsify.ir.features import features_over as features_over
 from sparsify.ir.nodes import PHASES as PHASES
 from sparsify.ir.nodes import (
     Costs as Costs,

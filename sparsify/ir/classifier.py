@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
 from sparsify.errors import PassError
+from sparsify.ir import surgery
 from sparsify.ir.axes import Axis, axis_after, shape_of
 from sparsify.ir.layers import Layer, layer_of
 from sparsify.ir.nodes import TensorSpec
 from sparsify.ir.program import Program
 from sparsify.ir.traits import ELEMENTWISE, has_argument, input_of, kind_of, named_outputs, traits
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,31 @@ def classifier(program: Program, phase: str) -> Classifier:
     if bias is None and layer.bias is not None:
         raise PassError(_not_found(program, node, "whose bias is computed, not a parameter"))
     return Classifier(layer, weight, bias, tuple(tail), logits)
+
+
+def replayed(program: Program, phase: str, found: Classifier, value: fx.Node, width: int) -> fx.Node:
+    """Apply the operators between the layer and the logits to another value; returns the node of the result, ``value`` if there are none.
+
+    Args:
+        program: its phase is edited; `surgery.finish` is left to the caller.
+        phase: ``train`` or ``eval``.
+        found: the classifier of that phase.
+        value: a node whose value has the shape of the layer's output, but ``width`` entries in place of the K classes.
+        width: its size where the classes are.
+    """
+    anchor, dimension = found.logits, found.layer.axis
+    for node in found.tail:
+        turned = class_dimension(node, dimension)
+        assert turned is not None
+        spec = surgery.respec(node, turned, width)
+        if kind_of(node) == "reshape" and not has_argument(node, "dim") and len(shape_of(node)) == 2:
+            value = surgery.call_after(program, phase, anchor, aten.flatten.using_ints, (value, 1), spec=spec)
+        else:
+            value = surgery.call_like(program, phase, anchor, node, {input_of(node): value}, spec=spec)
+            if kind_of(node) == "reshape":
+                surgery.resize(value, turned, width)
+        anchor, dimension = value, turned
+    return value
 
 
 def class_dimension(node: fx.Node, dimension: int) -> int | None:

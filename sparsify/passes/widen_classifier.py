@@ -11,9 +11,7 @@ from torch import fx, nn
 
 from sparsify.errors import PassError
 from sparsify.ir import PHASES, Program, Stage, TensorSpec, surgery
-from sparsify.ir.axes import shape_of
-from sparsify.ir.classifier import Classifier, class_dimension, classifier
-from sparsify.ir.traits import has_argument, input_of, kind_of
+from sparsify.ir.classifier import Classifier, classifier, replayed
 from sparsify.passes.base import CHANGED, UNCHANGED, Effect, Kept, Pass, PassLog
 from sparsify.passes.options import Range, option
 
@@ -98,20 +96,7 @@ class WidenClassifier(Pass):
         unknown = surgery.call_like(
             program, phase, layer.node, layer.node, swapped, spec=surgery.respec(layer.node, layer.axis, 1)
         )
-        anchor, dimension = found.logits if found.tail else unknown, layer.axis
-        for node in found.tail:
-            turned = class_dimension(node, dimension)
-            assert turned is not None
-            smaller = surgery.respec(node, turned, 1)
-            if kind_of(node) == "reshape" and not has_argument(node, "dim") and len(shape_of(node)) == 2:
-                unknown = surgery.call_after(
-                    program, phase, anchor, aten.flatten.using_ints, (unknown, 1), spec=smaller
-                )
-            else:
-                unknown = surgery.call_like(program, phase, anchor, node, {input_of(node): unknown}, spec=smaller)
-                if kind_of(node) == "reshape":
-                    surgery.resize(unknown, turned, 1)
-            anchor, dimension = unknown, turned
+        anchor = unknown = replayed(program, phase, found, unknown, 1)
 
         def call(target: Any, arguments: Sequence[Any], shape: Sequence[int | str]) -> fx.Node:
             nonlocal anchor

@@ -1,0 +1,149 @@
+"""Features: the inputs of the classifier, the last layer. Logits are ``features @ weight.T + bias``, which is checked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from sparsify.errors import PassError
+from sparsify.ir import surgery
+from sparsify.ir.axes import shape_of
+from sparsify.ir.classifier import Classifier, classifier, replayed
+from sparsify.ir.evaluation import outputs_over
+from sparsify.ir.layers import Layer
+from sparsify.ir.nodes import TensorSpec
+from sparsify.ir.program import Program
+from sparsify.ir.traits import apply
+from sparsify.parts.samples import Samples
+
+
+@dataclass(frozen=True)
+class LastLayer:
+    """The classifier as it computes in eval mode, with masks applied.
+
+    Attributes:
+        name: name of the parameter of its weight.
+        weight: [K, d], detached; the weight of a convolution over all positions of its input is flattened.
+        bias: [K], detached; zeros for a layer without one.
+        node: name of the node of the layer in the eval phase.
+    """
+
+    name: str
+    weight: Tensor
+    bias: Tensor
+    node: str
+
+
+def classifier_of(program: Program) -> LastLayer:
+    """Return weight and bias of the layer that the logits of the eval phase come from.
+
+    Raises:
+        PassError: If the program has no classifier; the message says why.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> import sparsify as sp
+        >>> from sparsify.ir.features import classifier_of
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> last = classifier_of(sp.trace(model, torch.rand(2, 4)))
+        >>> last.name, tuple(last.weight.shape), tuple(last.bias.shape)
+        ('2.weight', (2, 3), (2,))
+    """
+    found = classifier(program, "eval")
+    with torch.no_grad():
+        weight = _value(program, found.layer.weight).flatten(1).detach()
+        bias = weight.new_zeros(len(weight)) if found.layer.bias is None else _value(program, found.layer.bias).detach()
+    return LastLayer(found.weight, weight, bias, found.layer.node.name)
+
+
+def features_over(program: Program, samples: Samples, *, batch_size: int = 256) -> Tensor:
+    """Compute the features of samples in eval mode: what the classifier reads, after pooling if logits are pooled.
+
+    The program does not change; a copy of it runs in batches.
+
+    Args:
+        program: in any mode, with logits [N, K].
+        samples: N samples with inputs for the program.
+        batch_size: samples per forward pass, at least 1.
+
+    Returns:
+        [N, d] on the CPU, in the dtype of the program, with ``logits = features @ weight.T + bias`` for the weight [K, d] and bias [K] of
+        `classifier_of`.
+
+    Raises:
+        PassError: If the program has no classifier, or its logits are not linear in the inputs of the classifier.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> import sparsify as sp
+        >>> from sparsify.ir.features import features_over
+        >>> from sparsify.parts.samples import TensorSamples
+        >>> program = sp.trace(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.rand(2, 4))
+        >>> features_over(program, TensorSamples(torch.rand(5, 4), torch.zeros(5).long())).shape
+        torch.Size([5, 3])
+    """
+    copy, name = with_features(program)
+    found = outputs_over(copy, samples, names=("logits", name), batch_size=batch_size)
+    last, features, logits = classifier_of(copy), found[name], found["logits"]
+    made = features.double() @ last.weight.double().cpu().T + last.bias.double().cpu()
+    allowed = 1e3 * torch.finfo(logits.dtype).eps * max(1.0, float(logits.abs().max()))
+    if not (worst := float((made - logits.double()).abs().max())) <= allowed:
+        raise PassError(
+            f"expected logits that are linear in the inputs of %{last.node}, found a difference of {worst:.3g}: the model computes "
+            f"something else between this layer and the logits of {program.name!r}, such as an activation. Let its last layer make the "
+            f"logits, after any activation."
+        )
+    return features
+
+
+def with_features(program: Program) -> tuple[Program, str]:
+    """Copy a program and let the eval phase of the copy also return the features [N, d]; returns the copy and the output's name.
+
+    Raises:
+        PassError: If the program has no classifier, or the layer reads more than one position of its input and pads or pools them.
+    """
+    copy = program.clone()
+    found = classifier(copy, "eval")
+    value = _read(copy, found)
+    taken = copy.output_names("eval")
+    name = next(n for i in range(len(taken) + 1) if (n := f"features_{i}" if i else "features") not in taken)
+    surgery.append_output(copy, "eval", name, value)
+    surgery.finish(copy)
+    return copy, name
+
+
+def _read(program: Program, found: Classifier) -> fx.Node:
+    """Return a node of the features [N, d]: what the layer reads, with the operators between the layer and the logits applied to it."""
+    layer, shape = found.layer, shape_of(found.layer.input)
+    if layer.is_conv and _covers(layer):
+        spec = TensorSpec("", (shape[0], math.prod(int(size) for size in shape[1:])), found.logits.meta["spec"].dtype)
+        flatten = torch.ops.aten.flatten.using_ints
+        return surgery.call_after(program, "eval", layer.input, flatten, (layer.input, 1), spec=spec)
+    if layer.is_conv and (set(layer.kernel) | set(layer.spatial("stride")) != {1} or any(layer.pads)):
+        raise PassError(
+            f"the features of {program.name!r} are not defined: its classifier, %{layer.node.name}, is a convolution over several "
+            f"positions, at each of which it reads other inputs. Pool before a linear layer, or use a kernel of size 1."
+        )
+    return replayed(program, "eval", found, layer.input, int(shape[layer.axis]))
+
+
+def _covers(layer: Layer) -> bool:
+    """Return whether a convolution reads all positions of its input at once, as a linear layer of the flattened input does."""
+    return (
+        tuple(shape_of(layer.input)[2:]) == layer.kernel
+        and not any(layer.pads)
+        and set(layer.spatial("dilation")) == {1}
+    )
+
+
+def _value(program: Program, node: fx.Node) -> Any:
+    """Compute a node that reads only parameters and buffers."""
+    if node.op == "get_attr":
+        return program.tensor(str(node.target))
+    return apply(node, lambda source: _value(program, source))
