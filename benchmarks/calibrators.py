@@ -27,10 +27,10 @@ import sklearn.metrics
 import torch
 from torch import Tensor
 
+from sparsify.figures import metrics
+from sparsify.figures.bootstrap import Figure, bootstrap_difference, share
 from sparsify.files import write_atomically
 from sparsify.heads import HEADS, HeldOut, fitting, run
-from sparsify.parts import metrics
-from sparsify.parts.bootstrap import Figure, bootstrap_difference, share
 from sparsify.tasks import build
 
 ROOT = Path(__file__).parents[1]

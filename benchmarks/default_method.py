@@ -25,14 +25,14 @@ from torch import Tensor, nn
 
 from sparsify.calibration import evaluate
 from sparsify.errors import SparsifyError
+from sparsify.figures import metrics
+from sparsify.figures.intervals import paired_difference
 from sparsify.files import write_atomically
 from sparsify.ir import Program, trace
 from sparsify.loading import Data, load_data
 from sparsify.loading.models import digits_cnn
 from sparsify.methods import build
-from sparsify.parts import metrics
 from sparsify.parts.compute import evaluations
-from sparsify.parts.intervals import paired_difference
 from sparsify.reports.latency import machine
 from sparsify.training import Interrupted, Settings, train
 

@@ -24,11 +24,11 @@ import onnx
 import torch
 from torch import Tensor
 
+from sparsify.figures import regression
+from sparsify.figures.intervals import paired_difference
 from sparsify.files import write_atomically
 from sparsify.ir import Program
 from sparsify.loading import Data, load_data
-from sparsify.parts import conformal
-from sparsify.parts.intervals import paired_difference
 from sparsify.reports.latency import machine
 from sparsify.runs.artefacts import run_file
 from sparsify.runs.recipe import Recipe, parse_recipe
@@ -135,10 +135,10 @@ def measure(recipe: Recipe, out: Path) -> Cell:
     low, high = drawn(Program.load(out / "program.sparsify"), data)
     return {
         "r2": recipe.build_task().figures(outputs["prediction"], wanted)["r2"],
-        "coverage": conformal.coverage(wanted, outputs["lower"], outputs["upper"]),
-        "width": conformal.width(outputs["lower"], outputs["upper"]),
-        "drawn_coverage": conformal.coverage(wanted, low, high),
-        "drawn_width": conformal.width(low, high),
+        "coverage": regression.coverage(wanted, outputs["lower"], outputs["upper"]),
+        "width": regression.width(outputs["lower"], outputs["upper"]),
+        "drawn_coverage": regression.coverage(wanted, low, high),
+        "drawn_width": regression.width(low, high),
         "density": report["density"],
         "bytes": report["bytes"],
         "parity": report["parity"]["share"],

@@ -36,14 +36,15 @@ import torch
 
 import sparsify as sp
 from sparsify.calibration import evaluate, fit
+from sparsify.figures.classifier import quality
+from sparsify.figures.intervals import Difference, paired_difference
 from sparsify.files import write_atomically
 from sparsify.loading import load_data
 from sparsify.loading.augmentation import augmented
 from sparsify.methods import Method
-from sparsify.parts.intervals import Difference, paired_difference
 from sparsify.parts.samples import Subset
 from sparsify.passes import AttachCalibrationHead, Pipeline
-from sparsify.reports import compare, quality
+from sparsify.reports import compare
 from sparsify.reports.digits import three_digits
 from sparsify.reports.latency import machine
 from sparsify.runs.comparison import end_with_parent

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from sparsify.parts.intervals import median_interval
+from sparsify.figures.intervals import median_interval
 
 INSTRUCTIONS = ("amx_int8", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "asimd")
 

@@ -23,8 +23,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsify.figures.intervals import paired_difference
 from sparsify.files import write_atomically
-from sparsify.parts.intervals import paired_difference
 from sparsify.reports.latency import machine
 
 ROOT = Path(__file__).parents[1]

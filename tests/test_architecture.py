@@ -19,7 +19,7 @@ from sparsify.methods import METHODS, WRAPPERS, base
 ROOT = Path(__file__).parents[1]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "files", "version"}),
-    frozenset({"arguments", "registry", "timing", "user_code"}),
+    frozenset({"arguments", "figures", "registry", "timing", "user_code"}),
     frozenset({"parts"}),
     frozenset({"deployment", "tasks"}),
     frozenset({"heads"}),
@@ -64,6 +64,10 @@ COMMAND = ("sparsify/cli.py", "sparsify/terminal/")
 PUBLIC = {"__version__", 
     "Method", "Pipeline", "Preprocessing", "Program", "SparseTrainer", "attach", "export", "methods", "trace",
 }  # fmt: skip
+TORCHLESS = ("figures",)
+"""Rooms that run where torch is not installed."""
+NEEDS_TORCH = {"torch", "onnxscript", "onnx_ir", "safetensors", "transformers"}
+"""Packages that such rooms do not have: torch, and what is installed for its sake."""
 LONGEST = 400
 LONGEST_METHOD = 150
 NO_METHODS = {"__init__", "base", "durations", "registry", "own"}
@@ -179,6 +183,26 @@ def read_at_run_time(tree: ast.Module, known: Container[str]) -> Iterator[str]:
         for name, _ in imported(ast.Module([node], [])):
             owner = name.rpartition(".")[0]
             yield from (found for found in [name if name in known else owner] if found in known)
+
+
+def runs_without_torch(root: Path) -> Iterator[str]:
+    """The rooms of `TORCHLESS` import no torch, on whatever way: `sparsify evaluate` runs where torch is not installed."""
+    trees = {module_name(path): (path, tree) for path, tree in sources(root)}
+    for start, (path, _) in trees.items():
+        if start.split(".")[1:2] not in [[room] for room in TORCHLESS]:
+            continue
+        seen, waiting = {start}, [(start, path)]
+        while waiting:
+            name, way = waiting.pop()
+            for found, line in imported(trees[name][1]):
+                if found.split(".")[0] in NEEDS_TORCH:
+                    yield f"{path}: imports {found}, by {way}:{line}"
+            for found in read_at_run_time(trees[name][1], trees):
+                packages = [found.rpartition(".")[0]] if found.count(".") > 1 else []
+                for needed in (found, *(package for package in packages if package in trees)):
+                    if needed not in seen:
+                        seen.add(needed)
+                        waiting.append((needed, trees[needed][0]))
 
 
 def parts_are_pure(root: Path) -> Iterator[str]:
@@ -397,6 +421,7 @@ def training_knows_no_method(root: Path) -> Iterator[str]:
 RULES: tuple[Rule, ...] = (
     import_order,
     no_circles,
+    runs_without_torch,
     parts_are_pure,
     file_length,
     graph_surgery,
@@ -425,6 +450,13 @@ BREAKERS: dict[str, list[tuple[str, str]]] = {
     "no_circles": [
         ("sparsify/parts/b.py", "def f():\n    from sparsify.ir.b import f"),
         ("sparsify/parts/b.py", "import sparsify.ir.b"),
+    ],
+    "runs_without_torch": [
+        ("sparsify/figures/a.py", "import torch"),
+        ("sparsify/figures/a.py", "def f():\n    from torch import nn"),
+        ("sparsify/figures/a.py", "from sparsify.parts.b import f"),
+        ("sparsify/figures/a.py", "from sparsify.ir.b import f"),
+        ("sparsify/figures/a.py", "import onnx_ir as ir"),
     ],
     "parts_are_pure": [
         ("sparsify/parts/a.py", "from torch import nn"),

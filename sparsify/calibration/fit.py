@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import DataError, TrainingError
+from sparsify.figures import metrics
 from sparsify.heads import HEADS, Fitted, Head, HeldOut, Scaling, State, fitting, run
 from sparsify.ir import Program, surgery
 from sparsify.ir.evaluation import outputs_over
 from sparsify.ir.traits import named_outputs
-from sparsify.parts import metrics
 from sparsify.parts.samples import Samples
 from sparsify.passes.attach_calibration_head import (
     BOUNDS,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sparsify.exporters.int8_samples import Samples
+from sparsify.figures import metrics, regression
 from sparsify.heads import Head, HeldOut, fitting, owner
-from sparsify.parts import conformal, metrics
 from sparsify.tasks import TASKS, Task, build
 from sparsify.tasks.base import judged
 from sparsify.timing import values_of
@@ -87,8 +87,8 @@ def _tables(model: ir.Model, samples: Samples, head: Head) -> Tables:
 def _figures(task: Task, found: Tables, targets: Tensor, when: str) -> dict[str, float]:
     if "lower" in found and "upper" in found:
         low, high = found["lower"], found["upper"]
-        held = conformal.coverage(targets.double().reshape(low.shape), low, high)
-        return {f"coverage_{when}": held, f"width_{when}": conformal.width(low, high)}
+        held = regression.coverage(targets.double().reshape(low.shape), low, high)
+        return {f"coverage_{when}": held, f"width_{when}": regression.width(low, high)}
     if "probabilities" not in found:
         return {}
     table, answers = judged(task, found["probabilities"], targets)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from sparsify.arguments import found
 from sparsify.errors import ContractError
+from sparsify.figures import metrics
 from sparsify.heads.base import Fitted, Head, HeldOut, State, run
 from sparsify.heads.registry import HEADS, fitting
 from sparsify.heads.scaling import Scaling
-from sparsify.parts import metrics
 from sparsify.tasks import Task, build
 from sparsify.tasks.base import judged
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 
@@ -38,17 +37,3 @@ def reach(errors: Tensor, level: float) -> Tensor:
         raise ValueError(f"expected errors of at least one sample, without NaN; found shape {list(errors.shape)}")
     place = min(math.ceil((len(errors) + 1) * level - 1e-9), len(errors))
     return errors.sort(0).values[place - 1]
-
-
-def coverage(target: Tensor, lower: Tensor, upper: Tensor) -> float:
-    """Compute the share of targets within their interval, bounds included, in [0, 1].
-
-    Args:
-        target, lower, upper: [N, ...], all of the same shape.
-    """
-    return float(((target >= lower) & (target <= upper)).double().mean())
-
-
-def width(lower: Tensor, upper: Tensor) -> float:
-    """Compute the mean width of intervals [N, ...]."""
-    return float((upper.double() - lower.double()).mean()) if torch.numel(lower) else 0.0

@@ -10,11 +10,8 @@ from sparsify.reports.latency import parse_shapes as parse_shapes
 from sparsify.reports.measures import calibrated as calibrated
 from sparsify.reports.measures import covered as covered
 from sparsify.reports.measures import layers as layers
-from sparsify.reports.measures import ood_quality as ood_quality
 from sparsify.reports.measures import paired as paired
 from sparsify.reports.measures import pass_rows as pass_rows
-from sparsify.reports.measures import quality as quality
-from sparsify.reports.measures import selective_differences as selective_differences
 from sparsify.reports.measures import sizes as sizes
 from sparsify.reports.measures import task_quality as task_quality
 from sparsify.reports.savings import savings_line as savings_line

@@ -28,7 +28,7 @@ import onnxruntime
 from onnx import TensorProto, numpy_helper
 
 from sparsify.errors import ExportError
-from sparsify.parts.intervals import median_interval
+from sparsify.figures.intervals import median_interval
 from sparsify.reports.digits import three_digits
 from sparsify.reports.headline import Headline
 from sparsify.timing import bound, seconds_per_call

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparsify.parts.intervals import Difference, Spread, paired_difference, spread
+from sparsify.figures.intervals import Difference, Spread, paired_difference, spread
 from sparsify.reports.headline import Headline
 from sparsify.reports.summary_measures import COSTS, MEASURES, OWN, SHORT, measure, unknown
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sparsify.parts.intervals import paired_shares, share_interval
+from sparsify.figures.intervals import paired_shares, share_interval
 from sparsify.reports.digits import three_digits
 from sparsify.reports.selective import clearly_worse
 from sparsify.reports.summary_measures import direction

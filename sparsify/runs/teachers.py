@@ -12,10 +12,10 @@ import torch
 
 from sparsify.calibration import evaluate
 from sparsify.errors import DataError, TraceError
+from sparsify.figures import metrics
 from sparsify.ir import Program
 from sparsify.ir.evaluation import outputs_of
 from sparsify.loading import Data
-from sparsify.parts import metrics
 from sparsify.tasks import Task
 
 

@@ -17,23 +17,22 @@ from torch import Tensor
 from sparsify.calibration import evaluate, fit, kind_of
 from sparsify.errors import SparsifyError, TrainingWarning, UnfinishedError
 from sparsify.exporters import export
+from sparsify.figures import metrics
+from sparsify.figures.classifier import ood_quality, selective_differences
 from sparsify.files import write_json
 from sparsify.ir import Program
 from sparsify.loading import Data
 from sparsify.loading.augmentation import augmented
 from sparsify.loading.once import read_once
 from sparsify.methods import Method
-from sparsify.parts import metrics
 from sparsify.passes import Pass, PassLog, Pipeline, recording
 from sparsify.passes.scale_prediction import scale_row
 from sparsify.reports import (
     calibrated,
     covered,
     layers,
-    ood_quality,
     paired,
     pass_rows,
-    selective_differences,
     sizes,
     task_quality,
     write_report,

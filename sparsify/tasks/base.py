@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import DataError, TrainingError
-from sparsify.parts import metrics, trees
-from sparsify.parts.bootstrap import RESAMPLES, Figure
+from sparsify.figures import metrics
+from sparsify.figures.bootstrap import RESAMPLES, Figure
+from sparsify.parts import trees
 
 Shape = Sequence[int | str]
 """The shape of an output; a size that varies is a string, such as ``"N"``."""
@@ -127,7 +128,7 @@ class Task(ABC):
         return None if first is None or second is None else float((first == second).double().mean())
 
     def resampled(self, output: Any, target: Any) -> Figure | None:
-        """Return the headline figure as a function of draws with repetition (`sparsify.parts.bootstrap`), for an interval; None: unknown.
+        """Return the headline figure as a function of draws with repetition (`sparsify.figures.bootstrap`), for an interval; None: unknown.
 
         Args:
             output: output for all samples, [N, ...].

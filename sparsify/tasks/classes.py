@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from sparsify.arguments import checked_fields
 from sparsify.errors import TaskError, TrainingError
-from sparsify.parts import bootstrap
-from sparsify.parts.bootstrap import Figure
+from sparsify.figures import bootstrap
+from sparsify.figures.bootstrap import Figure
 from sparsify.parts.distillation import distillation_loss
 from sparsify.tasks.base import Shape, Task, decided, fits, is_whole, mismatch, shown, tensors
 

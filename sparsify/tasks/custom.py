@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from sparsify.arguments import LATER, checked_fields
 from sparsify.errors import TaskError, TrainingError
-from sparsify.parts.bootstrap import FEWER_RESAMPLES, Figure, of_rows
+from sparsify.figures.arrays import Array
+from sparsify.figures.bootstrap import FEWER_RESAMPLES, Figure, of_rows
 from sparsify.parts.trees import mapped, tensors
 from sparsify.tasks.base import Shape, Task, own_loss, shown, unsmoothed
 
@@ -113,7 +115,8 @@ class Custom(Task):
         if not values or any(not value.ndim or len(value) != len(values[0]) for value in values):
             return None
 
-        def measured(rows: Tensor) -> float:
+        def measured(drawn_rows: Array) -> float:
+            rows = torch.from_numpy(drawn_rows)
             drawn, wanted = (mapped(lambda value: value[rows], tree) for tree in (output, target))
             return next(iter(self.figures(drawn, wanted).values()))
 

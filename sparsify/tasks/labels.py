@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsify.errors import TrainingError
-from sparsify.parts import bootstrap, metrics
-from sparsify.parts.bootstrap import Figure
+from sparsify.figures import bootstrap, metrics
+from sparsify.figures.bootstrap import Figure
 from sparsify.parts.distillation import yes_no_distillation_loss
 from sparsify.tasks.base import Shape, Task, decided, fits, is_zero_one, mismatch, shown, tensors
 

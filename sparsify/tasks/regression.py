@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from sparsify.arguments import checked_fields
 from sparsify.errors import TaskError, TrainingError
-from sparsify.parts import bootstrap
-from sparsify.parts.bootstrap import Figure
+from sparsify.figures import bootstrap
+from sparsify.figures.bootstrap import Figure
+from sparsify.figures.regression import errors
 from sparsify.tasks.base import Shape, Task, fits, mismatch, own_loss, shown, tensors, unsmoothed
 
 LOSSES = {"mse": functional.mse_loss, "mae": functional.l1_loss, "huber": functional.huber_loss}
@@ -98,10 +99,7 @@ class Regression(Task):
         return functional.mse_loss(output / unit, teacher.detach().to(output.dtype) / unit)
 
     def figures(self, output: Any, target: Any) -> dict[str, float]:
-        """Compute R2, RMSE and MAE over all values.
-
-        R2 = 1 - (sum of squared errors) / (sum of squares about each output's mean), over all outputs together; scikit-learn's
-        ``r2_score(..., multioutput="variance_weighted")``.
+        """Compute R2, RMSE and MAE over all values (`sparsify.figures.regression.errors`).
 
         Raises:
             TrainingError: If the shapes do not go together.
@@ -110,10 +108,7 @@ class Regression(Task):
         wanted = _like(target.cpu().double(), found)
         if wanted is None:
             raise TrainingError(mismatch(self, output, target))
-        error = found - wanted
-        squares, spread = float((error**2).sum()), float(((wanted - wanted.mean(0)) ** 2).sum())
-        r2 = 1 - squares / spread if spread else float(squares == 0)
-        return {"r2": r2, "rmse": float((error**2).mean().sqrt()), "mae": float(error.abs().mean())}
+        return errors(found, wanted)
 
     def resampled(self, output: Any, target: Any) -> Figure | None:
         found = output.detach().cpu().double()

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from sparsify.errors import SparsifyError
+from sparsify.figures.intervals import median_interval
 from sparsify.ir import Program
 from sparsify.methods import Method
-from sparsify.parts.intervals import median_interval
 from sparsify.parts.samples import Batch
 from sparsify.passes import FoldMasks, Pipeline, recording
 from sparsify.tasks import Task

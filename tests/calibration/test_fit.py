@@ -11,7 +11,7 @@ from torch import nn
 import sparsify as sp
 from sparsify.calibration import evaluate, fit
 from sparsify.errors import TrainingError
-from sparsify.parts import metrics
+from sparsify.figures import metrics
 from sparsify.parts.samples import TensorSamples
 
 

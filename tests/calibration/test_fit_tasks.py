@@ -11,7 +11,7 @@ import sparsify as sp
 from sparsify.calibration import evaluate, fit
 from sparsify.errors import DataError, PassError, TrainingError
 from sparsify.exporters.int8_samples import samples_of
-from sparsify.parts import conformal
+from sparsify.figures import regression
 from sparsify.parts.samples import TensorSamples
 from sparsify.passes import AttachCalibrationHead
 from sparsify.passes.attach_calibration_head import head_metadata
@@ -88,7 +88,7 @@ def test_an_interval_holds_what_it_says(shape):
     assert (log.kind, log.level, log.samples, log.note) == ("interval", 0.8, 400, None)
     outputs = evaluate(program, TensorSamples(x[400:], y[400:]))
     assert [*outputs] == ["prediction", "lower", "upper"]
-    assert abs(conformal.coverage(y[400:], outputs["lower"], outputs["upper"]) - 0.8) < 0.05
+    assert abs(regression.coverage(y[400:], outputs["lower"], outputs["upper"]) - 0.8) < 0.05
     errors = (x[:400] - y[:400]).abs()
     torch.testing.assert_close(program.tensor("calibration.reach"), errors.sort(0).values[320], msg="ceil(401 * 0.8)")
     assert log.to_dict()["nll_before"] is None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sparsify.figures import metrics
 from sparsify.heads import EnsembleTemperature, HeldOut, run
-from sparsify.parts import metrics
 from sparsify.tasks import Classification
 from tests.cases import held_out_logits
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.isotonic import IsotonicRegression
 
+from sparsify.figures import metrics
 from sparsify.heads import HeldOut, Histogram, Isotonic, run
-from sparsify.parts import metrics
 from sparsify.tasks import Classification
 from tests.cases import held_out_logits
 

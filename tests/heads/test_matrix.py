@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from sparsify.figures import metrics
 from sparsify.heads import Dirichlet, HeldOut, Matrix, Vector, run
-from sparsify.parts import metrics
 from sparsify.tasks import Classification
 from tests.cases import held_out_logits
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsify.parts import metrics
+from sparsify.figures import metrics
 from tests.properties.steady import steady
 
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparsify import timing
 from sparsify.errors import ExportError
-from sparsify.parts.intervals import median_interval
+from sparsify.figures.intervals import median_interval
 from sparsify.reports.latency import Latency, Timing, compare, nonzeros
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sparsify.parts.intervals import Difference
+from sparsify.figures.intervals import Difference
 from sparsify.reports.summary import CellResult, mean_curve, summarise, verdict
 from sparsify.reports.summary_measures import figures, measure, unknown
 

@@ -11,8 +11,8 @@ from torch import nn
 
 import sparsify as sp
 from sparsify.errors import ExportError, RecipeError
+from sparsify.figures import metrics
 from sparsify.loading import load_data
-from sparsify.parts import metrics
 from sparsify.runs import artefacts
 from sparsify.runs.artefacts import CALIBRATION, run_file, training_times, trials, write_int8
 from sparsify.runs.exporting import export_saved

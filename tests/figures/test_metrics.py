@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from sparsify.parts import metrics
+from sparsify.figures import metrics
 
 CONFIDENCE = torch.tensor([0.05, 0.20, 0.40, 0.55, 0.61, 0.72, 0.80, 0.88, 0.93, 0.97, 0.999, 1.0], dtype=torch.float64)
 CORRECT = torch.tensor([0, 0, 1, 0, 1, 1, 0, 1, 1, 1, 1, 0]).bool()
@@ -152,7 +152,7 @@ def test_individual_calibration_error_is_of_the_predicted_class():
     lower, upper = torch.tensor([[0.9, 0.0], [0.2, 0.6]]).double(), torch.tensor([[1.0, 0.1], [0.4, 0.8]]).double()
     error = metrics.individual_calibration_error(p, lower, upper)
     assert error.tolist() == pytest.approx([0.0, 0.2])
-    assert float(error.abs().mean()) == pytest.approx(0.1)
+    assert float(abs(error).mean()) == pytest.approx(0.1)
     wide = metrics.individual_calibration_error(p, lower + 2, upper + 2)
     assert wide.tolist() == pytest.approx([-0.05, -0.1])  # centres are clipped to 1
 

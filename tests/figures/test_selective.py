@@ -5,13 +5,14 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import permutations
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
 from sparsify.errors import TrainingError
-from sparsify.parts import bootstrap, selective
-from sparsify.parts.selective import Selection, aurc, coverage_at_risk, excess_aurc, risk_coverage, thinned
+from sparsify.figures import bootstrap, metrics, selective
+from sparsify.figures.selective import Selection, aurc, coverage_at_risk, excess_aurc, risk_coverage, thinned
 
 FIVE = torch.tensor([0.9, 0.8, 0.8, 0.6, 0.5], dtype=torch.float64)
 RIGHT = torch.tensor([True, False, True, True, False])
@@ -99,7 +100,7 @@ def test_nothing_depends_on_the_order_of_samples():
         order = torch.randperm(60, generator=torch.Generator().manual_seed(seed))
         curve = risk_coverage(confidence[order], correct[order])
         assert aurc(curve) == aurc(first) and excess_aurc(curve) == excess_aurc(first)
-        assert torch.equal(curve.answered, first.answered) and torch.equal(curve.wrong, first.wrong)
+        assert np.array_equal(curve.answered, first.answered) and np.array_equal(curve.wrong, first.wrong)
         assert coverage_at_risk(curve, 0.2) == coverage_at_risk(first, 0.2)
         assert selective.correctness_auroc(confidence[order], correct[order]) == selective.correctness_auroc(
             confidence, correct
@@ -135,18 +136,18 @@ def test_values_that_are_not_finite_are_refused(value):
         with pytest.raises(TrainingError, match="1 of 5 confidences"):
             call(broken, torch.ones(5).bool())
     with pytest.raises(TrainingError, match="1 of 10 probabilities"):
-        selective.top_label(torch.stack([broken, 1 - FIVE], 1), torch.zeros(5).long())
+        metrics.top_label(torch.stack([broken, 1 - FIVE], 1), torch.zeros(5).long())
 
 
 def test_the_confidence_is_that_of_the_predicted_class():
-    confidence, correct = selective.top_label(torch.tensor([[0.7, 0.3], [0.4, 0.6]]), torch.tensor([0, 0]))
+    confidence, correct = metrics.top_label(torch.tensor([[0.7, 0.3], [0.4, 0.6]]), torch.tensor([0, 0]))
     assert confidence.tolist() == pytest.approx([0.7, 0.6]) and correct.tolist() == [True, False]
 
 
 def test_a_thinned_curve_keeps_its_ends_and_only_points_of_the_curve():
     curve = risk_coverage(*drawn(0, samples=500, levels=400))
     few = thinned(curve, 20)
-    assert len(few.answered) == len(few.answered.unique()) == 20
+    assert len(few.answered) == len(np.unique(few.answered)) == 20
     assert few.answered[[0, -1]].tolist() == curve.answered[[0, -1]].tolist()
     points = set(zip(curve.coverage.tolist(), curve.risk.tolist(), strict=True))
     assert set(zip(few.coverage.tolist(), few.risk.tolist(), strict=True)) <= points
@@ -157,7 +158,7 @@ def test_drawn_samples_have_the_areas_of_their_own_curve():
     confidence, correct = drawn(3, samples=40)
     generator = torch.Generator().manual_seed(0)
     rows = [torch.arange(40), *torch.randint(40, (6, 40), generator=generator)]
-    draws = torch.stack([torch.bincount(some, minlength=40) for some in rows]).double()
+    draws = torch.stack([torch.bincount(some, minlength=40) for some in rows]).double().numpy()
     curves = [risk_coverage(confidence[some], correct[some]) for some in rows]
     assert selective.resampled_aurc(confidence, correct)(draws).tolist() == pytest.approx(
         [aurc(curve) for curve in curves], abs=1e-12

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from sparsify.parts import bootstrap
-from sparsify.parts.bootstrap import Figure
-from sparsify.parts.metrics import finite
+from sparsify.figures import bootstrap
+from sparsify.figures.arrays import Array, ArrayLike
+from sparsify.figures.bootstrap import Figure
+from sparsify.figures.metrics import doubles
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class RiskCoverage:
         wrong: float64 [S], how many of those answers are wrong.
     """
 
-    threshold: Tensor
-    answered: Tensor
-    wrong: Tensor
+    threshold: Array
+    answered: Array
+    wrong: Array
 
     @property
-    def coverage(self) -> Tensor:
+    def coverage(self) -> Array:
         """The share of all samples that is answered, float64 [S], in (0, 1]."""
         return self.answered / self.answered[-1]
 
     @property
-    def risk(self) -> Tensor:
+    def risk(self) -> Array:
         """The share of the answers that is wrong, float64 [S], in [0, 1]."""
         return self.wrong / self.answered
 
@@ -55,17 +55,7 @@ class Selection:
     threshold: float | None
 
 
-def top_label(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the confidence of the predicted class, float64 [N], and whether it is the label, bool [N].
-
-    Raises:
-        TrainingError: If a probability is not finite.
-    """
-    confidence, predicted = finite(probabilities, "probabilities").double().max(1)
-    return confidence, predicted == labels
-
-
-def risk_coverage(confidence: Tensor, correct: Tensor) -> RiskCoverage:
+def risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> RiskCoverage:
     """Compute the risk-coverage curve (El-Yaniv and Wiener 2010, JMLR 11; Geifman and El-Yaniv 2017, arXiv:1705.08500).
 
     Args:
@@ -75,9 +65,9 @@ def risk_coverage(confidence: Tensor, correct: Tensor) -> RiskCoverage:
     Raises:
         TrainingError: If a confidence is not finite.
     """
-    steps = _steps(finite(confidence, "confidences").double(), correct)
-    answered, wrong = steps(torch.ones(1, len(confidence), dtype=torch.float64, device=confidence.device))
-    return RiskCoverage(confidence.double().unique().flip(0), answered[0], wrong[0])
+    values = doubles(confidence, "confidences")
+    answered, wrong = _steps(values, correct)(np.ones((1, len(values))))
+    return RiskCoverage(np.unique(values)[::-1], answered[0], wrong[0])
 
 
 def aurc(curve: RiskCoverage) -> float:
@@ -94,11 +84,11 @@ def excess_aurc(curve: RiskCoverage) -> float:
     It is 0 if every right answer has a higher confidence than every wrong one. Unlike AURC, it hardly depends on accuracy.
     """
     samples, wrong = int(curve.answered[-1]), int(curve.wrong[-1])
-    last = torch.arange(1, wrong + 1, dtype=torch.float64)  # the wrong answers, after all of the right ones
+    last = np.arange(1.0, wrong + 1)  # the wrong answers, after all of the right ones
     return max(aurc(curve) - float((last / (samples - wrong + last)).sum()) / samples, 0.0)
 
 
-def correctness_auroc(confidence: Tensor, correct: Tensor) -> float | None:
+def correctness_auroc(confidence: ArrayLike, correct: ArrayLike) -> float | None:
     """Compute the probability that a right answer has a higher confidence than a wrong one; ties count half.
 
     Args:
@@ -111,11 +101,10 @@ def correctness_auroc(confidence: Tensor, correct: Tensor) -> float | None:
     Raises:
         TrainingError: If a confidence is not finite.
     """
-    confidence = finite(confidence, "confidences").double()
-    if bool(correct.all()) or not bool(correct.any()):
+    values, right = doubles(confidence, "confidences"), np.asarray(correct)
+    if right.all() or not right.any():
         return None
-    figure = bootstrap.auroc(confidence, correct)
-    return float(figure(torch.ones(1, len(correct), dtype=torch.float64, device=correct.device)))
+    return bootstrap.measured(bootstrap.auroc(values, right), len(values))
 
 
 def coverage_at_risk(curve: RiskCoverage, most: float) -> Selection:
@@ -124,7 +113,7 @@ def coverage_at_risk(curve: RiskCoverage, most: float) -> Selection:
     The risk need not rise with the coverage; the last point of the curve that is low enough counts. The threshold is chosen on the samples
     of the curve, so the risk of other samples may be higher.
     """
-    allowed = (curve.risk <= most).nonzero()
+    allowed = np.flatnonzero(curve.risk <= most)
     if not len(allowed):
         return Selection(0, 0.0, 0.0, None)
     last = int(allowed[-1])
@@ -137,30 +126,31 @@ def thinned(curve: RiskCoverage, most: int) -> RiskCoverage:
     steps = len(curve.answered)
     if steps <= most:
         return curve
-    kept = torch.arange(most, device=curve.answered.device) * (steps - 1) // (most - 1)
+    kept = np.arange(most) * (steps - 1) // (most - 1)
     return RiskCoverage(curve.threshold[kept], curve.answered[kept], curve.wrong[kept])
 
 
-def resampled_aurc(confidence: Tensor, correct: Tensor) -> Figure:
+def resampled_aurc(confidence: ArrayLike, correct: ArrayLike) -> Figure:
     """Make the figure `aurc` for draws of the samples; ``confidence`` float64 [N], finite, and ``correct`` bool [N]."""
     steps = _steps(confidence, correct)
     return lambda draws: _area(*steps(draws))
 
 
-def _steps(confidence: Tensor, correct: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _steps(confidence: ArrayLike, correct: ArrayLike) -> Callable[[Array], tuple[Array, Array]]:
     """Return a function from draws [B, N] to how many samples are answered at each distinct confidence, and how many wrongly, [B, S]."""
-    order = confidence.argsort(descending=True)
-    ends = confidence.unique(return_counts=True)[1].flip(0).cumsum(0) - 1
-    wrong = (~correct[order]).double()
+    values = np.asarray(confidence)
+    order = values.argsort()[::-1]
+    ends = np.unique(values, return_counts=True)[1][::-1].cumsum() - 1
+    wrong = (~np.asarray(correct)[order]).astype(np.float64)
 
-    def counted(draws: Tensor) -> tuple[Tensor, Tensor]:
-        drawn = draws[:, order]
+    def counted(draws: Array) -> tuple[Array, Array]:
+        drawn = np.asarray(draws)[:, order]
         return drawn.cumsum(1)[:, ends], (drawn * wrong).cumsum(1)[:, ends]
 
     return counted
 
 
-def _area(answered: Tensor, wrong: Tensor) -> Tensor:
+def _area(answered: Array, wrong: Array) -> Array:
     """Average the risk [..., S] over the samples; a step without samples, in a draw, counts nothing."""
-    each = torch.diff(answered, dim=-1, prepend=torch.zeros_like(answered[..., :1]))
-    return (each * wrong / answered.clamp_min(1)).sum(-1) / answered[..., -1]
+    each = np.diff(answered, axis=-1, prepend=0.0)
+    return (each * wrong / answered.clip(1)).sum(-1) / answered[..., -1]

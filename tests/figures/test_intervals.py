@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sparsify.parts.intervals import (
+from sparsify.figures.intervals import (
     Difference,
     Spread,
     paired_difference,

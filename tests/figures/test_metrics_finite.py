@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparsify.errors import TrainingError
-from sparsify.parts import metrics
+from sparsify.figures import metrics
 
 LABELS = torch.tensor([0, 1, 2, 1])
 TABLE = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.2, 0.7], [0.3, 0.4, 0.3]])
@@ -22,6 +22,7 @@ CALLS = {
     "mce": lambda x: metrics.mce(x, LABELS), "debiased_l2": lambda x: metrics.debiased_l2(x, LABELS),
     "debiased_square": lambda x: metrics.debiased_square(x[:, 0], HIT, bins=2),
     "equal_mass_error": lambda x: metrics.equal_mass_error(x[:, 0], HIT, bins=2),
+    "top_label": lambda x: metrics.top_label(x, LABELS),
     "signed_gap": lambda x: metrics.signed_gap(x, LABELS),
     "individual_calibration_error": lambda x: metrics.individual_calibration_error(TABLE, x, TABLE),
     "auroc": lambda x: metrics.auroc(SCORES, x[:, 0]), "aupr": lambda x: metrics.aupr(x[:, 0], SCORES),
@@ -34,7 +35,7 @@ def test_every_metric_is_tried():
     public = {
         name for name, value in inspect.getmembers(metrics, inspect.isfunction) if value.__module__ == metrics.__name__
     }
-    assert {name for name in public if not name.startswith("_")} - {"finite"} == set(CALLS)
+    assert {name for name in public if not name.startswith("_")} - {"finite", "doubles"} == set(CALLS)
 
 
 @pytest.mark.parametrize("name", CALLS)
