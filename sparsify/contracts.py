@@ -24,11 +24,11 @@ from sparsify.heads import HEADS, Fitted, Head, check_head, register
 from sparsify.heads import run as compute
 from sparsify.heads.contract import agree
 from sparsify.ir import Program, trace
-from sparsify.loading.sources import digits_arrays
 from sparsify.methods import Method
 from sparsify.parts.patterns import parse_pattern
 from sparsify.passes import AttachCalibrationHead, Pass, Pipeline
 from sparsify.passes.contract import check_pass
+from sparsify.reading.digits import digits_arrays
 from sparsify.tasks import Task, build, check_task
 from sparsify.training import SparseTrainer, attach
 

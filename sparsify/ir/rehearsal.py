@@ -24,8 +24,8 @@ from torch.utils import _pytree as pytree
 
 from sparsify.errors import LoadError
 from sparsify.ir.document import MOST_VALUES
-from sparsify.ir.foreign import INTEGERS
 from sparsify.ir.nodes import MASK_OPERATORS, TensorSpec, apply_random_mask
+from sparsify.untrusted import INTEGERS
 
 BATCHES = (2, 24, 64)
 """Batch sizes, tried in turn: a model may need a multiple of its number of frames or segments."""

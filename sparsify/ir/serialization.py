@@ -28,7 +28,7 @@ from sparsify.files import write_atomically
 from sparsify.ir.binding import KINDS, UNKNOWN
 from sparsify.ir.compaction import stored_dense
 from sparsify.ir.document import LONGEST_NOTE, NodeForm, ProgramForm, checked_document, task_of
-from sparsify.ir.foreign import INTEGERS, checked_keyword, checked_text, parse_json
+from sparsify.ir.foreign import checked_keyword, checked_text
 from sparsify.ir.nodes import LEVEL, MADE_BY, GradientTap, RandomnessRecord, Stage, TensorSpec
 from sparsify.ir.operators import FUNCTIONS, aten_operator
 from sparsify.ir.phase import FULL_PRECISION
@@ -36,6 +36,7 @@ from sparsify.ir.rehearsal import rehearse
 from sparsify.ir.size_ranges import SizeRange
 from sparsify.ir.state import place
 from sparsify.tasks.stored import to_data
+from sparsify.untrusted import INTEGERS, parse_json
 
 if TYPE_CHECKING:
     from sparsify.ir.program import Program

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sparsify.errors import LoadError
-from sparsify.ir.foreign import is_plain_structure, parse_json, regular_size
+from sparsify.ir.foreign import is_plain_structure
 from sparsify.ir.operators import aten_operator
+from sparsify.untrusted import parse_json, regular_size
 
 PARTS = re.compile(
     r"(models/\w+\.json|data/(weights|constants)/(\w+|\w+_config\.json)|data/sample_inputs/\w+\.pt|archive_format|archive_version"

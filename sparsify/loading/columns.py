@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import DataError, LoadWarning
-from sparsify.loading.arrays import free_memory
 from sparsify.loading.holdout import held_rows
 from sparsify.loading.tables import DECIMAL_COMMA, DELIMITERS, Table, number
 from sparsify.loading.targets import ONE_CLASS
 from sparsify.parts.samples import Samples, TensorSamples
+from sparsify.reading.arrays import free_memory
 
 MOST_CATEGORIES = 1000
 """Largest number of different categories in one column."""

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from sparsify.errors import DataError
 from sparsify.loading.holdout import AMOUNTS, drawn, held_out
-from sparsify.loading.images import Progress
-from sparsify.loading.pixels import Channels
 from sparsify.loading.sources import Asked, GivenAs, Parts, Stored, read
 from sparsify.loading.targets import count_classes, sample_classes
 from sparsify.parts.samples import Samples
 from sparsify.parts.trees import Tree
+from sparsify.reading.images import Progress
+from sparsify.reading.pixels import Channels
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sparsify.errors import DataError
 from sparsify.loading.targets import sample_classes
 from sparsify.parts.samples import Samples, Subset
+from sparsify.reading.digits import split
 
 AMOUNTS = " If the targets are amounts and no classes, set the task to 'regression'."
 
@@ -37,7 +37,9 @@ def drawn(text: str, train: Samples, count: int, *, seed: int, task: str | None 
         raise DataError(
             f"{text}: train_samples should be between {each or '2 and '}{len(train) - kinds}, found {count}."
         )
-    kept, _ = split(len(train), held=len(train) - count, seed=seed, classes=classes)
+    kept, _ = split(
+        len(train), held=len(train) - count, seed=seed, classes=None if classes is None else classes.numpy()
+    )
     return Subset(train, torch.from_numpy(np.sort(kept)))
 
 
@@ -81,14 +83,4 @@ def held_rows(
         raise DataError(
             f"{text}: keeping {held_count} of {total} training samples leaves fewer than the {kinds} classes. Lower holdout.{hint}"
         )
-    return split(total, held=held_count, seed=seed, classes=classes if held_count >= kinds else None)
-
-
-def split(total: int, *, held: int, seed: int, classes: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the rows that are kept and the rows that are held out, unsorted; stratified if ``classes``, int64 [N], are given."""
-    from sklearn.model_selection import train_test_split
-
-    rows = np.arange(total)
-    stratify = None if classes is None else classes.numpy()
-    kept, out = train_test_split(rows, test_size=held, random_state=seed, stratify=stratify)
-    return np.asarray(kept), np.asarray(out)
+    return split(total, held=held_count, seed=seed, classes=classes.numpy() if held_count >= kinds else None)

@@ -10,19 +10,16 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import DataError
-from sparsify.loading.arrays import checked_inputs, read_arrays
+from sparsify.loading.arrays import checked_inputs
 from sparsify.loading.data import Data
 from sparsify.loading.datasets import samples_of_part
 from sparsify.loading.factories import call_factory
-from sparsify.loading.images import SUFFIXES, ImageFiles, Progress, decode_all
-from sparsify.loading.sources import digits_arrays
+from sparsify.loading.images import ImageFiles
 from sparsify.parts.samples import Batch, Samples, TensorSamples
 from sparsify.parts.trees import Tree
-
-GRID = (20, 25)
-"""Number of places, down and across, where patches are cut from each of the two photographs."""
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey (ITU-R BT.601)."""
+from sparsify.reading.digits import LUMA
+from sparsify.reading.images import SUFFIXES, Progress
+from sparsify.reading.ood import image_shape, ood_array
 
 
 def load_ood(text: str, data: Data, *, on_progress: Progress | None = None) -> Samples:
@@ -56,7 +53,7 @@ def load_ood(text: str, data: Data, *, on_progress: Progress | None = None) -> S
     elif Path(text).is_dir():
         samples = _Prepared(_files(Path(text), shape), data.statistics, grey=shape[:1] == (1,))
     else:
-        samples = _prepared(text, _arrays(text, shape, on_progress), data)
+        samples = _prepared(text, ood_array(text, shape, on_progress), data)
     wanted, found = _form(example), _form(samples.batch(torch.arange(1)).inputs)
     if found != wanted:
         raise DataError(
@@ -89,79 +86,6 @@ def _prepared(text: str, x: np.ndarray, data: Data) -> Samples:
     return TensorSamples(inputs, labels, mean=mean, std=std)
 
 
-def _arrays(text: str, shape: tuple[int, ...], on_progress: Progress | None) -> np.ndarray:
-    if text == "digits":
-        return digits_arrays()["x_test"]
-    if text == "photos":
-        return _photos(*_image(text, shape))
-    if not Path(text).is_file():
-        raise DataError(
-            f"there is no data file {text}. Give an .npz file, a folder of images, file.py:factory, photos or digits."
-        )
-    try:
-        held = read_arrays(Path(text))
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"{text} cannot be read as .npz without unpickling ({type(error).__name__}: {error}). Save plain arrays with numpy.savez."
-        ) from error
-    if {"images_test", "offsets_test"} <= held.keys():
-        channels, *size = _image(text, shape)
-        pixels = decode_all(
-            held["images_test"],
-            held["offsets_test"],
-            f"{text}, images_test",
-            size=(size[0], size[1]),
-            on_progress=on_progress,
-        )
-        return _grey(pixels) if channels == 1 else pixels
-    for name in ("x_test", "x"):
-        if name in held:
-            return held[name]
-    raise DataError(
-        f"{text} lacks x_test, x or images_test with offsets_test; it holds {', '.join(sorted(held)) or 'nothing'}."
-    )
-
-
-def _image(text: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return channels, height and width of the training images.
-
-    Raises:
-        DataError: If they are not grey or RGB images.
-    """
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise DataError(
-            f"{text}: images cannot take the shape {list(shape)} of the training inputs. Give arrays of that shape."
-        )
-    return shape[0], shape[1], shape[2]
-
-
-def _grey(pixels: np.ndarray) -> np.ndarray:
-    """Convert RGB bytes [N, 3, H, W] to grey bytes [N, 1, H, W]."""
-    return np.rint(np.tensordot(pixels, LUMA, axes=([1], [0])))[:, None].astype(np.uint8)
-
-
-def _photos(channels: int, height: int, width: int) -> np.ndarray:
-    """Cut patches [1000, C, H, W] at a grid of places; large patches overlap."""
-    from sklearn.datasets import load_sample_images
-
-    images = [np.asarray(image) for image in load_sample_images().images]
-    if height > images[0].shape[0] or width > images[0].shape[1]:
-        raise DataError(
-            f"photos: the photographs have 427 x 640 pixels, but the training images have {height} x {width}. Give a folder of "
-            f"images instead."
-        )
-    patches = [
-        image[top : top + height, left : left + width].transpose(2, 0, 1)
-        for image in images
-        for top in np.linspace(0, image.shape[0] - height, GRID[0]).astype(int)
-        for left in np.linspace(0, image.shape[1] - width, GRID[1]).astype(int)
-    ]
-    pixels = np.stack(patches)
-    return _grey(pixels) if channels == 1 else pixels
-
-
 def _files(folder: Path, shape: tuple[int, ...]) -> ImageFiles:
     root = folder / "test" if (folder / "test").is_dir() else folder
     found = [
@@ -169,7 +93,7 @@ def _files(folder: Path, shape: tuple[int, ...]) -> ImageFiles:
     ]
     if not found:
         raise DataError(f"{root} holds no images, which are files that end in {', '.join(sorted(SUFFIXES))}.")
-    _, height, width = _image(str(folder), shape)
+    _, height, width = image_shape(str(folder), shape)
     return ImageFiles(found, [0] * len(found), size=(height, width), resize=True)
 
 

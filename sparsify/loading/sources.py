@@ -7,20 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sparsify.errors import DataError
-from sparsify.loading.arrays import Arrays, encoded_inputs, read_npz, samples_of_arrays, stored_layout
+from sparsify.loading.arrays import samples_of_arrays
 from sparsify.loading.columns import samples_of_table
 from sparsify.loading.datasets import samples_of_factory
-from sparsify.loading.holdout import split
-from sparsify.loading.images import Progress, samples_of_folder
+from sparsify.loading.images import samples_of_folder
 from sparsify.loading.once import once
-from sparsify.loading.pixels import Channels
 from sparsify.loading.tables import read_table
 from sparsify.parts.samples import Samples, TensorSamples
+from sparsify.reading.arrays import Arrays, encoded_inputs, read_npz, stored_layout
+from sparsify.reading.digits import digits_arrays
+from sparsify.reading.images import Progress
+from sparsify.reading.pixels import Channels
 
 Stored = Literal["files", "digits", "prepared", "table", "named", "NF", "NHW", "NHWC", "NCHW"]
 GivenAs = Literal["bytes", "numbers", "prepared"]
@@ -165,16 +166,3 @@ def _given_statistics(asked: Asked, *, prepared: str) -> tuple[Tensor, Tensor] |
             f"{text}: mean should hold finite numbers and std numbers above 0, found {list(mean)} and {list(std)}."
         )
     return values
-
-
-def digits_arrays() -> Arrays:
-    """Return scikit-learn's digits as bytes, with a fixed split."""
-    from sklearn.datasets import (
-        load_digits,
-    )  # imported late: it takes a second, which commands without data need not spend
-
-    images, target = load_digits(return_X_y=True)
-    labels = np.asarray(target)
-    pixels = (np.asarray(images).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    kept, held = split(len(labels), held=360, seed=0, classes=torch.from_numpy(labels))
-    return {"x_train": pixels[kept], "y_train": labels[kept], "x_test": pixels[held], "y_test": labels[held]}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsify.errors import DataError
-from sparsify.ir.foreign import regular_size
-from sparsify.loading.arrays import free_memory
+from sparsify.reading.arrays import free_memory
+from sparsify.untrusted import regular_size
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 MOST_COLUMNS = 10_000

@@ -108,7 +108,7 @@ def class_damages(dense: Answers, sparse: Answers, labels: Answers, classes: int
     """Compare the recall of each class, with corrections for the number of classes.
 
     A class is called worse or better if its exact McNemar test is significant after `benjamini_hochberg` at a false discovery rate of 5 %,
-    and its interval agrees. Intervals of the change are those of `sparsify.figures.intervals.paired_shares` at the confidence
+    and its interval agrees. Intervals of the change are those of `paired_shares` at the confidence
     1 - 0.05 R / K, where R of the K classes with samples are significant, at least 1; 95 % of the intervals of the classes so called hold
     (Benjamini and Yekutieli 2005). Intervals of the excess gap have the confidence 1 - 0.05 / K, so that all of them hold together.
 
@@ -157,7 +157,7 @@ def excess_gap(
     """Compute the excess accuracy gap of a group of samples: its loss of accuracy minus that of all samples, with an interval.
 
     The loss of all samples contains the group. With w the group's share of them, the gap is (1 - w) times the loss of the group minus the
-    loss of the rest. Group and rest are independent, so their intervals (`sparsify.figures.intervals.paired_shares`) combine by the method of
+    loss of the rest. Group and rest are independent, so their intervals (`paired_shares`) combine by the method of
     variance estimates recovery (Zou and Donner 2008).
 
     Args:

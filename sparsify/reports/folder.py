@@ -10,9 +10,9 @@ from typing import Any
 
 from sparsify.errors import LoadError, ReportError
 from sparsify.ir import Program
-from sparsify.ir.foreign import parse_json, read_text
 from sparsify.reports.headline import parts
 from sparsify.reports.schema import Epoch, LatencyFile, Metrics, check
+from sparsify.untrusted import parse_json, read_text
 
 Report = Mapping[str, Any]
 History = Sequence[Mapping[str, Any]]

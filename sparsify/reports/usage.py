@@ -90,7 +90,7 @@ def _table(name: str, preparation: Report) -> tuple[str, ...]:
 
 
 def _picture(given: Report) -> tuple[str, ...]:
-    """Return lines that turn a picture upright and lay it on white if it is transparent, as `sparsify.loading.pixels` does."""
+    """Return lines that turn a picture upright and lay it on white if it is transparent, as `sparsify.reading.pixels` does."""
     channels, height, width = given["shape"]
     size = f".resize(({width}, {height}), Image.Resampling.BILINEAR)"
     upright = 'ImageOps.exif_transpose(Image.open("image.png")).convert("RGBA")'

@@ -17,7 +17,6 @@ from typing import Any
 
 from sparsify.errors import CheckpointError, RecipeError, ReportError, SparsifyError
 from sparsify.files import write_atomically, write_json
-from sparsify.ir.foreign import read_json
 from sparsify.reports.folder import read_measured
 from sparsify.reports.summary import CellResult, Summary, summarise
 from sparsify.reports.summary_measures import figures
@@ -32,6 +31,7 @@ from sparsify.runs.toml import read_toml
 from sparsify.runs.workflow import RECORD as RUN_RECORD
 from sparsify.runs.workflow import run
 from sparsify.training import Interrupted, stop_flag
+from sparsify.untrusted import read_json
 
 RECORD = "grid.toml"
 FAILED = "failed.json"

@@ -12,7 +12,8 @@ from typing import Any
 import tomli_w
 
 from sparsify.errors import RecipeError
-from sparsify.ir.foreign import INTEGERS, LONGEST_TEXT, read_text
+from sparsify.ir.foreign import LONGEST_TEXT
+from sparsify.untrusted import INTEGERS, read_text
 
 LARGEST_RECIPE = 1 << 20  # bytes
 

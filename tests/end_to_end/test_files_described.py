@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import r2_score
 
 from sparsify.loading import load_data
-from sparsify.loading.sources import digits_arrays
+from sparsify.reading.digits import digits_arrays
 from sparsify.reports import verdict
 from sparsify.runs.exporting import export_saved
 from sparsify.runs.recipe import parse_recipe
@@ -23,7 +23,7 @@ from tests.end_to_end.commands import command
 FILE = """
 import torch
 from torch import nn
-from sparsify.loading.sources import digits_arrays
+from sparsify.reading.digits import digits_arrays
 
 FOUND = digits_arrays()
 Y = {part: torch.from_numpy(FOUND[f"x_{part}"]).float().mean((1, 2)) for part in ("train", "test")}

@@ -10,7 +10,8 @@ import torch
 
 from sparsify.errors import DataError
 from sparsify.loading import load_data
-from sparsify.loading.arrays import channel_statistics, read_npz
+from sparsify.loading.arrays import channel_statistics
+from sparsify.reading.arrays import read_npz
 from tests.loading.test_data import IMAGES, LABELS, encoded, write_npz
 
 pytestmark = pytest.mark.filterwarnings("ignore:all training images are grey")

@@ -17,8 +17,8 @@ from PIL import Image
 from sparsify.errors import DataError, RecipeError
 from sparsify.loading import load_data
 from sparsify.loading.columns import encode
-from sparsify.loading.pixels import decoded
-from sparsify.loading.sources import digits_arrays
+from sparsify.reading.digits import digits_arrays
+from sparsify.reading.pixels import decoded
 from sparsify.reports.usage import usage
 from sparsify.runs.recipe import parse_pairs, parse_recipe
 from sparsify.runs.workflow import run

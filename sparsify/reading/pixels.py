@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from sparsify.errors import DataError, LoadWarning
-from sparsify.ir.foreign import regular_size
+from sparsify.untrusted import regular_size
 
 MOST_PIXELS = 1 << 27
 """Largest number of pixels of an image, 400 MB when decoded; a file of a few kilobytes could require more."""

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from sparsify.errors import DataError, LoadWarning
-from sparsify.loading.pixels import channels_of, decoded
+from sparsify.reading.pixels import channels_of, decoded
 
 PHOTO = Image.fromarray(load_sample_image("china.jpg"))
 
