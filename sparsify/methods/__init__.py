@@ -3,9 +3,11 @@
 from sparsify.methods.adversarial import adversarial as adversarial
 from sparsify.methods.agent import agent as agent
 from sparsify.methods.averaged import averaged as averaged
+from sparsify.methods.balancing_act import balancing_act as balancing_act
 from sparsify.methods.base import Averaging as Averaging
 from sparsify.methods.base import Method as Method
 from sparsify.methods.cigl import cigl as cigl
+from sparsify.methods.class_weighted import class_weighted as class_weighted
 from sparsify.methods.dense import dense as dense
 from sparsify.methods.distilled import distilled as distilled
 from sparsify.methods.dst_ee import dst_ee as dst_ee
@@ -35,8 +37,8 @@ from sparsify.methods.weight_dropout import weight_dropout as weight_dropout
 from sparsify.parts.corrections import Correction as Correction
 
 __all__ = [
-    "METHODS", "WRAPPERS", "Averaging", "Correction", "Method", "acls", "adversarial", "agent", "averaged", "build", "cigl",
-    "dense", "distilled", "dst_ee", "dual_focal", "focal", "gmp", "granet", "imp", "itop", "label_smoothing", "logit_norm",
-    "maxsup", "mbls", "mmce", "moon", "one_shot", "rigl", "srigl", "static_random", "weight_dropout", "widened",
+    "METHODS", "WRAPPERS", "Averaging", "Correction", "Method", "acls", "adversarial", "agent", "averaged", "balancing_act", "build",
+    "cigl", "class_weighted", "dense", "distilled", "dst_ee", "dual_focal", "focal", "gmp", "granet", "imp", "itop", "label_smoothing",
+    "logit_norm", "maxsup", "mbls", "mmce", "moon", "one_shot", "rigl", "srigl", "static_random", "weight_dropout", "widened",
 ]  # fmt: skip
 """Without `set`, so that ``from sparsify.methods import *`` leaves the builtin alone; write `sparsify.methods.set`."""

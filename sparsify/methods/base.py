@@ -71,6 +71,8 @@ class Method:
         rewinding: makes the plan of going back to an early state from the total number of steps; None: never.
         correction: makes the correction of gradients from the total number of optimizer steps; None: no correction.
         objective: makes the loss from the total number of optimizer steps; None: the loss of the task.
+        reference: makes the function of ``objective`` from the recall of each class of a dense model on the training samples (None for a
+            class without samples), which the run provides; None: nothing to compare with.
         distillation: adds a term that pulls outputs towards those of a teacher, which the run provides; None: no teacher.
         attack: makes the inputs of training batches adversarial; None: no attack.
         averaging: makes the plan of averaging weights after the masks are fixed; None: no averaging.
@@ -96,12 +98,18 @@ class Method:
     rewinding: Callable[[int], Rewinding] | None = None
     correction: Callable[[int], Correction] | None = None
     objective: Callable[[int], Objective] | None = None
+    reference: Callable[[Sequence[float | None]], Callable[[int], Objective]] | None = None
     distillation: Distillation | None = None
     attack: Attack | None = None
     averaging: Callable[[int], Averaging] | None = None
     passes: tuple[Pass, ...] = ()
     holds_hidden: bool = True
     tasks: tuple[str, ...] = ()
+
+    @property
+    def needs_another(self) -> bool:
+        """Whether the run has to provide another model: a teacher, or a dense model to compare with."""
+        return self.distillation is not None or self.reference is not None
 
     def __post_init__(self) -> None:
         if self.initial_scale not in {"fan-in", "none"}:

@@ -13,8 +13,10 @@ from sparsify.errors import RecipeError
 from sparsify.methods.adversarial import adversarial
 from sparsify.methods.agent import agent
 from sparsify.methods.averaged import averaged
+from sparsify.methods.balancing_act import balancing_act
 from sparsify.methods.base import Method
 from sparsify.methods.cigl import cigl
+from sparsify.methods.class_weighted import class_weighted
 from sparsify.methods.dense import dense
 from sparsify.methods.distilled import distilled
 from sparsify.methods.dst_ee import dst_ee
@@ -68,6 +70,8 @@ _WRAPPERS: dict[str, Callable[..., Method]] = {
     "acls": acls,
     "mmce": mmce,
     "logit-norm": logit_norm,
+    "balancing-act": balancing_act,
+    "class-weighted": class_weighted,
 }
 METHODS: Registry[Callable[..., Method]] = Registry("method", RecipeError, _METHODS)
 """Functions that return a method; their parameters are its options."""

@@ -40,6 +40,7 @@ def _warmup(value: float | str) -> float | str:
 
 Rate = Field(gt=0.0, allow_inf_nan=False)
 Value = int | float | str | bool
+Option = Value | list[int | float]
 AUTO = "auto"
 """The value of a task that is inferred from data and model (`sparsify.runs.inferring`), and of a head that the program decides."""
 OPTIONS = ("method_options", "task_options")
@@ -135,7 +136,7 @@ class Recipe:
     sparsity: Fraction = 0.9
     pattern: str = "unstructured"
     keep_dense: tuple[str, ...] = ()
-    method_options: dict[str, Value | dict[str, Value]] = Field(default_factory=dict)
+    method_options: dict[str, Option | dict[str, Option]] = Field(default_factory=dict)
     baseline: bool = False
     teacher: str | None = None
     epochs: Annotated[int, Field(ge=1, le=10**6)] = 20
@@ -236,8 +237,8 @@ class Recipe:
             )
 
     def taught_by_baseline(self) -> bool:
-        """Return whether the method learns from the dense baseline of the run."""
-        return self.teacher is None and self.build_method().distillation is not None
+        """Return whether the method learns from the dense baseline of the run, or compares itself with it in training."""
+        return self.teacher is None and self.build_method().needs_another
 
     def settings(self) -> Settings:
         """Return the training part; the warm-up must be a number of steps (`sparsify.runs.preflight.with_warmup`)."""
@@ -295,14 +296,14 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
     if len({*recipe.ood}) < len(recipe.ood):
         raise RecipeError(f"ood names a set twice: {', '.join(recipe.ood)}. Name each once.")
     method = recipe.build_method()
-    if method.distillation is None and recipe.teacher is not None:
+    if not method.needs_another and recipe.teacher is not None:
         raise RecipeError(
             f"method {method.name!r} has no use for the teacher {recipe.teacher}. Wrap it: distilled({recipe.method})."
         )
     if recipe.taught_by_baseline() and not recipe.baseline:
         raise RecipeError(
-            f"method {method.name!r} learns from a teacher. Train one in this run with baseline = true (--baseline), or name one with "
-            f"teacher = the program.sparsify of another run; both keys stand under [method]."
+            f"method {method.name!r} needs another model in training, a teacher. Train one in this run with baseline = true (--baseline), "
+            f"or name one with teacher = the program.sparsify of another run; both keys stand under [method]."
         )
     return recipe
 
@@ -329,7 +330,8 @@ def check_keys(owner: str, given: Iterable[str], known: Sequence[str]) -> None:
 def parse_pairs(items: Sequence[str]) -> dict[str, Any]:
     """Parse ``table.key=value`` texts into overrides for `parse_recipe`.
 
-    ``method.options.key=value`` is an option of the method, and ``method.options.wrapper.key=value`` an option of a wrapper.
+    ``method.options.key=value`` is an option of the method, and ``method.options.wrapper.key=value`` an option of a wrapper. A value in
+    brackets is a list: ``[0.5, 1]``.
 
     Raises:
         RecipeError: If an item is not of that form.
@@ -378,6 +380,8 @@ def _list(text: str) -> tuple[Any, ...]:
 
 
 def _value(text: str) -> Any:
+    if text[:1] == "[" and text[-1:] == "]":
+        return [_value(item.strip()) for item in text[1:-1].split(",") if item.strip()]
     for kind in (int, float):
         try:
             return kind(text)

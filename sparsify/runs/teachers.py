@@ -1,7 +1,8 @@
-"""Teachers of methods that learn from another model: a saved program, or the dense baseline of the same run."""
+"""Teachers of methods that learn from another model, or compare with it: a saved program, or the dense baseline of the same run."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from sparsify.figures import metrics
 from sparsify.ir import Program
 from sparsify.ir.evaluation import outputs_of
 from sparsify.loading import Data
+from sparsify.methods import Method
 from sparsify.tasks import Task
 
 
@@ -76,3 +78,15 @@ def load_teacher(file: str, program: Program, data: Data, task: Task) -> Teacher
             f"of the same predictions."
         )
     return TeacherProgram(teacher, file, hashlib.sha256(Path(file).read_bytes()).hexdigest())
+
+
+def referred(method: Method, teacher: TeacherProgram | None, data: Data) -> Method:
+    """Return a method whose loss knows the recall of each class of the teacher on the training samples, without augmentation.
+
+    A method that compares with no other model, or for which there is none, stays unchanged.
+    """
+    if method.reference is None or teacher is None:
+        return method
+    logits = evaluate(teacher.program, data.train)["logits"]
+    recalls = metrics.class_accuracy(logits, data.train.targets)
+    return dataclasses.replace(method, objective=method.reference(recalls), reference=None)

@@ -56,7 +56,7 @@ from sparsify.runs.inferring import with_task
 from sparsify.runs.preflight import Job, heads, jobs, with_head, with_warmup, without_baseline
 from sparsify.runs.recipe import Recipe, parse_recipe
 from sparsify.runs.standardising import shortfall
-from sparsify.runs.teachers import TeacherProgram, load_teacher
+from sparsify.runs.teachers import TeacherProgram, load_teacher, referred
 from sparsify.tasks import Task
 from sparsify.training import Trained, train
 from sparsify.version import versions
@@ -159,16 +159,18 @@ def _train(
 ) -> _Model:
     """Train one model of the run, and save it."""
     folder = out if job.name == "model" else out / job.name
-    taught = teacher if job.method.distillation else None
+    other = teacher if job.method.needs_another else None
+    taught = other if job.method.distillation else None
+    method = referred(job.method, other, data)
     with recording() as record:
         trained = train(
-            job.method,
+            method,
             job.program,
             augmented(data.train, recipe.augment),
             data.validation,
             recipe.settings(),
             folder=folder,
-            key=f"{training_key(recipe)}-{fingerprint}-{job.name}{taught.fingerprint if taught else ''}",
+            key=f"{training_key(recipe)}-{fingerprint}-{job.name}{other.fingerprint if other else ''}",
             task=recipe.build_task(),
             teacher=taught.program if taught else None,
             resume=resume,
@@ -176,7 +178,7 @@ def _train(
             on_step=(lambda row: on_step(job.name, row)) if on_step else None,
         )
     job.program.save(folder / "program.sparsify")
-    return _Model(job.name, job.method, job.program, folder, trained, taught, record)
+    return _Model(job.name, method, job.program, folder, trained, taught, record)
 
 
 class _Missing:

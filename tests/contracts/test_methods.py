@@ -48,6 +48,8 @@ NESTED = {
     "distilled(rigl)": ("unstructured", "nm:2:4", "grouped:5"),
     "moon(agent(distilled(set)))": ("unstructured",),
     "distilled(acls(set))": ("unstructured", "grouped:5"),
+    "balancing-act(gmp)": ("unstructured", "grouped:5"),
+    "averaged(class-weighted(rigl))": ("unstructured",),
 }
 """What wrappers are tried with: random masks, averages, corrections, objectives and teachers, each with rounds of another kind."""
 ALONE = [name for name in METHODS if name != "dense"]
@@ -99,6 +101,8 @@ def attached(name, pattern, optimizer="sgd"):
     options = {"density": PATTERNS[pattern], "pattern": pattern, "keep_dense": KEEP.get(pattern, ())}
     if "update_every" in known_options(layers(name)[-1]):
         options["update_every"] = 5
+    if "balancing-act" in name:
+        options["balancing-act"] = {"dense_recall": [1.0] * 10, "memory": 4, "start_at": 0, "dual_rate": 0.5}
     method = sp.methods.build(name, options)
 
     def sweep():

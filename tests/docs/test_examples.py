@@ -33,7 +33,8 @@ from sparsify.training import Settings
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHARED_PAGES = {
-    "calibrating_losses": ("label-smoothing", "maxsup", "focal", "dual-focal", "mbls", "acls", "mmce", "logit-norm")
+    "calibrating_losses": ("label-smoothing", "maxsup", "focal", "dual-focal", "mbls", "acls", "mmce", "logit-norm"),
+    "protecting_classes": ("balancing-act", "class-weighted"),
 }
 """Pages of `docs/methods` that tell of several methods, by their stem."""
 SECTION = re.compile(r"<!-- generated: (?P<what>[a-z -]+) -->\n(?P<body>.*?)<!-- end -->", re.DOTALL)
