@@ -80,7 +80,8 @@ def damage(dense: Answers, sparse: Answers, labels: Answers, classes: int) -> Da
     """Compare the answers of a sparse model with those of a dense one on the same samples.
 
     Args:
-        dense, sparse: the answers of each model, [N], N >= 1.
+        dense: the answers of the dense model, [N], N >= 1.
+        sparse: those of the sparse model, [N].
         labels: [N], 0 to ``classes`` - 1.
         classes: K.
 
@@ -108,12 +109,15 @@ def class_damages(dense: Answers, sparse: Answers, labels: Answers, classes: int
     """Compare the recall of each class, with corrections for the number of classes.
 
     A class is called worse or better if its exact McNemar test is significant after `benjamini_hochberg` at a false discovery rate of 5 %,
-    and its interval agrees. Intervals of the change are those of `paired_shares` at the confidence
+    and its interval agrees. Intervals of the change are those of `sparsify.figures.intervals.paired_shares` at the confidence
     1 - 0.05 R / K, where R of the K classes with samples are significant, at least 1; 95 % of the intervals of the classes so called hold
     (Benjamini and Yekutieli 2005). Intervals of the excess gap have the confidence 1 - 0.05 / K, so that all of them hold together.
 
     Args:
-        dense, sparse, labels, classes: as for `damage`.
+        dense: as for `damage`.
+        sparse: as for `damage`.
+        labels: as for `damage`.
+        classes: as for `damage`.
 
     Raises:
         ValueError: If the lengths differ or are 0.
@@ -157,11 +161,12 @@ def excess_gap(
     """Compute the excess accuracy gap of a group of samples: its loss of accuracy minus that of all samples, with an interval.
 
     The loss of all samples contains the group. With w the group's share of them, the gap is (1 - w) times the loss of the group minus the
-    loss of the rest. Group and rest are independent, so their intervals (`paired_shares`) combine by the method of
-    variance estimates recovery (Zou and Donner 2008).
+    loss of the rest. Group and rest are independent, so their intervals (`sparsify.figures.intervals.paired_shares`) combine by the
+    method of variance estimates recovery (Zou and Donner 2008).
 
     Args:
-        group, rest: numbers of samples that only the dense model has right, that only the sparse model has right, and of all samples.
+        group: numbers of its samples that only the dense model has right, that only the sparse model has right, and of all.
+        rest: the same of the samples outside the group.
         confidence: probability that the interval should cover, in (0, 1).
 
     Returns:

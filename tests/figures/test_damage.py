@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from sparsify.figures.damage import benjamini_hochberg, class_damages, damage, excess_gap, mcnemar
 from sparsify.figures.intervals import paired_shares, share_interval
-from sparsify.parts.damage import benjamini_hochberg, class_damages, damage, excess_gap, mcnemar
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
 DENSE = np.array([0, 0, 0, 1, 1, 1, 1, 1, 0, 0])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsify.parts.damage import Answers, benjamini_hochberg, lost_samples
+from sparsify.figures.damage import Answers, benjamini_hochberg, lost_samples
 
 Floats = NDArray[np.float64]
 
@@ -22,7 +22,9 @@ def most_fallen(
     """Choose the samples to look at among those that the dense model has right and the sparse model wrong.
 
     Args:
-        dense, sparse, labels: as for `damage`.
+        dense: answers of the dense model, [N].
+        sparse: answers of the sparse model, [N].
+        labels: [N].
         fall: [N], by how much the probability of the label fell.
         most: largest number of samples.
 
@@ -94,9 +96,11 @@ def exemplars(
     the dense models of the other. Both use as many models, and no seed on both sides.
 
     Args:
-        dense, sparse: [S, N], in the same order of seeds.
+        dense: answers of S dense models, [S, N].
+        sparse: answers of S sparse models in the same order of seeds, [S, N].
         labels: [N].
-        dense_confidence, sparse_confidence: [S, N], to decide ties; see `modal_answers`.
+        dense_confidence: [S, N], to decide ties; see `modal_answers`.
+        sparse_confidence: [S, N], likewise.
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -140,7 +144,8 @@ def class_shifts(dense: Answers, sparse: Answers, labels: Answers, classes: int)
     Welch's two-sided t-test; p-values are adjusted by `benjamini_hochberg`.
 
     Args:
-        dense, sparse: [S, N] and [T, N], S and T >= 2.
+        dense: [S, N], S >= 2.
+        sparse: [T, N], T >= 2.
         labels: [N].
         classes: K.
 

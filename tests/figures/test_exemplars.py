@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sparsify.parts.exemplars import class_shifts, exemplars, modal_answers, most_fallen, welch
+from sparsify.figures.exemplars import class_shifts, exemplars, modal_answers, most_fallen, welch
 
 
 def test_the_most_fallen_by_hand():
