@@ -42,8 +42,8 @@ from sparsify.files import write_atomically
 from sparsify.loading import Data, load_data
 from sparsify.loading.augmentation import augmented
 from sparsify.methods import Method
+from sparsify.pages.plots import canvas, shade, svg
 from sparsify.reports.latency import machine
-from sparsify.reports.plots import canvas, shade, svg
 from sparsify.runs.comparison import end_with_parent
 from sparsify.training.batches import Batches
 from sparsify.training.settings import Settings, build_optimizer, lr_factor

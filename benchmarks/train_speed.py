@@ -36,9 +36,9 @@ from torch import Tensor, nn
 import sparsify as sp
 from sparsify.errors import SparsifyError
 from sparsify.files import write_atomically
+from sparsify.pages.plots import canvas, shade, svg
 from sparsify.parts.allocation import ALLOCATIONS
 from sparsify.reports.latency import machine
-from sparsify.reports.plots import canvas, shade, svg
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import Encoder, Residual, conv, scaled

@@ -19,7 +19,7 @@ from sparsify.methods import METHODS, WRAPPERS, base
 ROOT = Path(__file__).parents[1]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "files", "untrusted", "version"}),
-    frozenset({"arguments", "figures", "reading", "registry", "timing", "user_code"}),
+    frozenset({"arguments", "figures", "pages", "reading", "registry", "timing", "user_code"}),
     frozenset({"parts"}),
     frozenset({"deployment", "tasks"}),
     frozenset({"heads"}),
@@ -64,7 +64,7 @@ COMMAND = ("sparsify/cli.py", "sparsify/terminal/")
 PUBLIC = {"__version__", 
     "Method", "Pipeline", "Preprocessing", "Program", "SparseTrainer", "attach", "export", "methods", "trace",
 }  # fmt: skip
-TORCHLESS = ("figures", "reading")
+TORCHLESS = ("figures", "pages", "reading")
 """Rooms that run where torch is not installed."""
 NEEDS_TORCH = {"torch", "onnxscript", "onnx_ir", "safetensors", "transformers"}
 """Packages that such rooms do not have: torch, and what is installed for its sake."""

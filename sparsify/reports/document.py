@@ -8,10 +8,11 @@ from typing import Any
 
 from sparsify.errors import ReportError
 from sparsify.files import write_atomically
-from sparsify.reports import integers, markup, plots, savings, sections
+from sparsify.pages import markup, plots
+from sparsify.pages.markup import Table
+from sparsify.reports import integers, savings, sections
 from sparsify.reports.folder import RunFolder, read_folder
 from sparsify.reports.headline import headline, headline_figure, own_score, parts, sentences, sets, title
-from sparsify.reports.markup import Table
 from sparsify.reports.selective import is_measured
 from sparsify.reports.usage import usage
 from sparsify.reports.verdict import verdict

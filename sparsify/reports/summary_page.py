@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sparsify.reports import markup
+from sparsify.pages import markup
+from sparsify.pages.markup import Table
 from sparsify.reports.headline import Headline
-from sparsify.reports.markup import Table
 from sparsify.reports.summary import CONFIDENCE, CellResult, Summary
 from sparsify.reports.summary_measures import measure
 from sparsify.reports.summary_plots import against_evaluations, against_sparsity, against_steps

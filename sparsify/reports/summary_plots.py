@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from sparsify.reports.plots import COLOURS, canvas, svg
+from sparsify.pages.plots import COLOURS, canvas, svg
 from sparsify.reports.summary import CellResult, Summary, evaluations, mean_curve
 from sparsify.reports.summary_measures import COSTS, OWN, measure
 

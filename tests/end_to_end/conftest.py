@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from sparsify.ir import Program
 from sparsify.loading import Data
-from sparsify.reports import plots
+from sparsify.pages import plots
 from sparsify.runs import preflight
 from sparsify.runs.recipe import Recipe
 

@@ -32,7 +32,7 @@ def page(template: str, **content: Any) -> str:
     """One HTML file without links to anything.
 
     Args:
-        template: a file of `sparsify/reports/templates`.
+        template: a file of `sparsify/pages/templates`.
         content: what it shows, by name: texts, which are escaped; tables; plots, which are `Markup`.
     """
     return _templates().get_template(template).render(content)
@@ -43,7 +43,7 @@ def _templates() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     found = Environment(
-        loader=PackageLoader("sparsify.reports"),
+        loader=PackageLoader("sparsify.pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -10,8 +10,8 @@ import pytest
 from jinja2 import UndefinedError
 from markupsafe import Markup
 
-from sparsify.reports import markup
-from sparsify.reports.markup import Table
+from sparsify.pages import markup
+from sparsify.pages.markup import Table
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = """<script>alert(1)</script><img src=x onerror='alert(2)'>"&{{ 7 * 7 }}{% raw %}</pre></table>"""
