@@ -165,6 +165,8 @@ def _attached(method: Method, salt: int = 0) -> _Run:
     def sweep() -> list[Callable[[], Tensor]]:
         return [_loss(run, index) for index in range(4)]
 
+    if method.individual:
+        given["calibration"] = lambda: tuple(values[48:] for values in _data())
     trainer = attach(method, program, optimizer, total_steps=STEPS, seed=7, epoch_steps=6, sweep=sweep, **given)
     run = _Run(program, optimizer, trainer, salt)
     return run

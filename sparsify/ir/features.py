@@ -13,6 +13,7 @@ from sparsify.errors import PassError
 from sparsify.ir import surgery
 from sparsify.ir.axes import shape_of
 from sparsify.ir.classifier import Classifier, classifier, replayed
+from sparsify.ir.copying import viewed
 from sparsify.ir.evaluation import outputs_over
 from sparsify.ir.layers import Layer
 from sparsify.ir.nodes import TensorSpec
@@ -56,7 +57,9 @@ def classifier_of(program: Program) -> LastLayer:
     """
     found = classifier(program, "eval")
     with torch.no_grad():
-        weight = _value(program, found.layer.weight).flatten(1).detach()
+        dense = program.weight(found.weight)  # a copy if it is stored compact
+        compact = dense is not program.tensor(found.weight)
+        weight = (dense if compact else _value(program, found.layer.weight)).flatten(1).detach()
         bias = weight.new_zeros(len(weight)) if found.layer.bias is None else _value(program, found.layer.bias).detach()
     return LastLayer(found.weight, weight, bias, found.layer.node.name)
 
@@ -64,7 +67,7 @@ def classifier_of(program: Program) -> LastLayer:
 def features_over(program: Program, samples: Samples, *, batch_size: int = 256) -> Tensor:
     """Compute the features of samples in eval mode: what the classifier reads, after pooling if logits are pooled.
 
-    The program does not change; a copy of it runs in batches.
+    The program does not change; it runs in batches.
 
     Args:
         program: in any mode, with logits [N, K].
@@ -88,9 +91,9 @@ def features_over(program: Program, samples: Samples, *, batch_size: int = 256) 
         >>> features_over(program, TensorSamples(torch.rand(5, 4), torch.zeros(5).long())).shape
         torch.Size([5, 3])
     """
-    copy, name = with_features(program)
-    found = outputs_over(copy, samples, names=("logits", name), batch_size=batch_size)
-    last, features, logits = classifier_of(copy), found[name], found["logits"]
+    view, name = with_features(program)
+    found = outputs_over(view, samples, names=("logits", name), batch_size=batch_size)
+    last, features, logits = classifier_of(view), found[name], found["logits"]
     made = features.double() @ last.weight.double().cpu().T + last.bias.double().cpu()
     allowed = 1e3 * torch.finfo(logits.dtype).eps * max(1.0, float(logits.abs().max()))
     if not (worst := float((made - logits.double()).abs().max())) <= allowed:
@@ -103,19 +106,21 @@ def features_over(program: Program, samples: Samples, *, batch_size: int = 256) 
 
 
 def with_features(program: Program) -> tuple[Program, str]:
-    """Copy a program and let the eval phase of the copy also return the features [N, d]; returns the copy and the output's name.
+    """Return a program whose eval phase also returns the features [N, d], and the name of that output.
+
+    It has no train phase and shares parameters and buffers with ``program``: it computes with their present values, as long as no pass
+    rewrites the graphs of ``program``.
 
     Raises:
         PassError: If the program has no classifier, or the layer reads more than one position of its input and pads or pools them.
     """
-    copy = program.clone()
-    found = classifier(copy, "eval")
-    value = _read(copy, found)
-    taken = copy.output_names("eval")
+    view = viewed(program, "eval")
+    value = _read(view, classifier(view, "eval"))
+    taken = view.output_names("eval")
     name = next(n for i in range(len(taken) + 1) if (n := f"features_{i}" if i else "features") not in taken)
-    surgery.append_output(copy, "eval", name, value)
-    surgery.finish(copy)
-    return copy, name
+    surgery.append_output(view, "eval", name, value)
+    surgery.finish(view)
+    return view, name
 
 
 def _read(program: Program, found: Classifier) -> fx.Node:

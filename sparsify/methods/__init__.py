@@ -6,6 +6,7 @@ from sparsify.methods.averaged import averaged as averaged
 from sparsify.methods.balancing_act import balancing_act as balancing_act
 from sparsify.methods.base import Averaging as Averaging
 from sparsify.methods.base import Method as Method
+from sparsify.methods.calirare import calirare as calirare
 from sparsify.methods.cigl import cigl as cigl
 from sparsify.methods.class_weighted import class_weighted as class_weighted
 from sparsify.methods.dense import dense as dense
@@ -38,7 +39,8 @@ from sparsify.parts.corrections import Correction as Correction
 
 __all__ = [
     "METHODS", "WRAPPERS", "Averaging", "Correction", "Method", "acls", "adversarial", "agent", "averaged", "balancing_act", "build",
-    "cigl", "class_weighted", "dense", "distilled", "dst_ee", "dual_focal", "focal", "gmp", "granet", "imp", "itop", "label_smoothing",
-    "logit_norm", "maxsup", "mbls", "mmce", "moon", "one_shot", "rigl", "srigl", "static_random", "weight_dropout", "widened",
+    "calirare", "cigl", "class_weighted", "dense", "distilled", "dst_ee", "dual_focal", "focal", "gmp", "granet", "imp", "itop",
+    "label_smoothing", "logit_norm", "maxsup", "mbls", "mmce", "moon", "one_shot", "rigl", "srigl", "static_random", "weight_dropout",
+    "widened",
 ]  # fmt: skip
 """Without `set`, so that ``from sparsify.methods import *`` leaves the builtin alone; write `sparsify.methods.set`."""

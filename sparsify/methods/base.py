@@ -15,6 +15,7 @@ from sparsify.parts.allocation import FIXED_TOLERANCE, Allocation, erk
 from sparsify.parts.attacks import Attack
 from sparsify.parts.corrections import Correction
 from sparsify.parts.distillation import Distillation
+from sparsify.parts.individual import IndividualCalibration
 from sparsify.parts.objectives import Objective
 from sparsify.parts.patterns import NM, parse_pattern
 from sparsify.parts.topology import Rewinding, Topology
@@ -74,6 +75,7 @@ class Method:
         reference: makes the function of ``objective`` from the recall of each class of a dense model on the training samples (None for a
             class without samples), which the run provides; None: nothing to compare with.
         distillation: adds a term that pulls outputs towards those of a teacher, which the run provides; None: no teacher.
+        individual: adds the error of individual calibration to the loss, by samples that are not trained on; None: no such error.
         attack: makes the inputs of training batches adversarial; None: no attack.
         averaging: makes the plan of averaging weights after the masks are fixed; None: no averaging.
         passes: additional passes, applied after masks and taps are inserted. Parameters that they add join the optimizer.
@@ -100,6 +102,7 @@ class Method:
     objective: Callable[[int], Objective] | None = None
     reference: Callable[[Sequence[float | None]], Callable[[int], Objective]] | None = None
     distillation: Distillation | None = None
+    individual: IndividualCalibration | None = None
     attack: Attack | None = None
     averaging: Callable[[int], Averaging] | None = None
     passes: tuple[Pass, ...] = ()

@@ -15,6 +15,7 @@ from sparsify.methods.agent import agent
 from sparsify.methods.averaged import averaged
 from sparsify.methods.balancing_act import balancing_act
 from sparsify.methods.base import Method
+from sparsify.methods.calirare import calirare
 from sparsify.methods.cigl import cigl
 from sparsify.methods.class_weighted import class_weighted
 from sparsify.methods.dense import dense
@@ -72,6 +73,7 @@ _WRAPPERS: dict[str, Callable[..., Method]] = {
     "logit-norm": logit_norm,
     "balancing-act": balancing_act,
     "class-weighted": class_weighted,
+    "calirare": calirare,
 }
 METHODS: Registry[Callable[..., Method]] = Registry("method", RecipeError, _METHODS)
 """Functions that return a method; their parameters are its options."""

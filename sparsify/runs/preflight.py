@@ -38,6 +38,7 @@ from sparsify.runs.standardising import standardised
 from sparsify.tasks import Classification, Task
 from sparsify.tasks.base import check_gradient
 from sparsify.training import rehearse
+from sparsify.training.individual import set_aside_count
 from sparsify.training.plan import check_warmup
 from sparsify.user_code import told
 
@@ -103,7 +104,8 @@ def with_warmup(recipe: Recipe, data: Data) -> Recipe:
     Raises:
         TrainingError: If the warm-up is not shorter than the run.
     """
-    total = len(data.train) // recipe.batch_size * recipe.epochs
+    aside = set_aside_count(recipe.build_method().individual, len(data.train))
+    total = (len(data.train) - aside) // recipe.batch_size * recipe.epochs
     steps = read_length(recipe.warmup, "train.warmup", 0).steps(total)
     if total:  # otherwise, the rehearsal says that there are too few samples
         check_warmup(steps, total)

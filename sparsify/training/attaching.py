@@ -13,6 +13,7 @@ from sparsify.ir import Program, Stage
 from sparsify.methods import Method
 from sparsify.tasks import Task
 from sparsify.training.compact_weights import Compact
+from sparsify.training.individual import Calibration
 from sparsify.training.optimizers import Optimizers, check_single_process
 from sparsify.training.probe import Sweep
 from sparsify.training.state import SparseTrainer
@@ -38,6 +39,7 @@ def attach(
     epoch_steps: int | None = None,
     sweep: Sweep | None = None,
     teacher: Teacher | None = None,
+    calibration: Calibration | None = None,
     task: str | Task | None = None,
     compact: Compact = "auto",
 ) -> SparseTrainer:
@@ -58,6 +60,8 @@ def attach(
             batches, in a new random order at each call; each loss is a function without arguments.
         teacher: for methods that learn from a teacher: a function from the inputs of a batch to what the task reads, such as logits
             [N, K]; for example a trained module in eval mode on the device of the inputs.
+        calibration: for methods that calibrate by samples that are not trained on: a function that returns their inputs, as a call of the
+            program takes them, and their class numbers [n], on the device of the program.
         task: what the outputs mean, for ``trainer.loss``: a task of `sparsify.tasks` or its name. None: classification, or regression if
             the program was traced for it.
         compact: which weights with grouped masks are stored compact until the last step, so that a step costs what is kept: ``auto``,
@@ -67,8 +71,8 @@ def attach(
 
     Raises:
         TrainingError: If an argument has the wrong type, the optimizers do not hold all trainable parameters, ``total_steps`` is below 1,
-            no round would happen, the density would not be reached, the method needs a teacher, is made for other tasks or does not fit
-            the masks of the program, or several processes train together.
+            no round would happen, the density would not be reached, the method needs a teacher or ``calibration``, is made for other tasks
+            or does not fit the masks of the program, or several processes train together.
         PatternError: If the pattern does not fit a weight.
         AllocationError: If the density cannot be met.
         TaskError: If there is no task of that name.
@@ -105,6 +109,7 @@ def attach(
         "epoch_steps": epoch_steps,
         "sweep": sweep,
         "teacher": teacher,
+        "calibration": calibration,
         "task": task,
         "compact": compact,
     }

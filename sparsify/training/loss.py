@@ -23,7 +23,7 @@ class RunningLoss(Mechanism):
 
     def __init__(self, method: Method, objective: Objective | None, task: Task | None = None) -> None:
         self.task = Classification() if task is None else task
-        self._name, self._taught = method.name, method.distillation is not None
+        self._name, self._taught = method.name, method.distillation is not None or method.individual is not None
         self._objective = objective
         self._state: Any = self._objective.init() if self._objective else None
         self._observed = False

@@ -12,6 +12,7 @@ from sparsify.training.probe import Closure
 ABSENT: Mapping[str, Any] = {
     "early": {},
     "correction": None,
+    "individual": {},
     "averages": {},
     "compact": {"compact": [], "since": {}},
     "active_steps": {},

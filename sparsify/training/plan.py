@@ -6,23 +6,26 @@ import torch
 
 from sparsify.errors import TrainingError
 from sparsify.methods import Method
+from sparsify.training.individual import set_aside_count
 
 
 def steps_per_epoch(method: Method, samples: int, *, batch_size: int, early_stop: int | None, device: str) -> int:
-    """Return the optimizer steps per epoch; a last, smaller batch is dropped.
+    """Return the optimizer steps per epoch; a last, smaller batch is dropped, and so are samples that the method sets aside.
 
     Raises:
         TrainingError: If there are fewer samples than a batch, the device is missing, or early stopping does not fit the method.
     """
-    if samples < batch_size:
-        raise TrainingError(f"{samples} training samples do not fill a batch of {batch_size}. Lower batch-size.")
+    aside = set_aside_count(method.individual, samples)
+    if samples - aside < batch_size:
+        left = f", of which {aside} are set aside," if aside else ""
+        raise TrainingError(f"{samples} training samples{left} do not fill a batch of {batch_size}. Lower batch-size.")
     if early_stop and method.averaging:
         raise TrainingError(
             f"method {method.name!r} ends with an average of the last part of the run; early-stop would go back to one epoch of it. "
             f"Leave early-stop out."
         )
     find_device(device)
-    return samples // batch_size
+    return (samples - aside) // batch_size
 
 
 def check_warmup(warmup: int, total_steps: int) -> None:

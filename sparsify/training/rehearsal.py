@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from sparsify.ir import Program
 from sparsify.methods import Method
@@ -35,6 +36,10 @@ def rehearse(
         AllocationError: If the density cannot be met.
         RecipeError: If an option of the method does not fit the length of the run.
     """
+
+    def no_samples() -> tuple[Tensor, Tensor]:
+        raise AssertionError("a rehearsal takes no step")
+
     per_epoch = steps_per_epoch(
         method, samples, batch_size=settings.batch_size, early_stop=settings.early_stop, device=settings.device
     )
@@ -49,6 +54,7 @@ def rehearse(
         seed=settings.seed,
         epoch_steps=per_epoch,
         sweep=lambda: iter(()),
+        calibration=no_samples if method.individual else None,
         teacher=torch.zeros_like if method.distillation else None,
         task=task,
         compact="never",  # the copy is only looked at

@@ -25,6 +25,7 @@ from sparsify.training.checkpoint import placed
 from sparsify.training.compact_weights import Compact, CompactWeights
 from sparsify.training.correction import Corrector
 from sparsify.training.gradients import Gradients
+from sparsify.training.individual import Calibration, individual_of
 from sparsify.training.loss import RunningLoss
 from sparsify.training.meaning import Meaning, read
 from sparsify.training.mechanism import ABSENT, Mechanism, hooks
@@ -81,6 +82,7 @@ class SparseTrainer(Joined):
         epoch_steps: int | None = None,
         sweep: Sweep | None = None,
         teacher: Teacher | None = None,
+        calibration: Calibration | None = None,
         task: str | Task | None = None,
         compact: Compact = "auto",
     ) -> None:
@@ -103,6 +105,7 @@ class SparseTrainer(Joined):
         self._ledger = Ledger(program, optimizers, self._rounds, self._stored, active, self.counts)
         self._loss = RunningLoss(method, slots.objective, self.task)
         self._teaching = Teaching(method, teacher, program, self.counts, self.task)
+        individual = individual_of(method, program, calibration, self.counts)
         if slots.averaging:
             check_averaging(method, slots.averaging, self._masks_change, total_steps)
         self.left_dense = rewrite(method, program, optimizers, self._rounds, slots.correction, self._generator)
@@ -125,8 +128,8 @@ class SparseTrainer(Joined):
         self._stored.prepare(zeros)
         active.prepare()
         begun = (
-            self._ledger, self._rounds, active, self._stored, rewinder, zeros, average, self._loss, self._teaching, random, corrector,
-            self._gradients,
+            self._ledger, self._rounds, active, self._stored, rewinder, zeros, average, self._loss, self._teaching, individual, random,
+            corrector, self._gradients,
         )  # fmt: skip
         self._mechanisms: tuple[Mechanism, ...] = tuple(filter(None, begun))
         self._before_step, self._after_step, self._join = (

@@ -28,6 +28,7 @@ from sparsify.training.attaching import attach
 from sparsify.training.batch_loss import BatchLoss, attacked
 from sparsify.training.batches import Batches
 from sparsify.training.checkpoint import load_checkpoint, save_checkpoint
+from sparsify.training.individual import set_aside
 from sparsify.training.meaning import meaning
 from sparsify.training.mechanism import ABSENT
 from sparsify.training.plan import check_warmup, find_device, steps_per_epoch
@@ -115,6 +116,7 @@ def train(
     total = per_epoch * settings.epochs
     check_warmup(settings.warmup, total)
     device = find_device(settings.device)
+    data, calibration = set_aside(method.individual, data, device, seed=settings.seed)
     batches = Batches(data, settings, device)
     surgery.move(program, device)
     torch.manual_seed(settings.seed)
@@ -134,6 +136,7 @@ def train(
         epoch_steps=per_epoch,
         sweep=sweep,
         teacher=None if teacher is None else _answering(teacher, device, meaning(task, program, method).output or ""),
+        calibration=calibration,
         task=task,
         compact=settings.compact,
     )

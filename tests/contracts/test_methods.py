@@ -50,6 +50,8 @@ NESTED = {
     "distilled(acls(set))": ("unstructured", "grouped:5"),
     "balancing-act(gmp)": ("unstructured", "grouped:5"),
     "averaged(class-weighted(rigl))": ("unstructured",),
+    "calirare(rigl)": ("unstructured", "nm:2:4", "grouped:5"),
+    "calirare(mmce(agent(distilled(set))))": ("unstructured",),
 }
 """What wrappers are tried with: random masks, averages, corrections, objectives and teachers, each with rounds of another kind."""
 ALONE = [name for name in METHODS if name != "dense"]
@@ -110,6 +112,7 @@ def attached(name, pattern, optimizer="sgd"):
         return (loss(trainer, index) for index in torch.randperm(4, generator=generator).tolist())
 
     given = {"teacher": TEACHER} if method.distillation else {}
+    given |= {"calibration": lambda: (X[48:], Y[48:])} if method.individual else {}
     trainer = sp.attach(
         method, program, opt, total_steps=STEPS, seed=7, epoch_steps=6, sweep=sweep, compact="always", **given
     )
@@ -221,6 +224,9 @@ def test_probes_are_counted(name):
     evaluated, losses = corrected + 4 * refreshes, 4 * compared
     assert trainer.counts["probes"] == evaluated + losses
     answers = STEPS + evaluated + losses if "distilled" in name else 0  # the teacher answers with every pass
+    answers += (
+        STEPS + evaluated + losses + 2 if "calirare" in name else 0
+    )  # so do features, and twice those of samples set aside
     assert trainer.counts["forwards"] == STEPS + evaluated + losses + answers
     assert trainer.counts["backwards"] == STEPS + evaluated
 
