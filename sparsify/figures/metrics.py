@@ -219,25 +219,6 @@ def signed_gap(probabilities: ArrayLike, labels: ArrayLike) -> float:
     return float(doubles(probabilities, "probabilities").max(1).mean()) - accuracy(probabilities, labels)
 
 
-def individual_calibration_error(probabilities: ArrayLike, lower: ArrayLike, upper: ArrayLike) -> Array:
-    """Compute each sample's confidence minus the centre of the interval of its predicted class, [N].
-
-    ``abs().mean()`` of the result is the expected individual calibration error (EICE) of CALIRARE, which needs no bins. ``mean()`` is
-    positive for an over-confident model and negative for an under-confident one. Select the rows of one class for that class's error. The
-    published code always compares with the interval of class 1, even if another class was predicted, and so charges a calibrated 0.05
-    with an error of 0.90; this function uses the predicted class.
-
-    Args:
-        probabilities: [N, K].
-        lower: [N, K], lower bounds of each p_k, for example from a jackknife. The centre is clipped to [0, 1].
-        upper: [N, K], upper bounds.
-    """
-    table = doubles(probabilities, "probabilities")
-    predicted, rows = table.argmax(1), np.arange(len(table))
-    centre = ((doubles(lower, "bounds") + doubles(upper, "bounds")) / 2).clip(0, 1)
-    return table[rows, predicted] - centre[rows, predicted]
-
-
 def auroc(inside: ArrayLike, outside: ArrayLike) -> float:
     """Compute the probability that a score of ``inside`` [N] exceeds one of ``outside`` [M]; ties count half."""
     scores, yes = _pooled(inside, outside)

@@ -3,6 +3,7 @@
 from sparsify.reports.document import write_report as write_report
 from sparsify.reports.headline import Headline as Headline
 from sparsify.reports.headline import headline as headline
+from sparsify.reports.individual import individual_row as individual_row
 from sparsify.reports.integers import int8_sentence as int8_sentence
 from sparsify.reports.latency import Latency as Latency
 from sparsify.reports.latency import compare as compare

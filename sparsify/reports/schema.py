@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from sparsify.errors import ReportError
+from sparsify.reports.individual_form import IndividualCalibration
 from sparsify.reports.input_form import Input, SeveralInputs
 from sparsify.reports.latency_form import Form, Two
 from sparsify.reports.latency_form import LatencyFile as LatencyFile
@@ -220,6 +221,7 @@ class Part(_Trained, SelectiveFigures):
     ood_threshold: float | None = None
     int8: Int8 | None = None
     teacher: Teacher | None = None
+    individual: IndividualCalibration | None = None
 
 
 class TaskCalibration(Form):

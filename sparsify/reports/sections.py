@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparsify.reports.headline import parts, sets, title
+from sparsify.reports.individual_form import individual_rows
 
 Report = Mapping[str, Any]
 Rows = list[tuple[str, ...]]
@@ -34,7 +35,7 @@ def calibration(report: Report) -> Rows:
     ):  # fmt: skip
         style = "+.4f" if key == "signed_gap" else ".4f"
         rows += _before_and_after(report, f"test {label}", key, style)
-    return rows
+    return [*rows, *individual_rows(report)]
 
 
 def _before_and_after(report: Report, label: str, key: str, style: str) -> Rows:

@@ -30,6 +30,7 @@ from sparsify.passes.scale_prediction import scale_row
 from sparsify.reports import (
     calibrated,
     covered,
+    individual_row,
     layers,
     paired,
     pass_rows,
@@ -321,6 +322,11 @@ def _export(
     row = {
         "method": model.method.name,
         **task_quality(task, read, outputs, data.test.targets),
+        **(
+            {"individual": individual_row(program, data.validation, data.test, read)}
+            if task.name == "classification"
+            else {}
+        ),
         **({"shortfall": lacking} if lacking else {}),
         **size,
         "nonzeros": result.nonzeros if program.masks() else size["active"],

@@ -146,17 +146,6 @@ def test_the_signed_gap_of_two_samples():
     assert metrics.signed_gap(p, torch.tensor([0, 0])) == pytest.approx(0.75 - 0.5)
 
 
-def test_individual_calibration_error_is_of_the_predicted_class():
-    # The first is calibrated and predicts class 0: p_1 = 0.05 with an interval around 0.05. The second is 0.2 too sure.
-    p = torch.tensor([[0.95, 0.05], [0.1, 0.9]]).double()
-    lower, upper = torch.tensor([[0.9, 0.0], [0.2, 0.6]]).double(), torch.tensor([[1.0, 0.1], [0.4, 0.8]]).double()
-    error = metrics.individual_calibration_error(p, lower, upper)
-    assert error.tolist() == pytest.approx([0.0, 0.2])
-    assert float(abs(error).mean()) == pytest.approx(0.1)
-    wide = metrics.individual_calibration_error(p, lower + 2, upper + 2)
-    assert wide.tolist() == pytest.approx([-0.05, -0.1])  # centres are clipped to 1
-
-
 def test_adaptive_and_classwise_errors_and_auroc_against_loops():
     generator = torch.Generator().manual_seed(1)
     p = torch.rand(203, 4, generator=generator).double().pow(3)

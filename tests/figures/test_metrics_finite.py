@@ -24,7 +24,6 @@ CALLS = {
     "equal_mass_error": lambda x: metrics.equal_mass_error(x[:, 0], HIT, bins=2),
     "top_label": lambda x: metrics.top_label(x, LABELS),
     "signed_gap": lambda x: metrics.signed_gap(x, LABELS),
-    "individual_calibration_error": lambda x: metrics.individual_calibration_error(TABLE, x, TABLE),
     "auroc": lambda x: metrics.auroc(SCORES, x[:, 0]), "aupr": lambda x: metrics.aupr(x[:, 0], SCORES),
     "fpr_at_95_tpr": lambda x: metrics.fpr_at_95_tpr(x[:, 0], SCORES),
     "fpr_at_95_tpr_outside": lambda x: metrics.fpr_at_95_tpr_outside(SCORES, x[:, 0]),

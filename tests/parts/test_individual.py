@@ -31,6 +31,22 @@ def test_the_centre_gives_no_gradient_to_the_last_layer():
     assert not error.requires_grad
 
 
+def test_the_centre_follows_a_confidence_that_is_wrong_everywhere():
+    # Labels are drawn from the layer with factor 1; with factor 5, confidence is 12 points too high, and the error stays where it was.
+    generator = torch.Generator().manual_seed(0)
+    weight, x, new = (torch.randn(rows, 20, generator=generator).double() for rows in (3, 400, 2000))
+    labels, outcomes = ((some @ weight.T).softmax(1).multinomial(1, generator=generator)[:, 0] for some in (x, new))
+    found = dict[int, tuple[float, float]]()
+    for factor in (1, 5):
+        plan, logits = IndividualCalibration(0.5, 1, 400, 0.9, 1e-2), new @ (factor * weight).T
+        pieces = plan.pieces(x, labels, factor * weight, torch.zeros(3))
+        right = (logits.argmax(1) == outcomes).double().mean()
+        gap = float(logits.softmax(1).amax(1).mean() - right)
+        found[factor] = float(plan.error(logits, pieces, new, factor * weight, torch.zeros(3))), gap
+    assert abs(found[1][1]) < 0.02 < 0.1 < found[5][1]
+    assert found[5][0] < found[1][0] < 0.005
+
+
 def test_how_many_samples_a_last_layer_allows():
     assert PLAN.fits(4, 2) == 8 and PLAN.fits(512, 1000) == 4
 
