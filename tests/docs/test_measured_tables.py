@@ -43,6 +43,14 @@ def test_the_page_of_calibrators(lines):
     assert "\n".join(script[lines](stored["rows"])) in page
 
 
+@pytest.mark.parametrize("data", ["cora", "fashion"])
+def test_the_page_of_calirare(data):
+    script, stored = benchmark("calirare")
+    assert len(stored["cells"]) == 2 * len(script["SPARSITIES"]) * len(script["ARMS"]) * len(script["SEEDS"])
+    page = (ROOT / "docs" / "methods" / "calirare.md").read_text(encoding="utf-8")
+    assert "\n".join(script["table"](stored["cells"], data)) in page
+
+
 def test_differences_of_calibrators_are_those_of_their_figures():
     _, stored = benchmark("calibrators")
     rows = [row for row in stored["rows"] if row["of"] == "head"]
