@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -74,6 +75,28 @@ def test_parameters_are_left_out_again_at_every_refresh_and_passes_are_counted()
         trainer.optimizer.zero_grad()
     assert asked == [1, 4, 7]
     assert trainer.counts["forwards"] == 8 + 8 + 3
+
+
+def test_a_copy_in_the_middle_trains_on_by_itself():
+    method = sp.methods.calirare(sp.methods.rigl(density=0.3, update_every=2), refresh=3)
+    program, trainer = attached(method, calibration=lambda: HELD)
+    made = (program, trainer.optimizer, trainer)
+
+    def steps(loop, count):
+        for _ in range(count):
+            torch.manual_seed(loop[2].steps)
+            loop[2].loss(loop[0](X[:64]), Y[:64], inputs=X[:64]).backward()
+            loop[2].step()
+            loop[1].zero_grad()
+
+    steps(made, 4)
+    other = copy.deepcopy(made)
+    steps(made, 4)
+    ends = {name: value.clone() for name, value in program.state_dict().items()}
+    steps(other, 4)
+    for loop in (made, other):
+        assert all(torch.equal(value, ends[name]) for name, value in loop[0].state_dict().items())
+    assert other[2].counts == trainer.counts
 
 
 def test_an_unknown_class_has_no_part_in_the_error():
