@@ -22,6 +22,7 @@ def balancing_act(
     dual_rate: float = 0.01,
     memory: int = 40,
     start_at: Duration = "30%",
+    bounded: bool = True,
     dense_recall: Sequence[float] | None = None,
 ) -> Method:
     """Balancing Act: bound what each class loses beside a dense model (Hashemizadeh et al. 2024, arXiv:2310.20673).
@@ -38,6 +39,8 @@ def balancing_act(
         dual_rate: step size of the multipliers, in (0, 1000]. The published runs have 0.01 and 0.0001.
         memory: number of predictions per class that a recall is computed from, from 1 on; 40 is published.
         start_at: first step at which multipliers change, or a share of the run; 30 % is epoch 15 of 50, as published.
+        bounded: whether samples of other classes keep a weight of at least 0 in the loss of ``excess-gap``. False is the published loss:
+            once the multipliers of a batch add up to more than 1, it rewards mistakes on the other classes, and may diverge.
         dense_recall: recall of each class of the dense model, in [0, 1]. None: the run computes them.
 
     Raises:
@@ -68,6 +71,7 @@ def balancing_act(
             memory=memory,
             classes=tuple(classes),
             start_at=as_steps(start_at, total, "start_at", least=0),
+            bounded=bounded,
         )
 
     method = with_objective(base, "balancing-act", against(dense_recall))

@@ -70,7 +70,7 @@ class ByFrequency:
         return {"imbalance": float(seen.max() / seen.min())}
 
 
-def lagrangian(logits: Tensor, labels: Tensor, multipliers: Tensor, *, excess: bool) -> Tensor:
+def lagrangian(logits: Tensor, labels: Tensor, multipliers: Tensor, *, excess: bool, bounded: bool = True) -> Tensor:
     """Compute L + sum over the classes c of the batch of multiplier_c · (L_c - L), or of multiplier_c · L_c.
 
     L is the mean cross-entropy of the batch and L_c that of its samples of class c. L_c stands in for the recall of the class, which has no
@@ -81,6 +81,8 @@ def lagrangian(logits: Tensor, labels: Tensor, multipliers: Tensor, *, excess: b
         labels: int64 [N], 0 to K - 1.
         multipliers: float64 [K], at least 0.
         excess: whether L is subtracted from L_c.
+        bounded: whether L is subtracted once at most in all. Otherwise, multipliers whose sum exceeds 1 reward a high loss of the other
+            classes, which has no bound.
 
     Raises:
         TrainingError: If the target is not one class per sample.
@@ -93,7 +95,10 @@ def lagrangian(logits: Tensor, labels: Tensor, multipliers: Tensor, *, excess: b
     present = multipliers.to(losses).masked_fill(counts == 0, 0.0)
     mean = losses.mean()
     own = (losses * (present / counts.clamp_min(1))[labels]).sum()
-    return mean + own - (present.sum() * mean if excess else 0.0)
+    if not excess:
+        return mean + own
+    subtracted = present.sum()
+    return mean + own - (subtracted.clamp_max(1.0) if bounded else subtracted) * mean
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,7 @@ class Balancing:
         memory: number of predictions per class that a recall is computed from, at least 1.
         classes: the classes with a constraint; empty: all.
         start_at: first step at which multipliers change.
+        bounded: as for `lagrangian`.
         name: of the method, for messages.
     """
 
@@ -127,6 +133,7 @@ class Balancing:
     memory: int = 40
     classes: tuple[int, ...] = ()
     start_at: int = 1
+    bounded: bool = True
     name: str = "balancing-act"
 
     def init(self) -> State:
@@ -157,7 +164,8 @@ class Balancing:
 
     def loss(self, logits: Tensor, labels: Tensor, state: Any) -> Tensor:
         """Compute the loss, a scalar."""
-        return lagrangian(logits, labels, state["multipliers"], excess=self.constraint == EXCESS_GAP)
+        excess = self.constraint == EXCESS_GAP
+        return lagrangian(logits, labels, state["multipliers"], excess=excess, bounded=self.bounded)
 
     def readings(self, state: Any) -> Mapping[str, float]:
         """Return the largest multiplier, and the largest gap of a class with a full memory; 0 before there is one."""

@@ -11,6 +11,7 @@ from sparsify.files import write_atomically
 from sparsify.pages import markup, plots
 from sparsify.pages.markup import Table
 from sparsify.reports import integers, savings, sections
+from sparsify.reports.damage import damage_section
 from sparsify.reports.folder import RunFolder, read_folder
 from sparsify.reports.headline import headline, headline_figure, own_score, parts, sentences, sets, title
 from sparsify.reports.selective import is_measured
@@ -26,7 +27,7 @@ def write_report(folder: Path) -> Path:
 
     Args:
         folder: of a finished run: ``metrics.json``, ``history.jsonl``, ``recipe.toml``, ``program.sparsify``; with a baseline
-            ``dense/history.jsonl``; ``latency.json`` where latency was measured.
+            ``dense/history.jsonl``; ``latency.json`` where latency was measured, and ``answers.json``.
 
     Raises:
         ReportError: If a file is missing or damaged.
@@ -64,6 +65,7 @@ def _page(run: RunFolder) -> str:
         readings=plots.readings(history),
         classes=_classes(run, titles) if "reliability" in model else None,
         calibration=_calibration(run, columns),
+        damage=damage_section(report, (run.answers or {}).get("pictures") or {}),
         densities=plots.densities(model["layers"]) if masked else None,
         layers=Table(LAYERS, sections.layers(model)),
         masks=plots.masks(history) if moved else None,

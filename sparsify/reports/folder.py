@@ -11,7 +11,7 @@ from typing import Any
 from sparsify.errors import LoadError, ReportError
 from sparsify.ir import Program
 from sparsify.reports.headline import parts
-from sparsify.reports.schema import Epoch, LatencyFile, Metrics, check
+from sparsify.reports.schema import Answers, Epoch, LatencyFile, Metrics, check
 from sparsify.untrusted import parse_json, read_text
 
 Report = Mapping[str, Any]
@@ -25,6 +25,7 @@ class RunFolder:
     Attributes:
         report: ``metrics.json``.
         latency: ``latency.json``, or None where latency was not measured.
+        answers: ``answers.json``, or None of a run of an earlier version, or of a task without one answer per sample.
         histories: rows of ``history.jsonl`` by part (``model``, and ``dense`` where there is a baseline).
         recipe: text of ``recipe.toml``.
         program: text of the program in ``program.sparsify``.
@@ -32,6 +33,7 @@ class RunFolder:
 
     report: Report
     latency: Report | None
+    answers: Report | None
     histories: Mapping[str, History]
     recipe: str
     program: str
@@ -65,7 +67,7 @@ def read_folder(folder: Path) -> RunFolder:
     histories = {
         name: _history((folder if name == "model" else folder / name) / "history.jsonl") for name in parts(report)
     }
-    return RunFolder(report, latency, histories, recipe, _program(folder / "program.sparsify"))
+    return RunFolder(report, latency, read_answers(folder), histories, recipe, _program(folder / "program.sparsify"))
 
 
 def read_measured(folder: Path) -> tuple[Report, History]:
@@ -77,6 +79,20 @@ def read_measured(folder: Path) -> tuple[Report, History]:
     report = _json(folder / "metrics.json")
     check(Metrics, report, folder / "metrics.json")
     return report, _history(folder / "history.jsonl")
+
+
+def read_answers(folder: Path) -> Report | None:
+    """``answers.json`` of a finished run, checked; None if it has none.
+
+    Raises:
+        ReportError: If it is damaged.
+    """
+    path = folder / "answers.json"
+    if not path.exists():
+        return None
+    found = _json(path)
+    check(Answers, found, path)
+    return found
 
 
 def _text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Schemas of ``metrics.json``, ``latency.json`` and a row of ``history.jsonl``, which are checked before a report reads the files.
+"""Schemas of ``metrics.json``, ``latency.json``, ``answers.json`` and a row of ``history.jsonl``, checked before a report reads them.
 
 Additional keys are allowed, so that later versions may write more. A missing key or a value of another type is an error that names the key.
 """
@@ -11,6 +11,8 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from sparsify.errors import ReportError
+from sparsify.reports.damage_form import Answers as Answers
+from sparsify.reports.damage_form import Damage
 from sparsify.reports.individual_form import IndividualCalibration
 from sparsify.reports.input_form import Input, SeveralInputs
 from sparsify.reports.latency_form import Form, Two
@@ -323,7 +325,8 @@ class Missing(Form):
 class Metrics(Form):
     """``metrics.json``. ``dense`` and ``flips`` exist if there is a baseline; ``without_baseline`` says why there can be none.
 
-    ``differences`` has figures of selective prediction, by key, against the baseline. ``missing`` lists what failed after training.
+    ``differences`` has figures of selective prediction, by key, against the baseline; ``damage`` what classes and samples lose beside it.
+    ``missing`` lists what failed after training.
     """
 
     recipe_hash: str
@@ -335,6 +338,7 @@ class Metrics(Form):
     dense: Part | None = None
     flips: Flips | None = None
     differences: dict[str, Paired] = Field(default_factory=dict)
+    damage: Damage | None = None
     without_baseline: str | None = None
     input: Input | None = None
     inputs: list[SeveralInputs] | None = None

@@ -47,6 +47,8 @@ MEASURES = {
     "ece_after": Measure("ECE after", better=-1),
     "aurc_after": Measure("AURC after", ".5f", better=-1),
     "correctness_auroc_after": Measure("AUROC of correctness after", better=1),
+    "max_excess_gap": Measure("largest excess gap", better=-1),
+    "churn": Measure("churn"),
     "auroc": Measure("AUROC", better=1),
     "mean_average_precision": Measure("mean average precision", better=1),
     "average_precision": Measure("average precision", better=1),

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from sparsify.pages import markup
 from sparsify.pages.markup import Table
 from sparsify.reports.headline import Headline
+from sparsify.reports.populations import READING as POPULATIONS
+from sparsify.reports.populations import Population, population_table
 from sparsify.reports.summary import CONFIDENCE, CellResult, Summary
 from sparsify.reports.summary_measures import measure
 from sparsify.reports.summary_plots import against_evaluations, against_sparsity, against_steps
@@ -25,18 +27,28 @@ Missing = Sequence[tuple[str, str]]
 """Names of cells that are not in the table, each with the reason."""
 
 
-def markdown(title: str, summary: Summary, missing: Missing) -> str:
+def markdown(title: str, summary: Summary, missing: Missing, found: Sequence[Population] = ()) -> str:
     """Return the table as Markdown, with its explanation, the clear differences and the missing cells."""
     parts = [f"# {title}", "", *_markdown_table("method", summary.table(summary.shown())), "", READING, ""]
     parts += [f"- {line}" for line in summary.sentences()]
     if any(row.reach for row in summary.rows):
         parts += ["", "## How soon", "", *_markdown_table("method", summary.reaches()), "", REACHING]
+    if found:
+        table = _markdown_table("method", population_table(found))
+        parts += ["", "## Answers beside dense models", "", *table, "", POPULATIONS]
     if missing:
         parts += ["", "## Not in the table", "", *(f"- {cell}: {why}" for cell, why in missing)]
     return "\n".join(parts) + "\n"
 
 
-def document(title: str, summary: Summary, cells: Sequence[CellResult], missing: Missing, recipe: str) -> str:
+def document(
+    title: str,
+    summary: Summary,
+    cells: Sequence[CellResult],
+    missing: Missing,
+    recipe: str,
+    found: Sequence[Population] = (),
+) -> str:
     """Return the HTML page: table, sentences, plots, cells, and the recipe of the grid."""
     trust, *clear = summary.sentences()
     return markup.page(
@@ -53,6 +65,8 @@ def document(title: str, summary: Summary, cells: Sequence[CellResult], missing:
         by_evaluations=against_evaluations(cells),
         reaches=_table("method", summary.reaches()),
         reaching=REACHING,
+        populations=_table("method", population_table(found)) if found else None,
+        of_populations=POPULATIONS,
         cells=Table(*_cells(summary, cells)),
         recipe=recipe,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sparsify.figures.damage import WORSE
 from sparsify.figures.intervals import paired_shares, share_interval
 from sparsify.reports.digits import three_digits
 from sparsify.reports.selective import clearly_worse
@@ -140,15 +141,20 @@ def _worse_figures(model: Report, dense: Report) -> str:
 
 
 def _classes(report: Report) -> list[str]:
-    """Return the classes that lost clearly, by their interval; without one, the class that lost most, called not clear."""
+    """Return the classes that lost clearly, by tests corrected for their number; without one, the class that lost most, called not clear.
+
+    Runs of earlier versions have no such tests, and each class is judged by its own 95 % interval.
+    """
     flips, names = report["flips"], report["data"].get("class_names")
+    known = (report.get("damage") or {}).get("classes")
     clear, unclear = list[tuple[float, str]](), list[tuple[float, str]]()
     counts = zip(flips["class_lost"], flips["class_gained"], flips["class_samples"], strict=True)
     for index, (lost, gained, samples) in enumerate(counts):
         if samples and lost > gained:
             points, (_, high) = paired_shares(lost, gained, samples)
             name = f"class {index}" + (f" ({names[index]})" if names else "")
-            (clear if high < 0 else unclear).append(
+            worse = (known[index] or {}).get("verdict") == WORSE if known else high < 0
+            (clear if worse else unclear).append(
                 (points, f"{name} by {-100 * points:.2f} points of its {samples:,} samples")
             )
     if clear:

@@ -17,7 +17,8 @@ from typing import Any
 
 from sparsify.errors import CheckpointError, RecipeError, ReportError, SparsifyError
 from sparsify.files import write_atomically, write_json
-from sparsify.reports.folder import read_measured
+from sparsify.reports.folder import read_answers, read_measured
+from sparsify.reports.populations import Answered, beside_dense, populations
 from sparsify.reports.summary import CellResult, Summary, summarise
 from sparsify.reports.summary_measures import figures
 from sparsify.reports.summary_page import document, markdown
@@ -147,6 +148,12 @@ def write_comparison(out: Path) -> Comparison:
     failures = tuple(_failure(cell, out) for cell in cells if not finished(cell, out))
     if not results:
         raise ReportError(f"no cell of {out} is finished. {failures[0].cell}: {failures[0].error}")
+    answered = [
+        Answered(cell.name, cell.sparsity, cell.seed, content)
+        for cell in cells
+        if finished(cell, out) and (content := read_answers(folder_of(cell, out))) is not None
+    ]
+    results, found = _with_answers(results, answered), populations(answered)
     summary = summarise(results)
     title = f"{len(grid.names())} methods on {grid.common['data']}"
     missing = [(str(failure.cell), failure.error) for failure in failures]
@@ -157,10 +164,11 @@ def write_comparison(out: Path) -> Comparison:
             {"name": c.name, "bases": c.bases, "sparsity": c.sparsity, "seed": c.seed, "figures": dict(c.figures)}
             for c in results
         ],
+        "exemplars": [population.to_dict() for population in found],
         "missing": [{"cell": cell, "error": error} for cell, error in missing],
     }
-    write_atomically(out / "compare.md", markdown(title, summary, missing).encode())
-    write_atomically(out / "compare.html", document(title, summary, results, missing, grid.to_toml()).encode())
+    write_atomically(out / "compare.md", markdown(title, summary, missing, found).encode())
+    write_atomically(out / "compare.html", document(title, summary, results, missing, grid.to_toml(), found).encode())
     write_json(out / "compare.json", content)
     return Comparison(summary, failures)
 
@@ -184,6 +192,15 @@ def _results(cells: Sequence[Cell], out: Path) -> list[CellResult]:
             )
         found.append(CellResult(cell.name, cell.bases, cell.sparsity, cell.seed, figures(report["model"]), history))
     return found
+
+
+def _with_answers(results: Sequence[CellResult], answered: Sequence[Answered]) -> list[CellResult]:
+    """Add the figures of `beside_dense` to those of each cell that has them."""
+    known = beside_dense(answered)
+    return [
+        dataclasses.replace(cell, figures={**cell.figures, **known.get((cell.name, cell.sparsity, cell.seed), {})})
+        for cell in results
+    ]
 
 
 def _resolved(cell: Cell, folder: Path) -> Recipe:

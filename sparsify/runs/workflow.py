@@ -18,6 +18,7 @@ from sparsify.calibration import evaluate, fit, kind_of
 from sparsify.errors import SparsifyError, TrainingWarning, UnfinishedError
 from sparsify.exporters import export
 from sparsify.figures import metrics
+from sparsify.figures.answers import answers, damage_row
 from sparsify.figures.classifier import ood_quality, selective_differences
 from sparsify.files import write_json
 from sparsify.ir import Program
@@ -28,7 +29,6 @@ from sparsify.methods import Method
 from sparsify.passes import Pass, PassLog, Pipeline, recording
 from sparsify.passes.scale_prediction import scale_row
 from sparsify.reports import (
-    calibrated,
     covered,
     individual_row,
     layers,
@@ -38,6 +38,7 @@ from sparsify.reports import (
     task_quality,
     write_report,
 )
+from sparsify.runs.answering import pictures, scored
 from sparsify.runs.artefacts import (
     feeding,
     fitted_metadata,
@@ -63,7 +64,7 @@ from sparsify.training import Trained, train
 from sparsify.version import versions
 
 RECORD = "recipe.toml"
-ARTEFACTS = ("model.onnx", "metrics.json", "latency.json", "report.html", RECORD, "program.sparsify")
+ARTEFACTS = ("model.onnx", "metrics.json", "latency.json", "answers.json", "report.html", RECORD, "program.sparsify")
 Progress = Callable[[str, dict[str, Any]], None]
 
 
@@ -82,7 +83,7 @@ def run(
     """Run a recipe from data to report and write `ARTEFACTS` to ``out``, with int8 files if the recipe asks for them.
 
     Nothing is written before data and model are loaded and the run is rehearsed (`sparsify.runs.preflight`). Each trained model is saved
-    right after training, so that a later failure does not lose it.
+    right after training, so that a later failure does not lose it. ``answers.json`` is written for tasks of one answer per sample.
 
     Args:
         recipe: a resolved recipe. The task ``auto`` becomes the task that fits, the calibrator ``auto`` the head of the program or the
@@ -219,16 +220,21 @@ def _finish(
     read, sure, chosen_by = dict[str, Any](), dict[str, Any](), dict[str, Any]()
     for name, model in models.items():
         with missing.unless(f"{name}.onnx", _advice(model, out, f"{name}.onnx", "--form dense")), recording() as record:
-            row, read[name], sure[name] = _export(model, recipe, task, data, out)
+            row, read[name], found = _export(model, recipe, task, data, out)
+            sure |= {name: found} if found else {}
             rows[name] = {**row, "passes": pass_rows([*model.passes, *record])}
         if recipe.export_precision == "int8" and name in rows:
             with missing.unless(f"{name}-int8.onnx", _advice(model, out, f"{name}-int8.onnx", "--precision int8")):
                 rows[name]["int8"], chosen_by[name] = _int8(model, recipe, task, data, out)
     if "model" not in rows:
         raise missing.error(None)
+    labels = task.answers(data.test.targets) if "model" in sure else None
+    given = None if labels is None else answers(sure, labels)
+    if given and "dense" in sure:
+        rows["damage"] = damage_row(sure["dense"], sure["model"], given["labels"])
     if "dense" in rows and task.name == "classification":
         rows["flips"] = dataclasses.asdict(metrics.flips(read["dense"], read["model"], data.test.targets))
-        rows["differences"] = selective_differences(sure["model"], sure["dense"], data.test.targets)
+        rows["differences"] = selective_differences(sure["model"][1], sure["dense"][1], data.test.targets)
     elif "dense" in rows:
         rows["paired"] = paired(task, rows["model"], read["model"], read["dense"], data.test.targets)
     report = {
@@ -256,15 +262,19 @@ def _finish(
     latency = None
     with missing.unless("metrics.json", again):
         write_json(out / "metrics.json", report)
+    with missing.unless("answers.json", again):
+        if given:
+            shown = [row["sample"] for row in rows["damage"]["exemplars"]] if "damage" in rows else []
+            kept = {"fingerprint": data.test.fingerprint(), **given, "pictures": pictures(data, shown)}
+            write_json(out / "answers.json", kept)
     with missing.unless("latency.json", again):
         training = training_times(out / "latency.json", {name: model.trained.times for name, model in models.items()})
         (out / "latency.json").unlink(missing_ok=True)
         if timed:
-            found = measure_latency(out, data, threads=1, batch=recipe.export_batch)
-            found |= {"int8": chosen_by} if chosen_by else {}
-            found |= {"training": training} if training else {}
-            write_json(out / "latency.json", found)
-            latency = found
+            latency = measure_latency(out, data, threads=1, batch=recipe.export_batch)
+            latency |= {"int8": chosen_by} if chosen_by else {}
+            latency |= {"training": training} if training else {}
+            write_json(out / "latency.json", latency)
     with missing.unless("report.html", f"Make it with: {shlex.join(['sparsify', 'report', str(out)])}"):
         write_report(out)
     result = {**report, "latency": latency}
@@ -291,11 +301,12 @@ def _advice(model: _Model, out: Path, file: str, option: str) -> str:
 
 def _export(
     model: _Model, recipe: Recipe, task: Task, data: Data, out: Path
-) -> tuple[dict[str, Any], Any, Tensor | None]:
+) -> tuple[dict[str, Any], Any, tuple[Tensor, Tensor] | None]:
     """Calibrate and export one model of the run.
 
     Returns:
-        Its row of ``metrics.json``; what the task reads of it on the test set; and, for classification, its calibrated probabilities.
+        Its row of ``metrics.json``; what the task reads of it on the test set; and its scores and calibrated probabilities
+        (`sparsify.runs.answering.scored`).
     """
     program, name, log = model.program, model.name, None
     Pipeline(heads(recipe, program)).apply(program)
@@ -343,7 +354,7 @@ def _export(
         "ood": {name: ood_quality(outputs, evaluate(program, samples)) for name, samples in data.ood.items()},
         "ood_threshold": threshold,
     }
-    return row, read, calibrated(read, outputs) if task.name == "classification" else None
+    return row, read, scored(task, read, outputs)
 
 
 def _lacking(program: Program, task: Task, read: Any, data: Data) -> str:

@@ -104,6 +104,16 @@ def test_a_grid_leaves_its_table_and_a_run_for_every_cell(whole):
     assert rigl["figures"]["accuracy"]["difference"]["mean"] == pytest.approx(sum(differences) / 2, abs=1e-12)
     assert rigl["figures"]["density"]["mean"] == pytest.approx(0.2, abs=1e-3)
     assert rigl["figures"]["evaluations"]["mean"] == measured[2]["counts"]["steps"]
+    for seed in (0, 1):
+        ours, theirs = (
+            json.loads((out / "cells" / names[2 * index + seed] / "answers.json").read_text()) for index in (1, 0)
+        )
+        churn = sum(a != b for a, b in zip(ours["answers"]["model"], theirs["answers"]["model"], strict=True))
+        figures = next(cell for cell in content["cells"] if (cell["name"], cell["seed"]) == ("rigl", seed))["figures"]
+        assert figures["churn"] == pytest.approx(churn / len(ours["labels"])) and figures["max_excess_gap"] >= 0
+    (population,) = content["exemplars"]
+    assert (population["name"], population["seeds"], population["of_each"]) == ("rigl", 2, 1)
+    assert "Answers beside dense models" in (out / "compare.html").read_text()
     history = [json.loads(line) for line in (out / "cells" / names[2] / "history.jsonl").read_text().splitlines()]
     assert history[-1]["step"] == measured[2]["counts"]["steps"] and history[-1]["evaluations"] == history[-1]["step"]
     assert "rigl" in shown and "compare.html" in shown

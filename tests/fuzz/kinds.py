@@ -264,7 +264,7 @@ def finished() -> Path:
     return folder
 
 
-FILES = ("metrics.json", "latency.json", "history.jsonl", "recipe.toml", "program.sparsify")
+FILES = ("metrics.json", "latency.json", "answers.json", "history.jsonl", "recipe.toml", "program.sparsify")
 
 
 def good_folder(folder: Path) -> Path:
@@ -274,7 +274,7 @@ def good_folder(folder: Path) -> Path:
 
 def make_folder(draw: random.Random, folder: Path) -> Path:
     target = good_folder(folder)
-    name = draw.choices(FILES, weights=(10, 4, 4, 1, 1))[0]
+    name = draw.choices(FILES, weights=(10, 4, 4, 4, 1, 1))[0]
     content = (target / name).read_bytes()
     if name.endswith(".json") and draw.random() < 0.8:
         (target / name).write_bytes(m.dumped(m.structure(json.loads(content), draw)).encode("utf-8", "surrogatepass"))

@@ -24,6 +24,8 @@ def test_it_fills_its_slots_alone():
     assert method.reference is not None and method.objective is not None
     made = method.reference([0.5, None])(100)
     assert made == Balancing((0.5, None), "excess-gap", 0.02, 0.5, 9, (3,), 7)
+    published = sp.methods.balancing_act(base, bounded=False, dense_recall=[0.5])
+    assert published.objective is not None and not published.objective(9).bounded
     given = sp.methods.balancing_act(base, dense_recall=[0.5, 1.0])
     assert not given.needs_another and given.objective is not None and given.objective(100).start_at == 30
 

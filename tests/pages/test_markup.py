@@ -39,7 +39,12 @@ def everything(text: str, plot: str) -> dict[str, object]:
         "reliability": plot, "calibration": table, "bins": table, "ood": ood, "selective": ood, "unknown": plot, "shown": table,
         "every": table,
     }  # fmt: skip
+    exemplar = dict.fromkeys(("sample", "picture", "label", "dense", "sparse", "fall"), text)
+    damage = {
+        "sentences": [text], "shown": table, "every": table, "told": text, "exemplars": [exemplar], "pictured": True, "listed": table,
+    }  # fmt: skip
     return {
+        "damage": damage, "populations": table, "of_populations": text,
         **dict.fromkeys(tables, table), **dict.fromkeys(("figures", "missing_cells", "reaches", "cells"), table),
         **dict.fromkeys(("title", "model", "data", "coverage", "recipe", "program", "name", "reading", "trust", "reaching"), text),
         **dict.fromkeys(("curves", "readings", "densities", "masks", "by_sparsity", "by_step", "by_evaluations"), plot),
@@ -54,12 +59,13 @@ def test_hostile_text_is_escaped_wherever_it_stands(template):
     if template == "grid.html":
         content["missing"] = content["cells"]
     page = markup.page(template, **content)
-    assert "<script" not in page and "<img" not in page and "49" not in page and "onerror='" not in page
+    assert "<script" not in page and "<img src=x" not in page and "49" not in page and "onerror='" not in page
+    assert page.count("<img") == page.count('src="data:image/png;base64,') == (template == "report.html")
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 20 and "{{ 7 * 7 }}" in page
     tags = {*re.findall(r"<(\w+)", page)}
     assert tags <= {
         "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "ul", "li", "div", "table", "thead", "tbody", "tr", "th",
-        "td", "svg", "details", "summary", "pre",
+        "td", "svg", "details", "summary", "pre", "h3", "figure", "figcaption", "img", "br",
     }  # fmt: skip
     assert page.count("</pre>") == len(re.findall(r"<pre", page)) and page.count("</table>") == page.count("<table")
 

@@ -39,6 +39,16 @@ def test_the_lagrangian_by_hand():
     assert float(found) == pytest.approx(mean + 0.5 * zero + 0.25 * two)
 
 
+def test_the_mean_is_subtracted_once_at_most_unless_asked():
+    first, second, third, fourth = losses()
+    mean, zero, two = (first + second + third + fourth) / 4, (first + second) / 2, (third + fourth) / 2
+    multipliers = torch.tensor([2.0, 0.0, 1.0], dtype=torch.float64)
+    found = lagrangian(LOGITS, LABELS, multipliers, excess=True)
+    assert float(found) == pytest.approx(2 * zero + two)
+    found = lagrangian(LOGITS, LABELS, multipliers, excess=True, bounded=False)
+    assert float(found) == pytest.approx(2 * zero + two - 2 * mean)
+
+
 @pytest.mark.parametrize("excess", [True, False])
 def test_without_multipliers_it_is_cross_entropy_bit_for_bit(excess):
     found = lagrangian(LOGITS, LABELS, torch.zeros(3, dtype=torch.float64), excess=excess)
