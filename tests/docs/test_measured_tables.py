@@ -62,6 +62,17 @@ def test_differences_of_calibrators_are_those_of_their_figures():
             assert found["difference"] == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("ratio", [20, 100])
+@pytest.mark.parametrize("lines", ["table", "over_seeds", "sentences"])
+def test_the_page_of_what_pruning_broke(ratio, lines):
+    script, stored = benchmark("pruning_damage")
+    page = (ROOT / "docs" / "pruning_damage.md").read_text(encoding="utf-8")
+    cells = script["of"](stored["cells"], ratio)
+    assert "\n".join(script[lines](cells, script["unpacked"](stored["labels"]))) in page
+    rows = script["ROWS"] if ratio == 20 else ("dense", "gmp", "balancing-act", "class-weighted")
+    assert {(cell["row"], cell["seed"]) for cell in cells} == {(row, seed) for row in rows for seed in (0, 1, 2)}
+
+
 TRAINING_TIME = (ROOT / "docs" / "training_time.md").read_text(encoding="utf-8")
 
 
