@@ -89,9 +89,9 @@ def run(
 ) -> None:
     """Trace, train sparsely, calibrate, export to ONNX and verify. Without a model, data or recipe it runs the embedded job.
 
-    Writes model.onnx, report.html, metrics.json, latency.json, recipe.toml
-    and program.sparsify into the folder. The same recipe gives the same bits;
-    --resume continues a run that was stopped or killed.
+    Writes model.onnx, report.html, metrics.json, latency.json, answers.json,
+    recipe.toml and program.sparsify into the folder. The same recipe gives the
+    same bits; --resume continues a run that was stopped or killed.
     """
     from sparsify.loading.once import read_once
     from sparsify.runs.inferring import with_task
