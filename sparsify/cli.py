@@ -15,6 +15,7 @@ from sparsify.errors import RecipeError, UnfinishedError
 from sparsify.terminal import messages, options, run_options
 from sparsify.terminal.console import console
 from sparsify.terminal.epilogs import examples
+from sparsify.terminal.evaluating import add_evaluate
 from sparsify.terminal.lists import add_lists
 from sparsify.terminal.recipe_commands import RecipeCommand, RunCommand
 from sparsify.version import versions
@@ -336,6 +337,7 @@ def report(folder: options.Finished) -> None:
         console.print(str(write_report(folder)), soft_wrap=True)
 
 
+add_evaluate(app)
 add_lists(app)
 
 

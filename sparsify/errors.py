@@ -93,6 +93,10 @@ class UnfinishedError(SparsifyError):
         self.report = report
 
 
+class EvaluationError(SparsifyError):
+    """A file cannot be measured: its inputs, outputs or classes do not fit the data, or the names and options that were given."""
+
+
 class ReportError(SparsifyError):
     """A report cannot be built: a file of the run is missing, damaged, or of another version."""
 

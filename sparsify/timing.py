@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from sparsify.errors import ExportError
+from sparsify.runtime import opened
 
 Array = np.ndarray
 Feeds = Mapping[str, Array]
@@ -31,22 +32,6 @@ def session_of(model: ir.Model, *, threads: int) -> onnxruntime.InferenceSession
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     return opened(ir.to_proto(model).SerializeToString(), options)
-
-
-def opened(source: bytes | str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    """Open a session on the CPU, given the bytes or the path of a file.
-
-    Raises:
-        ExportError: If ONNX Runtime has no kernel for an operator of the file, or refuses the file for another reason.
-    """
-    try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the errors of ONNX Runtime have no common base class
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise ExportError(
-            f"ONNX Runtime cannot run the file: {lines[0]}. It has few operators in float64, float16 and bfloat16: convert such a "
-            f"model with .float() before it is traced."
-        ) from error
 
 
 def values_of(model: ir.Model, batches: Batches) -> dict[str, list[Array]]:

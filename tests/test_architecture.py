@@ -19,14 +19,15 @@ from sparsify.methods import METHODS, WRAPPERS, base
 ROOT = Path(__file__).parents[1]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "files", "untrusted", "version"}),
-    frozenset({"arguments", "figures", "pages", "reading", "registry", "timing", "user_code"}),
+    frozenset({"arguments", "figures", "pages", "reading", "registry", "runtime", "user_code"}),
+    frozenset({"timing"}),
     frozenset({"parts"}),
     frozenset({"deployment", "tasks"}),
     frozenset({"heads"}),
     frozenset({"ir"}),
     frozenset({"passes"}),
     frozenset({"methods"}),
-    frozenset({"loading", "training", "calibration", "exporters", "reports"}),
+    frozenset({"loading", "training", "calibration", "evaluation", "exporters", "reports"}),
     frozenset({"contracts", "runs"}),
     frozenset({"terminal"}),
     frozenset({"cli"}),
@@ -64,7 +65,7 @@ COMMAND = ("sparsify/cli.py", "sparsify/terminal/")
 PUBLIC = {"__version__", 
     "Method", "Pipeline", "Preprocessing", "Program", "SparseTrainer", "attach", "export", "methods", "trace",
 }  # fmt: skip
-TORCHLESS = ("figures", "pages", "reading")
+TORCHLESS = ("figures", "pages", "reading", "runtime", "evaluation")
 """Rooms that run where torch is not installed."""
 NEEDS_TORCH = {"torch", "onnxscript", "onnx_ir", "safetensors", "transformers"}
 """Packages that such rooms do not have: torch, and what is installed for its sake."""

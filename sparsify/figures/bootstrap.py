@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -32,9 +32,9 @@ def of_rows(measure: Callable[[Array], float]) -> Figure:
     return figure
 
 
-def measured(figure: Figure, samples: int) -> float:
+def measured(figure: Figure, samples: int | Sequence[int]) -> float:
     """Return a figure of N samples, each taken once."""
-    return float(figure(np.ones((1, samples)))[0])
+    return float(figure(np.ones((1, samples if isinstance(samples, int) else sum(samples))))[0])
 
 
 def _known(measure: Callable[[Array], float], rows: Array) -> float:
@@ -47,7 +47,13 @@ def _known(measure: Callable[[Array], float], rows: Array) -> float:
 
 
 def bootstrap_difference(
-    values: Figure, base: Figure, samples: int, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    values: Figure,
+    base: Figure,
+    samples: int | Sequence[int],
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> tuple[float, float] | None:
     """Compute an interval of ``values - base`` from its quantiles over draws of the samples (Efron and Tibshirani 1993, chapter 13).
 
@@ -56,7 +62,7 @@ def bootstrap_difference(
     Args:
         values: the figure of one model.
         base: the figure of the other.
-        samples: N, at least 1. The samples must be independent.
+        samples: N, at least 1; or the sizes of several parts, as for `bootstrap_interval`. The samples must be independent.
         confidence: probability that the interval should cover, in (0, 1).
         resamples: number of draws of N samples.
         seed: seed of the draws, which are those of the Mersenne Twister.
@@ -70,24 +76,43 @@ def bootstrap_difference(
 
 
 def bootstrap_interval(
-    values: Figure, samples: int, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    values: Figure,
+    samples: int | Sequence[int],
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> tuple[float, float] | None:
     """Compute an interval of one figure; see `bootstrap_difference`, whose draws these are.
+
+    Args:
+        values: the figure.
+        samples: N, at least 1; or the sizes of several parts, each of which is drawn anew from itself, such as test inputs and
+            out-of-distribution inputs. The figure then gets the draws of all parts side by side.
+        confidence: as for `bootstrap_difference`.
+        resamples: as for `bootstrap_difference`.
+        seed: as for `bootstrap_difference`.
 
     Returns:
         Both ends of the interval; None if fewer than half of the draws define the figure.
     """
-    generator, found, at_once = np.random.RandomState(seed), list[Array](), max(1, AT_ONCE // samples)
+    parts = [samples] if isinstance(samples, int) else list(samples)
+    generator, found, at_once = np.random.RandomState(seed), list[Array](), max(1, AT_ONCE // sum(parts))
     for start in range(0, resamples, at_once):
         count = min(at_once, resamples - start)
-        rows = generator.randint(0, 2**32, size=(count, samples), dtype=np.uint32) % np.uint32(samples)
-        found.append(values(np.stack([np.bincount(row, minlength=samples) for row in rows]).astype(np.float64)))
+        found.append(values(np.concatenate([_draws(generator, count, part) for part in parts], axis=1)))
     figures = np.concatenate(found)
     figures = figures[np.isfinite(figures)]
     if 2 * len(figures) < resamples:
         return None
     low, high = np.quantile(figures, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def _draws(generator: np.random.RandomState, count: int, samples: int) -> Array:
+    """Return how often each of N samples comes up in each of B draws of N, float64 [B, N]."""
+    rows = generator.randint(0, 2**32, size=(count, samples), dtype=np.uint32) % np.uint32(samples)
+    return np.stack([np.bincount(row, minlength=samples) for row in rows]).astype(np.float64)
 
 
 def r2(output: ArrayLike, target: ArrayLike) -> Figure:

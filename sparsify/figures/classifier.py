@@ -26,53 +26,62 @@ RESAMPLED = {"aurc": selective.resampled_aurc, "correctness_auroc": bootstrap.au
 """Figures of selective prediction that have an interval, and how they are computed for draws of the samples."""
 DRAWN = 4 * 10**6
 """How many samples all draws for such an interval may hold together."""
+BOTH = (
+    "nll", "brier", "ece", "mce", "debiased_l2", "signed_gap", "aurc", "excess_aurc", "correctness_auroc",
+)  # fmt: skip
+"""Figures of `quality` before and after calibration, under names with ``_before`` and ``_after``."""
+CURVES = ("reliability", "coverage_at_risk", "risk_coverage")
+"""Entries of `table_figures` that are no single numbers, but for classes."""
 LEAST_ANSWERS = 20
 """Smallest number of wrong answers of either model, and of right ones, for such an interval; with fewer, it would be too narrow."""
 
 
+def table_figures(probabilities: ArrayLike, labels: ArrayLike) -> dict[str, Any]:
+    """Compute accuracy, calibration and selective prediction from one table of probabilities [N, K] and labels [N], by name.
+
+    Raises:
+        TrainingError: If a probability is not finite.
+    """
+    curve = selective.risk_coverage(*metrics.top_label(probabilities, labels))
+    drawn = selective.thinned(curve, POINTS)
+    return {
+        "accuracy": metrics.accuracy(probabilities, labels),
+        "class_accuracy": metrics.class_accuracy(probabilities, labels),
+        "nll": metrics.nll(probabilities, labels),
+        "brier": metrics.brier(probabilities, labels),
+        "ece": metrics.ece(probabilities, labels),
+        "mce": metrics.mce(probabilities, labels),
+        "debiased_l2": metrics.debiased_l2(probabilities, labels),
+        "signed_gap": metrics.signed_gap(probabilities, labels),
+        "adaptive_ece": metrics.adaptive_ece(probabilities, labels),
+        "classwise_ece": metrics.classwise_ece(probabilities, labels),
+        "reliability": [dataclasses.asdict(row) for row in metrics.reliability(probabilities, labels)],
+        "aurc": selective.aurc(curve),
+        "excess_aurc": selective.excess_aurc(curve),
+        "correctness_auroc": selective.correctness_auroc(*metrics.top_label(probabilities, labels)),
+        "coverage_at_risk": [
+            {"at_most": most, **dataclasses.asdict(selective.coverage_at_risk(curve, most))} for most in RISKS
+        ],
+        "risk_coverage": {"coverage": drawn.coverage.tolist(), "risk": drawn.risk.tolist()},
+    }
+
+
 def quality(before: ArrayLike, after: ArrayLike, labels: ArrayLike) -> dict[str, Any]:
-    """Accuracy and calibration on the test set.
+    """Compute `table_figures` before and after calibration, as ``metrics.json`` holds them.
 
     Args:
         before: probabilities [N, K] as trained.
         after: probabilities [N, K] of the calibration head.
         labels: [N].
     """
-    tables = (("before", before), ("after", after))
+    found = {"before": table_figures(before, labels), "after": table_figures(after, labels)}
     return {
-        "accuracy": metrics.accuracy(before, labels),
-        "accuracy_after": metrics.accuracy(after, labels),
-        "class_accuracy": metrics.class_accuracy(before, labels),
-        **{f"nll_{when}": metrics.nll(table, labels) for when, table in tables},
-        **{f"brier_{when}": metrics.brier(table, labels) for when, table in tables},
-        **{f"ece_{when}": metrics.ece(table, labels) for when, table in tables},
-        **{f"mce_{when}": metrics.mce(table, labels) for when, table in tables},
-        **{f"debiased_l2_{when}": metrics.debiased_l2(table, labels) for when, table in tables},
-        **{f"signed_gap_{when}": metrics.signed_gap(table, labels) for when, table in tables},
-        "adaptive_ece": metrics.adaptive_ece(after, labels),
-        "classwise_ece": metrics.classwise_ece(after, labels),
-        "reliability": {
-            when: [dataclasses.asdict(row) for row in metrics.reliability(table, labels)] for when, table in tables
-        },
-        **_selective({when: metrics.top_label(table, labels) for when, table in tables}),
-    }
-
-
-def _selective(answers: Mapping[str, tuple[Array, Array]]) -> dict[str, Any]:
-    """Measure selective prediction before and after calibration, from the confidence and correctness of each answer."""
-    curves = {when: selective.risk_coverage(*pair) for when, pair in answers.items()}
-    drawn = {when: selective.thinned(curve, POINTS) for when, curve in curves.items()}
-    return {
-        **{f"aurc_{when}": selective.aurc(curve) for when, curve in curves.items()},
-        **{f"excess_aurc_{when}": selective.excess_aurc(curve) for when, curve in curves.items()},
-        **{f"correctness_auroc_{when}": selective.correctness_auroc(*pair) for when, pair in answers.items()},
-        "coverage_at_risk": {
-            when: [{"at_most": most, **dataclasses.asdict(selective.coverage_at_risk(curve, most))} for most in RISKS]
-            for when, curve in curves.items()
-        },
-        "risk_coverage": {
-            when: {"coverage": curve.coverage.tolist(), "risk": curve.risk.tolist()} for when, curve in drawn.items()
-        },
+        "accuracy": found["before"]["accuracy"],
+        "accuracy_after": found["after"]["accuracy"],
+        "class_accuracy": found["before"]["class_accuracy"],
+        **{f"{key}_{when}": row[key] for key in BOTH for when, row in found.items()},
+        **{key: found["after"][key] for key in ("adaptive_ece", "classwise_ece")},
+        **{key: {when: row[key] for when, row in found.items()} for key in CURVES},
     }
 
 
@@ -94,12 +103,16 @@ def selective_differences(model: ArrayLike, dense: ArrayLike, labels: ArrayLike)
         if fewest < LEAST_ANSWERS:
             reason = f"one of the models has {fewest} {kind} answers, and an interval needs {LEAST_ANSWERS}"
             return {f"{name}_after": {"figure": f"{name}_after", "reason": reason} for name in RESAMPLED}
-    resamples = max(LEAST_RESAMPLES, min(bootstrap.RESAMPLES, DRAWN // samples))
     found = dict[str, Any]()
     for name, figure in RESAMPLED.items():
         ours, theirs = (figure(*pair) for pair in pairs)
-        found[f"{name}_after"] = difference_row(f"{name}_after", ours, theirs, samples, resamples)
+        found[f"{name}_after"] = difference_row(f"{name}_after", ours, theirs, samples, draws_for(samples))
     return found
+
+
+def draws_for(samples: int) -> int:
+    """Return how many draws of this many samples an interval of a figure that sorts them gets."""
+    return max(LEAST_RESAMPLES, min(bootstrap.RESAMPLES, DRAWN // samples))
 
 
 def difference_row(name: str, ours: Figure, theirs: Figure, samples: int, resamples: int) -> dict[str, Any]:

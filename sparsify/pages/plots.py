@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 INK = "#123456"
 """Stands for the page's text colour until the SVG is written."""
-COLOURS = {"dense": "#4f8fc9", "model": "#d9762b"}
+COLOURS = {"dense": "#4f8fc9", "against": "#4f8fc9", "model": "#d9762b"}
 """Colours that colour-blind readers can tell apart, and that are visible on both a white and a near-black page."""
 STYLE = {
     "svg.hashsalt": "sparsify",
@@ -156,10 +156,15 @@ def masks(history: History) -> Markup:
 
 def reliability(bins: Mapping[str, Mapping[str, Bins]], titles: Mapping[str, str]) -> Markup:
     """Plot accuracy by confidence over a histogram of confidences, before and after calibration, with one row per model."""
+    whens = _whens(bins.values())
     with canvas(3.4 * len(bins)) as figure:
-        grid = figure.subplots(2 * len(bins), 2, squeeze=False, height_ratios=[3, 1] * len(bins), sharex=True)
+        grid = figure.subplots(2 * len(bins), len(whens), squeeze=False, height_ratios=[3, 1] * len(bins), sharex=True)
         for index, (part, tables) in enumerate(bins.items()):
-            for column, when in enumerate(("before", "after")):
+            for column, when in enumerate(whens):
+                if when not in tables:
+                    grid[2 * index, column].set_axis_off()
+                    grid[2 * index + 1, column].set_axis_off()
+                    continue
                 _diagram(grid[2 * index, column], tables[when], COLOURS[part], f"{titles[part]}, {when}")
                 _histogram(grid[2 * index + 1, column], tables[when], COLOURS[part])
         label = "Reliability diagrams before and after calibration, with the number of samples in each bin."
@@ -168,6 +173,12 @@ def reliability(bins: Mapping[str, Mapping[str, Bins]], titles: Mapping[str, str
             f"{label} The dashed line is perfect calibration; the dots are each bin's confidence and accuracy.",
             "r",
         )
+
+
+def _whens(tables: Iterable[Collection[str]]) -> list[str]:
+    """Return ``before`` and ``after``, or the one of them that occurs."""
+    found = list(tables)
+    return [when for when in ("before", "after") if any(when in table for table in found)]
 
 
 def _diagram(axis: Axes, table: Bins, colour: str, name: str) -> None:
@@ -197,9 +208,12 @@ def risk_coverage(report: Mapping[str, Any], titles: Mapping[str, str]) -> Marku
         titles: by part; a line each.
     """
     with canvas(3.2) as figure:
-        axes, said = figure.subplots(1, 2, sharey=True), list[str]()
-        for axis, when in zip(axes, ("before", "after"), strict=True):
+        whens, said = _whens(report[part]["risk_coverage"] for part in titles), list[str]()
+        axes = figure.subplots(1, len(whens), sharey=True, squeeze=False)[0]
+        for axis, when in zip(axes, whens, strict=True):
             for part, name in titles.items():
+                if when not in report[part]["risk_coverage"]:
+                    continue
                 curve, area = report[part]["risk_coverage"][when], report[part][f"aurc_{when}"]
                 shares, risks = [0.0, *curve["coverage"]], [curve["risk"][0], *curve["risk"]]
                 label = f"{name}, AURC {area:.5f}"

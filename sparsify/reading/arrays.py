@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,24 +32,7 @@ def read_npz(
     Raises:
         DataError: If the file is missing, is not an .npz, is pickled, or lacks arrays.
     """
-    if not path.is_file():
-        raise DataError(
-            f"there is no data file {path}. Give 'digits', an .npz or .csv file, a folder of images, or file.py:factory."
-        )
-    if not zipfile.is_zipfile(path):
-        raise DataError(
-            f"{path} cannot be read as .npz: it is not a zip archive of arrays. Give 'digits', an .npz that numpy.savez wrote, a folder of "
-            f"images, a table whose name ends in .csv, or file.py:factory, a function of yours that reads the file and returns its arrays."
-        )
-    try:
-        arrays = read_arrays(path)
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"{path} cannot be read as .npz without unpickling ({type(error).__name__}: {error}). "
-            f"Save plain arrays with numpy.savez."
-        ) from error
+    arrays = _arrays_of(path)
     encoded = [key for key in arrays if key.startswith("images_") and f"offsets_{key[7:]}" in arrays]
     for key in sorted(encoded, key=_order):
         blob, offsets = arrays.pop(key), arrays.pop(f"offsets_{key[7:]}")
@@ -66,21 +49,90 @@ def read_npz(
     return arrays
 
 
-def read_arrays(path: Path) -> Arrays:
-    """Return all arrays of an .npz file by name.
+def _arrays_of(path: Path, keep: Callable[[str], bool] | None = None) -> Arrays:
+    """Return the arrays of a file whose names are kept, with errors that say what to do.
+
+    Raises:
+        DataError: If the file is missing, is not an .npz, or is pickled.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"there is no data file {path}. Give 'digits', an .npz or .csv file, a folder of images, or file.py:factory."
+        )
+    if not zipfile.is_zipfile(path):
+        raise DataError(
+            f"{path} cannot be read as .npz: it is not a zip archive of arrays. Give 'digits', an .npz that numpy.savez wrote, a folder of "
+            f"images, a table whose name ends in .csv, or file.py:factory, a function of yours that reads the file and returns its arrays."
+        )
+    try:
+        return read_arrays(path, keep)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{path} cannot be read as .npz without unpickling ({type(error).__name__}: {error}). "
+            f"Save plain arrays with numpy.savez."
+        ) from error
+
+
+def read_part(
+    path: Path,
+    part: str,
+    *,
+    size: int | None = None,
+    channels: Channels = "auto",
+    on_progress: Progress | None = None,
+) -> Arrays:
+    """Return the arrays of one part, ``x_<part>`` and ``y_<part>``, and ``class_names`` if there are some; other arrays are not read.
+
+    Args:
+        path: path of the file.
+        part: ``train``, ``validation`` or ``test``.
+        size: as for `read_npz`.
+        channels: as for `read_npz`, but ``auto`` follows the images of this part.
+        on_progress: as for `read_npz`.
+
+    Raises:
+        DataError: As for `read_npz`, or if the part is missing or has several inputs.
+    """
+    arrays = _arrays_of(path, lambda name: name.endswith(f"_{part}") or f"_{part}." in name or name == "class_names")
+    blob, offsets = arrays.pop(f"images_{part}", None), arrays.pop(f"offsets_{part}", None)
+    if blob is not None and offsets is not None:
+        where = f"{path}, images_{part}"
+        arrays[f"x_{part}"] = decode_all(blob, offsets, where, size=size, channels=channels, on_progress=on_progress)
+    elif size is not None:
+        raise DataError(f"{path} holds no encoded images of the part {part!r} to resize. Leave image_size out.")
+    if several := [name for name in arrays if "." in name]:
+        raise DataError(
+            f"{path} holds {several[0]}, one of several inputs or targets. Give one array x_{part} and one y_{part}."
+        )
+    if missing := [name for name in (f"x_{part}", f"y_{part}") if name not in arrays]:
+        raise DataError(f"{path} lacks {' and '.join(missing)}. It holds {', '.join(names_in(path)) or 'nothing'}.")
+    return arrays
+
+
+def names_in(path: Path) -> list[str]:
+    """Return the names of the arrays of an .npz file, sorted."""
+    with zipfile.ZipFile(path) as archive:
+        return sorted(name.removesuffix(".npy") for name in archive.namelist())
+
+
+def read_arrays(path: Path, keep: Callable[[str], bool] | None = None) -> Arrays:
+    """Return the arrays of an .npz file by name; ``keep`` says which by their names, None: all.
 
     Raises:
         DataError: If the unpacked arrays would take more memory than is free, or an entry is not an array.
     """
     with zipfile.ZipFile(path) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
+        entries = [entry for entry in archive.infolist() if keep is None or keep(entry.filename.removesuffix(".npy"))]
+        size = sum(entry.file_size for entry in entries)
     if size > free_memory():
         raise DataError(
             f"{path} needs {size:,} bytes of memory when unpacked ({path.stat().st_size:,} on disk), but only {free_memory():,} are free. "
             f"Save fewer samples, or read the data in a Dataset of your own, with file.py:factory."
         )
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        held = {name: archive[name] for name in archive.files}
+        held = {name: archive[name] for name in archive.files if keep is None or keep(name)}
     strange = [name for name, value in held.items() if not isinstance(value, np.ndarray)]
     if strange:
         raise DataError(f"{path} holds {strange[0]!r}, which is not an array. Save plain arrays with numpy.savez.")

@@ -28,6 +28,11 @@ def ended(error: Exception) -> NoReturn:
         case OSError():
             name = error.filename if error.filename is not None else "a file"
             _end(f"cannot write or read {name}: {error.strerror or error}.")
+        case ModuleNotFoundError(name="torch" | "onnxscript" | "onnx_ir" | "safetensors" as name):
+            _end(
+                f"this command needs {name}, which is not installed. Install the package with all it needs (pip install sparsify-fx); "
+                f"`sparsify evaluate` needs no torch."
+            )
         case MemoryError():
             _end(
                 f"there is not enough memory for this ({error or 'an allocation failed'}). Lower the batch, the size of images, or workers."

@@ -31,7 +31,7 @@ def test_a_table_of_text():
 
 
 def everything(text: str, plot: str) -> dict[str, object]:
-    """Every value of both pages, the same text in each, and the same plot."""
+    """Every value of the pages of a run and a grid, the same text in each, and the same plot."""
     table = Table((text, text), [(text, text)], kind="text")
     tables = ("headline", "compute", "schedule", "calibration", "layers", "parity", "facts", "passes")
     ood, int8 = {"plot": plot, "figures": table}, {"figures": table, "layers": table, "trials": table}
@@ -53,11 +53,16 @@ def everything(text: str, plot: str) -> dict[str, object]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("template", ["report.html", "grid.html"])
+@pytest.mark.parametrize("template", ["report.html", "grid.html", "evaluation.html"])
 def test_hostile_text_is_escaped_wherever_it_stands(template):
     content = everything(HOSTILE, Markup("<svg></svg>"))
     if template == "grid.html":
         content["missing"] = content["cells"]
+    if template == "evaluation.html":
+        table, shown = content["figures"], content["classes"]
+        assert isinstance(shown, dict)
+        content |= {"classes": table, "differences": table, "sets": table, "folded": True, "verdicts": [HOSTILE]}
+        content |= {key: shown[key] for key in ("reliability", "selective", "ood")}
     page = markup.page(template, **content)
     assert "<script" not in page and "<img src=x" not in page and "49" not in page and "onerror='" not in page
     assert page.count("<img") == page.count('src="data:image/png;base64,') == (template == "report.html")
