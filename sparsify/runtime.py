@@ -48,7 +48,7 @@ def open_file(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSession:
     if size >= LARGEST_FILE:
         raise LoadError(f"{path} has {size:,} bytes; an ONNX file in one part has fewer than {LARGEST_FILE:,}.")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what is wrong with the file is in the exception
     options.intra_op_num_threads = threads
     try:
         return opened(str(path), options)

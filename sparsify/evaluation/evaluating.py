@@ -14,6 +14,7 @@ from sparsify.evaluation.feeding import Feeding, Preparation, feeding, stated
 from sparsify.evaluation.measures import Answered, class_changes, differences, measured
 from sparsify.evaluation.model_file import ModelFile, OutputNames, answers, open_model
 from sparsify.evaluation.samples import Samples, read_outside, read_samples
+from sparsify.reading.ood import short_names
 from sparsify.version import versions
 
 Progress = Callable[[int, int], None]
@@ -57,16 +58,21 @@ def evaluate(
         EvaluationError: If data and file do not fit, an output is not what its name says, or an option is out of range.
 
     Examples:
+        >>> import torch
+        >>> import sparsify as sp
         >>> from sparsify.evaluation import evaluate
-        >>> report = evaluate("runs/digits/model.onnx", "digits")  # doctest: +SKIP
-        >>> report["model"]["after"]["ece"]  # doctest: +SKIP
-        0.0213
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> program = sp.trace(model, (torch.rand(2, 1, 8, 8),)).eval()
+        >>> result = sp.export(program, "model.onnx", inputs=torch.rand(8, 1, 8, 8), preprocessing=sp.Preprocessing())
+        >>> evaluate("model.onnx", "digits")["data"]["samples"]
+        360
     """
     names, given = names or OutputNames(), preparation or Preparation()
     files = {"model": open_model(Path(model), names, threads=threads)}
     samples = read_samples(str(data), files["model"], part=part, image_size=image_size, on_progress=on_decode)
     _same_classes(files["model"], samples)
-    outside = {str(text): read_outside(str(text), samples, on_progress=on_decode) for text in ood}
+    sets = short_names([str(text) for text in ood])
+    outside = {name: read_outside(text, samples, on_progress=on_decode) for name, text in sets.items()}
     if against is not None:
         files["against"] = open_model(Path(against), names, threads=threads, optional=True)
         _same_kind(files["model"], files["against"])
@@ -82,7 +88,7 @@ def evaluate(
             "samples": len(samples.inputs),
             "fingerprint": samples.fingerprint(),
             "class_names": list(_class_names(files["model"], samples) or ()),
-            "ood": {name: len(values) for name, values in outside.items()},
+            "ood": {name: {"data": sets[name], "samples": len(values)} for name, values in outside.items()},
         },
         "versions": versions("numpy", "onnxruntime"),
     }

@@ -33,6 +33,11 @@ class Preparation:
 
     Raises:
         EvaluationError: If a number is not finite or out of range, or the layout is unknown.
+
+    Examples:
+        >>> from sparsify.evaluation import Preparation
+        >>> Preparation(scale=255, mean=(0.5,), std=(0.25,)).is_given
+        True
     """
 
     mean: tuple[float, ...] | None = None

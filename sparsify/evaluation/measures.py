@@ -61,7 +61,7 @@ def measured(found: Answered, targets: np.ndarray, where: str) -> Row:
     Returns:
         For classes: ``before`` and ``after``, each `sparsify.figures.classifier.table_figures`, ``prediction_set`` and ``accept``; for
         numbers: ``numbers`` and ``interval``. ``ood`` by set; ``intervals``, the 95 % interval of each figure of `figures_of`, and the
-        ``values`` of these. What the file has no outputs for is left out.
+        ``values`` of these, None if the samples do not define one. What the file has no outputs for is left out.
 
     Raises:
         EvaluationError: If targets do not fit the outputs.
@@ -79,9 +79,10 @@ def measured(found: Answered, targets: np.ndarray, where: str) -> Row:
         name: ood_quality(found.inside, outside) for name, outside in found.outside.items() if scores(outside)
     }
     figures, samples = figures_of(found, targets, where), len(targets)
-    row["values"] = {name: bootstrap.measured(figure, size) for name, (figure, size) in figures.items()}
+    values = {name: bootstrap.measured(figure, size) for name, (figure, size) in figures.items()}
+    row["values"] = {name: value if math.isfinite(value) else None for name, value in values.items()}
     row["intervals"] = {
-        name: _interval(name, figure, size, row["values"][name], samples) for name, (figure, size) in figures.items()
+        name: _interval(name, figure, size, values[name], samples) for name, (figure, size) in figures.items()
     }
     return row
 

@@ -17,7 +17,8 @@ from sparsify.reading.arrays import free_memory
 from sparsify.runtime import open_file
 from sparsify.untrusted import parse_json
 
-BATCH = 256
+BATCH, MOST_AT_ONCE = 256, 1 << 16
+"""Samples per call if the file leaves it open, and the most if it does not."""
 ROLES: Mapping[str, str] = {
     "logits": "scores of the classes, [N, K]",
     "probabilities": "probabilities of the classes, [N, K]",
@@ -47,6 +48,11 @@ class OutputNames:
         prediction: predicted numbers, [N, ...].
         ood_score: a score per sample, [N].
         lower_is_inside: ``ood_score`` is lower for inputs like those of training, as uncertainties are; its sign is changed.
+
+    Examples:
+        >>> from sparsify.evaluation import OutputNames
+        >>> OutputNames(logits="output").named()
+        {'logits': 'output'}
     """
 
     logits: str | None = None
@@ -88,7 +94,9 @@ class ModelFile:
     @property
     def input_shape(self) -> Shape:
         """The shape of its input; None: a size that varies."""
-        return tuple(size if isinstance(size, int) else None for size in self.session.get_inputs()[0].shape)
+        return tuple(
+            size if isinstance(size, int) and size > 0 else None for size in self.session.get_inputs()[0].shape
+        )
 
     @property
     def classes(self) -> list[str] | None:
@@ -194,6 +202,10 @@ def answers(
         EvaluationError: If the file fails on the inputs, or an output is not what its role says.
     """
     fixed, taken = model.input_shape[0] if model.input_shape else None, model.session.get_inputs()[0].name
+    if fixed is not None and fixed > MOST_AT_ONCE:
+        raise EvaluationError(
+            f"{model.path} takes {fixed:,} samples per call; at most {MOST_AT_ONCE:,} are given. Export it with a batch that varies."
+        )
     batch, count = fixed or BATCH, len(stored)
     wanted, parts = list(model.roles.values()), list[list[np.ndarray]]()
     for start in range(0, count, batch):

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsify.figures.ood_scores import SCORES
+
 Report = Mapping[str, Any]
 Rows = list[tuple[str, ...]]
 FIGURES: Mapping[str, tuple[str, str]] = {
@@ -107,7 +109,9 @@ def _tables(found: Sequence[Report], *, short: bool) -> Rows:
 def _numbers(found: Sequence[Report]) -> Rows:
     if "numbers" not in found[0]:
         return []
-    rows: Rows = [(name, *(with_interval(row, key) for row in found)) for key, (name, _) in NUMBERS.items()]
+    rows: Rows = [
+        (name, *(with_interval(row, key, row["numbers"][key]) for row in found)) for key, (name, _) in NUMBERS.items()
+    ]
     for key in ("interval_coverage", "interval_width"):
         if any(key in row["values"] for row in found):
             rows.append((OTHERS[key][0], *(with_interval(row, key) for row in found)))
@@ -137,9 +141,9 @@ def _outside(found: Sequence[Report], *, short: bool) -> Rows:
 
 
 def own_score(row: Report, name: str) -> str:
-    """Return the score that judges a file: its ``ood_score``, or else the first."""
+    """Return the score that judges a file: its ``ood_score``, or else the highest softmax probability, or else another."""
     scores = row["ood"][name]["scores"]
-    return "ood_score" if "ood_score" in scores else next(iter(scores))
+    return next(score for score in ("ood_score", *SCORES, *scores) if score in scores)
 
 
 def verdicts(report: Report) -> list[str]:
@@ -147,7 +151,7 @@ def verdicts(report: Report) -> list[str]:
     data, model, names = report["data"], report["model"], titles(report)
     said = [f"{names['model']} on {data['samples']:,} {data['part']} samples of {data['name']}."]
     if not whens(model):
-        said.append(f"R2 is {with_interval(model, 'r2')}.")
+        said.append(f"R2 is {with_interval(model, 'r2', model['numbers']['r2'])}.")
     elif len(whens(model)) == 2:
         before, after = (model[when] for when in WHENS)
         said.append(
@@ -274,5 +278,8 @@ def facts(report: Report) -> Rows:
         ("samples", f"{data['samples']:,}"),
         ("data, SHA-256", data["fingerprint"]),
     ]
-    rows += [(f"out-of-distribution inputs, {name}", f"{count:,}") for name, count in data["ood"].items()]
+    rows += [
+        (f"out-of-distribution inputs, {name}", f"{found['samples']:,} of {found['data']}")
+        for name, found in data["ood"].items()
+    ]
     return rows + list(report["versions"].items())

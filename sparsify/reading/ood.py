@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,13 @@ from sparsify.errors import DataError
 from sparsify.reading.arrays import read_arrays
 from sparsify.reading.digits import digits_arrays, grey, photos
 from sparsify.reading.images import Progress, decode_all
+
+
+def short_names(texts: Sequence[str]) -> dict[str, str]:
+    """Return short names of sets with their texts: the file name without its ending, or the whole texts if these are not unique."""
+    short = [Path(text).stem if Path(text).exists() else text.rpartition(":")[2] for text in texts]
+    unique = len({*short}) == len(short)
+    return dict(zip(short if unique else texts, texts, strict=True))
 
 
 def ood_array(text: str, shape: tuple[int, ...], on_progress: Progress | None = None) -> np.ndarray:

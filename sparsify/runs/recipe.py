@@ -19,6 +19,7 @@ from sparsify.methods import Method, build
 from sparsify.methods.durations import read_length
 from sparsify.methods.registry import layers
 from sparsify.methods.registry import options as method_options
+from sparsify.reading.ood import short_names
 from sparsify.runs.keys import field_of, from_tables, spelt, to_tables
 from sparsify.runs.toml import check_values, read_toml, shown, to_toml
 from sparsify.tasks import TASKS, Task
@@ -168,10 +169,8 @@ class Recipe:
     workers: Annotated[int, Field(ge=0, le=128)] = 0
 
     def ood_names(self) -> dict[str, str]:
-        """Short names of the sets of ``ood``, with their texts: the file name without its ending, or the whole text if not unique."""
-        short = [Path(text).stem if Path(text).exists() else text.rpartition(":")[2] for text in self.ood]
-        unique = len({*short}) == len(short)
-        return dict(zip(short if unique else self.ood, self.ood, strict=True))
+        """Short names of the sets of ``ood``, with their texts; see `sparsify.reading.ood.short_names`."""
+        return short_names(self.ood)
 
     @property
     def density(self) -> float:

@@ -12,7 +12,7 @@ from sklearn.datasets import load_diabetes
 from sklearn.metrics import accuracy_score, log_loss, r2_score, roc_auc_score
 
 from sparsify.errors import DataError, EvaluationError, LoadError
-from sparsify.evaluation import OutputNames, Preparation, evaluate
+from sparsify.evaluation import OutputNames, Preparation, evaluate, write_evaluation
 from sparsify.reading.digits import digits_arrays
 from tests.evaluation.files import PREPARED, classifier, fitted, prepared, regression
 
@@ -53,11 +53,11 @@ def test_every_output_is_measured(tmp_path, turned):
     taken, right = p.max(1) > 0.6, p.argmax(1) == Y
     assert model["accept"]["coverage"] == pytest.approx(taken.mean())
     assert model["accept"]["risk"] == pytest.approx((~right[taken]).mean())
-    scores = model["ood"][str(turned)]["scores"]
+    scores = model["ood"]["turned"]["scores"]
     assert list(scores) == ["maximum probability", "entropy", "energy", "ood_score"]
     want = roc_auc_score([1] * 360 + [0] * 360, np.concatenate([logsumexp(z, 1), logsumexp(logits(TURNED), 1)]))
     assert scores["ood_score"]["auroc"] == pytest.approx(want, abs=1e-5) == scores["energy"]["auroc"]
-    low, high = model["intervals"][f"auroc.{turned}.energy"]
+    low, high = model["intervals"]["auroc.turned.energy"]
     assert 0 < low < want < high <= 1
     json.dumps(report, allow_nan=False)
 
@@ -86,7 +86,7 @@ def test_a_file_of_another_tool_is_measured_by_the_names_of_its_outputs(tmp_path
     assert found["outputs"] == {"logits": "scores", "probabilities": "output", "ood_score": "density"}
     uncertain = OutputNames(logits="scores", ood_score="u", lower_is_inside=True)
     found = evaluate(path, "digits", names=uncertain, preparation=given, ood=[turned])["model"]
-    assert found["ood"][str(turned)]["scores"]["ood_score"] == own["ood"][str(turned)]["scores"]["ood_score"]
+    assert found["ood"]["turned"]["scores"]["ood_score"] == own["ood"]["turned"]["scores"]["ood_score"]
 
 
 @pytest.mark.parametrize("shape", [("N", 8, 8, 1), (7, 1, 8, 8), ("N", 8, 8), ("N", "C", "H", "W")])
@@ -219,6 +219,33 @@ def test_files_that_are_none(tmp_path):
             evaluate(path, "digits")
     with pytest.raises(DataError, match=r"or on 'digits', found 'a\.csv'"):
         evaluate(classifier(tmp_path / "m.onnx"), "a.csv")
+
+
+def test_what_the_samples_do_not_define_is_none(tmp_path):
+    path = classifier(tmp_path / "m.onnx", outputs=("logits", "accept"), accept_above=2.0)
+    report = evaluate(path, "digits", against=path)
+    assert report["model"]["accept"]["risk"] is None
+    assert report["model"]["values"]["accepted_risk"] is report["model"]["intervals"]["accepted_risk"] is None
+    rows = {row["figure"]: row for row in report["differences"]}
+    assert rows["accepted_risk"]["reason"] == "most draws of the samples do not define it"
+    json.dumps(report, allow_nan=False)
+    write_evaluation(report, tmp_path / "e")
+    assert "not compared: most draws" in (tmp_path / "e" / "evaluation.html").read_text()
+
+
+def test_a_batch_beyond_bounds_is_refused(tmp_path):
+    with pytest.raises(EvaluationError, match="takes 1,000,000 samples per call"):
+        evaluate(classifier(tmp_path / "m.onnx", shape=(10**6, 1, 8, 8)), "digits")
+
+
+def test_sets_are_called_after_their_files_where_these_differ(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        np.savez(tmp_path / folder / "x.npz", x_test=TURNED[:30])
+    path, sets = classifier(tmp_path / "m.onnx"), [str(tmp_path / folder / "x.npz") for folder in ("a", "b")]
+    assert list(evaluate(path, "digits", ood=sets[:1])["model"]["ood"]) == ["x"]
+    report = evaluate(path, "digits", ood=sets)
+    assert list(report["model"]["ood"]) == sets and report["data"]["ood"][sets[0]] == {"data": sets[0], "samples": 30}
 
 
 def test_files_that_cannot_be_compared(tmp_path):

@@ -24,6 +24,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 import sparsify as sp
+from sparsify.evaluation import Preparation, evaluate
 from sparsify.loading import digits_cnn, load_data, load_model
 from sparsify.loading.exported import load_exported
 from sparsify.reports import compare, write_report
@@ -365,6 +366,10 @@ def make_network(draw: random.Random, folder: Path) -> Path:
     return path
 
 
+def read_network(path: Path) -> None:
+    evaluate(path, "digits", preparation=Preparation(scale=255))
+
+
 @cache
 def image(form: str) -> bytes:
     buffer = io.BytesIO()
@@ -481,6 +486,13 @@ KINDS = (
         whole("x.onnx", network),
         make_network,
         quietly(lambda path: compare({"x": path}, rounds=10)),
+    ),
+    Kind(
+        "ONNX for evaluate",
+        0.02,
+        whole("x.onnx", network),
+        make_network,
+        quietly(read_network),
     ),
     Kind("image folder", 0.05, good_images, make_images, quietly(read_images)),
 )
