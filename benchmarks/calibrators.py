@@ -226,8 +226,8 @@ def binned_error(confidence: Tensor, right: Tensor) -> Figure:
     gaps = torch.zeros(*confidence.shape, BINS, dtype=torch.float64).scatter_(
         2, bins[..., None], (right - confidence)[..., None]
     )
-    flat = gaps.flatten(1)
-    return lambda draws: (draws @ flat).abs().sum(1) / draws.sum(1) / confidence.shape[1]
+    flat = gaps.flatten(1).numpy()
+    return lambda draws: abs(draws @ flat).sum(1) / draws.sum(1) / confidence.shape[1]
 
 
 def figures(rows: Rows) -> list[str]:
