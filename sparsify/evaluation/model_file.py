@@ -112,7 +112,7 @@ class ModelFile:
 
     def described(self) -> dict[str, Any]:
         """Return what identifies the file, for ``metrics.json``."""
-        told = ("method", "density", "pattern", "calibration", "calibration_note", "heads", "recipe_hash", "interval_level")
+        told = ("method", "density", "pattern", "calibration", "calibration_note", "heads", "interval_level")
         return {
             "file": str(self.path),
             "bytes": self.path.stat().st_size,
