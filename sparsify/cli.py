@@ -78,6 +78,7 @@ def run(
     pattern: run_options.Pattern = None,
     epochs: run_options.Epochs = None,
     baseline: run_options.Baseline = None,
+    head: run_options.Head = None,
     export_form: run_options.ExportForm = None,
     export_selection: run_options.ExportSelection = None,
     export_precision: run_options.ExportPrecision = None,
@@ -105,7 +106,8 @@ def run(
     given = {
         "model": model, "data": data, "task": task, "loss": loss, "figures": figures, "target": target, "ood": tuple(ood or ()) or None,
         "dynamic": tuple(dynamic or ()) or None, "weights": weights, "trust_pickle": trust_pickle, "method": method,
-        "sparsity": sparsity, "pattern": pattern, "epochs": epochs, "baseline": baseline, "form": export_form,
+        "sparsity": sparsity, "pattern": pattern, "epochs": epochs, "baseline": baseline,
+        "heads": tuple(head or ()) or None, "form": export_form,
         "selection": export_selection, "export_precision": export_precision, "export_input": export_input,
     }  # fmt: skip
     asked = parse_recipe(recipe, with_embedded(recipe, {**given, **parse_pairs(set_ or [])}))

@@ -23,8 +23,10 @@ from sparsify.errors import ContractError
 from sparsify.exporters import export
 from sparsify.heads import HEADS, Fitted, Head, check_head, register
 from sparsify.heads import run as compute
-from sparsify.heads.contract import agree
+from sparsify.heads.base import FEATURES
+from sparsify.heads.contract import agree, example_reads
 from sparsify.ir import Program, trace
+from sparsify.ir.heads import prefix_of
 from sparsify.methods import Method
 from sparsify.parts.patterns import parse_pattern
 from sparsify.passes import AttachCalibrationHead, Pass, Pipeline
@@ -251,6 +253,16 @@ class _Scores(nn.Module):
         return x * self.factor
 
 
+class _Classifier(nn.Linear):
+    """Passes features on as logits."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes, classes)
+        with torch.no_grad():
+            self.weight.copy_(torch.eye(classes))
+            self.bias.zero_()
+
+
 def _head_of_a_program(head: Head, fitted: Fitted, task: Task, output: Tensor) -> None:
     """The nodes of a program compute what the head computes with tensors, and the program is exported and proved.
 
@@ -260,13 +272,18 @@ def _head_of_a_program(head: Head, fitted: Fitted, task: Task, output: Tensor) -
     """
     with HEADS.forgetting(), tempfile.TemporaryDirectory() as folder:
         register(head)
-        program = trace(_Scores(), (output[:2],), task=task).eval()
-        program = Pipeline((AttachCalibrationHead(kind=head.name, task=task.name),))(program).eval()
+        model = _Classifier(output.shape[1]) if FEATURES in head.reads else _Scores()
+        program = trace(model, (output[:2],), task=task).eval()
+        first = ["temperature"] if "probabilities" in head.reads else []
+        steps = (AttachCalibrationHead(kind=kind, task=task.name) for kind in (*first, head.spec))
+        program = Pipeline(tuple(steps))(program).eval()
         state = {name: value.float() for name, value in fitted.values.items()}
         for name, value in state.items():
-            program.tensor(f"calibration.{name}").copy_(value)
+            program.tensor(prefix_of(head) + name).copy_(value)
         found = program.outputs(output)
-        for name, value in zip(head.outputs, head.apply(compute, output, state, task), strict=True):
+        for name, value in zip(
+            head.outputs, head.apply(compute, example_reads(head, task, output), state, task), strict=True
+        ):
             if not agree(found[name], value):
                 raise ContractError(
                     f"calibration head {head.name!r} breaks a promise: output {name!r} of a program differs from what apply() computes "

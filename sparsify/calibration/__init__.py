@@ -5,4 +5,4 @@ from sparsify.calibration.fit import evaluate as evaluate
 from sparsify.calibration.fit import fit as fit
 from sparsify.calibration.fit import installed_kind as installed_kind
 from sparsify.calibration.fit import kind_of as kind_of
-from sparsify.passes.attach_calibration_head import head_of as head_of
+from sparsify.ir.heads import head_of as head_of

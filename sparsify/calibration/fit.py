@@ -1,12 +1,14 @@
-"""Fit a program's calibration head. Only the head's buffers change.
+"""Fit a program's heads. Only their buffers change.
 
-Fitting never makes a run fail: if the held-out samples do not determine the head, it stays at the identity, and the log says why.
+Fitting never makes a run fail: if the samples do not determine a head, it stays at the identity, and the log says why.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,19 +16,23 @@ from torch import Tensor
 from sparsify.errors import DataError, TrainingError
 from sparsify.figures import metrics
 from sparsify.heads import HEADS, Fitted, Head, HeldOut, Scaling, State, fitting, run
+from sparsify.heads.base import FEATURES, OUTPUT
 from sparsify.ir import Program, surgery
 from sparsify.ir.evaluation import outputs_over
-from sparsify.ir.traits import named_outputs
-from sparsify.parts.samples import Samples
-from sparsify.passes.attach_calibration_head import (
+from sparsify.ir.features import classifier_of, features_over
+from sparsify.ir.heads import (
     BOUNDS,
-    PREFIX,
+    Attached,
+    attached,
+    calibrating,
     head_buffers,
     head_level,
     head_names,
     head_of,
-    head_outputs,
+    main_head,
 )
+from sparsify.ir.traits import named_outputs
+from sparsify.parts.samples import Batch, Samples
 from sparsify.registry import not_loaded
 from sparsify.tasks import Task, build
 from sparsify.tasks.base import judged
@@ -37,16 +43,38 @@ REPLACE = "To have another head in its place, name it: export.calibrator in a re
 
 
 @dataclass(frozen=True)
+class HeadLog:
+    """The fit of a head that does not calibrate.
+
+    Attributes:
+        head: the head, such as ``lac:0.9``.
+        outputs: names of its outputs.
+        samples: number of samples that it was fitted to.
+        of: ``held-out`` or ``training``.
+        figures: what the fit found, by name.
+        note: why the head was not fitted, or why the fit deserves little trust; None if neither is the case.
+    """
+
+    head: str
+    outputs: tuple[str, ...]
+    samples: int
+    of: str
+    figures: Mapping[str, float]
+    note: str | None = None
+
+
+@dataclass(frozen=True)
 class CalibrationLog:
     """What was fitted, and how it changed the figures of the held-out samples.
 
     Attributes:
-        kind: name of the head, such as ``temperature`` or ``interval``.
+        kind: name of the head that calibrates, such as ``temperature`` or ``interval``.
         samples: number of held-out samples.
         nll_before, nll_after, ece_before, ece_after: figures of the decisions on these samples; None if the head computes no probabilities.
         temperature: temperature of a head that has one; 1.0 if it could not be fitted.
         note: why the head stayed at the identity, or why the fit deserves little trust; None if neither is the case.
         level: share of new samples that an interval should hold; None for other heads.
+        heads: the fits of the program's other heads, in their order.
     """
 
     kind: str
@@ -58,11 +86,15 @@ class CalibrationLog:
     temperature: float | None
     note: str | None = None
     level: float | None = None
+    heads: tuple[HeadLog, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as JSON-compatible data."""
         found = dataclasses.asdict(self)
-        return found if self.level is not None else {key: value for key, value in found.items() if key != "level"}
+        left_out = {"level"} if self.level is None else set[str]()
+        return {
+            key: value for key, value in found.items() if key not in left_out | (set() if self.heads else {"heads"})
+        }
 
 
 def fit(
@@ -72,8 +104,9 @@ def fit(
     task: str | Task = "classification",
     level: float | None = None,
     batch_size: int = 256,
+    training: Samples | None = None,
 ) -> CalibrationLog:
-    """Fit the head that `attach-calibration-head` inserted.
+    """Fit the heads that `attach-calibration-head` inserted, in the order in which they were attached.
 
     Args:
         program: a program with the outputs of a head, such as ``probabilities``, or ``lower`` and ``upper``.
@@ -82,40 +115,50 @@ def fit(
         level: the share of new samples that an interval should hold, in (0, 1). It is kept with the head. None: the level that the head
             was last fitted for, at first 0.9.
         batch_size: batch size of the evaluation.
+        training: samples that the model was trained on, without augmentation, for heads that keep statistics of them
+            (`sparsify.heads.Head.samples`).
 
     Returns:
-        What was done. If the samples do not determine the head, it is the identity (temperature 1; scale 1 and bias 0), with a note.
+        What was done. If the samples do not determine a head, it is the identity (temperature 1; scale 1 and bias 0), with a note.
 
     Raises:
-        TrainingError: If there is no head, the head does not fit the task, the level is not in (0, 1), or the program's outputs contain
-            NaN or +infinity.
+        TrainingError: If there is no head, a head does not fit the task, a head needs training samples and there are none, the level is
+            not in (0, 1), or the program's outputs contain NaN or +infinity.
         TaskError: If there is no task of that name.
         DataError: If the targets do not fit the outputs, or there are no samples.
     """
-    meaning, head = build(task), _head(program)
+    meaning, main = build(task), _main(program)
     level = head_level(program) if level is None else level
     if not 0 < level < 1:
         raise TrainingError(
             f"level is the share of new samples that an interval should hold, in (0, 1); found {level}. Set 0.9 for 90 %."
         )
-    _check_fits(program, head, meaning)
+    every = attached(program)
+    for one in every:
+        _check_fits(program, _installed(program, one), meaning)
+        if one.head is not None and one.head.samples == "training" and training is None:
+            raise TrainingError(
+                f"the head {one.spec!r} keeps statistics of training samples. Give them: fit(program, held_out, training=...)."
+            )
     assert meaning.output is not None, "a task with heads reads one output"
     if not len(held_out):
         raise DataError("there are no held-out samples to calibrate on. Give some that the model was not trained on.")
-    found = outputs_over(program, held_out, names=(meaning.output,), batch_size=batch_size)[meaning.output].double()
-    if bool((found.isnan() | (found == torch.inf)).any()):
-        what = "logits" if meaning.output == "logits" else "predictions"
-        raise TrainingError(
-            f"{program.name!r} returns NaN or infinite {what} for held-out samples, so there is nothing to calibrate. Lower lr, or check "
-            f"the batch norms' running statistics."
-        )
-    meaning.check(held_out.targets, ("N", *found.shape[1:]))
-    held = HeldOut(found, held_out.targets.cpu(), meaning, level)
-    fitted = _fitted(head, held, head.identity(_shape(program, meaning.output)))
-    for name, value in fitted.values.items():
-        program.tensor(PREFIX + name).copy_(value)
+    log: CalibrationLog | None = None
+    logs: list[HeadLog] = []
+    for one in every:
+        mine = _installed(program, one)
+        samples = training if mine.samples == "training" and training is not None else held_out
+        held = _held(program, mine, samples, meaning, level, batch_size)
+        fitted = _fitted(mine, held, mine.identity(_shapes(program, mine, meaning.output)))
+        for name, value in fitted.values.items():
+            program.tensor(one.prefix + name).copy_(value)
+        if one == main:
+            log = _log(mine, held, fitted)
+        else:
+            logs.append(HeadLog(mine.spec, one.outputs, len(samples), mine.samples, dict(fitted.figures), fitted.note))
     surgery.record_level(program, "eval", level)
-    return _log(head, held, fitted)
+    assert log is not None, "the head that calibrates is one of all"
+    return dataclasses.replace(log, heads=tuple(logs))
 
 
 def kind_of(program: Program) -> str | None:
@@ -130,7 +173,7 @@ def installed_kind(program: Program) -> str | None:
     Raises:
         TrainingError: If the head is not installed.
     """
-    return _head(program).name if head_names(program) or head_buffers(program) else None
+    return _installed(program, _main(program)).name if head_names(program) or head_buffers(program) else None
 
 
 def evaluate(program: Program, samples: Samples, *, batch_size: int = 256) -> dict[str, Tensor]:
@@ -139,28 +182,44 @@ def evaluate(program: Program, samples: Samples, *, batch_size: int = 256) -> di
     return {name: value.double() for name, value in found.items() if isinstance(value, Tensor)}
 
 
-def _head(program: Program) -> Head:
-    found, names, buffers = head_of(program), head_names(program), head_buffers(program)
-    if found is not None:
-        return found
-    if not names and not buffers:
+def _main(program: Program) -> Attached:
+    """Return the head that calibrates, which is installed.
+
+    Raises:
+        TrainingError: If there is none, it is not installed, or two calibrate.
+    """
+    found = main_head(program)
+    if found is None:
         raise TrainingError(f"{program.name!r} has no calibration head. Apply attach-calibration-head first.")
-    told, made = ", ".join(map(repr, names)), ", ".join(head_outputs(program, "eval")) or "no output"
-    if len(names) > 1:
+    if len(rivals := calibrating(program)) > 1:
+        told = ", ".join(repr(one.spec) for one in rivals)
+        made = ", ".join(name for one in rivals for name in one.outputs)
         raise TrainingError(
-            f"{program.name!r} names the calibration heads {told} for its outputs {made}, and a program has one. {REPLACE}"
+            f"{program.name!r} names the calibration heads {told} for its outputs {made}, and one head of a program calibrates. {REPLACE}"
         )
-    listed = ", ".join(f"{name} {list(shape)}" for name, shape in buffers.items())
-    has = f"{program.name!r} has {f'the calibration head {told}' if names else 'a calibration head'}"
-    has += f" with {f'the buffers {listed}' if buffers else 'no buffers'}, which makes {made}"
-    if names and names[0] in HEADS:
-        own = ", ".join(
-            f"{name} of {'any' if n is None else n} dimensions" for name, n in HEADS[names[0]].buffers.items()
-        )
+    _installed(program, found)
+    return found
+
+
+def _installed(program: Program, found: Attached) -> Head:
+    """Return a head of a program.
+
+    Raises:
+        TrainingError: If it is not installed.
+    """
+    if found.head is not None:
+        return found.head
+    listed = ", ".join(f"{name} {list(shape)}" for name, shape in found.buffers.items())
+    made = ", ".join(found.outputs) or "no output"
+    has = f"{program.name!r} has {f'the calibration head {found.spec!r}' if found.spec else 'a calibration head'}"
+    has += f" with {f'the buffers {listed}' if listed else 'no buffers'}, which makes {made}"
+    name = (found.spec or "").partition(":")[0]
+    if name in HEADS:
+        own = ", ".join(f"{name} of {'any' if n is None else n} dimensions" for name, n in HEADS[name].buffers.items())
         raise TrainingError(
             f"{has}; the installed head of that name has {own or 'none'}. Install the version of the package that it is from. {REPLACE}"
         )
-    lacks = "no head of that name is installed" if names else "no head that is installed has these"
+    lacks = "no head of that name is installed" if name else "no head that is installed has these"
     raise TrainingError(f"{has}, and {lacks}. Install the package that it is from. {REPLACE}{not_loaded()}")
 
 
@@ -177,8 +236,80 @@ def _check_fits(program: Program, head: Head, task: Task) -> None:
     )
 
 
-def _shape(program: Program, output: str) -> tuple[int | str, ...]:
-    return named_outputs(program.output_node("eval"))[output].meta["spec"].shape
+@dataclass(frozen=True)
+class _Changed:
+    """Samples whose inputs are changed when a batch is fetched."""
+
+    samples: Samples
+    change: Callable[[Any], Any]
+
+    @property
+    def targets(self) -> Any:
+        return self.samples.targets
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batch(self, rows: Tensor, *, seed: int = 0) -> Batch:
+        found = self.samples.batch(rows, seed=seed)
+        return found._replace(inputs=self.change(found.inputs))
+
+    def fingerprint(self) -> str:
+        return self.samples.fingerprint()
+
+
+def _held(program: Program, head: Head, samples: Samples, task: Task, level: float, batch_size: int) -> HeldOut:
+    """Compute everything that a head is fitted to.
+
+    Raises:
+        TrainingError: If the outputs contain NaN or +infinity.
+        DataError: If the targets do not fit the outputs.
+    """
+    assert task.output is not None, "a task with heads reads one output"
+    names = {task.output, *(name for name in head.reads if name not in (OUTPUT, FEATURES))}
+
+    def computed(some: Samples) -> dict[str, Tensor]:
+        return {
+            name: value.double()
+            for name, value in outputs_over(program, some, names=names, batch_size=batch_size).items()
+        }
+
+    outputs = computed(samples)
+    found = outputs.pop(task.output)
+    if bool((found.isnan() | (found == torch.inf)).any()):
+        what = "logits" if task.output == "logits" else "predictions"
+        raise TrainingError(
+            f"{program.name!r} returns NaN or infinite {what} for held-out samples, so there is nothing to calibrate. Lower lr, or check "
+            f"the batch norms' running statistics."
+        )
+    task.check(samples.targets, ("N", *found.shape[1:]))
+    layer = None
+    if FEATURES in head.reads:
+        outputs[FEATURES] = features_over(program, samples, batch_size=batch_size).double()
+        last = classifier_of(program)
+        layer = last.weight.double().cpu(), last.bias.double().cpu()
+    return HeldOut(
+        found,
+        samples.targets.cpu(),
+        task,
+        level,
+        others=outputs,
+        classifier=layer,
+        again=lambda change: computed(_Changed(samples, change))[str(task.output)],
+    )
+
+
+def _shapes(program: Program, head: Head, output: str) -> Any:
+    """Return the shape of what a head reads, or a tuple of shapes."""
+    nodes = named_outputs(program.output_node("eval"))
+
+    def shape(name: str) -> Any:
+        if name == FEATURES:
+            return "N", classifier_of(program).weight.shape[1]
+        return nodes[output if name == OUTPUT else name].meta["spec"].shape
+
+    found = tuple(map(shape, head.reads))
+    return found[0] if len(found) == 1 else found
 
 
 def _fitted(head: Head, held: HeldOut, identity: State) -> Fitted:
@@ -191,7 +322,7 @@ def _fitted(head: Head, held: HeldOut, identity: State) -> Fitted:
 
 
 def _log(head: Head, held: HeldOut, fitted: Fitted) -> CalibrationLog:
-    figures = dict.fromkeys(("nll_before", "nll_after", "ece_before", "ece_after"))
+    figures: dict[str, Any] = dict.fromkeys(("nll_before", "nll_after", "ece_before", "ece_after"))
     if PROBABILITIES in head.outputs and PROBABILITIES not in head.beside and held.task.link != "none":
         scores, answers = held.judged
         if len(answers):
@@ -212,7 +343,7 @@ def _after(head: Head, held: HeldOut, values: State) -> Tensor:
     """Compute the calibrated probabilities of all judged decisions, [M, K]."""
     if isinstance(head, Scaling):
         return judged(held.task, head.scaled(run, held.output, values), held.target)[0].softmax(1)
-    made = dict(zip(head.outputs, head.apply(run, held.output, values, held.task), strict=True))[PROBABILITIES]
+    made = dict(zip(head.outputs, head.apply(run, held.read(head), values, held.task), strict=True))[PROBABILITIES]
     table, _ = judged(held.task, made, held.target)
     if held.task.link == "sigmoid":
         return torch.stack([1 - table[:, 1], table[:, 1]], dim=1)

@@ -20,7 +20,7 @@ from onnxruntime import quantization
 from sparsify.errors import ExportError
 from sparsify.exporters.graphs import constant, without_shapes
 from sparsify.exporters.grouped_linears import find_grouped_linears, weight_name
-from sparsify.passes.attach_calibration_head import PREFIX
+from sparsify.ir.heads import PREFIX
 from sparsify.timing import Array, Batches
 
 FOLLOWERS = ("Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Concat")

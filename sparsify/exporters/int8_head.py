@@ -1,4 +1,4 @@
-"""Refits the calibration head of an int8 model to the outputs of that model on held-out samples."""
+"""Refits the heads of an int8 model to the outputs of that model on held-out samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from sparsify.exporters.int8_samples import Samples
 from sparsify.figures import metrics, regression
-from sparsify.heads import Head, HeldOut, fitting, owner
+from sparsify.heads import Head, HeldOut, fitting
+from sparsify.heads.base import OUTPUT
+from sparsify.ir.heads import PREFIX, belonging
 from sparsify.tasks import TASKS, Task, build
 from sparsify.tasks.base import judged
 from sparsify.timing import values_of
@@ -20,34 +22,50 @@ Tables = Mapping[str, Tensor]
 
 
 def refit_head(model: ir.Model, samples: Samples) -> tuple[str, dict[str, float]]:
-    """Fit the calibration head to the model's outputs on the held-out samples, and store the fitted values in the model.
+    """Fit the heads to the model's outputs on the held-out samples, in their order, and store the fitted values in the model.
+
+    A head of training samples, or one that reads something that the model does not return, keeps its values.
 
     Returns:
-        A description of the change, and figures on the held-out samples before and after: NLL and ECE, or coverage and width of intervals.
+        A description of the changes, and figures on the held-out samples before and after: NLL and ECE, or coverage and width of intervals.
     """
-    stored = {
-        name.rpartition("calibration.")[2]: value
-        for name, value in model.graph.initializers.items()
-        if "calibration." in name
-    }
-    before = {name: _values(item) for name, item in stored.items()}
-    head = owner({name: value.shape for name, value in before.items()}, samples.head)
-    if head is None:
-        return (
-            f"kept: no head {samples.head} with these buffers is installed"
-            if samples.head
-            else "none that can be fitted again",
-            {},
-        )
-    if samples.labels is None:
-        return "kept: no labels to fit it on", {}
+    stored = {name.rpartition(PREFIX)[2]: value for name, value in model.graph.initializers.items() if PREFIX in name}
+    shapes = {name: tuple(_values(value).shape) for name, value in stored.items()}
+    told, figures = list[str](), dict[str, float]()
+    for spec in samples.heads or (None,):
+        head, prefix, buffers = belonging(spec, shapes)
+        if head is None:
+            told.append(
+                f"kept: no head {spec} with these buffers is installed" if spec else "none that can be fitted again"
+            )
+            continue
+        if samples.labels is None:
+            told.append("kept: no labels to fit it on")
+            continue
+        text, found = _refit(model, samples, head, {name: stored[prefix + name] for name in buffers})
+        told.append(text)
+        figures |= found
+    return "; ".join(dict.fromkeys(told)), figures
+
+
+def _refit(
+    model: ir.Model, samples: Samples, head: Head, stored: Mapping[str, ir.Value]
+) -> tuple[str, dict[str, float]]:
+    """Fit one head again; returns what was done, and figures before and after."""
     task, found = samples.task or _usual_task(head), _tables(model, samples, head)
+    read = [samples.main if name == OUTPUT else name for name in head.reads]
+    if not head.buffers:
+        return f"{head.name} has nothing to fit", {}
+    if head.samples == "training" or not {*read} <= found.keys():
+        return f"{head.name} kept, as fitted to the program", {}
+    before = {name: _values(item) for name, item in stored.items()}
     targets = torch.from_numpy(np.asarray(samples.labels))[: len(found[samples.main])]
-    figures = _figures(task, found, targets, "before")
+    figures = _figures(task, found, targets, "before") if head.calibrates else {}
     program = samples.wanted[samples.main]
+    others = {name: found[name] for name in head.reads if name != OUTPUT}
     try:
         fitted = head.refit(
-            HeldOut(found[samples.main], targets, task, samples.level),
+            HeldOut(found[samples.main], targets, task, samples.level, others=others),
             before,
             torch.from_numpy(program.table(program.values)).double(),
         )
@@ -55,7 +73,8 @@ def refit_head(model: ir.Model, samples: Samples) -> tuple[str, dict[str, float]
         return f"kept: {error}", figures
     for name, value in fitted.values.items():
         stored[name].const_value = ir.tensor(value.float().numpy().reshape(_numbers(stored[name]).shape))
-    return head.told(before, fitted), figures | _figures(task, _tables(model, samples, head), targets, "after")
+    after = _figures(task, _tables(model, samples, head), targets, "after") if head.calibrates else {}
+    return head.told(before, fitted), figures | after
 
 
 def _numbers(stored: ir.Value) -> np.ndarray:
@@ -79,7 +98,7 @@ def _tables(model: ir.Model, samples: Samples, head: Head) -> Tables:
     found = values_of(model, samples.held_out)
     return {
         name: torch.from_numpy(samples.wanted[name].table(found[name]).astype(np.float64))
-        for name in (samples.main, *head.outputs)
+        for name in (samples.main, *head.outputs, *head.reads)
         if name in samples.wanted
     }
 

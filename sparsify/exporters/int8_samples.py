@@ -13,8 +13,8 @@ from sparsify.errors import ExportError
 from sparsify.exporters.signature import batches_of, refuse_alike, sample_count, tensor_outputs
 from sparsify.exporters.size_ranges import allowed_batches
 from sparsify.ir import Program
+from sparsify.ir.heads import USUAL_LEVEL, head_level, head_names
 from sparsify.ir.size_ranges import SizeRange
-from sparsify.passes.attach_calibration_head import USUAL_LEVEL, head_level, head_names
 from sparsify.tasks import Task
 from sparsify.timing import BATCH, Array, Batches, Feeds
 
@@ -52,7 +52,7 @@ class Samples:
         labels: targets of ``held_out``, [N, ...], on which the calibration head is fitted, or None.
         tried: inputs on which the written model is compared with the one that was checked; empty: those of ``held_out``.
         task: what the outputs mean; None: inferred from their shapes and the calibration head.
-        head: name of the calibration head; None: the program has none, or it is identified by its buffers.
+        heads: the program's heads, as they were recorded; a head of an earlier version is identified by its buffers.
         level: the level that the head was fitted for.
     """
 
@@ -63,7 +63,7 @@ class Samples:
     labels: Array | None = None
     tried: Batches = field(default=())
     task: Task | None = None
-    head: str | None = None
+    heads: tuple[str, ...] = ()
     level: float = USUAL_LEVEL
 
     @property
@@ -147,7 +147,7 @@ def samples_of(
         labels=None if labels is None else labels.cpu().numpy(),
         tried=tried,
         task=task,
-        head=next(iter(head_names(program)), None),
+        heads=head_names(program),
         level=head_level(program),
     )
 

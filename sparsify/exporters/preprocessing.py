@@ -16,7 +16,7 @@ from sparsify.arguments import checked, checked_fields
 from sparsify.errors import ExportError
 from sparsify.exporters.graphs import Writer, reroute
 from sparsify.ir import Program
-from sparsify.passes.attach_calibration_head import head_metadata
+from sparsify.ir.heads import head_metadata
 from sparsify.passes.scale_prediction import scale_row
 
 INPUT_TYPES = ("float", "uint8")

@@ -16,14 +16,22 @@ from sparsify.heads.matrix import Dirichlet as Dirichlet
 from sparsify.heads.matrix import Matrix as Matrix
 from sparsify.heads.registry import HEADS as HEADS
 from sparsify.heads.registry import fitting as fitting
+from sparsify.heads.registry import named as named
 from sparsify.heads.registry import owner as owner
 from sparsify.heads.registry import register as register
+from sparsify.heads.rejection import Accept as Accept
 from sparsify.heads.scaling import LabelTemperature as LabelTemperature
 from sparsify.heads.scaling import Scaling as Scaling
 from sparsify.heads.scaling import Temperature as Temperature
 from sparsify.heads.scaling import Vector as Vector
+from sparsify.heads.sets import Aps as Aps
+from sparsify.heads.sets import ClassLac as ClassLac
+from sparsify.heads.sets import Lac as Lac
+from sparsify.heads.sets import PredictionSet as PredictionSet
+from sparsify.heads.sets import Raps as Raps
 
 __all__ = [
-    "HEADS", "Call", "Dirichlet", "EnsembleTemperature", "Fitted", "Frequencies", "Head", "HeldOut", "Histogram", "Interval", "Isotonic",
-    "LabelTemperature", "Matrix", "Scaling", "State", "Temperature", "Vector", "check_head", "fitting", "owner", "register", "run",
+    "HEADS", "Accept", "Aps", "Call", "ClassLac", "Dirichlet", "EnsembleTemperature", "Fitted", "Frequencies", "Head", "HeldOut",
+    "Histogram", "Interval", "Isotonic", "LabelTemperature", "Lac", "Matrix", "PredictionSet", "Raps", "Scaling", "State",
+    "Temperature", "Vector", "check_head", "fitting", "named", "owner", "register", "run",
 ]  # fmt: skip

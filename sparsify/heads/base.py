@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from sparsify.tasks import Shape, Task
+from sparsify.tasks import Task
 from sparsify.tasks.base import judged
 
 Call = Callable[..., Any]
@@ -17,6 +18,8 @@ Call = Callable[..., Any]
 the pass ``attach-calibration-head`` records a node instead."""
 State = Mapping[str, Tensor]
 """Values of a head's buffers by name."""
+OUTPUT, FEATURES = "output", "features"
+"""What a head may read besides outputs by their name: the output that the task reads; the features [N, d] that the classifier reads."""
 
 
 def run(operator: Callable[..., Any], *arguments: Any) -> Any:
@@ -33,19 +36,31 @@ def run(operator: Callable[..., Any], *arguments: Any) -> Any:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out samples that a head is fitted to.
+    """The samples that a head is fitted to: held-out ones, or training samples if the head says so (`Head.samples`).
 
     Attributes:
         output: the output that the task reads, float64 [N, ...], on the CPU; without NaN and without +infinity.
         target: targets of the samples, [N, ...], on the CPU.
         task: what output and target mean.
         level: share of new samples that an interval should hold, in (0, 1).
+        others: further values that the head reads (`Head.reads`), float64 [N, ...] by name.
+        classifier: weight [K, d] and bias [K] of the layer that computes the logits from the features, float64; None if they are unknown.
+        again: runs the program once more on the same samples and returns the output, float64 [N, ...]; it takes a function that changes
+            the inputs of a batch. None if the program cannot be run, as for the outputs of a file.
     """
 
     output: Tensor
     target: Tensor
     task: Task
     level: float = 0.9
+    others: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    classifier: tuple[Tensor, Tensor] | None = None
+    again: Callable[[Callable[[Any], Any]], Tensor] | None = None
+
+    def read(self, head: Head) -> Any:
+        """Return what a head reads of the samples: a tensor [N, ...], or a tuple of them if it reads several values."""
+        values = tuple(self.output if name == OUTPUT else self.others[name] for name in head.reads)
+        return values[0] if len(values) == 1 else values
 
     @property
     def judged(self) -> tuple[Tensor, Tensor]:
@@ -60,18 +75,23 @@ class Fitted:
     Attributes:
         values: new values of all buffers of the head, float64, of the same shapes.
         note: why the fit deserves little trust; None if there is no reason to doubt it.
+        figures: what the fit found, by name, for logs and reports.
     """
 
     values: State
     note: str | None = None
+    figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Head(ABC):
-    """Adds outputs to the eval phase that are computed from the output that the task reads.
+    """Adds outputs to the eval phase that are computed from the output that the task reads, or from other values of the program.
 
-    A subclass is final and frozen. It holds no tensors: its buffers belong to the program, where they are called ``calibration.<name>``,
-    and are passed in as a `State`. `sparsify.heads.check_head` tests the promises made here.
+    A subclass is final and frozen. It holds no tensors: its buffers belong to the program and are passed in as a `State`. Its fields, if it
+    has any, are numbers with a default; they are written after the name, as in ``lac:0.95``. `sparsify.heads.check_head` tests the
+    promises made here.
+
+    A program has one head that calibrates, at most, and any number of others, whose outputs are all in `beside`.
 
     Attributes:
         name: name of the head in ``attach-calibration-head{kind=...}`` and in the recipe key ``export.calibrator``.
@@ -81,6 +101,9 @@ class Head(ABC):
         buffers: number of dimensions of each buffer by name; None if it depends on the output. No two heads have the same names and
             dimensions, because they identify the head of a program that an earlier version saved without the head's name.
         tasks: names of tasks that it also fits, besides those that list it in `sparsify.tasks.Task.heads`.
+        reads: what `apply` is given: ``output``, the output that the task reads; ``features``, what the classifier reads, [N, d]; or the
+            name of an output that another head makes, such as ``probabilities``. That head is then attached and fitted first.
+        samples: which samples `fit` is given: ``held-out``, or ``training`` for statistics of the data that the model has learnt.
         unfitted: what its outputs are before it is fitted, for messages.
     """
 
@@ -89,14 +112,26 @@ class Head(ABC):
     beside: ClassVar[tuple[str, ...]] = ()
     buffers: ClassVar[Mapping[str, int | None]]
     tasks: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[tuple[str, ...]] = (OUTPUT,)
+    samples: ClassVar[Literal["held-out", "training"]] = "held-out"
     unfitted: ClassVar[str] = "its outputs are those of the model as trained"
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether an output of the head is a calibrated form of what the task reads."""
+        return bool({*self.outputs} - {*self.beside})
+
+    @property
+    def spec(self) -> str:
+        """The head as a recipe writes it: the name, and the values of its fields: ``lac:0.9``."""
+        return ":".join([self.name, *(f"{getattr(self, f.name):g}" for f in dataclasses.fields(self))])
+
     @abstractmethod
-    def identity(self, shape: Shape) -> dict[str, Tensor]:
+    def identity(self, shape: Any) -> dict[str, Tensor]:
         """Return the buffers before they are fitted, in the order in which the graph reads them.
 
         Args:
-            shape: shape of the output that the task reads, [N, ...]; a size that varies is a string.
+            shape: shape of what the head reads, [N, ...]; a size that varies is a string. A tuple of shapes if it reads several values.
         """
 
     @abstractmethod
@@ -105,7 +140,7 @@ class Head(ABC):
 
         Args:
             call: applies an ATen operator.
-            output: the output that the task reads, [N, ...]: a tensor, or the node that stands for it.
+            output: what the head reads, [N, ...]: a tensor, or the node that stands for it. A tuple of them if it reads several values.
             state: the buffers by name, as tensors or nodes.
             task: what the output means.
 

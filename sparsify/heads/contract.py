@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from sparsify.arguments import found
 from sparsify.errors import ContractError
 from sparsify.figures import metrics
-from sparsify.heads.base import Fitted, Head, HeldOut, State, run
+from sparsify.heads.base import FEATURES, OUTPUT, Fitted, Head, HeldOut, State, run
 from sparsify.heads.registry import HEADS, fitting
 from sparsify.heads.scaling import Scaling
 from sparsify.tasks import Task, build
@@ -55,9 +56,56 @@ def check_head(head: Head, task: str | Task, output: Tensor, target: Tensor) -> 
     meaning, given = build(task), [output.clone(), target.clone()]
     before = _declared(head, meaning, output)
     _applied(head, meaning, output, before)
-    fitted = _fitted(head, HeldOut(output.detach().cpu().double(), target.cpu(), meaning), before)
+    fitted = _fitted(head, _held_out(head, meaning, output, target), before)
     _promise(head, all(map(torch.equal, given, (output, target))), "apply() or fit() changes the tensors it is given")
     return fitted
+
+
+def example_reads(head: Head, task: Task, output: Tensor) -> Any:
+    """Return what a head reads of samples, for a test: features are the output itself, and other heads have not been fitted.
+
+    Args:
+        head: the head to test.
+        task: what the output means.
+        output: the output that the task reads, [N, ...].
+
+    Raises:
+        ContractError: If the head reads the output of a head that is not known here.
+    """
+    values = tuple(_example(head, task, output, name) for name in head.reads)
+    return values[0] if len(values) == 1 else values
+
+
+def _example(head: Head, task: Task, output: Tensor, name: str) -> Tensor:
+    if name in (OUTPUT, FEATURES):
+        return output
+    if name == "probabilities" and task.link != "none":
+        return output.sigmoid() if task.link == "sigmoid" else output.softmax(task.class_dim)
+    raise ContractError(
+        f"calibration head {head.name!r} reads {name!r}; it may read {OUTPUT!r}, {FEATURES!r}, and 'probabilities' of a task that has some."
+    )
+
+
+def _held_out(head: Head, task: Task, output: Tensor, target: Tensor) -> HeldOut:
+    """Return samples whose features are the output, which a classifier passes on unchanged."""
+    values = output.detach().cpu().double()
+    others = {name: _example(head, task, values, name) for name in head.reads if name != OUTPUT}
+    classes = int(output.shape[-1])
+    layer = torch.eye(classes, dtype=torch.float64), torch.zeros(classes, dtype=torch.float64)
+    return HeldOut(
+        values,
+        target.cpu(),
+        task,
+        others=others,
+        classifier=layer if FEATURES in head.reads else None,
+        again=lambda change: change(values),
+    )
+
+
+def _shapes(head: Head, output: Tensor) -> Any:
+    """Return the shape of what a head reads; everything that an example holds has that of the output."""
+    shape = ("N", *output.shape[1:])
+    return shape if len(head.reads) == 1 else (shape,) * len(head.reads)
 
 
 def _declared(head: Head, task: Task, output: Tensor) -> State:
@@ -78,11 +126,13 @@ def _declared(head: Head, task: Task, output: Tensor) -> State:
         f"which have the shape of what the task reads",
     )
     _promise(head, unique, f"outputs should be names other than {task.output!r}, each once; found {names}")
-    shape = ("N", *output.shape[1:])
-    before = head.identity(shape)
+    before = head.identity(_shapes(head, output))
     shapes = {name: tuple(value.shape) for name, value in before.items()}
     _promise(head, head.owns(shapes), f"identity() gives {shapes}, and `buffers` says {dict(head.buffers)}")
-    others = [other.name for other in HEADS.values() if other.name != head.name and other.owns(shapes)]
+    rivals = (
+        [other for other in HEADS.values() if other.calibrates and other.name != head.name] if head.calibrates else []
+    )
+    others = [other.name for other in rivals if other.owns(shapes)]
     _promise(
         head, not others, f"head {', '.join(others)!r} has buffers of the same names and dimensions; choose other names"
     )
@@ -90,7 +140,8 @@ def _declared(head: Head, task: Task, output: Tensor) -> State:
 
 
 def _applied(head: Head, task: Task, output: Tensor, state: State) -> None:
-    values, half = head.apply(run, output, state, task), len(output) // 2
+    half = len(output) // 2
+    values = head.apply(run, example_reads(head, task, output), state, task)
     _promise(
         head, len(values) == len(head.outputs), f"apply() gives {len(values)} values for the outputs {[*head.outputs]}"
     )
@@ -105,7 +156,7 @@ def _applied(head: Head, task: Task, output: Tensor, state: State) -> None:
             alike,
             f"output {name!r} has not the shape and the type of what the task reads; name it in `beside` if it is something else",
         )
-    again = head.apply(run, output[:half], state, task)
+    again = head.apply(run, example_reads(head, task, output[:half]), state, task)
     independent = all(agree(part, value[:half]) for part, value in zip(again, values, strict=True))
     _promise(head, independent, "the outputs of a sample depend on the other samples of the batch")
     if isinstance(head, Scaling):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,9 @@ from sparsify.heads.ensemble import EnsembleTemperature
 from sparsify.heads.frequencies import Histogram, Isotonic
 from sparsify.heads.interval import Interval
 from sparsify.heads.matrix import Dirichlet, Matrix
+from sparsify.heads.rejection import Accept
 from sparsify.heads.scaling import LabelTemperature, Temperature, Vector
+from sparsify.heads.sets import Aps, ClassLac, Lac, Raps
 from sparsify.registry import Registry
 from sparsify.tasks import Task
 
@@ -30,6 +33,11 @@ HEADS: Registry[Head] = Registry(
             Histogram(),
             LabelTemperature(),
             Interval(),
+            Lac(),
+            ClassLac(),
+            Aps(),
+            Raps(),
+            Accept(),
         )
     },
 )
@@ -39,17 +47,48 @@ AUTO, NONE = "auto", "none"
 LONGEST_NAME = 64
 
 
+def named(text: str) -> Head:
+    """Return the head that a recipe writes as a name and the values of its fields: ``temperature``, ``lac:0.95``, ``raps:0.9:0.01:2``.
+
+    Raises:
+        RecipeError: If there is no such head, or a value is not one that it takes.
+
+    Examples:
+        >>> from sparsify.heads import named
+        >>> named("lac:0.95").coverage
+        0.95
+    """
+    name, *values = text.split(":")
+    head = HEADS.find(name)
+    if not values:
+        return head
+    fields = dataclasses.fields(head)
+    takes = ":".join([name, *(field.name for field in fields)])
+    if len(values) > len(fields):
+        raise RecipeError(f"the head {name!r} is written {takes}, found {text!r}. Leave out what follows.")
+    try:
+        given = {field.name: type(field.default)(value) for field, value in zip(fields, values, strict=False)}
+        return dataclasses.replace(head, **given)
+    except ValueError as error:
+        raise RecipeError(
+            f"the head {text!r} is written {takes}: {error}. Its values are usually {head.spec!r}."
+        ) from error
+
+
 def register(head: Head) -> Head:
     """Add a head of another package under its name, so that recipes, the command and ``attach-calibration-head`` know it.
 
     Raises:
         RecipeError: If another head has that name, or a program could not store it: it is ``auto`` or ``none``, has more than 64
-            characters, or contains characters that cannot be printed.
+            characters, or contains a colon or characters that cannot be printed.
     """
     name = head.name
-    if isinstance(name, str) and (name in (AUTO, NONE) or len(name) > LONGEST_NAME or not name.isprintable()):
+    if isinstance(name, str) and (
+        name in (AUTO, NONE) or len(name) > LONGEST_NAME or not name.isprintable() or ":" in name
+    ):
         raise RecipeError(
-            f"the name of a calibration head should have at most {LONGEST_NAME} printable characters and be neither {AUTO!r} nor {NONE!r}, "
+            f"the name of a calibration head should have at most {LONGEST_NAME} printable characters, no colon, and be neither {AUTO!r} "
+            f"nor {NONE!r}, "
             f"which recipes and files use for something else; found {name[:80]!r}. Choose another name."
         )
     return HEADS.register(name, head)
@@ -80,5 +119,7 @@ def owner(shapes: Mapping[str, Sequence[Any]], name: str | None = None) -> Head 
         >>> owner({"scale": (10,), "bias": (10,)}).name
         'vector'
     """
-    known = HEADS.values() if name is None else [HEADS[name]] if name in HEADS else []
+    known = (
+        [head for head in HEADS.values() if head.calibrates] if name is None else [HEADS[name]] if name in HEADS else []
+    )
     return next((head for head in known if head.owns(shapes)), None)

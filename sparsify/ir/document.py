@@ -68,7 +68,7 @@ MOST_SIZE = 2**20
 Dimension = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$")]
 
 
-HeadName = Annotated[Text, Field(min_length=1, max_length=LONGEST_NAME)]
+HeadName = Annotated[Text, Field(min_length=1, max_length=2 * LONGEST_NAME)]
 
 
 class _Form(BaseModel):

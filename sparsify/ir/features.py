@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from sparsify.errors import PassError
 from sparsify.ir import surgery
 from sparsify.ir.axes import shape_of
-from sparsify.ir.classifier import Classifier, classifier, replayed
+from sparsify.ir.classifier import classifier, replayed
 from sparsify.ir.copying import viewed
 from sparsify.ir.evaluation import outputs_over
 from sparsify.ir.layers import Layer
@@ -115,7 +115,7 @@ def with_features(program: Program) -> tuple[Program, str]:
         PassError: If the program has no classifier, or the layer reads more than one position of its input and pads or pools them.
     """
     view = viewed(program, "eval")
-    value = _read(view, classifier(view, "eval"))
+    value = features_node(view)
     taken = view.output_names("eval")
     name = next(n for i in range(len(taken) + 1) if (n := f"features_{i}" if i else "features") not in taken)
     surgery.append_output(view, "eval", name, value)
@@ -123,8 +123,15 @@ def with_features(program: Program) -> tuple[Program, str]:
     return view, name
 
 
-def _read(program: Program, found: Classifier) -> fx.Node:
-    """Return a node of the features [N, d]: what the layer reads, with the operators between the layer and the logits applied to it."""
+def features_node(program: Program) -> fx.Node:
+    """Return a node of the eval phase that computes the features [N, d]: what the classifier reads, pooled if logits are pooled.
+
+    The node is added where no node of the program computes them.
+
+    Raises:
+        PassError: If the program has no classifier, or the layer reads more than one position of its input and pads or pools them.
+    """
+    found = classifier(program, "eval")
     layer, shape = found.layer, shape_of(found.layer.input)
     if layer.is_conv and _covers(layer):
         spec = TensorSpec("", (shape[0], math.prod(int(size) for size in shape[1:])), found.logits.meta["spec"].dtype)

@@ -221,14 +221,20 @@ def replace_output(program: Program, phase: str, name: str, value: fx.Node) -> N
     output.args = (tuple(value if n == name else old for n, old in zip(names, output.args[0], strict=True)),)  # type: ignore[arg-type]
 
 
-def remove_outputs(program: Program, phase: str, names: Collection[str]) -> None:
-    """Remove outputs that `append_output` added; their nodes stay, and the output no longer names a calibration head or its level."""
+def remove_outputs(program: Program, phase: str, names: Collection[str], *, head: str | None = None) -> None:
+    """Remove outputs that `append_output` added, and what is recorded of ``head``, which made them; their nodes stay.
+
+    The level of a head is forgotten with the last head.
+    """
     output = program.output_node(phase)
     kept = [(name, value) for name, value in named_outputs(output).items() if name not in names]
     output.args = (tuple(value for _, value in kept),)
     output.meta["names"] = tuple(name for name, _ in kept)
-    for key in (MADE_BY, LEVEL):
-        output.meta.pop(key, None)
+    made = output.meta.get(MADE_BY, {})
+    output.meta[MADE_BY] = {name: by for name, by in made.items() if name not in names and by != head}
+    if not output.meta[MADE_BY]:
+        for key in (MADE_BY, LEVEL):
+            output.meta.pop(key, None)
 
 
 def record_level(program: Program, phase: str, level: float) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, fx
 from sparsify.arguments import checked
 from sparsify.errors import DataError, PassError, TrainingWarning
 from sparsify.ir import PHASES, Program, Stage, TensorSpec, surgery
+from sparsify.ir.heads import head_outputs
 from sparsify.ir.traits import named_outputs
-from sparsify.passes.attach_calibration_head import head_outputs
 from sparsify.passes.base import UNCHANGED, Effect, Kept, Pass, PassLog
 from sparsify.tasks import Regression
 from sparsify.tasks.base import shown

@@ -61,6 +61,17 @@ class Layer(Form):
         return self
 
 
+class HeadFit(Form):
+    """How a head that does not calibrate was fitted to ``samples`` held-out or training samples, and what it found."""
+
+    head: str
+    outputs: list[str]
+    samples: int
+    of: str
+    figures: dict[str, float] = Field(default_factory=dict)
+    note: str | None = None
+
+
 class Calibration(Form):
     """How the head was fitted, and its figures on the samples of the fit, which are None if it computes no probabilities.
 
@@ -75,6 +86,7 @@ class Calibration(Form):
     nll_after: float | None
     ece_before: float | None
     ece_after: float | None
+    heads: list[HeadFit] = Field(default_factory=list)
 
 
 class Parity(Form):

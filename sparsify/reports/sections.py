@@ -28,6 +28,7 @@ def calibration(report: Report) -> Rows:
     for label, key in (("NLL", "nll"), ("ECE", "ece")):
         for when in ("before", "after"):
             rows.append((f"held-out {label}, {when}", *(_number(entry[f"{key}_{when}"]) for entry in fitted)))
+    rows += _further_heads(fitted)
     rows.append(("test accuracy, after", *(f"{report[name]['accuracy_after']:.4f}" for name in names)))
     for label, key in (
         ("Brier score", "brier"), ("MCE", "mce"), ("L2 calibration error, debiased", "debiased_l2"),
@@ -61,6 +62,21 @@ def selective(report: Report) -> Rows:
         for row in zip(*found, strict=True):
             cells = (f"{100 * cell['coverage']:.1f} % ({cell['samples']:,})" for cell in row)
             rows.append((f"answered with at most {100 * row[0]['at_most']:g} % wrong, {when}", *cells))
+    return rows
+
+
+def _further_heads(fitted: Sequence[Mapping[str, Any]]) -> Rows:
+    """Return what the fit of each head that does not calibrate found, in order."""
+    rows: Rows = []
+    for spec in dict.fromkeys(head["head"] for entry in fitted for head in entry.get("heads", [])):
+        cells = list[str]()
+        for entry in fitted:
+            mine = next((head for head in entry.get("heads", []) if head["head"] == spec), None)
+            told = (
+                [f"{key.replace('_', ' ')} {_number(value)}" for key, value in mine["figures"].items()] if mine else []
+            )
+            cells.append("; ".join([", ".join(told), *([mine["note"]] if mine and mine["note"] else [])]).strip("; "))
+        rows.append((f"{spec}, on the samples of its fit", *cells))
     return rows
 
 

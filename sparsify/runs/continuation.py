@@ -16,6 +16,7 @@ AFTER_TRAINING = frozenset(
         "ood",
         "baseline",
         "calibrator",
+        "heads",
         "opset",
         "storage",
         "form",

@@ -93,7 +93,7 @@ def export_saved(
             input_type=input_type, metadata=metadata,
         )  # fmt: skip
     if recipe is not None:
-        log = fit(loaded.clone(), found.validation, task=meaning) if kind_of(loaded) else None
+        log = fit(loaded.clone(), found.validation, task=meaning, training=found.train) if kind_of(loaded) else None
         metadata |= fitted_metadata(log, ood_threshold(loaded, found))
     result = export(
         loaded, out, inputs=loaded.input_tensors(batch_inputs), opset=opset, storage=storage, form=form, selection=selection,

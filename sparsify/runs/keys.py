@@ -72,6 +72,7 @@ TABLES: Mapping[str, Mapping[str, str]] = {
     },
     "export": {
         "calibrator": "calibrator",
+        "heads": "heads",
         "opset": "opset",
         "storage": "storage",
         "form": "form",

@@ -17,21 +17,22 @@ from sparsify.errors import DataError, ExportError, RecipeError, SparsifyError, 
 from sparsify.exporters.conversion import convert
 from sparsify.exporters.signature import holds_samples
 from sparsify.exporters.writing import check
-from sparsify.heads import fitting
+from sparsify.heads import fitting, named
 from sparsify.ir import Program, Stage, trace
 from sparsify.ir.binding import arguments_of
 from sparsify.ir.dimensions import parsed
 from sparsify.ir.effects import unexportable
 from sparsify.ir.evaluation import output_shape, outputs_of
+from sparsify.ir.heads import attached, head_buffers, head_names
 from sparsify.loading import Data, load_model
 from sparsify.loading.augmentation import check_augmentation
 from sparsify.methods import Method, dense
 from sparsify.methods.durations import read_length
 from sparsify.parts.trees import tensors
 from sparsify.passes import AttachCalibrationHead, Pipeline
-from sparsify.passes.attach_calibration_head import head_buffers, head_names
 from sparsify.runs.artefacts import calibration_rows, feeding, recipe_data
 from sparsify.runs.continuation import training_key
+from sparsify.runs.further_heads import further_heads
 from sparsify.runs.recipe import AUTO, Recipe
 from sparsify.runs.saved import is_saved, load_saved
 from sparsify.runs.standardising import standardised
@@ -143,18 +144,35 @@ def check_export(program: Program, recipe: Recipe, data: Data) -> None:
 
 
 def heads(recipe: Recipe, program: Program) -> tuple[AttachCalibrationHead, ...]:
-    """Return the pass that attaches the calibration head of a run, replacing one of another kind.
+    """Return the passes that attach the heads of a run: the one that calibrates, if it is not the program's, then the others.
 
-    Empty if the task has no head, or the program already has this one.
+    A head that takes the place of one that calibrates removes all; those that the program had besides are then attached again.
 
     Raises:
         TrainingError: If the recipe leaves the kind to the program, which has a head that is not installed.
     """
-    kind = with_head(recipe, program).calibrator
-    if kind not in fitting(recipe.build_task()) or kind == kind_of(program):
-        return ()
-    replaces = bool(head_names(program) or head_buffers(program))
-    return (AttachCalibrationHead(kind=kind, task=recipe.task, replace=replaces),)
+    kinds, kind, found = (
+        fitting(recipe.build_task()),
+        with_head(recipe, program).calibrator,
+        list[AttachCalibrationHead](),
+    )
+    had = [
+        one.head
+        for one in attached(program)
+        if one.head is not None and not one.head.calibrates and one.head.name != kind
+    ]
+    wanted = further_heads(recipe.heads)
+    if kind in kinds and kind != kind_of(program):
+        replaces = bool(head_names(program) or head_buffers(program))
+        found.append(AttachCalibrationHead(kind=kind, task=recipe.task, replace=replaces))
+        made = {name for head in (*wanted, named(kind)) for name in head.outputs}
+        wanted = (*(head for head in had if head.name in kinds and not made & {*head.outputs}), *wanted)
+        had = [] if named(kind).calibrates else had
+    for head in wanted:
+        if head not in had:
+            replaces = any({*head.outputs} & {*other.outputs} for other in had)
+            found.append(AttachCalibrationHead(kind=head.spec, task=recipe.task, replace=replaces))
+    return tuple(found)
 
 
 def with_head(recipe: Recipe, program: Program) -> Recipe:
@@ -208,7 +226,7 @@ def failing(
 
 def model_of(recipe: Recipe) -> str:
     """Return a text of everything that the model of a run depends on; recipes with the same text share its rehearsal."""
-    return _data_of(recipe) + _text(recipe, (*MODEL_KEYS, "opset", "calibrator"))
+    return _data_of(recipe) + _text(recipe, (*MODEL_KEYS, "opset", "calibrator", "heads"))
 
 
 def _data_of(recipe: Recipe) -> str:

@@ -20,6 +20,7 @@ from sparsify.methods.durations import read_length
 from sparsify.methods.registry import layers
 from sparsify.methods.registry import options as method_options
 from sparsify.reading.ood import short_names
+from sparsify.runs.further_heads import check_further_heads
 from sparsify.runs.keys import field_of, from_tables, spelt, to_tables
 from sparsify.runs.toml import check_values, read_toml, shown, to_toml
 from sparsify.tasks import TASKS, Task
@@ -98,6 +99,8 @@ class Recipe:
         calibrator: a head that `sparsify heads` lists. ``auto`` keeps the kind of head of a saved program if it fits the task, else it is
             the usual head of the task. Any other replaces the head of a saved program; ``temperature`` means the usual head if the task has
             no temperature.
+        heads: further heads that `sparsify heads` lists, with their values: ``lac:0.9``, ``accept:0.05``. Each makes an output of its own,
+            in place of that of a head of a saved program that makes the same; the other heads of a saved program stay.
         form: how to export layers whose groups of outputs read few inputs: ``grouped``, ``dense``, ``auto``, ``auto:measure``.
         selection: how grouped linear layers gather their inputs: ``by-batch``, with special operators for one sample, or ``gather``.
         export_precision: ``int8`` also writes ``model-int8.onnx`` (and ``dense-int8.onnx``), the fastest of their int8 and fp32 forms by
@@ -155,6 +158,7 @@ class Recipe:
     precision: Literal["fp32", "bf16"] = "fp32"
     early_stop: Positive | None = None
     calibrator: str = AUTO
+    heads: tuple[str, ...] = ()
     opset: Annotated[int, Field(ge=18, le=23)] = 20
     storage: Literal["dense", "sparse"] = "dense"
     form: Literal["auto", "dense", "grouped", "auto:measure"] = "auto"
@@ -214,6 +218,7 @@ class Recipe:
                 f"the calibration head {self.calibrator!r} does not fit task {found.name!r}, which has {' and '.join(kinds) or 'none'}. "
                 f"Set export.calibrator to one that `sparsify heads` lists for the task, or leave it out."
             )
+        check_further_heads(self.heads, found.name, kinds)
         if self.label_smoothing and found.link == "none":
             raise TaskError(
                 f"task {self.task!r} has no labels to smooth, found label_smoothing = {self.label_smoothing}. Leave it out."

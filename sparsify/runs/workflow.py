@@ -311,7 +311,7 @@ def _export(
     program, name, log = model.program, model.name, None
     Pipeline(heads(recipe, program)).apply(program)
     if kind_of(program) is not None:
-        log = fit(program, data.validation, task=task)
+        log = fit(program, data.validation, task=task, training=data.train)
     program.save(model.folder / "program.sparsify")
     outputs = evaluate(program, data.test)
     read = program.reading(task.output, "eval", list(outputs.values()))

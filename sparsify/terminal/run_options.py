@@ -11,7 +11,7 @@ from sparsify.terminal.options import DEFAULTS, DYNAMIC, FOLDER, FORM, INPUT, SE
 
 WITH_OPTION = (
     "model", "data", "task", "loss", "figures", "ood", "weights", "trust_pickle", "method", "sparsity", "pattern", "epochs", "baseline",
-    "export_precision", "export_input",
+    "heads", "export_precision", "export_input",
 )  # fmt: skip
 """Recipe keys that have an option of their own."""
 WHAT, SPARSE, TRAINING = "What to train", "Sparsity", "Training"
@@ -95,6 +95,14 @@ Baseline = Annotated[
         help="also train the dense model for as many epochs, and compare",
         show_default="no-baseline",
         rich_help_panel=TRAINING,
+    ),
+]
+Head = Annotated[
+    list[str] | None,
+    Option(
+        help="a further output for the file, by a head that `sparsify heads` lists: lac:0.9 for sets of plausible classes, accept:0.05 for "
+        "whether to answer; repeatable",
+        rich_help_panel=FOLDER,
     ),
 ]
 ExportForm = Annotated[str | None, Option(help=FORM, show_default=DEFAULTS["form"], rich_help_panel=FOLDER)]

@@ -86,11 +86,11 @@ def tasks() -> Table:
 
 
 def heads() -> Table:
-    """Return the calibration heads, the tasks they fit and the outputs they add."""
+    """Return the heads, with the values of their fields where they have some, the tasks they fit and the outputs they add."""
     table = Table("head", "what it does", "tasks", "outputs")
     for name, head in HEADS.items():
         fits = [task for task, cls in TASKS.items() if name in fitting(cls)]
-        table.add_row(name, _summary(head, HEADS.origin(name)), ", ".join(fits), ", ".join(head.outputs))
+        table.add_row(head.spec, _summary(head, HEADS.origin(name)), ", ".join(fits), ", ".join(head.outputs))
     return table
 
 

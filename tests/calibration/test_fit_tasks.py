@@ -12,9 +12,9 @@ from sparsify.calibration import evaluate, fit
 from sparsify.errors import DataError, PassError, TrainingError
 from sparsify.exporters.int8_samples import samples_of
 from sparsify.figures import regression
+from sparsify.ir.heads import head_metadata
 from sparsify.parts.samples import TensorSamples
 from sparsify.passes import AttachCalibrationHead
-from sparsify.passes.attach_calibration_head import head_metadata
 
 G = torch.Generator().manual_seed(0)
 

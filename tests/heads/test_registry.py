@@ -49,7 +49,10 @@ def halved():
 
 def test_a_task_has_the_heads_that_it_names_the_usual_one_first():
     assert {name: fitting(task) for name, task in TASKS.items()} == {
-        "classification": ("temperature", "vector", "matrix", "dirichlet", "ensemble-temperature", "isotonic", "histogram"),
+        "classification": (
+            "temperature", "vector", "matrix", "dirichlet", "ensemble-temperature", "isotonic", "histogram", "lac", "class-lac", "aps",
+            "raps", "accept",
+        ),
         "binary": ("temperature",), "multilabel": ("label-temperature",),
         "regression": ("interval",), "dense": ("temperature",), "sequence": ("temperature",), "custom": (),
     }  # fmt: skip
@@ -72,7 +75,9 @@ def test_names_and_dimensions_of_buffers_say_which_head_it_is(shapes, kind):
 
 
 def test_a_registered_head_is_attached_fitted_recognised_and_listed(halved):
-    assert fitting(TASKS["classification"]) == (*TASKS["classification"].heads, "halved")
+    assert fitting(TASKS["classification"]) == (
+        *TASKS["classification"].heads, "lac", "class-lac", "aps", "raps", "accept", "halved",
+    )  # fmt: skip
     x = torch.randn(40, 4)
     program = sp.trace(nn.Linear(4, 3), (x[:2],)).eval()
     program = sp.Pipeline.parse("attach-calibration-head{kind=halved}")(program).eval()

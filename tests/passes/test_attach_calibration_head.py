@@ -17,8 +17,8 @@ import sparsify as sp
 from sparsify.calibration import fit, head_of, kind_of
 from sparsify.errors import LoadError, PassError, RecipeError, TrainingError
 from sparsify.heads import HEADS, Temperature, Vector, register
+from sparsify.ir.heads import head_names
 from sparsify.parts.samples import TensorSamples
-from sparsify.passes.attach_calibration_head import head_names
 from tests.cases import digits
 
 
@@ -85,7 +85,7 @@ def test_the_file_of_an_earlier_version_has_the_head_of_its_buffers(tmp_path):
 @pytest.mark.parametrize(
     ("heads", "words"),
     [
-        ({"probabilities": "x" * 65}, "at most 64 items"), ({"probabilities": "a\nb"}, "holds control characters"),
+        ({"probabilities": "x" * 129}, "at most 128 items"), ({"probabilities": "a\nb"}, "holds control characters"),
         ({"probabilities": ""}, "at least 1 item"), ({"probabilities": 3}, "valid string"), ("vector", "valid dict"),
         ({"lower": "vector"}, "eval has no output 'lower' that a calibration head could make"),
     ],
@@ -163,7 +163,9 @@ def test_a_program_has_one_head():
 
 @pytest.mark.parametrize("name", ["auto", "none", "x" * 65, "a\tb"])
 def test_a_head_has_a_name_that_files_can_keep(name):
-    with pytest.raises(RecipeError, match="at most 64 printable characters and be neither 'auto' nor 'none'"):
+    with pytest.raises(
+        RecipeError, match="at most 64 printable characters, no colon, and be neither 'auto' nor 'none'"
+    ):
         register(type("Strange", (Temperature,), {"name": name})())
 
 

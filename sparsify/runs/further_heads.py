@@ -1,0 +1,47 @@
+"""The heads of a recipe besides the one that calibrates: ``export.heads``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparsify.errors import RecipeError
+from sparsify.heads import Head, named
+
+
+def further_heads(texts: Sequence[str]) -> tuple[Head, ...]:
+    """Return the heads that a recipe names.
+
+    Raises:
+        RecipeError: If one is unknown, its values are wrong, or two of them make the same output.
+    """
+    found, makers = tuple(named(text) for text in texts), dict[str, Head]()
+    for head in found:
+        for name in head.outputs:
+            if name in makers:
+                raise RecipeError(
+                    f"export.heads: {makers[name].spec} and {head.spec} both make {name!r}. Name one of them."
+                )
+            makers[name] = head
+    return found
+
+
+def check_further_heads(texts: Sequence[str], task: str, kinds: Sequence[str]) -> None:
+    """Refuse heads that a task cannot have besides the one that calibrates.
+
+    Args:
+        texts: as in the recipe.
+        task: its name.
+        kinds: names of the heads that fit it.
+
+    Raises:
+        RecipeError: If there is one.
+    """
+    for head in further_heads(texts):
+        if head.calibrates:
+            raise RecipeError(
+                f"export.heads: {head.spec!r} calibrates what the task reads. Name it in export.calibrator, of which there is one."
+            )
+        if head.name not in kinds:
+            raise RecipeError(
+                f"export.heads: {head.spec!r} does not fit task {task!r}. Name heads that `sparsify heads` lists for it."
+            )
