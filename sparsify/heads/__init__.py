@@ -8,12 +8,14 @@ from sparsify.heads.base import State as State
 from sparsify.heads.base import run as run
 from sparsify.heads.contract import check_head as check_head
 from sparsify.heads.ensemble import EnsembleTemperature as EnsembleTemperature
+from sparsify.heads.feature_outliers import OtherFeatures as OtherFeatures
 from sparsify.heads.frequencies import Frequencies as Frequencies
 from sparsify.heads.frequencies import Histogram as Histogram
 from sparsify.heads.frequencies import Isotonic as Isotonic
 from sparsify.heads.interval import Interval as Interval
 from sparsify.heads.matrix import Dirichlet as Dirichlet
 from sparsify.heads.matrix import Matrix as Matrix
+from sparsify.heads.outliers import Outlier as Outlier
 from sparsify.heads.registry import HEADS as HEADS
 from sparsify.heads.registry import fitting as fitting
 from sparsify.heads.registry import named as named
@@ -32,6 +34,7 @@ from sparsify.heads.sets import Raps as Raps
 
 __all__ = [
     "HEADS", "Accept", "Aps", "Call", "ClassLac", "Dirichlet", "EnsembleTemperature", "Fitted", "Frequencies", "Head", "HeldOut",
-    "Histogram", "Interval", "Isotonic", "LabelTemperature", "Lac", "Matrix", "PredictionSet", "Raps", "Scaling", "State",
+    "Histogram", "Interval", "Isotonic", "LabelTemperature", "Lac", "Matrix", "OtherFeatures",
+    "Outlier", "PredictionSet", "Raps", "Scaling", "State",
     "Temperature", "Vector", "check_head", "fitting", "named", "owner", "register", "run",
 ]  # fmt: skip

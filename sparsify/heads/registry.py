@@ -9,9 +9,22 @@ from typing import Any
 from sparsify.errors import RecipeError
 from sparsify.heads.base import Head
 from sparsify.heads.ensemble import EnsembleTemperature
+from sparsify.heads.feature_outliers import (
+    AshBinarised,
+    AshPruned,
+    AshScaled,
+    Dice,
+    Mahalanobis,
+    NearestNeighbours,
+    React,
+    RelativeMahalanobis,
+    Scale,
+    VirtualLogit,
+)
 from sparsify.heads.frequencies import Histogram, Isotonic
 from sparsify.heads.interval import Interval
 from sparsify.heads.matrix import Dirichlet, Matrix
+from sparsify.heads.outliers import Energy, GeneralisedEntropy, MaximumLogit, MaximumProbability, Odin
 from sparsify.heads.rejection import Accept
 from sparsify.heads.scaling import LabelTemperature, Temperature, Vector
 from sparsify.heads.sets import Aps, ClassLac, Lac, Raps
@@ -38,6 +51,21 @@ HEADS: Registry[Head] = Registry(
             Aps(),
             Raps(),
             Accept(),
+            MaximumProbability(),
+            MaximumLogit(),
+            Energy(),
+            GeneralisedEntropy(),
+            Odin(),
+            Mahalanobis(),
+            RelativeMahalanobis(),
+            NearestNeighbours(),
+            VirtualLogit(),
+            React(),
+            Dice(),
+            AshPruned(),
+            AshBinarised(),
+            AshScaled(),
+            Scale(),
         )
     },
 )

@@ -206,14 +206,14 @@ def _most_probable(call: Call, table: Any, charge: Any, limit: Any) -> Any:
 
     Scores rise with the rank, so these are the classes that are at least as probable as the last one within the limit.
     """
-    ordered = call(operator.getitem, call(aten.topk.default, table, _classes(table)), 0)
+    ordered = call(operator.getitem, call(aten.topk.default, table, classes_of(table)), 0)
     mass = call(aten.cumsum.default, ordered, 1)
     inside = call(aten.le.Tensor, mass if charge is None else call(aten.add.Tensor, mass, charge), limit)
     least = call(aten.amin.default, call(aten.where.ScalarOther, inside, ordered, NEVER), [1], True)
     return call(aten.ge.Tensor, table, least)
 
 
-def _classes(table: Any) -> int:
+def classes_of(table: Any) -> int:
     """Return the number of classes of a table, a tensor or a node."""
     shape = table.shape if isinstance(table, Tensor) else table.meta["spec"].shape
     return int(shape[1])
