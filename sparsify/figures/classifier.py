@@ -128,22 +128,33 @@ def difference_row(name: str, ours: Figure, theirs: Figure, samples: int, resamp
     return {"figure": name, "difference": difference, "interval": list(interval), "resamples": resamples}
 
 
-def ood_quality(inside: Mapping[str, ArrayLike], outside: Mapping[str, ArrayLike]) -> dict[str, Any]:
+def ood_quality(
+    inside: Mapping[str, ArrayLike],
+    outside: Mapping[str, ArrayLike],
+    further: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+) -> dict[str, Any]:
     """Measure how well each score tells test inputs from out-of-distribution ones.
 
     Args:
         inside: outputs on the test set, from which `sparsify.figures.ood_scores.scores` computes at least one score.
         outside: the same on out-of-distribution inputs [M].
+        further: other scores by name, on the test set [N] and on the others [M]; one that has a name of the former is left out.
     """
     theirs, found = scores(outside), dict[str, Any]()
-    for name, ours in scores(inside).items():
+    pairs = {
+        name: (np.asarray(ours, np.float64), np.asarray(others, np.float64))
+        for name, (ours, others) in (further or {}).items()
+    }
+    pairs |= {name: (ours, theirs[name]) for name, ours in scores(inside).items()}
+    for name in (*theirs, *(name for name in pairs if name not in theirs)):
+        ours, others = pairs[name]
         found[name] = {
-            "auroc": metrics.auroc(ours, theirs[name]),
-            "aupr_in": metrics.aupr(ours, theirs[name]),
-            "aupr_out": metrics.aupr(-theirs[name], -ours),
-            "fpr_at_95_tpr": metrics.fpr_at_95_tpr(ours, theirs[name]),
-            "fpr_at_95_tpr_outside": metrics.fpr_at_95_tpr_outside(ours, theirs[name]),
-            "histogram": _histogram(ours, theirs[name]),
+            "auroc": metrics.auroc(ours, others),
+            "aupr_in": metrics.aupr(ours, others),
+            "aupr_out": metrics.aupr(-others, -ours),
+            "fpr_at_95_tpr": metrics.fpr_at_95_tpr(ours, others),
+            "fpr_at_95_tpr_outside": metrics.fpr_at_95_tpr_outside(ours, others),
+            "histogram": _histogram(ours, others),
         }
     return {"samples": len(next(iter(theirs.values()))), "scores": found}
 

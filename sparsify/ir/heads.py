@@ -118,7 +118,8 @@ def head_metadata(program: Program) -> dict[str, str]:
     """Return what a file says of its heads.
 
     ``calibration`` is the name of the head that calibrates, or ``none``, if known; ``interval_level`` the level of a fitted interval;
-    ``heads`` the other heads by their outputs, as JSON, such as ``{"prediction_set": "lac:0.9"}``.
+    ``ood_score`` says which way a score points; ``heads`` names the other heads by their outputs, as JSON, such as
+    ``{"prediction_set": "lac:0.9"}``.
     """
     found = attached(program)
     beside = [one for one in found if one.spec is not None and one.head is not None and not one.head.calibrates]
@@ -131,6 +132,8 @@ def head_metadata(program: Program) -> dict[str, str]:
     entries = {} if name is None else {"calibration": name}
     if LEVEL in program.output_node("eval").meta and BOUNDS & {*head_outputs(program, "eval")}:
         entries["interval_level"] = repr(head_level(program))
+    if "ood_score" in program.output_names("eval"):
+        entries["ood_score"] = "higher = more in-distribution"
     if beside:
         entries["heads"] = json.dumps({output: one.spec for one in beside for output in one.outputs})
     return entries

@@ -30,6 +30,7 @@ class Data:
         class_names: names of all classes, or of the columns of targets [N, K], if the data contain them.
         statistics: mean and standard deviation per channel by which a single input was normalised; None: it was not normalised.
         ood: out-of-distribution inputs by name, prepared like the others (`sparsify.loading.load_ood`); their targets have no meaning.
+        ood_validation: other such inputs, on which a score may be chosen.
         given_as: ``bytes`` (images), ``numbers`` (other arrays), or ``prepared`` (from a factory or a table, or several inputs).
         stored: the stored form: ``files`` (image files, or images encoded in an archive), ``digits``, ``prepared`` (a factory), ``table``,
             ``named`` (arrays of several inputs), or the layout of the array of a single input: ``NF``, ``NHW``, ``NHWC`` or ``NCHW``.
@@ -43,6 +44,7 @@ class Data:
     class_names: tuple[str, ...] | None = None
     statistics: tuple[Tensor, Tensor] | None = None
     ood: Mapping[str, Samples] = field(default_factory=dict)
+    ood_validation: Mapping[str, Samples] = field(default_factory=dict)
     given_as: GivenAs = "bytes"
     stored: Stored = "files"
     preparation: Mapping[str, Any] = field(default_factory=dict)

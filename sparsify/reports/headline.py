@@ -200,6 +200,11 @@ def _told_apart(report: Report) -> list[str]:
             text += f"; the dense model has {report['dense']['ood'][name]['scores'][PLAIN]['auroc']:.4f} by {PLAIN}"
         share = row["scores"][score]["fpr_at_95_tpr"]
         found.append(f"{text}. Where 95 % of the test inputs are accepted, so are {100 * share:.1f} % of them.")
+    if choice := model.get("ood_choice"):
+        found.append(
+            f"The ood_score is {choice['chosen']}, the best of {len(choice['auroc'])} scores on {' and '.join(choice['outliers'])}, with a "
+            f"mean AUROC of {choice['auroc'][choice['chosen']]:.4f}. No test input and no set above was used for this choice."
+        )
     if model.get("ood_threshold") is not None:
         found.append(
             f"95 % of the validation samples have an ood_score of at least {model['ood_threshold']:.4f}, which the file holds."

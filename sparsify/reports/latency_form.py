@@ -7,6 +7,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 Two = Field(min_length=2, max_length=2)
+Few = Field(max_length=4000)
+"""Bound on the length of lists whose entries are drawn, each as a bar or a bin of a plot."""
 Pair = Annotated[list[float], Two]
 
 

@@ -15,13 +15,11 @@ from sparsify.reports.damage_form import Answers as Answers
 from sparsify.reports.damage_form import Damage
 from sparsify.reports.individual_form import IndividualCalibration
 from sparsify.reports.input_form import Input, SeveralInputs
-from sparsify.reports.latency_form import Form, Two
+from sparsify.reports.latency_form import Few, Form, Two
 from sparsify.reports.latency_form import LatencyFile as LatencyFile
+from sparsify.reports.ood_form import Ood, OodChoice
 from sparsify.reports.savings_form import Savings
 from sparsify.reports.selective_form import Paired, SelectiveFigures
-
-Few = Field(max_length=4000)
-"""Bound on the length of lists whose entries are drawn, each as a bar or a bin of a plot."""
 
 
 class Bin(Form):
@@ -109,33 +107,6 @@ class PassRow(Form):
     changed: list[str]
     name: Annotated[str, Field(alias="pass")]
     left_alone: list[Annotated[list[str], Two]]
-
-
-class Histogram(Form):
-    """Counts of a score in bins of equal width from ``low`` to ``high``, for test inputs and for out-of-distribution inputs."""
-
-    low: float
-    high: float
-    inside: Annotated[list[int], Few]
-    outside: Annotated[list[int], Few]
-
-
-class OodScore(Form):
-    """How well a score separates test inputs (positive) from out-of-distribution inputs; FPR at 95 % TPR in both conventions."""
-
-    auroc: float
-    aupr_in: float
-    aupr_out: float
-    fpr_at_95_tpr: float
-    fpr_at_95_tpr_outside: float
-    histogram: Histogram
-
-
-class Ood(Form):
-    """A set of out-of-distribution inputs; scores by name."""
-
-    samples: int
-    scores: dict[str, OodScore]
 
 
 class Fp32Figures(Form):
@@ -232,6 +203,7 @@ class Part(_Trained, SelectiveFigures):
     reliability: Diagrams
     calibration: Calibration
     ood: dict[str, Ood] = Field(default_factory=dict)
+    ood_choice: OodChoice | None = None
     ood_threshold: float | None = None
     int8: Int8 | None = None
     teacher: Teacher | None = None

@@ -324,8 +324,11 @@ def recipe_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = N
     """Read the recipe's data, split by its seed, and its out-of-distribution inputs."""
     recipe.build_task()  # raises where keys do not fit it, before anything is read
     data = read_data(recipe, on_decode)
-    ood = {name: load_ood(text, data, on_progress=on_decode) for name, text in recipe.ood_names().items()}
-    return dataclasses.replace(data, ood=ood)
+    sets = {
+        key: {name: load_ood(text, data, on_progress=on_decode) for name, text in recipe.ood_names(key).items()}
+        for key in ("ood", "ood_validation")
+    }
+    return dataclasses.replace(data, **sets)
 
 
 def read_data(recipe: Recipe, on_decode: Callable[[int, int], None] | None = None) -> Data:

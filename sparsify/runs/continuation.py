@@ -14,6 +14,7 @@ from sparsify.runs.toml import to_toml
 AFTER_TRAINING = frozenset(
     {
         "ood",
+        "ood_validation",
         "baseline",
         "calibrator",
         "heads",

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from sparsify.errors import RecipeError
 from sparsify.heads import Head, named
 
+CHOSEN, STAND_IN = "ood-auto", "energy"
+"""In place of a head: the score of out-of-distribution inputs that is best on validation samples; what stands for it before training."""
+
 
 def further_heads(texts: Sequence[str]) -> tuple[Head, ...]:
     """Return the heads that a recipe names.
@@ -14,7 +17,7 @@ def further_heads(texts: Sequence[str]) -> tuple[Head, ...]:
     Raises:
         RecipeError: If one is unknown, its values are wrong, or two of them make the same output.
     """
-    found, makers = tuple(named(text) for text in texts), dict[str, Head]()
+    found, makers = tuple(named(STAND_IN if text == CHOSEN else text) for text in texts), dict[str, Head]()
     for head in found:
         for name in head.outputs:
             if name in makers:

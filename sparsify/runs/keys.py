@@ -33,6 +33,7 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "mean": "mean",
         "std": "std",
         "ood": "ood",
+        "ood_validation": "ood_validation",
     },
     "task": {
         "kind": "task",

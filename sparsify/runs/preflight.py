@@ -33,6 +33,7 @@ from sparsify.passes import AttachCalibrationHead, Pipeline
 from sparsify.runs.artefacts import calibration_rows, feeding, recipe_data
 from sparsify.runs.continuation import training_key
 from sparsify.runs.further_heads import further_heads
+from sparsify.runs.out_of_distribution import check_choice
 from sparsify.runs.recipe import AUTO, Recipe
 from sparsify.runs.saved import is_saved, load_saved
 from sparsify.runs.standardising import standardised
@@ -88,6 +89,7 @@ def jobs(recipe: Recipe, data: Data, *, converts: bool = False) -> dict[str, Job
     recipe = with_warmup(recipe, data)
     feeding(data, recipe.export_input)
     check_augmentation(data.example(), recipe.augment)
+    check_choice(recipe, data)
     task = recipe.build_task()
     methods = {"dense": dense()} if recipe.baseline and recipe.method != "dense" else {}
     methods["model"] = recipe.build_method()
@@ -230,7 +232,7 @@ def model_of(recipe: Recipe) -> str:
 
 
 def _data_of(recipe: Recipe) -> str:
-    return _text(recipe, (*DATA_KEYS, "ood"))
+    return _text(recipe, (*DATA_KEYS, "ood", "ood_validation"))
 
 
 def _kind(recipe: Recipe) -> str:

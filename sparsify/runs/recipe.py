@@ -47,7 +47,7 @@ AUTO = "auto"
 """The value of a task that is inferred from data and model (`sparsify.runs.inferring`), and of a head that the program decides."""
 OPTIONS = ("method_options", "task_options")
 """Keys that are tables of further keys."""
-LISTS = ("keep_dense", "ood", "mean", "std")
+LISTS = ("keep_dense", "ood", "ood_validation", "heads", "mean", "std")
 """Keys whose values are lists, written with commas in ``key=value``."""
 COLUMNS = ("target", "category_columns", "ignore_columns", "dynamic")
 """Keys whose values are lists of names, or one text of names with commas."""
@@ -88,6 +88,7 @@ class Recipe:
         std: one number per channel, or one for all, above 0, that images (or features) are divided by; requires ``mean``.
         ood: out-of-distribution inputs to be told apart from the test part: ``file.npz``, a folder of images, ``file.py:factory``,
             ``photos``.
+        ood_validation: other such inputs, on which ``ood-auto`` of ``heads`` chooses a score.
         method: a method that `sparsify methods` lists, or ``file.py:function``; wrappers are written around it, ``cigl(agent(rigl))``.
         sparsity: inactive fraction of the maskable weights, in (0, 1); density is 1 - sparsity.
         pattern: which positions may be active together: a pattern that `sparsify patterns` lists.
@@ -136,6 +137,7 @@ class Recipe:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     ood: tuple[str, ...] = ()
+    ood_validation: tuple[str, ...] = ()
     method: str = "gmp"
     sparsity: Fraction = 0.9
     pattern: str = "unstructured"
@@ -172,9 +174,9 @@ class Recipe:
     checkpoint_every: Positive = 200
     workers: Annotated[int, Field(ge=0, le=128)] = 0
 
-    def ood_names(self) -> dict[str, str]:
-        """Short names of the sets of ``ood``, with their texts; see `sparsify.reading.ood.short_names`."""
-        return short_names(self.ood)
+    def ood_names(self, key: str = "ood") -> dict[str, str]:
+        """Short names of the sets of a key, ``ood`` or ``ood_validation``, with their texts; see `sparsify.reading.ood.short_names`."""
+        return short_names(getattr(self, key))
 
     @property
     def density(self) -> float:

@@ -19,7 +19,7 @@ from sparsify.errors import SparsifyError, TrainingWarning, UnfinishedError
 from sparsify.exporters import export
 from sparsify.figures import metrics
 from sparsify.figures.answers import answers, damage_row
-from sparsify.figures.classifier import ood_quality, selective_differences
+from sparsify.figures.classifier import selective_differences
 from sparsify.files import write_json
 from sparsify.ir import Program
 from sparsify.loading import Data
@@ -55,6 +55,7 @@ from sparsify.runs.artefacts import (
 from sparsify.runs.continuation import check_continues, training_key
 from sparsify.runs.folder import hold_folder
 from sparsify.runs.inferring import with_task
+from sparsify.runs.out_of_distribution import ood_rows, with_choice
 from sparsify.runs.preflight import Job, heads, jobs, with_head, with_warmup, without_baseline
 from sparsify.runs.recipe import Recipe, parse_recipe
 from sparsify.runs.standardising import shortfall
@@ -309,6 +310,7 @@ def _export(
         (`sparsify.runs.answering.scored`).
     """
     program, name, log = model.program, model.name, None
+    recipe, choice = with_choice(recipe, program, data)
     Pipeline(heads(recipe, program)).apply(program)
     if kind_of(program) is not None:
         log = fit(program, data.validation, task=task, training=data.train)
@@ -351,7 +353,8 @@ def _export(
         "schedule": model.trained.schedule,
         "savings": model.trained.savings.to_dict(),
         **({"teacher": model.teacher.row(task, data)} if model.teacher else {}),
-        "ood": {name: ood_quality(outputs, evaluate(program, samples)) for name, samples in data.ood.items()},
+        "ood": ood_rows(program, outputs, data),
+        **({"ood_choice": choice.to_dict()} if choice else {}),
         "ood_threshold": threshold,
     }
     return row, read, scored(task, read, outputs)

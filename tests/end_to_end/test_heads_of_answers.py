@@ -14,7 +14,7 @@ from torch import nn
 
 import sparsify as sp
 from sparsify.calibration import fit, kind_of
-from sparsify.errors import PassError, RecipeError
+from sparsify.errors import PassError, RecipeError, TrainingError
 from sparsify.heads import named
 from sparsify.ir.heads import attached
 from sparsify.parts.samples import TensorSamples
@@ -168,3 +168,42 @@ def test_a_run_has_the_heads_of_its_recipe(files, tmp_path):
     assert second["head"] == "accept:0.5:0.1"
     assert tomllib.loads((tmp_path / "a" / "recipe.toml").read_text())["export"]["heads"] == ["aps:0.8", "accept:0.5"]
     assert "aps:0.8, on the samples of its fit" in (tmp_path / "a" / "report.html").read_text()
+
+
+def test_a_run_chooses_a_score_and_compares_all(files, tmp_path):
+    keys = {
+        **TINY,
+        "epochs": 1,
+        "data": "digits",
+        "model": "sparsify.loading:digits_cnn",
+        "ood": ("photos",),
+        "heads": ("ood-auto",),
+    }
+    report = run(parse_recipe(None, keys), tmp_path / "a", timed=False)
+    model = report["model"]
+    choice = model["ood_choice"]
+    assert report["outputs"] == ["logits", "probabilities", "ood_score"] and len(choice["auroc"]) == 15
+    assert model["calibration"]["heads"][0]["head"] == choice["chosen"] and model["ood_threshold"] is not None
+    scores = model["ood"]["photos"]["scores"]
+    assert {"maximum probability", "entropy", "energy", "ood_score", "mahalanobis", "vim:0", "ash-s:90"} <= {*scores}
+    assert scores["ood_score"]["auroc"] == pytest.approx(scores[choice["chosen"]]["auroc"], abs=1e-3)
+    assert "No test input and no set above was used for this choice" in (tmp_path / "a" / "report.html").read_text()
+    assert tomllib.loads((tmp_path / "a" / "recipe.toml").read_text())["export"]["heads"] == ["ood-auto"]
+    session = onnxruntime.InferenceSession(tmp_path / "a" / "model.onnx")
+    props = session.get_modelmeta().custom_metadata_map
+    assert (
+        json.loads(props["heads"]) == {"ood_score": choice["chosen"]}
+        and float(props["ood_threshold"]) == model["ood_threshold"]
+    )
+
+
+def test_a_choice_without_outliers_is_refused_before_training(files, tmp_path):
+    (tmp_path / "d.py").write_text(
+        "import torch\n\ndef tokens():\n    x = torch.randint(0, 9, (60, 5))\n    return [(x, x[:, 0] % 2)] * 2\n"
+        "\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.e = torch.nn.Embedding(9, 8)\n"
+        "        self.f = torch.nn.Linear(8, 2)\n\n    def forward(self, x):\n        return self.f(self.e(x).mean(1))\n"
+    )
+    keys = {**TINY, "data": f"{tmp_path}/d.py:tokens", "model": f"{tmp_path}/d.py:Net", "heads": ("ood-auto",)}
+    with pytest.raises(TrainingError, match="the inputs hold whole numbers, which cannot be mixed"):
+        run(parse_recipe(None, keys), tmp_path / "a", timed=False)
+    assert not (tmp_path / "a" / "model.onnx").exists()

@@ -22,6 +22,11 @@ from tests.terminal.test_tables import shown
 
 aten = torch.ops.aten
 
+SCORES = (
+    "msp", "max-logit", "energy", "gen", "odin", "mahalanobis", "relative-mahalanobis", "knn", "vim", "react", "dice", "ash-p", "ash-b",
+    "ash-s", "scale",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Halved(Scaling):
@@ -51,7 +56,7 @@ def test_a_task_has_the_heads_that_it_names_the_usual_one_first():
     assert {name: fitting(task) for name, task in TASKS.items()} == {
         "classification": (
             "temperature", "vector", "matrix", "dirichlet", "ensemble-temperature", "isotonic", "histogram", "lac", "class-lac", "aps",
-            "raps", "accept",
+            "raps", "accept", *SCORES,
         ),
         "binary": ("temperature",), "multilabel": ("label-temperature",),
         "regression": ("interval",), "dense": ("temperature",), "sequence": ("temperature",), "custom": (),
@@ -76,7 +81,7 @@ def test_names_and_dimensions_of_buffers_say_which_head_it_is(shapes, kind):
 
 def test_a_registered_head_is_attached_fitted_recognised_and_listed(halved):
     assert fitting(TASKS["classification"]) == (
-        *TASKS["classification"].heads, "lac", "class-lac", "aps", "raps", "accept", "halved",
+        *TASKS["classification"].heads, "lac", "class-lac", "aps", "raps", "accept", *SCORES, "halved",
     )  # fmt: skip
     x = torch.randn(40, 4)
     program = sp.trace(nn.Linear(4, 3), (x[:2],)).eval()
