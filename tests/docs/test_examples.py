@@ -371,7 +371,7 @@ def _passes() -> str:
 def _heads() -> str:
     rows = [
         (
-            f"`{name}`",
+            f"`{head.spec}`",
             (inspect.getdoc(head) or "").splitlines()[0],
             ", ".join(f"`{task}`" for task, cls in TASKS.items() if name in fitting(cls)),
             ", ".join(f"`{output}`" for output in head.outputs),
