@@ -52,7 +52,8 @@ def test_a_trace_says_how_much_of_the_model_may_become_sparse():
 @pytest.mark.parametrize(
     ("table", "names"),
     [
-        (tables.methods, METHODS), (tables.passes, PASSES), (tables.tasks, TASKS), (tables.heads, [head.spec for head in HEADS.values()]), (tables.patterns, PATTERNS),
+        (tables.methods, METHODS), (tables.passes, PASSES), (tables.tasks, TASKS), (tables.patterns, PATTERNS),
+        (tables.heads, [head.spec for head in HEADS.values()]),
         (tables.allocations, ALLOCATIONS),
     ],
 )  # fmt: skip
