@@ -175,7 +175,7 @@ def _attached(method: Method, salt: int = 0) -> _Run:
 
 
 def _loss(run: _Run, index: int) -> Callable[[], Tensor]:
-    x, y = (values[16 * index : 16 * index + 16] for values in _data())
+    x, y = run.trainer.prepare(*(values[16 * index : 16 * index + 16] for values in _data()))
     return lambda: run.trainer.loss(run.program(x), y, inputs=x)
 
 

@@ -14,8 +14,9 @@ from sparsify.methods.durations import resolving as resolving
 from sparsify.parts.allocation import FIXED_TOLERANCE, Allocation, erk
 from sparsify.parts.attacks import Attack
 from sparsify.parts.corrections import Correction
-from sparsify.parts.distillation import Distillation
+from sparsify.parts.distillation import Distillation, SelfDistillation
 from sparsify.parts.individual import IndividualCalibration
+from sparsify.parts.mixing import Mixing
 from sparsify.parts.objectives import Objective
 from sparsify.parts.patterns import NM, parse_pattern
 from sparsify.parts.topology import Rewinding, Topology
@@ -76,6 +77,8 @@ class Method:
             class without samples), which the run provides; None: nothing to compare with.
         distillation: adds a term that pulls outputs towards those of a teacher, which the run provides; None: no teacher.
         individual: adds the error of individual calibration to the loss, by samples that are not trained on; None: no such error.
+        self_distillation: makes the plan of learning from the model's own past from the total number of steps; None: never.
+        mixing: mixes the samples of each training batch; None: batches are trained on as they are.
         attack: makes the inputs of training batches adversarial; None: no attack.
         averaging: makes the plan of averaging weights after the masks are fixed; None: no averaging.
         passes: additional passes, applied after masks and taps are inserted. Parameters that they add join the optimizer.
@@ -103,6 +106,8 @@ class Method:
     reference: Callable[[Sequence[float | None]], Callable[[int], Objective]] | None = None
     distillation: Distillation | None = None
     individual: IndividualCalibration | None = None
+    self_distillation: Callable[[int], SelfDistillation] | None = None
+    mixing: Mixing | None = None
     attack: Attack | None = None
     averaging: Callable[[int], Averaging] | None = None
     passes: tuple[Pass, ...] = ()
@@ -169,11 +174,16 @@ def made_for(base: Method, *tasks: str) -> tuple[str, ...]:
 
 
 def check_no_objective(base: Method, wrapper: str) -> None:
-    """Check that ``base`` has no loss of its own, before a wrapper gives it one.
+    """Check that ``base`` has no loss of its own and does not learn from its past, before a wrapper gives it a loss.
 
     Raises:
-        RecipeError: If it has.
+        RecipeError: If it has, or does.
     """
+    if base.self_distillation is not None:
+        raise RecipeError(
+            f"{wrapper}({base.name}): {base.name!r} learns from its own past predictions, which is defined for the loss of the task only. "
+            f"Wrap a method without ps-kd."
+        )
     if base.objective is not None:
         raise RecipeError(
             f"{wrapper}({base.name}): {base.name!r} has a loss of its own already; wrap a method without one."

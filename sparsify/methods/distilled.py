@@ -31,7 +31,7 @@ def distilled(base: Method, *, weight: float = 0.9, temperature: float = 4.0) ->
         temperature: T, above 0; the default has the same source (``kd_T``).
 
     Raises:
-        RecipeError: If ``base`` has a teacher already, or an option is out of range.
+        RecipeError: If ``base`` has a teacher already or learns from its own past, or an option is out of range.
 
     Examples:
         >>> import sparsify as sp
@@ -42,6 +42,11 @@ def distilled(base: Method, *, weight: float = 0.9, temperature: float = 4.0) ->
     if base.distillation is not None:
         raise RecipeError(
             f"method {base.name!r} learns from a teacher already; distilled() around it has nothing to add."
+        )
+    if base.self_distillation is not None:
+        raise RecipeError(
+            f"distilled({base.name}): {base.name!r} learns from its own past predictions; it cannot have another teacher. Wrap a method "
+            f"without ps-kd."
         )
     in_range(weight, 0.0, 1.0, "weight")
     in_range(temperature, 1e-3, 1e3, "temperature")

@@ -29,10 +29,12 @@ from sparsify.methods.itop import itop
 from sparsify.methods.label_smoothing import label_smoothing, maxsup
 from sparsify.methods.logit_norm import logit_norm
 from sparsify.methods.mbls import acls, mbls
+from sparsify.methods.mixup import mixup, rankmixup
 from sparsify.methods.mmce import mmce
 from sparsify.methods.moon import moon, widened
 from sparsify.methods.one_shot import one_shot
 from sparsify.methods.own import is_own, label, own, parameters, wraps
+from sparsify.methods.ps_kd import ps_kd
 from sparsify.methods.rigl import rigl
 from sparsify.methods.sparse_evolutionary import set as sparse_evolutionary
 from sparsify.methods.srigl import srigl
@@ -74,6 +76,9 @@ _WRAPPERS: dict[str, Callable[..., Method]] = {
     "balancing-act": balancing_act,
     "class-weighted": class_weighted,
     "calirare": calirare,
+    "mixup": mixup,
+    "rankmixup": rankmixup,
+    "ps-kd": ps_kd,
 }
 METHODS: Registry[Callable[..., Method]] = Registry("method", RecipeError, _METHODS)
 """Functions that return a method; their parameters are its options."""

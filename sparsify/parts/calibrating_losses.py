@@ -192,12 +192,21 @@ def acls(
     return loss + weight * penalty
 
 
-def mmce(logits: Tensor, labels: Tensor, *, weight: float, width: float = 0.4, squared: bool = False) -> Tensor:
+def mmce(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    weight: float,
+    width: float = 0.4,
+    squared: bool = False,
+    weighted: bool = False,
+) -> Tensor:
     """Compute cross-entropy + weight · MMCE, the maximum mean calibration error of the batch (Kumar et al. 2018, ICML).
 
     MMCE^2 = mean over all pairs i, j of samples of (c_i - r_i) (c_j - r_j) exp(-|r_i - r_j| / width), where r is the highest probability of
-    a sample, and c is 1 if that is the label's, else 0. Gradients flow through r. The estimate is of the batch, so its expected value
-    depends on the size of the batch.
+    a sample, and c is 1 if that is the label's, else 0. With ``weighted``, each c - r is divided by the share of samples with the same c,
+    so that a few wrong predictions count as much as many right ones. Gradients flow through r. The estimate is of the batch, so its
+    expected value depends on the size of the batch.
 
     Args:
         logits: float [N, K].
@@ -205,6 +214,7 @@ def mmce(logits: Tensor, labels: Tensor, *, weight: float, width: float = 0.4, s
         weight: weight of the penalty, at least 0.
         width: of the kernel, in probability, above 0.
         squared: whether the penalty is MMCE^2 in place of its root.
+        weighted: whether right and wrong predictions have the same total weight.
 
     Raises:
         TrainingError: If the target is not one class per sample.
@@ -213,7 +223,11 @@ def mmce(logits: Tensor, labels: Tensor, *, weight: float, width: float = 0.4, s
     if not weight:
         return loss
     confidence, predicted = logits.softmax(1).max(1)
-    excess = (predicted == labels).to(confidence.dtype) - confidence
+    right = predicted == labels
+    excess = right.to(confidence.dtype) - confidence
+    if weighted:
+        share = right.to(confidence.dtype).mean()
+        excess = excess / torch.where(right, share, 1 - share)
     kernel = (-(confidence[:, None] - confidence).abs() / width).exp()
     penalty = excess @ (kernel @ excess) / len(excess) ** 2
     return loss + weight * (penalty if squared else _above_zero(penalty).sqrt())

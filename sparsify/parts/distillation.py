@@ -25,6 +25,31 @@ class Distillation:
         return (1 - self.weight) * loss + self.weight * taught
 
 
+@dataclass(frozen=True)
+class SelfDistillation:
+    """How a model learns from its own past: (1 - a) · loss + a · teacher's term, where the teacher is the model at an earlier step.
+
+    Steps are divided into intervals. The teacher of an interval is the model at the end of the one before; the first has none.
+
+    Attributes:
+        weight: weight a of the teacher's term in the last interval, in [0, 1]. In interval t of T, from 1, it is weight · t / T; 0 in the
+            first.
+        every: steps per interval; 0: an epoch of the loop.
+    """
+
+    weight: float
+    every: int
+
+    def weight_at(self, step: int, every: int, total: int) -> float:
+        """Return a at ``step``, from 1, of a run of ``total`` steps with intervals of ``every`` steps."""
+        intervals, before = -(-total // every), (step - 1) // every
+        return self.weight * min(before + 1, intervals) / intervals if before else 0.0
+
+    def joined(self, loss: Tensor, taught: Tensor, weight: float) -> Tensor:
+        """Combine the scalar ``loss`` with the teacher's term; returns a scalar."""
+        return (1 - weight) * loss + weight * taught
+
+
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Compute T² · KL(softmax(teacher / T) ‖ softmax(logits / T)), averaged over the batch; a scalar, at least 0.
 

@@ -13,6 +13,7 @@ from sparsify.errors import TrainingError
 from sparsify.ir import Program
 from sparsify.methods import Method
 from sparsify.parts.attacks import perturbed
+from sparsify.parts.mixing import MixedTarget, weighed
 from sparsify.parts.trees import Tree, mapped, tensors
 from sparsify.tasks import Task
 from sparsify.training.meaning import in_float32
@@ -25,11 +26,12 @@ class BatchLoss:
         program: in train mode.
         criterion: computes the loss from what the program returned, the target, and ``inputs=`` (the inputs of the call).
         inputs: inputs [N, ...] in any form that `Program.call` accepts, or a function that makes them for each call.
-        y: the target of the batch.
+        y: the target of the batch, as prepared by the trainer.
         reads: name of the output that decisions are made from; None: all outputs.
         bf16: run the forward pass in mixed precision.
 
     Attributes:
+        target: the target.
         output: the output ``reads`` of the first call; None before it.
     """
 
@@ -38,12 +40,12 @@ class BatchLoss:
         program: Program,
         criterion: Callable[..., Tensor],
         inputs: Tree | Callable[[], Tree],
-        y: Tree,
+        y: Tree | MixedTarget,
         *,
         reads: str | None,
         bf16: bool,
     ) -> None:
-        self._program, self._criterion, self._inputs, self._y = program, criterion, inputs, y
+        self._program, self._criterion, self._inputs, self.target = program, criterion, inputs, y
         self._reads, self._bf16 = reads, bf16
         self.output: Tree = None
 
@@ -51,14 +53,14 @@ class BatchLoss:
         x: Any = self._inputs() if callable(self._inputs) else self._inputs
         with torch.autocast(tensors(x)[0].device.type, torch.bfloat16, enabled=self._bf16):
             output = self._program.call(x)
-        if self.output is None:
-            found = self._program.reading(self._reads, "train", pytree.tree_leaves(output))
-            self.output = mapped(Tensor.detach, found)
-        return self._criterion(output, self._y, inputs=x)
+            if self.output is None:
+                found = self._program.reading(self._reads, "train", pytree.tree_leaves(output))
+                self.output = mapped(Tensor.detach, found)
+            return self._criterion(output, self.target, inputs=x)
 
 
 def attacked(
-    method: Method, program: Program, task: Task, x: Tree, y: Tree, counts: dict[str, int], *, bf16: bool
+    method: Method, program: Program, task: Task, x: Tree, y: Tree | MixedTarget, counts: dict[str, int], *, bf16: bool
 ) -> Callable[[], Tensor]:
     """Return a function that attacks inputs for the current weights; each call starts from the same random point.
 
@@ -84,7 +86,8 @@ def attacked(
     def loss(at: Tensor) -> Tensor:
         with torch.autocast(at.device.type, torch.bfloat16, enabled=bf16):
             leaves = program.run_phase("eval", at)
-        return task.loss(mapped(in_float32, program.reading(task.trained_on, "eval", leaves)), y)
+        found = mapped(in_float32, program.reading(task.trained_on, "eval", leaves))
+        return weighed(lambda target: task.loss(found, target), y)
 
     def inputs() -> Tensor:
         for key in ("forwards", "backwards"):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparsify.errors import TrainingError
 from sparsify.methods import Method
+from sparsify.parts.mixing import MixedTarget
 from sparsify.parts.objectives import Objective
 from sparsify.tasks import Classification, Task
 from sparsify.tasks.base import check_gradient
@@ -23,18 +24,19 @@ class RunningLoss(Mechanism):
 
     def __init__(self, method: Method, objective: Objective | None, task: Task | None = None) -> None:
         self.task = Classification() if task is None else task
-        self._name, self._taught = method.name, method.distillation is not None or method.individual is not None
+        shown = (method.distillation, method.self_distillation, method.individual, method.mixing)
+        self._name, self._shown = method.name, any(slot is not None for slot in shown)
         self._objective = objective
         self._state: Any = self._objective.init() if self._objective else None
         self._observed = False
-        self.active = objective is not None or self._taught
+        self.active = objective is not None or self._shown
 
     def __call__(self, output: Any, target: Any, step: int, *, label_smoothing: float = 0.0) -> Tensor:
         """Compute the loss, a scalar.
 
         Args:
             output: what the task reads of the train phase, such as logits [N, K].
-            target: target of the batch, such as class numbers [N].
+            target: target of the batch, such as class numbers [N]; or that of a mixed batch, whose loss is weighed.
             step: optimizer step of this batch, from 1.
             label_smoothing: label smoothing of the task's loss, in [0, 1).
 
@@ -42,8 +44,10 @@ class RunningLoss(Mechanism):
             TrainingError: If output and target do not fit the task, the loss has no gradient, or labels should be smoothed although the
                 method has its own loss or the task has no labels.
         """
+        if isinstance(target, MixedTarget):
+            return target.weighed(lambda one: self(output, one, step, label_smoothing=label_smoothing))
         if self._objective is None:
-            self._observed = self._taught
+            self._observed = self._shown
             value = self.task.loss(output, target, label_smoothing=label_smoothing)
             check_gradient(self.task, output, value)
             return value
@@ -59,11 +63,11 @@ class RunningLoss(Mechanism):
         """Refuse a step that did not use the loss.
 
         Raises:
-            TrainingError: If the method has its own loss or a teacher, and the loss was not called since the previous step.
+            TrainingError: If the method has a loss of its own, a teacher or mixed samples, and the loss was not called since the last step.
         """
         del step, closure
         if self.active and not self._observed:
-            inputs = ", inputs=x" if self._taught else ""
+            inputs = ", inputs=x" if self._shown else ""
             raise TrainingError(
                 f"method {self._name!r} has a loss of its own, which this step did not use. Train with "
                 f"trainer.loss(program(x), y{inputs}).backward() in place of your criterion."

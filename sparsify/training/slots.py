@@ -11,6 +11,7 @@ from sparsify.errors import SparsifyError, TrainingError
 from sparsify.methods import Method
 from sparsify.methods.base import Averaging, resolving
 from sparsify.parts.corrections import Correction
+from sparsify.parts.distillation import SelfDistillation
 from sparsify.parts.objectives import Objective
 from sparsify.parts.topology import DropAndGrow, InTurn, Prune, Rewinding, Topology
 
@@ -19,6 +20,7 @@ KINDS: Mapping[str, tuple[type, ...]] = {
     "rewinding": (Rewinding,),
     "correction": (Correction,),
     "averaging": (Averaging,),
+    "self_distillation": (SelfDistillation,),
 }
 """What the function in a slot should return."""
 OBJECTIVE = ("init", "observe", "loss", "readings")
@@ -38,6 +40,7 @@ class Slots:
     correction: Correction | None
     objective: Objective | None
     averaging: Averaging | None
+    self_distillation: SelfDistillation | None
     durations: dict[str, int]
 
 
@@ -77,6 +80,7 @@ def filled(method: Method, total_steps: int) -> Slots:
         correction=made.get("correction"),
         objective=made.get("objective"),
         averaging=made.get("averaging"),
+        self_distillation=made.get("self_distillation"),
         durations=durations,
     )
 

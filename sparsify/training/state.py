@@ -18,6 +18,8 @@ from sparsify.arguments import checked
 from sparsify.errors import TrainingError, TrainingWarning
 from sparsify.ir import Program
 from sparsify.methods import Method
+from sparsify.parts.samples import Batch
+from sparsify.parts.trees import Tree
 from sparsify.tasks import Task
 from sparsify.training.active_steps import ActiveSteps
 from sparsify.training.averaging import WeightAverage, check_averaging, reestimate_batch_norm
@@ -29,6 +31,7 @@ from sparsify.training.individual import Calibration, individual_of
 from sparsify.training.loss import RunningLoss
 from sparsify.training.meaning import Meaning, read
 from sparsify.training.mechanism import ABSENT, Mechanism, hooks
+from sparsify.training.mixing import Mixer
 from sparsify.training.optimizers import Joined, Optimizers, check_single_process
 from sparsify.training.probe import COUNTED, Closure, Sweep
 from sparsify.training.random_masks import SALT, RandomMasks
@@ -38,7 +41,7 @@ from sparsify.training.rounds import Rounds
 from sparsify.training.savings import Ledger, Savings
 from sparsify.training.slots import filled
 from sparsify.training.stepping import Stepper
-from sparsify.training.teaching import Teacher, Teaching
+from sparsify.training.teaching import Teacher, Teaching, past_of
 from sparsify.training.zeros import Zeros
 
 
@@ -106,6 +109,8 @@ class SparseTrainer(Joined):
         self._loss = RunningLoss(method, slots.objective, self.task)
         self._teaching = Teaching(method, teacher, program, self.counts, self.task)
         individual = individual_of(method, program, calibration, self.counts)
+        past = past_of(slots.self_distillation, method.name, program, self.counts, epoch_steps, total_steps)
+        self._mixer = method.mixing and Mixer(method.mixing, method, program, self._generator, self.counts, self.task)
         if slots.averaging:
             check_averaging(method, slots.averaging, self._masks_change, total_steps)
         self.left_dense = rewrite(method, program, optimizers, self._rounds, slots.correction, self._generator)
@@ -128,8 +133,8 @@ class SparseTrainer(Joined):
         self._stored.prepare(zeros)
         active.prepare()
         begun = (
-            self._ledger, self._rounds, active, self._stored, rewinder, zeros, average, self._loss, self._teaching, individual, random,
-            corrector, self._gradients,
+            self._ledger, self._rounds, active, self._stored, rewinder, zeros, average, self._loss, self._teaching, individual, past,
+            self._mixer, random, corrector, self._gradients,
         )  # fmt: skip
         self._mechanisms: tuple[Mechanism, ...] = tuple(filter(None, begun))
         self._before_step, self._after_step, self._join = (
@@ -198,15 +203,23 @@ class SparseTrainer(Joined):
 
     # --- the loop
 
+    def prepare(self, inputs: Tree, target: Tree) -> Batch:
+        """Return the inputs for the program and the target for `loss`; once per batch. Methods that mix samples change them at random.
+
+        Raises:
+            TrainingError: If the method mixes samples, and an input is not of floating-point numbers.
+        """
+        return Batch(inputs, target) if self._mixer is None else self._mixer.prepare(inputs, target)
+
     def loss(self, output: Any, target: Any, *, inputs: Any = None, label_smoothing: float = 0.0) -> Tensor:
         """Compute the loss of a batch: the loss of the task, or the method's own, with the term of its teacher.
 
-        Methods with their own loss or a teacher require this function; it works for all methods.
+        Methods with their own loss, a teacher or mixed samples require this function; it works for all methods.
 
         Args:
             output: what calling the program in train mode returned.
-            target: target of the batch, in the form of the task; int class numbers [N] for classification.
-            inputs: the inputs of the call, for a method with a teacher.
+            target: target of the batch, in the form of the task; int class numbers [N] for classification. Or what `prepare` made of it.
+            inputs: the inputs of the call, for a method with a teacher or one that ranks mixed samples.
             label_smoothing: label smoothing of the task's loss, in [0, 1).
 
         Raises:
@@ -216,7 +229,8 @@ class SparseTrainer(Joined):
         if self._meaning.follow(self.program):
             self.task = self._loss.task = self._teaching.task = self._meaning.task
         found = read(self.program, self.task, output)
-        loss = self._loss(found, target, self.steps + 1, label_smoothing=label_smoothing)
+        with torch.autocast(next(self.program.parameters()).device.type, enabled=False):
+            loss = self._loss(found, target, self.steps + 1, label_smoothing=label_smoothing)
         for join in self._join:
             loss = join(loss, found, target, inputs)
         return loss

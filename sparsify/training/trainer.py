@@ -21,8 +21,9 @@ from sparsify.files import write_atomically
 from sparsify.ir import Program, surgery
 from sparsify.ir.evaluation import outputs_of
 from sparsify.methods import Method
+from sparsify.parts.mixing import MixedTarget, own_target, weighed
 from sparsify.parts.samples import Batch, Samples
-from sparsify.parts.trees import rows_of
+from sparsify.parts.trees import Tree, rows_of
 from sparsify.tasks import Task
 from sparsify.training.attaching import attach
 from sparsify.training.batch_loss import BatchLoss, attacked
@@ -245,16 +246,26 @@ def _step(trainer: SparseTrainer, batch: Batch, settings: Settings) -> tuple[flo
         nn.utils.clip_grad_norm_(trainer.program.parameters(), settings.clip_gradient_norm)
     trainer.step(closure)
     trainer.optimizer.zero_grad()
-    right = trainer.task.right(closure.output, batch.target)
-    if right is None:
-        return value, None
-    size = rows_of(batch.target)
-    return value, right[0] if right[1] == size else right[0] / max(right[1], 1) * size
+    return value, _hits(trainer.task, closure.output, closure.target)
+
+
+def _hits(task: Task, output: Tree, target: Tree | MixedTarget) -> float | None:
+    """Return how many samples of a batch were decided right, with each label of a mixed sample counted by its share; None if none is."""
+    size = rows_of(own_target(target))
+
+    def hits(one: Tree) -> float:
+        right = task.right(output, one)
+        if right is None:
+            return math.nan
+        return right[0] if right[1] == size else right[0] / max(right[1], 1) * size
+
+    found = weighed(hits, target)
+    return None if math.isnan(found) else found
 
 
 def loss_of(trainer: SparseTrainer, batch: Batch, settings: Settings) -> BatchLoss:
-    """Make the loss of a method on a batch; inputs are attacked if the method has an attack."""
-    (x, y), method, bf16 = batch, trainer.method, settings.precision == "bf16"
+    """Make the loss of a method on a batch; samples are mixed and inputs attacked if the method says so."""
+    (x, y), method, bf16 = trainer.prepare(*batch), trainer.method, settings.precision == "bf16"
     inputs = attacked(method, trainer.program, trainer.task, x, y, trainer.counts, bf16=bf16) if method.attack else x
     criterion = functools.partial(trainer.loss, label_smoothing=settings.label_smoothing)
     return BatchLoss(trainer.program, criterion, inputs, y, reads=trainer.task.output, bf16=bf16)

@@ -52,6 +52,10 @@ NESTED = {
     "averaged(class-weighted(rigl))": ("unstructured",),
     "calirare(rigl)": ("unstructured", "nm:2:4", "grouped:5"),
     "calirare(mmce(agent(distilled(set))))": ("unstructured",),
+    "mixup(set)": ("unstructured", "nm:2:4", "grouped:5"),
+    "rankmixup(cigl(rigl))": ("unstructured", "grouped:5"),
+    "ps-kd(gmp)": ("unstructured", "grouped:5"),
+    "ps-kd(rankmixup(rigl))": ("unstructured", "nm:2:4", "grouped:5"),
 }
 """What wrappers are tried with: random masks, averages, corrections, objectives and teachers, each with rounds of another kind."""
 ALONE = [name for name in METHODS if name != "dense"]
@@ -121,7 +125,8 @@ def attached(name, pattern, optimizer="sgd"):
 
 def loss(trainer, index):
     batch = slice(16 * index, 16 * index + 16)
-    return lambda: trainer.loss(trainer.program(X[batch]), Y[batch], inputs=X[batch])
+    x, y = trainer.prepare(X[batch], Y[batch])
+    return lambda: trainer.loss(trainer.program(x), y, inputs=x)
 
 
 def run(program, opt, trainer, steps):

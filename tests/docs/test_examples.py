@@ -33,7 +33,10 @@ from sparsify.training import Settings
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHARED_PAGES = {
-    "calibrating_losses": ("label-smoothing", "maxsup", "focal", "dual-focal", "mbls", "acls", "mmce", "logit-norm"),
+    "calibrating_losses": (
+        *("label-smoothing", "maxsup", "focal", "dual-focal", "mbls", "acls", "mmce", "logit-norm"),
+        *("mixup", "rankmixup", "ps-kd"),
+    ),
     "protecting_classes": ("balancing-act", "class-weighted"),
 }
 """Pages of `docs/methods` that tell of several methods, by their stem."""
