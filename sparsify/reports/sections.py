@@ -62,6 +62,13 @@ def selective(report: Report) -> Rows:
         for row in zip(*found, strict=True):
             cells = (f"{100 * cell['coverage']:.1f} % ({cell['samples']:,})" for cell in row)
             rows.append((f"answered with at most {100 * row[0]['at_most']:g} % wrong, {when}", *cells))
+    choices = [report[name].get("chosen_confidence") for name in names]
+    if all(choices):
+        labels = ("probability" if one["p"] is None else f"logit by its {one['p']}-norm" for one in choices)
+        rows += [
+            ("confidence that held-out samples chose", *labels),
+            ("AURC by it", *(f"{one['aurc']:.5f}" for one in choices)),
+        ]
     return rows
 
 

@@ -31,7 +31,7 @@ def selective_sentences(report: Report) -> list[str]:
     judged += [
         f"{' and '.join(keys)}: not compared with the dense model, since {why}." for why, keys in reasons.items()
     ]
-    return [_answered(report), *judged]
+    return [_answered(report), *_choice(report["model"]), *judged]
 
 
 def clearly_worse(report: Report) -> list[str]:
@@ -57,6 +57,18 @@ def _answered(report: Report) -> str:
         other, *_ = report["dense"]["coverage_at_risk"]["after"]
         text += f"; the dense model answers {100 * other['coverage']:.1f} % at that risk"
     return f"{text}."
+
+
+def _choice(part: Report) -> list[str]:
+    """Say which confidence held-out samples chose, if it is not the calibrated probability."""
+    choice = part.get("chosen_confidence")
+    if not choice or choice["p"] is None:
+        return []
+    low, plain = choice["held_out"]["norms"][str(choice["p"])], choice["held_out"]["probability"]
+    return [
+        f"On held-out samples, the highest centred logit divided by its {choice['p']}-norm orders answers better than the calibrated "
+        f"probability: AURC {low:.5f} against {plain:.5f}. On the test samples it is {choice['aurc']:.5f} against {part['aurc_after']:.5f}."
+    ]
 
 
 def _compared(report: Report) -> Iterator[tuple[str, ...]]:

@@ -48,6 +48,22 @@ class AnsweredAtRisk(Form):
     after: list[Answered]
 
 
+class HeldOut(Form):
+    """AURC on held-out samples by the highest probability, and by logits divided by each norm."""
+
+    probability: float
+    norms: dict[str, float]
+
+
+class ChosenConfidence(Form):
+    """The confidence that held-out samples chose: logits divided by their p-norm; ``p`` is None for the highest probability."""
+
+    p: int | None
+    held_out: HeldOut
+    aurc: float
+    correctness_auroc: float | None
+
+
 class SelectiveFigures(Form):
     """Figures of a classifier that take its confidence as an order, or are debiased.
 
@@ -66,6 +82,7 @@ class SelectiveFigures(Form):
     correctness_auroc_after: float | None = None
     coverage_at_risk: AnsweredAtRisk | None = None
     risk_coverage: Curves | None = None
+    chosen_confidence: ChosenConfidence | None = None
 
 
 class Paired(Form):

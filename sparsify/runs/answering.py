@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sparsify.calibration import evaluate
+from sparsify.figures.selection_scores import chosen, chosen_quality
+from sparsify.ir import Program
 from sparsify.loading import Data
 from sparsify.parts.trees import mapped
 from sparsify.reports import calibrated
@@ -42,6 +45,29 @@ def scored(task: Task, read: Any, outputs: Mapping[str, Tensor]) -> tuple[Tensor
     assert scores is not None, "a yes/no task has scores"
     yes = outputs["probabilities"].flatten() if "probabilities" in outputs else read.flatten().sigmoid()
     return scores, torch.stack([1 - yes, yes], dim=1)
+
+
+def chosen_confidence(
+    program: Program, task: Task, read: Any, outputs: Mapping[str, Tensor], data: Data
+) -> dict[str, Any]:
+    """Choose the confidence of a classifier's answers on held-out samples, and measure it on the test samples.
+
+    Args:
+        program: a trained program with its calibration head.
+        task: of the run.
+        read: what it reads of the outputs on the test samples.
+        outputs: all outputs on the test samples.
+        data: of the run; its validation part is held out.
+
+    Returns:
+        ``chosen_confidence`` of ``metrics.json``; empty for other tasks.
+    """
+    if task.name != "classification":
+        return {}
+    held_out = evaluate(program, data.validation)
+    logits = program.reading(task.output, "eval", list(held_out.values()))
+    choice = chosen(calibrated(logits, held_out), logits, data.validation.targets)
+    return {"chosen_confidence": chosen_quality(choice, calibrated(read, outputs), read, data.test.targets)}
 
 
 def pictures(data: Data, samples: Sequence[int]) -> dict[str, str]:

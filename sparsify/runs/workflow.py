@@ -38,7 +38,7 @@ from sparsify.reports import (
     task_quality,
     write_report,
 )
-from sparsify.runs.answering import pictures, scored
+from sparsify.runs.answering import chosen_confidence, pictures, scored
 from sparsify.runs.artefacts import (
     feeding,
     fitted_metadata,
@@ -340,6 +340,7 @@ def _export(
             if task.name == "classification"
             else {}
         ),
+        **chosen_confidence(program, task, read, outputs, data),
         **({"shortfall": lacking} if lacking else {}),
         **size,
         "nonzeros": result.nonzeros if program.masks() else size["active"],

@@ -127,6 +127,9 @@ def test_the_risk_coverage_curve_agrees_with_the_figures_and_is_drawn(finished):
             assert f"AURC {row[f'aurc_{when}']:.5f} {when} calibration" in text
             for selection in row["coverage_at_risk"][when]:
                 assert selection["risk"] <= selection["at_most"] and selection["samples"] <= samples
+        choice = report[part]["chosen_confidence"]
+        assert len(choice["held_out"]["norms"]) == 8 and f"{choice['aurc']:.5f}" in text
+        assert choice["p"] is not None or choice["aurc"] == report[part]["aurc_after"]
     for key, row in report["differences"].items():
         if "interval" in row:
             assert row["difference"] == pytest.approx(report["model"][key] - report["dense"][key], abs=1e-9)
@@ -142,7 +145,9 @@ def test_a_run_of_an_earlier_version_has_a_report_without_selective_prediction(f
         del content["differences"]
         for part in ("dense", "model"):
             for key in [*content[part]]:
-                if key.startswith(("aurc", "excess_aurc", "correctness", "coverage_at", "risk_cov", "mce", "debiased")):
+                if key.startswith(
+                    ("aurc", "excess_aurc", "correctness", "coverage_at", "risk_cov", "mce", "debiased", "chosen")
+                ):
                     del content[part][key]
 
     change("metrics.json", forget)(copy)

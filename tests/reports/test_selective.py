@@ -72,6 +72,25 @@ def test_how_many_samples_can_be_answered_is_said():
     )
 
 
+def choice(p, aurc=0.003):
+    norms = {str(norm): 0.004 + 0.001 * (norm != 3) for norm in range(1, 9)}
+    return {"p": p, "held_out": {"probability": 0.005, "norms": norms}, "aurc": aurc, "correctness_auroc": 0.9}
+
+
+def test_another_confidence_is_named_where_held_out_samples_chose_it():
+    report = {"model": {**part(0.004), "chosen_confidence": choice(3)}, "dense": None}
+    assert selective_sentences(report)[1:] == [
+        "On held-out samples, the highest centred logit divided by its 3-norm orders answers better than the calibrated probability: "
+        "AURC 0.00400 against 0.00500. On the test samples it is 0.00300 against 0.00400."
+    ]
+    report["model"]["chosen_confidence"] = choice(None)
+    assert selective_sentences(report)[1:] == []
+    both = {"model": {**part(), "chosen_confidence": choice(3)}, "dense": {**part(), "chosen_confidence": choice(None)}}
+    found = {label: cells for label, *cells in selective(both)}
+    assert found["confidence that held-out samples chose"] == ["probability", "logit by its 3-norm"]
+    assert found["AURC by it"] == ["0.00300", "0.00300"]
+
+
 def test_the_table_has_both_models_and_both_times():
     rows = selective({"model": part(0.004, None), "dense": part(0.003)})
     found = {label: cells for label, *cells in rows}
