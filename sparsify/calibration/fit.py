@@ -75,6 +75,7 @@ class CalibrationLog:
         note: why the head stayed at the identity, or why the fit deserves little trust; None if neither is the case.
         level: share of new samples that an interval should hold; None for other heads.
         heads: the fits of the program's other heads, in their order.
+        figures: what the fit found besides, by name.
     """
 
     kind: str
@@ -87,14 +88,13 @@ class CalibrationLog:
     note: str | None = None
     level: float | None = None
     heads: tuple[HeadLog, ...] = ()
+    figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as JSON-compatible data."""
         found = dataclasses.asdict(self)
-        left_out = {"level"} if self.level is None else set[str]()
-        return {
-            key: value for key, value in found.items() if key not in left_out | (set() if self.heads else {"heads"})
-        }
+        left_out = {key for key in ("level", "heads", "figures") if found[key] is None or not found[key]}
+        return {key: value for key, value in found.items() if key not in left_out}
 
 
 def fit(
@@ -162,18 +162,18 @@ def fit(
 
 
 def kind_of(program: Program) -> str | None:
-    """Return the name of the program's head; None if it has none, or none that is installed."""
+    """Return the program's head as a recipe writes it; None if it has none, or none that is installed."""
     head = head_of(program)
-    return None if head is None else head.name
+    return None if head is None else head.spec
 
 
 def installed_kind(program: Program) -> str | None:
-    """Return the name of the program's head; None if it has none.
+    """Return the program's head as a recipe writes it; None if it has none.
 
     Raises:
         TrainingError: If the head is not installed.
     """
-    return _installed(program, _main(program)).name if head_names(program) or head_buffers(program) else None
+    return _installed(program, _main(program)).spec if head_names(program) or head_buffers(program) else None
 
 
 def evaluate(program: Program, samples: Samples, *, batch_size: int = 256) -> dict[str, Tensor]:
@@ -328,14 +328,16 @@ def _log(head: Head, held: HeldOut, fitted: Fitted) -> CalibrationLog:
         if len(answers):
             for when, table in (("before", scores.softmax(1)), ("after", _after(head, held, fitted.values))):
                 figures |= {f"nll_{when}": metrics.nll(table, answers), f"ece_{when}": metrics.ece(table, answers)}
-    temperature = fitted.values.get("temperature")
+    single = (value for name, value in fitted.values.items() if name.endswith("temperature") and not value.ndim)
+    temperature = next(single, None)
     return CalibrationLog(
         kind=head.name,
         samples=len(held.output),
         **figures,
-        temperature=None if temperature is None or temperature.ndim else float(temperature),
+        temperature=None if temperature is None else float(temperature),
         note=fitted.note,
         level=held.level if BOUNDS & {*head.outputs} else None,
+        figures=dict(fitted.figures),
     )
 
 

@@ -12,7 +12,9 @@ from sparsify.heads.feature_outliers import OtherFeatures as OtherFeatures
 from sparsify.heads.frequencies import Frequencies as Frequencies
 from sparsify.heads.frequencies import Histogram as Histogram
 from sparsify.heads.frequencies import Isotonic as Isotonic
+from sparsify.heads.h_calibration import HCalibration as HCalibration
 from sparsify.heads.interval import Interval as Interval
+from sparsify.heads.masked import MaskedTemperature as MaskedTemperature
 from sparsify.heads.matrix import Dirichlet as Dirichlet
 from sparsify.heads.matrix import Matrix as Matrix
 from sparsify.heads.outliers import Outlier as Outlier
@@ -33,8 +35,8 @@ from sparsify.heads.sets import PredictionSet as PredictionSet
 from sparsify.heads.sets import Raps as Raps
 
 __all__ = [
-    "HEADS", "Accept", "Aps", "Call", "ClassLac", "Dirichlet", "EnsembleTemperature", "Fitted", "Frequencies", "Head", "HeldOut",
-    "Histogram", "Interval", "Isotonic", "LabelTemperature", "Lac", "Matrix", "OtherFeatures",
+    "HEADS", "Accept", "Aps", "Call", "ClassLac", "Dirichlet", "EnsembleTemperature", "Fitted", "Frequencies", "HCalibration",
+    "Head", "HeldOut", "Histogram", "Interval", "Isotonic", "LabelTemperature", "Lac", "MaskedTemperature", "Matrix", "OtherFeatures",
     "Outlier", "PredictionSet", "Raps", "Scaling", "State",
     "Temperature", "Vector", "check_head", "fitting", "named", "owner", "register", "run",
 ]  # fmt: skip

@@ -22,7 +22,9 @@ from sparsify.heads.feature_outliers import (
     VirtualLogit,
 )
 from sparsify.heads.frequencies import Histogram, Isotonic
+from sparsify.heads.h_calibration import HCalibration
 from sparsify.heads.interval import Interval
+from sparsify.heads.masked import MaskedTemperature
 from sparsify.heads.matrix import Dirichlet, Matrix
 from sparsify.heads.outliers import Energy, GeneralisedEntropy, MaximumLogit, MaximumProbability, Odin
 from sparsify.heads.rejection import Accept
@@ -44,6 +46,8 @@ HEADS: Registry[Head] = Registry(
             EnsembleTemperature(),
             Isotonic(),
             Histogram(),
+            HCalibration(),
+            MaskedTemperature(),
             LabelTemperature(),
             Interval(),
             Lac(),
@@ -129,7 +133,7 @@ def fitting(task: Task | type[Task]) -> tuple[str, ...]:
         >>> from sparsify.heads import fitting
         >>> from sparsify.tasks import Binary
         >>> fitting(Binary)
-        ('temperature',)
+        ('temperature', 'masked-temperature')
     """
     named = (name for name, head in HEADS.items() if task.name in head.tasks)
     return tuple(dict.fromkeys((*task.heads, *named)))

@@ -117,8 +117,9 @@ def head_level(program: Program) -> float:
 def head_metadata(program: Program) -> dict[str, str]:
     """Return what a file says of its heads.
 
-    ``calibration`` is the name of the head that calibrates, or ``none``, if known; ``interval_level`` the level of a fitted interval;
-    ``ood_score`` says which way a score points; ``heads`` names the other heads by their outputs, as JSON, such as
+    ``calibration`` is the head that calibrates, ``temperature`` or ``masked-temperature:0.3:20``, or ``none``, if known;
+    ``interval_level`` the level of a fitted interval; ``ood_score`` says which way a score points; ``heads`` names the other heads by
+    their outputs, as JSON, such as
     ``{"prediction_set": "lac:0.9"}``.
     """
     found = attached(program)
@@ -128,7 +129,7 @@ def head_metadata(program: Program) -> dict[str, str]:
     if rest:
         head, spec = rest[0].head, rest[0].spec
         foreign = len(rest) == 1 and spec is not None and spec not in HEADS
-        name = head.name if head and len(rest) == 1 else spec if foreign else None
+        name = head.spec if head and len(rest) == 1 else spec if foreign else None
     entries = {} if name is None else {"calibration": name}
     if LEVEL in program.output_node("eval").meta and BOUNDS & {*head_outputs(program, "eval")}:
         entries["interval_level"] = repr(head_level(program))

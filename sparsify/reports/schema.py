@@ -85,6 +85,7 @@ class Calibration(Form):
     ece_before: float | None
     ece_after: float | None
     heads: list[HeadFit] = Field(default_factory=list)
+    figures: dict[str, float] = Field(default_factory=dict)
 
 
 class Parity(Form):
@@ -222,6 +223,7 @@ class TaskCalibration(Form):
     ece_before: float | None
     ece_after: float | None
     level: float | None = None
+    figures: dict[str, float] = Field(default_factory=dict)
 
 
 class TaskFigures(Form):

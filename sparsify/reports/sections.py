@@ -28,6 +28,7 @@ def calibration(report: Report) -> Rows:
     for label, key in (("NLL", "nll"), ("ECE", "ece")):
         for when in ("before", "after"):
             rows.append((f"held-out {label}, {when}", *(_number(entry[f"{key}_{when}"]) for entry in fitted)))
+    rows += _found(fitted)
     rows += _further_heads(fitted)
     rows.append(("test accuracy, after", *(f"{report[name]['accuracy_after']:.4f}" for name in names)))
     for label, key in (
@@ -72,6 +73,15 @@ def selective(report: Report) -> Rows:
     return rows
 
 
+def _found(fitted: Sequence[Mapping[str, Any]]) -> Rows:
+    """Return what the fits of the heads that calibrate found besides their usual figures; no row if they found nothing."""
+    cells = [
+        ", ".join(f"{key.replace('_', ' ')} {_number(value)}" for key, value in entry.get("figures", {}).items())
+        for entry in fitted
+    ]
+    return [("found by the fit", *cells)] if any(cells) else []
+
+
 def _further_heads(fitted: Sequence[Mapping[str, Any]]) -> Rows:
     """Return what the fit of each head that does not calibrate found, in order."""
     rows: Rows = []
@@ -100,6 +110,7 @@ def task_calibration(report: Report) -> Rows:
     ):  # fmt: skip
         if any(entry.get(key) is not None for entry in fitted):
             rows.append((label, *(_number(entry.get(key)) for entry in fitted)))
+    rows += _found(fitted)
     if any(entry.get("note") for entry in fitted):
         rows.append(("note", *(entry.get("note") or "" for entry in fitted)))
     return rows

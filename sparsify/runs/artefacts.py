@@ -242,6 +242,9 @@ def fitted_metadata(log: CalibrationLog | None, threshold: float | None) -> dict
         threshold: the result of `ood_threshold`.
     """
     found = {} if threshold is None else {"ood_threshold": repr(threshold)}
+    if log and log.figures:
+        told = {"nll_before": log.nll_before, "nll_after": log.nll_after, **log.figures}
+        found["calibration_fit"] = json.dumps({key: value for key, value in told.items() if value is not None})
     return found | ({"calibration_note": log.note} if log and log.note else {})
 
 

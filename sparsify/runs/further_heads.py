@@ -1,4 +1,4 @@
-"""The heads of a recipe besides the one that calibrates: ``export.heads``."""
+"""The heads of a recipe: how they are written, and those besides the one that calibrates, ``export.heads``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from sparsify.heads import Head, named
 
 CHOSEN, STAND_IN = "ood-auto", "energy"
 """In place of a head: the score of out-of-distribution inputs that is best on validation samples; what stands for it before training."""
+
+
+def spelt_head(text: str | None, kinds: Sequence[str]) -> str | None:
+    """Return a head as a program records it, with all its values: ``masked-temperature:0.3:20``; None if it is none of ``kinds``.
+
+    Raises:
+        RecipeError: If its values are wrong.
+    """
+    return named(text).spec if text is not None and text.partition(":")[0] in kinds else None
 
 
 def further_heads(texts: Sequence[str]) -> tuple[Head, ...]:

@@ -32,7 +32,7 @@ from sparsify.parts.trees import tensors
 from sparsify.passes import AttachCalibrationHead, Pipeline
 from sparsify.runs.artefacts import calibration_rows, feeding, recipe_data
 from sparsify.runs.continuation import training_key
-from sparsify.runs.further_heads import further_heads
+from sparsify.runs.further_heads import further_heads, spelt_head
 from sparsify.runs.out_of_distribution import check_choice
 from sparsify.runs.recipe import AUTO, Recipe
 from sparsify.runs.saved import is_saved, load_saved
@@ -161,10 +161,10 @@ def heads(recipe: Recipe, program: Program) -> tuple[AttachCalibrationHead, ...]
     had = [
         one.head
         for one in attached(program)
-        if one.head is not None and not one.head.calibrates and one.head.name != kind
+        if one.head is not None and not one.head.calibrates and one.head.name != kind.partition(":")[0]
     ]
     wanted = further_heads(recipe.heads)
-    if kind in kinds and kind != kind_of(program):
+    if spelt_head(kind, kinds) and kind != kind_of(program):
         replaces = bool(head_names(program) or head_buffers(program))
         found.append(AttachCalibrationHead(kind=kind, task=recipe.task, replace=replaces))
         made = {name for head in (*wanted, named(kind)) for name in head.outputs}
@@ -178,7 +178,7 @@ def heads(recipe: Recipe, program: Program) -> tuple[AttachCalibrationHead, ...]
 
 
 def with_head(recipe: Recipe, program: Program) -> Recipe:
-    """Resolve the kind of a recipe's calibration head; a recipe for a task without heads stays unchanged.
+    """Resolve the kind of a recipe's calibration head, with all its values; a recipe for a task without heads stays unchanged.
 
     ``auto`` becomes the kind of the program's head if it fits the task, else the usual head of the task. ``temperature`` also becomes the
     usual head if the task has no temperature.
@@ -186,11 +186,9 @@ def with_head(recipe: Recipe, program: Program) -> Recipe:
     Raises:
         TrainingError: If the program has a head that is not installed, and the recipe does not name another.
     """
-    kinds, kind = fitting(recipe.build_task()), recipe.calibrator
-    if kind == AUTO and installed_kind(program) in kinds:
-        kind = kind_of(program)
-    if kind not in kinds:
-        kind = next(iter(kinds), recipe.calibrator)
+    kinds = fitting(recipe.build_task())
+    kind = spelt_head(installed_kind(program) if recipe.calibrator == AUTO else recipe.calibrator, kinds)
+    kind = kind or (spelt_head(kinds[0], kinds) if kinds else recipe.calibrator)
     return dataclasses.replace(recipe, calibrator=kind)  # type: ignore[type-var]
 
 

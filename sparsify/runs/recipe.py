@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from sparsify.errors import RecipeError, TaskError
-from sparsify.heads import HEADS, fitting
+from sparsify.heads import HEADS, fitting, named
 from sparsify.loading.augmentation import Augmentation
 from sparsify.methods import Method, build
 from sparsify.methods.durations import read_length
@@ -97,9 +97,9 @@ class Recipe:
             table has the function's name.
         baseline: also train the dense model for as many epochs.
         teacher: saved program that `distilled` methods learn from; None: the baseline.
-        calibrator: a head that `sparsify heads` lists. ``auto`` keeps the kind of head of a saved program if it fits the task, else it is
-            the usual head of the task. Any other replaces the head of a saved program; ``temperature`` means the usual head if the task has
-            no temperature.
+        calibrator: a head that `sparsify heads` lists, with its values: ``masked-temperature:0.3:20``. ``auto`` keeps the head of a saved
+            program if it fits the task, else it is the usual head of the task. Any other replaces the head of a saved program;
+            ``temperature`` means the usual head if the task has no temperature.
         heads: further heads that `sparsify heads` lists, with their values: ``lac:0.9``, ``accept:0.05``. Each makes an output of its own,
             in place of that of a head of a saved program that makes the same; the other heads of a saved program stay.
         form: how to export layers whose groups of outputs read few inputs: ``grouped``, ``dense``, ``auto``, ``auto:measure``.
@@ -215,7 +215,7 @@ class Recipe:
                 f"[N, K]. Leave it out."
             )
         kinds = fitting(found)
-        if self.calibrator not in (AUTO, "temperature", *kinds):
+        if self.calibrator.partition(":")[0] not in (AUTO, "temperature", *kinds):
             raise RecipeError(
                 f"the calibration head {self.calibrator!r} does not fit task {found.name!r}, which has {' and '.join(kinds) or 'none'}. "
                 f"Set export.calibrator to one that `sparsify heads` lists for the task, or leave it out."
@@ -298,7 +298,8 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
         problems = [f"{_place(e['loc'])}: {e['msg']}, found {shown(e['input'])}" for e in error.errors()]
         raise RecipeError("invalid recipe: " + "; ".join(problems[:6]) + ".") from error
     if recipe.calibrator != AUTO:
-        HEADS.find(recipe.calibrator, also=(AUTO,))
+        HEADS.find(recipe.calibrator.partition(":")[0], also=(AUTO,))
+        named(recipe.calibrator)
     if len({*recipe.ood}) < len(recipe.ood):
         raise RecipeError(f"ood names a set twice: {', '.join(recipe.ood)}. Name each once.")
     method = recipe.build_method()

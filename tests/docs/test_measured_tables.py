@@ -73,6 +73,19 @@ def test_the_page_of_what_pruning_broke(ratio, lines):
     assert {(cell["row"], cell["seed"]) for cell in cells} == {(row, seed) for row in rows for seed in (0, 1, 2)}
 
 
+def test_the_page_of_masked_temperatures():
+    script, stored = benchmark("masked_temperature")
+    page, cells = (ROOT / "docs" / "masked_temperature.md").read_text(encoding="utf-8"), stored["cells"]
+    assert len(cells) == 25
+    for lines in (
+        script["table"](cells, "ece"),
+        script["table"](cells, "nll"),
+        script["of_digits"](cells),
+        script["outcome"](cells),
+    ):
+        assert "\n".join(lines) in page
+
+
 TRAINING_TIME = (ROOT / "docs" / "training_time.md").read_text(encoding="utf-8")
 
 

@@ -148,7 +148,8 @@ def test_the_file_runs_without_torch(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", ["temperature", "vector", "matrix", "dirichlet", "ensemble-temperature", "isotonic", "histogram"]
+    "kind",
+    ["temperature", "vector", "matrix", "dirichlet", "ensemble-temperature", "isotonic", "histogram", "h-calibration"],
 )
 def test_fitting_the_head_lowers_held_out_nll_and_touches_nothing_else(kind):
     x, y = digits(400)

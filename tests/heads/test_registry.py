@@ -55,11 +55,11 @@ def halved():
 def test_a_task_has_the_heads_that_it_names_the_usual_one_first():
     assert {name: fitting(task) for name, task in TASKS.items()} == {
         "classification": (
-            "temperature", "vector", "matrix", "dirichlet", "ensemble-temperature", "isotonic", "histogram", "lac", "class-lac", "aps",
-            "raps", "accept", *SCORES,
+            "temperature", "vector", "matrix", "dirichlet", "ensemble-temperature", "isotonic", "histogram", "h-calibration",
+            "masked-temperature", "lac", "class-lac", "aps", "raps", "accept", *SCORES,
         ),
-        "binary": ("temperature",), "multilabel": ("label-temperature",),
-        "regression": ("interval",), "dense": ("temperature",), "sequence": ("temperature",), "custom": (),
+        "binary": ("temperature", "masked-temperature"), "multilabel": ("label-temperature",), "regression": ("interval",),
+        "dense": ("temperature", "masked-temperature"), "sequence": ("temperature", "masked-temperature"), "custom": (),
     }  # fmt: skip
 
 
@@ -71,6 +71,7 @@ def test_a_task_has_the_heads_that_it_names_the_usual_one_first():
         ({"temperature": (), "shares": (3,)}, "ensemble-temperature"),
         ({"lowest": (3,), "knots": (3, 64), "slopes": (3, 64), "rises": (3, 64)}, "isotonic"),
         ({"first": (3,), "edges": (3, 15), "rates": (3, 15), "steps": (3, 15)}, "histogram"),
+        ({"masked_temperature": ()}, "masked-temperature"), ({"starts": (50,), "segment_slopes": (50,)}, "h-calibration"),
         ({"reach": ()}, "interval"), ({"reach": (2, 3)}, "interval"), ({"scale": (3,)}, None), ({}, None),
     ],
 )  # fmt: skip
@@ -81,7 +82,8 @@ def test_names_and_dimensions_of_buffers_say_which_head_it_is(shapes, kind):
 
 def test_a_registered_head_is_attached_fitted_recognised_and_listed(halved):
     assert fitting(TASKS["classification"]) == (
-        *TASKS["classification"].heads, "lac", "class-lac", "aps", "raps", "accept", *SCORES, "halved",
+        *TASKS["classification"].heads, "h-calibration", "masked-temperature", "lac", "class-lac", "aps", "raps", "accept", *SCORES,
+        "halved",
     )  # fmt: skip
     x = torch.randn(40, 4)
     program = sp.trace(nn.Linear(4, 3), (x[:2],)).eval()

@@ -57,7 +57,18 @@ def changed(program, path, change):
 
 
 @pytest.mark.parametrize(
-    "kind", ["temperature", "vector", "matrix", "dirichlet", "ensemble-temperature", "isotonic", "histogram", "twin"]
+    "kind",
+    [
+        "temperature",
+        "vector",
+        "matrix",
+        "dirichlet",
+        "ensemble-temperature",
+        "isotonic",
+        "histogram",
+        "h-calibration",
+        "twin",
+    ],
 )
 def test_the_name_of_a_head_is_kept_through_passes_and_files_and_is_in_the_text(twin, kind, tmp_path):
     program, samples = calibrated(kind)
