@@ -1,4 +1,4 @@
-"""Published networks' predictions: figures beside those of other libraries, and every calibration head fitted on half of them.
+"""Published networks' predictions: figures beside those of other libraries, and every head that reads logits, fitted on half of them.
 
 The file holds probabilities [10000, K] of four networks for the test sets of CIFAR-10 and CIFAR-100, and their labels. Heads read log p as
 logits. Each is fitted on a half of the samples, chosen by a fixed seed, and measured on the other half; a head whose fit takes longer than
@@ -30,7 +30,7 @@ from torch import Tensor
 from sparsify.figures import metrics
 from sparsify.figures.bootstrap import Figure, bootstrap_difference, share
 from sparsify.files import write_atomically
-from sparsify.heads import HEADS, HeldOut, fitting, run
+from sparsify.heads import HEADS, HeldOut, MaskedTemperature, fitting, run
 from sparsify.tasks import build
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +57,8 @@ ALIKE = {
 }
 """What makes the figure of another library that of this package."""
 UNCALIBRATED = "uncalibrated"
+MEASURED = tuple(name for name in fitting(TASK) if HEADS[name].calibrates and name != MaskedTemperature.name)
+"""Heads that are fitted to logits alone; those of masked inputs need the network."""
 PERCENT = ("accuracy", "ece", "classwise_ece", "debiased_l2")
 """Figures of heads that the table shows in percent."""
 Rows = Sequence[Mapping[str, Any]]
@@ -194,9 +196,9 @@ def differences(after: Tensor, before: Tensor, labels: Tensor) -> dict[str, Any]
     difference. Its interval is as wide as these quantiles are apart, and has the difference in its middle.
     """
     first, second = resampled(after, labels), resampled(before, labels)
-    once, found = torch.ones(1, len(labels), dtype=torch.float64), dict[str, Any]()
+    once, found = np.ones((1, len(labels))), dict[str, Any]()
     for name, figure in first.items():
-        difference = float(figure(once) - second[name](once))
+        difference = float((figure(once) - second[name](once))[0])
         ends = bootstrap_difference(figure, second[name], len(labels))
         assert ends is not None, "every draw defines these figures"
         if name == "classwise_ece":
@@ -312,7 +314,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("calibration_probs.npz"))
     parser.add_argument("--networks", nargs="+", choices=list(PUBLISHED), default=list(PUBLISHED))
-    parser.add_argument("--heads", nargs="+", choices=fitting(TASK), default=list(fitting(TASK)))
+    parser.add_argument("--heads", nargs="+", choices=MEASURED, default=list(MEASURED))
     parser.add_argument("--most", type=int, default=120, help="longest fit, in seconds")
     parser.add_argument(
         "--json", type=Path, default=ROOT / "benchmarks" / "results" / "calibrators.json", help="where figures are kept"
