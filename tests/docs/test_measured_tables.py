@@ -55,7 +55,7 @@ def test_differences_of_calibrators_are_those_of_their_figures():
     _, stored = benchmark("calibrators")
     rows = [row for row in stored["rows"] if row["of"] == "head"]
     base = {row["network"]: row["figures"] for row in rows if row["head"] == "uncalibrated"}
-    assert len(rows) == 32
+    assert len(rows) == 36
     for row in rows:
         for name, found in row["differences"].items():
             expected = row["figures"][name] - base[row["network"]][name]
