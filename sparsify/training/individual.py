@@ -17,6 +17,7 @@ from sparsify.parts.individual import IndividualCalibration, stratified
 from sparsify.parts.jackknife import Jackknife
 from sparsify.parts.samples import Samples, Subset
 from sparsify.parts.trees import moved, rows_of
+from sparsify.training.counting import Extra
 from sparsify.training.mechanism import Mechanism
 from sparsify.training.probe import Closure
 
@@ -64,7 +65,7 @@ class Individual(Mechanism):
         self._found: Jackknife | None = None
         self._refreshed, self._step, self._error = 0, 1, 0.0
         self._view: tuple[str, Program, str] | None = None
-        self._answered: int | None = None  # number of probes when the last pass was counted, if it was for this step
+        self._extra = Extra(counts)
 
     def link(self, step: int) -> None:
         self._step, self._view = step, None
@@ -90,9 +91,7 @@ class Individual(Mechanism):
             self._refresh()
         assert self._found is not None
         features, weight, bias = self._features(inputs)
-        if self._answered != self._counts["probes"]:
-            self._counts["forwards"] += 1
-        self._answered = self._counts["probes"]
+        self._extra.count(forwards=1)
         error = self._plan.error(output[:, : len(weight)], self._found, features, weight, bias)
         self._error = float(error.detach())
         return self._plan.joined(loss, error)
@@ -129,10 +128,11 @@ class Individual(Mechanism):
         self._counts["forwards"] += 1
 
     def before_step(self, step: int, closure: Closure | None) -> None:
-        self._answered = None
+        self._extra.reset()
 
     def after_step(self, step: int, moved: bool) -> None:
-        self._answered, self._step = None, step + 1
+        self._extra.reset()
+        self._step = step + 1
 
     def readings(self) -> Mapping[str, float]:
         """Return ``individual_error``, the error of the last training batch."""
