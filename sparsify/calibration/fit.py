@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -53,6 +53,7 @@ class HeadLog:
         of: ``held-out`` or ``training``.
         figures: what the fit found, by name.
         note: why the head was not fitted, or why the fit deserves little trust; None if neither is the case.
+        values: what the head was asked for, the values of its fields by name, such as ``coverage``.
     """
 
     head: str
@@ -61,6 +62,7 @@ class HeadLog:
     of: str
     figures: Mapping[str, float]
     note: str | None = None
+    values: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,10 @@ def fit(
         if one == main:
             log = _log(mine, held, fitted)
         else:
-            logs.append(HeadLog(mine.spec, one.outputs, len(samples), mine.samples, dict(fitted.figures), fitted.note))
+            values = {key.name: getattr(mine, key.name) for key in dataclasses.fields(mine)}
+            logs.append(
+                HeadLog(mine.spec, one.outputs, len(samples), mine.samples, dict(fitted.figures), fitted.note, values)
+            )
     surgery.record_level(program, "eval", level)
     assert log is not None, "the head that calibrates is one of all"
     return dataclasses.replace(log, heads=tuple(logs))

@@ -13,6 +13,7 @@ from sparsify.evaluation import shown
 from sparsify.files import write_atomically, write_json
 from sparsify.pages import markup, plots
 from sparsify.pages.markup import Table
+from sparsify.pages.sets import SIZE_COLUMNS
 
 ARTEFACTS = ("metrics.json", "evaluation.html")
 MOST_CLASSES = 20
@@ -71,7 +72,7 @@ def page_of(report: Mapping[str, Any]) -> str:
         reliability=_reliability(report, titles) if classes else None,
         selective=_selective(report, titles) if classes else None,
         ood=_outside(report, titles),
-        sets=Table(("file", "size", "samples", "coverage"), rows) if (rows := shown.sizes(report)) else None,
+        sets=Table(SIZE_COLUMNS, rows) if (rows := shown.sizes(report)) else None,
         classes=Table(shown.class_columns(report), shown.classes(report)) if classes else None,
         folded=classes and len(report["model"]["class_samples"]) > MOST_CLASSES,
         facts=Table(("", ""), shown.facts(report), kind="text"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsify.figures.ood_scores import SCORES
+from sparsify.pages.sets import ACCEPT, LABELS, SETS, figure_rows, size_rows
 
 Report = Mapping[str, Any]
 Rows = list[tuple[str, ...]]
@@ -27,10 +28,10 @@ FIGURES: Mapping[str, tuple[str, str]] = {
 """Label and format of the figures of probabilities, in order."""
 NUMBERS: Mapping[str, tuple[str, str]] = {"r2": ("R2", ".4f"), "rmse": ("RMSE", ".5g"), "mae": ("MAE", ".5g")}
 OTHERS: Mapping[str, tuple[str, str]] = {
-    "set_coverage": ("coverage of prediction sets", ".4f"),
-    "set_size": ("mean size of prediction sets", ".3f"),
-    "accepted": ("share of accepted answers", ".4f"),
-    "accepted_risk": ("share of wrong answers among the accepted", ".4f"),
+    "set_coverage": LABELS[SETS, "coverage"],
+    "set_size": LABELS[SETS, "mean_size"],
+    "accepted": LABELS[ACCEPT, "coverage"],
+    "accepted_risk": LABELS[ACCEPT, "risk"],
     "interval_coverage": ("coverage of intervals", ".4f"),
     "interval_width": ("mean width of intervals", ".5g"),
 }
@@ -123,12 +124,8 @@ def _sets(found: Sequence[Report], *, short: bool) -> Rows:
     for key in ("set_coverage", "set_size", "accepted", "accepted_risk"):
         if any(key in row["values"] for row in found):
             rows.append((OTHERS[key][0], *(with_interval(row, key) for row in found)))
-    for key, name, form in (
-        ("median_size", "median size of prediction sets", "g"), ("singletons", "sets of one class", ".4f"), ("empty", "empty sets", ".4f"),
-    ):  # fmt: skip
-        if not short and any("prediction_set" in row for row in found):
-            rows.append((name, *(number((row.get("prediction_set") or {}).get(key), form) for row in found)))
-    return rows
+    further = [(SETS, key) for key in ("median_size", "singletons", "empty")]
+    return rows + ([] if short else figure_rows(found, further))
 
 
 def _outside(found: Sequence[Report], *, short: bool) -> Rows:
@@ -256,11 +253,7 @@ def classes(report: Report) -> Rows:
 
 def sizes(report: Report) -> Rows:
     """Return the coverage of prediction sets by their size."""
-    return [
-        (titles(report)[part], str(row["size"]), f"{row['samples']:,}", f"{row['coverage']:.4f}")
-        for part in parts(report)
-        for row in report[part].get("prediction_set", {}).get("sizes", ())
-    ]
+    return size_rows({title: report[part] for part, title in titles(report).items()})
 
 
 def facts(report: Report) -> Rows:

@@ -10,7 +10,9 @@ from sparsify.errors import ReportError
 from sparsify.files import write_atomically
 from sparsify.pages import markup, plots
 from sparsify.pages.markup import Table
+from sparsify.pages.sets import SIZE_COLUMNS, size_rows
 from sparsify.reports import integers, savings, sections
+from sparsify.reports import sets as answered
 from sparsify.reports.damage import damage_section
 from sparsify.reports.folder import RunFolder, read_folder
 from sparsify.reports.headline import headline, headline_figure, own_score, parts, sentences, sets, title
@@ -110,6 +112,7 @@ def _classes(run: RunFolder, titles: Mapping[str, str]) -> dict[str, Any]:
         "calibration": Table(("", *titles.values()), sections.calibration(report)),
         "bins": Table(("", "bin", "samples", "confidence", "accuracy"), sections.bins(report)),
         "selective": _selective(report, titles),
+        "sets": _sets(report, titles),
         "ood": _out_of_distribution(report, titles),
         "unknown": plots.unknown(rows) if rows and "val_unknown" in rows[-1] else None,
         "shown": Table(columns, worst) if many else every,
@@ -123,6 +126,19 @@ def _selective(report: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str
     return {
         "plot": plots.risk_coverage(report, titles),
         "figures": Table(("", *titles.values()), sections.selective(report)),
+    }
+
+
+def _sets(report: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return tables of prediction sets and of accepted answers; None if the models have no such outputs."""
+    if not answered.is_measured(report):
+        return None
+    sizes, rows = size_rows({title: report[name] for name, title in titles.items()}), answered.by_class(report, titles)
+    return {
+        "figures": Table(("", *titles.values()), answered.figures([report[name] for name in titles])),
+        "sizes": Table(SIZE_COLUMNS, sizes) if sizes else None,
+        "classes": Table(("coverage by class", *titles.values()), rows) if rows else None,
+        "folded": len(rows) > sections.MOST_CLASSES,
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from sparsify.reports.digits import three_digits
 from sparsify.reports.integers import figure_rows, int8_sentence, int8_title
 from sparsify.reports.selective import selective_sentences
+from sparsify.reports.sets import headline_rows, set_sentences
 from sparsify.reports.summary_measures import direction
 
 Report = Mapping[str, Any]
@@ -80,6 +81,7 @@ def headline(report: Report, latency: Report | None) -> Headline:
         if all(key in column for column in columns.values())
     ]
     rows[:0] = _figures(columns)
+    rows += headline_rows([*columns.values()])
     rows += [(f"AUROC against {name}, {score}", cells) for (name, score), cells in _aurocs(report, columns).items()]
     if latency:
         timings = {row["name"]: row for row in latency["timings"]}
@@ -151,7 +153,7 @@ def sentences(report: Report, latency: Report | None) -> list[str]:
         judged = _task_figures(report) if "figures" in model else [_accuracy(report), *_better_and_worse(report)]
         found += [*judged, _size(report)]
     found += _task_calibrated(model) if "figures" in model else [_calibrated(report)]
-    found += [*selective_sentences(report), *_told_apart(report), _agreement(model["parity"])]
+    found += [*selective_sentences(report), *set_sentences(report), *_told_apart(report), _agreement(model["parity"])]
     if latency and latency["verdict"]:
         found.append(_speed(report, latency))
     if model.get("int8"):

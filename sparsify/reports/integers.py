@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from sparsify.pages.sets import figure_rows as set_rows
 from sparsify.reports.digits import three_digits
 
 Report = Mapping[str, Any]
@@ -112,7 +113,7 @@ def int8_rows(report: Report) -> Rows:
             if all(part.get("interval") for part in parts):
                 found.append((label, *(_shown(part["interval"][key]) for part in parts)))
     else:
-        found = [(label, *(f"{part[key]:.4f}" for part in parts)) for label, key in FIGURES]
+        found = [(label, *(f"{part[key]:.4f}" for part in parts)) for label, key in FIGURES] + set_rows(parts)
     if all(row["agreement"] is not None for row in rows):
         found.append(("predictions as in fp32", *(text for row in rows for text in ("", f"{row['agreement']:.4f}"))))
     held = [row["held_out"] for row in rows]

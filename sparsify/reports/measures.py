@@ -17,6 +17,7 @@ from sparsify.ir import Program
 from sparsify.ir.sites import mostly_dense
 from sparsify.parts.trees import rows_of, tensors
 from sparsify.passes import Pass, PassLog
+from sparsify.reports.sets import beside_probabilities
 from sparsify.tasks import Task
 
 LEAST_RESAMPLES, MOST_DRAWN = 200, 10**9
@@ -29,7 +30,7 @@ def calibrated(logits: Tensor, outputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def task_quality(task: Task, read: Any, outputs: Mapping[str, Tensor], targets: Any) -> dict[str, Any]:
-    """Compute what a task measures of a model on the test set; for classification, all of `quality`.
+    """Compute what a task measures of a model on the test set; for classification, all of `quality` and `beside_probabilities`.
 
     Args:
         task: of the run.
@@ -43,7 +44,8 @@ def task_quality(task: Task, read: Any, outputs: Mapping[str, Tensor], targets: 
         which nobody said which way is better, if there are some; ``coverage`` and mean ``width`` of an interval.
     """
     if task.name == "classification":
-        return quality(read.softmax(1).double(), calibrated(read, outputs).double(), targets)
+        after = calibrated(read, outputs).double()
+        return quality(read.softmax(1).double(), after, targets) | beside_probabilities(outputs, after, targets)
     found = _figures(task, read, targets)
     lower, undirected = ([name for name in found if task.higher_is_better(name) is way] for way in (False, None))
     row: dict[str, Any] = {"figures": found, "headline": next(iter(found)), "lower_is_better": lower}

@@ -20,6 +20,7 @@ from sparsify.reports.latency_form import LatencyFile as LatencyFile
 from sparsify.reports.ood_form import Ood, OodChoice
 from sparsify.reports.savings_form import Savings
 from sparsify.reports.selective_form import Paired, SelectiveFigures
+from sparsify.reports.sets_form import BesideProbabilities
 
 
 class Bin(Form):
@@ -60,7 +61,7 @@ class Layer(Form):
 
 
 class HeadFit(Form):
-    """How a head that does not calibrate was fitted to ``samples`` held-out or training samples, and what it found."""
+    """How a head that does not calibrate was fitted to ``samples`` held-out or training samples, what it found and was asked for."""
 
     head: str
     outputs: list[str]
@@ -68,6 +69,7 @@ class HeadFit(Form):
     of: str
     figures: dict[str, float] = Field(default_factory=dict)
     note: str | None = None
+    values: dict[str, float] = Field(default_factory=dict)
 
 
 class Calibration(Form):
@@ -110,7 +112,7 @@ class PassRow(Form):
     left_alone: list[Annotated[list[str], Two]]
 
 
-class Fp32Figures(Form):
+class Fp32Figures(BesideProbabilities):
     """Figures of the program on the test samples."""
 
     accuracy: float
@@ -128,7 +130,7 @@ class HeldOut(Form):
     largest_error: float
 
 
-class Int8(Form):
+class Int8(BesideProbabilities):
     """Figures of the int8 file of a model on the test samples; ``layers`` has the form of each weight."""
 
     accuracy: float
@@ -182,7 +184,7 @@ class _Trained(Form):
     savings: Savings | None = None
 
 
-class Part(_Trained, SelectiveFigures):
+class Part(_Trained, SelectiveFigures, BesideProbabilities):
     """A model of a classification run; ``ood`` is filled if out-of-distribution inputs were given.
 
     ``accuracy`` is computed from the logits; adaptive and class-wise ECE are computed after calibration.

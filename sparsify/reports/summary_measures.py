@@ -47,6 +47,10 @@ MEASURES = {
     "ece_after": Measure("ECE after", better=-1),
     "aurc_after": Measure("AURC after", ".5f", better=-1),
     "correctness_auroc_after": Measure("AUROC of correctness after", better=1),
+    "prediction_set.coverage": Measure("coverage of sets"),
+    "prediction_set.mean_size": Measure("size of sets", ".3f", better=-1),
+    "accept.coverage": Measure("accepted", better=1),
+    "accept.risk": Measure("wrong of the accepted", better=-1),
     "max_excess_gap": Measure("largest excess gap", better=-1),
     "churn": Measure("churn"),
     "auroc": Measure("AUROC", better=1),
@@ -71,7 +75,7 @@ OWN = {"higher.": 1, "lower.": -1, "own.": 0}
 """Prefixes of the figures of a user's own task, and which way these are better."""
 SHORT = (
     "accuracy", "nll_after", "ece_before", "ece_after", "mean_average_precision", "r2", "rmse", "mean_iou", "perplexity",
-    "interval.coverage",
+    "interval.coverage", "prediction_set.mean_size", "accept.coverage",
 )  # fmt: skip
 """The figures that fit into a terminal, besides AUROC, and evaluations if they differ."""
 UNKNOWN = {"auroc": 1, "aupr": 1, "fpr": -1}

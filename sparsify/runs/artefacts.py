@@ -33,7 +33,9 @@ CALIBRATION = 256
 """Number of training samples on which int8 ranges are observed."""
 HELD_OUT = 2048
 """Largest number of held-out samples for comparing an int8 file with the program and for fitting its calibration head again."""
-BESIDE = ("accuracy", "nll_after", "brier_after", "ece_before", "ece_after", "figures", "figures_after", "interval")
+BESIDE = (
+    "accuracy", "nll_after", "brier_after", "ece_before", "ece_after", "figures", "figures_after", "interval", "prediction_set", "accept",
+)  # fmt: skip
 """What is told of the program beside its int8 file."""
 UNTOLD = ("reliability", "class_accuracy", "risk_coverage")
 """Measures of a program that are not made of its int8 file: lists for plots and for tables by class."""

@@ -15,9 +15,13 @@ from torch import nn
 import sparsify as sp
 from sparsify.calibration import fit, kind_of
 from sparsify.errors import PassError, RecipeError, TrainingError
+from sparsify.evaluation import evaluate
 from sparsify.heads import named
 from sparsify.ir.heads import attached
 from sparsify.parts.samples import TensorSamples
+from sparsify.reading.digits import digits_arrays
+from sparsify.reports import headline
+from sparsify.reports.summary_measures import figures
 from sparsify.runs.preflight import heads
 from sparsify.runs.recipe import parse_recipe
 from sparsify.runs.workflow import run
@@ -168,6 +172,39 @@ def test_a_run_has_the_heads_of_its_recipe(files, tmp_path):
     assert second["head"] == "accept:0.5:0.1"
     assert tomllib.loads((tmp_path / "a" / "recipe.toml").read_text())["export"]["heads"] == ["aps:0.8", "accept:0.5"]
     assert "aps:0.8, on the samples of its fit" in (tmp_path / "a" / "report.html").read_text()
+
+
+def test_a_run_measures_sets_and_accepted_answers_of_its_models_and_int8_files(tmp_path):
+    keys = {
+        **TINY,
+        "data": "digits",
+        "model": "sparsify.loading:digits_cnn",
+        "sparsity": 0.8,
+        "baseline": True,
+        "heads": ("lac:0.9", "accept:0.1"),
+        "export_precision": "int8",
+    }
+    report = run(parse_recipe(None, keys), tmp_path, timed=False)
+    metrics, samples = json.loads((tmp_path / "metrics.json").read_text()), len(digits_arrays()["y_test"])
+    for name in ("model", "dense"):
+        beside = evaluate(tmp_path / f"{name}.onnx", "digits")["model"]
+        eight = evaluate(tmp_path / f"{name}-int8.onnx", "digits")["model"]
+        for key in ("prediction_set", "accept"):
+            assert metrics[name][key] == beside[key] == metrics[name]["int8"]["fp32"][key]
+            assert metrics[name]["int8"][key] == eight[key]
+    row = metrics["model"]["prediction_set"]
+    assert sum(size["samples"] for size in row["sizes"]) == samples and len(row["class_coverage"]) == 10
+    assert [head["values"] for head in metrics["model"]["calibration"]["heads"]] == [
+        {"coverage": 0.9},
+        {"risk": 0.1, "doubt": 0.1},
+    ]
+    shown = dict(headline(report, None).rows)
+    assert len(shown["coverage of prediction sets, asked for: 0.9"]) == 4
+    assert f"{metrics['model']['int8']['accept']['coverage']:.4f}" in shown["share of accepted answers"]
+    page = (tmp_path / "report.html").read_text()
+    for words in ("Prediction sets and accepted answers", "coverage by class", "; 90 % were asked for", "At most 10 %"):
+        assert words in page
+    assert figures(metrics["model"])["prediction_set.mean_size"] == row["mean_size"]
 
 
 def test_a_run_chooses_a_score_and_compares_all(files, tmp_path):

@@ -35,9 +35,10 @@ def everything(text: str, plot: str) -> dict[str, object]:
     table = Table((text, text), [(text, text)], kind="text")
     tables = ("headline", "compute", "schedule", "calibration", "layers", "parity", "facts", "passes")
     ood, int8 = {"plot": plot, "figures": table}, {"figures": table, "layers": table, "trials": table}
+    sets = {"figures": table, "sizes": table, "classes": table, "folded": True}
     classes = {
-        "reliability": plot, "calibration": table, "bins": table, "ood": ood, "selective": ood, "unknown": plot, "shown": table,
-        "every": table,
+        "reliability": plot, "calibration": table, "bins": table, "ood": ood, "selective": ood, "sets": sets, "unknown": plot,
+        "shown": table, "every": table,
     }  # fmt: skip
     exemplar = dict.fromkeys(("sample", "picture", "label", "dense", "sparse", "fall"), text)
     damage = {
