@@ -14,7 +14,9 @@ from sparsify.evaluation.feeding import Feeding, Preparation, feeding, stated
 from sparsify.evaluation.measures import Answered, class_changes, differences, measured
 from sparsify.evaluation.model_file import ModelFile, OutputNames, answers, open_model
 from sparsify.evaluation.samples import Samples, read_outside, read_samples
+from sparsify.evaluation.shifting import check_shiftable, under_shift
 from sparsify.reading.ood import short_names
+from sparsify.reading.shifts import CONSTANTS
 from sparsify.version import versions
 
 Progress = Callable[[int, int], None]
@@ -30,6 +32,7 @@ def evaluate(
     names: OutputNames | None = None,
     preparation: Preparation | None = None,
     part: str = "test",
+    shift: bool = False,
     image_size: int | None = None,
     threads: int = 0,
     on_decode: Progress | None = None,
@@ -44,18 +47,22 @@ def evaluate(
         names: what the outputs are called, for files of other tools. It holds for the second file too, as far as it has such outputs.
         preparation: how stored values become inputs. For the second file, it only holds if that does not state its own.
         part: ``test``, ``validation`` or ``train``.
+        shift: measure a classifier on images under noise, blur and brightness too, each at five severities
+            (`sparsify.reading.shifts.shifted`); this takes 15 more passes over the samples.
         image_size: side in pixels to which encoded images are resized.
         threads: number of threads of ONNX Runtime; 0 means one per core.
         on_decode: called while encoded images are decoded.
 
     Returns:
         What ``metrics.json`` holds: ``model`` and, with a second file, ``against``, each as `sparsify.evaluation.measures.measured`;
-        ``differences`` and ``changes`` between them; ``data``; ``versions``.
+        ``differences`` and ``changes`` between them; ``data``; ``versions``. With ``shift``, each file has ``shift``: figures of
+        `sparsify.figures.shift` by kind, a list by severity, and those of the samples as they are, ``unchanged``.
 
     Raises:
         LoadError: If a file is missing, or ONNX Runtime cannot open it.
         DataError: If data are missing or malformed.
-        EvaluationError: If data and file do not fit, an output is not what its name says, or an option is out of range.
+        EvaluationError: If data and file do not fit, an output is not what its name says, an option is out of range, or inputs that are
+            no images should be shifted.
 
     Examples:
         >>> import torch
@@ -71,16 +78,19 @@ def evaluate(
     files = {"model": open_model(Path(model), names, threads=threads)}
     samples = read_samples(str(data), files["model"], part=part, image_size=image_size, on_progress=on_decode)
     _same_classes(files["model"], samples)
+    if shift:
+        check_shiftable(files["model"], samples)
     sets = short_names([str(text) for text in ood])
     outside = {name: read_outside(text, samples, on_progress=on_decode) for name, text in sets.items()}
     if against is not None:
         files["against"] = open_model(Path(against), names, threads=threads, optional=True)
         _same_kind(files["model"], files["against"])
         _same_classes(files["against"], samples)
-    found = {
-        name: _answered(file, samples, outside, given if name == "model" else _second(file, given))
+    feeds = {
+        name: _feeding(file, samples, given if name == "model" else _second(file, given))
         for name, file in files.items()
     }
+    found = {name: _answered(file, samples, outside, feeds[name]) for name, file in files.items()}
     report: dict[str, Any] = {
         "data": {
             "name": samples.name,
@@ -89,11 +99,14 @@ def evaluate(
             "fingerprint": samples.fingerprint(),
             "class_names": list(_class_names(files["model"], samples) or ()),
             "ood": {name: {"data": sets[name], "samples": len(values)} for name, values in outside.items()},
+            **({"shift": {kind: list(values) for kind, values in CONSTANTS.items()}} if shift else {}),
         },
         "versions": versions("numpy", "onnxruntime"),
     }
     for name, file in files.items():
         report[name] = {**file.described(), **measured(found[name], samples.targets, str(file.path))}
+        if shift:
+            report[name]["shift"] = under_shift(file, samples, feeds[name], found[name])
     if against is not None:
         report |= _compared(found, samples, files)
     return report
@@ -112,10 +125,13 @@ def _compared(found: Mapping[str, Answered], samples: Samples, files: Mapping[st
     return rows | ({"changes": class_changes(ours, theirs, samples.targets)} if changed else {})
 
 
-def _answered(file: ModelFile, samples: Samples, outside: Mapping[str, np.ndarray], given: Preparation) -> Answered:
-    feed: Feeding = feeding(
+def _feeding(file: ModelFile, samples: Samples, given: Preparation) -> Feeding:
+    return feeding(
         file.input_kind, file.input_shape, samples.inputs, file.metadata, given, where=str(file.path), data=samples.name
     )
+
+
+def _answered(file: ModelFile, samples: Samples, outside: Mapping[str, np.ndarray], feed: Feeding) -> Answered:
     return Answered(
         answers(file, samples.inputs, feed), {name: answers(file, values, feed) for name, values in outside.items()}
     )

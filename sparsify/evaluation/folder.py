@@ -11,9 +11,10 @@ from markupsafe import Markup
 from sparsify.errors import EvaluationError
 from sparsify.evaluation import shown
 from sparsify.files import write_atomically, write_json
-from sparsify.pages import markup, plots
+from sparsify.pages import markup, plots, shifts
 from sparsify.pages.markup import Table
 from sparsify.pages.sets import SIZE_COLUMNS
+from sparsify.reading.shifts import told
 
 ARTEFACTS = ("metrics.json", "evaluation.html")
 MOST_CLASSES = 20
@@ -71,6 +72,7 @@ def page_of(report: Mapping[str, Any]) -> str:
         else None,
         reliability=_reliability(report, titles) if classes else None,
         selective=_selective(report, titles) if classes else None,
+        shift=_shift(report, titles),
         ood=_outside(report, titles),
         sets=Table(SIZE_COLUMNS, rows) if (rows := shown.sizes(report)) else None,
         classes=Table(shown.class_columns(report), shown.classes(report)) if classes else None,
@@ -96,6 +98,13 @@ def _selective(report: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str
         "plot": plots.risk_coverage(drawn, titles),
         "figures": Table(("", *titles.values()), shown.answered(report)),
     }
+
+
+def _shift(report: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, Any] | None:
+    if not (found := shown.shifted(report)):
+        return None
+    table = Table(shifts.columns(found), shifts.rows(found, titles))
+    return {"plot": shifts.plot(found, titles), "figures": table, "words": told()}
 
 
 def _outside(report: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, Any] | None:

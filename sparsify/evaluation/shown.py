@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsify.figures.ood_scores import SCORES
+from sparsify.pages import shifts
 from sparsify.pages.sets import ACCEPT, LABELS, SETS, figure_rows, size_rows
 
 Report = Mapping[str, Any]
@@ -137,6 +138,11 @@ def _outside(found: Sequence[Report], *, short: bool) -> Rows:
     return rows
 
 
+def shifted(report: Report) -> dict[str, Report]:
+    """Return the figures under shift of each file; empty if they were not measured."""
+    return {part: report[part]["shift"] for part in parts(report) if "shift" in report[part]}
+
+
 def own_score(row: Report, name: str) -> str:
     """Return the score that judges a file: its ``ood_score``, or else the highest softmax probability, or else another."""
     scores = row["ood"][name]["scores"]
@@ -154,6 +160,8 @@ def verdicts(report: Report) -> list[str]:
         said.append(
             f"Calibration changes ECE from {before['ece']:.4f} to {after['ece']:.4f}, NLL from {before['nll']:.4f} to {after['nll']:.4f}."
         )
+    if "shift" in model:
+        said.append(shifts.sentence(model["shift"]))
     if "differences" not in report:
         return said
     for kind in ("better", "worse"):

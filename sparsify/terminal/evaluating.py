@@ -26,6 +26,13 @@ Ood = Annotated[
 ]
 Against = Annotated[Path | None, Option(help="a second ONNX file, to be compared on the same samples")]
 Part = Annotated[str, Option(help="part of the data: test, validation or train")]
+Shift = Annotated[
+    bool,
+    Option(
+        "--shift",
+        help="measure images under noise, blur and brightness too, each at five severities; takes 15 more passes over the data",
+    ),
+]
 ImageSize = Annotated[int | None, Option(help="side in pixels to which encoded images are resized", min=1, max=8192)]
 Threads = Annotated[int, Option(help="threads of ONNX Runtime; 0: one per core", min=0, max=512)]
 Out = Annotated[Path | None, Option(help="folder for metrics.json and evaluation.html")]
@@ -112,6 +119,7 @@ def evaluate(
     ood: Ood = None,
     against: Against = None,
     part: Part = "test",
+    shift: Shift = False,
     image_size: ImageSize = None,
     threads: Threads = 0,
     out: Out = None,
@@ -135,6 +143,7 @@ def evaluate(
     from sparsify.evaluation import OutputNames, Preparation, shown, write_evaluation
     from sparsify.evaluation import evaluate as measured
     from sparsify.evaluation.folder import check_folder
+    from sparsify.pages import shifts
 
     if out is not None:
         check_folder(out, overwrite=overwrite)
@@ -148,11 +157,13 @@ def evaluate(
     report = measured(
         model, data, ood=ood or [], against=against, names=names,
         preparation=Preparation(_numbers("mean", mean), _numbers("std", std), scale, layout),
-        part=part, image_size=image_size, threads=threads,
+        part=part, shift=shift, image_size=image_size, threads=threads,
     )  # fmt: skip
     for line in shown.verdicts(report):
         console.print(line, highlight=False, markup=False)
     console.print(_table(("", *shown.titles(report).values()), shown.figures(report, short=True)))
+    if under := shown.shifted(report):
+        console.print(_table(shifts.short_columns(shown.titles(report)), shifts.short_rows(under)))
     if "differences" in report:
         console.print(_table(("difference", "", "95 % interval", "verdict"), shown.differences(report)))
     console.print("In brackets: 95 % intervals over draws of the samples, for one trained model.", highlight=False)

@@ -64,6 +64,7 @@ def test_hostile_text_is_escaped_wherever_it_stands(template):
         assert isinstance(shown, dict)
         content |= {"classes": table, "differences": table, "sets": table, "folded": True, "verdicts": [HOSTILE]}
         content |= {key: shown[key] for key in ("reliability", "selective", "ood")}
+        content |= {"shift": {**shown["ood"], "words": HOSTILE}}
     page = markup.page(template, **content)
     assert "<script" not in page and "<img src=x" not in page and "49" not in page and "onerror='" not in page
     assert page.count("<img") == page.count('src="data:image/png;base64,') == (template == "report.html")
