@@ -123,8 +123,8 @@ class Head(ABC):
 
     @property
     def spec(self) -> str:
-        """The head as a recipe writes it: the name, and the values of its fields: ``lac:0.9``."""
-        return ":".join([self.name, *(f"{getattr(self, f.name):g}" for f in dataclasses.fields(self))])
+        """The head as a recipe writes it: the name, and the values of its fields: ``lac:0.9``. `sparsify.heads.named` reads it back."""
+        return ":".join([self.name, *(_written(getattr(self, f.name)) for f in dataclasses.fields(self))])
 
     @abstractmethod
     def identity(self, shape: Any) -> dict[str, Tensor]:
@@ -184,3 +184,9 @@ class Head(ABC):
         return shapes.keys() == self.buffers.keys() and all(
             self.buffers[name] in (None, len(shape)) for name, shape in shapes.items()
         )
+
+
+def _written(value: float) -> str:
+    """Write a number with as few digits as say exactly this number."""
+    short = f"{value:g}"
+    return str(value) if isinstance(value, int) or float(short) != value else short

@@ -26,14 +26,12 @@ def further_heads(texts: Sequence[str]) -> tuple[Head, ...]:
     Raises:
         RecipeError: If one is unknown, its values are wrong, or two of them make the same output.
     """
-    found, makers = tuple(named(STAND_IN if text == CHOSEN else text) for text in texts), dict[str, Head]()
-    for head in found:
+    found, makers = tuple(named(STAND_IN if text == CHOSEN else text) for text in texts), dict[str, str]()
+    for text, head in zip(texts, found, strict=True):
         for name in head.outputs:
             if name in makers:
-                raise RecipeError(
-                    f"export.heads: {makers[name].spec} and {head.spec} both make {name!r}. Name one of them."
-                )
-            makers[name] = head
+                raise RecipeError(f"export.heads: {makers[name]} and {text} both make {name!r}. Name one of them.")
+            makers[name] = text
     return found
 
 

@@ -12,7 +12,7 @@ from torch import nn
 import sparsify as sp
 from sparsify.calibration import fit, head_of, kind_of
 from sparsify.errors import RecipeError, TrainingError
-from sparsify.heads import HEADS, Fitted, Scaling, Temperature, fitting, owner, register
+from sparsify.heads import HEADS, Fitted, Scaling, Temperature, fitting, named, owner, register
 from sparsify.parts.samples import TensorSamples
 from sparsify.runs.preflight import heads
 from sparsify.runs.recipe import parse_recipe
@@ -61,6 +61,14 @@ def test_a_task_has_the_heads_that_it_names_the_usual_one_first():
         "binary": ("temperature", "masked-temperature"), "multilabel": ("label-temperature",), "regression": ("interval",),
         "dense": ("temperature", "masked-temperature"), "sequence": ("temperature", "masked-temperature"), "custom": (),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["lac:0.9", "lac:0.9999999", "ash-p:99.9999999", "energy:1", "energy:1e-07", "odin:123456789.0", "knn:50:1000000", "gen:0.1:1234567"],
+)
+def test_a_head_is_read_back_as_it_is_written(text):
+    assert named(text).spec == text and named(named(text).spec) == named(text)
 
 
 @pytest.mark.parametrize(
