@@ -151,7 +151,9 @@ def fit(
         mine = _installed(program, one)
         samples = training if mine.samples == "training" and training is not None else held_out
         held = _held(program, mine, samples, meaning, level, batch_size)
-        fitted = _fitted(mine, held, mine.identity(_shapes(program, mine, meaning.output)))
+        identity = mine.identity(_shapes(program, mine, meaning.output))
+        _check_buffers(program, one, identity)
+        fitted = _fitted(mine, held, identity)
         for name, value in fitted.values.items():
             program.tensor(one.prefix + name).copy_(value)
         if one == main:
@@ -196,7 +198,12 @@ def _main(program: Program) -> Attached:
     found = main_head(program)
     if found is None:
         raise TrainingError(f"{program.name!r} has no calibration head. Apply attach-calibration-head first.")
-    if len(rivals := calibrating(program)) > 1:
+    rivals = calibrating(program)
+    for one in rivals:
+        known = HEADS.get((one.spec or "").partition(":")[0])
+        if known is not None and not known.calibrates:
+            _installed(program, one)
+    if len(rivals) > 1:
         told = ", ".join(repr(one.spec) for one in rivals)
         made = ", ".join(name for one in rivals for name in one.outputs)
         raise TrainingError(
@@ -222,10 +229,26 @@ def _installed(program: Program, found: Attached) -> Head:
     if name in HEADS:
         own = ", ".join(f"{name} of {'any' if n is None else n} dimensions" for name, n in HEADS[name].buffers.items())
         raise TrainingError(
-            f"{has}; the installed head of that name has {own or 'none'}. Install the version of the package that it is from. {REPLACE}"
+            f"{has}; the installed head of that name, {HEADS[name].spec!r}, has {own or 'none'}. Install the version of the package that it is "
+            f"from. {REPLACE}"
         )
     lacks = "no head of that name is installed" if name else "no head that is installed has these"
     raise TrainingError(f"{has}, and {lacks}. Install the package that it is from. {REPLACE}{not_loaded()}")
+
+
+def _check_buffers(program: Program, found: Attached, identity: State) -> None:
+    """Check that the buffers of a head have the shapes that it expects for this program.
+
+    Raises:
+        TrainingError: If they do not, as in a file that was changed.
+    """
+    for name, value in identity.items():
+        shape = tuple(program.tensor(found.prefix + name).shape)
+        if shape != tuple(value.shape):
+            raise TrainingError(
+                f"{program.name!r} has the head {found.spec!r}, whose buffer {name} has shape {list(shape)} in the program, and expects "
+                f"{list(value.shape)}. {REPLACE}"
+            )
 
 
 def _check_fits(program: Program, head: Head, task: Task) -> None:

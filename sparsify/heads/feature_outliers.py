@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any, ClassVar
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from sparsify.errors import RecipeError
 from sparsify.heads.base import FEATURES, OUTPUT, Call, Fitted, HeldOut, State
 from sparsify.heads.outliers import Outlier, free_energy
 from sparsify.heads.scaling import usable
@@ -20,6 +21,8 @@ SMALLEST = 1e-12
 """Smallest feature that counts as above 0."""
 LARGEST_RATIO = 20.0
 """Largest exponent of ASH-S and SCALE; it is unbounded where almost nothing is kept."""
+MOST = 2**29
+"""Numbers in float32 that an ONNX file can hold, which has fewer than 2^31 bytes."""
 aten = torch.ops.aten
 
 
@@ -111,7 +114,13 @@ class NearestNeighbours(Outlier):
             )
 
     def identity(self, shape: Any) -> dict[str, Tensor]:
-        return {"bank": torch.zeros(self.size, int(shape[1]))}
+        width = int(shape[1])
+        if self.size * width > MOST:
+            raise RecipeError(
+                f"the head {self.spec!r} keeps {self.size:,} features of {width} numbers each, and an ONNX file holds at most {MOST:,} numbers. "
+                "Name a smaller bank, such as knn:50:1000."
+            )
+        return {"bank": torch.zeros(self.size, width)}
 
     def score(self, call: Call, read: Any, state: Mapping[str, Any]) -> Any:
         length = call(aten.linalg_vector_norm.default, read, 2, [1], True)
@@ -126,6 +135,9 @@ class NearestNeighbours(Outlier):
         note = f"a rough estimate, from {len(features)} training samples for a bank of {self.size}"
         found = statistics.bank(features, held.judged[1], self.size)
         return Fitted({"bank": usable(found)}, note if len(features) < self.size else None)
+
+    def owns(self, shapes: Mapping[str, Sequence[Any]]) -> bool:
+        return super().owns(shapes) and shapes["bank"][0] == self.size
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from sparsify.heads.base import Call, Fitted, Head, HeldOut, State
 from sparsify.heads.sets import classes_of
 from sparsify.tasks import Task
 
+COLDEST, HOTTEST = 1e-4, 1e4
+"""Temperatures within which a file, which computes in float32, keeps the digits of a score."""
 aten = torch.ops.aten
 
 
@@ -75,7 +76,7 @@ class Energy(LogitScore):
     """T · ln of the sum of exp(z / T): the negative free energy (Liu et al. 2020, arXiv:2010.03759).
 
     Attributes:
-        temperature: T, above 0.
+        temperature: T, from 1e-4 to 1e4.
     """
 
     name: ClassVar = "energy"
@@ -83,7 +84,7 @@ class Energy(LogitScore):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        above_zero("temperature", self.temperature)
+        usable_temperature(self.temperature)
 
     def score(self, call: Call, read: Any, state: Mapping[str, Any]) -> Any:
         return free_energy(call, read, self.temperature)
@@ -125,7 +126,7 @@ class Odin(LogitScore):
     for large T it is the highest logit minus the mean of all.
 
     Attributes:
-        temperature: T, above 0.
+        temperature: T, from 1e-4 to 1e4.
     """
 
     name: ClassVar = "odin"
@@ -133,7 +134,7 @@ class Odin(LogitScore):
     temperature: float = 1000.0
 
     def __post_init__(self) -> None:
-        above_zero("temperature", self.temperature)
+        usable_temperature(self.temperature)
 
     def score(self, call: Call, read: Any, state: Mapping[str, Any]) -> Any:
         above = call(aten.sub.Tensor, read, call(aten.amax.default, read, [1], True))
@@ -149,11 +150,11 @@ def free_energy(call: Call, logits: Any, temperature: float = 1.0) -> Any:
     return call(aten.mul.Scalar, scaled, temperature)
 
 
-def above_zero(name: str, value: float) -> None:
-    """Refuse a value that is not above 0 and finite.
+def usable_temperature(value: float) -> None:
+    """Refuse a temperature that leaves nothing of a score in float32.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If it is not from `COLDEST` to `HOTTEST`.
     """
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} is a number above 0; found {value:g}")
+    if not COLDEST <= value <= HOTTEST:
+        raise ValueError(f"temperature is a number from {COLDEST:g} to {HOTTEST:g}; found {value:g}")

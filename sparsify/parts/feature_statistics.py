@@ -6,6 +6,7 @@ ridge, or left out.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -115,4 +116,7 @@ def contributions(weight: Tensor, mean: Tensor, percent: float) -> Tensor:
     share, active = weight * mean, weight != 0
     if not bool(active.any()):
         raise ValueError("all weights of the classifier are 0")
-    return torch.where(active & (share > torch.quantile(share[active], percent / 100)), weight, 0.0)
+    found = share[active].sort().values  # torch.quantile takes 16 million values at most
+    below = (len(found) - 1) * percent / 100
+    lower, upper = found[math.floor(below)], found[math.ceil(below)]
+    return torch.where(active & (share > torch.lerp(lower, upper, below % 1)), weight, 0.0)

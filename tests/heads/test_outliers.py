@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+import sparsify as sp
+from sparsify.errors import RecipeError
 from sparsify.heads import HEADS, HeldOut, named, run
 from sparsify.heads.base import FEATURES
 from sparsify.parts import feature_statistics as statistics
@@ -180,7 +182,8 @@ def test_features_of_no_class_score_lower(spec):
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("energy:0", "temperature is a number above 0"), ("gen:2", "gamma is an exponent"), ("gen:0.1:0", "most is a number of classes"),
+        ("energy:0", "temperature is a number from 0.0001 to 10000; found 0"), ("energy:1e-300", "temperature is"), ("odin:1e30", "temperature is"),
+        ("gen:2", "gamma is an exponent"), ("gen:0.1:0", "most is a number of classes"),
         ("knn:0", "neighbour is a rank"), ("knn:5:3", "neighbour is a rank"), ("react:0", r"in \(0, 100\]"), ("dice:100", r"in \[0, 100\)"),
         ("ash-s:-1", r"in \[0, 100\)"), ("vim:-1", "principal is a number of directions"),
     ],
@@ -188,3 +191,15 @@ def test_features_of_no_class_score_lower(spec):
 def test_values_out_of_range_are_refused(spec, words):
     with pytest.raises(Exception, match=words):
         named(spec)
+
+
+def test_a_bank_that_no_file_can_hold_is_refused_before_it_takes_memory():
+    program = sp.trace(torch.nn.Linear(12, 4), torch.rand(2, 12))
+    with pytest.raises(RecipeError, match=r"keeps 900,000,000 features of 12 numbers each, .* Name a smaller bank"):
+        sp.Pipeline.parse("attach-calibration-head{kind=knn:50:900000000}")(program)
+
+
+def test_contributions_of_a_large_classifier():
+    weight = torch.arange(1, 2**24 + 2, dtype=torch.float64)[None]
+    kept = statistics.contributions(weight, torch.ones(weight.shape[1], dtype=torch.float64), 50)
+    assert int((kept > 0).sum()) == 2**23

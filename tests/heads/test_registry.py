@@ -65,7 +65,16 @@ def test_a_task_has_the_heads_that_it_names_the_usual_one_first():
 
 @pytest.mark.parametrize(
     "text",
-    ["lac:0.9", "lac:0.9999999", "ash-p:99.9999999", "energy:1", "energy:1e-07", "odin:123456789.0", "knn:50:1000000", "gen:0.1:1234567"],
+    [
+        "lac:0.9",
+        "lac:0.9999999",
+        "ash-p:99.9999999",
+        "energy:1",
+        "energy:1e-07",
+        "odin:123456789.0",
+        "knn:50:1000000",
+        "gen:0.1:1234567",
+    ],
 )
 def test_a_head_is_read_back_as_it_is_written(text):
     assert named(text).spec == text and named(named(text).spec) == named(text)

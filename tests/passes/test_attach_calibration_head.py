@@ -113,7 +113,7 @@ def test_names_that_cannot_be_are_refused_where_a_file_is_read(heads, words, tmp
     [
         ({"probabilities": "this:s"}, r"has the calibration head 'this:s' with the buffers .*, and no head of that name is installed"),
         ({"probabilities": "this"}, "no head of that name is installed. Install the package"),
-        ({"probabilities": "temperature"}, r"buffers scale \[10\], bias \[10\], .*; the installed head of that name has temperature of 0"),
+        ({"probabilities": "temperature"}, r"buffers scale \[10\], bias \[10\], .*; the installed head of that name, .temperature., has temperature of 0"),
         ({"probabilities": "vector", "logits": "temperature"}, "names the calibration heads 'vector', 'temperature' for its outputs"),
     ],
 )  # fmt: skip
@@ -130,6 +130,21 @@ def test_a_name_that_is_not_that_of_the_head_is_told_where_the_head_is_needed(he
     result = sp.export(loaded, tmp_path / "m.onnx", inputs=[samples.inputs[:8]])
     named = heads["probabilities"] if "this" in heads["probabilities"] else None
     assert metadata(result.path).get("calibration") == result.head == named and "this" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("knn:5:900000000", r"the calibration head 'knn:5:900000000' with the buffers bank \[20, "), ("knn:5:19", "'knn:5:19' with"),
+        ("knn:5:99999999999999999999", "Install the version"), ("knn:", "the calibration head 'knn:' with"), ("mahalanobis", "'mahalanobis'"),
+    ],
+)  # fmt: skip
+def test_a_score_that_is_not_that_of_its_buffers_is_told_where_it_is_fitted(spec, words, tmp_path):
+    program, samples = calibrated("vector")
+    program = sp.Pipeline.parse("attach-calibration-head{kind=knn:5:20}")(program).eval()
+    path = changed(program, tmp_path / "p.sparsify", lambda output: output["heads"].update(ood_score=spec))
+    with pytest.raises(TrainingError, match=words):
+        fit(sp.Program.load(path).eval(), samples, training=samples)
 
 
 def test_every_exported_file_names_its_head(twin, tmp_path):
