@@ -229,8 +229,8 @@ def _installed(program: Program, found: Attached) -> Head:
     if name in HEADS:
         own = ", ".join(f"{name} of {'any' if n is None else n} dimensions" for name, n in HEADS[name].buffers.items())
         raise TrainingError(
-            f"{has}; the installed head of that name, {HEADS[name].spec!r}, has {own or 'none'}. Install the version of the package that it is "
-            f"from. {REPLACE}"
+            f"{has}; the installed head of that name, {HEADS[name].spec!r}, has {own or 'none'}. Install the version of the package that "
+            f"it is from. {REPLACE}"
         )
     lacks = "no head of that name is installed" if name else "no head that is installed has these"
     raise TrainingError(f"{has}, and {lacks}. Install the package that it is from. {REPLACE}{not_loaded()}")

@@ -16,8 +16,8 @@ from sparsify.heads import HEADS, HeldOut, Outlier, run
 from sparsify.heads.base import FEATURES, OUTPUT
 from sparsify.ir import Program
 from sparsify.ir.evaluation import outputs_over
-from sparsify.ir.features import classifier_of, with_features
-from sparsify.parts.samples import Batch, Samples
+from sparsify.ir.features import check_features, classifier_of, with_features
+from sparsify.parts.samples import Batch, Samples, Subset
 from sparsify.parts.trees import mapped, tensors
 from sparsify.tasks import build
 
@@ -113,8 +113,8 @@ def outlier_scores(
 ) -> dict[str, dict[str, Tensor]]:
     """Compute the score of every registered head that makes ``ood_score``, fitted to the samples that it asks for.
 
-    The program does not change. Where its classifier cannot be found, heads that read features are left out; so is a head that the samples
-    do not determine.
+    The program does not change. Where its classifier cannot be found, or its logits are not linear in what the classifier reads, heads that
+    read features are left out; so is a head that the samples do not determine.
 
     Args:
         program: a classifier, with logits [N, K].
@@ -139,7 +139,8 @@ def outlier_scores(
         torch.Size([5])
     """
     task, copy, name = build("classification"), program, ""
-    with suppress(PassError):  # without a classifier, the logits are left
+    with suppress(PassError):  # without features, the logits are left
+        check_features(program, Subset(training, torch.arange(min(2, len(training)))))
         copy, name = with_features(program)
     layer = classifier_of(copy) if name else None
     classifier = (layer.weight.double().cpu(), layer.bias.double().cpu()) if layer else None

@@ -187,6 +187,5 @@ class Head(ABC):
 
 
 def _written(value: float) -> str:
-    """Write a number with as few digits as say exactly this number."""
-    short = f"{value:g}"
-    return str(value) if isinstance(value, int) or float(short) != value else short
+    """Write a number with as few digits as say exactly it."""
+    return str(value) if isinstance(value, int) else repr(value).removesuffix(".0")

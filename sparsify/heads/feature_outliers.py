@@ -117,8 +117,8 @@ class NearestNeighbours(Outlier):
         width = int(shape[1])
         if self.size * width > MOST:
             raise RecipeError(
-                f"the head {self.spec!r} keeps {self.size:,} features of {width} numbers each, and an ONNX file holds at most {MOST:,} numbers. "
-                "Name a smaller bank, such as knn:50:1000."
+                f"the head {self.spec!r} keeps {self.size:,} features of {width} numbers each, and an ONNX file holds at most {MOST:,} "
+                "numbers. Name a smaller bank, such as knn:50:1000."
             )
         return {"bank": torch.zeros(self.size, width)}
 

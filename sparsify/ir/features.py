@@ -105,6 +105,26 @@ def features_over(program: Program, samples: Samples, *, batch_size: int = 256) 
     return features
 
 
+def check_features(program: Program, samples: Samples) -> None:
+    """Refuse a program whose logits are not linear in the inputs of its classifier, whatever values the classifier gets in training.
+
+    Args:
+        program: in any mode; it does not change.
+        samples: a few samples with inputs for the program.
+
+    Raises:
+        PassError: If it has no classifier, or its logits are not linear.
+    """
+    copy = program.clone()
+    found, generator = classifier(copy, "eval"), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in (found.weight, found.bias):
+            if name is not None:
+                value = copy.tensor(name)
+                value.copy_(torch.randn(value.shape, generator=generator))
+    features_over(copy, samples)
+
+
 def with_features(program: Program) -> tuple[Program, str]:
     """Return a program whose eval phase also returns the features [N, d], and the name of that output.
 

@@ -18,16 +18,19 @@ from sparsify.exporters.conversion import convert
 from sparsify.exporters.signature import holds_samples
 from sparsify.exporters.writing import check
 from sparsify.heads import fitting, named
+from sparsify.heads.base import FEATURES
 from sparsify.ir import Program, Stage, trace
 from sparsify.ir.binding import arguments_of
 from sparsify.ir.dimensions import parsed
 from sparsify.ir.effects import unexportable
 from sparsify.ir.evaluation import output_shape, outputs_of
+from sparsify.ir.features import check_features
 from sparsify.ir.heads import attached, head_buffers, head_names
 from sparsify.loading import Data, load_model
 from sparsify.loading.augmentation import check_augmentation
 from sparsify.methods import Method, dense
 from sparsify.methods.durations import read_length
+from sparsify.parts.samples import Subset
 from sparsify.parts.trees import tensors
 from sparsify.passes import AttachCalibrationHead, Pipeline
 from sparsify.runs.artefacts import calibration_rows, feeding, recipe_data
@@ -129,6 +132,7 @@ def check_export(program: Program, recipe: Recipe, data: Data) -> None:
 
     Raises:
         ExportError: If it cannot be converted, or its file would be too large.
+        PassError: If a head reads features that the program does not have.
     """
     size = sum(p.numel() * p.element_size() for p in program.parameters())
     if size > LARGEST_FILE:
@@ -142,6 +146,8 @@ def check_export(program: Program, recipe: Recipe, data: Data) -> None:
     if finished.dynamic_batch and len(data.validation) == 1:
         example = [torch.cat([value, value]) if holds_samples(finished, spec) else value
                    for spec, value in zip(finished.input_specs, example, strict=True)]  # fmt: skip
+    if any(one.head is not None and FEATURES in one.head.reads for one in attached(finished)):
+        check_features(finished, Subset(data.validation, torch.arange(min(2, len(data.validation)))))
     check(convert(finished.eval(), example, recipe.opset).clone())
 
 

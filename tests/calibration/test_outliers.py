@@ -83,6 +83,22 @@ def test_a_program_without_a_classifier_has_the_scores_of_its_logits():
     assert {*found} == {"msp", "max-logit", "energy:1", "gen:0.1:100", "odin:1000"}
 
 
+class Halved(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 16), nn.Linear(16, 10)
+        nn.init.zeros_(self.last.bias)  # so that only training makes the logits other than those of halved features
+
+    def forward(self, x):
+        return self.last(self.first(x.flatten(1)).relu()) / 2
+
+
+def test_a_program_whose_logits_are_not_linear_in_features_has_the_scores_of_its_logits():
+    program = sp.trace(Halved(), (X[:2],)).eval()
+    choice = choose_outlier_score(program, TRAINING, VALIDATION)
+    assert {*choice.auroc} == {"msp", "max-logit", "energy:1", "gen:0.1:100", "odin:1000"}
+
+
 def test_whole_numbers_cannot_be_mixed():
     samples = TensorSamples(torch.arange(40).reshape(20, 2), torch.arange(20) % 2)
     with pytest.raises(

@@ -245,3 +245,16 @@ def test_a_choice_without_outliers_is_refused_before_training(files, tmp_path):
     with pytest.raises(TrainingError, match="the inputs hold whole numbers, which cannot be mixed"):
         run(parse_recipe(None, keys), tmp_path / "a", timed=False)
     assert not (tmp_path / "a" / "model.onnx").exists()
+
+
+def test_a_score_of_features_that_the_model_does_not_have_is_refused_before_training(files, tmp_path):
+    (tmp_path / "m.py").write_text(
+        "import torch\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.f = torch.nn.Linear(64, 10)\n\n    def forward(self, x):\n        return self.f(x.flatten(1)).tanh()\n"
+    )
+    keys = {**TINY, "epochs": 1, "data": "digits", "model": f"{tmp_path}/m.py:Net"}
+    with pytest.raises(PassError, match="expected logits that are linear in the inputs of"):
+        run(parse_recipe(None, {**keys, "heads": ("mahalanobis",)}), tmp_path / "a", timed=False)
+    assert not (tmp_path / "a" / "program.sparsify").exists()
+    report = run(parse_recipe(None, {**keys, "heads": ("ood-auto",)}), tmp_path / "b", timed=False)
+    assert "mahalanobis" not in report["model"]["ood_choice"]["auroc"]

@@ -182,8 +182,8 @@ def test_features_of_no_class_score_lower(spec):
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("energy:0", "temperature is a number from 0.0001 to 10000; found 0"), ("energy:1e-300", "temperature is"), ("odin:1e30", "temperature is"),
-        ("gen:2", "gamma is an exponent"), ("gen:0.1:0", "most is a number of classes"),
+        ("energy:0", "temperature is .* from 0.0001 to 10000"), ("energy:1e-300", "temperature is"),
+        ("odin:1e30", "temperature is"), ("gen:2", "gamma is an exponent"), ("gen:0.1:0", "most is a number of classes"),
         ("knn:0", "neighbour is a rank"), ("knn:5:3", "neighbour is a rank"), ("react:0", r"in \(0, 100\]"), ("dice:100", r"in \[0, 100\)"),
         ("ash-s:-1", r"in \[0, 100\)"), ("vim:-1", "principal is a number of directions"),
     ],

