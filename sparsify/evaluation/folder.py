@@ -103,8 +103,7 @@ def _selective(report: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str
 def _shift(report: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, Any] | None:
     if not (found := shown.shifted(report)):
         return None
-    table = Table(shifts.columns(found), shifts.rows(found, titles))
-    return {"plot": shifts.plot(found, titles), "figures": table, "words": told()}
+    return shifts.section(found, titles, told())
 
 
 def _outside(report: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from sparsify.pages.markup import Table
 from sparsify.pages.plots import COLOURS, canvas, svg
 
 Row = Mapping[str, Any]
@@ -112,6 +113,12 @@ def sentence(found: Shift) -> str:
         f"Confidence exceeds accuracy most with {kind} of severity {severity}: mean confidence {ours['confidence']:.4f}, accuracy "
         f"{ours['accuracy']:.4f}; for the inputs as they are, {plain['confidence']:.4f} and {plain['accuracy']:.4f}."
     )
+
+
+def section(found: Mapping[str, Shift], titles: Mapping[str, str], words: str) -> dict[str, Any]:
+    """Return what the template ``shift.html`` shows: plot, table, and ``words``, which say how the inputs were changed."""
+    shown = {part: titles[part] for part in found}
+    return {"plot": plot(found, shown), "figures": Table(columns(found), rows(found, shown)), "words": words}
 
 
 def plot(found: Mapping[str, Shift], titles: Mapping[str, str]) -> Markup:

@@ -8,9 +8,10 @@ from typing import Any
 
 from sparsify.errors import ReportError
 from sparsify.files import write_atomically
-from sparsify.pages import markup, plots
+from sparsify.pages import markup, plots, shifts
 from sparsify.pages.markup import Table
 from sparsify.pages.sets import SIZE_COLUMNS, size_rows
+from sparsify.reading.shifts import told
 from sparsify.reports import integers, savings, sections
 from sparsify.reports import sets as answered
 from sparsify.reports.damage import damage_section
@@ -113,6 +114,7 @@ def _classes(run: RunFolder, titles: Mapping[str, str]) -> dict[str, Any]:
         "bins": Table(("", "bin", "samples", "confidence", "accuracy"), sections.bins(report)),
         "selective": _selective(report, titles),
         "sets": _sets(report, titles),
+        "shift": _shift(report, titles),
         "ood": _out_of_distribution(report, titles),
         "unknown": plots.unknown(rows) if rows and "val_unknown" in rows[-1] else None,
         "shown": Table(columns, worst) if many else every,
@@ -140,6 +142,11 @@ def _sets(report: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, Any
         "classes": Table(("coverage by class", *titles.values()), rows) if rows else None,
         "folded": len(rows) > sections.MOST_CLASSES,
     }
+
+
+def _shift(report: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, Any] | None:
+    found = {name: report[name]["shift"] for name in titles if report[name].get("shift")}
+    return shifts.section(found, titles, told()) if found else None
 
 
 def _out_of_distribution(report: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, Any] | None:

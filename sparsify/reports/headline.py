@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sparsify.pages import shifts
 from sparsify.reports.digits import three_digits
 from sparsify.reports.integers import figure_rows, int8_sentence, int8_title
 from sparsify.reports.selective import selective_sentences
@@ -153,7 +154,9 @@ def sentences(report: Report, latency: Report | None) -> list[str]:
         judged = _task_figures(report) if "figures" in model else [_accuracy(report), *_better_and_worse(report)]
         found += [*judged, _size(report)]
     found += _task_calibrated(model) if "figures" in model else [_calibrated(report)]
-    found += [*selective_sentences(report), *set_sentences(report), *_told_apart(report), _agreement(model["parity"])]
+    found += [*selective_sentences(report), *set_sentences(report), *_told_apart(report)]
+    found += [shifts.sentence(model["shift"])] if model.get("shift") else []
+    found.append(_agreement(model["parity"]))
     if latency and latency["verdict"]:
         found.append(_speed(report, latency))
     if model.get("int8"):

@@ -21,6 +21,7 @@ from sparsify.reports.ood_form import Ood, OodChoice
 from sparsify.reports.savings_form import Savings
 from sparsify.reports.selective_form import Paired, SelectiveFigures
 from sparsify.reports.sets_form import BesideProbabilities
+from sparsify.reports.shift_form import Shift
 
 
 class Bin(Form):
@@ -211,6 +212,7 @@ class Part(_Trained, SelectiveFigures, BesideProbabilities):
     int8: Int8 | None = None
     teacher: Teacher | None = None
     individual: IndividualCalibration | None = None
+    shift: Shift | None = None
 
 
 class TaskCalibration(Form):

@@ -20,6 +20,7 @@ NOT_MEASURES = frozenset(
         "counts",
         "savings",
         "histogram",
+        "shift",
         "coverage_at_risk",
         "risk_coverage",
         "figures",

@@ -15,6 +15,7 @@ AFTER_TRAINING = frozenset(
     {
         "ood",
         "ood_validation",
+        "shift",
         "baseline",
         "calibrator",
         "heads",

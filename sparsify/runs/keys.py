@@ -34,6 +34,7 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "std": "std",
         "ood": "ood",
         "ood_validation": "ood_validation",
+        "shift": "shift",
     },
     "task": {
         "kind": "task",

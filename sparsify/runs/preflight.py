@@ -39,6 +39,7 @@ from sparsify.runs.further_heads import further_heads, spelt_head
 from sparsify.runs.out_of_distribution import check_choice
 from sparsify.runs.recipe import AUTO, Recipe
 from sparsify.runs.saved import is_saved, load_saved
+from sparsify.runs.shifting import check_shift
 from sparsify.runs.standardising import standardised
 from sparsify.tasks import Classification, Task
 from sparsify.tasks.base import check_gradient
@@ -93,6 +94,7 @@ def jobs(recipe: Recipe, data: Data, *, converts: bool = False) -> dict[str, Job
     feeding(data, recipe.export_input)
     check_augmentation(data.example(), recipe.augment)
     check_choice(recipe, data)
+    check_shift(recipe, data)
     task = recipe.build_task()
     methods = {"dense": dense()} if recipe.baseline and recipe.method != "dense" else {}
     methods["model"] = recipe.build_method()

@@ -89,6 +89,7 @@ class Recipe:
         ood: out-of-distribution inputs to be told apart from the test part: ``file.npz``, a folder of images, ``file.py:factory``,
             ``photos``.
         ood_validation: other such inputs, on which ``ood-auto`` of ``heads`` chooses a score.
+        shift: also measure a classifier on test images under noise, blur and brightness.
         method: a method that `sparsify methods` lists, or ``file.py:function``; wrappers are written around it, ``cigl(agent(rigl))``.
         sparsity: inactive fraction of the maskable weights, in (0, 1); density is 1 - sparsity.
         pattern: which positions may be active together: a pattern that `sparsify patterns` lists.
@@ -138,6 +139,7 @@ class Recipe:
     std: tuple[float, ...] | None = None
     ood: tuple[str, ...] = ()
     ood_validation: tuple[str, ...] = ()
+    shift: bool = False
     method: str = "gmp"
     sparsity: Fraction = 0.9
     pattern: str = "unstructured"

@@ -58,6 +58,7 @@ from sparsify.runs.inferring import with_task
 from sparsify.runs.out_of_distribution import ood_rows, with_choice
 from sparsify.runs.preflight import Job, heads, jobs, with_head, with_warmup, without_baseline
 from sparsify.runs.recipe import Recipe, parse_recipe
+from sparsify.runs.shifting import shift_rows
 from sparsify.runs.standardising import shortfall
 from sparsify.runs.teachers import TeacherProgram, load_teacher, referred
 from sparsify.tasks import Task
@@ -355,6 +356,7 @@ def _export(
         "savings": model.trained.savings.to_dict(),
         **({"teacher": model.teacher.row(task, data)} if model.teacher else {}),
         "ood": ood_rows(program, outputs, data),
+        **shift_rows(recipe, program, task, outputs, data),
         **({"ood_choice": choice.to_dict()} if choice else {}),
         "ood_threshold": threshold,
     }

@@ -38,6 +38,7 @@ def everything(text: str, plot: str) -> dict[str, object]:
     sets = {"figures": table, "sizes": table, "classes": table, "folded": True}
     classes = {
         "reliability": plot, "calibration": table, "bins": table, "ood": ood, "selective": ood, "sets": sets, "unknown": plot,
+        "shift": {**ood, "words": text},
         "shown": table, "every": table,
     }  # fmt: skip
     exemplar = dict.fromkeys(("sample", "picture", "label", "dense", "sparse", "fall"), text)
