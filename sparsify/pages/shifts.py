@@ -156,7 +156,7 @@ def plot(found: Mapping[str, Shift], titles: Mapping[str, str]) -> Markup:
                     f"ECE {last['ece']:.4f}"
                 )
             grid[0, column].set(title=kind)
-            grid[-1, column].set(xlabel="severity")
+            grid[-1, column].set(xlabel="severity", xticks=range(1 + len(found[next(iter(found))][kind])))
         for axis, label in zip(grid[:, 0], ("accuracy, mean confidence", "ECE", "share"), strict=False):
             axis.set(ylabel=label, ylim=(0, None))
             axis.legend(fontsize=7)
