@@ -30,6 +30,7 @@ def acceptance(confidence: Tensor, right: Tensor, risk: float, doubt: float) -> 
 
     This is selection with guaranteed risk (Geifman and El-Yaniv 2017, arXiv:1705.08500, algorithm 2): a binary search over the N
     confidences, of which each step bounds the risk by the exact binomial bound with a doubt of ``doubt / ceil(log2 N)``.
+    The search leaves out numbers of answers that are too few to prove the risk even if all of them are right.
 
     Args:
         confidence: of N held-out samples, [N].
@@ -52,7 +53,10 @@ def acceptance(confidence: Tensor, right: Tensor, risk: float, doubt: float) -> 
     ordered, order = confidence.double().sort(descending=True, stable=True)
     wrong = (~right[order]).cumsum(0)
     steps = max(1, math.ceil(math.log2(len(ordered))))
-    best, low, high = Acceptance(math.inf, 0, 0, 0.0), 0, len(ordered)
+    fewest = math.ceil(
+        math.log(doubt / steps) / math.log1p(-risk)
+    )  # even if all are right, fewer answers prove nothing
+    best, low, high = Acceptance(math.inf, 0, 0, 0.0), fewest - 1, len(ordered)
     for _ in range(steps):
         if low >= high:
             break

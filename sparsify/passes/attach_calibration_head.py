@@ -114,8 +114,8 @@ class AttachCalibrationHead(Pass):
         for name in head.outputs:
             if name in names:
                 raise PassError(
-                    f"{self.name}: {program.name!r} already has an output {name!r}. If a calibration head makes "
-                    f"it, set the option replace=true; otherwise rename it in the model."
+                    f"{self.name}: {program.name!r} already has an output {name!r}. If a head makes it, set "
+                    f"the option replace=true; if the method or the model makes it, leave out {head.spec}, or rename it in the model."
                 )
         if made := [name for one in attached(program) if _in_the_way(one, head) for name in one.outputs]:
             raise PassError(

@@ -46,12 +46,12 @@ def check_further_heads(texts: Sequence[str], task: str, kinds: Sequence[str]) -
     Raises:
         RecipeError: If there is one.
     """
-    for head in further_heads(texts):
+    for text, head in zip(texts, further_heads(texts), strict=True):
         if head.calibrates:
             raise RecipeError(
-                f"export.heads: {head.spec!r} calibrates what the task reads. Name it in export.calibrator, of which there is one."
+                f"export.heads: {text!r} calibrates what the task reads. Name it in export.calibrator, of which there is one."
             )
         if head.name not in kinds:
             raise RecipeError(
-                f"export.heads: {head.spec!r} does not fit task {task!r}. Name heads that `sparsify heads` lists for it."
+                f"export.heads: {text!r} does not fit task {task!r}. Name heads that `sparsify heads` lists for it."
             )

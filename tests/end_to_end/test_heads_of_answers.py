@@ -129,6 +129,7 @@ def test_a_head_that_is_written_wrongly_is_refused(text, words):
     [
         ({"heads": ("vector",)}, "'vector' calibrates what the task reads. Name it in export.calibrator"),
         ({"heads": ("lac:0.9", "aps:0.9")}, "lac:0.9 and aps:0.9 both make 'prediction_set'"),
+        ({"heads": ("ood-auto",), "task": "binary"}, "'ood-auto' does not fit task 'binary'"),
         ({"heads": ("ood-auto", "energy")}, "ood-auto and energy both make 'ood_score'"),
         ({"heads": ("lac:0.9",), "task": "regression"}, "'lac:0.9' does not fit task 'regression'"),
     ],

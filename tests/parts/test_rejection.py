@@ -41,3 +41,11 @@ def test_the_risk_of_new_answers_is_larger_in_few_draws_only():
         broken += found.accepted > 0 and most**4 / 5 > 0.1  # its mean over u < most
         coverage.append(float((u[500:] <= most).double().mean()))
     assert broken <= 10 and 0.6 < sum(coverage) / 100 < 0.84  # at best 0.5 ** 0.25
+
+
+def test_the_search_leaves_out_numbers_of_answers_that_can_prove_nothing():
+    right = (torch.arange(600) < 270) | (
+        torch.arange(600) % 2 == 0
+    )  # of the first 300, 15 are wrong; 150 are too few for a risk of 2 %
+    found = acceptance(torch.linspace(1, 0, 600), right, 0.02, 0.1)
+    assert 228 <= found.accepted <= 272 and found.bound <= 0.02
