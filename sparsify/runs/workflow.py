@@ -311,8 +311,8 @@ def _export(
         (`sparsify.runs.answering.scored`).
     """
     program, name, log = model.program, model.name, None
-    recipe, choice = with_choice(recipe, program, data)
-    Pipeline(heads(recipe, program)).apply(program)
+    chosen, choice = with_choice(recipe, program, data)  # the file names the recipe as it was given
+    Pipeline(heads(chosen, program)).apply(program)
     if kind_of(program) is not None:
         log = fit(program, data.validation, task=task, training=data.train)
     program.save(model.folder / "program.sparsify")

@@ -230,6 +230,7 @@ def test_a_run_chooses_a_score_and_compares_all(files, tmp_path):
     assert tomllib.loads((tmp_path / "a" / "recipe.toml").read_text())["export"]["heads"] == ["ood-auto"]
     session = onnxruntime.InferenceSession(tmp_path / "a" / "model.onnx")
     props = session.get_modelmeta().custom_metadata_map
+    assert props["recipe_hash"] == report["recipe_hash"]
     assert (
         json.loads(props["heads"]) == {"ood_score": choice["chosen"]}
         and float(props["ood_threshold"]) == model["ood_threshold"]
