@@ -17,7 +17,7 @@ from sparsify.heads.base import FEATURES, OUTPUT
 from sparsify.ir import Program
 from sparsify.ir.evaluation import outputs_over
 from sparsify.ir.features import check_features, classifier_of, with_features
-from sparsify.parts.samples import Batch, Samples, Subset
+from sparsify.parts.samples import Batch, Samples
 from sparsify.parts.trees import mapped, tensors
 from sparsify.tasks import build
 
@@ -140,7 +140,7 @@ def outlier_scores(
     """
     task, copy, name = build("classification"), program, ""
     with suppress(PassError):  # without features, the logits are left
-        check_features(program, Subset(training, torch.arange(min(2, len(training)))))
+        check_features(program, training)
         copy, name = with_features(program)
     layer = classifier_of(copy) if name else None
     classifier = (layer.weight.double().cpu(), layer.bias.double().cpu()) if layer else None

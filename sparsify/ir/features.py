@@ -19,7 +19,7 @@ from sparsify.ir.layers import Layer
 from sparsify.ir.nodes import TensorSpec
 from sparsify.ir.program import Program
 from sparsify.ir.traits import apply
-from sparsify.parts.samples import Samples
+from sparsify.parts.samples import Samples, Subset
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def check_features(program: Program, samples: Samples) -> None:
 
     Args:
         program: in any mode; it does not change.
-        samples: a few samples with inputs for the program.
+        samples: with inputs for the program; two are read, or as many as its fixed batch has.
 
     Raises:
         PassError: If it has no classifier, or its logits are not linear.
@@ -122,7 +122,8 @@ def check_features(program: Program, samples: Samples) -> None:
             if name is not None:
                 value = copy.tensor(name)
                 value.copy_(torch.randn(value.shape, generator=generator))
-    features_over(copy, samples)
+    count = min(2 if copy.dynamic_batch else int(copy.input_specs[0].shape[0]), len(samples))
+    features_over(copy, Subset(samples, torch.arange(count)))
 
 
 def with_features(program: Program) -> tuple[Program, str]:

@@ -30,7 +30,6 @@ from sparsify.loading import Data, load_model
 from sparsify.loading.augmentation import check_augmentation
 from sparsify.methods import Method, dense
 from sparsify.methods.durations import read_length
-from sparsify.parts.samples import Subset
 from sparsify.parts.trees import tensors
 from sparsify.passes import AttachCalibrationHead, Pipeline
 from sparsify.runs.artefacts import calibration_rows, feeding, recipe_data
@@ -149,7 +148,7 @@ def check_export(program: Program, recipe: Recipe, data: Data) -> None:
         example = [torch.cat([value, value]) if holds_samples(finished, spec) else value
                    for spec, value in zip(finished.input_specs, example, strict=True)]  # fmt: skip
     if any(one.head is not None and FEATURES in one.head.reads for one in attached(finished)):
-        check_features(finished, Subset(data.validation, torch.arange(min(2, len(data.validation)))))
+        check_features(finished, data.validation)
     check(convert(finished.eval(), example, recipe.opset).clone())
 
 

@@ -12,6 +12,7 @@ from sparsify.calibration.outliers import MIXTURES, SCRAMBLED, Mixtures, Scrambl
 from sparsify.errors import TrainingError
 from sparsify.figures import metrics
 from sparsify.heads import HEADS, Outlier
+from sparsify.ir.roles import TraceWarning
 from sparsify.parts.samples import TensorSamples
 from tests.cases import digits
 
@@ -97,6 +98,21 @@ def test_a_program_whose_logits_are_not_linear_in_features_has_the_scores_of_its
     program = sp.trace(Halved(), (X[:2],)).eval()
     choice = choose_outlier_score(program, TRAINING, VALIDATION)
     assert {*choice.auroc} == {"msp", "max-logit", "energy:1", "gen:0.1:100", "odin:1000"}
+
+
+def test_a_program_of_one_batch_size_has_scores_of_its_features():
+    class Four(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(64, 16), nn.Linear(16, 10)
+
+        def forward(self, x):
+            return self.last(self.first(x.reshape(4, 64)).relu())
+
+    with pytest.warns(TraceWarning, match="fixes its batch size at 4"):
+        program = sp.trace(Four(), (X[:4],)).eval()
+    assert not program.dynamic_batch
+    assert "mahalanobis" in outlier_scores(program, TRAINING, VALIDATION, {"test": TEST}, batch_size=4)
 
 
 def test_whole_numbers_cannot_be_mixed():
