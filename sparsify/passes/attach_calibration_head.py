@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import fx
 
-from sparsify.errors import PassError
-from sparsify.heads import Head, fitting, named
+from sparsify.errors import PassError, RecipeError
+from sparsify.heads import HEADS, Head, fitting, named
 from sparsify.heads.base import FEATURES, OUTPUT
 from sparsify.ir import Program, Stage, TensorSpec, surgery
 from sparsify.ir.features import features_node
@@ -18,7 +18,22 @@ from sparsify.ir.recording import Recorder
 from sparsify.ir.traits import named_outputs
 from sparsify.passes.base import CHANGED, UNCHANGED, Effect, Kept, Pass, PassLog
 from sparsify.passes.options import option
+from sparsify.registry import not_loaded
 from sparsify.tasks import TASKS, Task, kind
+
+
+def _head(text: str) -> Head:
+    """Return the head that the option ``kind`` names.
+
+    Raises:
+        PassError: If there is no such head, or its values are wrong.
+    """
+    if text.partition(":")[0] not in HEADS:
+        raise PassError(f"there is no choice {text!r}. Choose one of: {', '.join(HEADS)}.{not_loaded()}")
+    try:
+        return named(text)
+    except RecipeError as error:
+        raise PassError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,7 @@ class AttachCalibrationHead(Pass):
         "temperature",
         "temperature (one parameter, keeps the decision), vector (two per class), label-temperature (one per label), interval, or "
         "another that `sparsify heads` lists, with its values: lac:0.95",
-        reads=named,
+        reads=_head,
     )
     task: str = option("classification", "what the output means", choices=TASKS)
     replace: bool = option(

@@ -38,7 +38,8 @@ def test_two_sets_are_measured_for_both_models(capsys, tmp_path, turned):
     for part in ("dense", "model"):
         assert {name: row["samples"] for name, row in report[part]["ood"].items()} == {"turned": 300, "photos": 1000}
         for name, row in report[part]["ood"].items():
-            assert list(row["scores"]) == ["energy", "entropy", "maximum probability"], "sorted keys"
+            assert list(row["scores"]) == sorted(row["scores"]), "sorted keys"
+            assert {"energy", "entropy", "maximum probability", "mahalanobis", "vim:0"} <= row["scores"].keys()
             found = row["scores"]["maximum probability"]["auroc"]
             assert (0.9 if name == "photos" else 0.2) < found <= 1, (
                 "turned digits look like digits to a network that was trained shortly"

@@ -11,6 +11,7 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from sparsify.errors import RecipeError
+from sparsify.heads import HEADS
 from sparsify.ir import Program
 from sparsify.methods import METHODS, WRAPPERS
 from sparsify.methods.registry import options
@@ -37,6 +38,8 @@ def values(option: Option) -> st.SearchStrategy:
         return st.sampled_from(
             ["unstructured", "fan-in", "nm:2:4", "block:4x1", "grouped:64", "grouped:8x4:l2:learned"]
         )
+    if option.name == "kind":
+        return st.sampled_from([*HEADS, "lac:0.95", "knn:5:100", "energy:0.5"])
     if option.name == "sizes":
         return st.lists(st.sampled_from(["N=1", "N=4096", "T=64"]), max_size=3).map(tuple)
     if option.choices:
