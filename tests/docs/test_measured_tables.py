@@ -43,6 +43,15 @@ def test_the_page_of_calibrators(lines):
     assert "\n".join(script[lines](stored["rows"])) in page
 
 
+def test_the_table_of_what_heads_cost():
+    script, stored = benchmark("heads_cost")
+    assert {row["row"] for row in stored["rows"]} == {*script["rows_of_heads"]()}
+    page = (ROOT / "docs" / "out_of_distribution.md").read_text(encoding="utf-8")
+    assert "\n".join(script["table"](stored)) in page
+    low, high = (f"{value:.3f}" for value in stored["noise"])
+    assert f"that file against itself: {low} to {high}" in page
+
+
 @pytest.mark.parametrize("data", ["cora", "fashion"])
 def test_the_page_of_calirare(data):
     script, stored = benchmark("calirare")
