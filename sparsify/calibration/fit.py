@@ -6,20 +6,21 @@ Fitting never makes a run fail: if the samples do not determine a head, it stays
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparsify.calibration.held import held_out as read_samples
 from sparsify.errors import DataError, TrainingError
 from sparsify.figures import metrics
 from sparsify.heads import HEADS, Fitted, Head, HeldOut, Scaling, State, fitting, run
 from sparsify.heads.base import FEATURES, OUTPUT
 from sparsify.ir import Program, surgery
 from sparsify.ir.evaluation import outputs_over
-from sparsify.ir.features import classifier_of, features_over
+from sparsify.ir.features import check_features, classifier_of
 from sparsify.ir.heads import (
     BOUNDS,
     Attached,
@@ -32,7 +33,7 @@ from sparsify.ir.heads import (
     main_head,
 )
 from sparsify.ir.traits import named_outputs
-from sparsify.parts.samples import Batch, Samples
+from sparsify.parts.samples import Samples
 from sparsify.registry import not_loaded
 from sparsify.tasks import Task, build
 from sparsify.tasks.base import judged
@@ -264,28 +265,6 @@ def _check_fits(program: Program, head: Head, task: Task) -> None:
     )
 
 
-@dataclass(frozen=True)
-class _Changed:
-    """Samples whose inputs are changed when a batch is fetched."""
-
-    samples: Samples
-    change: Callable[[Any], Any]
-
-    @property
-    def targets(self) -> Any:
-        return self.samples.targets
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def batch(self, rows: Tensor, *, seed: int = 0) -> Batch:
-        found = self.samples.batch(rows, seed=seed)
-        return found._replace(inputs=self.change(found.inputs))
-
-    def fingerprint(self) -> str:
-        return self.samples.fingerprint()
-
-
 def _held(program: Program, head: Head, samples: Samples, task: Task, level: float, batch_size: int) -> HeldOut:
     """Compute everything that a head is fitted to.
 
@@ -293,17 +272,10 @@ def _held(program: Program, head: Head, samples: Samples, task: Task, level: flo
         TrainingError: If the outputs contain NaN or +infinity.
         DataError: If the targets do not fit the outputs.
     """
-    assert task.output is not None, "a task with heads reads one output"
-    names = {task.output, *(name for name in head.reads if name not in (OUTPUT, FEATURES))}
-
-    def computed(some: Samples) -> dict[str, Tensor]:
-        return {
-            name: value.double()
-            for name, value in outputs_over(program, some, names=names, batch_size=batch_size).items()
-        }
-
-    outputs = computed(samples)
-    found = outputs.pop(task.output)
+    if FEATURES in head.reads:
+        check_features(program, samples)
+    held = read_samples(program, samples, task, head.reads, level=level, batch_size=batch_size)
+    found = held.output
     if bool((found.isnan() | (found == torch.inf)).any()):
         what = "logits" if task.output == "logits" else "predictions"
         raise TrainingError(
@@ -311,20 +283,7 @@ def _held(program: Program, head: Head, samples: Samples, task: Task, level: flo
             f"the batch norms' running statistics."
         )
     task.check(samples.targets, ("N", *found.shape[1:]))
-    layer = None
-    if FEATURES in head.reads:
-        outputs[FEATURES] = features_over(program, samples, batch_size=batch_size).double()
-        last = classifier_of(program)
-        layer = last.weight.double().cpu(), last.bias.double().cpu()
-    return HeldOut(
-        found,
-        samples.targets.cpu(),
-        task,
-        level,
-        others=outputs,
-        classifier=layer,
-        again=lambda change: computed(_Changed(samples, change))[str(task.output)],
-    )
+    return held
 
 
 def _shapes(program: Program, head: Head, output: str) -> Any:

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsify.calibration.held import held_out as read_samples
 from sparsify.errors import PassError, TrainingError
 from sparsify.figures import metrics
-from sparsify.heads import HEADS, HeldOut, Outlier, run
+from sparsify.heads import HEADS, Outlier, run
 from sparsify.heads.base import FEATURES, OUTPUT
 from sparsify.ir import Program
-from sparsify.ir.evaluation import outputs_over
-from sparsify.ir.features import check_features, classifier_of, with_features
-from sparsify.parts.samples import Batch, Samples
-from sparsify.parts.trees import mapped, tensors
+from sparsify.ir.features import check_features
+from sparsify.parts.samples import Changed, Samples
+from sparsify.parts.trees import Tree, mapped, tensors
 from sparsify.tasks import build
 
 MIXTURES, SCRAMBLED = "mixtures of two validation samples", "validation samples with their values in another order"
@@ -43,69 +43,33 @@ class Choice:
         return {"chosen": self.chosen, "auroc": dict(self.auroc), "outliers": list(self.outliers)}
 
 
-@dataclass(frozen=True)
-class Mixtures:
-    """N outliers made of N samples: the mean of the inputs of two, of different classes where there are any.
+def mixtures(samples: Samples) -> Samples:
+    """Make N outliers of N samples: the mean of the inputs of two, of different classes where there are any.
 
-    Attributes:
+    Args:
         samples: with floating-point inputs, and class numbers as targets.
     """
+    targets: Tensor = samples.targets
+    order = targets.argsort(stable=True)
+    partners = torch.empty_like(order)
+    partners[order] = order.roll(len(order) // 2)  # half way round the samples, sorted by class
 
-    samples: Samples
+    def mixed(inputs: Tree, rows: Tensor) -> Tree:
+        others = iter(tensors(samples.batch(partners[rows]).inputs))
+        return mapped(lambda one: (one + next(others)) / 2, inputs)
 
-    @property
-    def targets(self) -> Tensor:
-        return self.samples.targets  # type: ignore[no-any-return]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def batch(self, rows: Tensor, *, seed: int = 0) -> Batch:
-        first = self.samples.batch(rows, seed=seed)
-        second = self.samples.batch(self._partners()[rows], seed=seed)
-        others = iter(tensors(second.inputs))
-        return first._replace(inputs=mapped(lambda one: (one + next(others)) / 2, first.inputs))
-
-    def fingerprint(self) -> str:
-        return f"mixtures of {self.samples.fingerprint()}"
-
-    def _partners(self) -> Tensor:
-        """Return the partner of each sample, int64 [N]: half way round the samples, sorted by class."""
-        order = self.targets.argsort(stable=True)
-        partners = torch.empty_like(order)
-        partners[order] = order.roll(len(order) // 2)
-        return partners
+    return Changed(samples, mixed, MIXTURES)
 
 
-@dataclass(frozen=True)
-class Scrambled:
-    """N outliers made of N samples: the values of each input in another order, which is the same for all.
+def scrambled(samples: Samples) -> Samples:
+    """Make N outliers of N samples: the values of each input in another order, which is the same for all."""
 
-    Attributes:
-        samples: with inputs of a fixed shape.
-    """
+    def reordered(values: Tensor) -> Tensor:
+        flat = values.flatten(1)
+        order = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0))
+        return flat[:, order].reshape(values.shape)
 
-    samples: Samples
-
-    @property
-    def targets(self) -> Tensor:
-        return self.samples.targets  # type: ignore[no-any-return]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def batch(self, rows: Tensor, *, seed: int = 0) -> Batch:
-        found = self.samples.batch(rows, seed=seed)
-        return found._replace(inputs=mapped(_scrambled, found.inputs))
-
-    def fingerprint(self) -> str:
-        return f"scrambled {self.samples.fingerprint()}"
-
-
-def _scrambled(values: Tensor) -> Tensor:
-    flat = values.flatten(1)
-    order = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0))
-    return flat[:, order].reshape(values.shape)
+    return Changed(samples, lambda inputs, rows: mapped(reordered, inputs), SCRAMBLED)
 
 
 def outlier_scores(
@@ -138,39 +102,24 @@ def outlier_scores(
         >>> found["mahalanobis"]["new"].shape
         torch.Size([5])
     """
-    task, copy, name = build("classification"), program, ""
+    task, known = build("classification"), {OUTPUT}
     with suppress(PassError):  # without features, the logits are left
         check_features(program, training)
-        copy, name = with_features(program)
-    layer = classifier_of(copy) if name else None
-    classifier = (layer.weight.double().cpu(), layer.bias.double().cpu()) if layer else None
-
-    def held(samples: Samples) -> HeldOut:
-        read = outputs_over(copy, samples, names=("logits", name), batch_size=batch_size)
-        others = {FEATURES: read[name].double()} if name else {}
-        return HeldOut(read["logits"].double(), samples.targets.cpu(), task, others=others, classifier=classifier)
-
-    heads = [
-        head
-        for head in HEADS.values()
-        if isinstance(head, Outlier) and {*head.reads} <= {OUTPUT, *((FEATURES,) if name else ())}
-    ]
+        known.add(FEATURES)
+    heads = [head for head in HEADS.values() if isinstance(head, Outlier) and known.issuperset(head.reads)]
     fitted_to = {"training": training, "held-out": held_out}
-    sources = {of: held(fitted_to[of]) for of in dict.fromkeys(head.samples for head in heads)}
-    read = {key: held(samples) for key, samples in sets.items()}
+    needed = {of: fitted_to[of] for of in dict.fromkeys(head.samples for head in heads)}
+    sources, read = (
+        {key: read_samples(program, one, task, known, batch_size=batch_size) for key, one in group.items()}
+        for group in (needed, sets)
+    )
     found: dict[str, dict[str, Tensor]] = {}
     for head in heads:
-        one = next(iter(read.values()), sources[head.samples])
-        values = one.read(head)
-        shape: Any = (
-            ("N", *values.shape[1:]) if isinstance(values, Tensor) else tuple(("N", *v.shape[1:]) for v in values)
-        )
-        start = head.identity(shape)
-        try:
-            state = head.fit(sources[head.samples], {key: value.double() for key, value in start.items()}).values
-        except ValueError:
-            continue
-        found[head.spec] = {key: head.apply(run, values.read(head), state, task)[0] for key, values in read.items()}
+        source = sources[head.samples]
+        start = {name: value.double() for name, value in head.identity(source.shape(head)).items()}
+        with suppress(ValueError):  # these samples do not determine it
+            state = head.fit(source, start).values
+            found[head.spec] = {key: head.apply(run, values.read(head), state, task)[0] for key, values in read.items()}
     return found
 
 
@@ -182,15 +131,15 @@ def choose_outlier_score(
     Args:
         program: a classifier.
         training, validation: as for `outlier_scores`. No test sample and no outlier of the report should be among them.
-        outliers: sets kept for this choice, by name. None, or empty: `Mixtures` of the validation samples, which lie between classes, and
-            `Scrambled` ones, which look like no sample.
+        outliers: sets kept for this choice, by name. None, or empty: `mixtures` of the validation samples, which lie between classes, and
+            `scrambled` ones, which look like no sample.
 
     Raises:
         TrainingError: If there are no outliers, and inputs are whole numbers, of which no mixtures can be made.
     """
     if not outliers:
         check_mixable(validation)
-        outliers = {MIXTURES: Mixtures(validation), SCRAMBLED: Scrambled(validation)}
+        outliers = {MIXTURES: mixtures(validation), SCRAMBLED: scrambled(validation)}
     inside = "validation"
     found = outlier_scores(program, training, validation, {**outliers, inside: validation})
     auroc = {
@@ -201,7 +150,7 @@ def choose_outlier_score(
 
 
 def check_mixable(samples: Samples) -> None:
-    """Refuse samples that no `Mixtures` can be made of.
+    """Refuse samples that no `mixtures` can be made of.
 
     Raises:
         TrainingError: If an input holds whole numbers.

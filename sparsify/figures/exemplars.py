@@ -41,7 +41,7 @@ def modal_answers(answers: Answers, confidence: Floats | None = None) -> Answers
 
     Args:
         answers: [S, N], of S models.
-        confidence: [S, N], the probability of each answer. Of equally frequent answers, the one with the larger sum of confidences
+        confidence: [S, N], the probability of each answer. Among equally frequent answers, the one with the larger sum of confidences
             counts, and then the lowest class; None: the lowest class.
 
     Returns:

@@ -34,6 +34,11 @@ def run(operator: Callable[..., Any], *arguments: Any) -> Any:
     return operator(*arguments)
 
 
+def size_of(value: Any, dimension: int) -> int:
+    """Return a fixed size of something that a head reads or computes, a tensor or the node that stands for it."""
+    return int((value.shape if isinstance(value, Tensor) else value.meta["spec"].shape)[dimension])
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """The samples that a head is fitted to: held-out ones, or training samples if the head says so (`Head.samples`).
@@ -61,6 +66,13 @@ class HeldOut:
         """Return what a head reads of the samples: a tensor [N, ...], or a tuple of them if it reads several values."""
         values = tuple(self.output if name == OUTPUT else self.others[name] for name in head.reads)
         return values[0] if len(values) == 1 else values
+
+    def shape(self, head: Head) -> Any:
+        """Return the shape of what a head reads, ``("N", ...)``, or a tuple of shapes: see `Head.identity`."""
+        values = self.read(head)
+        if isinstance(values, Tensor):
+            return "N", *values.shape[1:]
+        return tuple(("N", *value.shape[1:]) for value in values)
 
     @property
     def judged(self) -> tuple[Tensor, Tensor]:

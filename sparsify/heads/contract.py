@@ -54,9 +54,10 @@ def check_head(head: Head, task: str | Task, output: Tensor, target: Tensor) -> 
     if not isinstance(head, Head):
         raise ContractError(f"a calibration head is a sparsify.heads.Head, found {found(head)}. Derive it from Head.")
     meaning, given = build(task), [output.clone(), target.clone()]
-    before = _declared(head, meaning, output)
+    held = _held_out(head, meaning, output, target)
+    before = _declared(head, meaning, output, held)
     _applied(head, meaning, output, before)
-    fitted = _fitted(head, _held_out(head, meaning, output, target), before)
+    fitted = _fitted(head, held, before)
     _promise(head, all(map(torch.equal, given, (output, target))), "apply() or fit() changes the tensors it is given")
     return fitted
 
@@ -102,13 +103,7 @@ def _held_out(head: Head, task: Task, output: Tensor, target: Tensor) -> HeldOut
     )
 
 
-def _shapes(head: Head, output: Tensor) -> Any:
-    """Return the shape of what a head reads; everything that an example holds has that of the output."""
-    shape = ("N", *output.shape[1:])
-    return shape if len(head.reads) == 1 else (shape,) * len(head.reads)
-
-
-def _declared(head: Head, task: Task, output: Tensor) -> State:
+def _declared(head: Head, task: Task, output: Tensor, held: HeldOut) -> State:
     """Check names, buffers and tasks; returns the buffers before they are fitted."""
     offered = head.name in fitting(task) or task.name in head.tasks
     _promise(
@@ -126,7 +121,7 @@ def _declared(head: Head, task: Task, output: Tensor) -> State:
         f"which have the shape of what the task reads",
     )
     _promise(head, unique, f"outputs should be names other than {task.output!r}, each once; found {names}")
-    before = head.identity(_shapes(head, output))
+    before = head.identity(held.shape(head))
     shapes = {name: tuple(value.shape) for name, value in before.items()}
     _promise(head, head.owns(shapes), f"identity() gives {shapes}, and `buffers` says {dict(head.buffers)}")
     rivals = (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import RecipeError
-from sparsify.heads.base import FEATURES, OUTPUT, Call, Fitted, HeldOut, State
+from sparsify.heads.base import FEATURES, OUTPUT, Call, Fitted, HeldOut, State, size_of
 from sparsify.heads.outliers import Outlier, free_energy
 from sparsify.heads.scaling import usable
 from sparsify.parts import feature_statistics as statistics
@@ -239,10 +239,24 @@ class React(OtherFeatures):
 
 
 @dataclass(frozen=True)
-class Dice(OtherFeatures):
+class Removing(OtherFeatures):
+    """The energy without a share of the features or weights.
+
+    Attributes:
+        percent: the share that is removed, in [0, 100).
+    """
+
+    percent: float = 90.0
+
+    def __post_init__(self) -> None:
+        percentage(self.percent, "are removed")
+
+
+@dataclass(frozen=True)
+class Dice(Removing):
     """The energy of a classifier that keeps the entries which contribute most to training samples (DICE; Sun and Li, arXiv:2111.09805).
 
-    Of a sparse classifier, the percentile is that of its active weights, because the others contribute nothing.
+    The percentile is that of the active weights of a sparse classifier, because the others contribute nothing.
 
     Attributes:
         percent: of the active weights, that are removed, in [0, 100).
@@ -250,11 +264,6 @@ class Dice(OtherFeatures):
 
     name: ClassVar = "dice"
     samples: ClassVar = "training"
-
-    percent: float = 90.0
-
-    def __post_init__(self) -> None:
-        percentage(self.percent, "are removed")
 
     def changed(self, call: Call, features: Any, state: Mapping[str, Any]) -> Any:
         return features
@@ -268,7 +277,7 @@ class Dice(OtherFeatures):
 
 
 @dataclass(frozen=True)
-class AshPruned(OtherFeatures):
+class AshPruned(Removing):
     """The energy with the largest features only (ASH-P; Djurisic et al. 2023, arXiv:2209.09858), for features as after a ReLU.
 
     Attributes:
@@ -277,17 +286,12 @@ class AshPruned(OtherFeatures):
 
     name: ClassVar = "ash-p"
 
-    percent: float = 90.0
-
-    def __post_init__(self) -> None:
-        percentage(self.percent, "are removed")
-
     def changed(self, call: Call, features: Any, state: Mapping[str, Any]) -> Any:
         return call(aten.mul.Tensor, features, _largest(call, features, self.percent))
 
 
 @dataclass(frozen=True)
-class AshBinarised(OtherFeatures):
+class AshBinarised(Removing):
     """`AshPruned` with equal features of the same sum: s / k each, for the sum s before and k features that stay (ASH-B).
 
     Attributes:
@@ -295,11 +299,6 @@ class AshBinarised(OtherFeatures):
     """
 
     name: ClassVar = "ash-b"
-
-    percent: float = 90.0
-
-    def __post_init__(self) -> None:
-        percentage(self.percent, "are removed")
 
     def changed(self, call: Call, features: Any, state: Mapping[str, Any]) -> Any:
         kept = _largest(call, features, self.percent)
@@ -309,7 +308,7 @@ class AshBinarised(OtherFeatures):
 
 
 @dataclass(frozen=True)
-class AshScaled(OtherFeatures):
+class AshScaled(Removing):
     """`AshPruned`, times exp(sum before / sum after) (ASH-S).
 
     Attributes:
@@ -317,11 +316,6 @@ class AshScaled(OtherFeatures):
     """
 
     name: ClassVar = "ash-s"
-
-    percent: float = 90.0
-
-    def __post_init__(self) -> None:
-        percentage(self.percent, "are removed")
 
     def changed(self, call: Call, features: Any, state: Mapping[str, Any]) -> Any:
         kept = call(aten.mul.Tensor, features, _largest(call, features, self.percent))
@@ -378,7 +372,7 @@ def _nearest(call: Call, values: Any, means: Any) -> Any:
 
 def _largest(call: Call, features: Any, percent: float) -> Any:
     """Return 1 for the largest features of each sample that are above 0, and 0 for others, [N, d]; of equal ones, all stay."""
-    width = int((features.shape if isinstance(features, Tensor) else features.meta["spec"].shape)[1])
+    width = size_of(features, 1)
     count = max(1, width - round(width * percent / 100))
     values = call(getitem, call(aten.topk.default, features, count), 0)
     least = call(aten.clamp_min.default, call(aten.select.int, values, 1, count - 1), SMALLEST)

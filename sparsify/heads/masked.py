@@ -31,8 +31,9 @@ class MaskedTemperature(Head):
     """A temperature T, fitted to inputs of which a random share is set to 0 (Zhu et al. 2023, arXiv:2307.12463). It keeps every decision.
 
     For held-out samples so few, or so easy, that the network is right about all of them: their best temperature is then 0, and that of
-    their masked forms is not. T minimises the NLL of ``rounds`` masked forms of every sample; the file holds T alone, and no mask.
-    Elements are set to 0 as the program gets them, after a normalisation of the data. Of several inputs, floating-point ones are masked.
+    their masked forms is not. T minimises the NLL of ``rounds`` masked forms of every sample; the file holds T and no mask.
+    Elements are set to 0 as the program gets them, after a normalisation of the data.
+    Where there are several inputs, those with floating-point values are masked.
 
     The sampled masks are the same in every fit. The ratio is never chosen on test data.
 

@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sparsify.heads.base import Call, Fitted, Head, HeldOut, State
-from sparsify.heads.sets import classes_of
+from sparsify.heads.base import Call, Fitted, Head, HeldOut, State, size_of
 from sparsify.tasks import Task
 
 COLDEST, HOTTEST = 1e-4, 1e4
@@ -112,7 +111,7 @@ class GeneralisedEntropy(LogitScore):
 
     def score(self, call: Call, read: Any, state: Mapping[str, Any]) -> Any:
         table = call(aten.softmax.int, read, 1)
-        if self.most < classes_of(read):
+        if self.most < size_of(read, 1):
             table = call(getitem, call(aten.topk.default, table, self.most), 0)
         spread = call(aten.mul.Tensor, table, call(aten.rsub.Scalar, table, 1))
         return call(aten.neg.default, call(aten.sum.dim_IntList, call(aten.pow.Tensor_Scalar, spread, self.gamma), [1]))

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sparsify.heads.base import Call, Fitted, Head, HeldOut, State
+from sparsify.heads.base import Call, Fitted, Head, HeldOut, State, size_of
 from sparsify.heads.scaling import usable
 from sparsify.parts import prediction_sets as sets
 from sparsify.tasks import Shape, Task
@@ -52,6 +52,9 @@ class PredictionSet(Head):
                 f"coverage is the share of sets that should hold the right class, in (0, 1); found {self.coverage:g}"
             )
 
+    def identity(self, shape: Shape) -> dict[str, Tensor]:
+        return {"threshold": torch.tensor(EVERY)}
+
     @abstractmethod
     def scores(self, probabilities: Tensor, state: State) -> Tensor:
         """Compute the score of each class, float64 [N, K]; a set holds those that are at most the threshold."""
@@ -67,19 +70,18 @@ class PredictionSet(Head):
         }
         return Fitted({**state, "threshold": limit}, note, figures)
 
+    def fit(self, held: HeldOut, before: State) -> Fitted:
+        table, answers = held.read(self), held.judged[1]
+        limit = _finite(sets.threshold(self.scores(table, before).gather(1, answers[:, None])[:, 0], self.coverage))
+        return self.fitted(table, answers, {}, limit, sets.few(len(answers), self.coverage))
+
     def told(self, before: State, fitted: Fitted) -> str:
         return "sets fitted again"
 
 
 @dataclass(frozen=True)
-class Lac(PredictionSet):
-    """The smallest sets on average: classes with a probability of at least 1 - threshold (Sadinle et al. 2019, arXiv:1609.00451)."""
-
-    name: ClassVar = "lac"
-    buffers: ClassVar = {"threshold": 0}
-
-    def identity(self, shape: Shape) -> dict[str, Tensor]:
-        return {"threshold": torch.tensor(EVERY)}
+class Ambiguity(PredictionSet):
+    """Sets of the classes with a probability of at least 1 - threshold."""
 
     def scores(self, probabilities: Tensor, state: State) -> Tensor:
         return sets.lac_scores(probabilities)
@@ -87,15 +89,17 @@ class Lac(PredictionSet):
     def apply(self, call: Call, output: Any, state: Mapping[str, Any], task: Task | type[Task]) -> tuple[Any, ...]:
         return (call(aten.le.Tensor, call(aten.rsub.Scalar, output, 1), state["threshold"]),)
 
-    def fit(self, held: HeldOut, before: State) -> Fitted:
-        table, answers = held.read(self), held.judged[1]
-        right = self.scores(table, before).gather(1, answers[:, None])[:, 0]
-        limit = _finite(sets.threshold(right, self.coverage))
-        return self.fitted(table, answers, {}, limit, sets.few(len(answers), self.coverage))
+
+@dataclass(frozen=True)
+class Lac(Ambiguity):
+    """The smallest sets on average: classes with a probability of at least 1 - threshold (Sadinle et al. 2019, arXiv:1609.00451)."""
+
+    name: ClassVar = "lac"
+    buffers: ClassVar = {"threshold": 0}
 
 
 @dataclass(frozen=True)
-class ClassLac(PredictionSet):
+class ClassLac(Ambiguity):
     """`Lac` with a threshold for each class, which covers each class by itself (Mondrian; Vovk et al. 2005, section 4.5).
 
     For networks whose errors are unequal over the classes, as pruning makes them. Each class needs as many held-out samples as `Lac`
@@ -107,12 +111,6 @@ class ClassLac(PredictionSet):
 
     def identity(self, shape: Shape) -> dict[str, Tensor]:
         return {"threshold": torch.full((int(shape[1]),), EVERY)}
-
-    def scores(self, probabilities: Tensor, state: State) -> Tensor:
-        return sets.lac_scores(probabilities)
-
-    def apply(self, call: Call, output: Any, state: Mapping[str, Any], task: Task | type[Task]) -> tuple[Any, ...]:
-        return (call(aten.le.Tensor, call(aten.rsub.Scalar, output, 1), state["threshold"]),)
 
     def fit(self, held: HeldOut, before: State) -> Fitted:
         table, answers = held.read(self), held.judged[1]
@@ -135,19 +133,11 @@ class Aps(PredictionSet):
     name: ClassVar = "aps"
     buffers: ClassVar = {"threshold": 0}
 
-    def identity(self, shape: Shape) -> dict[str, Tensor]:
-        return {"threshold": torch.tensor(EVERY)}
-
     def scores(self, probabilities: Tensor, state: State) -> Tensor:
         return sets.adaptive_scores(probabilities)
 
     def apply(self, call: Call, output: Any, state: Mapping[str, Any], task: Task | type[Task]) -> tuple[Any, ...]:
         return (_most_probable(call, output, None, state["threshold"]),)
-
-    def fit(self, held: HeldOut, before: State) -> Fitted:
-        table, answers = held.read(self), held.judged[1]
-        limit = _finite(sets.threshold(self.scores(table, before).gather(1, answers[:, None])[:, 0], self.coverage))
-        return self.fitted(table, answers, {}, limit, sets.few(len(answers), self.coverage))
 
 
 @dataclass(frozen=True)
@@ -155,7 +145,8 @@ class Raps(PredictionSet):
     """`Aps` with a penalty for each rank beyond the first ``free``, which avoids very large sets (Angelopoulos et al., arXiv:2009.14193).
 
     Attributes:
-        penalty: added to the score per rank; 0: chosen on 30 % of the held-out samples, which the threshold is not computed from.
+        penalty: added to the score per rank; 0: chosen on 30 % of the held-out samples, which the threshold is not computed from, or, if
+            these are fewer than 20, 0.01 beyond the first rank.
         free: ranks without a penalty; 0: chosen with the penalty.
     """
 
@@ -189,8 +180,10 @@ class Raps(PredictionSet):
         if not penalty:
             order = torch.randperm(len(answers), generator=torch.Generator().manual_seed(0))
             part, rest = order[: int(TUNING * len(order))], order[int(TUNING * len(order)) :]
-            penalty, free = sets.tuned(table[part], answers[part], self.coverage)
-            table, answers = table[rest], answers[rest]
+            penalty, free = sets.USUAL
+            if len(part) >= sets.LEAST_TUNING:
+                penalty, free = sets.tuned(table[part], answers[part], self.coverage)
+                table, answers = table[rest], answers[rest]
         state = {"charge": usable(sets.charges(table.shape[1], penalty, free))}
         limit = _finite(sets.threshold(self.scores(table, state).gather(1, answers[:, None])[:, 0], self.coverage))
         found = self.fitted(table, answers, state, limit, sets.few(len(answers), self.coverage))
@@ -206,17 +199,11 @@ def _most_probable(call: Call, table: Any, charge: Any, limit: Any) -> Any:
 
     Scores rise with the rank, so these are the classes that are at least as probable as the last one within the limit.
     """
-    ordered = call(operator.getitem, call(aten.topk.default, table, classes_of(table)), 0)
+    ordered = call(operator.getitem, call(aten.topk.default, table, size_of(table, 1)), 0)
     mass = call(aten.cumsum.default, ordered, 1)
     inside = call(aten.le.Tensor, mass if charge is None else call(aten.add.Tensor, mass, charge), limit)
     least = call(aten.amin.default, call(aten.where.ScalarOther, inside, ordered, NEVER), [1], True)
     return call(aten.ge.Tensor, table, least)
-
-
-def classes_of(table: Any) -> int:
-    """Return the number of classes of a table, a tensor or a node."""
-    shape = table.shape if isinstance(table, Tensor) else table.meta["spec"].shape
-    return int(shape[1])
 
 
 def _finite(limit: float) -> Tensor:

@@ -82,7 +82,7 @@ def usual_principal(width: int) -> int:
 def bank(features: Tensor, labels: Tensor, size: int) -> Tensor:
     """Return ``size`` features of length 1, evenly from all classes, [size, d]; with fewer features, the last rows are 0.
 
-    Of each class, samples are taken at even steps, so that the same samples always give the same bank.
+    Samples of each class are taken at even steps, so that the same samples always give the same bank.
 
     Args:
         features: [N, d].
@@ -102,8 +102,8 @@ def bank(features: Tensor, labels: Tensor, size: int) -> Tensor:
 def contributions(weight: Tensor, mean: Tensor, percent: float) -> Tensor:
     """Keep the entries of a classifier that contribute most to its logits (DICE; Sun and Li 2022, arXiv:2111.09805), and set others to 0.
 
-    The contribution of an entry is its weight times the mean of its feature. Of the entries that are not 0 to begin with, those are kept
-    whose contribution is above the percentile.
+    The contribution of an entry is its weight times the mean of its feature. An entry is kept if it is not 0 to begin with, and its
+    contribution is above the percentile of such entries.
 
     Args:
         weight: [K, d].

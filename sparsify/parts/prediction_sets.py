@@ -16,6 +16,9 @@ from sparsify.parts import conformal
 PENALTIES = (0.001, 0.01, 0.1, 0.2, 0.5)
 """Penalties per rank that `tuned` tries (Angelopoulos et al. 2021, arXiv:2009.14193, appendix)."""
 
+LEAST_TUNING, USUAL = 20, (0.01, 1)
+"""Fewest samples to choose a penalty on, and penalty and free ranks to use with fewer."""
+
 
 def threshold(scores: Tensor, coverage: float) -> float:
     """Return the threshold that covers new samples: at least the ceil((N + 1) · coverage)-th smallest of the scores of the right classes.
@@ -62,7 +65,7 @@ def lac_scores(probabilities: Tensor) -> Tensor:
 def adaptive_scores(probabilities: Tensor, charge: Tensor | None = None) -> Tensor:
     """Compute the mass of the more probable classes and of the class itself, plus the charge of its rank, [N, K].
 
-    Of classes that are equally probable, each counts as the first of them. Without a charge these are the scores of APS in their
+    Equally probable classes count as the first of them. Without a charge these are the scores of APS in their
     deterministic form (Romano et al. 2020, arXiv:2006.02544), whose sets are larger for hard samples; with the charge of `charges`, those
     of RAPS (Angelopoulos et al. 2021, arXiv:2009.14193).
 

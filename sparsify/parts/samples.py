@@ -140,3 +140,31 @@ class Subset:
 
     def fingerprint(self) -> str:
         return self._base.fingerprint() + hashlib.sha256(self._rows.numpy().tobytes()).hexdigest()
+
+
+class Changed:
+    """Other samples whose inputs are changed when a batch is fetched.
+
+    Args:
+        base: the samples.
+        change: takes the inputs of a batch and its rows, int64 [B], and returns inputs of the same form.
+        name: what the change is, for `fingerprint`.
+    """
+
+    def __init__(self, base: Samples, change: Callable[[Tree, Tensor], Tree], name: str) -> None:
+        self._base, self._change, self._name = base, change, name
+        self.targets = base.targets
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+    def targets_of(self, rows: Tensor) -> Tree:
+        """Return the targets of some of its samples; see `sparsify.parts.samples.targets_of`."""
+        return targets_of(self._base, rows)
+
+    def batch(self, rows: Tensor, *, seed: int = 0) -> Batch:
+        found = self._base.batch(rows, seed=seed)
+        return found._replace(inputs=self._change(found.inputs, rows))
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self._name} {self._base.fingerprint()}".encode()).hexdigest()

@@ -8,7 +8,7 @@ from torch import nn
 
 import sparsify as sp
 from sparsify.calibration import Choice, choose_outlier_score, fit, outlier_scores
-from sparsify.calibration.outliers import MIXTURES, SCRAMBLED, Mixtures, Scrambled
+from sparsify.calibration.outliers import MIXTURES, SCRAMBLED, mixtures, scrambled
 from sparsify.errors import TrainingError
 from sparsify.figures import metrics
 from sparsify.heads import HEADS, Outlier
@@ -61,15 +61,17 @@ def test_the_choice_is_made_on_validation_samples_and_holds_elsewhere(program):
 
 def test_mixtures_join_samples_of_different_classes():
     rows = torch.arange(300)
-    mixed = Mixtures(VALIDATION).batch(rows)
-    partners = Mixtures(VALIDATION)._partners()
+    mixed = mixtures(VALIDATION).batch(rows)
+    order = Y[600:900].argsort(stable=True)
+    partners = torch.empty_like(order)
+    partners[order] = order.roll(150)
     assert torch.equal(mixed.inputs, (X[600:900] + X[600:900][partners]) / 2) and torch.equal(
         partners.sort().values, rows
     )
     assert bool((Y[600:900] != Y[600:900][partners]).all())
-    scrambled = Scrambled(VALIDATION).batch(rows).inputs
-    assert torch.equal(scrambled.flatten(1).sort(1).values, X[600:900].flatten(1).sort(1).values) and not torch.equal(
-        scrambled, X[600:900]
+    turned = scrambled(VALIDATION).batch(rows).inputs
+    assert torch.equal(turned.flatten(1).sort(1).values, X[600:900].flatten(1).sort(1).values) and not torch.equal(
+        turned, X[600:900]
     )
 
 

@@ -76,3 +76,16 @@ def test_accepted_answers_are_wrong_no_more_often_than_was_asked(judged, risk):
         above += int(errors.sum()) > (risk + noise) * int(given.sum())
     assert accepted > 0.2 * SPLITS * (len(judged[1]) - HELD_OUT)
     assert wrong / accepted < risk and above <= 0.1 * SPLITS
+
+
+def test_raps_takes_its_usual_penalty_where_there_are_too_few_samples_to_choose_one():
+    table = torch.tensor(
+        [[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.2, 0.7], [0.4, 0.35, 0.25], [0.3, 0.4, 0.3]]
+    ).double()
+    answers = torch.tensor([0, 1, 2, 0, 1])
+    held = HeldOut(table.log(), answers, Classification(), others={"probabilities": table})
+    fitted = named("raps:0.6").fit(held, {})
+    assert (fitted.figures["penalty"], fitted.figures["free"], fitted.note) == (0.01, 1.0, None)
+    assert fitted.figures["coverage"] >= 0.6 and torch.allclose(
+        fitted.values["charge"], torch.tensor([0, 0.01, 0.02]).double()
+    )
