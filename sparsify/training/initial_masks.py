@@ -14,7 +14,7 @@ from sparsify.methods import Method
 from sparsify.passes import InsertGradientTaps, InsertMasks, LowerMasks, Pass, Pipeline
 from sparsify.training.inactive import clear_inactive
 from sparsify.training.optimizers import Optimizers
-from sparsify.training.rounds import layers_of, patterns_of, select_masks
+from sparsify.training.selection import layers_of, patterns_of, select_masks
 
 
 def insert_masks(

@@ -12,7 +12,7 @@ from sparsify.parts.patterns import Grouped, Pattern, parse_pattern
 from sparsify.passes import InsertGradientTaps, LowerMasks, Pass, Pipeline
 from sparsify.training.inactive import clear_inactive
 from sparsify.training.optimizers import Optimizers
-from sparsify.training.rounds import patterns_of
+from sparsify.training.selection import patterns_of
 
 NEAR = 1e-6
 """Densities that differ by at most this count as equal; messages print six digits."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from collections.abc import Collection, Container, Mapping
 from typing import Any
 
 import torch
@@ -13,13 +13,10 @@ from torch import Tensor
 
 from sparsify.errors import TrainingError, TrainingWarning
 from sparsify.ir import Program
-from sparsify.ir.channels import written_together
-from sparsify.ir.sites import masks_and_patterns
 from sparsify.methods.base import GROWN_IN_SHORT_RUNS
 from sparsify.parts import coverage
-from sparsify.parts.allocation import Layer
-from sparsify.parts.patterns import Pattern, parse_pattern
-from sparsify.parts.patterns.grouped import bound_together, select_together
+from sparsify.parts.patterns import Pattern
+from sparsify.parts.patterns.grouped import bound_together
 from sparsify.parts.scores import Score, View
 from sparsify.parts.top import ones
 from sparsify.parts.topology import DropAndGrow, InTurn, Move, Prune, Topology, update
@@ -27,6 +24,7 @@ from sparsify.training.compact_weights import CompactWeights
 from sparsify.training.gradients import Gradients
 from sparsify.training.mechanism import Mechanism
 from sparsify.training.optimizers import Optimizers
+from sparsify.training.selection import layers, layers_of, patterns_of, select_masks, together
 
 SHORT = range(100, 500)
 """Numbers of steps for which a run is short for growth by gradient; fewer are only a trial of the loop, without real training."""
@@ -285,7 +283,7 @@ class Rounds(Mechanism):
         fraction = move.fraction(step)
         masks = self._program.masks()
         patterns, order = dict[str, Pattern](), {name: place for place, name in enumerate(masks)}
-        for names in _together(self._program, self._patterns):
+        for names in together(self._program, self._patterns):
             patterns |= bound_together({name: self._patterns[name] for name in names}, masks)
         for name in sorted(masks.keys() - set(still), key=lambda name: (masks[name].numel(), order[name])):
             drop_score = functools.partial(self._rate, f"{index}.drop", move.drop_by, name, step)
@@ -349,47 +347,6 @@ class Rounds(Mechanism):
         self._states = state["scores"]
         self.visited = {name: seen.cpu() for name, seen in state["visited"].items()}
         self.grown, self.computed = dict(state["grown"]), {**self.computed, **state.get("computed", {})}
-
-
-def patterns_of(program: Program) -> dict[str, Pattern]:
-    """Return the pattern of every masked weight, by name."""
-    return {weight: parse_pattern(pattern) for weight, (_, pattern) in masks_and_patterns(program).items()}
-
-
-def layers_of(program: Program) -> dict[str, Layer]:
-    """Describe all masked weights for an allocation."""
-    patterns = patterns_of(program)
-    return layers(patterns, {name: program.weight(name).detach() for name in patterns})
-
-
-def layers(
-    patterns: Mapping[str, Pattern], weights: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None
-) -> dict[str, Layer]:
-    """Describe weights for an allocation; with ``masks``, only positions that are True in them may be active."""
-    found: dict[str, Layer] = {}
-    for name, pattern in patterns.items():
-        weight = weights[name]
-        shape = tuple(weight.shape)
-        mask = None if masks is None else masks[name]
-        found[name] = Layer(shape, pattern.unit_size(shape), pattern.fixed_density(shape), weight, mask)
-    return found
-
-
-def select_masks(
-    program: Program, patterns: Mapping[str, Pattern], scores: Callable[[str], Tensor], budgets: Mapping[str, int]
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield, by weight, the mask of highest score; weights with learned groups that share one order of outputs are selected together."""
-    for names in _together(program, patterns):
-        yield from select_together(
-            {name: patterns[name] for name in names}, {name: scores(name) for name in names}, budgets
-        ).items()
-
-
-def _together(program: Program, patterns: Mapping[str, Pattern]) -> list[tuple[str, ...]]:
-    """Group weights that share their learned groups; every other weight is a group of its own."""
-    learned = [name for name, pattern in patterns.items() if pattern.is_learned]
-    sets = {name: names for names in written_together(program, learned) for name in names} if learned else {}
-    return list(dict.fromkeys(sets.get(name, (name,)) for name in patterns))
 
 
 def _scores(move: Move) -> dict[str, Score]:
