@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass
 
 from sparsify.errors import ExportWarning
-from sparsify.exporters.graphs import let_go
+from sparsify.exporters.graphs import drop_weights
 from sparsify.exporters.initializers import check_budgets
 from sparsify.exporters.lowering import Made, fallen_back, first_line, made
 from sparsify.exporters.options import Request
@@ -69,7 +69,7 @@ def _proved(request: Request, folded: Program, file: Made) -> Fp32File:
         final = request.written(file.model)
         write(path, final, request.metadata, options.baked, sparse=options.storage == "sparse")
         if fp32:  # weights that were packed are in memory once more, and the runtime needs two copies
-            let_go(final, file.model)
+            drop_weights(final, file.model)
             file.lowered = folded
         parity = prove(path, request.reference)
         if fp32:

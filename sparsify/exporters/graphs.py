@@ -25,7 +25,7 @@ def rewritten(model: ir.Model, *steps: Callable[[ir.Graph], bool]) -> ir.Model:
     return whole if changed else model
 
 
-def let_go(*models: ir.Model) -> None:
+def drop_weights(*models: ir.Model) -> None:
     """Drop the weights of files that are needed no more.
 
     A graph holds itself in circles: its weights would be in memory until Python looks for those.

@@ -18,11 +18,11 @@ import torch
 
 from sparsify.errors import ExportError
 from sparsify.exporters.acceptance import Agreement, judge
-from sparsify.exporters.graphs import let_go
-from sparsify.exporters.int8_forms import FAILED, Forge, Lower, Trial, form_in_int8, quantizable, quantize
+from sparsify.exporters.graphs import drop_weights
+from sparsify.exporters.int8_forms import FAILED, FormMaker, Lower, Trial, form_in_int8, quantizable, quantize
 from sparsify.exporters.int8_head import refit_head
 from sparsify.exporters.int8_samples import Samples
-from sparsify.exporters.int8_spared import bearable
+from sparsify.exporters.int8_spared import agreeing_layers
 from sparsify.exporters.preprocessing import Preprocessing
 from sparsify.exporters.single_samples import check_same
 from sparsify.exporters.skeleton import Written
@@ -104,17 +104,17 @@ def int8_file(
         The model to write, and the record of how it was chosen.
     """
     tried = quantize(models, samples, lower=lower, written=written, threads=threads)
-    court, trials = _Court(samples, written, dict(tried.failed)), [trial for trial, _ in tried.found]
-    taken = next(filter(None, (court.taken(trial, model) for trial, model in tried.found)))
-    if court.passed_over and not taken.trial.integers:
-        spared = _spared(models, court, taken, threads)
+    acceptance, trials = _Acceptance(samples, written, dict(tried.failed)), [trial for trial, _ in tried.found]
+    accepted = next(filter(None, (acceptance.accept(trial, model) for trial, model in tried.found)))
+    if acceptance.passed_over and not accepted.trial.integers:
+        spared = _spared(models, acceptance, accepted, threads)
         if spared is not None:
-            taken = spared
+            accepted = spared
             trials.insert(0, spared.trial)
-    let_go(*(model for _, model in tried.found if model is not taken.model and model not in models.values()))
-    logits = taken.agreements[samples.main]
+    drop_weights(*(model for _, model in tried.found if model is not accepted.model and model not in models.values()))
+    logits = accepted.agreements[samples.main]
     result = Int8(
-        chosen=taken.trial,
+        chosen=accepted.trial,
         trials=tuple(sorted(trials, key=lambda trial: trial.milliseconds)),
         layers=tried.layers,
         batch=batch,
@@ -122,18 +122,18 @@ def int8_file(
         decisions=logits.decisions,
         agreed=logits.agreed,
         largest_error=logits.largest_error,
-        head=taken.head,
-        figures=taken.figures,
+        head=accepted.head,
+        figures=accepted.figures,
         clear=logits.clear,
         clear_agreed=logits.clear_agreed,
-        passed_over=court.passed_over,
-        errors={name: agreement.error for name, agreement in taken.agreements.items()},
+        passed_over=acceptance.passed_over,
+        errors={name: agreement.error for name, agreement in accepted.agreements.items()},
     )
-    return taken.model, result
+    return accepted.model, result
 
 
 @dataclass(frozen=True)
-class _Taken:
+class _Accepted:
     """An accepted trial: its model as it is written, the agreement of each output, and its calibration head."""
 
     trial: Trial
@@ -144,14 +144,14 @@ class _Taken:
 
 
 @dataclass(frozen=True)
-class _Court:
-    """Accepts or rejects models, and records the reasons for rejections."""
+class _Acceptance:
+    """Accepts models that agree with the program, and records why it rejects others."""
 
     samples: Samples
     written: Written
     passed_over: dict[str, str]
 
-    def taken(self, trial: Trial, model: ir.Model) -> _Taken | None:
+    def accept(self, trial: Trial, model: ir.Model) -> _Accepted | None:
         """Return the trial if it is accepted, or record why it is not and return None."""
         try:
             agreements = compared(self.samples, values_of(model, self.samples.held_out))
@@ -161,7 +161,7 @@ class _Court:
             self.passed_over[trial.name] = str(error)
             return None
         if not trial.integers:
-            return _Taken(trial, self.written(model), agreements)
+            return _Accepted(trial, self.written(model), agreements)
         if reason := refusal(agreements):
             self.passed_over[trial.name] = reason
             return None
@@ -172,7 +172,7 @@ class _Court:
         except ExportError as error:
             self.passed_over[trial.name] = str(error)
             return None
-        return _Taken(trial, final, agreements, head, figures)
+        return _Accepted(trial, final, agreements, head, figures)
 
     def allows(self, model: ir.Model) -> bool:
         """Return whether a model runs and agrees with the program."""
@@ -209,35 +209,35 @@ def refusal(agreements: Mapping[str, Agreement]) -> str:
     return next((f"output {name!r}: {one.refused}" for name, one in agreements.items() if one.refused), "")
 
 
-def _spared(models: Mapping[str, ir.Model], court: _Court, fp32: _Taken, threads: int) -> _Taken | None:
+def _spared(models: Mapping[str, ir.Model], acceptance: _Acceptance, fp32: _Accepted, threads: int) -> _Accepted | None:
     """Return a trial with some layers in int8 that agrees with the program and is faster than ``fp32``; None if none is found."""
     form = fp32.trial.name.partition(",")[0]
-    forge, layers = Forge(court.samples.calibration), quantizable(models[form], form)
+    maker, layers = FormMaker(acceptance.samples.calibration), quantizable(models[form], form)
     found: dict[tuple[str, ...], tuple[ir.Model, dict[str, str]]] = {}
 
     def good(part: tuple[str, ...]) -> bool:
-        with forge.noting(str(part)):
-            found[part] = form_in_int8(models[form], form, dict.fromkeys(part, "int8"), court.samples.calibration)
-        return part in found and court.allows(found[part][0])
+        with maker.recording_failure(str(part)):
+            found[part] = form_in_int8(models[form], form, dict.fromkeys(part, "int8"), acceptance.samples.calibration)
+        return part in found and acceptance.allows(found[part][0])
 
-    part = bearable(layers, good)
+    part = agreeing_layers(layers, good)
     if not part:
         return None
     name, (model, shown) = f"{form}, {len(part)} of {len(layers)} layers int8", found[part]
-    files = {name: court.written(model), fp32.trial.name: fp32.model}
-    timed = times({key: (file, court.samples.timed) for key, file in files.items()}, threads=threads)
+    files = {name: acceptance.written(model), fp32.trial.name: fp32.model}
+    timed = times({key: (file, acceptance.samples.timed) for key, file in files.items()}, threads=threads)
     if timed[name] >= timed[fp32.trial.name]:
-        court.passed_over[name] = "it agrees with the program, but is slower than fp32"
+        acceptance.passed_over[name] = "it agrees with the program, but is slower than fp32"
         return None
-    return court.taken(Trial(name, timed[name], shown), model)
+    return acceptance.accept(Trial(name, timed[name], shown), model)
 
 
-def check_bytes(file: Path, said: Mapping[str, list[Array]], samples: Samples, baked: Preprocessing) -> None:
+def check_bytes(file: Path, before: Mapping[str, list[Array]], samples: Samples, baked: Preprocessing) -> None:
     """Check that a file with uint8 input returns the same outputs for bytes as before its preprocessing was added.
 
     Args:
         file: path of the written file.
-        said: outputs for the held-out samples before the preprocessing was added to the model.
+        before: outputs for the held-out samples before the preprocessing was added to the model.
         samples: samples whose held-out inputs are the results of preprocessing bytes.
         baked: the preprocessing in the file.
 
@@ -249,7 +249,7 @@ def check_bytes(file: Path, said: Mapping[str, list[Array]], samples: Samples, b
     stored = [
         {name: baked.stored(torch.from_numpy(x)).numpy() for name, x in feeds.items()} for feeds in samples.held_out
     ]
-    wanted = {name: replace(one, values=said[name]) for name, one in samples.wanted.items()}
+    wanted = {name: replace(one, values=before[name]) for name, one in samples.wanted.items()}
     reason = refusal(
         compared(replace(samples, wanted=wanted, labels=None), run_over(opened(str(file), options), stored))
     )

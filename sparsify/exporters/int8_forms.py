@@ -74,13 +74,13 @@ def quantize(
     Args:
         models, samples, lower, written, threads: as for `sparsify.exporters.int8.int8_file`.
     """
-    forge, layers = Forge(samples.calibration), dict[str, dict[str, float]]()
+    maker, layers = FormMaker(samples.calibration), dict[str, dict[str, float]]()
     for form, model in models.items():
-        forge.made[f"{form}, fp32"] = model, forms(model, form)
+        maker.made[f"{form}, fp32"] = model, forms(model, form)
         for integers in ({"dense"}, {"grouped"}, {"dense", "grouped"}):
             kinds = {name: ("int8" if f.split()[1] in integers else "fp32") for name, f in forms(model, form).items()}
-            forge.add(f"{form}, {' and '.join(sorted(integers))} layers int8", model, form, kinds)
-    with forge.noting(MIXED):
+            maker.add(f"{form}, {' and '.join(sorted(integers))} layers int8", model, form, kinds)
+    with maker.recording_failure(MIXED):
         layers = time_layers(models, samples.timed, written=written, threads=threads)
         best = {weight: min(timed, key=lambda key: timed[key]) for weight, timed in layers.items()}
         dense = tuple(
@@ -91,22 +91,22 @@ def quantize(
         form = "grouped" if "grouped" in models else "dense"
         base = lower(dense) if lower and dense else models[form]
         kinds = {weight: best.get(weight, "fp32").split()[0] for weight in forms(base, form)}
-        forge.add(MIXED, base, form, kinds)
+        maker.add(MIXED, base, form, kinds)
     files = dict[str, tuple[ir.Model, Feeds]]()
-    for name, (model, shown) in forge.made.items():
+    for name, (model, shown) in maker.made.items():
         if not any(form.startswith("int8") for form in shown.values()):
             files[name] = written(model), samples.timed
             continue
-        with forge.noting(name):
+        with maker.recording_failure(name):
             file = written(model)
             run_over(session_of(file, threads=1), [samples.timed])
             files[name] = file, samples.timed
     measured = times(files, threads=threads)
-    trials = [(Trial(name, measured[name], forge.made[name][1]), forge.made[name][0]) for name in files]
-    return Tried(tuple(sorted(trials, key=lambda pair: pair[0].milliseconds)), layers, forge.failed)
+    trials = [(Trial(name, measured[name], maker.made[name][1]), maker.made[name][0]) for name in files]
+    return Tried(tuple(sorted(trials, key=lambda pair: pair[0].milliseconds)), layers, maker.failed)
 
 
-class Forge:
+class FormMaker:
     """Makes each int8 form of a model once, and records why a form could not be made."""
 
     def __init__(self, calibration: Batches) -> None:
@@ -116,7 +116,7 @@ class Forge:
         self._asked: list[dict[str, str]] = []
 
     @contextmanager
-    def noting(self, name: str) -> Generator[None]:
+    def recording_failure(self, name: str) -> Generator[None]:
         """Record an exception of the block under ``name`` instead of raising it, so that the other forms are still made."""
         try:
             yield
@@ -131,7 +131,7 @@ class Forge:
             title = f"{name}, {REDUCED}" if any(REDUCED in text for text in shown.values()) else name
             if shown not in (*self._asked, *(other for _, other in self.made.values())):
                 self._asked.append(shown)
-                with self.noting(title):
+                with self.recording_failure(title):
                     self.made[title] = form_in_int8(model, form, kinds, self._calibration, reduce_range=reduce_range)
 
 

@@ -8,7 +8,9 @@ TRIES = 12
 """Largest number of models that are made and checked; finding one bad layer in a network of fifty takes about as many."""
 
 
-def bearable(layers: Sequence[str], good: Callable[[tuple[str, ...]], bool], *, tries: int = TRIES) -> tuple[str, ...]:
+def agreeing_layers(
+    layers: Sequence[str], good: Callable[[tuple[str, ...]], bool], *, tries: int = TRIES
+) -> tuple[str, ...]:
     """Return layers that can be quantized together, given that quantizing all of them fails; () if none are found within ``tries``.
 
     Args:

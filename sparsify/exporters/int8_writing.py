@@ -11,7 +11,7 @@ from sparsify.errors import ExportWarning
 from sparsify.exporters import int8
 from sparsify.exporters.conversion import clean
 from sparsify.exporters.fp32 import Fp32File
-from sparsify.exporters.graphs import let_go
+from sparsify.exporters.graphs import drop_weights
 from sparsify.exporters.initializers import name_weights
 from sparsify.exporters.int8_samples import Samples, samples_of
 from sparsify.exporters.lowering import grouped
@@ -49,15 +49,15 @@ def write_int8(request: Request, folded: Program, fp32: Fp32File) -> tuple[int8.
     final, integers = int8.int8_file(
         models, samples, lower=lower, written=request.written, batch=request.batch, threads=options.threads
     )
-    said = values_of(final, samples.held_out) if options.baked is not None else {}
+    before = values_of(final, samples.held_out) if options.baked is not None else {}
     with draft(request.path) as path:
         write(path, clean(final), {**request.metadata, "precision": integers.chosen.name}, options.baked)
         if not integers.chosen.integers:
             parity = prove(path, request.reference)
         elif options.baked is not None:
-            int8.check_bytes(path, said, samples, options.baked)
+            int8.check_bytes(path, before, samples, options.baked)
         os.replace(path, request.path)
-    let_go(final, *models.values())
+    drop_weights(final, *models.values())
     if integers.refused:
         warnings.warn(
             f"{os.fspath(request.path)} computes in fp32, not in int8: {integers.refused}. It is the form {integers.chosen.name!r}, "

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx import helper
 
 from sparsify.errors import ExportError
-from sparsify.exporters.graphs import let_go
+from sparsify.exporters.graphs import drop_weights
 from sparsify.exporters.preprocessing import Preprocessing
 from sparsify.exporters.skeleton import skeleton
 from sparsify.exporters.wire import pieces
@@ -57,7 +57,7 @@ def write(
         check(final)
         write_to_disk(file, pieces(final, sparse=sparse))
     finally:
-        let_go(final)
+        drop_weights(final)
 
 
 def check(model: ir.Model) -> None:

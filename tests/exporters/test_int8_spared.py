@@ -12,7 +12,7 @@ from torch import nn
 import sparsify as sp
 from sparsify.errors import ExportWarning
 from sparsify.exporters import int8, int8_dense, int8_forms, single_samples
-from sparsify.exporters.int8_spared import bearable
+from sparsify.exporters.int8_spared import agreeing_layers
 from tests.cases import digits
 
 LAYERS = tuple("abcdefghijkl")
@@ -26,19 +26,19 @@ def test_layers_that_break_a_file_are_found_by_halving(bad):
         asked.append(part)
         return not set(part) & set(bad)
 
-    assert bearable(LAYERS, good, tries=30) == tuple(name for name in LAYERS if name not in bad)
+    assert agreeing_layers(LAYERS, good, tries=30) == tuple(name for name in LAYERS if name not in bad)
     assert len(asked) == len(set(asked)) <= 14 and LAYERS not in asked
 
 
 def test_parts_that_hold_alone_but_not_together_are_given_up_from_the_smallest():
-    def good(part):  # each half is bearable, both together are not
+    def good(part):  # each half agrees, both together do not
         return len(part) <= 6
 
-    assert bearable(LAYERS, good) == LAYERS[:6]
-    assert bearable(LAYERS, lambda part: False) == ()
-    assert bearable(("a",), lambda part: False) == () == bearable((), lambda part: True)
+    assert agreeing_layers(LAYERS, good) == LAYERS[:6]
+    assert agreeing_layers(LAYERS, lambda part: False) == ()
+    assert agreeing_layers(("a",), lambda part: False) == () == agreeing_layers((), lambda part: True)
     asked = []
-    bearable(LAYERS, lambda part: asked.append(part) or False, tries=3)
+    agreeing_layers(LAYERS, lambda part: asked.append(part) or False, tries=3)
     assert len(asked) <= 3
 
 
