@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -306,7 +305,7 @@ def bench(
     95 % interval. The first file is also timed against itself, which shows
     the noise: a ratio within it is no evidence of a difference.
     """
-    from sparsify.files import write_atomically
+    from sparsify.files import write_json
     from sparsify.reports import compare, parse_shapes
     from sparsify.terminal import tables
 
@@ -323,7 +322,7 @@ def bench(
     console.print(tables.figures("file", result.table()))
     console.print(result.conditions())
     if json_:
-        write_atomically(json_, (json.dumps(result.to_dict(), indent=1) + "\n").encode())
+        write_json(json_, result.to_dict())
 
 
 @app.command(rich_help_panel="The job", epilog=examples("sparsify report runs/a"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Generator, Iterable, Mapping
@@ -46,5 +47,24 @@ def write_to_disk(path: Path, data: Iterable[bytes]) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a mapping as JSON with sorted keys, atomically."""
-    write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+    """Write a mapping as JSON with sorted keys, atomically; as `strict_json`."""
+    write_atomically(path, (strict_json(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def strict_json(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
+    """Return a value as JSON that every reader takes: NaN and infinity, which JSON does not have, become ``null``.
+
+    Examples:
+        >>> from sparsify.files import strict_json
+        >>> strict_json({"risk": float("nan"), "bounds": (0.5, float("inf"))})
+        '{"risk": null, "bounds": [0.5, null]}'
+    """
+    return json.dumps(_finite(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -37,6 +37,8 @@ LEAST_AGREEMENT = 0.95
 """Smallest share of the clear decisions, and of whole numbers, that must equal the program's."""
 LEAST_CLASS_AGREEMENT = 0.9
 """The same for each class; a file is rejected if the upper end of the 95 % interval is below."""
+LEAST_SIZE = 1e-30
+"""Errors of an output that is 0 throughout are relative to this."""
 MANY = 10
 """A class is judged separately if it occurs this often, among pixels, tokens, signs and whole numbers; always in scores [N, K]."""
 CHANCE = 0.01
@@ -59,8 +61,8 @@ class Agreement:
         clear: number of decisions whose margin is above `CLEAR` typical errors.
         clear_agreed: number of clear decisions that equal the program's.
         largest_error: largest error, relative to the largest magnitude of the output.
-        error: root mean square error relative to the standard deviation of the output over the samples; for whole numbers, the share
-            of values that differ.
+        error: root mean square error relative to the standard deviation of the output over the samples, or to its root mean square if
+            there is one sample; for whole numbers, the share of values that differ.
         refused: the reason why the output is not accepted; empty if it is.
     """
 
@@ -109,15 +111,16 @@ def judge(
     known = np.isfinite(want)
     if not (np.isfinite(have[known]).all() and np.array_equal(have[~known], want[~known], equal_nan=True)):
         return _refused("its values are infinite or NaN where the program's are not")
-    if by_sample and len(want) < 2:
-        return _refused("its comparison needs at least two held-out samples")
     table, found = (np.where(known, values, 0.0).astype(np.float64) for values in (want, have))
+    largest = float(np.abs(found - table).max()) / max(float(np.abs(table).max()), LEAST_SIZE)
+    if by_sample and len(want) < 2:
+        error = math.sqrt(((found - table) ** 2).mean()) / max(math.sqrt((table**2).mean()), LEAST_SIZE)
+        return Agreement(0, 0, 0, 0, largest, error, "its comparison needs at least two held-out samples")
     if task is None:
         scores = scores or (labels is not None and np.issubdtype(labels.dtype, np.integer))
     else:
         scores = by_sample and task.scores(torch.from_numpy(table)) is not None
     whole, reason = _by_error(table, found, scores=scores)
-    largest = float(np.abs(found - table).max()) / max(float(np.abs(table).max()), 1e-30)
     if not by_sample:
         return Agreement(0, 0, 0, 0, largest, whole, reason)
     if task is not None:
@@ -176,9 +179,9 @@ def _by_error(table: Array, found: Array, *, scores: bool) -> tuple[float, str]:
     size = np.abs(table).max(axis=0)
     moves = spread > STILL * size
     typical = float(np.sqrt((spread[moves] ** 2).mean())) if moves.any() else float(np.sqrt((table**2).mean()))
-    whole = float(np.sqrt((off[moves] ** 2).mean())) / max(typical, 1e-30) if moves.any() else 0.0
+    whole = float(np.sqrt((off[moves] ** 2).mean())) / max(typical, LEAST_SIZE) if moves.any() else 0.0
     if not moves.any():
-        whole = float(np.sqrt((off**2).mean())) / max(typical, 1e-30)
+        whole = float(np.sqrt((off**2).mean())) / max(typical, LEAST_SIZE)
     if moves.any() and whole > most:
         return whole, f"its error is {whole:.2f} of its standard deviation, above the bound of {most}"
     still = ~moves & (off > MOST_STILL_ERROR * np.maximum(size, typical))
@@ -191,7 +194,7 @@ def _by_error(table: Array, found: Array, *, scores: bool) -> tuple[float, str]:
     least = 0.0 if len(spread) <= FEW and not scores else LEAST_SPREAD * float(np.median(spread))
     wrong = moves & (spread >= least) & (off > most_unit * spread)
     if wrong.any():
-        unit = int(np.argmax(np.where(wrong, off / np.maximum(spread, 1e-30), 0.0)))
+        unit = int(np.argmax(np.where(wrong, off / np.maximum(spread, LEAST_SIZE), 0.0)))
         share = off[unit] / spread[unit]
         return (
             whole,
@@ -207,7 +210,7 @@ def _by_channel(table: Array, found: Array, most: float) -> str:
         spread, off = table.std(axis=others), np.sqrt(((found - table) ** 2).mean(axis=others))
         wrong = (off > most * spread) & (spread >= LEAST_SPREAD * np.median(spread)) & (spread > 0)
         if wrong.any():
-            index = int(np.argmax(np.where(wrong, off / np.maximum(spread, 1e-30), 0.0)))
+            index = int(np.argmax(np.where(wrong, off / np.maximum(spread, LEAST_SIZE), 0.0)))
             share = off[index] / spread[index]
             return f"the error of index {index} of dimension {axis} is {share:.2f} of its standard deviation, above the bound of {most}"
     return ""

@@ -20,7 +20,7 @@ from sparsify.errors import ExportError
 from sparsify.exporters.acceptance import Agreement, judge
 from sparsify.exporters.graphs import drop_weights
 from sparsify.exporters.int8_forms import FAILED, FormMaker, Lower, Trial, form_in_int8, quantizable, quantize
-from sparsify.exporters.int8_head import refit_head
+from sparsify.exporters.int8_head import Refit, refit_head
 from sparsify.exporters.int8_samples import Samples
 from sparsify.exporters.int8_spared import agreeing_layers
 from sparsify.exporters.preprocessing import Preprocessing
@@ -51,6 +51,8 @@ class Int8:
             be made, by name.
         errors: error of each output of the file, by name: the root mean square error relative to the standard deviation over the samples,
             or, for whole numbers, the share of values that differ.
+        fit, note: what the new fit of the calibration head found, and why it deserves little trust (`sparsify.exporters.int8_head.Refit`);
+            ``fit`` is None if the head has the values of the program.
     """
 
     chosen: Trial
@@ -67,6 +69,8 @@ class Int8:
     clear_agreed: int = 0
     passed_over: Mapping[str, str] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
+    fit: Mapping[str, float] | None = None
+    note: str = ""
 
     @property
     def refused(self) -> str:
@@ -122,12 +126,14 @@ def int8_file(
         decisions=logits.decisions,
         agreed=logits.agreed,
         largest_error=logits.largest_error,
-        head=accepted.head,
-        figures=accepted.figures,
+        head=accepted.head.told,
+        figures=accepted.head.figures,
         clear=logits.clear,
         clear_agreed=logits.clear_agreed,
         passed_over=acceptance.passed_over,
         errors={name: agreement.error for name, agreement in accepted.agreements.items()},
+        fit=accepted.head.fit,
+        note=accepted.head.note,
     )
     return accepted.model, result
 
@@ -139,8 +145,7 @@ class _Accepted:
     trial: Trial
     model: ir.Model
     agreements: Mapping[str, Agreement]
-    head: str = "kept: the file computes in fp32"
-    figures: Mapping[str, float] = field(default_factory=dict)
+    head: Refit = field(default_factory=lambda: Refit("kept: the file computes in fp32"))
 
 
 @dataclass(frozen=True)
@@ -165,14 +170,14 @@ class _Acceptance:
         if reason := refusal(agreements):
             self.passed_over[trial.name] = reason
             return None
-        head, figures = refit_head(model, self.samples)
+        head = refit_head(model, self.samples)
         final = self.written(model)
         try:
             check_same(model, final, self.samples.tried or self.samples.held_out[:1])
         except ExportError as error:
             self.passed_over[trial.name] = str(error)
             return None
-        return _Accepted(trial, final, agreements, head, figures)
+        return _Accepted(trial, final, agreements, head)
 
     def allows(self, model: ir.Model) -> bool:
         """Return whether a model runs and agrees with the program."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -21,17 +22,34 @@ from sparsify.timing import values_of
 Tables = Mapping[str, Tensor]
 
 
-def refit_head(model: ir.Model, samples: Samples) -> tuple[str, dict[str, float]]:
+@dataclass(frozen=True)
+class Refit:
+    """What was done to the heads of a model.
+
+    Attributes:
+        told: a description of the changes.
+        figures: NLL and ECE, or coverage and width of intervals, on the held-out samples, with the program's head (before) and the refitted
+            one (after).
+        fit: what the new fit of the head that calibrates found, by name, with the NLL on the held-out samples of the outputs as they are
+            (before) and of the calibrated ones (after); None: that head was not fitted again.
+        note: why that fit deserves little trust; empty if there is no reason to doubt it.
+    """
+
+    told: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+    fit: Mapping[str, float] | None = None
+    note: str = ""
+
+
+def refit_head(model: ir.Model, samples: Samples) -> Refit:
     """Fit the heads to the model's outputs on the held-out samples, in their order, and store the fitted values in the model.
 
     A head of training samples, or one that reads something that the model does not return, keeps its values.
-
-    Returns:
-        A description of the changes, and figures on the held-out samples before and after: NLL and ECE, or coverage and width of intervals.
     """
     stored = {name.rpartition(PREFIX)[2]: value for name, value in model.graph.initializers.items() if PREFIX in name}
     shapes = {name: tuple(_values(value).shape) for name, value in stored.items()}
     told, figures = list[str](), dict[str, float]()
+    main: Refit | None = None
     for spec in samples.heads or (None,):
         head, prefix, buffers = belonging(spec, shapes)
         if head is None:
@@ -42,39 +60,43 @@ def refit_head(model: ir.Model, samples: Samples) -> tuple[str, dict[str, float]
         if samples.labels is None:
             told.append("kept: no labels to fit it on")
             continue
-        text, found = _refit(model, samples, head, {name: stored[prefix + name] for name in buffers})
-        told.append(text)
-        figures |= found
-    return "; ".join(dict.fromkeys(told)), figures
+        found = _refit(model, samples, head, {name: stored[prefix + name] for name in buffers})
+        told.append(found.told)
+        figures |= found.figures
+        main = found if main is None or head.calibrates else main
+    text = "; ".join(dict.fromkeys(told))
+    return Refit(text, figures) if main is None else Refit(text, figures, main.fit, main.note)
 
 
-def _refit(
-    model: ir.Model, samples: Samples, head: Head, stored: Mapping[str, ir.Value]
-) -> tuple[str, dict[str, float]]:
-    """Fit one head again; returns what was done, and figures before and after."""
+def _refit(model: ir.Model, samples: Samples, head: Head, stored: Mapping[str, ir.Value]) -> Refit:
+    """Fit one head again."""
     task, found = samples.task or _usual_task(head), _tables(model, samples, head)
     read = [samples.main if name == OUTPUT else name for name in head.reads]
     if not head.buffers:
-        return f"{head.name} has nothing to fit", {}
+        return Refit(f"{head.name} has nothing to fit")
     if head.samples == "training" or not {*read} <= found.keys():
-        return f"{head.name} kept, as fitted to the program", {}
+        return Refit(f"{head.name} kept, as fitted to the program")
     before = {name: _values(item) for name, item in stored.items()}
     targets = torch.from_numpy(np.asarray(samples.labels))[: len(found[samples.main])]
     figures = _figures(task, found, targets, "before") if head.calibrates else {}
     program = samples.wanted[samples.main]
     others = {name: found[name] for name in head.reads if name != OUTPUT}
+    held = HeldOut(found[samples.main], targets, task, samples.level, others=others)
     try:
-        fitted = head.refit(
-            HeldOut(found[samples.main], targets, task, samples.level, others=others),
-            before,
-            torch.from_numpy(program.table(program.values)).double(),
-        )
+        fitted = head.refit(held, before, torch.from_numpy(program.table(program.values)).double())
     except ValueError as error:
-        return f"kept: {error}", figures
+        return Refit(f"kept: {error}", figures)
     for name, value in fitted.values.items():
         stored[name].const_value = ir.tensor(value.float().numpy().reshape(_numbers(stored[name]).shape))
     after = _figures(task, _tables(model, samples, head), targets, "after") if head.calibrates else {}
-    return head.told(before, fitted), figures | after
+    text = head.told(before, fitted)
+    if all(torch.equal(value, before[name]) for name, value in fitted.values.items()):
+        return Refit(text, figures | after)
+    losses = dict[str, float]()
+    if "nll_after" in after:
+        scores, answers = held.judged
+        losses = {"nll_before": metrics.nll(scores.softmax(1), answers), "nll_after": after["nll_after"]}
+    return Refit(text, figures | after, {**losses, **fitted.figures}, fitted.note or "")
 
 
 def _numbers(stored: ir.Value) -> np.ndarray:

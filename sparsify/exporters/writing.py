@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
@@ -58,6 +59,17 @@ def write(
         write_to_disk(file, pieces(final, sparse=sparse))
     finally:
         drop_weights(final)
+
+
+def add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    """Add entries, whose keys the file does not have, to the metadata of a file, atomically; every other byte stays as it is."""
+    if not metadata:
+        return
+    entries = [onnx.StringStringEntryProto(key=key, value=value) for key, value in metadata.items()]
+    appended = onnx.ModelProto(metadata_props=entries).SerializeToString()  # protobuf joins repeated fields of parts
+    with draft(path) as file:
+        write_to_disk(file, [path.read_bytes(), appended])
+        os.replace(file, path)
 
 
 def check(model: ir.Model) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,14 @@ def _history(path: Path) -> list[dict[str, Any]]:
     rows = [_parsed(path, line) for line in _text(path).splitlines()]
     for row in rows:
         check(Epoch, row, path)
+        row["val_loss"] = _number(row["val_loss"])
+        row["readings"] = {name: _number(value) for name, value in row.get("readings", {}).items()}
     return rows
+
+
+def _number(value: float | None) -> float:
+    """Return a number of a row; NaN for what was not finite, which JSON cannot hold."""
+    return math.nan if value is None else value
 
 
 def _program(path: Path) -> str:

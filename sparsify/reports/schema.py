@@ -68,7 +68,7 @@ class HeadFit(Form):
     outputs: list[str]
     samples: int
     of: str
-    figures: dict[str, float] = Field(default_factory=dict)
+    figures: dict[str, float | None] = Field(default_factory=dict)
     note: str | None = None
     values: dict[str, float] = Field(default_factory=dict)
 
@@ -88,7 +88,7 @@ class Calibration(Form):
     ece_before: float | None
     ece_after: float | None
     heads: list[HeadFit] = Field(default_factory=list)
-    figures: dict[str, float] = Field(default_factory=dict)
+    figures: dict[str, float | None] = Field(default_factory=dict)
 
 
 class Parity(Form):
@@ -227,7 +227,7 @@ class TaskCalibration(Form):
     ece_before: float | None
     ece_after: float | None
     level: float | None = None
-    figures: dict[str, float] = Field(default_factory=dict)
+    figures: dict[str, float | None] = Field(default_factory=dict)
 
 
 class TaskFigures(Form):
@@ -346,15 +346,18 @@ class TaskMetrics(Metrics):
 
 
 class Epoch(Form):
-    """A row of ``history.jsonl``; coverage and turnover by weight if there are masks; ``readings`` are the method's own figures."""
+    """A row of ``history.jsonl``; coverage and turnover by weight if there are masks; ``readings`` are the method's own figures.
+
+    What is NaN or infinite in a diverged model is None.
+    """
 
     step: int
     loss: float
-    val_loss: float
+    val_loss: float | None
     val_accuracy: float | None = None
     coverage: dict[str, float] | None = None
     turnover: dict[str, float] | None = None
-    readings: dict[str, float] = Field(default_factory=dict)
+    readings: dict[str, float | None] = Field(default_factory=dict)
 
 
 def check(form: type[Form], value: Any, path: Path) -> None:

@@ -12,10 +12,12 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from sparsify.calibration import CalibrationLog, evaluate
+from sparsify.calibration import evaluate
 from sparsify.errors import ExportError
 from sparsify.exporters import ExportResult, Preprocessing, export
 from sparsify.exporters.int8 import Int8
+from sparsify.exporters.writing import add_metadata
+from sparsify.files import strict_json
 from sparsify.ir import Program
 from sparsify.ir.evaluation import joined
 from sparsify.loading import Data, load_data, load_ood
@@ -135,6 +137,7 @@ def write_int8(
     threads: int = 1,
     input_type: str = "float",
     metadata: Mapping[str, str] | None = None,
+    fitted: Mapping[str, Any] | None = None,
 ) -> tuple[ExportResult, dict[str, Any]]:
     """Export ``program`` in int8 and measure the file on the test samples.
 
@@ -146,6 +149,8 @@ def write_int8(
         data: the data, split as they were for training.
         task: what the outputs mean; None: the program's task, or classification if it has none.
         opset, form, selection, batch, threads, input_type, metadata: as for `sparsify.export`.
+        fitted: log of the program's heads as ``metrics.json`` holds it, or {} if there are none: the file gets the metadata of
+            `fitted_metadata`, measured on itself. None: it does not get them.
 
     Returns:
         The result, and the figures of the file on the test samples for ``metrics.json``, without timings.
@@ -173,12 +178,20 @@ def write_int8(
         **{**fed, "task": task},
     )
     assert result.int8 is not None
+    threshold = None
+    if fitted is not None:
+        if "ood_score" in program.output_names("eval"):
+            threshold = accepting(run_file(path, data.validation, fed.get("preprocessing"))["ood_score"])
+        add_metadata(path, fitted_metadata(_fitted_again(fitted, result.int8), threshold))
+        result = dataclasses.replace(result, bytes=path.stat().st_size)
+    assert result.int8 is not None
     outputs, wanted = run_file(path, data.test, fed.get("preprocessing")), evaluate(program, data.test)
     figures, read = _measured(program, task, wanted, data.test.targets), task.output
     row = {
         **_measured(program, task, outputs, data.test.targets),
         "fp32": {key: value for key, value in figures.items() if key in BESIDE},
         "bytes": result.bytes,
+        **({} if threshold is None else {"ood_threshold": threshold}),
         "form": result.int8.chosen.name,
         "layers": dict(result.int8.chosen.layers),
         "batch": batch,
@@ -236,29 +249,44 @@ def run_metadata(program: Program, recipe: Recipe, data: Data, method: Method) -
     }
 
 
-def fitted_metadata(log: CalibrationLog | None, threshold: float | None) -> dict[str, str]:
-    """Make the metadata of a run's fp32 files about what was fitted on validation samples.
+def fitted_metadata(log: Mapping[str, Any] | None, threshold: float | None) -> dict[str, str]:
+    """Make the metadata of a run's files about what was fitted on validation samples.
 
     Args:
-        log: log of the calibration head, if there is one.
-        threshold: the result of `ood_threshold`.
+        log: log of the calibration head as ``metrics.json`` holds it (`CalibrationLog.to_dict`), if there is one.
+        threshold: the result of `ood_threshold`, or of `accepting` for the outputs of the file.
     """
     found = {} if threshold is None else {"ood_threshold": repr(threshold)}
-    if log and log.figures:
-        told = {"nll_before": log.nll_before, "nll_after": log.nll_after, **log.figures}
-        found["calibration_fit"] = json.dumps({key: value for key, value in told.items() if value is not None})
-    return found | ({"calibration_note": log.note} if log and log.note else {})
+    if log and log.get("figures"):
+        told = {**{key: log[key] for key in ("nll_before", "nll_after")}, **log["figures"]}
+        found["calibration_fit"] = strict_json({key: value for key, value in told.items() if value is not None})
+    return found | ({"calibration_note": log["note"]} if log and log.get("note") else {})
+
+
+def _fitted_again(log: Mapping[str, Any], found: Int8) -> Mapping[str, Any]:
+    """Return the log of a program's head for its int8 file: that of the new fit, if there was one."""
+    if not log or found.fit is None:
+        return log
+    losses = {key: found.fit.get(key) for key in ("nll_before", "nll_after")}
+    return {**log, **losses, "figures": {k: v for k, v in found.fit.items() if k not in losses}, "note": found.note}
 
 
 def ood_threshold(program: Program, data: Data) -> float | None:
     """Find the ``ood_score`` that a share `ACCEPTED` of the validation samples reaches; None for a program without that output."""
     if "ood_score" not in program.output_names("eval"):
         return None
-    return float(evaluate(program, data.validation)["ood_score"].quantile(1 - ACCEPTED))
+    return accepting(evaluate(program, data.validation)["ood_score"])
 
 
-def trials(found: Int8) -> dict[str, Any]:
-    """Return the timings by which an int8 file was chosen, for ``latency.json``."""
+def accepting(scores: Tensor) -> float:
+    """Find the number that a share `ACCEPTED` of the scores, float64 [N], reaches."""
+    return float(scores.quantile(1 - ACCEPTED))
+
+
+def trials(found: Int8 | None) -> dict[str, Any]:
+    """Return the timings by which an int8 file was chosen, for ``latency.json``; {} for an fp32 file."""
+    if found is None:
+        return {}
     files = [{"name": trial.name, "milliseconds": trial.milliseconds} for trial in found.trials]
     layers = {name: dict(timed) for name, timed in found.layers.items()}
     return {"batch": found.batch, "threads": found.threads, "files": files, "layers": layers}

@@ -87,14 +87,16 @@ def export_saved(
         )
     batch_inputs = found.test.batch(torch.arange(min(64, len(found.test)))).inputs
     outputs_of(loaded, batch_inputs)  # raises if the data do not fit the program
+    fitted = dict[str, Any]()
+    if recipe is not None and kind_of(loaded):
+        fitted |= fit(loaded.clone(), found.validation, task=meaning, training=found.train).to_dict()
     if precision == "int8" and storage == "dense":
         return write_int8(
             loaded, out, found, task=meaning, opset=opset, form=form, selection=selection, batch=batch, threads=threads,
-            input_type=input_type, metadata=metadata,
+            input_type=input_type, metadata=metadata, fitted=None if recipe is None else fitted,
         )  # fmt: skip
     if recipe is not None:
-        log = fit(loaded.clone(), found.validation, task=meaning, training=found.train) if kind_of(loaded) else None
-        metadata |= fitted_metadata(log, ood_threshold(loaded, found))
+        metadata |= fitted_metadata(fitted, ood_threshold(loaded, found))
     result = export(
         loaded, out, inputs=loaded.input_tensors(batch_inputs), opset=opset, storage=storage, form=form, selection=selection,
         precision=precision, batch=batch, threads=threads, metadata=metadata, **feeding(found, input_type, meaning.name),

@@ -227,7 +227,7 @@ def _finish(
             rows[name] = {**row, "passes": pass_rows([*model.passes, *record])}
         if recipe.export_precision == "int8" and name in rows:
             with missing.unless(f"{name}-int8.onnx", _advice(model, out, f"{name}-int8.onnx", "--precision int8")):
-                rows[name]["int8"], chosen_by[name] = _int8(model, recipe, task, data, out)
+                rows[name]["int8"], chosen_by[name] = _int8(model, recipe, data, out, row["calibration"])
     if "model" not in rows:
         raise missing.error(None)
     labels = task.answers(data.test.targets) if "model" in sure else None
@@ -310,11 +310,11 @@ def _export(
         Its row of ``metrics.json``; what the task reads of it on the test set; and its scores and calibrated probabilities
         (`sparsify.runs.answering.scored`).
     """
-    program, name, log = model.program, model.name, None
+    program, name, fitted = model.program, model.name, None
     chosen, choice = with_choice(recipe, program, data)  # the file names the recipe as it was given
     Pipeline(heads(chosen, program)).apply(program)
     if kind_of(program) is not None:
-        log = fit(program, data.validation, task=task, training=data.train)
+        fitted = fit(program, data.validation, task=task, training=data.train).to_dict()
     program.save(model.folder / "program.sparsify")
     outputs = evaluate(program, data.test)
     read = program.reading(task.output, "eval", list(outputs.values()))
@@ -328,7 +328,7 @@ def _export(
         form=recipe.form,
         selection=recipe.selection,
         batch=recipe.export_batch,
-        metadata=run_metadata(program, recipe, data, model.method) | fitted_metadata(log, threshold),
+        metadata=run_metadata(program, recipe, data, model.method) | fitted_metadata(fitted, threshold),
         **feeding(data, recipe.export_input, task.name),
     )
     lacking = _lacking(program, task, read, data)
@@ -348,7 +348,7 @@ def _export(
         "bytes": result.bytes,
         "layers": table,
         "coverage": covered(table),
-        "calibration": log.to_dict() if log else None,
+        "calibration": fitted,
         "forms": dict(result.forms),
         "parity": {"ok": True, **dataclasses.asdict(result.parity)},
         "counts": model.trained.counts,
@@ -379,19 +379,19 @@ def _lacking(program: Program, task: Task, read: Any, data: Data) -> str:
     return found
 
 
-def _int8(model: _Model, recipe: Recipe, task: Task, data: Data, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the int8 file of one model: its row of ``metrics.json``, and the timings it was chosen by."""
+def _int8(model: _Model, recipe: Recipe, data: Data, out: Path, fitted: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the int8 file of a model whose heads have the log ``fitted``: its row of ``metrics.json``, and the timings that chose it."""
     result, row = write_int8(
         model.program,
         out / f"{model.name}-int8.onnx",
         data,
-        task=task,
+        task=recipe.build_task(),
         opset=recipe.opset,
         form=recipe.form,
         selection=recipe.selection,
         batch=recipe.export_batch,
         input_type=recipe.export_input,
         metadata=run_metadata(model.program, recipe, data, model.method),
+        fitted=fitted or {},
     )
-    assert result.int8 is not None
     return row, trials(result.int8)

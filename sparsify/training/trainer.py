@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import signal
 from collections.abc import Callable, Generator, Iterator
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from sparsify.errors import CheckpointError, TrainingError
-from sparsify.files import write_atomically
+from sparsify.files import strict_json, write_atomically
 from sparsify.ir import Program, surgery
 from sparsify.ir.evaluation import outputs_of
 from sparsify.methods import Method
@@ -196,7 +195,7 @@ def _epoch(
 
 def _save(run: RunState, folder: Path, key: str) -> None:
     save_checkpoint(folder / CHECKPOINT, {"key": key, **run.state_dict()})
-    write_atomically(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in run.history).encode())
+    write_atomically(folder / "history.jsonl", "".join(strict_json(row) + "\n" for row in run.history).encode())
 
 
 def _restore(run: RunState, checkpoint: Path, key: str) -> None:

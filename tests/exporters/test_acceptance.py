@@ -102,6 +102,12 @@ FAULTS = {
 }
 
 
+def test_a_single_sample_is_refused_with_its_error():
+    judged = judge(np.array([[1.0, -2.0, 0.5]]), np.array([[1.0, -1.5, 0.5]]))
+    assert judged.refused == "its comparison needs at least two held-out samples" and judged.largest_error == 0.25
+    assert judged.error == pytest.approx(0.5 / np.sqrt(5.25)) and judge(np.zeros((1, 2)), np.zeros((1, 2))).error == 0
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_in_the_integers_of_a_real_file_are_refused(name):
     """What one node reads is wrong; a scale that all its readers share would only be a coarser one."""

@@ -8,9 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
+import pytest
+from scipy.special import softmax
+from sklearn.metrics import log_loss
 
 from sparsify.exporters import int8, int8_forms
-from sparsify.exporters.int8_head import refit_head
+from sparsify.exporters.int8_head import Refit, refit_head
 from sparsify.exporters.int8_samples import Wanted
 from sparsify.heads import HEADS, Fitted, Temperature, register
 from tests.exporters.grouped_mlp import arrays, images, kinds, load, run, samples, with_dense_layer
@@ -115,13 +118,18 @@ def test_a_real_trial_measures_every_form_and_every_layer():
 
 def test_the_temperature_is_fitted_to_the_integers_own_logits():
     model, (x, y) = load(1), images()
-    text, figures = refit_head(model, samples(model, x[1200:], y[1200:]))
+    found = refit_head(model, samples(model, x[1200:], y[1200:]))
+    text, figures = found.told, found.figures
     (temperature,) = (float(value) for name, value in arrays(model).items() if name.endswith("temperature"))
     assert abs(temperature - 1.5) > 1e-3 and text == f"temperature fitted again: 1.5000 before, {temperature:.4f} after"
     assert figures["nll_after"] < figures["nll_before"] and set(figures) == {
         "nll_before", "nll_after", "ece_before", "ece_after",
     }  # fmt: skip
     logits, probabilities = run(model, x[1200:], "logits", "probabilities")
+    assert found.fit == {
+        "nll_before": pytest.approx(log_loss(y[1200:], softmax(logits, 1))),
+        "nll_after": figures["nll_after"],
+    }
     shifted = np.exp((logits - logits.max(1, keepdims=True)) / temperature)
     assert np.allclose(probabilities, shifted / shifted.sum(1, keepdims=True), atol=1e-6)
 
@@ -129,19 +137,14 @@ def test_the_temperature_is_fitted_to_the_integers_own_logits():
 def test_a_head_that_cannot_be_fitted_stays_and_says_why():
     model, (x, _) = load(1), images(64)
     right = run(model, x, "logits")[0].argmax(1)  # labels that the logits separate perfectly
-    text, figures = refit_head(model, samples(model, x, right))
-    assert text == "kept: the logits classify all held-out data correctly" and set(figures) == {
-        "nll_before",
-        "ece_before",
-    }
+    found = refit_head(model, samples(model, x, right))
+    assert found.told == "kept: the logits classify all held-out data correctly" and found.fit is None
+    assert set(found.figures) == {"nll_before", "ece_before"}
     assert [float(value) for name, value in arrays(model).items() if name.endswith("temperature")] == [1.5]
     given = samples(model, x, right)
     for value in list(model.graph.initializers.values()):
         value.name = value.name.replace("calibration.", "")
-    assert refit_head(model, given) == (
-        "none that can be fitted again",
-        {},
-    )
+    assert refit_head(model, given) == Refit("none that can be fitted again")
 
 
 @dataclass(frozen=True)
@@ -164,12 +167,13 @@ def test_a_head_of_another_package_is_fitted_again():
     given = dataclasses.replace(samples(model, x[1200:], y[1200:]), level=0.8)
     for value in list(model.graph.initializers.values()):
         value.name = value.name.replace("calibration.temperature", "calibration.divisor")
-    assert refit_head(model, given) == ("none that can be fitted again", {})
+    assert refit_head(model, given) == Refit("none that can be fitted again")
     with HEADS.forgetting():
         register(Divided())
-        text, figures = refit_head(model, given)
+        found = refit_head(model, given)
     (stored,) = (float(value) for name, value in arrays(model).items() if name.endswith("divisor"))
-    assert text == f"level 0.8: divisor 1.5 became {stored:.4f}" and figures["nll_after"] < figures["nll_before"]
+    assert found.told == f"level 0.8: divisor 1.5 became {stored:.4f}" and found.note == "level 0.8"
+    assert found.figures["nll_after"] < found.figures["nll_before"]
 
 
 def test_large_tensors_are_thinned_but_keep_their_extremes():
