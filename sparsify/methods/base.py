@@ -11,7 +11,7 @@ from sparsify.arguments import checked, checked_fields
 from sparsify.errors import RecipeError
 from sparsify.methods.durations import as_steps as as_steps
 from sparsify.methods.durations import resolving as resolving
-from sparsify.parts.allocation import FIXED_TOLERANCE, Allocation, erk
+from sparsify.parts.allocation import FIXED_TOLERANCE, Allocation, erk, name_of, needs_gradient
 from sparsify.parts.attacks import Attack
 from sparsify.parts.corrections import Correction
 from sparsify.parts.distillation import Distillation, SelfDistillation
@@ -65,7 +65,7 @@ class Method:
         initial: masks at the start: ``dense`` (all ones), ``random``, or ``magnitude`` (the largest magnitudes).
         initial_scale: ``fan-in`` multiplies the active weights of each output by sqrt(number of inputs / number of active inputs), so that
             its variance is that of the dense layer (Evci et al. 2022, arXiv:2010.03533, section 3); ``none`` does not scale.
-        allocation: how the density is split over weights.
+        allocation: how the density of masks at the start is split over weights; rounds that prune have their own in ``topology``.
         pattern: which positions may be active together.
         keep_dense: globs of the names of weights that get no mask.
         initial_density: density of random and magnitude masks at the start, in [density, 1]; None: ``density``.
@@ -129,6 +129,12 @@ class Method:
             raise RecipeError(
                 f"method {self.name!r}: initial_density should be between the final density {self.density} and 1, found "
                 f"{self.initial_density}."
+            )
+        if self.initial != "dense" and needs_gradient(self.allocation):
+            raise RecipeError(
+                f"method {self.name!r} starts from {self.initial} masks, whose density {name_of(self.allocation)} cannot split: it ranks "
+                f"by gradients, and there are none before training. Choose another allocation, such as erk, or a method that starts "
+                f"dense and prunes during training, such as gmp."
             )
         pattern = parse_pattern(self.pattern)
         if not isinstance(pattern, NM):

@@ -14,6 +14,7 @@ import heapq
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ class Layer:
         fixed_density: the only density that its pattern allows, in (0, 1]; None if the pattern allows others.
         weight: its values, of ``shape``; None if they are not known.
         mask: bool, of ``shape``: the positions that may be active. Pruning gives it, because it only drops. None: all may.
+        gradient: the dense gradient of one batch's loss, of ``shape``; given to allocations that are marked by `by_gradient`, else None.
     """
 
     shape: tuple[int, ...]
@@ -43,6 +45,7 @@ class Layer:
     fixed_density: float | None = None
     weight: Tensor | None = None
     mask: Tensor | None = None
+    gradient: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -56,6 +59,31 @@ class Layer:
 
 Layers = Mapping[str, Layer]
 Allocation = Callable[[Layers, float], dict[str, int]]
+A = TypeVar("A", bound=Allocation)
+_MARK = "needs_gradient"
+
+
+def by_gradient(allocation: A) -> A:
+    """Mark an allocation that reads `Layer.gradient`, as a decorator. Rounds of training then record dense gradients for it.
+
+    Such an allocation can split the density of a pruning during training, and is refused elsewhere, because there are no gradients.
+    """
+    setattr(allocation, _MARK, True)
+    return allocation
+
+
+def needs_gradient(allocation: Allocation) -> bool:
+    """Return whether an allocation is marked by `by_gradient`; a `functools.partial` of one is too."""
+    while isinstance(allocation, functools.partial):
+        allocation = allocation.func
+    return bool(getattr(allocation, _MARK, False))
+
+
+def name_of(allocation: Allocation) -> str:
+    """Return the name of an allocation, for messages."""
+    while isinstance(allocation, functools.partial):
+        allocation = allocation.func
+    return getattr(allocation, "__name__", type(allocation).__name__)
 
 
 def uniform(layers: Layers, density: float) -> dict[str, int]:
@@ -76,7 +104,7 @@ def erk(layers: Layers, density: float) -> dict[str, int]:
 
 
 def global_magnitude(layers: Layers, density: float) -> dict[str, int]:
-    """Rank |w| over all layers together and count how many of the best each layer has. A unit is ranked by its mean |w|."""
+    """Rank |w| over all layers together and count how many of the best each layer has."""
     return _ranked(layers, density, {name: _weight(name, layer).abs() for name, layer in layers.items()})
 
 
@@ -85,15 +113,45 @@ def lamp(layers: Layers, density: float) -> dict[str, int]:
     return _ranked(layers, density, {name: lamp_score(_weight(name, layer)) for name, layer in layers.items()})
 
 
+@by_gradient
+def global_saliency(layers: Layers, density: float) -> dict[str, int]:
+    """Rank |w * dL/dw| over all layers together, the first-order change of the loss without w (Molchanov et al. 2017, arXiv:1611.06440).
+
+    Molchanov et al. removed channels; for single weights, this is the score of SNIP (Lee et al. 2019, arXiv:1810.02340). L is the loss of
+    the method on the batch of the round, so a loss that weighs classes splits the density by what its heavy classes need. Positions whose
+    score is 0, such as the weights of outputs that no sample of the batch activates, rank below all others, by |w|. It needs a pruning
+    during training; elsewhere there are no gradients, and it is refused.
+    """
+    return _ranked(layers, density, {name: saliency_score(name, layer) for name, layer in layers.items()})
+
+
 _ALLOCATIONS: dict[str, Allocation] = {
     "uniform": uniform,
     "er": er,
     "erk": erk,
     "global_magnitude": global_magnitude,
     "lamp": lamp,
+    "global_saliency": global_saliency,
 }
 ALLOCATIONS: Registry[Allocation] = Registry("allocation", RecipeError, _ALLOCATIONS)
 """How a density is split over weights, by name."""
+
+
+def saliency_score(name: str, layer: Layer) -> Tensor:
+    """Compute |w * dL/dw| of each position; where that is 0, -1 / |w|, which is below 0 and rises with |w|.
+
+    Raises:
+        AllocationError: If the weight or its gradient is not given.
+    """
+    if layer.gradient is None:
+        raise AllocationError(
+            f"ranking by saliency needs the dense gradient of {name!r}; none was given. Only a pruning during training has it, and "
+            f"gives it to an allocation marked by sparsify.parts.allocation.by_gradient. Use global_magnitude elsewhere."
+        )
+    weight = _weight(name, layer).detach()
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    scores = (weight * layer.gradient.detach()).abs()
+    return torch.where(scores == 0, (-1 / weight.abs()).clamp_min(torch.finfo(scores.dtype).min), scores)
 
 
 def lamp_score(weight: Tensor) -> Tensor:

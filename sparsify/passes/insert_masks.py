@@ -15,13 +15,23 @@ from sparsify.ir import PHASES, Program, Stage, WeightSite, surgery
 from sparsify.ir.channels import channel_sets, written_together
 from sparsify.ir.nodes import apply_mask
 from sparsify.ir.sites import parameter_nodes
-from sparsify.parts.allocation import ALLOCATIONS, Layer
+from sparsify.parts.allocation import ALLOCATIONS, Layer, needs_gradient
 from sparsify.parts.patterns import Pattern, Unstructured, parse_pattern
 from sparsify.parts.patterns.grouped import Grouped, select_together
 from sparsify.passes.base import CHANGED, UNCHANGED, Effect, Kept, Pass, PassLog
 from sparsify.passes.options import Range, option
 
 SCORES = ("magnitude", "random")
+
+
+def _without_gradients(name: str) -> None:
+    """Refuse the name of an allocation that ranks by gradients."""
+    if needs_gradient(ALLOCATIONS[name]):
+        free = ", ".join(other for other, allocation in ALLOCATIONS.items() if not needs_gradient(allocation))
+        raise PassError(
+            f"{name} ranks by gradients of the loss, which only a pruning during training has. Choose one of: {free}; or give {name} to a "
+            f"method that prunes, such as gmp."
+        )
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,9 @@ class InsertMasks(Pass):
     score: str = option(
         "magnitude", "how positions are ranked when a density is given: magnitude, or random", choices=SCORES
     )
-    allocation: str = option("global_magnitude", "how the density is split over weights", choices=ALLOCATIONS)
+    allocation: str = option(
+        "global_magnitude", "how the density is split over weights", choices=ALLOCATIONS, reads=_without_gradients
+    )
 
     @property
     def preserves(self) -> Mapping[str, Kept]:

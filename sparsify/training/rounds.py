@@ -15,6 +15,7 @@ from sparsify.errors import TrainingError, TrainingWarning
 from sparsify.ir import Program
 from sparsify.methods.base import GROWN_IN_SHORT_RUNS
 from sparsify.parts import coverage
+from sparsify.parts.allocation import needs_gradient
 from sparsify.parts.patterns import Pattern
 from sparsify.parts.patterns.grouped import bound_together
 from sparsify.parts.scores import Score, View
@@ -72,7 +73,7 @@ class Rounds(Mechanism):
         self._moves: tuple[Move, ...] = (
             topology.moves if isinstance(topology, InTurn) else tuple(filter(None, [topology]))
         )
-        self.needs_gradient = any(score.needs_gradient for move in self._moves for score in _scores(move).values())
+        self.needs_gradient = any(map(_reads_gradient, self._moves))
         self.prunes = any(isinstance(move, Prune) for move in self._moves)
         self.replaces_step = any(isinstance(move, DropAndGrow) and move.replaces_step for move in self._moves)
         self._patterns: dict[str, Pattern] = {}
@@ -118,7 +119,7 @@ class Rounds(Mechanism):
                         TrainingWarning,
                         stacklevel=4,
                     )
-                move.allocation(layers_of(self._program), density)
+                move.allocation(layers_of(self._program, graded=needs_gradient(move.allocation)), density)
 
     def _say_if_short(self, move: Move, method: str, total_steps: int, first: int, last: int) -> None:
         """Warn of growth by gradient from a sparse start in a short run, with what was measured."""
@@ -167,9 +168,7 @@ class Rounds(Mechanism):
 
     def reads_gradient(self, step: int) -> bool:
         """Return whether a round of this step reads the dense gradient."""
-        return self.needs_gradient and any(
-            m.when(step) and any(x.needs_gradient for x in _scores(m).values()) for m in self._moves
-        )
+        return self.needs_gradient and any(m.when(step) and _reads_gradient(m) for m in self._moves)
 
     def forget_gradients(self) -> None:
         """Discard recorded gradients, because the batch is evaluated again."""
@@ -212,7 +211,7 @@ class Rounds(Mechanism):
         self._name(
             still, f"are frozen since the run began (requires_grad is False), and keep their masks from step {step} on"
         )
-        if any(score.needs_gradient for _, move in due for score in _scores(move).values()):
+        if any(_reads_gradient(move) for _, move in due):
             absent = {name for name in self._stored.taps if not self._arrived(name)}
             if absent == self._stored.taps.keys():
                 raise TrainingError(
@@ -307,7 +306,8 @@ class Rounds(Mechanism):
         if not patterns:
             return
         weights = {name: self._stored.dense(name) for name in patterns}
-        table = layers(patterns, weights, {name: masks[name] for name in patterns})
+        gradients = {name: self._dense_gradient(name) for name in patterns} if needs_gradient(move.allocation) else None
+        table = layers(patterns, weights, {name: masks[name] for name in patterns}, gradients)
         fixed = next(iter(table.values())).fixed_density
         if fixed is not None and density > fixed:
             return
@@ -355,3 +355,10 @@ def _scores(move: Move) -> dict[str, Score]:
             return {"drop": drop_by, "grow": grow_by}
         case Prune(by=by):
             return {"prune": by}
+
+
+def _reads_gradient(move: Move) -> bool:
+    """Return whether a move ranks by the dense gradient, or splits its density by it."""
+    return any(score.needs_gradient for score in _scores(move).values()) or (
+        isinstance(move, Prune) and needs_gradient(move.allocation)
+    )

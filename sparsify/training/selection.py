@@ -19,14 +19,23 @@ def patterns_of(program: Program) -> dict[str, Pattern]:
     return {weight: parse_pattern(pattern) for weight, (_, pattern) in masks_and_patterns(program).items()}
 
 
-def layers_of(program: Program) -> dict[str, Layer]:
-    """Describe all masked weights for an allocation."""
+def layers_of(program: Program, *, graded: bool = False) -> dict[str, Layer]:
+    """Describe all masked weights for an allocation before training.
+
+    With ``graded``, gradients of 1 stand in for those that rounds will have, for an allocation that reads them: whether a density can be
+    met does not depend on them.
+    """
     patterns = patterns_of(program)
-    return layers(patterns, {name: program.weight(name).detach() for name in patterns})
+    weights = {name: program.weight(name).detach() for name in patterns}
+    ones = {name: weight.new_ones(()).expand_as(weight) for name, weight in weights.items()}
+    return layers(patterns, weights, gradients=ones if graded else None)
 
 
 def layers(
-    patterns: Mapping[str, Pattern], weights: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None
+    patterns: Mapping[str, Pattern],
+    weights: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor] | None = None,
+    gradients: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Layer]:
     """Describe weights for an allocation; with ``masks``, only positions that are True in them may be active."""
     found: dict[str, Layer] = {}
@@ -34,7 +43,8 @@ def layers(
         weight = weights[name]
         shape = tuple(weight.shape)
         mask = None if masks is None else masks[name]
-        found[name] = Layer(shape, pattern.unit_size(shape), pattern.fixed_density(shape), weight, mask)
+        gradient = None if gradients is None else gradients[name]
+        found[name] = Layer(shape, pattern.unit_size(shape), pattern.fixed_density(shape), weight, mask, gradient)
     return found
 
 

@@ -49,6 +49,8 @@ NESTED = {
     "moon(agent(distilled(set)))": ("unstructured",),
     "distilled(acls(set))": ("unstructured", "grouped:5"),
     "balancing-act(gmp)": ("unstructured", "grouped:5"),
+    "class-weighted(gmp)": ("unstructured", "block:2x1", "grouped:5"),
+    "class-weighted(granet)": ("unstructured", "grouped:5"),
     "averaged(class-weighted(rigl))": ("unstructured",),
     "calirare(rigl)": ("unstructured", "nm:2:4", "grouped:5"),
     "calirare(mmce(agent(distilled(set))))": ("unstructured",),
@@ -58,6 +60,8 @@ NESTED = {
     "ps-kd(rankmixup(rigl))": ("unstructured", "nm:2:4", "grouped:5"),
 }
 """What wrappers are tried with: random masks, averages, corrections, objectives and teachers, each with rounds of another kind."""
+BY_SALIENCY = ("class-weighted(gmp)", "class-weighted(granet)")
+"""Those whose density is split over layers by gradients."""
 ALONE = [name for name in METHODS if name != "dense"]
 SPARSE = [*ALONE, *NESTED]
 TRAINED = [
@@ -107,6 +111,8 @@ def attached(name, pattern, optimizer="sgd"):
     options = {"density": PATTERNS[pattern], "pattern": pattern, "keep_dense": KEEP.get(pattern, ())}
     if "update_every" in known_options(layers(name)[-1]):
         options["update_every"] = 5
+    if name in BY_SALIENCY:
+        options["allocation"] = "global_saliency"
     if "balancing-act" in name:
         options["balancing-act"] = {"dense_recall": [1.0] * 10, "memory": 4, "start_at": 0, "dual_rate": 0.5}
     method = sp.methods.build(name, options)

@@ -16,6 +16,7 @@ from torch.optim import lr_scheduler as lr
 import sparsify as sp
 from sparsify import passes
 from sparsify.errors import ExportError, LoadError, PassError, RecipeError, SparsifyError, TraceError, TrainingError
+from sparsify.parts.allocation import global_saliency
 from tests.cases import digits
 
 X = digits(32)[0].flatten(1)
@@ -84,6 +85,11 @@ MISUSES = {
     ),
     "one glob": (lambda _: sp.methods.rigl(density=0.1, keep_dense="fc*"), RecipeError, r"Write \['fc\*'\]"),
     "a name as allocation": (lambda _: sp.methods.rigl(density=0.1, allocation="erk"), RecipeError, "such as erk"),
+    "gradients before training": (
+        lambda _: sp.methods.rigl(density=0.1, allocation=global_saliency),
+        RecipeError,
+        "starts from random masks, whose density global_saliency cannot split",
+    ),
     "a number to wrap": (lambda _: sp.methods.cigl(3), RecipeError, "cigl takes a method first, found 3"),
     "a function to wrap": (
         lambda _: sp.methods.cigl(sp.methods.rigl),

@@ -82,6 +82,16 @@ def test_the_page_of_what_pruning_broke(ratio, lines):
     assert {(cell["row"], cell["seed"]) for cell in cells} == {(row, seed) for row in rows for seed in (0, 1, 2)}
 
 
+@pytest.mark.parametrize("lines", ["table", "sentences"])
+def test_the_page_of_layers_that_classes_need(lines):
+    script, stored = benchmark("class_allocation")
+    page = (ROOT / "docs" / "pruning_damage.md").read_text(encoding="utf-8")
+    assert "\n".join(script[lines](stored["cells"])) in page
+    keys = ("sparsity", "loss", "allocation", "seed")
+    order = [tuple(cell[key] for key in keys) for cell in script["order"](script["SEEDS"])]
+    assert sorted(tuple(cell[key] for key in keys) for cell in stored["cells"]) == sorted(order)
+
+
 def test_the_page_of_masked_temperatures():
     script, stored = benchmark("masked_temperature")
     page, cells = (ROOT / "docs" / "masked_temperature.md").read_text(encoding="utf-8"), stored["cells"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 
@@ -9,7 +10,17 @@ import pytest
 import torch
 
 from sparsify.errors import AllocationError
-from sparsify.parts.allocation import ALLOCATIONS, Layer, erk, lamp_score, uniform
+from sparsify.parts.allocation import (
+    ALLOCATIONS,
+    Layer,
+    by_gradient,
+    erk,
+    global_saliency,
+    lamp_score,
+    name_of,
+    needs_gradient,
+    uniform,
+)
 
 
 def layers(seed: int) -> dict[str, Layer]:
@@ -18,7 +29,8 @@ def layers(seed: int) -> dict[str, Layer]:
     result = {}
     for i in range(rng.randint(1, 6)):
         shape = (rng.randint(1, 12), rng.randint(1, 12), *rng.choice([(), (3, 3)]))
-        result[f"w{i}"] = Layer(shape, weight=torch.randn(shape, generator=generator))
+        weight, gradient = (torch.randn(shape, generator=generator) for _ in range(2))
+        result[f"w{i}"] = Layer(shape, weight=weight, gradient=gradient)
     return result
 
 
@@ -95,7 +107,7 @@ def test_pruning_never_gives_a_layer_more_than_it_has(name, seed):
         mask = torch.rand(shape, generator=generator) < 0.4
         moved = torch.rand(shape, generator=generator) < 0.5  # the other active weights are still 0
         weight = torch.randn(shape, generator=generator) * mask * moved
-        layers[f"w{index}"] = Layer(shape, weight=weight, mask=mask)
+        layers[f"w{index}"] = Layer(shape, weight=weight, mask=mask, gradient=torch.randn(shape, generator=generator))
     whole, active = sum(x.size for x in layers.values()), sum(x.most for x in layers.values())
     for share in (0.9, 0.6, 0.1):
         density = share * active / whole
@@ -143,3 +155,62 @@ def test_weights_that_are_not_a_number_are_not_ranked():
     layers = {"a": Layer((2, 2), weight=torch.tensor([[1.0, float("nan")], [2.0, 3.0]]))}
     with pytest.raises(AllocationError, match=r"scores of 'a' hold NaN"):
         ALLOCATIONS["global_magnitude"](layers, 0.5)
+
+
+A, B = torch.tensor([[4.0, -3.0], [0.5, 0.1]]), torch.tensor([[1.0, 2.0], [-2.0, 1.0]])
+A_GRADIENT, B_GRADIENT = torch.tensor([[0.1, 0.0], [-2.0, 0.0]]), torch.tensor([[-3.0, 0.5], [1.0, 0.0]])
+
+
+def saliencies(**given):
+    """|w g| is 0.4 0 | 1 0 in the first layer, and 3 1 | 2 0 in the second."""
+    return {
+        "a": Layer((2, 2), weight=A, gradient=A_GRADIENT, **given),
+        "b": Layer((2, 2), weight=B, gradient=B_GRADIENT),
+    }
+
+
+def test_saliency_by_hand():
+    table = saliencies()
+    assert global_saliency(table, 3 / 8) == {"a": 1, "b": 2}  # 3 and 2; the one position that a keeps is 1
+    assert global_saliency(table, 5 / 8) == {"a": 2, "b": 3}  # 3, 2, 1, 1 and 0.4
+    assert ALLOCATIONS["global_magnitude"](table, 3 / 8) == {"a": 2, "b": 1}  # 4, 3 and 2
+
+
+def test_positions_of_saliency_0_come_last_by_magnitude():
+    # After the five come those of 0: 3 and 0.1 in the first layer, 1 in the second.
+    assert global_saliency(saliencies(), 6 / 8) == {"a": 3, "b": 3}
+    assert global_saliency(saliencies(), 7 / 8) == {"a": 3, "b": 4}
+
+
+def test_what_may_not_be_active_has_no_saliency():
+    table = saliencies(mask=torch.tensor([[True, True], [False, True]]))
+    assert global_saliency(table, 4 / 8) == {"a": 1, "b": 3}
+    assert global_saliency(table, 5 / 8) == {"a": 2, "b": 3}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_saliencies_of_half_precision_do_not_vanish(dtype):
+    small = 2.0**-14  # its square is below what half precision holds
+    layers = {
+        "a": Layer((1, 2), weight=torch.tensor([[2.0, 3.0]], dtype=dtype), gradient=torch.zeros(1, 2, dtype=dtype)),
+        "b": Layer(
+            (1, 2), weight=torch.full((1, 2), small, dtype=dtype), gradient=torch.full((1, 2), small, dtype=dtype)
+        ),
+    }
+    assert global_saliency(layers, 3 / 4) == {"a": 1, "b": 2}
+
+
+def test_no_gradient_is_refused():
+    with pytest.raises(
+        AllocationError, match=r"needs the dense gradient of 'a'; none was given\. Only a pruning during"
+    ):
+        global_saliency({"a": Layer((2, 2), weight=A)}, 0.5)
+
+
+def test_marks_of_allocations_that_need_gradients():
+    found = {name for name, allocation in ALLOCATIONS.items() if needs_gradient(allocation)}
+    assert found == {"global_saliency"}
+    partial = functools.partial(global_saliency)
+    assert needs_gradient(partial) and name_of(partial) == "global_saliency"
+    assert not needs_gradient(lambda layers, density: global_saliency(layers, density))
+    assert needs_gradient(by_gradient(lambda layers, density: global_saliency(layers, density)))

@@ -90,6 +90,11 @@ def test_right_options_are_taken():
         ("insert-masks{density=inf}", PassError, r"should be in \(0, 1\], found inf"),
         ("insert-masks{score=best}", PassError, "Choose one of: magnitude, random"),
         ("insert-masks{allocation=best}", PassError, "Choose one of: .*global_magnitude"),
+        (
+            "insert-masks{allocation=global_saliency}",
+            PassError,
+            "insert-masks: option allocation: global_saliency ranks by gradients .* Choose one of: uniform, .*lamp; or give",
+        ),
         ("insert-masks{keep-frozen=maybe}", PassError, "keep-frozen should be true or false, found 'maybe'"),
         ("insert-masks{pattern=nm:4:2}", PatternError, "insert-masks: option pattern: .*N:M needs 0 < N < M"),
         ("insert-masks{pattern=circles}", PatternError, "insert-masks: option pattern: there is no pattern 'circles'"),

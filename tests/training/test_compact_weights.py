@@ -53,8 +53,18 @@ def traced():
 class Loop:
     """A loop as a user writes it, in float64."""
 
-    def __init__(self, method="rigl", pattern="grouped:16", *, compact="always", optimizer=None, steps=STEPS, **given):
-        options = {"density": 0.5, "pattern": pattern}
+    def __init__(
+        self,
+        method="rigl",
+        pattern="grouped:16",
+        *,
+        compact="always",
+        optimizer=None,
+        steps=STEPS,
+        options=None,
+        **given,
+    ):
+        options = {"density": 0.5, "pattern": pattern, **(options or {})}
         base = layers(method)[-1]
         rounds = {"update_every": 3} if "update_every" in known_options(base) else {}
         self.program = traced().clone().train()
