@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sparsify import methods as methods
     from sparsify.exporters import Preprocessing as Preprocessing
     from sparsify.exporters import export as export
+    from sparsify.ir import PerStep as PerStep
     from sparsify.ir import Program as Program
     from sparsify.ir import trace as trace
     from sparsify.methods import Method as Method
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "Method": "methods",
+    "PerStep": "ir",
     "Pipeline": "passes",
     "Preprocessing": "exporters",
     "Program": "ir",
@@ -30,7 +32,7 @@ _ROOMS = {
     "trace": "ir",
 }
 __all__ = [
-    "Method", "Pipeline", "Preprocessing", "Program", "SparseTrainer", "__version__", "attach", "export", "methods", "trace",
+    "Method", "PerStep", "Pipeline", "Preprocessing", "Program", "SparseTrainer", "__version__", "attach", "export", "methods", "trace",
 ]  # fmt: skip
 
 

@@ -96,7 +96,8 @@ def run(
     """
     from sparsify.loading.once import read_once
     from sparsify.runs.inferring import with_task
-    from sparsify.runs.recipe import parse_pairs, parse_recipe, with_embedded
+    from sparsify.runs.pairs import parse_pairs
+    from sparsify.runs.recipe import parse_recipe, with_embedded
     from sparsify.runs.workflow import run as run_workflow
     from sparsify.terminal import results
     from sparsify.terminal.progress import run_bars

@@ -63,7 +63,7 @@ ACROSS = {"fuzz", "contracts", "properties", "end_to_end", "golden", "docs"}
 COMMAND = ("sparsify/cli.py", "sparsify/terminal/")
 """Files that may print."""
 PUBLIC = {"__version__", 
-    "Method", "Pipeline", "Preprocessing", "Program", "SparseTrainer", "attach", "export", "methods", "trace",
+    "Method", "PerStep", "Pipeline", "Preprocessing", "Program", "SparseTrainer", "attach", "export", "methods", "trace",
 }  # fmt: skip
 TORCHLESS = ("figures", "pages", "reading", "runtime", "evaluation")
 """Rooms that run where torch is not installed."""

@@ -28,6 +28,7 @@ from sparsify.ir.nodes import (
 from sparsify.ir.nodes import (
     WeightSite as WeightSite,
 )
+from sparsify.ir.per_step import PerStep as PerStep
 from sparsify.ir.program import Program as Program
 from sparsify.ir.tracing import TraceWarning as TraceWarning
 from sparsify.ir.tracing import trace as trace

@@ -32,7 +32,7 @@ def axis_after(node: fx.Node, axis: Axis) -> Axis | None:
     """Find an axis of the input of ``node`` in its output; None if its entries are mixed with each other or with others, or if unknown.
 
     Args:
-        node: an operator with one input tensor: elementwise, pooling, a reduction, or one that moves dimensions.
+        node: an operator with one input tensor: elementwise, neurons, pooling, a reduction, or one that moves dimensions.
         axis: an axis of that input.
     """
     before, after, found = shape_of(input_of(node)), shape_of(node), kind_of(node)
@@ -40,6 +40,8 @@ def axis_after(node: fx.Node, axis: Axis) -> Axis | None:
         return None
     if found in ELEMENTWISE:
         return axis if before == after else None
+    if found in ("neuron", "steps"):  # only the first dimension changes: the batch, or the batch of each step
+        return axis if axis.dimension > 0 and before[1:] == after[1:] else None
     if found == "pool":
         spatial = re.search(r"(\d)d", traits(node).name)
         return axis if spatial is not None and axis.dimension < len(before) - int(spatial[1]) else None

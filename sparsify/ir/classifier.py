@@ -132,7 +132,7 @@ def _may_keep_classes(node: Any) -> bool:
         return False
     if kind_of(node) == "combination":  # with a number or a scalar tensor
         return all(value is input_of(node) or not shape_of(value) for value in node.all_input_nodes)
-    moves = (*ELEMENTWISE, "pool", "reduction", "reshape", "turn")
+    moves = (*ELEMENTWISE, "steps", "pool", "reduction", "reshape", "turn")
     return kind_of(node) in moves or traits(node).name in ("select", "slice")
 
 

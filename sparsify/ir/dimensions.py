@@ -260,3 +260,13 @@ def _value(tree: ast.AST, sizes: Mapping[str, int]) -> int:
 def mentions(size: int | str, name: str) -> bool:
     """Return whether a size depends on a dimension."""
     return isinstance(size, str) and re.search(rf"\b{name}\b", size) is not None
+
+
+def multiplied(size: int | str, name: str, factor: int) -> int | str:
+    """Return a size in which a dimension is ``factor`` times as large: ``"2*N"`` becomes ``"8*N"`` with 4."""
+    if not mentions(size, name):
+        return size
+    found = re.fullmatch(rf"(?:(\d+)\*)?{name}", str(size))
+    if found is not None:
+        return f"{int(found[1] or 1) * factor}*{name}" if int(found[1] or 1) * factor != 1 else name
+    return re.sub(rf"\b{name}\b", f"({factor}*{name})", str(size))

@@ -24,6 +24,7 @@ import torch
 
 from sparsify.errors import LoadError
 from sparsify.ir.grouped_linear import GROUPED_LINEAR
+from sparsify.ir.neurons import NEURON_OPERATORS
 from sparsify.ir.nodes import apply_mask, apply_random_mask, masked_view
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -31,6 +32,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sparsify.masked_view": masked_view,
     "sparsify.apply_random_mask": apply_random_mask,
     "sparsify.grouped_linear": GROUPED_LINEAR,
+    **{f"sparsify.{function.__name__}": function for function in NEURON_OPERATORS},
     **{f"operator.{f.__name__}": f for f in (
         operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.neg,
         operator.pow, operator.getitem, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge,

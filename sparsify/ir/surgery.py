@@ -323,6 +323,11 @@ def erase_unused(program: Program) -> None:
     drop_unread(program)
 
 
+def reshape_spec(node: fx.Node, shape: Sequence[int | str]) -> None:
+    """Record that the value of ``node`` has another shape."""
+    node.meta["spec"] = node.meta["spec"].of_shape(shape)
+
+
 def respec(node: fx.Node, dimension: int, size: int) -> TensorSpec | None:
     """Return the spec of ``node``'s value with one dimension set to ``size``; None if the node has no spec."""
     spec = node.meta.get("spec")

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from sparsify.ir.compact import COMPACT_OPERATORS
+from sparsify.ir.neurons import NEURON_OPERATORS
 from sparsify.ir.nodes import MASK_OPERATORS, apply_random_mask
 
 
@@ -116,6 +117,10 @@ def traits_of(target: Any) -> Traits:
         return Traits(target.__name__, "mask", "weight")
     if target in COMPACT_OPERATORS:
         return Traits(target.__name__, COMPACT_OPERATORS[target], "input", ("weight",))
+    if target in NEURON_OPERATORS:
+        return Traits(
+            target.__name__, NEURON_OPERATORS[target], "value" if NEURON_OPERATORS[target] == "steps" else "current"
+        )
     if not isinstance(target, torch._ops.OpOverload):
         name = f"operator.{getattr(target, '__name__', '')}"
         return Traits(name, _KINDS.get(name, "unknown"), weights=_WEIGHTS.get(name, ()))

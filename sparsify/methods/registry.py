@@ -34,6 +34,7 @@ from sparsify.methods.mmce import mmce
 from sparsify.methods.moon import moon, widened
 from sparsify.methods.one_shot import one_shot
 from sparsify.methods.own import is_own, label, own, parameters, wraps
+from sparsify.methods.per_step import per_step
 from sparsify.methods.ps_kd import ps_kd
 from sparsify.methods.rigl import rigl
 from sparsify.methods.sparse_evolutionary import set as sparse_evolutionary
@@ -79,6 +80,7 @@ _WRAPPERS: dict[str, Callable[..., Method]] = {
     "mixup": mixup,
     "rankmixup": rankmixup,
     "ps-kd": ps_kd,
+    "per-step": per_step,
 }
 METHODS: Registry[Callable[..., Method]] = Registry("method", RecipeError, _METHODS)
 """Functions that return a method; their parameters are its options."""

@@ -2,6 +2,7 @@
 
 from sparsify.passes.absorb_biases import AbsorbBiases as AbsorbBiases
 from sparsify.passes.attach_calibration_head import AttachCalibrationHead as AttachCalibrationHead
+from sparsify.passes.average_steps import AverageSteps as AverageSteps
 from sparsify.passes.base import (
     CHANGED as CHANGED,
 )
@@ -68,13 +69,13 @@ from sparsify.passes.registry import register as register
 from sparsify.passes.remove_random_masks import RemoveRandomMasks as RemoveRandomMasks
 from sparsify.passes.scale_prediction import ScalePrediction as ScalePrediction
 from sparsify.passes.scale_prediction import fit_scale as fit_scale
+from sparsify.passes.spiking import Spiking as Spiking
 from sparsify.passes.widen_classifier import WidenClassifier as WidenClassifier
 
 __all__ = [
-    "CHANGED", "DEPLOYED", "PASSES", "UNCHANGED", "AbsorbBiases", "AttachCalibrationHead", "CompactGrouped", "Deploy", "Effect",
-    "EliminateDeadCode", "EliminateUnreadOutputs", "FoldBatchNorm", "FoldLayerNorm", "FoldMasks",
-    "InsertGradientTaps", "InsertMasks", "InsertRandomMasks", "Kept", "LowerGroupedConv", "LowerGroupedLinear",
-    "LowerMasks", "Option", "OrderOutputs", "Pass", "PassLog", "Pipeline", "Preserves", "Range",
-    "RecordRandomness", "RemoveRandomMasks", "ScalePrediction", "WidenClassifier", "dump_to", "fit_scale", "option",
-    "print_after", "print_diff", "recording", "register",
+    "CHANGED", "DEPLOYED", "PASSES", "UNCHANGED", "AbsorbBiases", "AttachCalibrationHead", "AverageSteps", "CompactGrouped", "Deploy",
+    "Effect", "EliminateDeadCode", "EliminateUnreadOutputs", "FoldBatchNorm", "FoldLayerNorm", "FoldMasks", "InsertGradientTaps",
+    "InsertMasks", "InsertRandomMasks", "Kept", "LowerGroupedConv", "LowerGroupedLinear", "LowerMasks", "Option", "OrderOutputs",
+    "Pass", "PassLog", "Pipeline", "Preserves", "Range", "RecordRandomness", "RemoveRandomMasks", "ScalePrediction", "Spiking",
+    "WidenClassifier", "dump_to", "fit_scale", "option", "print_after", "print_diff", "recording", "register",
 ]  # fmt: skip

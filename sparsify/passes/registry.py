@@ -10,6 +10,7 @@ from sparsify.errors import PassError, SparsifyError
 from sparsify.ir import Program
 from sparsify.passes.absorb_biases import AbsorbBiases
 from sparsify.passes.attach_calibration_head import AttachCalibrationHead
+from sparsify.passes.average_steps import AverageSteps
 from sparsify.passes.base import PASSES, Pass, PassLog, register, say, split_pipeline
 from sparsify.passes.compact_grouped import CompactGrouped
 from sparsify.passes.deploy import Deploy
@@ -28,11 +29,14 @@ from sparsify.passes.order_outputs import OrderOutputs
 from sparsify.passes.record_randomness import RecordRandomness
 from sparsify.passes.remove_random_masks import RemoveRandomMasks
 from sparsify.passes.scale_prediction import ScalePrediction
+from sparsify.passes.spiking import Spiking
 from sparsify.passes.widen_classifier import WidenClassifier
 
 _NO_PROGRAM = "a pipeline takes a program, found {found}. Trace the model: sparsify.trace(model, (x,))."
 
 for _cls in (
+    Spiking,
+    AverageSteps,
     InsertMasks,
     InsertGradientTaps,
     InsertRandomMasks,

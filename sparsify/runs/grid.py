@@ -16,7 +16,8 @@ from sparsify.errors import RecipeError, SparsifyError
 from sparsify.methods.own import label
 from sparsify.methods.registry import inner, layers, options
 from sparsify.runs.keys import from_tables, spelt, to_tables
-from sparsify.runs.recipe import Fraction, Recipe, check_keys, merged, parse_pairs, parse_recipe
+from sparsify.runs.pairs import merged, parse_pairs
+from sparsify.runs.recipe import Fraction, Recipe, check_keys, parse_recipe
 from sparsify.runs.toml import read_toml, to_toml
 
 DENSE = "dense"

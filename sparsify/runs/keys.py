@@ -11,6 +11,12 @@ from typing import Any
 
 from sparsify.errors import RecipeError
 
+OPTIONS = ("method_options", "task_options")
+"""Keys that are tables of further keys."""
+LISTS = ("keep_dense", "ood", "ood_validation", "heads", "mean", "std")
+"""Keys whose values are lists, written with commas in ``key=value``."""
+COLUMNS = ("target", "category_columns", "ignore_columns", "dynamic")
+"""Keys whose values are lists of names, or one text of names with commas."""
 TABLES: Mapping[str, Mapping[str, str]] = {
     "model": {
         "source": "model",
@@ -18,6 +24,7 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "logits": "logits",
         "dynamic": "dynamic",
         "trust_pickle": "trust_pickle",
+        "passes": "passes",
     },
     "data": {
         "source": "data",

@@ -36,6 +36,7 @@ from sparsify.runs.artefacts import calibration_rows, feeding, recipe_data
 from sparsify.runs.continuation import training_key
 from sparsify.runs.further_heads import further_heads, spelt_head
 from sparsify.runs.out_of_distribution import check_choice
+from sparsify.runs.preparing import prepared
 from sparsify.runs.recipe import AUTO, Recipe
 from sparsify.runs.saved import is_saved, load_saved
 from sparsify.runs.shifting import check_shift
@@ -278,6 +279,7 @@ def traced(recipe: Recipe, data: Data) -> Program:
         DataError: If the data have more classes than the model has outputs, or targets do not fit the task.
     """
     program = load_saved(recipe, data) if is_saved(recipe) else _traced(recipe, data)
+    program = prepared(program, recipe.passes)
     example, task = data.example(), recipe.build_task()
     program.task = task
     if lost := unexportable(program):

@@ -21,7 +21,9 @@ from sparsify.methods.registry import layers
 from sparsify.methods.registry import options as method_options
 from sparsify.reading.ood import short_names
 from sparsify.runs.further_heads import check_further_heads
-from sparsify.runs.keys import field_of, from_tables, spelt, to_tables
+from sparsify.runs.keys import COLUMNS, from_tables, spelt, to_tables
+from sparsify.runs.pairs import merged
+from sparsify.runs.preparing import check_passes
 from sparsify.runs.toml import check_values, read_toml, shown, to_toml
 from sparsify.tasks import TASKS, Task
 from sparsify.tasks import build as build_task
@@ -45,12 +47,6 @@ Value = int | float | str | bool
 Option = Value | list[int | float]
 AUTO = "auto"
 """The value of a task that is inferred from data and model (`sparsify.runs.inferring`), and of a head that the program decides."""
-OPTIONS = ("method_options", "task_options")
-"""Keys that are tables of further keys."""
-LISTS = ("keep_dense", "ood", "ood_validation", "heads", "mean", "std")
-"""Keys whose values are lists, written with commas in ``key=value``."""
-COLUMNS = ("target", "category_columns", "ignore_columns", "dynamic")
-"""Keys whose values are lists of names, or one text of names with commas."""
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -71,6 +67,7 @@ class Recipe:
             ``lower_is_better`` of custom.
         dynamic: dimensions of inputs that vary besides the batch, as ``ids:1=T``, and their smallest and largest size, as ``T=1..512``.
         trust_pickle: let the files of model and weights run the code they may contain.
+        passes: passes that rewrite the model before the method does, as a pipeline: ``spiking{steps=4}``.
         data: ``digits``, ``file.npz``, ``file.csv``, a folder of images, or ``file.py:factory``.
         target: columns of a table to predict; several are predicted together.
         category_columns: columns of a table to read as categories, even if they hold numbers.
@@ -125,6 +122,7 @@ class Recipe:
     task_options: dict[str, Value] = Field(default_factory=dict)
     dynamic: tuple[str, ...] = ()
     trust_pickle: bool = False
+    passes: str = ""
     data: str = "digits"
     target: tuple[str, ...] = ()
     category_columns: tuple[str, ...] = ()
@@ -302,6 +300,7 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
     if recipe.calibrator != AUTO:
         HEADS.find(recipe.calibrator.partition(":")[0], also=(AUTO,))
         named(recipe.calibrator)
+    check_passes(recipe.passes)
     if len({*recipe.ood}) < len(recipe.ood):
         raise RecipeError(f"ood names a set twice: {', '.join(recipe.ood)}. Name each once.")
     method = recipe.build_method()
@@ -334,66 +333,3 @@ def check_keys(owner: str, given: Iterable[str], known: Sequence[str]) -> None:
             raise RecipeError(
                 f"{owner} has no key {key!r}. Nearest: {', '.join(near) or 'none'}. All: {', '.join(known)}."
             )
-
-
-def parse_pairs(items: Sequence[str]) -> dict[str, Any]:
-    """Parse ``table.key=value`` texts into overrides for `parse_recipe`.
-
-    ``method.options.key=value`` is an option of the method, and ``method.options.wrapper.key=value`` an option of a wrapper. A value in
-    brackets is a list: ``[0.5, 1]``.
-
-    Raises:
-        RecipeError: If an item is not of that form.
-    """
-    found: dict[str, Any] = {}
-    for item in items:
-        key, equals, text = item.partition("=")
-        if not equals:
-            raise RecipeError(f"--set {item!r} should be table.key=value, such as train.lr=0.1.")
-        words = key.strip().split(".")
-        rest = words[2:]
-        try:
-            key = field_of(".".join(words[:2]))
-        except RecipeError as error:
-            raise RecipeError(f"--set {item!r}: {error}") from error
-        if key in OPTIONS and rest:
-            *layer, option = rest
-            table = found.setdefault(key, {})
-            for name in layer:
-                table = table.setdefault(name, {})
-                if not isinstance(table, dict):
-                    raise RecipeError(
-                        f"--set {item!r}: {name!r} was given a value before. It is a layer, or an option."
-                    )
-            table[option.replace("-", "_")] = _value(text)
-        elif rest:
-            raise RecipeError(
-                f"--set {item!r}: only method.options and task.options have keys below them. Write table.key=value."
-            )
-        else:
-            found[key] = text if key in COLUMNS else _list(text) if key in LISTS else _value(text)
-    return found
-
-
-def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Override values; tables are merged key by key."""
-    found = dict(values)
-    for key, value in overrides.items():
-        before = found.get(key)
-        found[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, Mapping) else value
-    return found
-
-
-def _list(text: str) -> tuple[Any, ...]:
-    return tuple(map(_value, text.split(",")))
-
-
-def _value(text: str) -> Any:
-    if text[:1] == "[" and text[-1:] == "]":
-        return [_value(item.strip()) for item in text[1:-1].split(",") if item.strip()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text, text)

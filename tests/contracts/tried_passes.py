@@ -19,6 +19,7 @@ VARIANTS = (
     "lower-grouped-linear{sizes=N=4096}",
     "order-outputs{sizes=N=4096}",
     "compact-grouped{form=auto}",
+    "spiking{steps=1 reset=hard surrogate=triangle learn=both}",
 )
 """Options with which a pass declares or does something else than without; tried on the awkward models."""
 
@@ -30,6 +31,7 @@ AFTER = {
         "insert-masks{pattern=grouped:2 density=0.5 allocation=uniform} | insert-gradient-taps | lower-masks",
     ),
     "compact-grouped{form=auto}": (GROUPED,),
+    "average-steps": ("spiking{steps=2}", "insert-masks{density=0.5} | spiking{steps=3 learn=both}"),
 }
 """What comes before passes that do nothing after the usual pipelines."""
 

@@ -26,7 +26,8 @@ from sparsify.parts.patterns import parse_pattern, spellings
 from sparsify.passes import PASSES, Pipeline
 from sparsify.runs.grid import parse_grid
 from sparsify.runs.keys import TABLES, spelt
-from sparsify.runs.recipe import Recipe, parse_pairs, parse_recipe
+from sparsify.runs.pairs import parse_pairs
+from sparsify.runs.recipe import Recipe, parse_recipe
 from sparsify.tasks import TASKS
 from sparsify.training import Settings
 

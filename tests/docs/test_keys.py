@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sparsify.runs.keys import TABLES, spelt
-from sparsify.runs.recipe import parse_pairs
+from sparsify.runs.pairs import parse_pairs
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -15,7 +15,8 @@ from sklearn.metrics import roc_auc_score
 import sparsify as sp
 from sparsify.errors import RecipeError
 from sparsify.loading import load_data, load_ood
-from sparsify.runs.recipe import parse_pairs, parse_recipe
+from sparsify.runs.pairs import parse_pairs
+from sparsify.runs.recipe import parse_recipe
 from tests.end_to_end.test_command import SHORT, sparsify
 
 DIGITS = (load_digits().images * 15.9375).astype(np.uint8)

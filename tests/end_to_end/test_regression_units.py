@@ -16,7 +16,8 @@ from sparsify.errors import TaskError, TrainingWarning
 from sparsify.ir import Program
 from sparsify.passes.scale_prediction import scale_of
 from sparsify.runs.exporting import export_saved
-from sparsify.runs.recipe import parse_pairs, parse_recipe
+from sparsify.runs.pairs import parse_pairs
+from sparsify.runs.recipe import parse_recipe
 from sparsify.runs.workflow import run
 from sparsify.tasks import Regression
 from tests.end_to_end.commands import command

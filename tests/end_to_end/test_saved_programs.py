@@ -17,7 +17,7 @@ from torch import nn
 import sparsify as sp
 from sparsify.cli import app
 from sparsify.reports import parse_shapes
-from sparsify.runs.recipe import parse_pairs
+from sparsify.runs.pairs import parse_pairs
 from sparsify.terminal.lists import LISTS
 from tests.cases import CASES, digits
 from tests.end_to_end.test_command import sparsify

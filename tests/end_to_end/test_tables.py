@@ -14,7 +14,8 @@ from sklearn.datasets import load_breast_cancer
 
 from sparsify.loading import load_data
 from sparsify.loading.columns import encode
-from sparsify.runs.recipe import parse_pairs, parse_recipe
+from sparsify.runs.pairs import parse_pairs
+from sparsify.runs.recipe import parse_recipe
 from tests.end_to_end.commands import command
 from tests.reports.test_usage import decisions, lines_of
 

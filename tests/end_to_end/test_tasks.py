@@ -16,7 +16,8 @@ from sparsify.loading import load_data
 from sparsify.reports import headline, int8_sentence, verdict
 from sparsify.runs.artefacts import run_file
 from sparsify.runs.exporting import export_saved
-from sparsify.runs.recipe import parse_pairs, parse_recipe
+from sparsify.runs.pairs import parse_pairs
+from sparsify.runs.recipe import parse_recipe
 from sparsify.runs.workflow import run
 from tests.end_to_end.commands import command
 

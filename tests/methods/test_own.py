@@ -12,7 +12,8 @@ from sparsify.methods.own import is_own, label
 from sparsify.methods.registry import inner, layers, options
 from sparsify.parts.allocation import uniform
 from sparsify.runs.grid import parse_grid
-from sparsify.runs.recipe import parse_pairs, parse_recipe
+from sparsify.runs.pairs import parse_pairs
+from sparsify.runs.recipe import parse_recipe
 
 OWN = """
 import dataclasses

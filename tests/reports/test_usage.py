@@ -20,7 +20,8 @@ from sparsify.loading.columns import encode
 from sparsify.reading.digits import digits_arrays
 from sparsify.reading.pixels import decoded
 from sparsify.reports.usage import usage
-from sparsify.runs.recipe import parse_pairs, parse_recipe
+from sparsify.runs.pairs import parse_pairs
+from sparsify.runs.recipe import parse_recipe
 from sparsify.runs.workflow import run
 
 MODEL = """

@@ -11,7 +11,8 @@ from sparsify.errors import TaskError
 from sparsify.runs.comparison import _with_task
 from sparsify.runs.grid import parse_grid
 from sparsify.runs.inferring import with_task
-from sparsify.runs.recipe import parse_pairs, parse_recipe
+from sparsify.runs.pairs import parse_pairs
+from sparsify.runs.recipe import parse_recipe
 from sparsify.runs.workflow import run
 from tests.end_to_end.commands import command
 

@@ -12,7 +12,8 @@ from sparsify.evaluation import evaluate
 from sparsify.reading.digits import digits_arrays
 from sparsify.reading.shifts import KINDS
 from sparsify.reports.summary_measures import figures
-from sparsify.runs.recipe import parse_pairs, parse_recipe
+from sparsify.runs.pairs import parse_pairs
+from sparsify.runs.recipe import parse_recipe
 from sparsify.runs.workflow import run
 
 SHORT = {
