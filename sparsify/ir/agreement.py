@@ -48,7 +48,7 @@ Causes = dict[str, dict[str, Cause]]
 
 
 def compare(
-    model: nn.Module, program: Program, example: Example, dimensions: Dimensions
+    model: nn.Module, program: Program, example: Example, dimensions: Dimensions, lost: str = ""
 ) -> tuple[dict[str, Ranges], Causes]:
     """Compare both phases with the model, at sizes that differ from the example's in every dimension that varies.
 
@@ -60,6 +60,7 @@ def compare(
         program: the trace of the model.
         example: the arguments that the model was traced with.
         dimensions: the dimensions that vary.
+        lost: which backward passes the trace has lost, and why, for messages.
 
     Returns:
         The sizes that each phase holds for: the ranges of the program, without sizes at which the model fails or the trace differs from
@@ -74,12 +75,12 @@ def compare(
         model.train(phase == "train")
         program.train(phase == "train")
         if not dimensions.names:
-            _compare_at(model, program, phase, example, {})
+            _compare_at(model, program, phase, example, {}, lost)
             continue
         checks = _Checks(model, program, phase, example, dimensions)
         ranges = checks.capped(found[phase])
         wanted = {name: ranges[name].nearest(checks.second(name)) for name in dimensions.names}
-        _compare_at(model, program, phase, dimensions.resized(example, wanted), wanted)
+        _compare_at(model, program, phase, dimensions.resized(example, wanted), wanted, lost)
         for name in dimensions.names:
             ranges[name] = checks.lowered(name, ranges[name])
         found[phase] = checks.cornered(ranges)
@@ -203,7 +204,9 @@ def _shown(example: Example, sizes: Mapping[str, int]) -> str:
     return ", ".join([f"batch {batch}", *(f"{name} = {size}" for name, size in sizes.items() if name != BATCH)])
 
 
-def _compare_at(model: nn.Module, program: Program, phase: str, example: Example, sizes: Mapping[str, int]) -> None:
+def _compare_at(
+    model: nn.Module, program: Program, phase: str, example: Example, sizes: Mapping[str, int], lost: str = ""
+) -> None:
     where, training = _shown(example, sizes), phase == "train"
     runs = list[_Run]()
     try:
@@ -223,7 +226,7 @@ def _compare_at(model: nn.Module, program: Program, phase: str, example: Example
                 f"{list(want.shape)}, largest difference {_difference(want, have)}. {_cause(model, example)}"
             )
     if training:
-        _compare_gradients(model, eager_grads, traced_grads)
+        _compare_gradients(model, eager_grads, traced_grads, lost)
 
 
 def _failing(where: str, error: Exception, *, worked: bool, resized: bool) -> str:
@@ -265,22 +268,19 @@ def _untrainable(model: nn.Module, program: Program, text: str) -> str:
     )
 
 
-def _compare_gradients(model: nn.Module, eager: list[Tensor | None], traced: list[Tensor | None]) -> None:
+def _compare_gradients(
+    model: nn.Module, eager: list[Tensor | None], traced: list[Tensor | None], lost_backwards: str
+) -> None:
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     pairs = list(zip(names, eager, traced, strict=True))
+    why = lost_backwards or "A backward pass of the model's own is lost by torch.export. "
+    why += "Write it as torch.library.custom_op with register_autograd, or as hard + (soft - soft.detach())."
     lost = [name for name, want, have in pairs if (want is None) != (have is None)]
     if lost:
-        raise TraceError(
-            f"parameters {lost[:8]} receive a gradient in only one of the model and its trace. A custom autograd.Function "
-            f"is lost by torch.export: write it as torch.library.custom_op with register_autograd, or as "
-            f"hard + (soft - soft.detach())."
-        )
+        raise TraceError(f"parameters {lost[:8]} receive a gradient in only one of the model and its trace. {why}")
     wrong = [name for name, want, have in pairs if want is not None and have is not None and not _close(want, have)]
     if wrong:
-        raise TraceError(
-            f"gradients of {wrong[:8]} differ between the model and its trace. A custom backward pass is lost by "
-            f"torch.export: write it as torch.library.custom_op with register_autograd."
-        )
+        raise TraceError(f"gradients of {wrong[:8]} differ between the model and its trace. {why}")
 
 
 def _cause(model: nn.Module, example: Example) -> str:

@@ -209,6 +209,11 @@ def _advice(text: str) -> str:
         return "Use torch.no_grad instead of torch.inference_mode inside forward."
     if "data-dependent" in text or "GuardOnDataDependent" in text:
         return "Replace control flow that depends on tensor values by torch.where, or trace a part of the model without it."
+    if "fake tensor in the exported program" in text:
+        return (
+            "Forward reads a tensor that an earlier call left outside of the model, as the states of other networks are for snntorch's "
+            "utils.reset. Start forward with a fresh state, or pass it as an argument."
+        )
     if "used in an in-place operation" in text:
         return "Forward changes a parameter in place, which cannot be trained: compute a new tensor from it, as weight * 2 does."
     return "Change that line so that torch.export.export(model, args, strict=False) succeeds, or trace a part of the model without it."

@@ -25,8 +25,10 @@ from sparsify.ir.capture import Captured, capture, first_line
 from sparsify.ir.dimensions import BATCH, Declared, Dimensions, Example, Limits, declared, input_names
 from sparsify.ir.effects import beside, changed_buffers, place_of, random_draws
 from sparsify.ir.flattening import flatten
+from sparsify.ir.held_state import attributes_kept, refuse_state
 from sparsify.ir.inputs import brief
 from sparsify.ir.nodes import PHASES, Stage
+from sparsify.ir.own_backwards import OwnBackwards
 from sparsify.ir.program import Program
 from sparsify.ir.roles import LOGITS, output_names
 from sparsify.ir.roles import TraceWarning as TraceWarning
@@ -102,14 +104,16 @@ def trace(
         )
     args, by_name = arguments_of(inputs)
     mode, given = model.training, ordered(model, args, {**by_name, **(kwargs or {})})
+    functions = OwnBackwards()
     with _mode_kept(model):
         _initialise(model, given)
-        with untouched(model), _draws_from_torch(model):
+        with untouched(model), attributes_kept(model), _draws_from_torch(model):
             model.train()
-            example, dimensions = _accepted(
-                model, given, {} if dynamic is None else dynamic, {} if limits is None else limits
-            )
-            captured = _captured(model, example, dimensions)
+            with functions.tried():
+                example, dimensions = _accepted(
+                    model, given, {} if dynamic is None else dynamic, {} if limits is None else limits
+                )
+            captured = _captured(model, example, dimensions, functions)
     program = _assemble(
         model,
         captured,
@@ -122,8 +126,10 @@ def trace(
     verify(program)
     causes: Causes = {phase: {} for phase in PHASES}
     if check:
-        with _mode_kept(model), untouched(model):
-            program.ranges, causes = compare(model, program, example, captured["eval"].dimensions)
+        with _mode_kept(model), untouched(model), attributes_kept(model):
+            program.ranges, causes = compare(model, program, example, captured["eval"].dimensions, functions.lost())
+    elif lost := functions.lost():
+        _warn(f"{lost}Gradients were not compared with the model (check=False).")
     _say_limits(program, captured, causes)
     _say_rest(program, _trained_on(task, meaning))
     program.task = None if task is None else as_task(task)
@@ -239,15 +245,15 @@ def _without_gaps(value: Tensor) -> Tensor:
 
 
 def _run(model: nn.Module, example: Example) -> None:
-    """Run the model once and leave it as it was."""
+    """Run the model once, twice if it may keep a state, and leave it as it was."""
     with torch.no_grad(), untouched(model):
-        _called(model, example)
+        refuse_state(model, lambda: _called(model, example))
 
 
-def _called(model: nn.Module, example: Example) -> None:
+def _called(model: nn.Module, example: Example) -> Any:
     args, kwargs = example
     try:
-        model(*args, **kwargs)
+        return model(*args, **kwargs)
     except Exception as error:
         shapes = [list(x.shape) for x in pytree.tree_leaves(example) if isinstance(x, Tensor)]
         raise TraceError(
@@ -259,7 +265,9 @@ def _called(model: nn.Module, example: Example) -> None:
 # --- the export
 
 
-def _captured(model: nn.Module, example: Example, dimensions: Dimensions) -> dict[str, Captured]:
+def _captured(
+    model: nn.Module, example: Example, dimensions: Dimensions, functions: OwnBackwards
+) -> dict[str, Captured]:
     """Return both modes, with the same dimensions that may vary."""
     found: dict[str, Captured] = {}
     if BATCH not in dimensions.names and batch_of(example) == 1:
@@ -268,12 +276,13 @@ def _captured(model: nn.Module, example: Example, dimensions: Dimensions) -> dic
         )
     for phase in PHASES:
         model.train(phase == "train")
-        with untouched(model):
+        with untouched(model), functions.kept(phase):
             found[phase] = capture(model, example, phase, dimensions)
         dimensions = found[phase].dimensions
     if found["train"].dimensions != dimensions:
         model.train()
-        found["train"] = capture(model, example, "train", dimensions)
+        with untouched(model), functions.kept("train"):
+            found["train"] = capture(model, example, "train", dimensions)
     return found
 
 
