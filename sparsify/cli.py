@@ -250,6 +250,7 @@ def opt(
         "sparsify export runs/a/program.sparsify --data digits --out model.onnx",
         "sparsify export mine.sparsify --data data.npz --opset 18 --storage sparse --out small.onnx --overwrite",
         "sparsify export runs/a/program.sparsify --recipe runs/a/recipe.toml --precision int8 --batch 64 --out int8.onnx",
+        "sparsify export runs/spiking/program.sparsify --data digits --steps single --out step.onnx",
     ),
 )
 def export(
@@ -267,6 +268,7 @@ def export(
     batch: options.CallBatch = 1,
     threads: options.TrialThreads = 1,
     input_type: options.InputType = "float",
+    steps: options.Steps = "whole",
     overwrite: options.OverwriteFile = False,
 ) -> None:
     """Export a saved program to ONNX and prove the file in ONNX Runtime: same outputs at two batch sizes, exactly the zeros of the masks.
@@ -280,6 +282,7 @@ def export(
     result, measured = export_saved(
         program, out, data=data, recipe=recipe, task=task, image_size=image_size, opset=opset, storage=storage, form=form,
         selection=selection, precision=precision, batch=batch, threads=threads, input_type=input_type, overwrite=overwrite,
+        steps=steps,
     )  # fmt: skip
     results.show_export(result, measured)
 

@@ -17,6 +17,8 @@ from sparsify.exporters.lowering import folded
 from sparsify.exporters.options import Options, meaning, requested
 from sparsify.exporters.preprocessing import Preprocessing, described, together
 from sparsify.exporters.result import ExportResult as ExportResult
+from sparsify.exporters.scanning import STEPS, scanned, stepwise, unrolled
+from sparsify.exporters.signature import flat_inputs
 from sparsify.exporters.size_ranges import range_metadata
 from sparsify.ir import Program
 from sparsify.ir.binding import Inputs
@@ -52,6 +54,7 @@ def export(
     classes: Sequence[str] = (),
     task: str | Task | None = None,
     metadata: Mapping[str, str] | None = None,
+    steps: str = "whole",
 ) -> ExportResult:
     """Write ``program`` as one ONNX file of standard operators; the program itself is not changed.
 
@@ -87,6 +90,9 @@ def export(
         task: what the outputs mean, a task of `sparsify.tasks` or its name; the proof compares decisions of this task. None: the
             program's own (`Program.task`). Its name is written into ``metadata_props``.
         metadata: further text for ``metadata_props``, under keys that the export does not write itself.
+        steps: of a spiking network: ``whole`` computes all steps of a layer at once; ``unrolled`` computes the network step by step;
+            ``scan`` does so in a ``Scan``, with the nodes of one step; ``single`` is one step per call, whose states go in and come out
+            (`sparsify.ir.single_step`).
 
     Raises:
         ExportError: If an argument has the wrong type, an option is out of range, the program returns only NaN, the export fails,
@@ -103,7 +109,20 @@ def export(
         >>> result.path.name
         'model.onnx'
     """
-    program = stored_dense(program)
+    program, convert, of_steps = stored_dense(program), _convert, dict[str, str]()
+    if steps not in STEPS:
+        raise ExportError(f"steps should be one of {', '.join(STEPS)}, found {steps!r}.")
+    if steps != "whole" and precision == "int8":
+        raise ExportError(f"int8 files compute all steps at once, found steps={steps!r}. Leave out one of the two.")
+    if steps == "single" and input_type == "uint8":
+        raise ExportError(
+            "a file of a single step takes what the program takes, found input type uint8. Leave out one of the two."
+        )
+    whole = program
+    if steps == "single":
+        program, inputs, of_steps = stepwise(program, flat_inputs(program, inputs))
+    elif steps != "whole":
+        convert = scanned if steps == "scan" else unrolled
     options = Options(
         opset=opset,
         storage=storage,
@@ -119,9 +138,9 @@ def export(
         task=meaning(program, task),
     )
     named = None if options.task is None else options.task.name
-    told = described(program, preprocessing=preprocessing, input_type=input_type, classes=classes, task=named)
-    metadata = together(told, range_metadata(program), metadata or {})
-    request = requested(program, Path(path), inputs, options, metadata, _convert)
+    told = described(whole, preprocessing=preprocessing, input_type=input_type, classes=classes, task=named)
+    metadata = together(told, range_metadata(program), of_steps, metadata or {})
+    request = requested(program, Path(path), inputs, options, metadata, convert)
     copy = folded(program)
     file, integers = fp32_file(request, copy), None
     parity = file.parity

@@ -270,3 +270,14 @@ def multiplied(size: int | str, name: str, factor: int) -> int | str:
     if found is not None:
         return f"{int(found[1] or 1) * factor}*{name}" if int(found[1] or 1) * factor != 1 else name
     return re.sub(rf"\b{name}\b", f"({factor}*{name})", str(size))
+
+
+def divided(size: int | str, name: str, factor: int) -> int | str:
+    """Return the size from which `multiplied` made ``size`` with the same factor; a size that it did not make stays as it is."""
+    if (
+        isinstance(size, str)
+        and (found := re.fullmatch(rf"(\d+)\*{name}", size)) is not None
+        and not int(found[1]) % factor
+    ):
+        return multiplied(name, name, int(found[1]) // factor)
+    return size.replace(f"({factor}*{name})", name) if isinstance(size, str) else size

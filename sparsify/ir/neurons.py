@@ -60,9 +60,9 @@ def lif_step(
     through_time: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Compute one step of a layer of neurons: spikes, and the potential after it; all [N, ...]. The arguments are those of `lif`."""
-    return Neuron(reset, surrogate, slope, decay_input, detach_reset, through_time).step(
-        current, potential, leak, threshold
-    )
+    neuron = Neuron(reset, surrogate, slope, decay_input, detach_reset, through_time)
+    made: tuple[Tensor, Tensor] = _Step.apply(current, potential, leak, threshold, neuron)
+    return made
 
 
 def repeat_steps(value: Tensor, steps: int) -> Tensor:
@@ -75,7 +75,14 @@ def mean_of_steps(value: Tensor, steps: int) -> Tensor:
     return value.unflatten(0, (steps, -1)).mean(0)
 
 
-NEURON_OPERATORS = {lif: "neuron", lif_step: "neuron", repeat_steps: "steps", mean_of_steps: "steps"}
+def steps_of(size: int, steps: int) -> int:
+    """Return the size of a batch that holds all steps."""
+    return size * steps
+
+
+NEURON_OPERATORS = {
+    lif: "neuron", lif_step: "neuron", repeat_steps: "steps", mean_of_steps: "steps", steps_of: "steps"
+}  # fmt: skip
 """Kind of operator by function."""
 
 
@@ -98,6 +105,27 @@ class _Fired(torch.autograd.Function):
             made = _fired(*given, *ctx.options)
             found = iter(torch.autograd.grad(made, [x for x in given if x.requires_grad], grad_outputs))
         return (*(next(found) if need else None for need in needed), None, None, None)
+
+
+class _Step(torch.autograd.Function):
+    """Computes the step again on the way back: a file then has the step function, and not its surrogate."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, current: Tensor, potential: Tensor, leak: Tensor, threshold: Tensor, neuron: Neuron
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(current, potential, leak, threshold)
+        ctx.neuron = neuron
+        return neuron.step(current, potential, leak, threshold)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[:4]
+        with torch.enable_grad():
+            given = [x.detach().requires_grad_(need) for x, need in zip(ctx.saved_tensors, needed, strict=True)]
+            wanted = [x for x in given if x.requires_grad]
+            found = iter(torch.autograd.grad(ctx.neuron.step(*given), wanted, grad_outputs, allow_unused=True))
+        return (*(next(found) if need else None for need in needed), None)
 
 
 def _fired(current: Tensor, leak: Tensor, threshold: Tensor, steps: int, repeated: bool, neuron: Neuron) -> Tensor:

@@ -205,6 +205,15 @@ def bypass(program: Program, phase: str, node: fx.Node, value: fx.Node) -> None:
     program.phases[phase].graph.erase_node(node)
 
 
+def append_input(program: Program, phase: str, name: str, spec: TensorSpec, *, after: fx.Node) -> fx.Node:
+    """Add an input after another one; returns its node, whose name is ``name`` or begins with it. The program's table stays as it is."""
+    graph = program.phases[phase].graph
+    with graph.inserting_after(after):
+        node = graph.placeholder(name)
+    node.meta["spec"] = TensorSpec(node.name, spec.shape, spec.dtype)
+    return node
+
+
 def append_output(program: Program, phase: str, name: str, value: fx.Node, *, head: str | None = None) -> None:
     """Add a named flat output after the existing ones; ``head`` is the name of the calibration head that makes it."""
     output = program.output_node(phase)

@@ -17,8 +17,6 @@ from torch import Tensor
 from sparsify.errors import RecipeError
 from sparsify.registry import Registry
 
-__all__ = ["SURROGATES", "Surrogate", "fire", "step"]
-
 
 @dataclass(frozen=True)
 class Surrogate:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +14,7 @@ from sparsify.errors import PassError
 from sparsify.ir import PHASES, Program, Stage, TensorSpec, surgery
 from sparsify.ir.axes import shape_of
 from sparsify.ir.dimensions import BATCH, mentions, multiplied
-from sparsify.ir.neurons import lif, mean_of_steps, repeat_steps
+from sparsify.ir.neurons import lif, mean_of_steps, repeat_steps, steps_of
 from sparsify.ir.traits import argument, input_of, kind_of, named_outputs, traits
 from sparsify.parts.neurons import RESETS
 from sparsify.parts.surrogates import SURROGATES
@@ -231,7 +230,7 @@ class _Rewrite:
         if traits(value).name == "sym_size":
             shape = shape_of(input_of(value))
             if shape and mentions(shape[argument(value, "dim")], BATCH):
-                return surgery.call_after(self.program, self.phase, value, operator.mul, (value, self.step.steps))
+                return surgery.call_after(self.program, self.phase, value, steps_of, (value, self.step.steps))
             return value
         swapped = {given: self._stretched(given) for given in value.all_input_nodes}
         if all(given is stands for given, stands in swapped.items()):

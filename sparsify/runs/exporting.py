@@ -40,6 +40,7 @@ def export_saved(
     threads: int = 1,
     input_type: str = "float",
     overwrite: bool = False,
+    steps: str = "whole",
 ) -> tuple[ExportResult, dict[str, Any] | None]:
     """Export a saved program and prove the file on test inputs, which training has not seen.
 
@@ -51,7 +52,7 @@ def export_saved(
             gets the same metadata as the file of the run.
         task: what the outputs mean. None: the task of the program's file or the recipe, else the one that fits data and outputs.
         image_size: side in pixels to which a folder's images are resized.
-        opset, storage, form, selection, precision, batch, threads, input_type: as for `sparsify.export`.
+        opset, storage, form, selection, precision, batch, threads, input_type, steps: as for `sparsify.export`.
         overwrite: replace ``out``.
 
     Returns:
@@ -90,7 +91,7 @@ def export_saved(
     fitted = dict[str, Any]()
     if recipe is not None and kind_of(loaded):
         fitted |= fit(loaded.clone(), found.validation, task=meaning, training=found.train).to_dict()
-    if precision == "int8" and storage == "dense":
+    if precision == "int8" and storage == "dense" and steps == "whole":
         return write_int8(
             loaded, out, found, task=meaning, opset=opset, form=form, selection=selection, batch=batch, threads=threads,
             input_type=input_type, metadata=metadata, fitted=None if recipe is None else fitted,
@@ -99,7 +100,7 @@ def export_saved(
         metadata |= fitted_metadata(fitted, ood_threshold(loaded, found))
     result = export(
         loaded, out, inputs=loaded.input_tensors(batch_inputs), opset=opset, storage=storage, form=form, selection=selection,
-        precision=precision, batch=batch, threads=threads, metadata=metadata, **feeding(found, input_type, meaning.name),
+        precision=precision, batch=batch, threads=threads, metadata=metadata, steps=steps, **feeding(found, input_type, meaning.name),
     )  # fmt: skip
     return result, None
 

@@ -110,6 +110,12 @@ Precision = Annotated[
     str,
     Option(help="fp32, or int8: the fastest of the int8 and fp32 forms on this machine that agrees with the program"),
 ]
+Steps = Annotated[
+    str,
+    Option(
+        help="of a spiking network: whole (all steps of a layer at once), unrolled, scan, or single (a step per call, with its states)"
+    ),
+]
 CallBatch = Annotated[
     int,
     Option(help="batch size to optimise for, used in timing trials; above 1, no If is written", min=1, max=2**16),
