@@ -28,6 +28,7 @@ from sparsify.methods.mixup import rankmixup as rankmixup
 from sparsify.methods.mmce import mmce as mmce
 from sparsify.methods.moon import moon as moon
 from sparsify.methods.moon import widened as widened
+from sparsify.methods.ndsnn import ndsnn as ndsnn
 from sparsify.methods.one_shot import one_shot as one_shot
 from sparsify.methods.per_step import per_step as per_step
 from sparsify.methods.ps_kd import ps_kd as ps_kd
@@ -44,7 +45,7 @@ from sparsify.parts.corrections import Correction as Correction
 __all__ = [
     "METHODS", "WRAPPERS", "Averaging", "Correction", "Method", "acls", "adversarial", "agent", "averaged", "balancing_act", "build",
     "calirare", "cigl", "class_weighted", "dense", "distilled", "dst_ee", "dual_focal", "focal", "gmp", "granet", "imp", "itop",
-    "label_smoothing", "logit_norm", "maxsup", "mbls", "mixup", "mmce", "moon", "one_shot", "per_step", "ps_kd", "rankmixup", "rigl",
-    "srigl", "static_random", "weight_dropout", "widened",
+    "label_smoothing", "logit_norm", "maxsup", "mbls", "mixup", "mmce", "moon", "ndsnn", "one_shot", "per_step", "ps_kd", "rankmixup",
+    "rigl", "srigl", "static_random", "weight_dropout", "widened",
 ]  # fmt: skip
 """Without `set`, so that ``from sparsify.methods import *`` leaves the builtin alone; write `sparsify.methods.set`."""

@@ -6,7 +6,7 @@ from sparsify.methods.base import Method, checked_method, in_range, one_of
 from sparsify.methods.durations import Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, erk, global_magnitude
 from sparsify.parts.schedules import cosine, cubic, every
-from sparsify.parts.scores import SCALES, gradient, magnitude, scaled
+from sparsify.parts.scores import SCALES, WHEN_SILENT, by_gradient, magnitude
 from sparsify.parts.topology import DropAndGrow, InTurn, Prune
 
 
@@ -23,6 +23,7 @@ def granet(
     drop_fraction_end: float = 0.005,
     regrow_dropped: bool = True,
     normalise: str = "none",
+    when_silent: str = "order",
     initial_allocation: Allocation = erk,
     allocation: Allocation = global_magnitude,
     pattern: str = "unstructured",
@@ -47,6 +48,8 @@ def granet(
             one starts at 0.
         normalise: ``outputs``, ``inputs`` or ``both`` divides the gradient by its root mean square over the weights of each output, of each
             input, or of both, so that growth does not concentrate on a few of them; ``none`` is the published rule.
+        when_silent: how a weight grows whose gradient is exactly 0 everywhere, as it is where the layer before it never fires: in the
+            ``order`` of its positions, as in all ties, or at ``random``.
         initial_allocation: how random masks at the start split their density over weights.
         allocation: how each pruning splits the density over weights; by default, all weights are ranked together.
         pattern: which positions may be active together. If the pattern fixes the density, a single round reaches it.
@@ -63,6 +66,7 @@ def granet(
     check_durations(0, prune_from=prune_from)
     check_durations(update_every=update_every, prune_until=prune_until, regenerate_until=regenerate_until)
     one_of(normalise, SCALES, "normalise")
+    one_of(when_silent, WHEN_SILENT, "when_silent")
 
     def topology(total: int) -> InTurn:
         interval = as_steps(update_every, total, "update_every")
@@ -77,7 +81,7 @@ def granet(
         )
         regenerate = DropAndGrow(
             drop_by=magnitude(),
-            grow_by=scaled(gradient(), normalise),
+            grow_by=by_gradient(normalise=normalise, when_silent=when_silent),
             fraction=cosine(drop_fraction, stop, end=drop_fraction_end),
             when=every(interval, stop=stop),
             regrow_dropped=regrow_dropped,

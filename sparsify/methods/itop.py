@@ -7,11 +7,11 @@ from sparsify.methods.base import Method, checked_method, in_range, one_of
 from sparsify.methods.durations import Duration, as_steps, check_durations
 from sparsify.parts.allocation import Allocation, erk
 from sparsify.parts.schedules import cosine, every
-from sparsify.parts.scores import SCALES, added, gradient, magnitude, random, scaled, unvisited
+from sparsify.parts.scores import SCALES, WHEN_SILENT, added, by_gradient, magnitude, random, unvisited
 from sparsify.parts.topology import DropAndGrow
 
 GROWTH = {
-    "gradient": (gradient, "4%"),
+    "gradient": (by_gradient, "4%"),
     "random": (random, "1.5%"),
     "unvisited": (lambda: added(random(), unvisited()), "1.5%"),
 }
@@ -29,6 +29,7 @@ def itop(
     replaces_step: bool = False,
     regrow_dropped: bool = True,
     normalise: str = "none",
+    when_silent: str = "order",
     initial_scale: str = "none",
     allocation: Allocation = erk,
     pattern: str = "unstructured",
@@ -52,13 +53,15 @@ def itop(
         regrow_dropped: whether a position just dropped may be grown in the same round; it then keeps its value.
         normalise: with growth by gradient, ``outputs``, ``inputs`` or ``both`` divides it by its root mean square over the weights of each
             output, of each input, or of both, so that growth does not concentrate on a few of them; ``none`` is the published rule.
+        when_silent: how a weight grows whose gradient is exactly 0 everywhere, as it is where the layer before it never fires: in the
+            ``order`` of its positions, as in all ties, or at ``random``.
         initial_scale: ``fan-in`` scales initial weights so that each output keeps its dense variance; ``none`` does not.
         allocation: how the density is split over weights; ERK by default.
         pattern: which positions may be active together.
         keep_dense: globs of the names of weights that get no mask.
 
     Raises:
-        RecipeError: If ``normalise`` is given but growth is not by gradient.
+        RecipeError: If ``normalise`` or ``when_silent`` is given but growth is not by gradient.
 
     Examples:
         >>> import sparsify as sp
@@ -68,9 +71,15 @@ def itop(
     in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
     in_range(drop_fraction_end, 0.0, 1.0, "drop_fraction_end")
     one_of(normalise, SCALES, "normalise")
+    one_of(when_silent, WHEN_SILENT, "when_silent")
     if normalise != "none" and growth != "gradient":
         raise RecipeError(
             f"normalise divides gradients, and growth is {growth!r}; found normalise = {normalise!r}. Leave it out, or grow by gradient."
+        )
+    if when_silent != "order" and growth != "gradient":
+        raise RecipeError(
+            f"when_silent is for growth by gradient, and growth is {growth!r}; found when_silent = {when_silent!r}. Leave it out, or grow "
+            f"by gradient."
         )
     score, usual = GROWTH[one_of(growth, tuple(GROWTH), "growth")]
     interval = usual if update_every is None else update_every
@@ -80,7 +89,7 @@ def itop(
         stop = as_steps(stop_at, total, "stop_at")
         return DropAndGrow(
             drop_by=magnitude(),
-            grow_by=scaled(score(), normalise) if growth == "gradient" else score(),
+            grow_by=by_gradient(normalise=normalise, when_silent=when_silent) if growth == "gradient" else score(),
             fraction=cosine(drop_fraction, stop, end=drop_fraction_end),
             when=every(as_steps(interval, total, "update_every"), stop=stop),
             replaces_step=replaces_step,

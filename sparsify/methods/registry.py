@@ -32,6 +32,7 @@ from sparsify.methods.mbls import acls, mbls
 from sparsify.methods.mixup import mixup, rankmixup
 from sparsify.methods.mmce import mmce
 from sparsify.methods.moon import moon, widened
+from sparsify.methods.ndsnn import ndsnn
 from sparsify.methods.one_shot import one_shot
 from sparsify.methods.own import is_own, label, own, parameters, wraps
 from sparsify.methods.per_step import per_step
@@ -55,6 +56,7 @@ _METHODS: dict[str, Callable[..., Method]] = {
     "itop": itop,
     "dst-ee": dst_ee,
     "granet": granet,
+    "ndsnn": ndsnn,
     "imp": imp,
 }
 _WRAPPERS: dict[str, Callable[..., Method]] = {

@@ -6,7 +6,7 @@ from sparsify.methods.base import Method, checked_method, in_range, one_of
 from sparsify.methods.durations import UPDATE_EVERY, Duration, as_steps, check_durations, dense_steps, read_length
 from sparsify.parts.allocation import Allocation, erk
 from sparsify.parts.schedules import cosine, every
-from sparsify.parts.scores import SCALES, gradient, magnitude, scaled
+from sparsify.parts.scores import SCALES, WHEN_SILENT, by_gradient, magnitude
 from sparsify.parts.topology import DropAndGrow, Topology, after_dense
 
 
@@ -21,6 +21,7 @@ def rigl(
     replaces_step: bool = True,
     regrow_dropped: bool = True,
     normalise: str = "none",
+    when_silent: str = "order",
     initial_scale: str = "none",
     allocation: Allocation = erk,
     pattern: str = "unstructured",
@@ -40,6 +41,8 @@ def rigl(
             issue 5 of their repository).
         normalise: ``outputs``, ``inputs`` or ``both`` divides the gradient by its root mean square over the weights of each output, of each
             input, or of both, so that growth does not concentrate on a few of them; ``none`` is the published rule.
+        when_silent: how a weight grows whose gradient is exactly 0 everywhere, as it is where the layer before it never fires: in the
+            ``order`` of its positions, as in all ties, or at ``random``.
         initial_scale: ``fan-in`` scales initial weights so that each output keeps its dense variance; ``none`` is the published code.
         allocation: how the density is split over weights; ERK by default.
         pattern: which positions may be active together.
@@ -55,13 +58,14 @@ def rigl(
     check_durations(update_every=update_every, stop_at=stop_at)
     check_durations(0, dense_until=dense_until)
     one_of(normalise, SCALES, "normalise")
+    one_of(when_silent, WHEN_SILENT, "when_silent")
 
     def topology(total: int) -> Topology:
         stop, first = as_steps(stop_at, total, "stop_at"), dense_steps(dense_until, total)
         update = as_steps(update_every, total, "update_every")
         move = DropAndGrow(
             drop_by=magnitude(),
-            grow_by=scaled(gradient(), normalise),
+            grow_by=by_gradient(normalise=normalise, when_silent=when_silent),
             fraction=cosine(drop_fraction, stop),
             when=every(update, start=max(first + 1, update), stop=stop),
             replaces_step=replaces_step,

@@ -8,7 +8,7 @@ from sparsify.methods.durations import UPDATE_EVERY, Duration, as_steps, check_d
 from sparsify.parts.allocation import Allocation, erk
 from sparsify.parts.exchange import exchange_inputs
 from sparsify.parts.schedules import cosine, every
-from sparsify.parts.scores import SCALES, gradient, magnitude, scaled
+from sparsify.parts.scores import SCALES, WHEN_SILENT, by_gradient, magnitude
 from sparsify.parts.topology import DropAndGrow
 
 
@@ -23,6 +23,7 @@ def srigl(
     drop_fraction: float = 0.3,
     replaces_step: bool = True,
     normalise: str = "none",
+    when_silent: str = "order",
     initial_scale: str = "fan-in",
     allocation: Allocation = erk,
     pattern: str = "fan-in",
@@ -42,6 +43,8 @@ def srigl(
         replaces_step: whether a round replaces the optimizer step.
         normalise: ``outputs``, ``inputs`` or ``both`` divides the gradient by its root mean square over the weights of each output, of each
             input, or of both, so that growth does not concentrate on a few of them; ``none`` is the published rule.
+        when_silent: how a weight grows whose gradient is exactly 0 everywhere, as it is where the layer before it never fires: in the
+            ``order`` of its positions, as in all ties, or at ``random``.
         initial_scale: ``fan-in`` scales initial weights so that each output keeps its dense variance; ``none`` does not.
         allocation: how the density is split over weights; ERK by default.
         pattern: must be ``fan-in``, which defines the method.
@@ -59,6 +62,7 @@ def srigl(
     in_range(drop_fraction, 0.0, 1.0, "drop_fraction")
     check_durations(update_every=update_every, stop_at=stop_at)
     one_of(normalise, SCALES, "normalise")
+    one_of(when_silent, WHEN_SILENT, "when_silent")
     in_range(least_salient, 0.0, 1e6, "least_salient")
     if pattern != "fan-in":
         raise RecipeError(f"srigl trains pattern fan-in, found {pattern!r}. Ask for --pattern fan-in, or use rigl.")
@@ -67,7 +71,7 @@ def srigl(
         stop = as_steps(stop_at, total, "stop_at")
         return DropAndGrow(
             drop_by=magnitude(),
-            grow_by=scaled(gradient(), normalise),
+            grow_by=by_gradient(normalise=normalise, when_silent=when_silent),
             fraction=cosine(drop_fraction, stop),
             when=every(as_steps(update_every, total, "update_every"), stop=stop),
             replaces_step=replaces_step,

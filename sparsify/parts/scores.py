@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,11 +48,15 @@ class View:
 
 @dataclass(frozen=True)
 class Score:
-    """A score: ``init(weight) -> state`` and ``rate(view, state) -> (scores, state)``. Higher scores are worth more."""
+    """A score: ``init(weight) -> state`` and ``rate(view, state) -> (scores, state)``. Higher scores are worth more.
+
+    ``readings(state)`` are figures of one weight's state for the history of a run, by name; they are summed over weights.
+    """
 
     init: Callable[[Tensor], State]
     rate: Callable[[View, State], tuple[Tensor, State]]
     needs_gradient: bool = False
+    readings: Callable[[State], Mapping[str, float]] | None = None
 
 
 def stateless(rate: Callable[[View], Tensor], *, needs_gradient: bool = False) -> Score:
@@ -187,6 +191,44 @@ def scaled(score: Score, by: str) -> Score:
         return values * factor.to(values.dtype), state
 
     return Score(score.init, rate, score.needs_gradient)
+
+
+WHEN_SILENT = ("order", "random")
+"""The values that the argument ``when_silent`` of `by_gradient` can take."""
+
+
+def or_random(score: Score) -> Score:
+    """Score by ``score``, but at random where it is 0 at every position of a weight.
+
+    Without that, ties go to lower flat indices. The state is that of ``score`` and how often the weight was scored at random, which is
+    the figure ``grown_at_random``.
+    """
+    noise = random()
+
+    def rate(view: View, state: State) -> tuple[Tensor, State]:
+        values, inner = score.rate(view, state[0])
+        if bool(values.any()):
+            return values, (inner, state[1])
+        return noise.rate(view, None)[0], (inner, state[1] + 1)
+
+    return Score(
+        lambda weight: (score.init(weight), 0),
+        rate,
+        score.needs_gradient,
+        readings=lambda state: {"grown_at_random": float(state[1])},
+    )
+
+
+def by_gradient(*, normalise: str = "none", when_silent: str = "order") -> Score:
+    """Score by |dL/dw|, as methods that grow by gradient offer it.
+
+    Args:
+        normalise: one of `SCALES`; see `scaled`.
+        when_silent: what happens where the gradient of a weight is exactly 0 at every position, as it is behind a layer of spiking neurons
+            that never fire: ``order`` takes positions of the lowest flat index, ``random`` takes them at random (`or_random`).
+    """
+    score = scaled(gradient(), normalise)
+    return score if when_silent == "order" else or_random(score)
 
 
 def _reciprocal(mean_square: Tensor) -> Tensor:

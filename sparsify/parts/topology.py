@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from sparsify.arguments import checked_fields
 from sparsify.errors import RecipeError
-from sparsify.parts.allocation import Allocation
+from sparsify.parts.allocation import Allocation, Layers
 from sparsify.parts.patterns import Balanced, Pattern, Unstructured
 from sparsify.parts.schedules import Schedule, Trigger, at, constant
 from sparsify.parts.scores import Score, magnitude
@@ -36,8 +37,53 @@ class Exchange(Protocol):
 
 @checked_fields(RecipeError)
 @dataclass(frozen=True)
+class Budgets:
+    """How many positions each layer has after a round: the way from one allocation of a density to another.
+
+    A layer to which the first allocation gives a positions and the last b has ``b + (a - b) * left(step)``, rounded to whole units.
+    Allocations are given the shapes and patterns of weights without their values, so that budgets depend on the step only; one that ranks
+    values is refused by its own AllocationError.
+
+    Attributes:
+        initial_density, density: at the start and at the end, in (0, 1].
+        initial_allocation, allocation: how these two are split over layers.
+        left: the share of the way that is left, by step: 1 at the start, 0 at the end.
+    """
+
+    initial_density: float
+    density: float
+    initial_allocation: Allocation
+    allocation: Allocation
+    left: Schedule
+
+    def density_at(self, step: int) -> float:
+        """Return the density of all layers together after a round of ``step``, but for the rounding of each layer."""
+        left = self.left(step)
+        return self.density if left <= 0 else self.density + (self.initial_density - self.density) * left
+
+    def at(self, step: int, layers: Layers) -> dict[str, int]:
+        """Return the number of positions of each layer after a round of ``step``; at both ends exactly what the allocation gives.
+
+        Raises:
+            AllocationError: If a density cannot be met, or an allocation needs more than shapes.
+        """
+        left = self.left(step)
+        start, end = self.initial_allocation(layers, self.initial_density), self.allocation(layers, self.density)
+        return {name: _between(start[name], end[name], left, layer.unit) for name, layer in layers.items()}
+
+
+def _between(start: int, end: int, left: float, unit: int) -> int:
+    """Return the whole number of units nearest to ``end + (start - end) * left``, within the two, which are exact at the ends."""
+    if left >= 1 or left <= 0:
+        return start if left >= 1 else end
+    found = unit * round((end + (start - end) * left) / unit)
+    return min(max(found, min(start, end)), max(start, end))
+
+
+@checked_fields(RecipeError)
+@dataclass(frozen=True)
 class DropAndGrow:
-    """Each round drops a fraction of the active units of every layer and grows as many.
+    """Each round drops a fraction of the active units of every layer and grows as many, or as many as its budget asks for.
 
     Attributes:
         drop_by, grow_by: scores. The active units with the lowest drop score are dropped; inactive ones with the highest grow score grow.
@@ -46,6 +92,9 @@ class DropAndGrow:
         replaces_step: skip the optimizer step on a round (RigL's published code and its paper's algorithm both do).
         regrow_dropped: whether a position dropped in a round may be grown again in the same round; it then keeps its value.
         exchange: a rule of the method that replaces `update`; it also decides about regrowing.
+        budgets: how many positions each layer has after a round; None: as many as before.
+        restart_regrown: whether a position dropped and grown again in the same round starts at 0 with the optimizer's state cleared, as
+            other grown positions do, instead of keeping its value. Not with ``exchange``.
     """
 
     drop_by: Score
@@ -55,6 +104,8 @@ class DropAndGrow:
     replaces_step: bool = False
     regrow_dropped: bool = True
     exchange: Exchange | None = None
+    budgets: Budgets | None = None
+    restart_regrown: bool = False
 
 
 @checked_fields(RecipeError)
@@ -175,29 +226,71 @@ def update(
     *,
     pattern: Pattern = UNSTRUCTURED,
     regrow_dropped: bool = True,
+    budget: int | None = None,
 ) -> Tensor:
-    """Do one round of drop and grow. Density and pattern stay the same.
+    """Do one round of drop and grow. The pattern stays the same, and so does the density unless a budget asks for another.
 
     Args:
         mask: bool [O, I, *K]; True = active.
         drop_score: float, of the shape of ``mask``; the lowest active are dropped. Read before ``grow_score``.
         grow_score: float, of the shape of ``mask``; the highest inactive are grown.
-        fraction: share of the active units to drop, in [0, 1]; the count is rounded down.
-        pattern: what a unit is. Balanced patterns such as N:M exchange units only inside a group.
+        fraction: share of the active units to drop, in [0, 1]; `counts` rounds it.
+        pattern: what a unit is. Balanced patterns such as N:M exchange units only inside a group, and drop more than the fraction where a
+            group would otherwise keep more than its share of a budget.
         regrow_dropped: whether a dropped position may be grown again in the same round.
+        budget: number of active positions after the round, a whole number of units; None: as many as before.
 
     Returns:
-        A new bool mask with the same number of active positions.
+        A new bool mask with exactly that number of active positions.
     """
+    rule = {"pattern": pattern, "regrow_dropped": regrow_dropped, "budget": budget}
+    return dropped_and_grown(mask, drop_score, grow_score, fraction, **rule)[1]
+
+
+def dropped_and_grown(
+    mask: Tensor,
+    drop_score: LazyTensor,
+    grow_score: LazyTensor,
+    fraction: float,
+    *,
+    pattern: Pattern,
+    regrow_dropped: bool,
+    budget: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Do the round of `update`; returns the mask between its two halves, in which balanced patterns need not hold, and the new mask."""
     pattern = pattern.bound(mask)
     if isinstance(pattern, Balanced):
-        return _update_groups(mask, drop_score, grow_score, fraction, pattern, regrow_dropped=regrow_dropped)
+        return _exchange_groups(mask, drop_score, grow_score, fraction, pattern, regrow_dropped, budget)
     units = pattern.reduce(mask)
-    active = ones(units)
-    inactive = units.numel() - active
-    n = min(int(fraction * active), inactive) if not regrow_dropped else int(fraction * active)
-    kept = drop(mask, made(drop_score), n, pattern=pattern)
-    return grow(kept, made(grow_score), n, pattern=pattern, exclude=None if regrow_dropped else mask & ~kept)
+    total = units.numel()
+    target = None if budget is None else budget * total // mask.numel()
+    dropped, grown = counts(ones(units), total, fraction, target=target, regrow_dropped=regrow_dropped)
+    kept = drop(mask, made(drop_score), dropped, pattern=pattern)
+    return kept, grow(kept, made(grow_score), grown, pattern=pattern, exclude=None if regrow_dropped else mask & ~kept)
+
+
+def counts(
+    active: int, total: int, fraction: float, *, target: int | None = None, regrow_dropped: bool = True
+) -> tuple[int, int]:
+    """Return how many units of a layer a round drops, and how many it grows.
+
+    Without a target, both are the fraction of the active units, rounded down. With one, the round drops the fraction, rounded up, or more
+    where the target asks for it, and grows up to the target: NDSNN (Huang et al. 2023, arXiv:2304.12214).
+
+    Args:
+        active: number of active units, from 0 to ``total``.
+        total: number of units.
+        fraction: share of the active units to drop, in [0, 1].
+        target: number of active units after the round, from 0 to ``total``; None: as many as before.
+        regrow_dropped: whether a dropped unit may be grown again in the same round; False: no more are dropped than others can replace.
+    """
+    if target is None:
+        dropped = int(fraction * active)
+        dropped = dropped if regrow_dropped else min(dropped, total - active)
+        return dropped, dropped
+    dropped = max(math.ceil(fraction * active), active - target)
+    dropped = dropped if regrow_dropped else min(dropped, total - target)
+    return dropped, target - (active - dropped)
 
 
 def made(score: LazyTensor) -> Tensor:
@@ -205,33 +298,47 @@ def made(score: LazyTensor) -> Tensor:
     return score if isinstance(score, Tensor) else score()
 
 
-def _update_groups(
+def _exchange_groups(
     mask: Tensor,
     drop_score: LazyTensor,
     grow_score: LazyTensor,
     fraction: float,
     pattern: Balanced,
-    *,
     regrow_dropped: bool,
-) -> Tensor:
-    """Drop the lowest units of the whole layer, but no more per group than it can refill, and refill every group."""
-    drop_score = made(drop_score)
-    count = int(fraction * ones(pattern.reduce(mask)))
-    dropped = mask & ~drop(mask, drop_score, count, pattern=pattern)
-    before, lost = pattern.groups(mask), pattern.groups(dropped)
-    if not regrow_dropped:
-        # A group has as many inactive units as any other; more drops than that cannot be refilled by others.
-        rank = pattern.group_scores(drop_score.float()).masked_fill(~lost, torch.inf).sort(dim=1, stable=True).indices
-        allowed = torch.zeros_like(lost).scatter_(1, rank[:, : int((~before[0]).count_nonzero())], True)
-        lost = lost & allowed
-    need = lost.sum(dim=1)
-    closed = before if not regrow_dropped else before & ~lost
-    order = (
-        pattern.group_scores(made(grow_score).float())
-        .masked_fill(closed, -torch.inf)
-        .sort(dim=1, descending=True, stable=True)
-        .indices
-    )
-    places = torch.arange(order.shape[1], device=mask.device).expand_as(order) < need[:, None]
-    grown = torch.zeros_like(before).scatter_(1, order, places)
-    return pattern.ungroup((before & ~lost) | grown, tuple(mask.shape))
+    budget: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Drop the lowest units of the whole layer, but in each group as many as it has to lose and no more than it can refill; refill them.
+
+    Without a budget, a group is refilled to what it had; with one, to its share of the budget.
+    """
+    drop_score, before = made(drop_score), pattern.groups(mask)
+    size, active = before.shape[1], ones(before)
+    each = None if budget is None else budget * size // mask.numel()
+    target = None if each is None else each * before.shape[0]
+    # Without regrowing, groups are limited one by one below.
+    count, _ = counts(active, before.numel(), fraction, target=target)
+    lost = pattern.groups(mask & ~drop(mask, drop_score, count, pattern=pattern))
+    had = before.sum(dim=1)
+    wanted = had if each is None else torch.full_like(had, each)
+    least = (had - wanted).clamp_min(0)
+    # A dropped unit that may not come back has to be replaced by another: of each group, so many units may be dropped.
+    most = had if regrow_dropped else torch.minimum(had, size - wanted)
+    have = lost.sum(dim=1)
+    number = torch.minimum(torch.maximum(have, least), most)
+    if not torch.equal(number, have):
+        scores = pattern.group_scores(drop_score.float())
+        others = before & ~lost
+        lost = lost | (others & ~_highest(scores, others, had - torch.maximum(have, number)))
+        lost = _highest(-scores, lost, number)
+    kept = before & ~lost
+    closed = kept if regrow_dropped else before
+    grown = _highest(pattern.group_scores(made(grow_score).float()), ~closed, wanted - had + number)
+    shape = tuple(mask.shape)
+    return pattern.ungroup(kept, shape), pattern.ungroup(kept | grown, shape)
+
+
+def _highest(scores: Tensor, among: Tensor, number: Tensor) -> Tensor:
+    """Return a mask [G, M] of the ``number`` [G] highest scores [G, M] of each group among candidates [G, M]; ties go to lower indices."""
+    order = scores.masked_fill(~among, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    places = torch.arange(order.shape[1], device=scores.device).expand_as(order) < number[:, None]
+    return torch.zeros_like(among).scatter_(1, order, places)

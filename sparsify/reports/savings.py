@@ -63,6 +63,8 @@ def savings_sentences(report: Report, latency: Report | None) -> list[str]:
     )
     if compact < len(masked):
         text += "; a weight that is stored dense with a mask is multiplied whole and saves none"
+    if "mean_density" in found:
+        text += f". On average over the steps, {found['mean_density']:.3f} of the masked positions were active"
     return [
         text + ".",
         f"Weights, gradients, optimizer state, masks and indices took {most:,} bytes at most, {_share(most, held)} of a dense run, and "

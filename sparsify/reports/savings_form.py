@@ -31,3 +31,4 @@ class Savings(Form):
     bytes_dense: Bytes
     bytes_peak: Bytes
     bytes_end: Bytes
+    mean_density: float = 1.0

@@ -90,7 +90,7 @@ def figures(model: Mapping[str, Any]) -> dict[str, float]:
     per probe. For each set of out-of-distribution inputs, the keys ``auroc.<set>`` and ``fpr.<set>`` repeat the figures of the score that
     judges the model: the ``ood_score`` of its method if there is one, or else the first score. Figures of a task have their own names.
     ``step_macs`` is the mean of the multiply-accumulates of a training step per sample, and ``step_bytes`` are the most bytes that a step
-    held (`sparsify.training.savings`).
+    held, and ``mean_density`` is the density of its masks as a mean over the steps (`sparsify.training.savings`).
     Figures of a user's own task are called ``higher.<name>`` or ``lower.<name>``, whichever is better, or ``own.<name>`` if it is unknown.
     """
     found = dict(_leaves(model))
@@ -105,6 +105,7 @@ def figures(model: Mapping[str, Any]) -> dict[str, float]:
     spent = compute.evaluations(counts.get("forwards", pairs), counts.get("backwards", pairs))
     if savings := model.get("savings"):
         counts |= {"step_macs": sum(savings["macs"].values()), "step_bytes": float(sum(savings["bytes_peak"].values()))}
+        counts |= {"mean_density": savings["mean_density"]} if "mean_density" in savings else {}
     return {**found, **counts, "evaluations": spent}
 
 

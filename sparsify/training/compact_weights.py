@@ -163,7 +163,7 @@ class CompactWeights(Mechanism):
 
         Args:
             name: the weight.
-            grown: bool [O, I, *K], the positions that were activated.
+            grown: bool [O, I, *K], the positions that were activated. They start at 0, also those that were active before.
         """
         old = self.layouts.get(name)
         new = None if old is None else layout_of(self._program.mask(name), self._patterns[name])
@@ -174,8 +174,8 @@ class CompactWeights(Mechanism):
             return
         weight = self._program.get_parameter(name)
         gradient = None if weight.grad is None else new.gather(old.scatter(weight.grad))
-        self._move_state(name, lambda value: new.gather(old.scatter(value)), old.compact_shape)
-        relayout(self._program, name, new, old.scatter(weight.detach()))
+        self._move_state(name, lambda value: new.gather(old.scatter(value).masked_fill_(grown, 0)), old.compact_shape)
+        relayout(self._program, name, new, old.scatter(weight.detach()).masked_fill_(grown, 0))
         weight.grad = gradient
         self.layouts[name] = new
 

@@ -87,10 +87,15 @@ def _check_density(method: Method, program: Program, patterns: Mapping[str, Patt
             f"add weights. Attach with a density below {have} (sparsity above {1 - costs.density:.6g}), or train on with "
             f"a method that keeps masks as they are, at density={have}."
         )
-    advice = f"Attach with density={have} (sparsity {1 - costs.density:.6g})"
+    advice, rounds = (
+        f"Attach with density={have} (sparsity {1 - costs.density:.6g})",
+        ", and its rounds keep the number of active weights",
+    )
+    if method.initial_density is not None:
+        advice, rounds = f"Attach with initial_density={have}", ""
     if dense:
         advice = f"To train on with the masks as they are, attach a method that has no rounds, at density={have}"
     raise TrainingError(
         f"program {program.name!r} has masks of density {have}, and method {method.name!r} begins with {begins:.6g}: masks stay as they "
-        f"are at first, and its rounds keep the number of active weights. {advice}, or start from the program without masks."
+        f"are at first{rounds}. {advice}, or start from the program without masks."
     )

@@ -18,14 +18,15 @@ from sparsify.parts import coverage
 from sparsify.parts.allocation import needs_gradient
 from sparsify.parts.patterns import Pattern
 from sparsify.parts.patterns.grouped import bound_together
+from sparsify.parts.schedules import Schedule
 from sparsify.parts.scores import Score, View
 from sparsify.parts.top import ones
-from sparsify.parts.topology import DropAndGrow, InTurn, Move, Prune, Topology, update
+from sparsify.parts.topology import DropAndGrow, InTurn, Move, Prune, Topology, dropped_and_grown, update
 from sparsify.training.compact_weights import CompactWeights
 from sparsify.training.gradients import Gradients
 from sparsify.training.mechanism import Mechanism
 from sparsify.training.optimizers import Optimizers
-from sparsify.training.selection import layers, layers_of, patterns_of, select_masks, together
+from sparsify.training.selection import layers, layers_of, patterns_of, select_masks, shapes_of, together
 
 SHORT = range(100, 500)
 """Numbers of steps for which a run is short for growth by gradient; fewer are only a trial of the loop, without real training."""
@@ -104,28 +105,32 @@ class Rounds(Mechanism):
             first = next(step for step in range(1, last + 1) if move.when(step))
             self.first, self.last = min(self.first or first, first), max(self.last, last)
             self._say_if_short(move, method, total_steps, first, last)
-            if isinstance(move, Prune):
-                reached = move.density(last)
+            density_at = _density(move)
+            if density_at is not None:
+                reached = density_at(last)
                 if reached > density * (1 + 1e-9):
                     raise TrainingError(
                         f"method {method!r} would end at density {reached:.4g}, not at {density:.4g}: its last pruning in a run of "
                         f"{total_steps} steps is on step {last}. Let it end earlier (stop_at), or train longer."
                     )
                 self.last_pruning = max(self.last_pruning, last)
-                if move.density(last - 1) > reached and not any(map(move.when, range(1, last))):
+                if density_at(last - 1) > reached and not any(map(move.when, range(1, last))):
                     warnings.warn(
                         f"method {method!r} prunes gradually, but only one pruning is due in a run of {total_steps} steps, on step {last}. "
                         f"Lower update_every, or train longer.",
                         TrainingWarning,
                         stacklevel=4,
                     )
+            if isinstance(move, Prune):
                 move.allocation(layers_of(self._program, graded=needs_gradient(move.allocation)), density)
+            elif move.budgets is not None:
+                move.budgets.at(last, shapes_of(patterns_of(self._program), self._program.masks()))
 
     def _say_if_short(self, move: Move, method: str, total_steps: int, first: int, last: int) -> None:
         """Warn of growth by gradient from a sparse start in a short run, with what was measured."""
-        if self.prunes or not isinstance(move, DropAndGrow) or not move.grow_by.needs_gradient:
+        if self.prunes or not isinstance(move, DropAndGrow) or move.budgets is not None:
             return
-        if total_steps not in SHORT:
+        if not move.grow_by.needs_gradient or total_steps not in SHORT:
             return
         later = sum(map(move.when, range(first + 1, last + 1)))
         if later and (last - first) / later < CLOSE:
@@ -282,23 +287,26 @@ class Rounds(Mechanism):
         fraction = move.fraction(step)
         masks = self._program.masks()
         patterns, order = dict[str, Pattern](), {name: place for place, name in enumerate(masks)}
+        budgets = {} if move.budgets is None else move.budgets.at(step, shapes_of(self._patterns, masks))
         for names in together(self._program, self._patterns):
             patterns |= bound_together({name: self._patterns[name] for name in names}, masks)
         for name in sorted(masks.keys() - set(still), key=lambda name: (masks[name].numel(), order[name])):
             drop_score = functools.partial(self._rate, f"{index}.drop", move.drop_by, name, step)
             grow_score = functools.partial(self._rate, f"{index}.grow", move.grow_by, name, step)
+            kept = None
             if move.exchange is not None:
                 new = move.exchange(masks[name], drop_score, grow_score, fraction, last=order[name] == len(order) - 1)
             else:
-                rule = {"pattern": patterns[name], "regrow_dropped": move.regrow_dropped}
-                new = update(masks[name], drop_score, grow_score, fraction, **rule)
+                rule = {"pattern": patterns[name], "regrow_dropped": move.regrow_dropped, "budget": budgets.get(name)}
+                made = masks[name], drop_score, grow_score, fraction
+                kept, new = dropped_and_grown(*made, **rule) if move.restart_regrown else (None, update(*made, **rule))
             if last:
                 if name in self._stored.taps:
                     self._stored.taps[name].clear()
                 if move.replaces_step:
                     # No optimizer will read this gradient. The largest weight comes last, when the gradients of the others are freed.
                     self._program.get_parameter(name).grad = None
-            self._set_mask(name, new)
+            self._set_mask(name, new, kept)
 
     def _prune(self, index: int, move: Prune, step: int, still: Collection[str]) -> None:
         density, masks = move.density(step), self._program.masks()
@@ -319,15 +327,28 @@ class Rounds(Mechanism):
         for name, mask in select_masks(self._program, patterns, scores, budgets):
             self._set_mask(name, mask)
 
-    def _set_mask(self, name: str, new: Tensor) -> None:
+    def _set_mask(self, name: str, new: Tensor, kept: Tensor | None = None) -> None:
+        """Change a mask; positions that are active in ``kept`` (None: in the mask before) keep their values."""
         mask = self._program.mask(name)
-        grown = new & ~mask
+        grown = new & ~(mask if kept is None else kept)
         mask.copy_(new)
         count = ones(grown)
         if count:
             self.grown[name] += count
             self.visited[name] = coverage.visit(self.visited[name], new)
         self._stored.follow(name, grown)
+
+    def readings(self) -> dict[str, float]:
+        """Return the figures of scores that have some, summed over weights and moves."""
+        found = dict[str, float]()
+        for index, move in enumerate(self._moves):
+            for slot, score in _scores(move).items():
+                if (readings := score.readings) is not None:
+                    for key, value in (
+                        x for state in self._states[f"{index}.{slot}"].values() for x in readings(state).items()
+                    ):
+                        found[key] = found.get(key, 0.0) + value
+        return found
 
     def coverage(self) -> dict[str, float]:
         """Return, by weight, the share of its positions that have ever been active, in [0, 1]."""
@@ -362,3 +383,12 @@ def _reads_gradient(move: Move) -> bool:
     return any(score.needs_gradient for score in _scores(move).values()) or (
         isinstance(move, Prune) and needs_gradient(move.allocation)
     )
+
+
+def _density(move: Move) -> Schedule | None:
+    """Return the density that a move leads to, by step; None if it keeps the density."""
+    match move:
+        case DropAndGrow(budgets=budgets):
+            return None if budgets is None else budgets.density_at
+        case Prune(density=density):
+            return density

@@ -13,6 +13,7 @@ from torch import Tensor
 from sparsify.ir import Program
 from sparsify.ir.sites import mask_names
 from sparsify.ir.step_macs import StepMacs, step_macs
+from sparsify.parts.top import ones
 from sparsify.training.active_steps import ActiveSteps
 from sparsify.training.compact_weights import CompactWeights
 from sparsify.training.mechanism import Mechanism
@@ -57,6 +58,8 @@ class Savings:
         bytes_dense: bytes of a dense run.
         bytes_peak: bytes at the end of the step that held most, before its round.
         bytes_end: bytes at the end of the last step that was counted, while weights were still compact.
+        mean_density: the density, active / maskable, of a step's masks, as a mean over the steps; 1.0 without masks or steps. It is what a
+            method costs that starts denser than it ends, however its weights are stored.
     """
 
     steps: int
@@ -65,6 +68,7 @@ class Savings:
     bytes_dense: Bytes
     bytes_peak: Bytes
     bytes_end: Bytes
+    mean_density: float = 1.0
 
     @property
     def macs_share(self) -> float:
@@ -109,16 +113,18 @@ class Ledger(Mechanism):
         self._form: tuple[int, int] | None = None
         self._now = StepMacs()
         self._steps, self._sum, self._alike = 0, StepMacs(), 0
+        self._positions, self._positions_now, self._maskable = 0, 0, 0
         self._dense, self._peak, self._end = Bytes(), Bytes(), Bytes()
 
     def start(self) -> None:
         self._macs = step_macs(self._program)
+        self._maskable = sum(mask.numel() for mask in self._program.masks().values())
 
     def after_step(self, step: int, moved: bool) -> None:
         form = self._counts["rounds"], len(self._stored.layouts)
         if form != self._form:
-            self._sum, self._alike = self._macs_so_far(), 0
-            self._now = self._step_macs()
+            self._sum, self._positions, self._alike = self._macs_so_far(), self._active_so_far(), 0
+            self._now, self._positions_now = self._step_macs(), sum(map(ones, self._program.masks().values()))
             self._weigh()
             self._form = form if moved else None
         elif self._optimizers.evaluates or self._rounds.due(step):
@@ -129,6 +135,10 @@ class Ledger(Mechanism):
     def _macs_so_far(self) -> StepMacs:
         """Add the steps since the last change, which all compute the same, to the sum before it."""
         return self._sum + self._now.times(self._alike)
+
+    def _active_so_far(self) -> int:
+        """Add the active positions of the steps since the last change to the sum before it."""
+        return self._positions + self._positions_now * self._alike
 
     def _step_macs(self) -> StepMacs:
         """Count what a step computes with the present compact weights, besides dense gradients of rounds."""
@@ -175,6 +185,7 @@ class Ledger(Mechanism):
     def found(self) -> Savings:
         """What was counted so far."""
         computed = self._rounds.computed.items()
+        possible = self._maskable * self._steps
         extra = sum(self._macs[name].weights * times for name, times in computed if name in self._macs)
         return Savings(
             steps=self._steps,
@@ -183,6 +194,7 @@ class Ledger(Mechanism):
             bytes_dense=self._dense,
             bytes_peak=self._peak,
             bytes_end=self._end,
+            mean_density=self._active_so_far() / possible if possible else 1.0,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -190,11 +202,18 @@ class Ledger(Mechanism):
             key: str(count) for key, count in dataclasses.asdict(self._macs_so_far()).items()
         }  # they may be above 2 ** 53
         held = {"dense": self._dense, "peak": self._peak, "end": self._end}
-        return {"steps": self._steps, "sum": sums, **{key: dataclasses.asdict(value) for key, value in held.items()}}
+        active = str(self._active_so_far())
+        return {
+            "steps": self._steps,
+            "sum": sums,
+            "active": active,
+            **{key: dataclasses.asdict(value) for key, value in held.items()},
+        }
 
     def load_state_dict(self, state: Any) -> None:
         self._form, self._steps, self._alike = None, int(state["steps"]), 0
         self._sum = StepMacs(**{key: int(count) for key, count in state["sum"].items()})
+        self._positions = int(state["active"])
         self._dense, self._peak, self._end = (Bytes(**state[key]) for key in ("dense", "peak", "end"))
 
 

@@ -48,6 +48,12 @@ def layers(
     return found
 
 
+def shapes_of(patterns: Mapping[str, Pattern], masks: Mapping[str, Tensor]) -> dict[str, Layer]:
+    """Describe weights for an allocation that is to depend on shapes and patterns only."""
+    shapes = {name: tuple(masks[name].shape) for name in patterns}
+    return {n: Layer(shapes[n], p.unit_size(shapes[n]), p.fixed_density(shapes[n])) for n, p in patterns.items()}
+
+
 def select_masks(
     program: Program, patterns: Mapping[str, Pattern], scores: Callable[[str], Tensor], budgets: Mapping[str, int]
 ) -> Iterator[tuple[str, Tensor]]:

@@ -21,8 +21,19 @@ from sparsify.methods.registry import options as known_options
 from sparsify.parts.patterns import Grouped, parse_pattern
 from tests.cases import digits
 
-ROUNDS = {"static": 0, "one-shot": 1, "gmp": 6, "set": 5, "rigl": 5, "itop": 7, "dst-ee": 5, "srigl": 5, "granet": 8}
-SHRINKING = ("gmp", "one-shot", "granet", "imp")
+ROUNDS = {
+    "static": 0,
+    "one-shot": 1,
+    "gmp": 6,
+    "set": 5,
+    "rigl": 5,
+    "itop": 7,
+    "dst-ee": 5,
+    "srigl": 5,
+    "granet": 8,
+    "ndsnn": 6,
+}
+SHRINKING = ("gmp", "one-shot", "granet", "imp", "ndsnn")
 PATTERNS = {
     "unstructured": 0.2,
     "nm:2:4": 0.5,
@@ -56,6 +67,7 @@ NESTED = {
     "calirare(mmce(agent(distilled(set))))": ("unstructured",),
     "mixup(set)": ("unstructured", "nm:2:4", "grouped:5"),
     "rankmixup(cigl(rigl))": ("unstructured", "grouped:5"),
+    "cigl(ndsnn)": ("unstructured", "grouped:5"),
     "ps-kd(gmp)": ("unstructured", "grouped:5"),
     "ps-kd(rankmixup(rigl))": ("unstructured", "nm:2:4", "grouped:5"),
 }

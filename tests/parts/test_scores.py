@@ -15,10 +15,12 @@ from sparsify.parts.scores import (
     View,
     absolute,
     added,
+    by_gradient,
     exploration,
     gradient,
     magnitude,
     normalised,
+    or_random,
     random,
     saliency,
     scaled,
@@ -153,3 +155,25 @@ def test_unvisited_are_those_never_active_up_to_now():
 def test_a_layer_without_inactive_positions_is_not_normalised():
     dense = dataclasses.replace(VIEW, mask=torch.ones(2, 2, dtype=torch.bool))
     assert torch.equal(normalised(gradient()).rate(dense, None)[0], gradient().rate(VIEW, None)[0])
+
+
+def test_scores_that_are_all_0_become_random_and_are_counted():
+    score = or_random(gradient())
+    state = score.init(WEIGHT)
+    scores, state = score.rate(VIEW, state)
+    assert torch.equal(scores, VIEW.gradient.abs()) and score.readings(state) == {"grown_at_random": 0.0}
+    silent = dataclasses.replace(VIEW, gradient=torch.zeros(2, 2), generator=torch.Generator().manual_seed(3))
+    scores, state = score.rate(silent, state)
+    assert torch.equal(scores, torch.rand(2, 2, generator=torch.Generator().manual_seed(3)))
+    scores, state = score.rate(VIEW, state)
+    assert torch.equal(scores, VIEW.gradient.abs()) and score.readings(state) == {"grown_at_random": 1.0}
+    assert score.needs_gradient and score.rate(silent, state)[1] == (None, 2)
+
+
+def test_growth_by_gradient_as_methods_offer_it():
+    silent = dataclasses.replace(VIEW, gradient=torch.zeros(2, 2))
+    assert not by_gradient().rate(silent, None)[0].any() and by_gradient().readings is None
+    random_growth = by_gradient(normalise="outputs", when_silent="random")
+    assert random_growth.rate(silent, random_growth.init(WEIGHT))[0].any()
+    want = scaled(gradient(), "outputs").rate(VIEW, None)[0]
+    assert torch.equal(random_growth.rate(VIEW, random_growth.init(WEIGHT))[0], want)

@@ -7,13 +7,24 @@ import random
 import pytest
 import torch
 
-from sparsify.errors import PatternError
-from sparsify.parts.allocation import uniform
+from sparsify.errors import AllocationError, PatternError
+from sparsify.parts.allocation import Layer, erk, global_magnitude, uniform
 from sparsify.parts.patterns import parse_pattern
 from sparsify.parts.schedules import at, constant, cosine, cubic, every
 from sparsify.parts.scores import magnitude
 from sparsify.parts.top import top
-from sparsify.parts.topology import DropAndGrow, InTurn, Prune, Rewinding, drop, grow, update
+from sparsify.parts.topology import (
+    Budgets,
+    DropAndGrow,
+    InTurn,
+    Prune,
+    Rewinding,
+    counts,
+    drop,
+    dropped_and_grown,
+    grow,
+    update,
+)
 
 
 def test_drop_the_lowest_active():
@@ -132,3 +143,57 @@ def test_a_learning_rate_goes_back_with_the_training():
     plan = Rewinding(save_at=2, at=(6, 10))
     found = [plan.position(step, 15) for step in (0, 2, 5, 6, 9, 10, 14)]
     assert found == [(0, 6), (2, 6), (5, 6), (2, 6), (5, 6), (2, 7), (6, 7)]
+
+
+@pytest.mark.parametrize(
+    ("active", "total", "fraction", "target", "regrow", "expected"),
+    [
+        (10, 40, 0.25, None, True, (2, 2)),  # rounded down
+        (10, 14, 0.75, None, False, (4, 4)),  # only four others
+        (10, 40, 0.25, 10, True, (3, 3)),  # with a target, rounded up
+        (10, 40, 0.25, 9, True, (3, 2)),
+        (10, 40, 0.25, 7, True, (3, 0)),
+        (10, 40, 0.25, 4, True, (6, 0)),  # the target asks for more than the fraction
+        (10, 40, 0.0, 9, True, (1, 0)),
+        (10, 40, 1.0, 4, True, (10, 4)),
+        (10, 40, 0.25, 12, True, (3, 5)),  # a target may rise
+        (10, 12, 1.0, 8, False, (4, 2)),  # of twelve, ten were active: two others
+        (10, 12, 1.0, 12, False, (0, 2)),
+    ],
+)
+def test_counts_by_hand(active, total, fraction, target, regrow, expected):
+    assert counts(active, total, fraction, target=target, regrow_dropped=regrow) == expected
+
+
+def test_budgets_by_hand():
+    # Two layers of 40 and 8 positions. At half the density, 20 and 4; at a quarter by uniform shares, 10 and 2.
+    layers = {"a": Layer((4, 10)), "b": Layer((2, 4))}
+    way = Budgets(0.5, 0.25, uniform, uniform, cubic(1.0, 0.0, start_at=0, stop_at=4))
+    assert [way.at(step, layers) for step in (0, 4, 9)] == [{"a": 20, "b": 4}, {"a": 10, "b": 2}, {"a": 10, "b": 2}]
+    # Step 2 leaves an eighth of the way: 11.25 and 2.25; step 1 leaves 27/64: 14.2 and 2.8.
+    assert way.at(2, layers) == {"a": 11, "b": 2} and way.at(1, layers) == {"a": 14, "b": 3}
+    assert [way.density_at(step) for step in (0, 2, 4)] == [0.5, 0.25 + 0.25 / 8, 0.25]
+    # In units of 4, 20 and 4, then 8 and 4, which is the least; 8 + 12 * 27 / 64 = 13.1 is 12.
+    coarse = {"a": Layer((4, 10), unit=4), "b": Layer((2, 4), unit=4)}
+    assert way.at(0, coarse) == {"a": 20, "b": 4} and way.at(4, coarse) == {"a": 8, "b": 4}
+    assert way.at(1, coarse) == {"a": 12, "b": 4}
+    fixed = {"a": Layer((4, 10), fixed_density=0.5)}
+    assert Budgets(0.5, 0.5, erk, erk, way.left).at(2, fixed) == {"a": 20}
+    with pytest.raises(AllocationError, match="ranking by magnitude needs the values of 'a'"):
+        Budgets(0.5, 0.25, uniform, global_magnitude, way.left).at(1, layers)
+
+
+def test_a_shrinking_round_of_groups_by_hand():
+    # Three of four stay active in each row, then two. The three lowest of all, half of the six, are 0.1, 0.2 and 0.3, all in the first
+    # row; the second row has to lose one too: 0.7. The first row grows its two highest, of which 7.0 is at the place of 0.2.
+    mask = torch.tensor([[True, True, True, False], [True, True, False, True]])
+    weight = torch.tensor([[0.1, 0.2, 0.3, 0.0], [0.9, 0.8, 0.0, 0.7]])
+    gradient = torch.tensor([[0.0, 7.0, 0.0, 5.0], [9.0, 9.0, 9.0, 9.0]])
+    rule = {"pattern": parse_pattern("fan-in"), "regrow_dropped": True, "budget": 4}
+    kept, new = dropped_and_grown(mask, weight, gradient, 0.5, **rule)
+    assert kept.tolist() == [[False] * 4, [True, True, False, False]]
+    assert new.tolist() == [[False, True, False, True], [True, True, False, False]]
+    # Without regrowing, the first row has one other place, so that it loses only two.
+    kept, new = dropped_and_grown(mask, weight, gradient, 0.5, **{**rule, "regrow_dropped": False})
+    assert kept.tolist() == [[False, False, True, False], [True, True, False, False]]
+    assert new.tolist() == [[False, False, True, True], [True, True, False, False]]

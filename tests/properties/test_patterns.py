@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsify.errors import PatternError
-from sparsify.parts.patterns import NM, Block, Pattern, Unstructured, parse_pattern
-from sparsify.parts.topology import drop, grow, update
+from sparsify.parts.patterns import NM, Block, Grouped, Pattern, Unstructured, parse_pattern
+from sparsify.parts.patterns.fan_in import FanIn
+from sparsify.parts.topology import counts, drop, dropped_and_grown, grow, update
 from tests.properties.steady import steady
 
 PATTERNS = st.one_of(
@@ -72,6 +74,41 @@ def test_rounds_keep_count_and_pattern_and_their_inputs(start, rounds, levels):
             units = int(pattern.reduce(mask).sum())
             left = units - int((pattern.reduce(mask) & pattern.reduce(new)).sum())
             assert left == min(int(fraction * units), pattern.reduce(mask).numel() - units)
+        mask = new
+
+
+@steady
+@given(st.integers(1, 500), st.floats(0, 1), st.booleans(), st.data())
+def test_counts_are_feasible_and_reach_their_target(total, fraction, regrow, data):
+    active, target = data.draw(st.integers(0, total)), data.draw(st.integers(0, total))
+    dropped, grown = counts(active, total, fraction, target=target, regrow_dropped=regrow)
+    assert 0 <= dropped <= active and grown >= 0 and active - dropped + grown == target
+    assert grown <= (total - active + dropped if regrow else total - active)
+    asked = max(math.ceil(fraction * active), active - target)
+    assert dropped == (asked if regrow else min(asked, total - target))
+
+
+@steady
+@given(
+    st.sampled_from([Unstructured(), Block(2, 2), FanIn(), Grouped(2), Grouped(4, 2)]),
+    st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.floats(0, 1)), min_size=1, max_size=5),
+    st.integers(0, 9),
+)
+def test_rounds_with_budgets_are_exact_in_whole_units(pattern, rounds, levels):
+    torch.manual_seed(levels)
+    shape = (8, 12)
+    unit = pattern.unit_size(shape)
+    mask = pattern.select(torch.rand(shape), 96 // unit // 2 * unit)
+    for fraction, regrow, share in rounds:
+        scores = [torch.rand(shape) for _ in range(2)]
+        if levels:
+            scores = [(score * levels).round() for score in scores]  # ties
+        budget, before = unit * round(share * 96 / unit), mask.clone()
+        kept, new = dropped_and_grown(mask, *scores, fraction, pattern=pattern, regrow_dropped=regrow, budget=budget)
+        assert torch.equal(before, mask) and int(new.sum()) == budget and pattern.holds(new)
+        assert not (kept & ~mask).any() and not (kept & ~new).any()
+        assert regrow or not (new & mask & ~kept).any()
+        assert torch.equal(new, update(mask, *scores, fraction, pattern=pattern, regrow_dropped=regrow, budget=budget))
         mask = new
 
 

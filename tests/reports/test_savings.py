@@ -52,6 +52,11 @@ def test_sentences_by_hand():
         "On average over the run, a training step took 800 multiply-accumulates per sample, 0.32 of a dense step. 1 of 1 masked weights "
         "were stored compact by its end."
     )
+    measured = report()
+    measured["model"]["savings"]["mean_density"] = 0.1592
+    assert savings_sentences(measured, None)[0].endswith(
+        "On average over the steps, 0.159 of the masked positions were active."
+    )
     assert "took 1,000 bytes at most, 1.00 of a dense run, and 350 at the end" in held
     assert "The median training step took 1.50 ms at batch 64 (1,000 steps" in time
     assert (

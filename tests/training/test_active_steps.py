@@ -41,7 +41,7 @@ def active(program):
 @pytest.mark.parametrize(
     ("method", "pattern", "optimizer"),
     [
-        *((method, "unstructured", sgd) for method in ("static", "set", "dst-ee", "gmp", "granet", "one-shot", "averaged(set)")),
+        *((method, "unstructured", sgd) for method in ("static", "set", "dst-ee", "gmp", "granet", "ndsnn", "one-shot", "averaged(set)")),
         *(("rigl", "unstructured", optimizer) for optimizer in (sgd, adamw, AMSGRAD, RMSPROP, torch.optim.Adagrad, torch.optim.ASGD)),
         ("rigl", "fan-in", adamw),
     ],

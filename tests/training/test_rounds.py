@@ -85,7 +85,7 @@ def test_no_averaging_over_trainings():
         OneLayer(method, WEIGHTS, total_steps=10)
 
 
-@pytest.mark.parametrize("name", ["dst-ee", "itop", "granet", "imp"])
+@pytest.mark.parametrize("name", ["dst-ee", "itop", "granet", "ndsnn", "imp"])
 def test_the_command_s_run_resumes_to_the_same_bits_and_history(name, tmp_path):
     data = load_data("digits", seed=0)
     data = dataclasses.replace(data, train=Subset(data.train, torch.arange(19 * 16)))
@@ -129,6 +129,7 @@ def test_growth_by_gradient_in_a_short_run_is_said(name):
     [
         ("set", {"update_every": 20}, 420),  # grows at random
         ("granet", {"update_every": 20}, 420),  # starts dense, and was above the others
+        ("ndsnn", {"update_every": 20, "initial_density": 0.8}, 420),  # ends sparser than it starts
         ("rigl", {"update_every": 20, "dense_until": 100}, 420),
         ("gmp", {"update_every": 20}, 420),
         ("itop", {"update_every": 20, "growth": "random"}, 420),

@@ -91,6 +91,24 @@ def test_a_weight_is_dense_until_it_is_pruned():
     assert found.to_dict()["macs"]["inputs"] == (2 * 160 + 4 * 64) / 6
 
 
+def test_the_mean_density_counts_the_masks_of_each_step():
+    # 256 positions, all active in steps 1 and 2, and 64 in the four steps after the pruning.
+    assert run(started(sp.methods.one_shot(**GROUPED, prune_at=2))).mean_density == (2 * 256 + 4 * 64) / (6 * 256)
+    assert run(started(sp.methods.rigl(**GROUPED, update_every=2, stop_at=5))).mean_density == 0.25
+    assert started(sp.methods.rigl(**GROUPED, update_every=2, stop_at=5)).savings.mean_density == 1.0  # no step yet
+    assert run(started(sp.Method(name="dense", density=1.0, initial="dense"))).mean_density == 1.0
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_the_mean_density_of_a_resumed_run(stop):
+    method = sp.methods.one_shot(**GROUPED, prune_at=2)
+    first, second = started(method), started(method)
+    run(first, stop)
+    for ours, theirs in ((second, first), (second.program, first.program), (second.optimizer, first.optimizer)):
+        ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    assert run(second, 6 - stop).mean_density == 0.5
+
+
 def test_a_round_adds_the_dense_gradients_that_it_computes():
     trainer = started(sp.methods.rigl(**GROUPED, update_every=2, stop_at=5))
     assert run(trainer, 1).macs == COMPACT

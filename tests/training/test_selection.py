@@ -11,11 +11,12 @@ from torch import nn
 
 import sparsify as sp
 from sparsify.errors import AllocationError, RecipeError, TrainingError, TrainingWarning
+from sparsify.ir.sites import layouts
 from sparsify.parts.allocation import Layers, by_gradient, global_saliency, uniform
 from sparsify.training.selection import layers_of
 from tests.methods.one_layer import OneLayer
 from tests.training.loops import TRACED, X, Y, loss, mlp, run, started, strays
-from tests.training.test_compact_weights import Loop, assert_same
+from tests.training.test_compact_weights import STEPS, Loop, adamw, assert_same, sgd
 
 DENSITY = 0.1
 
@@ -255,3 +256,32 @@ def test_compact_weights_have_the_masks_of_masked_training(method):
         assert all(torch.equal(have[name], mask) for name, mask in want.items())
     assert_same(compact, masked)
     assert sum(compact.trainer._rounds.computed.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("pattern", "optimizer"), [("grouped:16", sgd), ("grouped:16:learned", sgd), ("grouped:8x4", adamw)]
+)
+@pytest.mark.parametrize("restart", [True, False])
+def test_budgets_that_shrink_and_what_grows_again_from_0(pattern, optimizer, restart):
+    options = {
+        "density": 0.375,
+        "initial_density": 0.6,
+        "drop_fraction": 0.9,
+        "restart_regrown": restart,
+        "keep_dense": ("conv.weight",),
+    }
+    compact, masked = (
+        Loop("ndsnn", pattern, optimizer=optimizer, options=options, compact=mode) for mode in ("always", "never")
+    )
+    assert set(layouts(compact.program)) == {"wide.weight", "twice.weight"} and not layouts(masked.program)
+    compact.run(10)
+    saved = compact.saved()
+    for loop in (compact.run(STEPS - 10), masked.run()):
+        assert loop.trainer.density == 0.375 and loop.trainer.savings.mean_density > 0.4
+    for have, want in zip(compact.masks, masked.masks, strict=True):
+        assert all(torch.equal(have[name], mask) for name, mask in want.items())
+    assert compact.masks[0]["wide.weight"].sum() > compact.masks[-1]["wide.weight"].sum()
+    assert_same(compact, masked)
+    resumed = Loop("ndsnn", pattern, optimizer=optimizer, options=options).load(saved).run(STEPS - 10)
+    assert_same(resumed, compact, bits=True)
+    assert resumed.trainer.savings == compact.trainer.savings
