@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsify.errors import RecipeError
-from sparsify.heads import Head, named
+from sparsify.heads import HEADS, Head, named
+from sparsify.heads.registry import AUTO
 
 CHOSEN, STAND_IN = "ood-auto", "energy"
 """In place of a head: the score of out-of-distribution inputs that is best on validation samples; what stands for it before training."""
@@ -26,13 +27,39 @@ def further_heads(texts: Sequence[str]) -> tuple[Head, ...]:
     Raises:
         RecipeError: If one is unknown, its values are wrong, or two of them make the same output.
     """
-    found, makers = tuple(named(STAND_IN if text == CHOSEN else text) for text in texts), dict[str, str]()
+    found, makers = tuple(_named(text, CHOSEN) or named(STAND_IN) for text in texts), dict[str, str]()
     for text, head in zip(texts, found, strict=True):
         for name in head.outputs:
             if name in makers:
                 raise RecipeError(f"export.heads: {makers[name]} and {text} both make {name!r}. Name one of them.")
             makers[name] = text
     return found
+
+
+def check_calibrator(text: str) -> None:
+    """Refuse a text that names no head: ``export.calibrator``.
+
+    Raises:
+        RecipeError: If there is no such head, or its values are wrong.
+    """
+    if text.partition(":")[0] == CHOSEN:
+        raise RecipeError(f"{text!r} chooses a score and does not calibrate. Name {CHOSEN!r} in export.heads (--head).")
+    _named(text, AUTO)
+
+
+def _named(text: str, word: str) -> Head | None:
+    """Return the head that a text names; None for ``word``, which stands in place of one.
+
+    Raises:
+        RecipeError: If there is no such head, or its values are wrong.
+    """
+    name, colon, _ = text.partition(":")
+    if name == word and colon:
+        raise RecipeError(f"{word!r} takes no values, found {text!r}. Leave out what follows it.")
+    if name == word:
+        return None
+    HEADS.find(name, also=(word,))
+    return named(text)
 
 
 def check_further_heads(texts: Sequence[str], task: str, kinds: Sequence[str]) -> None:

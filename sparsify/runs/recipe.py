@@ -13,14 +13,14 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from sparsify.errors import RecipeError, TaskError
-from sparsify.heads import HEADS, fitting, named
+from sparsify.heads import fitting
 from sparsify.loading.augmentation import Augmentation
 from sparsify.methods import Method, build
 from sparsify.methods.durations import read_length
 from sparsify.methods.registry import layers
 from sparsify.methods.registry import options as method_options
 from sparsify.reading.ood import short_names
-from sparsify.runs.further_heads import check_further_heads
+from sparsify.runs.further_heads import check_calibrator, check_further_heads
 from sparsify.runs.keys import COLUMNS, from_tables, spelt, to_tables
 from sparsify.runs.pairs import merged
 from sparsify.runs.preparing import check_passes
@@ -297,9 +297,7 @@ def parse_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Recipe:
     except ValidationError as error:
         problems = [f"{_place(e['loc'])}: {e['msg']}, found {shown(e['input'])}" for e in error.errors()]
         raise RecipeError("invalid recipe: " + "; ".join(problems[:6]) + ".") from error
-    if recipe.calibrator != AUTO:
-        HEADS.find(recipe.calibrator.partition(":")[0], also=(AUTO,))
-        named(recipe.calibrator)
+    check_calibrator(recipe.calibrator)
     check_passes(recipe.passes)
     if len({*recipe.ood}) < len(recipe.ood):
         raise RecipeError(f"ood names a set twice: {', '.join(recipe.ood)}. Name each once.")

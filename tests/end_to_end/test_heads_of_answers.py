@@ -127,6 +127,23 @@ def test_a_head_that_is_written_wrongly_is_refused(text, words):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
+        ({"heads": ("ood-auto:1",)}, "'ood-auto' takes no values, found 'ood-auto:1'. Leave out what follows it"),
+        ({"heads": ("ood_auto",)}, "no calibration head 'ood_auto'. Nearest: ood-auto. All: ood-auto, temp.*, scale"),
+        ({"heads": ("auto",)}, "no calibration head 'auto'. Nearest: ood-auto. All: ood-auto"),
+        ({"calibrator": "ood-auto"}, "'ood-auto' chooses a score and does not calibrate. Name 'ood-auto' in export.heads"),
+        ({"calibrator": "ood-auto:2"}, "'ood-auto:2' chooses a score and does not calibrate. Name 'ood-auto' in export"),
+        ({"calibrator": "auto:2"}, "'auto' takes no values, found 'auto:2'. Leave out what follows it"),
+        ({"calibrator": "auti"}, "no calibration head 'auti'. Nearest: auto.* All: auto, temperature"),
+    ],
+)  # fmt: skip
+def test_words_in_place_of_a_head_are_told_apart_from_heads(keys, words):
+    with pytest.raises(RecipeError, match=words):
+        parse_recipe(None, keys).build_task()
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
         ({"heads": ("vector",)}, "'vector' calibrates what the task reads. Name it in export.calibrator"),
         ({"heads": ("lac:0.9", "aps:0.9")}, "lac:0.9 and aps:0.9 both make 'prediction_set'"),
         ({"heads": ("ood-auto",), "task": "binary"}, "'ood-auto' does not fit task 'binary'"),
