@@ -31,6 +31,7 @@ from sparsify.ir.heads import (
     head_names,
     head_of,
     main_head,
+    needing_features,
 )
 from sparsify.ir.traits import named_outputs
 from sparsify.parts.samples import Samples
@@ -273,7 +274,8 @@ def _held(program: Program, head: Head, samples: Samples, task: Task, level: flo
         DataError: If the targets do not fit the outputs.
     """
     if FEATURES in head.reads:
-        check_features(program, samples)
+        with needing_features(head.spec, task):
+            check_features(program, samples)
     held = read_samples(program, samples, task, head.reads, level=level, batch_size=batch_size)
     found = held.output
     if bool((found.isnan() | (found == torch.inf)).any()):

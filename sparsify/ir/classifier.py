@@ -77,7 +77,7 @@ def classifier(program: Program, phase: str) -> Classifier:
         if dimension is None:
             raise PassError(_not_found(program, step, "which joins the scores of classes with other values"))
     if layer.groups != 1:
-        raise PassError(_not_found(program, node, "a convolution in groups"))
+        raise PassError(_not_found(program, node, "a convolution in groups, whose classes read different features"))
     weight, bias = _parameter(program, layer.weight), _parameter(program, layer.bias)
     if weight is None or program.tensor(weight).shape[0] != spec.shape[1]:
         raise PassError(_not_found(program, node, "whose weight is not a parameter with one row per class"))

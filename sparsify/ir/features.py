@@ -99,8 +99,8 @@ def features_over(program: Program, samples: Samples, *, batch_size: int = 256) 
     if not (worst := float((made - logits.double()).abs().max())) <= allowed:
         raise PassError(
             f"expected logits that are linear in the inputs of %{last.node}, found a difference of {worst:.3g}: the model computes "
-            f"something else between this layer and the logits of {program.name!r}, such as an activation. Let its last layer make the "
-            f"logits, after any activation."
+            f"something else between this layer and the logits of {program.name!r}, such as an activation or a max pool. Let its last "
+            f"layer make the logits, after any activation and max pool."
         )
     return features
 

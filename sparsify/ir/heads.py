@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from sparsify.errors import RecipeError
-from sparsify.heads import HEADS, Head, named, owner
+from sparsify.errors import PassError, RecipeError
+from sparsify.heads import HEADS, Head, fitting, named, owner
+from sparsify.heads.base import FEATURES
 from sparsify.heads.registry import NONE
 from sparsify.ir.nodes import LEVEL, MADE_BY
 from sparsify.ir.program import Program
 from sparsify.ir.traits import named_outputs
+from sparsify.tasks import Task
 
 PREFIX = "calibration."
 """Prefix of the buffer names of heads. Those of the head that calibrates follow it; those of another follow its name as well."""
@@ -41,6 +44,24 @@ class Attached:
     outputs: tuple[str, ...]
     prefix: str
     buffers: Mapping[str, Sequence[int]]
+
+
+@contextmanager
+def needing_features(spec: str, task: Task | type[Task]) -> Generator[None]:
+    """Say which head needs features, and which heads make the same output without them, if the block finds that there are none.
+
+    Raises:
+        PassError: If the block raises one.
+    """
+    try:
+        yield
+    except PassError as error:
+        made = {*named(spec).outputs}
+        left = [n for n in fitting(task) if FEATURES not in HEADS[n].reads and made & {*HEADS[n].outputs}]
+        raise PassError(
+            f"the head {spec!r} reads the features that the classifier reads, and this model has none: {error} Heads that make "
+            f"{' and '.join(made)} without features: {', '.join(left) or 'none'}."
+        ) from error
 
 
 def prefix_of(head: Head) -> str:

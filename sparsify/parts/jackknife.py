@@ -15,6 +15,7 @@ of a fixed class k is small at all samples of other classes, and intervals from 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,13 @@ LARGEST = 4096
 """Largest linear system that is solved; `affordable` says how many samples that allows."""
 _ENTRIES = 4_000_000
 """Probabilities that are held at a time."""
+Link = Callable[[Tensor], Tensor]
+"""Computes probabilities [M, K] from logits [M, K], each row by itself."""
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """The usual `Link`."""
+    return logits.softmax(1)
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,9 @@ def affordable(features: int, classes: int) -> int | None:
     return None if classes * (features + 1) <= LARGEST else LARGEST // classes
 
 
-def jackknife(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, *, damping: float = 1e-2) -> Jackknife:
+def jackknife(
+    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, *, damping: float = 1e-2, link: Link = softmax
+) -> Jackknife:
     """Find the parameters that a last layer would have without each of n samples, and its residuals there.
 
     The Hessian is exact: for one softmax layer it is the Gauss-Newton matrix. The system has K (d + 1) unknowns, one per parameter, or n K,
@@ -60,6 +70,8 @@ def jackknife(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, *,
         labels: int64 [n], in 0 to K - 1.
         weight, bias: [K, d] and [K], of the layer: logits are ``features @ weight.T + bias``.
         damping: added to the diagonal of the Hessian, above 0. The default is that of the published script.
+        link: what makes probabilities of the logits for the residuals, such as a calibration head. Parameters are those of the softmax, by
+            which the layer was trained.
 
     Raises:
         ValueError: If there are fewer than two samples, the shapes do not fit, or damping is not above 0.
@@ -79,24 +91,38 @@ def jackknife(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, *,
     else:
         shifts = _by_samples(x, p, errors, damping) / n
     shifts = shifts.reshape(n, classes, width)
-    confidence, predicted = torch.einsum("ikd,id->ik", layer + shifts, x).softmax(1).max(1)
+    confidence, predicted = link(torch.einsum("ikd,id->ik", layer + shifts, x)).max(1)
     return Jackknife(shifts, ((predicted == labels).double() - confidence).abs())
 
 
 def centres(
-    found: Jackknife, features: Tensor, classes: Tensor, weight: Tensor, bias: Tensor, *, coverage: float = 0.9
+    found: Jackknife,
+    features: Tensor,
+    classes: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    coverage: float = 0.9,
+    link: Link = softmax,
 ) -> Tensor:
     """Return the centre of the interval of p of one class at each of Q new samples, clipped to [0, 1], float64 [Q].
 
     Args are those of `intervals`. The bounds are not clipped before their mean is taken: otherwise the centre of every wide interval would
     be near 1/2, whatever the probability.
     """
-    lower, upper = _bounds(found, features, classes, weight, bias, coverage)
+    lower, upper = _bounds(found, features, classes, weight, bias, coverage, link)
     return ((lower + upper) / 2).clamp(0, 1)
 
 
 def intervals(
-    found: Jackknife, features: Tensor, classes: Tensor, weight: Tensor, bias: Tensor, *, coverage: float = 0.9
+    found: Jackknife,
+    features: Tensor,
+    classes: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    coverage: float = 0.9,
+    link: Link = softmax,
 ) -> tuple[Tensor, Tensor]:
     """Return the bounds of the interval of p of one class at each of Q new samples, clipped to [0, 1], two float64 [Q].
 
@@ -106,13 +132,20 @@ def intervals(
         classes: int64 [Q], the class of each sample whose probability is bounded, such as the predicted one.
         weight, bias: the layer, [K, d] and [K].
         coverage: 1 - a, in (0, 1).
+        link: as for `jackknife`.
     """
-    lower, upper = _bounds(found, features, classes, weight, bias, coverage)
+    lower, upper = _bounds(found, features, classes, weight, bias, coverage, link)
     return lower.clamp(0, 1), upper.clamp(0, 1)
 
 
 def _bounds(
-    found: Jackknife, features: Tensor, classes: Tensor, weight: Tensor, bias: Tensor, coverage: float
+    found: Jackknife,
+    features: Tensor,
+    classes: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    coverage: float,
+    link: Link = softmax,
 ) -> tuple[Tensor, Tensor]:
     if not 0 < coverage < 1:
         raise ValueError(f"expected a coverage between 0 and 1, found {coverage}")
@@ -120,7 +153,8 @@ def _bounds(
     tail, parts = (1 - coverage) / 2, list[tuple[Tensor, Tensor]]()
     residuals, size = found.residuals[:, None], max(1, _ENTRIES // (len(layer) * layer.shape[1]))
     for rows, some in zip(x.split(size), classes.split(size), strict=True):
-        p = torch.einsum("ikd,qd->iqk", layer, rows).softmax(2)
+        logits = torch.einsum("ikd,qd->iqk", layer, rows)
+        p = link(logits.flatten(0, 1)).view_as(logits)
         p = p.gather(2, some[None, :, None].expand(len(p), -1, 1)).squeeze(2)  # [n, q]
         parts.append(((p - residuals).quantile(tail, 0), (p + residuals).quantile(1 - tail, 0)))
     lower, upper = zip(*parts, strict=True)

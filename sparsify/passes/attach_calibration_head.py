@@ -13,7 +13,7 @@ from sparsify.heads import HEADS, Head, fitting, named
 from sparsify.heads.base import FEATURES, OUTPUT
 from sparsify.ir import Program, Stage, TensorSpec, surgery
 from sparsify.ir.features import features_node
-from sparsify.ir.heads import Attached, attached, head_outputs, prefix_of
+from sparsify.ir.heads import Attached, attached, head_outputs, needing_features, prefix_of
 from sparsify.ir.recording import Recorder
 from sparsify.ir.traits import named_outputs
 from sparsify.passes.base import CHANGED, UNCHANGED, Effect, Kept, Pass, PassLog
@@ -110,7 +110,8 @@ class AttachCalibrationHead(Pass):
         if name == OUTPUT:
             return value
         if name == FEATURES:
-            return features_node(program)
+            with needing_features(head.spec, kind(self.task)):
+                return features_node(program)
         outputs = named_outputs(program.output_node("eval"))
         if name not in outputs or name not in head_outputs(program, "eval"):
             raise PassError(

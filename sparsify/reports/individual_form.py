@@ -19,14 +19,24 @@ class IndividualFigures(Form):
     signed: float
 
 
+class IndividualAfter(IndividualFigures):
+    """The figures after calibration, overall and by class."""
+
+    classes: list[IndividualFigures | None]
+
+
 class IndividualCalibration(Form):
-    """The figures of test samples, overall and by class, from intervals by ``influences`` held-out samples; or a reason why not."""
+    """The figures of test samples, overall and by class, from intervals by ``influences`` held-out samples; or a reason why not.
+
+    They are of the model as trained; ``after`` has those after its calibration head. Runs of earlier versions have no ``after``.
+    """
 
     influences: int = 0
     samples: int | None = None
     eice: float | None = None
     signed: float | None = None
     classes: list[IndividualFigures | None] | None = None
+    after: IndividualAfter | None = None
     reason: str = ""
 
 
@@ -35,13 +45,17 @@ def individual_rows(report: Mapping[str, Any]) -> Rows:
     found = [report[name].get("individual") or {} for name in parts(report)]
     if not all("eice" in row for row in found):
         return []
+    tables = {"before": found, "after": [row.get("after") for row in found]}
+    whens = [when for when, rows in tables.items() if any(rows)]
+    rows: Rows = []
+    for label, show in (
+        ("EICE", lambda row: f"{row['eice']:.4f}"),
+        ("confidence less centre of interval", lambda row: f"{row['signed']:+.4f}"),
+        ("largest EICE of a class", lambda row: _largest(row["classes"])),
+    ):
+        rows += [(f"{label}, {when}", *(show(row) if row else "" for row in tables[when])) for when in whens]
     numbers = [f"{row['samples']:,} test samples, intervals by {row['influences']:,} held out" for row in found]
-    return [
-        ("EICE, before", *(f"{row['eice']:.4f}" for row in found)),
-        ("confidence less centre of interval, before", *(f"{row['signed']:+.4f}" for row in found)),
-        ("largest EICE of a class, before", *(_largest(row["classes"]) for row in found)),
-        ("EICE is of", *numbers),
-    ]
+    return [*rows, ("EICE is of", *numbers)]
 
 
 def _largest(classes: list[Mapping[str, Any] | None]) -> str:

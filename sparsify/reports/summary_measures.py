@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsify.parts import compute
+from sparsify.reading.shifts import KINDS
 
 NOT_MEASURES = frozenset(
     (
@@ -46,6 +47,8 @@ MEASURES = {
     "nll_after": Measure("NLL after", better=-1),
     "ece_before": Measure("ECE before", better=-1),
     "ece_after": Measure("ECE after", better=-1),
+    "individual.eice": Measure("EICE before", better=-1),
+    "individual.after.eice": Measure("EICE after", better=-1),
     "aurc_after": Measure("AURC after", ".5f", better=-1),
     "correctness_auroc_after": Measure("AUROC of correctness after", better=1),
     "prediction_set.coverage": Measure("coverage of sets"),
@@ -54,6 +57,11 @@ MEASURES = {
     "accept.risk": Measure("wrong of the accepted", better=-1),
     "max_excess_gap": Measure("largest excess gap", better=-1),
     "churn": Measure("churn"),
+    **{
+        f"shift.{kind}.{key}": Measure(f"{label} under {kind}", better=better)
+        for kind in KINDS
+        for key, label, better in (("accuracy", "accuracy", 1), ("ece", "ECE", -1))
+    },
     "auroc": Measure("AUROC", better=1),
     "mean_average_precision": Measure("mean average precision", better=1),
     "average_precision": Measure("average precision", better=1),
@@ -71,12 +79,14 @@ MEASURES = {
     "steps": Measure("steps", ",.0f"),
 }
 """The figures that all tables show, in order; figures of out-of-distribution inputs (`unknown`) are inserted before the costs."""
+UNDER_SHIFT = ("accuracy", "ece")
+"""Figures after calibration of which a grid has the mean over the severities of each kind of shift."""
 COSTS = ("evaluations", "steps")
 OWN = {"higher.": 1, "lower.": -1, "own.": 0}
 """Prefixes of the figures of a user's own task, and which way these are better."""
 SHORT = (
     "accuracy", "nll_after", "ece_before", "ece_after", "mean_average_precision", "r2", "rmse", "mean_iou", "perplexity",
-    "interval.coverage", "prediction_set.mean_size", "accept.coverage",
+    "interval.coverage", "prediction_set.mean_size", "accept.coverage", "max_excess_gap", "churn",
 )  # fmt: skip
 """The figures that fit into a terminal, besides AUROC, and evaluations if they differ."""
 UNKNOWN = {"auroc": 1, "aupr": 1, "fpr": -1}
@@ -91,6 +101,7 @@ def figures(model: Mapping[str, Any]) -> dict[str, float]:
     judges the model: the ``ood_score`` of its method if there is one, or else the first score. Figures of a task have their own names.
     ``step_macs`` is the mean of the multiply-accumulates of a training step per sample, and ``step_bytes`` are the most bytes that a step
     held, and ``mean_density`` is the density of its masks as a mean over the steps (`sparsify.training.savings`).
+    For a run with ``data.shift``, ``shift.<kind>.accuracy`` and ``shift.<kind>.ece`` are means over severities.
     Figures of a user's own task are called ``higher.<name>`` or ``lower.<name>``, whichever is better, or ``own.<name>`` if it is unknown.
     """
     found = dict(_leaves(model))
@@ -100,6 +111,11 @@ def figures(model: Mapping[str, Any]) -> dict[str, float]:
     for name, row in (model.get("ood") or {}).items():
         judged = row["scores"].get(OWN_SCORE) or next(iter(row["scores"].values()))
         found |= {f"auroc.{name}": judged["auroc"], f"fpr.{name}": judged["fpr_at_95_tpr"]}
+    for kind, steps in (model.get("shift") or {}).items():
+        if kind in KINDS:
+            found |= {
+                f"shift.{kind}.{key}": sum(row["after"][key] for row in steps) / len(steps) for key in UNDER_SHIFT
+            }
     counts = {key: float(value) for key, value in model["counts"].items()}
     pairs = counts["steps"] + counts.get("probes", 0.0)
     spent = compute.evaluations(counts.get("forwards", pairs), counts.get("backwards", pairs))

@@ -25,7 +25,7 @@ from sparsify.ir.dimensions import parsed
 from sparsify.ir.effects import unexportable
 from sparsify.ir.evaluation import output_shape, outputs_of
 from sparsify.ir.features import check_features
-from sparsify.ir.heads import attached, head_buffers, head_names
+from sparsify.ir.heads import attached, head_buffers, head_names, needing_features
 from sparsify.loading import Data, load_model
 from sparsify.loading.augmentation import check_augmentation
 from sparsify.methods import Method, dense
@@ -148,8 +148,9 @@ def check_export(program: Program, recipe: Recipe, data: Data) -> None:
     if finished.dynamic_batch and len(data.validation) == 1:
         example = [torch.cat([value, value]) if holds_samples(finished, spec) else value
                    for spec, value in zip(finished.input_specs, example, strict=True)]  # fmt: skip
-    if any(one.head is not None and FEATURES in one.head.reads for one in attached(finished)):
-        check_features(finished, data.validation)
+    for head in (one.head for one in attached(finished) if one.head is not None and FEATURES in one.head.reads):
+        with needing_features(head.spec, recipe.build_task()):
+            check_features(finished, data.validation)
     check(convert(finished.eval(), example, recipe.opset).clone())
 
 

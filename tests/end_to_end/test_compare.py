@@ -116,7 +116,7 @@ def test_a_grid_leaves_its_table_and_a_run_for_every_cell(whole):
     assert "Answers beside dense models" in (out / "compare.html").read_text()
     history = [json.loads(line) for line in (out / "cells" / names[2] / "history.jsonl").read_text().splitlines()]
     assert history[-1]["step"] == measured[2]["counts"]["steps"] and history[-1]["evaluations"] == history[-1]["step"]
-    assert "rigl" in shown and "compare.html" in shown
+    assert "rigl" in shown and "compare.html" in shown and "churn" in shown and "excess" in shown
     assert not (out / "cells" / names[0] / "latency.json").exists() and (out / "compare.html").exists()
     page = (out / "cells" / names[2] / "report.html").read_text()  # by a process of its own, where plots are drawn
     assert all(part.split("</svg>")[0].count("<path") > 5 for part in page.split("<svg")[1:]) and page.count("<svg") > 3

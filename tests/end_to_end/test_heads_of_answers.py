@@ -266,14 +266,28 @@ def test_a_choice_without_outliers_is_refused_before_training(files, tmp_path):
     assert not (tmp_path / "a" / "model.onnx").exists()
 
 
-def test_a_score_of_features_that_the_model_does_not_have_is_refused_before_training(files, tmp_path):
+NO_FEATURES = {
+    "Linear(64, 10)": ("self.f(x.flatten(1)).tanh()", "something else between this layer and the logits .*, such as an activation"),
+    "Conv2d(1, 10, 1)": ("self.f(x).amax((2, 3))", "something else between this layer and the logits .*, such as .* a max pool"),
+    "Conv2d(8, 10, 8, groups=2)": ("self.f(x.expand(-1, 8, -1, -1)).flatten(1)", "a convolution in groups, whose classes read diff"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", NO_FEATURES)
+def test_a_score_of_features_that_the_model_does_not_have_is_refused_before_training(files, tmp_path, layer):
+    logits, reason = NO_FEATURES[layer]
     (tmp_path / "m.py").write_text(
         "import torch\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.f = torch.nn.Linear(64, 10)\n\n    def forward(self, x):\n        return self.f(x.flatten(1)).tanh()\n"
+        f"        self.f = torch.nn.{layer}\n\n    def forward(self, x):\n        return {logits}\n"
     )
     keys = {**TINY, "epochs": 1, "data": "digits", "model": f"{tmp_path}/m.py:Net"}
-    with pytest.raises(PassError, match="expected logits that are linear in the inputs of"):
+    with pytest.raises(
+        PassError, match=f"the head 'mahalanobis' reads the features .* this model has none: .*{reason}"
+    ) as raised:
         run(parse_recipe(None, {**keys, "heads": ("mahalanobis",)}), tmp_path / "a", timed=False)
+    assert "Heads that make ood_score without features: msp, max-logit, energy, gen, odin." in str(raised.value)
     assert not (tmp_path / "a" / "program.sparsify").exists()
+    if layer != "Linear(64, 10)":
+        return
     report = run(parse_recipe(None, {**keys, "heads": ("ood-auto",)}), tmp_path / "b", timed=False)
     assert "mahalanobis" not in report["model"]["ood_choice"]["auroc"]

@@ -68,7 +68,8 @@ def test_a_pooled_convolution_of_one_position_has_pooled_features():
 @pytest.mark.parametrize("name", ["squeezenet", "permuted", "squeezed"])
 def test_refuses_logits_that_are_not_linear_in_the_features(name):
     with pytest.raises(
-        PassError, match=r"expected logits that are linear in the inputs of %.*Let its last layer make the logits"
+        PassError,
+        match=r"expected logits that are linear in the inputs of %.*max pool. Let its last layer make the logits",
     ):
         features_over(sp.trace(FOUND[name], (X,)), TensorSamples(X, Y))
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import sparsify as sp
+from sparsify.calibration import fit
 from sparsify.figures.individual import individual_calibration
 from sparsify.parts.jackknife import centres, jackknife
 from sparsify.parts.samples import TensorSamples
@@ -38,6 +39,45 @@ def test_few_samples_are_all_measured():
     assert IndividualCalibration.model_validate(row).eice == row["eice"]
 
 
+@pytest.mark.parametrize("kind", ["temperature", "vector", "isotonic"])
+def test_after_calibration_every_leave_one_out_model_has_the_head(kind):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    program = sp.Pipeline.parse(f"attach-calibration-head{{kind={kind}}}")(sp.trace(model, (X,))).eval()
+    logits = 5 * X.flatten(1) @ program.weight("1.weight").T.detach()
+    program.weight("1.weight").data *= 5
+    program.weight("1.bias").data *= 0
+    fit(program, HELD)
+    row = individual_row(program, HELD, TEST, logits[200:])
+    found = jackknife(X[100:200].flatten(1), Y[100:200], program.weight("1.weight"), program.weight("1.bias"))
+
+    def calibrated(weight, bias, x):
+        layer = dict(program.named_parameters())
+        with torch.no_grad():
+            kept = [layer[f"1.{n}"].clone() for n in ("weight", "bias")]
+            layer["1.weight"].copy_(weight)
+            layer["1.bias"].copy_(bias)
+            p = program.outputs(x)["probabilities"].double()
+            layer["1.weight"].copy_(kept[0])
+            layer["1.bias"].copy_(kept[1])
+        return p
+
+    p = calibrated(program.weight("1.weight"), program.weight("1.bias"), X[200:])
+    predicted, own, others = p.argmax(1), [], []
+    for i in range(100):  # the slow way: a program for each sample that is left out
+        shift = found.shifts[i]
+        moved = program.weight("1.weight").detach() + shift[:, :-1], program.weight("1.bias").detach() + shift[:, -1]
+        confidence, guess = calibrated(*moved, X[100 + i : 101 + i])[0].max(0)
+        own.append(abs(float(guess == Y[100 + i]) - float(confidence)))
+        others.append(calibrated(*moved, X[200:]).gather(1, predicted[:, None])[:, 0])
+    residuals, others = torch.tensor(own, dtype=torch.float64)[:, None], torch.stack(others)
+    low, high = (others - residuals).quantile(0.05, 0), (others + residuals).quantile(0.95, 0)
+    wanted = individual_calibration(p, (low + high) / 2, Y[200:])
+    assert row["after"]["eice"] == pytest.approx(wanted["eice"], abs=1e-5)
+    assert row["after"]["signed"] == pytest.approx(wanted["signed"], abs=1e-5) != pytest.approx(row["signed"], abs=1e-4)
+    assert IndividualCalibration.model_validate(row).after.samples == 100
+
+
 def test_a_large_last_layer_has_fewer_samples(monkeypatch):
     monkeypatch.setattr("sparsify.reports.individual.MOST_PARAMETERS", 650 * 20)
     program = linear()
@@ -59,6 +99,19 @@ def test_logits_that_no_layer_makes_have_a_reason():
 def test_the_rows_of_a_report():
     classes = [{"samples": 90, "eice": 0.01, "signed": 0.01}, None, {"samples": 10, "eice": 0.2, "signed": -0.2}]
     row = {"influences": 50, "samples": 100, "eice": 0.029, "signed": -0.011, "classes": classes}
+    after = {
+        "samples": 100,
+        "eice": 0.012,
+        "signed": 0.004,
+        "classes": [None, {"samples": 100, "eice": 0.012, "signed": 0.004}],
+    }
+    both = individual_rows({"model": {"individual": {**row, "after": after}}, "dense": {"individual": row}})
+    assert both[:4] == [
+        ("EICE, before", "0.0290", "0.0290"), ("EICE, after", "", "0.0120"),
+        ("confidence less centre of interval, before", "-0.0110", "-0.0110"),
+        ("confidence less centre of interval, after", "", "+0.0040"),
+    ]  # fmt: skip
+    assert both[5] == ("largest EICE of a class, after", "", "0.0120 (class 1, 100 samples)")
     assert individual_rows({"model": {"individual": row}}) == [
         ("EICE, before", "0.0290"),
         ("confidence less centre of interval, before", "-0.0110"),

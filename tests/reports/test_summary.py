@@ -130,6 +130,20 @@ def test_figures_of_the_unknown_are_shown_before_the_costs():
     assert summarise(cells).shown() == ["accuracy", "auroc", "evaluations", "steps"]
     assert summarise(cells).shortlist() == ["accuracy", "auroc"]
     assert summarise([*DENSE, *RIGL, *CIGL]).shortlist() == ["accuracy", "evaluations"]
+    lost = [cell("rigl", seed, 0.9, max_excess_gap=0.02, churn=0.1 + seed / 50) for seed in (0, 1)]
+    found = summarise([*DENSE[:2], *lost])
+    assert {"max_excess_gap", "churn"} <= {*found.shortlist()}
+    assert {"largest excess gap", "churn"} <= {*found.brief().columns}
+
+
+def test_figures_under_shift_are_means_over_severities():
+    steps = [{"before": {}, "after": {"accuracy": 0.9 - k / 10, "confidence": 0.9, "ece": k / 100}} for k in range(5)]
+    found = figures({"counts": {"steps": 4}, "shift": {"unchanged": steps[0], "noise": steps, "blur": steps[:1] * 5}})
+    assert found["shift.noise.accuracy"] == pytest.approx(0.7) and found["shift.noise.ece"] == pytest.approx(0.02)
+    assert found["shift.blur.accuracy"] == pytest.approx(0.9)
+    cells = [cell("dense", seed, 0.9, base=None, sparsity=None, **found) for seed in (0, 1)]
+    assert {"shift.noise.accuracy", "shift.noise.ece"} <= {*summarise(cells).shown()}
+    assert measure("shift.noise.ece").label == "ECE under noise" and measure("shift.noise.ece").better == -1
 
 
 def test_a_figure_that_a_cell_lacks_is_not_averaged():
