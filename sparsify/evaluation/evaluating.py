@@ -41,7 +41,8 @@ def evaluate(
 
     Args:
         model: path of the file.
-        data: ``digits``, or an .npz file as `sparsify run` reads it: ``x_<part>`` and ``y_<part>``, or encoded images.
+        data: ``digits``, or data as `sparsify run` reads them: an .npz file with ``x_<part>`` and ``y_<part>``, or encoded images; or a
+            folder of images, ``test/<class>/*``, ``val`` for ``validation``.
         ood: sets of out-of-distribution inputs: .npz files, ``photos`` or ``digits``.
         against: path of a second file.
         names: what the outputs are called, for files of other tools. It holds for the second file too, as far as it has such outputs.

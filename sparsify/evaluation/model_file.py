@@ -142,7 +142,10 @@ def open_model(path: Path, names: OutputNames | None = None, *, threads: int = 0
     given = session.get_inputs()
     if len(given) != 1:
         listed = ", ".join(value.name for value in given) or "nothing"
-        raise EvaluationError(f"{path} takes {listed}; only files of one input can be measured.")
+        raise EvaluationError(
+            f"{path} has {len(given)} inputs ({listed}); only files of one input can be measured. `sparsify run` measures a model of "
+            f"several inputs, and writes its figures to metrics.json."
+        )
     metadata = {
         key: value for key, value in session.get_modelmeta().custom_metadata_map.items() if len(value) <= LONGEST
     }

@@ -13,6 +13,7 @@ from sparsify.evaluation.feeding import Shape
 from sparsify.evaluation.model_file import ModelFile
 from sparsify.reading.arrays import PARTS, Arrays, checked_array, read_part
 from sparsify.reading.digits import digits_arrays
+from sparsify.reading.folders import read_folder_part
 from sparsify.reading.images import Progress
 from sparsify.reading.ood import ood_array
 from sparsify.reading.pixels import Channels
@@ -57,7 +58,7 @@ def read_samples(
     """Read the samples of one part that fit a file.
 
     Args:
-        text: ``digits``, or an .npz file as `sparsify run` reads it.
+        text: ``digits``, or an .npz file or a folder of images as `sparsify run` reads them.
         model: the file.
         part: ``test``, ``validation`` or ``train``.
         image_size: side in pixels to which encoded images are resized.
@@ -69,7 +70,7 @@ def read_samples(
     """
     if part not in PARTS:
         raise EvaluationError(f"part should be one of {', '.join(PARTS)}, found {part!r}.")
-    arrays = _arrays(text, part, image_size, _channels(model.input_shape), on_progress)
+    arrays = _arrays(text, part, model, image_size, on_progress)
     whole = model.input_kind.startswith("tensor(int")
     inputs = checked_array(text, f"x_{part}", arrays[f"x_{part}"], not whole)
     where, given = f"{text}: y_{part}", np.asarray(arrays[f"y_{part}"])
@@ -82,17 +83,26 @@ def read_samples(
     return Samples(text, part, inputs, targets, None if names is None else tuple(map(str, names.ravel())))
 
 
-def _arrays(text: str, part: str, size: int | None, channels: Channels, on_progress: Progress | None) -> Arrays:
+def _arrays(text: str, part: str, model: ModelFile, size: int | None, on_progress: Progress | None) -> Arrays:
     if text == "digits":
         found = digits_arrays()
         if f"x_{part}" not in found or size is not None:
             raise DataError("digits has the parts train and test, and no images to resize.")
         return found
-    path = Path(text)
-    if path.suffix.lower() != ".npz" or path.is_dir():
+    path, channels = Path(text), _channels(model.input_shape)
+    if path.is_dir():
+        if model.task != "classification":
+            raise EvaluationError(
+                f"the folders of images in {text} are classes, and {model.path} is for {model.task}. Give an .npz file with x_{part} and "
+                f"y_{part}."
+            )
+        return read_folder_part(
+            path, part, classes=model.classes, size=size, channels=channels, on_progress=on_progress
+        )
+    if path.suffix.lower() != ".npz":
         raise DataError(
-            f"a file is measured on an .npz file or on 'digits', found {text!r}. Save the prepared samples with numpy.savez, "
-            f"as x_{part} and y_{part}."
+            f"a file is measured on an .npz file, a folder of images, or on 'digits', found {text!r}. Save the prepared samples with "
+            f"numpy.savez, as x_{part} and y_{part}."
         )
     return read_part(path, part, size=size, channels=channels, on_progress=on_progress)
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sparsify.errors import DataError
 from sparsify.parts.samples import Batch, Samples
-from sparsify.reading.images import MEASURED, SUFFIXES, sized
+from sparsify.reading.folders import FOLDERS, class_folders, listed
+from sparsify.reading.images import MEASURED, sized
 from sparsify.reading.pixels import Channels, channels_of, decoded
 
-OTHERS = {"validation": "val", "test": "test"}
 HASHED = 1 << 14
 """Number of bytes of each file in a folder that go into the fingerprint."""
 
@@ -41,17 +41,11 @@ def samples_of_folder(
     Raises:
         DataError: If a part, its classes or their images are missing, or an image cannot be read.
     """
-    names = {"train": "train"} | {part: name for part, name in OTHERS.items() if (folder / name).is_dir()}
+    names = {part: name for part, name in FOLDERS.items() if part == "train" or (folder / name).is_dir()}
     if not (folder / "train").is_dir():
         raise DataError(f"{folder} has no folder train/. Images belong in train/<class>/ and test/<class>/.")
-    classes = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir())
-    if not classes:
-        raise DataError(f"{folder / 'train'} holds no folders; every class is a folder of images.")
-    if strange := [name for name in classes if not name.isprintable()]:
-        raise DataError(
-            f"{folder / 'train'} has a folder whose name is not printable text: {strange[0]!r}. Rename it; it names a class."
-        )
-    files = {part: _listed(folder / name, classes, empty=part == "train") for part, name in names.items()}
+    classes = class_folders(folder / "train")
+    files = {part: listed(folder / name, classes, empty=part == "train") for part, name in names.items()}
     paths = files["train"][0]
     measured = torch.linspace(0, len(paths) - 1, min(len(paths), MEASURED)).long().unique()
     planes = channels_of(channels, (paths[row] for row in measured.tolist()))
@@ -151,24 +145,3 @@ class ImageFiles:
                 f"{path} is {sized(pixels)} pixels, the first image {self.size[0]} x {self.size[1]}. Give image_size to resize them."
             )
         return pixels
-
-
-def _listed(folder: Path, classes: Sequence[str], *, empty: bool) -> tuple[list[Path], list[int]]:
-    """List files and labels of one part; if ``empty`` is True, a class without images is refused."""
-    extra = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in classes)
-    if extra:
-        raise DataError(f"{folder} has the class {extra[0]!r}, which never occurs in training: {', '.join(classes)}.")
-    found = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / name).glob("*"))
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    ]
-    where = "they belong in {} and end in " + ", ".join(sorted(SUFFIXES))
-    if not found:
-        raise DataError(f"{folder} holds no images; {where.format(folder / '<class>')}.")
-    if empty and (bare := [name for label, name in enumerate(classes) if label not in {label for _, label in found}]):
-        raise DataError(
-            f"the class {folder / bare[0]} holds no images; {where.format('it')}. Leave an empty class out."
-        )
-    return [path for path, _ in found], [label for _, label in found]

@@ -18,7 +18,10 @@ OUTPUTS, INPUTS = "Files of other tools: outputs", "Files of other tools: inputs
 
 Model = Annotated[Path, Argument(help="the ONNX file")]
 Data = Annotated[
-    str, Option(help="digits, or file.npz with x_test and y_test, or encoded images, as for `sparsify run`")
+    str,
+    Option(
+        help="digits, file.npz with x_test and y_test or encoded images, or a folder of images, as for `sparsify run`"
+    ),
 ]
 Ood = Annotated[
     list[str] | None,

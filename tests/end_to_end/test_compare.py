@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from tests.end_to_end.commands import command
@@ -33,6 +34,9 @@ checkpoint_every = 2
 
 [method]
 options = {{ update_every = 5 }}
+
+[export]
+heads = ["lac:0.8", "energy"]
 
 [grid]
 methods = ["rigl"]
@@ -116,6 +120,9 @@ def test_a_grid_leaves_its_table_and_a_run_for_every_cell(whole):
     assert "Answers beside dense models" in (out / "compare.html").read_text()
     history = [json.loads(line) for line in (out / "cells" / names[2] / "history.jsonl").read_text().splitlines()]
     assert history[-1]["step"] == measured[2]["counts"]["steps"] and history[-1]["evaluations"] == history[-1]["step"]
+    assert {"prediction_set.coverage", "prediction_set.mean_size"} <= rigl["figures"].keys()
+    session = onnxruntime.InferenceSession(out / "cells" / names[2] / "model.onnx")
+    assert [value.name for value in session.get_outputs()] == ["logits", "probabilities", "prediction_set", "ood_score"]
     assert "rigl" in shown and "compare.html" in shown and "churn" in shown and "excess" in shown
     assert not (out / "cells" / names[0] / "latency.json").exists() and (out / "compare.html").exists()
     page = (out / "cells" / names[2] / "report.html").read_text()  # by a process of its own, where plots are drawn

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+import torch
+from PIL import Image
 from scipy.special import logsumexp, softmax
 from sklearn.datasets import load_diabetes
 from sklearn.metrics import accuracy_score, log_loss, r2_score, roc_auc_score
 
+import sparsify as sp
 from sparsify.errors import DataError, EvaluationError, LoadError
 from sparsify.evaluation import OutputNames, Preparation, evaluate, write_evaluation
 from sparsify.reading.digits import digits_arrays
@@ -163,6 +168,71 @@ def test_encoded_images_of_a_part_are_read_as_the_file_wants_them(tmp_path):
     )
     with pytest.raises(EvaluationError, match=r"takes inputs \[N, 1, 8, 8\], and .* gives \[N, 1, 6, 6\]"):
         evaluate(path, tmp_path / "d.npz", image_size=6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Digits as images, test/<class>/*, and the same samples as an .npz."""
+    where = tmp_path_factory.mktemp("images")
+    order = np.argsort(Y[:60], kind="stable")
+    for k, row in enumerate(order):
+        path = where / "test" / str(Y[row]) / f"{k:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(X[row]).save(path)
+    np.savez(where / "same.npz", x_test=X[order], y_test=Y[order])
+    return where
+
+
+def test_a_folder_of_images_is_measured_as_its_arrays_are(tmp_path, folder):
+    path = classifier(tmp_path / "m.onnx", metadata={**PREPARED, "classes": json.dumps([str(k) for k in range(10)])})
+    own = evaluate(path, folder)
+    assert own["data"]["samples"] == 60 and own["data"]["class_names"] == [str(k) for k in range(10)]
+    assert own["model"]["after"] == evaluate(path, folder / "same.npz")["model"]["after"]
+    with pytest.raises(DataError, match=r"has no folder val/. Its images belong in val/<class>/"):
+        evaluate(path, folder, part="validation")
+    with pytest.raises(EvaluationError, match=r"takes inputs \[N, 1, 8, 8\], and .* gives \[N, 1, 5, 5\]"):
+        evaluate(path, folder, image_size=5)
+    with pytest.raises(EvaluationError, match=r"folders of images in .* are classes, and .* is for regression"):
+        evaluate(regression(tmp_path / "r.onnx", np.ones(65)), folder)
+
+
+def test_a_folder_without_training_images_has_the_classes_of_the_file(tmp_path, folder):
+    path = classifier(tmp_path / "m.onnx", metadata={**PREPARED, "classes": json.dumps([str(k) for k in range(10)])})
+    shutil.copytree(folder / "test", tmp_path / "few" / "test", ignore=shutil.ignore_patterns("3"))
+    report = evaluate(path, tmp_path / "few")
+    assert report["model"]["class_samples"][3] == 0 and report["model"]["after"]["accuracy"] > 0.8
+    (tmp_path / "few" / "test" / "other").mkdir()
+    with pytest.raises(DataError, match="has the class 'other', which never occurs in training"):
+        evaluate(path, tmp_path / "few")
+
+
+def test_a_file_that_takes_bytes_is_measured_on_the_same_images(tmp_path, folder):
+    weight, bias = fitted()
+    layer = torch.nn.Linear(64, 10)
+    layer.weight.data, layer.bias.data = torch.tensor(weight.T), torch.tensor(bias)
+    inputs = torch.from_numpy(prepared(X))
+    program = sp.trace(torch.nn.Sequential(torch.nn.Flatten(), layer), (inputs[:2],)).eval()
+    step = sp.Preprocessing(mean=(0.3,), std=(0.5,), scale=255.0, layout="NHWC")
+    found = {}
+    for kind in ("float", "uint8"):
+        path = tmp_path / f"{kind}.onnx"
+        sp.export(program, path, inputs=inputs, preprocessing=step, input_type=kind)
+        found[kind] = [evaluate(path, data)["model"]["before"]["nll"] for data in (folder, folder / "same.npz")]
+    assert onnxruntime.InferenceSession(path).get_inputs()[0].type == "tensor(uint8)"
+    want = log_loss(Y[:60], softmax(logits(X[:60]), 1), labels=range(10))
+    assert found["float"] == pytest.approx([want] * 2, abs=1e-5) and found["uint8"] == pytest.approx(
+        [want] * 2, abs=1e-5
+    )
+
+
+def test_a_file_of_several_inputs_is_refused(tmp_path):
+    model = onnx.load(classifier(tmp_path / "m.onnx"))
+    model.graph.input.append(onnx.helper.make_tensor_value_info("lengths", onnx.TensorProto.INT64, ["N"]))
+    onnx.save(model, tmp_path / "two.onnx")
+    with pytest.raises(
+        EvaluationError, match=r"has 2 inputs \(x, lengths\); only files of one .*`sparsify run` measures"
+    ):
+        evaluate(tmp_path / "two.onnx", "digits")
 
 
 def _npz(tmp_path, **arrays):
