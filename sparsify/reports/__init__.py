@@ -16,4 +16,5 @@ from sparsify.reports.measures import pass_rows as pass_rows
 from sparsify.reports.measures import sizes as sizes
 from sparsify.reports.measures import task_quality as task_quality
 from sparsify.reports.savings import savings_line as savings_line
+from sparsify.reports.spikes import spikes_row as spikes_row
 from sparsify.reports.verdict import verdict as verdict

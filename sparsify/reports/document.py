@@ -12,7 +12,7 @@ from sparsify.pages import markup, plots, shifts
 from sparsify.pages.markup import Table
 from sparsify.pages.sets import SIZE_COLUMNS, size_rows
 from sparsify.reading.shifts import told
-from sparsify.reports import integers, savings, sections
+from sparsify.reports import integers, savings, sections, spikes_form
 from sparsify.reports import sets as answered
 from sparsify.reports.damage import damage_section
 from sparsify.reports.folder import RunFolder, read_folder
@@ -66,6 +66,7 @@ def _page(run: RunFolder) -> str:
         schedule=Table(("schedule, in steps", *columns), sections.schedule(report)),
         savings=_savings(run),
         readings=plots.readings(history),
+        spikes=_spikes(run, columns),
         classes=_classes(run, titles) if "reliability" in model else None,
         calibration=_calibration(run, columns),
         damage=damage_section(report, (run.answers or {}).get("pictures") or {}),
@@ -92,6 +93,19 @@ def _savings(run: RunFolder) -> dict[str, Any] | None:
         "sentences": savings.savings_sentences(run.report, run.latency),
         "macs": Table(("MACs per sample of a step", "dense", "this run, mean"), savings.macs_rows(run.report)),
         "bytes": Table(("bytes at the end of a step", "dense", "most", "last"), savings.bytes_rows(run.report)),
+    }
+
+
+def _spikes(run: RunFolder, columns: Sequence[str]) -> dict[str, Table] | None:
+    """Return the tables of a spiking model; None for another."""
+    layers = spikes_form.layer_rows(run.report)
+    if not layers:
+        return None
+    counted = [name for name in parts(run.report) if run.report[name].get("spikes")]
+    titles = tuple(title for name, title in zip(parts(run.report), columns, strict=True) if name in counted)
+    return {
+        "work": Table(("spikes", *titles), spikes_form.spikes_rows(run.report, counted)),
+        "layers": Table(spikes_form.LAYER_COLUMNS, layers),
     }
 
 

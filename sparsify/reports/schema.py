@@ -22,6 +22,7 @@ from sparsify.reports.savings_form import Savings
 from sparsify.reports.selective_form import Paired, SelectiveFigures
 from sparsify.reports.sets_form import BesideProbabilities
 from sparsify.reports.shift_form import Shift
+from sparsify.reports.spikes_form import Spikes
 
 
 class Bin(Form):
@@ -183,6 +184,7 @@ class _Trained(Form):
     counts: dict[str, int]
     schedule: dict[str, int] = Field(default_factory=dict)
     savings: Savings | None = None
+    spikes: Spikes | None = None
 
 
 class Part(_Trained, SelectiveFigures, BesideProbabilities):

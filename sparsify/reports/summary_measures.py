@@ -55,6 +55,8 @@ MEASURES = {
     "prediction_set.mean_size": Measure("size of sets", ".3f", better=-1),
     "accept.coverage": Measure("accepted", better=1),
     "accept.risk": Measure("wrong of the accepted", better=-1),
+    "spikes.rate": Measure("spike rate"),
+    "spikes.accumulates": Measure("additions for spikes", ",.0f", better=-1),
     "max_excess_gap": Measure("largest excess gap", better=-1),
     "churn": Measure("churn"),
     **{

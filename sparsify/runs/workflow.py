@@ -35,6 +35,7 @@ from sparsify.reports import (
     paired,
     pass_rows,
     sizes,
+    spikes_row,
     task_quality,
     write_report,
 )
@@ -342,6 +343,7 @@ def _export(
             else {}
         ),
         **chosen_confidence(program, task, read, outputs, data),
+        **spikes_row(program, data.test),
         **({"shortfall": lacking} if lacking else {}),
         **size,
         "nonzeros": result.nonzeros if program.masks() else size["active"],

@@ -22,6 +22,11 @@ def test_a_spiking_network_is_trained_and_proved(capsys, tmp_path):
     assert code == 0, err
     report = json.loads((out / "metrics.json").read_text())
     assert report["model"]["accuracy"] > 0.3
+    spikes = report["model"]["spikes"]
+    assert 0 < spikes["rate"] < 1 and [len(layer["rates"]) for layer in spikes["layers"]] == [3, 3, 3]
+    assert 0 < spikes["accumulates"] < spikes["macs"] * 100
+    page = (out / "report.html").read_text()
+    assert "neurons that fire in a step, mean" in page and "saturated" in page
     program = sp.Program.load(out / "program.sparsify")
     assert len(re.findall(r" = lif\(", program.text())) == 2 * 3, "three layers in two phases"
     leaks = [value.item() for name, value in program.named_parameters() if name.endswith("leak")]
