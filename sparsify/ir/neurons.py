@@ -102,8 +102,8 @@ class _Fired(torch.autograd.Function):
         needed = ctx.needs_input_grad[:3]
         with torch.enable_grad():
             given = [x.detach().requires_grad_(need) for x, need in zip(ctx.saved_tensors, needed, strict=True)]
-            made = _fired(*given, *ctx.options)
-            found = iter(torch.autograd.grad(made, [x for x in given if x.requires_grad], grad_outputs))
+            made, wanted = _fired(*given, *ctx.options), [x for x in given if x.requires_grad]
+            found = iter(torch.autograd.grad(made, wanted, grad_outputs, allow_unused=True))
         return (*(next(found) if need else None for need in needed), None, None, None)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sparsify.parts.surrogates import SURROGATES, fire, step
@@ -60,17 +59,21 @@ class Neuron:
             Spikes, 0 or 1, and the potential after the step; both of the shape of ``current``.
         """
         charged = self._charged(current, potential, leak)
-        over = charged - threshold
-        spikes = fire(over, self.surrogate, self.slope) if over.requires_grad else step(over)
+        spikes = self._spikes(charged, threshold)
         return spikes, self._after(charged, spikes, threshold)
 
     def fired(self, currents: Sequence[Tensor], leak: Tensor, threshold: Tensor) -> list[Tensor]:
         """Return the spikes of each step, from the currents [N, ...] of each; the potential begins at 0."""
-        potential, made = torch.zeros_like(currents[0]), list[Tensor]()
-        for current in currents:
-            spikes, potential = self.step(current, potential, leak, threshold)
-            made.append(spikes)
+        charged, made = (1 - leak) * currents[0] if self.decay_input else currents[0], list[Tensor]()
+        for place, current in enumerate(currents):
+            if place:
+                charged = self._charged(current, self._after(charged, made[-1], threshold), leak)
+            made.append(self._spikes(charged, threshold))
         return made
+
+    def _spikes(self, charged: Tensor, threshold: Tensor) -> Tensor:
+        over = charged - threshold
+        return fire(over, self.surrogate, self.slope) if over.requires_grad else step(over)
 
     def _charged(self, current: Tensor, potential: Tensor, leak: Tensor) -> Tensor:
         potential = potential if self.through_time else potential.detach()

@@ -69,6 +69,7 @@ from sparsify.passes.registry import register as register
 from sparsify.passes.remove_random_masks import RemoveRandomMasks as RemoveRandomMasks
 from sparsify.passes.scale_prediction import ScalePrediction as ScalePrediction
 from sparsify.passes.scale_prediction import fit_scale as fit_scale
+from sparsify.passes.set_steps import SetSteps as SetSteps
 from sparsify.passes.spiking import Spiking as Spiking
 from sparsify.passes.widen_classifier import WidenClassifier as WidenClassifier
 
@@ -76,6 +77,6 @@ __all__ = [
     "CHANGED", "DEPLOYED", "PASSES", "UNCHANGED", "AbsorbBiases", "AttachCalibrationHead", "AverageSteps", "CompactGrouped", "Deploy",
     "Effect", "EliminateDeadCode", "EliminateUnreadOutputs", "FoldBatchNorm", "FoldLayerNorm", "FoldMasks", "InsertGradientTaps",
     "InsertMasks", "InsertRandomMasks", "Kept", "LowerGroupedConv", "LowerGroupedLinear", "LowerMasks", "Option", "OrderOutputs",
-    "Pass", "PassLog", "Pipeline", "Preserves", "Range", "RecordRandomness", "RemoveRandomMasks", "ScalePrediction", "Spiking",
+    "Pass", "PassLog", "Pipeline", "Preserves", "Range", "RecordRandomness", "RemoveRandomMasks", "ScalePrediction", "SetSteps", "Spiking",
     "WidenClassifier", "dump_to", "fit_scale", "option", "print_after", "print_diff", "recording", "register",
 ]  # fmt: skip

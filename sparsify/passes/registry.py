@@ -29,6 +29,7 @@ from sparsify.passes.order_outputs import OrderOutputs
 from sparsify.passes.record_randomness import RecordRandomness
 from sparsify.passes.remove_random_masks import RemoveRandomMasks
 from sparsify.passes.scale_prediction import ScalePrediction
+from sparsify.passes.set_steps import SetSteps
 from sparsify.passes.spiking import Spiking
 from sparsify.passes.widen_classifier import WidenClassifier
 
@@ -37,6 +38,7 @@ _NO_PROGRAM = "a pipeline takes a program, found {found}. Trace the model: spars
 for _cls in (
     Spiking,
     AverageSteps,
+    SetSteps,
     InsertMasks,
     InsertGradientTaps,
     InsertRandomMasks,

@@ -31,6 +31,7 @@ AFTER = {
         "insert-masks{pattern=grouped:2 density=0.5 allocation=uniform} | insert-gradient-taps | lower-masks",
     ),
     "compact-grouped{form=auto}": (GROUPED,),
+    "set-steps": ("spiking{steps=2}", "insert-masks{density=0.5} | spiking{steps=3} | fold-masks | deploy"),
     "average-steps": ("spiking{steps=2}", "insert-masks{density=0.5} | spiking{steps=3 learn=both}"),
 }
 """What comes before passes that do nothing after the usual pipelines."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -258,3 +259,25 @@ def test_average_steps_gives_the_mean_of_the_losses_of_all_steps():
     assert nn.functional.nll_loss(output, Y[:9]).item() == pytest.approx(wanted.item(), rel=1e-6)
     plain.train()(x)  # both have seen the same batch
     assert torch.equal(made.eval()(X), plain.eval()(X))
+
+
+@pytest.mark.parametrize(("before", "after"), [(5, 3), (2, 7), (4, 1)])
+def test_set_steps_gives_what_a_trace_with_these_steps_gives(before, after, tmp_path):
+    changed = spiking(Net(), f"spiking{{steps={before} reset=hard learn=both}} | set-steps{{steps={after}}}")
+    direct = spiking(Net(), f"spiking{{steps={after} reset=hard learn=both}}")
+    assert changed.text() == direct.text()
+    assert torch.equal(changed.eval()(X), direct.eval()(X))
+    nn.functional.cross_entropy(changed.train()(X), Y).backward()
+    assert all(p.grad is not None or (name.endswith("leak") and after == 1) for name, p in changed.named_parameters())
+
+
+def test_a_file_of_one_step_compares_currents_with_thresholds(tmp_path):
+    program = spiking(Net(), "spiking | set-steps{steps=1}").eval()
+    sp.export(program, tmp_path / "one.onnx", inputs=(X[:8],))
+    kinds = {node.op_type for node in onnx.load(tmp_path / "one.onnx").graph.node}
+    assert {"GreaterOrEqual", "Cast", "Conv"} <= kinds and not kinds & {"Scan", "Concat", "Split", "Loop"}
+
+
+def test_set_steps_needs_a_spiking_network():
+    with pytest.raises(PassError, match="is no spiking network"):
+        spiking(Net(), "set-steps{steps=2}")
