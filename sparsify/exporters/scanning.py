@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsify.errors import ExportError
 from sparsify.exporters.conversion import convert
-from sparsify.exporters.graphs import Writer
+from sparsify.exporters.graphs import Writer, reroute
 from sparsify.ir import Program, Stage
 from sparsify.ir.single_step import NEXT, first_states, single_step, state_names, step_count
 from sparsify.passes import Pipeline
@@ -109,10 +109,7 @@ def _converted(
     graph.extend(nodes)
     graph.extend(after)
     for end, value in zip(ends, last, strict=True):
-        for node in after:
-            for place, read in enumerate(node.inputs):
-                if read is end:
-                    node.replace_input_with(place, value)
+        reroute(end, value, after)
     for name, (value, kind, shape) in shown.items():
         source = last[ends.index(value)] if value in ends else value
         output = ir.Value(name=name, type=kind, shape=shape)
@@ -130,7 +127,7 @@ def _scan(loop: _Loop) -> tuple[list[ir.Value], list[ir.Node]]:
     turn = ir.Value(name="step_turn", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([]))
     made = [ir.Value(name=f"last_{value.name}", type=value.type, shape=value.shape) for value in loop.begins]
     for value, inner in zip(loop.begins, inside, strict=True):
-        ir.convenience.replace_all_uses_with(value, inner)
+        reroute(value, inner, loop.inside)
     body = ir.Graph([*inside, turn], loop.ends, nodes=loop.inside, name="step")
     attributes = [ir.AttrGraph("body", body), ir.AttrInt64("num_scan_inputs", 1)]
     return made, [ir.Node("", "Scan", [*loop.zeros, turns], attributes, outputs=made, name="scan")]
