@@ -64,7 +64,9 @@ class Neuron:
 
     def fired(self, currents: Sequence[Tensor], leak: Tensor, threshold: Tensor) -> list[Tensor]:
         """Return the spikes of each step, from the currents [N, ...] of each; the potential begins at 0."""
-        charged, made = (1 - leak) * currents[0] if self.decay_input else currents[0], list[Tensor]()
+        first, made = currents[0], list[Tensor]()
+        # The view is a value of its own, so that the gradients of the first potential are summed before they reach the current.
+        charged = (1 - leak) * first if self.decay_input else first.view_as(first)
         for place, current in enumerate(currents):
             if place:
                 charged = self._charged(current, self._after(charged, made[-1], threshold), leak)
