@@ -183,9 +183,9 @@ def spoken(folder: Path) -> Parts:
 
 COLOUR, GREY = (3, 16, 10), (1, 32, 8)
 TASKS = {
-    "cifar10": Task("CIFAR-10", lambda options, seed: images(options.data, options.samples), COLOUR, 20),
-    "augmented": Task("CIFAR-10, augmented", varied, COLOUR, 20, "cosine-tail"),
-    "noisy": Task("CIFAR-10, 20 % of labels wrong", functools.partial(varied, wrong=0.2), COLOUR, 20, "cosine-tail"),
+    "cifar10": Task("CIFAR-10", lambda options, seed: images(options.data, options.samples), COLOUR, 12),
+    "augmented": Task("CIFAR-10, augmented", varied, COLOUR, 12, "cosine-tail"),
+    "noisy": Task("CIFAR-10, 20 % of labels wrong", functools.partial(varied, wrong=0.2), COLOUR, 12, "cosine-tail"),
     "spoken": Task("spoken digits", lambda options, seed: spoken(options.data), GREY, 20, "cosine-tail"),
 }
 PARTS = {"objectives": (("cifar10",), OBJECTIVES), "moon": (("augmented", "noisy", "spoken"), UNKNOWN)}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from sparsify.arguments import checked
+from sparsify.errors import TraceError
+
 
 class PerStep(nn.Module):
     """Apply a model to every frame of a sequence, and average its outputs over the frames.
@@ -14,6 +17,9 @@ class PerStep(nn.Module):
     Args:
         model: takes frames [N, ...] and returns [N, ...].
 
+    Raises:
+        TraceError: If the model is no module.
+
     Examples:
         >>> import torch
         >>> import sparsify as sp
@@ -22,6 +28,7 @@ class PerStep(nn.Module):
         (3, 10)
     """
 
+    @checked(TraceError)
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model

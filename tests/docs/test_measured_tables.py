@@ -92,6 +92,14 @@ def test_the_page_of_layers_that_classes_need(lines):
     assert sorted(tuple(cell[key] for key in keys) for cell in stored["cells"]) == sorted(order)
 
 
+@pytest.mark.parametrize(("part", "page"), [("objectives", "calibrating_losses"), ("moon", "moon")])
+def test_the_pages_of_losses(part, page):
+    script, stored = benchmark("objectives")
+    assert len(stored["cells"]) == 3 * (3 * len(script["OBJECTIVES"]) + 3 * len(script["UNKNOWN"]))
+    text = (ROOT / "docs" / "methods" / f"{page}.md").read_text(encoding="utf-8")
+    assert "\n".join(script["table"](part, stored["cells"])).strip() in text
+
+
 def test_the_page_of_masked_temperatures():
     script, stored = benchmark("masked_temperature")
     page, cells = (ROOT / "docs" / "masked_temperature.md").read_text(encoding="utf-8"), stored["cells"]
