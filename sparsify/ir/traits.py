@@ -118,9 +118,7 @@ def traits_of(target: Any) -> Traits:
     if target in COMPACT_OPERATORS:
         return Traits(target.__name__, COMPACT_OPERATORS[target], "input", ("weight",))
     if target in NEURON_OPERATORS:
-        return Traits(
-            target.__name__, NEURON_OPERATORS[target], "value" if NEURON_OPERATORS[target] == "steps" else "current"
-        )
+        return Traits(target.__name__, NEURON_OPERATORS[target], next(iter(_parameters(target))))
     if not isinstance(target, torch._ops.OpOverload):
         name = f"operator.{getattr(target, '__name__', '')}"
         return Traits(name, _KINDS.get(name, "unknown"), weights=_WEIGHTS.get(name, ()))

@@ -9,10 +9,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 import sparsify as sp
 from sparsify.errors import ExportError, PassError
 from sparsify.exporters.scanning import STEPS
+from sparsify.ir.channels import channel_sets
 from sparsify.ir.single_step import first_states, single_step, state_names
 from tests.end_to_end.test_command import sparsify
 from tests.passes.test_spiking import Net, X, spiking
@@ -124,3 +126,32 @@ def test_other_networks_have_no_steps(steps, tmp_path):
 def test_masks_are_folded_before_a_single_step_is_made():
     with pytest.raises(PassError, match="fold-masks"):
         single_step(sparse())
+
+
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU())
+        self.second = nn.Sequential(nn.Linear(64, 64), nn.ReLU())
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.last(self.second(self.first(4 * x)).view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("steps", ["whole", "unrolled", "scan"])
+def test_learned_groups_are_ordered_and_written_as_groups_behind_neurons(steps, tmp_path):
+    """The order of channels is followed through neurons, and through a view to the size of a batch of all steps."""
+    given = "insert-masks{pattern=grouped:8:learned density=0.25 keep-dense=last.weight}"
+    program = spiking(Wide(), f"spiking | {given}").eval()
+    free = [channels for channels in channel_sets(program) if channels.pinned is None]
+    assert [(channels.writers, channels.readers) for channels in free] == [
+        (["first.1.weight"], [("second.0.weight", 1)]),
+        (["second.0.weight"], [("last.weight", 1)]),
+    ]
+    result = sp.export(program, tmp_path / "net.onnx", inputs=X[:9], steps=steps, form="grouped")
+    assert result.forms["first.1.weight"] == result.forms["second.0.weight"] == "grouped"
+    run = session(tmp_path / "net.onnx")
+    (made,) = run.run(["logits"], {run.get_inputs()[0].name: X.numpy()})
+    assert torch.allclose(torch.from_numpy(made), program(X), atol=1e-5)
