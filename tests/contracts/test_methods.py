@@ -76,8 +76,13 @@ BY_SALIENCY = ("class-weighted(gmp)", "class-weighted(granet)")
 """Those whose density is split over layers by gradients."""
 ALONE = [name for name in METHODS if name != "dense"]
 SPARSE = [*ALONE, *NESTED]
-TRAINED = [
-    *((name, pattern) for name in ALONE for pattern in PATTERNS if name != "srigl" or pattern == "fan-in"),
+TRAINED = [  # every method unstructured and with every second pattern, every pattern with every second method
+    *(
+        (name, pattern)
+        for index, name in enumerate(ALONE)
+        for place, pattern in enumerate(PATTERNS)
+        if (pattern == "fan-in" if name == "srigl" else pattern == "unstructured" or (index + place) % 2)
+    ),
     *((name, pattern) for name, patterns in NESTED.items() for pattern in patterns),
 ]
 TRIED = [
