@@ -46,7 +46,7 @@ def everything(text: str, plot: str) -> dict[str, object]:
         "sentences": [text], "shown": table, "every": table, "told": text, "exemplars": [exemplar], "pictured": True, "listed": table,
     }  # fmt: skip
     return {
-        "damage": damage, "populations": table, "of_populations": text,
+        "damage": damage, "spikes": {"work": table, "layers": table}, "populations": table, "of_populations": text,
         **dict.fromkeys(tables, table), **dict.fromkeys(("figures", "missing_cells", "reaches", "cells"), table),
         **dict.fromkeys(("title", "model", "data", "coverage", "recipe", "program", "name", "reading", "trust", "reaching"), text),
         **dict.fromkeys(("curves", "readings", "densities", "masks", "by_sparsity", "by_step", "by_evaluations"), plot),

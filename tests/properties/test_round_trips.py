@@ -15,7 +15,7 @@ from sparsify.heads import HEADS
 from sparsify.ir import Program
 from sparsify.methods import METHODS, WRAPPERS
 from sparsify.methods.registry import options
-from sparsify.parts.allocation import ALLOCATIONS
+from sparsify.parts.allocation import ALLOCATIONS, needs_gradient
 from sparsify.passes import PASSES, Option, Pipeline
 from sparsify.runs.recipe import Recipe, parse_recipe
 from tests.cases import CASES
@@ -114,7 +114,9 @@ def _options(method, data):
         if name in ("density", "pattern", "keep_dense") or not data.draw(st.booleans()):
             continue
         if name == "allocation":
-            given_options[name] = data.draw(st.sampled_from([*ALLOCATIONS]))
+            given_options[name] = data.draw(
+                st.sampled_from([key for key, found in ALLOCATIONS.items() if not needs_gradient(found)])
+            )
         elif isinstance(default, bool):
             given_options[name] = data.draw(st.booleans())
         elif "%" in str(default):  # a duration

@@ -46,7 +46,8 @@ def test_the_figures_are_those_of_the_file(tmp_path, stored):
             assert ours["set_coverage"] == pytest.approx(theirs["set_coverage"], abs=1 / 180)
     page = (tmp_path / "a" / "report.html").read_text()
     assert "Under shift" in page and "6 % of the shorter side" in page
-    assert not any(key.startswith("shift") for key in figures(metrics["model"]))
+    shown = {key for key in figures(metrics["model"]) if key.startswith("shift")}
+    assert shown == {f"shift.{kind}.{key}" for kind in KINDS for key in ("accuracy", "ece")}
 
 
 def rows(found):
