@@ -43,7 +43,9 @@ def values(option: Option) -> st.SearchStrategy:
     if option.name == "sizes":
         return st.lists(st.sampled_from(["N=1", "N=4096", "T=64"]), max_size=3).map(tuple)
     if option.choices:
-        return st.sampled_from(option.choices)
+        return st.sampled_from(
+            [key for key in option.choices if key not in ALLOCATIONS or not needs_gradient(ALLOCATIONS[key])]
+        )
     if option.within:
         return VALUES[option.type].filter(lambda value: value in option.within)
     return VALUES[option.type]
