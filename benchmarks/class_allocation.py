@@ -30,8 +30,7 @@ from sparsify.figures import metrics
 from sparsify.figures.intervals import paired_difference
 from sparsify.files import write_atomically
 from sparsify.parts.samples import TensorSamples
-from sparsify.training.batches import Batches
-from sparsify.training.settings import Settings, build_optimizer, lr_factor
+from sparsify.training.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 DAMAGE = runpy.run_path(str(ROOT / "benchmarks" / "pruning_damage.py"))
@@ -91,19 +90,8 @@ def run(cell: Cell, train: TensorSamples, test: TensorSamples) -> Cell:
     torch.manual_seed(seed)
     steps = EPOCHS * (len(train) // BATCH)
     settings = Settings(epochs=EPOCHS, batch_size=BATCH, lr=LR, warmup=steps // 20, device="cpu", seed=seed)
-    batches = Batches(train, settings, torch.device("cpu"))
-    program = sp.trace(DAMAGE["network"](), (train.batch(torch.arange(2)).inputs,)).train()
-    optimizer = build_optimizer(program, settings)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps, settings))
-    trainer = sp.attach(method(cell), program, optimizer, total_steps=steps, seed=seed)
-    while trainer.steps < steps:
-        for x, y in batches.epoch(trainer.steps):
-            trainer.loss(program(x), y, inputs=x).backward()
-            trainer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-    trainer.finish()
-    program.eval()
+    program = sp.trace(DAMAGE["network"](), (train.batch(torch.arange(2)).inputs,))
+    trainer = DAMAGE["LOOP"]["trained"](method(cell), program, train, settings)
     logits = evaluate(program, test)["logits"]
     return {
         "accuracy": metrics.accuracy(logits, test.targets),

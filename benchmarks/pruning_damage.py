@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import statistics
 import sys
 import time
@@ -35,10 +36,10 @@ from sparsify.figures.intervals import paired_difference
 from sparsify.files import write_atomically
 from sparsify.methods import Method
 from sparsify.parts.samples import TensorSamples
-from sparsify.training.batches import Batches
-from sparsify.training.settings import Settings, build_optimizer, lr_factor
+from sparsify.training.settings import Settings
 
 ROOT = Path(__file__).parents[1]
+LOOP = runpy.run_path(str(ROOT / "benchmarks" / "loop.py"))
 DENSE, BASE, CHANCE = "dense", "gmp", "chance"
 CLASSES, RARE, USUAL = 10, (2, 5, 8), 1500
 """Number of classes; those that are rare: pullover, sandal, bag; training samples of each other class."""
@@ -165,20 +166,9 @@ def run(row: str, seed: int, train: TensorSamples, test: TensorSamples, dense: C
     torch.manual_seed(seed)
     steps = EPOCHS * (len(train) // BATCH)
     settings = Settings(epochs=EPOCHS, batch_size=BATCH, lr=LR, warmup=steps // 20, device="cpu", seed=seed)
-    batches = Batches(train, settings, torch.device("cpu"))
-    program = sp.trace(network(), (train.batch(torch.arange(2)).inputs,)).train()
-    optimizer = build_optimizer(program, settings)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps, settings))
-    trainer = sp.attach(method(row, dense), program, optimizer, total_steps=steps, seed=seed)
-    while trainer.steps < steps:
-        for x, y in batches.epoch(trainer.steps):
-            trainer.loss(program(x), y, inputs=x).backward()
-            trainer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-    trainer.finish()
+    program = sp.trace(network(), (train.batch(torch.arange(2)).inputs,))
+    trainer = LOOP["trained"](method(row, dense), program, train, settings)
     readings = {key: round(value, 4) for key, value in trainer.readings().items()}
-    program.eval()
     answers: Tensor = evaluate(program, test)["logits"].argmax(1)
     cell: Cell = {"row": row, "seed": seed, "answers": packed(answers.tolist())}
     if row == DENSE:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import statistics
 import sys
 import time
@@ -32,10 +33,10 @@ from sparsify.figures.intervals import paired_difference
 from sparsify.files import write_atomically
 from sparsify.ir.spikes import mean_rate, spikes_over
 from sparsify.parts.samples import TensorSamples
-from sparsify.training.batches import Batches
-from sparsify.training.settings import Settings, build_optimizer, lr_factor
+from sparsify.training.settings import Settings
 
 ROOT = Path(__file__).parents[1]
+LOOP = runpy.run_path(str(ROOT / "benchmarks" / "loop.py"))
 EPOCHS, BATCH, LR, TRAINED = 30, 64, 0.1, 1200
 SPARSITIES, METHODS, NORMS, SEEDS = (0.9, 0.95, 0.98, 0.99), ("set", "rigl", "ndsnn"), ("some", "all"), (0, 1, 2)
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -104,22 +105,10 @@ def run(cell: Cell, epochs: int) -> Cell:
     began, seed = time.perf_counter(), cell["seed"]
     train, test = digits(seed)
     torch.manual_seed(seed)
-    steps = epochs * (len(train) // BATCH)
     settings = Settings(epochs=epochs, batch_size=BATCH, lr=LR, warmup=0, device="cpu", seed=seed, weight_decay=5e-4)
-    batches = Batches(train, settings, torch.device("cpu"))
     program = sp.trace(network(cell["norms"]), (train.batch(torch.arange(2)).inputs,))
-    program = sp.Pipeline.parse("spiking{steps=4}")(program).train()
-    optimizer = build_optimizer(program, settings)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps, settings))
-    trainer = sp.attach(method(cell, steps), program, optimizer, total_steps=steps, seed=seed)
-    while trainer.steps < steps:
-        for x, y in batches.epoch(trainer.steps):
-            trainer.loss(program(x), y, inputs=x).backward()
-            trainer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-    trainer.finish()
-    program.eval()
+    program = sp.Pipeline.parse("spiking{steps=4}")(program)
+    trainer = LOOP["trained"](method(cell, LOOP["steps_of"](train, settings)), program, train, settings)
     layers, work = spikes_over(program, test)
     return {
         "accuracy": metrics.accuracy(evaluate(program, test)["logits"], test.targets),

@@ -224,7 +224,7 @@ def by_gradient(*, normalise: str = "none", when_silent: str = "order") -> Score
 
     Args:
         normalise: one of `SCALES`; see `scaled`.
-        when_silent: what happens where the gradient of a weight is exactly 0 at every position, as it is behind a layer of spiking neurons
+        when_silent: what happens where the gradient of a weight is exactly 0 at every position, as it is after a layer of spiking neurons
             that never fire: ``order`` takes positions of the lowest flat index, ``random`` takes them at random (`or_random`).
     """
     score = scaled(gradient(), normalise)

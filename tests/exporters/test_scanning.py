@@ -141,7 +141,7 @@ class Wide(nn.Module):
 
 
 @pytest.mark.parametrize("steps", ["whole", "unrolled", "scan"])
-def test_learned_groups_are_ordered_and_written_as_groups_behind_neurons(steps, tmp_path):
+def test_learned_groups_are_ordered_and_written_as_groups_after_neurons(steps, tmp_path):
     """The order of channels is followed through neurons, and through a view to the size of a batch of all steps."""
     given = "insert-masks{pattern=grouped:8:learned density=0.25 keep-dense=last.weight}"
     program = spiking(Wide(), f"spiking | {given}").eval()
